@@ -1,0 +1,1 @@
+"""Conditioning sources and reference sets, one file each, found by module name."""

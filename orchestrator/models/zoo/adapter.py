@@ -1,0 +1,81 @@
+"""Loads a zoo model: a safetensors file whose metadata says what network it is and how it was trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from orchestrator import plugins
+from orchestrator.errors import ConfigError
+from orchestrator.models.base import ModelAdapter, expand_time, freeze
+from orchestrator.models.zoo.nets import build_net
+
+WEIGHTS = Path(__file__).parent / "weights"
+METADATA_KEY = "bespoke_zoo"
+
+
+def zoo_names() -> list[str]:
+    """Names of the models whose weights travel with the package."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+
+
+@dataclass
+class ZooModel(ModelAdapter):
+    """A model trained by ``bespoke pretrain``.
+
+    Attributes:
+        weights: A name from ``bespoke list models``, or the path of a safetensors file that ``bespoke pretrain`` wrote.
+    """
+
+    weights: str
+    net: torch.nn.Module = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        path = self._path()
+        try:
+            with safe_open(path, framework="pt") as file:
+                description = json.loads((file.metadata() or {})[METADATA_KEY])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{path} is no zoo model: {error}; make one with `bespoke pretrain`") from error
+        self._load(path, description, tensors)
+
+    def _path(self) -> Path:
+        path = Path(self.weights) if self.weights.endswith(".safetensors") else WEIGHTS / f"{self.weights}.safetensors"
+        if not path.is_file():
+            hint = plugins.did_you_mean(self.weights, zoo_names())
+            raise ConfigError(
+                f"no zoo model {self.weights!r}{hint}; there are: {', '.join(zoo_names())}, or give the path of a "
+                f".safetensors file"
+            )
+        return path
+
+    def _load(self, path: Path, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.net = build_net(description["architecture"])
+        self.net.load_state_dict(tensors)
+        freeze(self.net)
+        self.name = path.stem
+        self.shape = tuple(description["architecture"]["shape"])
+        self.classes = int(description["architecture"]["classes"])
+        self.prediction = description["prediction"]
+        self.native = plugins.build("schedulers", description["scheduler"])
+        self.data_range = float(description["data_range"])
+        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def to(self, device: str) -> ZooModel:
+        self.net.to(device)
+        return self
+
+    def predict(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        inner = x.to(torch.float32)
+        return self.net(inner, expand_time(t, inner), condition).to(x.dtype)
+
+    def null_condition(self, condition: Tensor) -> Tensor:
+        return torch.full_like(condition, self.classes)

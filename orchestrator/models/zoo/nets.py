@@ -1,0 +1,116 @@
+"""Networks of the zoo: plain torch modules ``net(x, t, label)``. Knows nothing of paths, training or files."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class TimeFeatures(nn.Module):
+    """Sines and cosines of t in [0, 1] at geometrically spaced frequencies.
+
+    The highest frequency is kept low on purpose: it bounds how fast the velocity can wobble in time, and so how many
+    evaluations any solver needs.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, max_frequency: float = 32.0):
+        super().__init__()
+        half = features // 2
+        exponents = torch.arange(half) / max(half - 1, 1)
+        self.register_buffer("frequencies", math.pi / 2 * max_frequency**exponents, persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t[:, None] * self.frequencies
+        return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
+
+
+class FilmBlock(nn.Module):
+    """Residual two-layer perceptron, its normalised input scaled and shifted by the conditioning."""
+
+    def __init__(self, width: int, condition_width: int, dropout: float):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.film = nn.Linear(condition_width, 2 * width)
+        self.up = nn.Linear(width, width)
+        self.down = nn.Linear(width, width)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.film(condition).chunk(2, dim=1)
+        hidden = self.norm(x) * (1 + scale) + shift
+        return x + self.down(self.dropout(nn.functional.silu(self.up(hidden))))
+
+
+class FilmMLP(nn.Module):
+    """Residual perceptron over flattened images, conditioned on time and class label.
+
+    Args:
+        shape: Shape of one sample, e.g. (1, 8, 8).
+        classes: Number of labels; label ``classes`` itself means "dropped" (unconditional).
+        width: Width of the residual stream.
+        depth: Number of residual blocks.
+        condition_width: Width of the time and label embedding.
+        dropout: Dropout inside the blocks while training.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int,
+        width: int,
+        depth: int,
+        condition_width: int,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.shape = tuple(shape)
+        dimensions = math.prod(shape)
+        self.time = nn.Sequential(TimeFeatures(32), nn.Linear(32, condition_width), nn.SiLU())
+        self.time_out = nn.Linear(condition_width, condition_width)
+        self.label = nn.Embedding(classes + 1, condition_width)
+        self.inward = nn.Linear(dimensions, width)
+        self.blocks = nn.ModuleList(FilmBlock(width, condition_width, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.outward = nn.Linear(width, dimensions)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """The network's output, of the shape of ``x``.
+
+        Args:
+            x: Shape (B, \\*shape), float32.
+            t: Native time of each sample, shape (B,), float32.
+            label: Shape (B,), int64, in [0, classes].
+        """
+        condition = nn.functional.silu(self.time_out(self.time(t)) + self.label(label))
+        hidden = self.inward(x.flatten(1))
+        for block in self.blocks:
+            hidden = block(hidden, condition)
+        return self.outward(self.norm(hidden)).view_as(x)
+
+
+NETS: dict[str, type[nn.Module]] = {"film_mlp": FilmMLP}
+
+
+def build_net(architecture: dict[str, Any]) -> nn.Module:
+    """The network that an ``{"net": name, **arguments}`` description names.
+
+    Raises:
+        ValueError: The name is unknown or the arguments do not fit it.
+    """
+    arguments = dict(architecture)
+    name = arguments.pop("net", None)
+    if name not in NETS:
+        raise ValueError(f"unknown network {name!r}; choose one of {', '.join(NETS)}")
+    try:
+        return NETS[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"network {name!r} does not take these arguments: {error}") from error

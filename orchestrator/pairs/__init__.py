@@ -1,0 +1,6 @@
+"""Ground-truth pairs: what they depend on, how they are solved for, where they are kept."""
+
+from orchestrator.pairs.spec import PairSpec
+from orchestrator.pairs.store import PairSet, PairStore, ShardRecord
+
+__all__ = ["PairSet", "PairSpec", "PairStore", "ShardRecord"]

@@ -1,0 +1,147 @@
+"""One writer at a time on a store: the second waits and says for whom, or fails at once.
+
+On a directory the lock is ``flock``, which the kernel releases with its process, however that ends. On an object store
+it is a lease: an object with the owner's name that is renewed while the work goes on and lapses when it stops.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import BusyStoreError
+from orchestrator.storage import Storage
+
+POLL_SECONDS = 1.0
+LEASE_SECONDS = 60.0
+
+Announce = Callable[[str], None]
+"""Told once, in a sentence, for whom we wait."""
+
+
+@contextmanager
+def exclusive(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Iterator[None]:
+    """Hold ``key`` while the block runs.
+
+    Args:
+        storage: Where the lock lives.
+        key: Name of the lock.
+        wait: Whether to wait for another owner, or fail at once.
+        announce: Told for whom we wait.
+
+    Raises:
+        BusyStoreError: Another process holds it and ``wait`` is false.
+    """
+    hold = _flock if storage.is_local else _lease
+    with hold(storage, key, wait=wait, announce=announce):
+        yield
+
+
+def _owner() -> dict[str, Any]:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = str(os.getuid())
+    return {"user": user, "host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%H:%M:%S")}
+
+
+def _busy(where: str, owner: dict[str, Any]) -> str:
+    who = f"{owner.get('user', '?')} on {owner.get('host', '?')} (process {owner.get('pid', '?')})"
+    return f"{where} is in use by {who} since {owner.get('since', '?')}"
+
+
+@contextmanager
+def _flock(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Iterator[None]:
+    path = Path(storage.path(key))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        announced = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                sentence = _busy(storage.location(key.rpartition("/")[0]), _parse(path.read_text(encoding="utf-8")))
+                if not wait:
+                    raise BusyStoreError(f"{sentence}; wait for it, or leave out --no-wait") from None
+                if not announced:
+                    announce(f"{sentence}; waiting for it to finish")
+                    announced = True
+                time.sleep(POLL_SECONDS)
+        file.truncate(0)
+        file.write(json.dumps(_owner()))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@contextmanager
+def _lease(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Iterator[None]:
+    token = uuid.uuid4().hex
+    announced = False
+    while not _try_lease(storage, key, token):
+        sentence = _busy(storage.location(key.rpartition("/")[0]), _current(storage, key))
+        if not wait:
+            raise BusyStoreError(f"{sentence}; wait for it, or leave out --no-wait")
+        if not announced:
+            announce(f"{sentence}; waiting for it to finish, or for its lease of {LEASE_SECONDS:g} s to lapse")
+            announced = True
+        time.sleep(POLL_SECONDS)
+    stop = threading.Event()
+
+    def renew() -> None:
+        while not stop.wait(LEASE_SECONDS / 4):
+            with suppress(OSError):  # tried again in a quarter of the lease
+                _write_lease(storage, key, token)
+
+    renewer = threading.Thread(target=renew, daemon=True)
+    renewer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        renewer.join()
+        storage.delete(key)
+
+
+def _try_lease(storage: Storage, key: str, token: str) -> bool:
+    current = _current(storage, key)
+    if current and current.get("until", 0) > time.time():
+        return False
+    _write_lease(storage, key, token)
+    # Two may write at once; the last one stands, and after a moment both read the same.
+    time.sleep(POLL_SECONDS)
+    return _current(storage, key).get("token") == token
+
+
+def _write_lease(storage: Storage, key: str, token: str) -> None:
+    content = {**_owner(), "token": token, "until": time.time() + LEASE_SECONDS}
+    storage.write(key, json.dumps(content).encode())
+
+
+def _current(storage: Storage, key: str) -> dict[str, Any]:
+    try:
+        return _parse(storage.read(key).decode())
+    except FileNotFoundError:
+        return {}
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,70 @@
+"""The pair spec: everything that ground-truth pairs depend on. Equal specs have equal pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.storage import canonical_json
+
+FORMAT = 1
+"""Raised whenever the same spec would give other bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSpec:
+    """Pair i is a function of (spec, i) alone: noise by (seed, i), neighbours in its solver batch by index.
+
+    Attributes:
+        model_digest: sha256 of the model.
+        conditioning: Dataset plugin and options that condition pair i.
+        guidance_scale: 1 is unguided.
+        shape: Shape of one sample.
+        seed: Seed of noise and conditioning.
+        count: Number of pairs.
+        batch_size: Pairs solved together: the adaptive solver's steps are shared within a batch.
+        shard_size: Pairs per Parquet file, a multiple of ``batch_size``.
+        rtol, atol: Tolerances of dopri5.
+        device_class: 'cpu' or the accelerator's name; shards of two classes are not mixed.
+        format: Version of the way pairs are made.
+    """
+
+    model_digest: str
+    conditioning: dict[str, Any]
+    guidance_scale: float
+    shape: tuple[int, ...]
+    seed: int
+    count: int
+    batch_size: int
+    shard_size: int
+    rtol: float
+    atol: float
+    device_class: str
+    format: int = FORMAT
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the spec, 16 hex digits: the name of its folder."""
+        return hashlib.sha256(canonical_json(dataclasses.asdict(self)).encode()).hexdigest()[:16]
+
+    @property
+    def shards(self) -> int:
+        return -(-self.count // self.shard_size)
+
+    def shard_indices(self, shard: int) -> range:
+        """Global indices of the pairs of one shard."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
+
+    def batches(self, shard: int) -> list[range]:
+        """The solver batches of one shard, by global index."""
+        indices = self.shard_indices(shard)
+        return [
+            range(first, min(first + self.batch_size, indices.stop))
+            for first in range(indices.start, indices.stop, self.batch_size)
+        ]
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> PairSpec:
+        return cls(**{**content, "shape": tuple(content["shape"])})

@@ -1,0 +1,253 @@
+"""The pair store: one Parquet file a shard, a manifest last. Knows nothing of models.
+
+A store is a folder ``pairs/<digest of the spec>/``. A shard is written whole or not at all; the manifest (sha256, rows
+and NFE of every shard) is the only sign that the store is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from orchestrator.errors import DamagedShardError, StoreError
+from orchestrator.pairs.spec import PairSpec
+from orchestrator.storage import Storage
+
+ROW_GROUP = 256
+REMEDY = "run `bespoke pairs` on the same configuration: damaged shards are made again, the rest is kept"
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One line of the manifest.
+
+    Attributes:
+        shard: Number of the shard.
+        sha256: Of the file's bytes.
+        rows: Pairs in it.
+        nfe_min, nfe_max, nfe_sum: Velocity evaluations per pair (each pair counts its batch's).
+    """
+
+    shard: int
+    sha256: str
+    rows: int
+    nfe_min: int
+    nfe_max: int
+    nfe_sum: int
+
+
+class PairSet(NamedTuple):
+    """Pairs in memory.
+
+    Attributes:
+        x0: Noise, (N, ...), float32.
+        x1: Ground truth, (N, ...), float32.
+        condition: Conditioning, (N, ...), int64.
+        nfe: Velocity evaluations that the ground truth took, (N,), int32.
+    """
+
+    x0: Tensor
+    x1: Tensor
+    condition: Tensor
+    nfe: Tensor
+
+    def __len__(self) -> int:  # type: ignore[override]
+        return self.x0.shape[0]
+
+    def select(self, indices: Sequence[int] | slice) -> PairSet:
+        chosen = indices if isinstance(indices, slice) else torch.as_tensor(indices)
+        return PairSet(*(column[chosen] for column in self))
+
+
+class PairStore:
+    """The shards of one spec under a storage root."""
+
+    def __init__(self, storage: Storage, spec: PairSpec):
+        self.storage = storage
+        self.spec = spec
+        self.folder = f"pairs/{spec.digest}"
+        self.manifest_key = f"{self.folder}/manifest.json"
+
+    def shard_key(self, shard: int) -> str:
+        return f"{self.folder}/shard-{shard:05d}.parquet"
+
+    @classmethod
+    def open(cls, storage: Storage, digest: str) -> PairStore:
+        """The complete store of this digest.
+
+        Raises:
+            StoreError: It is not there, or not complete.
+        """
+        key = f"pairs/{digest}/manifest.json"
+        if not storage.exists(key):
+            raise StoreError(f"no complete pair store {digest} under {storage.root}; make it with `bespoke pairs`")
+        return cls(storage, PairSpec.from_dict(storage.read_json(key)["spec"]))
+
+    def is_complete(self) -> bool:
+        return self.storage.exists(self.manifest_key)
+
+    def records(self) -> list[ShardRecord]:
+        """The manifest's lines.
+
+        Raises:
+            StoreError: There is no manifest, or it belongs to another spec.
+        """
+        if not self.is_complete():
+            raise StoreError(f"pair store {self.storage.location(self.folder)} is not complete; {REMEDY}")
+        manifest = self.storage.read_json(self.manifest_key)
+        if PairSpec.from_dict(manifest["spec"]) != self.spec:
+            raise StoreError(f"{self.storage.location(self.manifest_key)} describes other pairs than its folder's name")
+        return [ShardRecord(**record) for record in manifest["shards"]]
+
+    def write_shard(self, shard: int, pairs: PairSet) -> ShardRecord:
+        """Write one shard atomically.
+
+        The bytes depend on the spec and the values alone: no time, no host name.
+
+        Raises:
+            StoreError: The device is full; nothing is left behind.
+        """
+        data = _to_parquet(self.spec, shard, pairs)
+        self.storage.write(self.shard_key(shard), data)
+        return _record(shard, data, pairs.nfe.numpy())
+
+    def inspect_shard(self, shard: int) -> ShardRecord | None:
+        """The record of a shard that is there and whole; None where it must be made (again)."""
+        if not self.storage.exists(self.shard_key(shard)):
+            return None
+        data = self.storage.read(self.shard_key(shard))
+        try:
+            pairs = self._parse(shard, data)
+        except DamagedShardError:
+            return None
+        return _record(shard, data, pairs.nfe.numpy())
+
+    def commit(self, records: Sequence[ShardRecord]) -> None:
+        """Write the manifest: from here on the store is complete.
+
+        Raises:
+            StoreError: The records are not those of every shard.
+        """
+        ordered = sorted(records, key=lambda record: record.shard)
+        if [record.shard for record in ordered] != list(range(self.spec.shards)):
+            raise StoreError(f"{len(ordered)} of {self.spec.shards} shards are made; the manifest waits for all")
+        self.storage.write_json(
+            self.manifest_key,
+            {"spec": dataclasses.asdict(self.spec), "shards": [dataclasses.asdict(record) for record in ordered]},
+        )
+
+    def damaged(self) -> list[int]:
+        """Shards of a complete store whose bytes are missing or not those of the manifest."""
+        return [record.shard for record in self.records() if not self._is_whole(record)]
+
+    def _is_whole(self, record: ShardRecord) -> bool:
+        key = self.shard_key(record.shard)
+        return self.storage.exists(key) and hashlib.sha256(self.storage.read(key)).hexdigest() == record.sha256
+
+    def load(self) -> PairSet:
+        """All pairs, in order of index.
+
+        Raises:
+            StoreError: The store is not complete.
+            DamagedShardError: A shard's bytes are not those of the manifest.
+        """
+        parts = []
+        for record in self.records():
+            key = self.shard_key(record.shard)
+            if not self.storage.exists(key):
+                raise DamagedShardError(f"shard {self.storage.location(key)} is missing; {REMEDY}")
+            data = self.storage.read(key)
+            if hashlib.sha256(data).hexdigest() != record.sha256:
+                raise DamagedShardError(
+                    f"shard {self.storage.location(key)} is damaged: {len(data):,} bytes whose sha256 is not the "
+                    f"manifest's; {REMEDY}"
+                )
+            parts.append(self._parse(record.shard, data))
+        return PairSet(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def _parse(self, shard: int, data: bytes) -> PairSet:
+        """A shard's bytes as pairs, checked against the spec.
+
+        Raises:
+            DamagedShardError: Not Parquet, a page with a wrong checksum, or not the rows of this shard.
+        """
+        where = self.storage.location(self.shard_key(shard))
+        try:
+            table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+            footer = table.schema.metadata or {}
+            pairs = _from_table(table)
+            index = table.column("index").combine_chunks().to_numpy()
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise DamagedShardError(f"shard {where} is damaged: {error}; {REMEDY}") from error
+        if footer.get(b"bespoke.spec", b"").decode() != self.spec.digest:
+            raise DamagedShardError(f"shard {where} belongs to another spec; {REMEDY}")
+        expected = np.arange(len(self.spec.shard_indices(shard))) + self.spec.shard_indices(shard).start
+        if pairs.x0.shape[1:] != self.spec.shape or not np.array_equal(index, expected):
+            raise DamagedShardError(f"shard {where} does not hold the rows of shard {shard}; {REMEDY}")
+        return pairs
+
+
+def _record(shard: int, data: bytes | pa.Buffer, nfe: npt.NDArray[np.int32]) -> ShardRecord:
+    return ShardRecord(
+        shard=shard,
+        sha256=hashlib.sha256(data).hexdigest(),
+        rows=len(nfe),
+        nfe_min=int(nfe.min()),
+        nfe_max=int(nfe.max()),
+        nfe_sum=int(nfe.sum()),
+    )
+
+
+def _tensor_column(values: Tensor) -> pa.Array:
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values.numpy()))
+
+
+def _to_parquet(spec: PairSpec, shard: int, pairs: PairSet) -> pa.Buffer:
+    indices = spec.shard_indices(shard)
+    metadata: dict[str, Any] = {
+        "bespoke.spec": spec.digest,
+        "bespoke.device_class": spec.device_class,
+        "bespoke.torch": torch.__version__,
+        "bespoke.numpy": np.__version__,
+    }
+    columns = {
+        "index": pa.array(np.arange(indices.start, indices.stop)),
+        "condition": pa.array(pairs.condition.numpy()) if pairs.condition.ndim == 1 else _tensor_column(pairs.condition),
+        "nfe": pa.array(pairs.nfe.numpy()),
+        "x0": _tensor_column(pairs.x0),
+        "x1": _tensor_column(pairs.x1),
+    }
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    # Noise does not compress, has no repeated values and no useful minimum.
+    pq.write_table(
+        table,
+        sink,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+        row_group_size=ROW_GROUP,
+        write_page_checksum=True,
+    )
+    return sink.getvalue()
+
+
+def _from_table(table: pa.Table) -> PairSet:
+    def column(name: str) -> Tensor:
+        array = table.column(name).combine_chunks()
+        if isinstance(array, pa.ChunkedArray):
+            array = array.chunk(0)
+        values = array.to_numpy_ndarray() if isinstance(array, pa.FixedShapeTensorArray) else array.to_numpy()
+        return torch.from_numpy(values.copy())
+
+    return PairSet(column("x0"), column("x1"), column("condition"), column("nfe"))

@@ -1,0 +1,87 @@
+"""Plugins by module name: ``family: euler`` in a configuration is ``solvers/families/euler.py``.
+
+A new plugin is a new file in the right folder, with one module-level name; nothing is registered anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from orchestrator.errors import ConfigError
+
+
+class Kind(NamedTuple):
+    """Where the plugins of one kind live, and the module-level name that each defines."""
+
+    package: str
+    attribute: str
+    noun: str
+
+
+KINDS = {
+    "families": Kind("solvers.families", "FAMILY", "solver family"),
+    "schedulers": Kind("solvers.schedulers", "SCHEDULER", "scheduler"),
+    "models": Kind("orchestrator.models", "ADAPTER", "model adapter"),
+    "datasets": Kind("orchestrator.datasets", "DATASET", "dataset"),
+    "metrics": Kind("orchestrator.metrics", "METRIC", "metric"),
+}
+
+
+def names(kind: str) -> list[str]:
+    """Names of every plugin of a kind, sorted."""
+    package = importlib.import_module(KINDS[kind].package)
+    found = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return sorted(name for name in found if name != "base" and not name.startswith("_"))
+
+
+def load(kind: str, name: str) -> Any:
+    """The plugin ``name`` of a kind.
+
+    Raises:
+        ConfigError: There is none of that name; the message lists what exists.
+    """
+    noun = KINDS[kind].noun
+    known = names(kind)
+    if name not in known:
+        raise ConfigError(f"unknown {noun} {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}")
+    module = importlib.import_module(f"{KINDS[kind].package}.{name}")
+    return getattr(module, KINDS[kind].attribute)
+
+
+def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
+    """The plugin ``name`` with ``options`` as its dataclass fields.
+
+    Raises:
+        ConfigError: Unknown plugin, unknown option (the valid ones are listed), or a value it refuses.
+    """
+    factory = load(kind, name)
+    options = dict(options or {})
+    known = [f.name for f in dataclasses.fields(factory) if f.init]
+    noun = KINDS[kind].noun
+    for option in options:
+        if option not in known:
+            listed = ", ".join(known) or "none"
+            raise ConfigError(
+                f"{noun} {name!r} has no option {option!r}{did_you_mean(option, known)}; its options are: {listed}"
+            )
+    try:
+        return factory(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{noun} {name!r}: {error}") from error
+
+
+def every(kind: str) -> Iterator[tuple[str, Any]]:
+    """(name, plugin) for all plugins of a kind."""
+    for name in names(kind):
+        yield name, load(kind, name)
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """`` (did you mean 'x'?)`` for the nearest known name, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,64 @@
+"""Adams-Bashforth multistep methods with variable-step coefficients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from solvers.families.base import Family, as_dtype
+from solvers.field import VelocityField
+
+
+@dataclass(frozen=True)
+class AdamsBashforth(Family):
+    """Adams-Bashforth on u_t: the last velocities' interpolation polynomial, integrated exactly over the step.
+
+    Starts with lower orders until enough velocities are known. It steps from x_i (BNS eq. 52 prints x_{i-m+1}).
+
+    Attributes:
+        steps_back: Velocities used, 2 to 4.
+    """
+
+    steps_back: int = 2
+    source = "BNS appendix C, eq. 52 (mended)"
+
+    def __post_init__(self) -> None:
+        if self.steps_back not in (2, 3, 4):
+            raise ValueError(f"adams_bashforth takes steps_back 2, 3 or 4, got {self.steps_back}")
+
+    @property
+    def label(self) -> str:
+        return f"AB{self.steps_back}"
+
+    @property
+    def order(self) -> int:
+        # The first step can only be Euler's, and its local error h^2 is never made up for, whatever follows.
+        return 2
+
+    def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:
+        velocities: list[Tensor] = []
+        for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
+            velocities.append(velocity(x, t))
+            known = min(self.steps_back, i + 1)
+            nodes = times[i - known + 1 : i + 1].flip(0)
+            for weight, past in zip(variable_step_weights(nodes, t, t_next), reversed(velocities), strict=False):
+                x = x + as_dtype(weight, x) * past
+        return x
+
+
+def variable_step_weights(nodes: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """Weights w with sum_j w_j p(nodes_j) = integral of p over [t, t_next] for polynomials of degree < len(nodes).
+
+    Args:
+        nodes: Distinct times, newest first, shape (k,).
+    """
+    step = t_next - t
+    degrees = torch.arange(len(nodes), dtype=torch.float64)
+    # In units of the step, with the origin at t: well conditioned for every grid.
+    vandermonde = ((nodes - t) / step).unsqueeze(0) ** degrees.unsqueeze(1)
+    return step * torch.linalg.solve(vandermonde, 1 / (degrees + 1))
+
+
+FAMILY = AdamsBashforth

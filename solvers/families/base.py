@@ -1,0 +1,202 @@
+"""What a solver family is, and the solver it makes on a grid. A new family is one file beside this one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from solvers.field import VelocityField
+from solvers.grids import Grid
+from solvers.ns import NSSolver
+from solvers.scale_time import TransformedField, precondition
+from solvers.schedulers.base import Scheduler
+from solvers.to_ns import LinearSolver, to_ns
+
+
+@dataclass(frozen=True)
+class Family(ABC):
+    """A way of stepping along a time grid, linear in past states and velocities. Stateless.
+
+    A subclass's fields are its options; configurations set them by name.
+    """
+
+    learnable: ClassVar[bool] = False
+    #: Published source of the method.
+    source: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Short name for tables and figures, options included."""
+
+    @property
+    @abstractmethod
+    def order(self) -> int | None:
+        """Order of convergence in the step size, on smooth fields and grids; None where none is claimed."""
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return 1
+
+    def steps(self, nfe: int) -> int:
+        """Grid steps that ``nfe`` evaluations pay for.
+
+        Raises:
+            ValueError: ``nfe`` is no positive multiple of the evaluations per step.
+        """
+        per_step = self.evaluations_per_step
+        if nfe < 1 or nfe % per_step:
+            nearest = max(per_step, nfe - nfe % per_step)
+            raise ValueError(
+                f"{self.label} makes {per_step} evaluations per step, so its NFE must be a positive multiple of "
+                f"{per_step}, got {nfe}; use {nearest} or {nearest + per_step}"
+            )
+        return nfe // per_step
+
+    @abstractmethod
+    def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:
+        """From ``x`` at ``times[0]`` to the state at ``times[-1]``.
+
+        Args:
+            velocity: The field; ``velocity.scheduler`` gives alpha and sigma to families that need them.
+            x: State, shape (B, ...), or a coefficient vector. Only linear operations on it are allowed.
+            times: Shape (steps + 1,), float64.
+        """
+
+
+@dataclass(frozen=True)
+class GridSolver:
+    """A family on a time grid: a complete solver.
+
+    Attributes:
+        family: How to step.
+        nfe: Velocity evaluations per sample.
+        grid: Where to step.
+        sigma0: Preconditioning: the family steps along the path with its noise scaled by sigma0 (BNS eq. 14).
+    """
+
+    family: Family
+    nfe: int
+    grid: Grid
+    sigma0: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.family.steps(self.nfe)
+
+    def sample(self, velocity: VelocityField, x0: Tensor) -> Tensor:
+        """The sample that starts from noise ``x0`` ~ N(0, I), shape (B, ...)."""
+        return sample_preconditioned(_Stepper(self.family, self.nfe, self.grid), velocity, x0, self.sigma0)
+
+    def to_ns(self, scheduler: Scheduler) -> NSSolver:
+        """The non-stationary form on fields of ``scheduler``."""
+        return to_ns(self, scheduler)
+
+
+@dataclass(frozen=True)
+class _Stepper:
+    family: Family
+    nfe: int
+    grid: Grid
+
+    def sample(self, velocity: VelocityField, x0: Tensor) -> Tensor:
+        times = self.grid.times(self.family.steps(self.nfe), velocity.scheduler)
+        start = velocity.scheduler.sigma(times[0]).to(x0.dtype) * x0
+        return self.family.integrate(velocity, start, times)
+
+
+def sample_preconditioned(solver: LinearSolver, velocity: VelocityField, x0: Tensor, sigma0: float) -> Tensor:
+    """``solver`` run on the sigma0-preconditioned field, its sample brought back to the original path."""
+    if sigma0 == 1:
+        return solver.sample(velocity, x0)
+    transformed = TransformedField(velocity, precondition(velocity.scheduler, sigma0))
+    return transformed.restore(solver.sample(transformed, x0))
+
+
+@dataclass(frozen=True)
+class LearnableFamily(ABC):
+    """A differentiable map from a parameter vector to an NS solver, for distillation.
+
+    Unlike :class:`Family` it has no grid of its own: it starts from another family's solver and moves.
+    """
+
+    learnable: ClassVar[bool] = True
+    source: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Short name for tables and figures."""
+
+    @abstractmethod
+    def start(self, solver: GridSolver, scheduler: Scheduler) -> Tensor:
+        """Parameters, shape (p,), float64, at which the family equals ``solver`` on fields of ``scheduler``."""
+
+    @abstractmethod
+    def to_ns(self, parameters: Tensor, scheduler: Scheduler, sigma0: float) -> NSSolver:
+        """The solver at ``parameters``, acting on the raw velocity; differentiable in ``parameters``."""
+
+    @abstractmethod
+    def project(self, parameters: Tensor, scheduler: Scheduler, sigma0: float) -> Tensor:
+        """The nearest parameters whose solver stays inside the time domain; applied after each optimiser step."""
+
+
+def stage_sum(x: Tensor, step: Tensor, weights: tuple[float, ...], velocities: list[Tensor]) -> Tensor:
+    """x + step * sum_j w_j u_j, skipping zero weights."""
+    for weight, velocity in zip(weights, velocities, strict=True):
+        if weight:
+            x = x + (step * weight).to(x.dtype) * velocity
+    return x
+
+
+@dataclass(frozen=True)
+class ButcherTableau:
+    """Coefficients of an explicit Runge-Kutta method; rows of ``a`` are the strictly lower triangle.
+
+    Raises:
+        ValueError: Weights that do not sum to 1, or rows of ``a`` that do not sum to ``c``.
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    c: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        stages = len(self.b)
+        if len(self.c) != stages or [len(row) for row in self.a] != list(range(stages)):
+            raise ValueError("an explicit tableau of s stages has b and c of length s and rows of a of 0..s-1")
+        if abs(sum(self.b) - 1) > 1e-12 or any(
+            abs(sum(row) - c) > 1e-12 for row, c in zip(self.a, self.c, strict=True)
+        ):
+            raise ValueError("an inconsistent tableau: b must sum to 1 and each row of a to its c")
+
+
+@dataclass(frozen=True)
+class RungeKutta(Family):
+    """Explicit Runge-Kutta on u_t (BNS eq. 54-55); a method is its tableau."""
+
+    tableau: ClassVar[ButcherTableau]
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return len(self.tableau.b)
+
+    def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:
+        tableau = self.tableau
+        for t, t_next in zip(times[:-1], times[1:], strict=True):
+            step = t_next - t
+            stages: list[Tensor] = []
+            for c, row in zip(tableau.c, tableau.a, strict=True):
+                # c = 1 means the next grid time itself: t + (t_next - t) may overstep it by rounding.
+                stage_time = t_next if c == 1 else t + c * step
+                stages.append(velocity(stage_sum(x, step, row, stages), stage_time))
+            x = stage_sum(x, step, tableau.b, stages)
+        return x
+
+
+def as_dtype(value: Tensor, x: Tensor) -> Tensor:
+    """A scalar coefficient in the dtype of the state it multiplies."""
+    return value.to(x.dtype) if isinstance(value, torch.Tensor) else value

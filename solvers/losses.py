@@ -1,0 +1,39 @@
+"""Losses of solver distillation. The norm is the papers': ||x||^2 = mean over a sample's dimensions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def per_sample_mse(x: Tensor, reference: Tensor) -> Tensor:
+    """||x - reference||^2 of each sample, shape (B,), in float32 or better.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if x.shape != reference.shape:
+        raise ValueError(f"samples of shape {tuple(x.shape)} against a reference of shape {tuple(reference.shape)}")
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return (x.to(dtype) - reference.to(dtype)).square().flatten(1).mean(dim=1)
+
+
+def psnr_loss(x: Tensor, reference: Tensor) -> Tensor:
+    """log ||x_n - x(1)||^2 of each sample, shape (B,): the summand of BNS eq. 13, whose printed sign is wrong.
+
+    Its mean over samples is minimised: a mean of logs, not the log of a mean.
+    """
+    # The floor keeps the gradient finite for a sample that is exact; it is 280 dB below unit range.
+    return torch.log(per_sample_mse(x, reference).clamp_min(1e-28))
+
+
+def psnr_db(mse: Tensor, data_range: float) -> Tensor:
+    """10 log10(range^2 / MSE) of per-sample errors, dB; +inf for an exact sample.
+
+    Args:
+        mse: Per-sample mean squared error.
+        data_range: Largest minus smallest value of the data: 2 for data in [-1, 1].
+    """
+    return 20 * math.log10(data_range) - 10 * torch.log10(mse)

@@ -1,0 +1,106 @@
+"""What every scheduler of a Gaussian path provides. Knows nothing of networks or solvers."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TIME_TOLERANCE = 1e-9
+"""Rounding allowed when a time is compared with the end of a scheduler's domain."""
+
+
+def as_time(t: float | Tensor) -> Tensor:
+    """``t`` as a float64 tensor: schedules are scalars, so full precision costs nothing."""
+    return torch.as_tensor(t, dtype=torch.float64)
+
+
+class PathPoint(NamedTuple):
+    """The scheduler at one time: float64 tensors of the shape of the queried ``t``."""
+
+    alpha: Tensor
+    sigma: Tensor
+    d_alpha: Tensor
+    d_sigma: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduler(ABC):
+    """A Gaussian path p_t(x | x1) = N(alpha_t x1, sigma_t^2 I) (BNS eq. 3), with t=0 noise and t=1 data.
+
+    The signal-to-noise ratio alpha/sigma rises strictly with t. It is handled as the *angle*
+    atan2(alpha, sigma) in [0, pi/2], which is finite at both ends, where log-SNR is not.
+
+    Attributes:
+        t_min: First time of the domain; a sampler starts there from ``sigma(t_min) * x0``, x0 ~ N(0, I).
+        t_max: Last time of the domain.
+    """
+
+    t_min: float = 0.0
+    t_max: float = 1.0
+
+    #: Whether the velocity is infinite at t = 1 (true of variance-preserving paths); a domain cut before is free of it.
+    velocity_is_singular_at_end = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.t_min < self.t_max <= 1.0:
+            raise ValueError(
+                f"a scheduler's domain must satisfy 0 <= t_min < t_max <= 1, "
+                f"got t_min={self.t_min}, t_max={self.t_max}"
+            )
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name under which configurations and theta artifacts know this scheduler."""
+
+    @abstractmethod
+    def path(self, t: Tensor) -> PathPoint:
+        """alpha, sigma and their time derivatives at float64 ``t``, without a domain check."""
+
+    @abstractmethod
+    def time_at_angle(self, angle: Tensor) -> Tensor:
+        """The inverse of :meth:`angle`: the time with snr(t) = tan(angle)."""
+
+    def __call__(self, t: float | Tensor) -> PathPoint:
+        return self.path(as_time(t))
+
+    def sigma(self, t: float | Tensor) -> Tensor:
+        return self(t).sigma
+
+    def angle(self, t: float | Tensor) -> Tensor:
+        """atan2(alpha_t, sigma_t): 0 for pure noise, pi/2 for clean data."""
+        point = self(t)
+        return torch.atan2(point.alpha, point.sigma)
+
+    def lambda_(self, t: float | Tensor) -> Tensor:
+        """Log-SNR log(alpha_t / sigma_t): -inf for pure noise, +inf for clean data."""
+        point = self(t)
+        return torch.log(point.alpha) - torch.log(point.sigma)
+
+    def time_at_lambda(self, lambda_: float | Tensor) -> Tensor:
+        """The time with the given log-SNR."""
+        return self.time_at_angle(torch.atan(torch.exp(as_time(lambda_))))
+
+    def check_velocity_time(self, t: float | Tensor) -> None:
+        """Refuse a time at which the velocity does not exist.
+
+        Raises:
+            ValueError: ``t`` lies outside [t_min, t_max], or at 1 where the velocity is infinite.
+        """
+        time = float(as_time(t).detach())
+        if not math.isfinite(time) or not self.t_min - TIME_TOLERANCE <= time <= self.t_max + TIME_TOLERANCE:
+            raise ValueError(
+                f"velocity queried at t={time:.6g}, outside the domain [{self.t_min:.6g}, {self.t_max:.6g}] of "
+                f"the {self.name} scheduler; choose a time grid inside it"
+            )
+        if self.velocity_is_singular_at_end and time >= 1 - TIME_TOLERANCE:
+            raise ValueError(
+                f"the velocity of the {self.name} scheduler is infinite at t={time:.6g}; use a solver that does not "
+                f"evaluate there (Euler, Midpoint, multistep), or change the field to the cond_ot scheduler, "
+                f"where it is finite"
+            )
