@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -27,6 +27,9 @@ def _as_list(value: Any) -> Any:
 
 Several = BeforeValidator(_as_list)
 Positive = Annotated[float, Field(gt=0)]
+
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -175,7 +178,7 @@ class ExperimentConfig(_Strict):
             plugins.load("metrics", metric)
         if "psnr" not in self.metrics:
             raise ConfigError("metrics must include 'psnr': it is what iterates and grids are chosen by")
-        plugins.load("models", self.model.name)
+        plugins.load("models", self.model.name).check(self.model.options)
         plugins.build("datasets", self.conditioning.name, self.conditioning.options)
         if not self.fixed and not self.learned:
             raise ConfigError("the sweep is empty: list families under 'fixed', 'learned', or both")
@@ -252,7 +255,7 @@ def parse_config(content: dict[str, Any], origin: str) -> ExperimentConfig:
     return validated(ExperimentConfig, content, origin)
 
 
-def validated[M: BaseModel](model: type[M], content: dict[str, Any], origin: str) -> M:
+def validated(model: type[M], content: dict[str, Any], origin: str) -> M:
     """``content`` as ``model``, every problem told in one :class:`ConfigError`."""
     try:
         return model.model_validate(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class ModelAdapter(ABC):
         native: Scheduler it was trained with.
         data_range: Largest minus smallest value of the data, for PSNR: 2 for [-1, 1].
         digest: sha256 of weights and architecture.
+        parameters: Number of the network's weights.
     """
 
     name: str
@@ -31,6 +33,15 @@ class ModelAdapter(ABC):
     native: Scheduler
     data_range: float
     digest: str
+    parameters: int
+
+    @classmethod
+    def check(cls, options: dict[str, Any]) -> None:
+        """Refuse options that cannot work, without loading anything large: called before any actor starts.
+
+        Raises:
+            ConfigError: Naming the option, its value and the remedy.
+        """
 
     @abstractmethod
     def to(self, device: str) -> ModelAdapter:

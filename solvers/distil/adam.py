@@ -21,7 +21,7 @@ from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
 
 Decay = Literal["polynomial", "cosine", "constant"]
-Status = Literal["running", "finished", "diverged"]
+Status = Literal["running", "finished", "diverged", "stopped"]
 
 DIVERGENCE_DB = 20.0
 """A validation PSNR this far below the start's counts as diverged: no run seen here has come back from there."""
@@ -78,7 +78,7 @@ class AdamState:
         parameters: Parameters of the learnable family.
         exp_avg, exp_avg_sq: Adam's running moments.
         iteration: Iterations done.
-        status: 'running', 'finished' or 'diverged'.
+        status: 'running', 'finished', 'diverged', or 'stopped' (early, by a search).
         loss: Mean loss over the iterations since the last validation.
         validated: One entry per validation: iteration, psnr_db, parameters. The first is the start itself; all are
             kept, so that another stopping criterion can be applied later.

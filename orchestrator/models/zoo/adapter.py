@@ -26,6 +26,22 @@ def zoo_names() -> list[str]:
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 
+def _weights_path(weights: str) -> Path:
+    """The file of a zoo model.
+
+    Raises:
+        ConfigError: There is none; the names that exist are listed.
+    """
+    # Absolute: hosts run in other working directories.
+    path = Path(weights).absolute() if weights.endswith(".safetensors") else WEIGHTS / f"{weights}.safetensors"
+    if not path.is_file():
+        hint = plugins.did_you_mean(weights, zoo_names())
+        raise ConfigError(
+            f"no zoo model {weights!r}{hint}; there are: {', '.join(zoo_names())}, or give the path of a .safetensors file"
+        )
+    return path
+
+
 @dataclass
 class ZooModel(ModelAdapter):
     """A model trained by ``bespoke pretrain``.
@@ -38,7 +54,7 @@ class ZooModel(ModelAdapter):
     net: torch.nn.Module = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        path = self._path()
+        path = _weights_path(self.weights)
         try:
             with safe_open(path, framework="pt") as file:
                 description = json.loads((file.metadata() or {})[METADATA_KEY])
@@ -47,15 +63,11 @@ class ZooModel(ModelAdapter):
             raise ConfigError(f"{path} is no zoo model: {error}; make one with `bespoke pretrain`") from error
         self._load(path, description, tensors)
 
-    def _path(self) -> Path:
-        path = Path(self.weights) if self.weights.endswith(".safetensors") else WEIGHTS / f"{self.weights}.safetensors"
-        if not path.is_file():
-            hint = plugins.did_you_mean(self.weights, zoo_names())
-            raise ConfigError(
-                f"no zoo model {self.weights!r}{hint}; there are: {', '.join(zoo_names())}, or give the path of a "
-                f".safetensors file"
-            )
-        return path
+    @classmethod
+    def check(cls, options: dict[str, Any]) -> None:
+        if set(options) != {"weights"} or not isinstance(options["weights"], str):
+            raise ConfigError(f"model adapter 'zoo' takes one option, 'weights', a name or a path; got {options}")
+        _weights_path(options["weights"])
 
     def _load(self, path: Path, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.net = build_net(description["architecture"])
@@ -67,6 +79,7 @@ class ZooModel(ModelAdapter):
         self.prediction = description["prediction"]
         self.native = plugins.build("schedulers", description["scheduler"])
         self.data_range = float(description["data_range"])
+        self.parameters = sum(parameter.numel() for parameter in self.net.parameters())
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
 
     def to(self, device: str) -> ZooModel:

@@ -1,0 +1,317 @@
+"""The command ``bespoke``: the composition root, and the one module here that may import sweeps.
+
+Exit codes: 0 done; 1 the work ended with failures; 2 what the user gave cannot work; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator import plugins
+from orchestrator.errors import UserError
+
+if TYPE_CHECKING:
+    from orchestrator.config import ExperimentConfig
+    from orchestrator.results import Row
+
+# Heavy imports (torch, ray, mlflow: seconds) stay inside the commands: --help and a typing error answer at once.
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+class _Group(click.Group):
+    """Prints errors that a user can mend without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from solvers.ns import InvalidThetaError
+
+        try:
+            return super().invoke(ctx)
+        except (UserError, InvalidThetaError) as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(USAGE)
+        except KeyboardInterrupt:
+            click.echo("interrupted; the same command goes on from here", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every command that runs an experiment."""
+    for option in (
+        click.option("--no-wait", is_flag=True, help="Fail at once where another process uses the same store."),
+        click.option("--storage", metavar="ROOT", help="Root of pairs and results: a path, s3://… or gs://…"),
+        click.option("--tracking-uri", metavar="URI", help="MLflow store; default: SQLite under the storage root."),
+        click.option("--address", metavar="ADDR", help="Ray cluster ('auto', host:port); default: a local Ray."),
+    ):
+        command = option(command)
+    return command
+
+
+def _config(
+    path: str, overrides: Sequence[str], storage: str | None, tracking_uri: str | None
+) -> ExperimentConfig:
+    from orchestrator.config import load_config
+
+    given = [f"{key}={json.dumps(value)}" for key, value in (("storage", storage), ("tracking_uri", tracking_uri)) if value]
+    return load_config(path, [*overrides, *given])
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="bespoke-solvers", prog_name="bespoke")
+def main() -> None:
+    """Distil fast solvers for frozen diffusion and flow models.
+
+    \b
+    Start here:
+      bespoke sweep sweeps/configs/digits.yaml     pairs, sweep, evaluation, report
+      bespoke ui                                   look at it in MLflow
+      bespoke compare digits                       the table again
+    """
+
+
+@main.command()
+@click.argument("config")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@_shared
+def pairs(config: str, overrides: tuple[str, ...], address: str, tracking_uri: str, storage: str, no_wait: bool) -> None:
+    """Make or resume the ground-truth pairs of CONFIG; damaged shards are made again.
+
+    \b
+    Examples:
+      bespoke pairs sweeps/configs/digits.yaml
+      bespoke pairs sweeps/configs/digits.yaml pairs.test=4096 --storage s3://bucket/bespoke
+    """
+    loaded = _config(config, overrides, storage, tracking_uri)
+    from orchestrator.pairs import PairStore
+    from sweeps.run import Session
+
+    session = Session(loaded, address=address, wait=not no_wait)
+    session.make_pairs()
+    for (split, scale, seed), spec in session.specs.items():
+        store = PairStore(session.storage, spec)
+        records = store.records()
+        mean = sum(record.nfe_sum for record in records) / spec.count
+        click.echo(
+            f"{split:<10} guidance {scale:g} seed {seed}: {spec.count} pairs in {len(records)} shards, "
+            f"{mean:.0f} evaluations a pair, {session.storage.location(store.folder)}"
+        )
+
+
+@main.command()
+@click.argument("config")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@_shared
+def sweep(config: str, overrides: tuple[str, ...], address: str, tracking_uri: str, storage: str, no_wait: bool) -> None:
+    """The main job: pairs, sweep, evaluation, MLflow and report of CONFIG. Resumable: run it again.
+
+    \b
+    Examples:
+      bespoke sweep sweeps/configs/digits.yaml
+      bespoke sweep sweeps/configs/digits.yaml nfe=[8] learned.0.iterations=15000
+      bespoke sweep sweeps/configs/digits.yaml --address auto --storage s3://bucket/bespoke \\
+              --tracking-uri http://head:5000
+    """
+    loaded = _config(config, overrides, storage, tracking_uri)
+    from sweeps.run import run_sweep
+
+    outcome = run_sweep(loaded, address=address, wait=not no_wait)
+    _print_table(outcome.rows)
+    click.echo(f"report: {outcome.report}")
+    for name, reason in outcome.failed.items():
+        click.echo(f"failed: {name}: {reason}", err=True)
+    if outcome.failed:
+        sys.exit(FAILED)
+
+
+@main.command()
+@click.argument("thetas", nargs=-1, required=True, metavar="THETA...")
+@click.option("--config", required=True, help="The experiment whose model and test pairs to use.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the configuration.")
+@click.option("--allow-transfer", is_flag=True, help="Score theta also on another model than it was made for.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@_shared
+def evaluate(
+    thetas: tuple[str, ...],
+    config: str,
+    overrides: tuple[str, ...],
+    allow_transfer: bool,
+    as_json: bool,
+    address: str,
+    tracking_uri: str,
+    storage: str,
+    no_wait: bool,
+) -> None:
+    """Score THETA artifacts on the test pairs of a configuration.
+
+    \b
+    Examples:
+      bespoke evaluate theta.json --config sweeps/configs/digits.yaml
+      bespoke evaluate bespoke-data/points/*/theta.json --config sweeps/configs/digits.yaml --json
+    """
+    loaded = _config(config, overrides, storage, tracking_uri)
+    from solvers.ns import ThetaArtifact
+
+    artifacts = []
+    for path in thetas:
+        try:
+            artifacts.append(ThetaArtifact.load(path))
+        except FileNotFoundError as error:
+            raise UserError(str(error)) from error
+    from sweeps.evaluation import evaluate_thetas
+
+    found = evaluate_thetas(
+        loaded, dict(zip(thetas, artifacts, strict=True)), address=address, wait=not no_wait, allow_transfer=allow_transfer
+    )
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for entry in found:
+        numbers = "  ".join(f"{column} {entry[column]:.4g} ± {entry[column + '_stderr']:.2g}" for column in entry["columns"])
+        click.echo(f"{entry['theta']}  guidance {entry['guidance_scale']:g}  NFE {entry['nfe']}  {numbers}")
+
+
+@main.command()
+@click.argument("experiment")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON row per solver instead of a table.")
+@click.option("--markdown", is_flag=True, help="Print Markdown tables.")
+@click.option("--tracking-uri", metavar="URI", help="MLflow store; default: SQLite under the storage root.")
+@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Root that holds mlflow.db.")
+def compare(experiment: str, as_json: bool, markdown: bool, tracking_uri: str | None, storage: str) -> None:
+    """Compare the solvers of an EXPERIMENT by name, from MLflow.
+
+    \b
+    Examples:
+      bespoke compare digits
+      bespoke compare digits --json | jq '.[] | select(.nfe == 8)'
+    """
+    from orchestrator.config import default_tracking_uri
+    from orchestrator.results import rows
+    from orchestrator.run_records import read_run
+    from orchestrator.tracking import Tracker, check_readable
+
+    uri = tracking_uri or default_tracking_uri(storage)
+    check_readable(uri)
+    records = [read_run(run) for run in Tracker(uri).finished_children(experiment)]
+    table = rows(result for result, _ in records)
+    if as_json:
+        chosen = {key for row in table for key in row.keys}
+        click.echo(json.dumps([_json_row(result, theta, result.key in chosen) for result, theta in records], indent=1))
+    elif markdown:
+        from orchestrator.report import markdown_table
+
+        click.echo(markdown_table(table))
+    else:
+        _print_table(table)
+
+
+def _json_row(result: Any, theta: str, selected: bool) -> dict[str, Any]:
+    means = {column: summary["mean"] for column, summary in result.metrics.items()}
+    return {
+        "family": result.point["family"],
+        "label": result.label,
+        "kind": result.kind,
+        "nfe": result.point["nfe"],
+        "sigma0": result.point["sigma0"],
+        "guidance_scale": result.point["guidance_scale"],
+        "seed": result.point["seed"],
+        "grid": result.grid,
+        **means,
+        "validation_psnr_db": result.validation_psnr_db,
+        "start_psnr_db": result.start_metrics["psnr_db"]["mean"] if result.start_metrics else None,
+        "forwards": result.forwards,
+        "backwards": result.backwards,
+        "status": result.status,
+        "selected": selected,
+        "theta": theta,
+    }
+
+
+@main.command()
+@click.argument("config")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--output", default=".", show_default=True, help="Folder for the weights and the model card.")
+def pretrain(config: str, overrides: tuple[str, ...], output: str) -> None:
+    """Train a zoo model; goes on from its last checkpoint.
+
+    \b
+    Example:
+      bespoke pretrain sweeps/configs/pretrain/digits_fm_ot.yaml --output my-models
+    """
+    from orchestrator.config import read_yaml, validated
+    from orchestrator.models.zoo.training import PretrainConfig, train
+    from orchestrator.progress import bar
+
+    loaded = validated(PretrainConfig, read_yaml(config, overrides), config)
+    with bar(loaded.iterations, "iteration", loaded.name) as progress:
+
+        def told(iteration: int, loss: float) -> None:
+            progress.update(iteration - progress.n)
+            progress.set_postfix_str(f" loss {loss:.4f}", refresh=False)
+
+        facts = train(loaded, Path(output), told)
+    click.echo(
+        f"{Path(output) / loaded.name}.safetensors: held-out loss {facts['validation_loss']:.4f}, "
+        f"{facts['parameters']:,} parameters"
+    )
+
+
+@main.command(name="list")
+@click.argument("kind", type=click.Choice(["families", "models", "datasets", "metrics", "schedulers"]))
+def list_plugins(kind: str) -> None:
+    """List what configurations can name: families, models, datasets, metrics or schedulers."""
+    from orchestrator.listing import describe
+
+    for line in describe(kind):
+        click.echo(line)
+
+
+@main.command()
+@click.option("--tracking-uri", metavar="URI", help="MLflow store; default: SQLite under the storage root.")
+@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Root that holds mlflow.db.")
+@click.option("--port", default=5000, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True)
+def ui(tracking_uri: str | None, storage: str, port: int, host: str) -> None:
+    """Open MLflow's UI on the right store (Ctrl-C ends it)."""
+    from orchestrator.config import default_tracking_uri
+    from orchestrator.tracking import check_readable
+
+    uri = tracking_uri or default_tracking_uri(storage)
+    check_readable(uri)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port), "--host", host]
+    sys.exit(subprocess.call(command))
+
+
+def _print_table(table: Sequence[Row]) -> None:
+    """PSNR by solver and NFE; colours only on a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from orchestrator.report import summary
+
+    console = Console(highlight=False)
+    for scale in sorted({row.guidance_scale for row in table}):
+        part = [row for row in table if row.guidance_scale == scale]
+        nfes = sorted({row.nfe for row in part})
+        shown = Table(title=f"PSNR (dB) on test pairs, guidance {scale:g}", title_justify="left")
+        shown.add_column("solver")
+        for nfe in nfes:
+            shown.add_column(f"NFE {nfe}", justify="right")
+        for line in summary(part):
+            cells = []
+            for nfe in nfes:
+                row = line["cells"].get(nfe)
+                text = "—" if row is None else f"{row.metrics['psnr_db']:.2f}"
+                cells.append(f"[bold green]{text}[/]" if row is not None and line["best"][nfe] else text)
+            shown.add_row(line["title"], *cells, style="bold" if line["kind"] == "learned" else None)
+        console.print(shown)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Root mean squared error against ground truth."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from orchestrator.metrics.base import Metric, check_comparable
+from solvers.losses import per_sample_mse
+
+
+class RMSE(Metric):
+    """sqrt(||x_n - x(1)||^2) of each sample, the norm a mean over dimensions (BST eq. 6)."""
+
+    column = "rmse"
+    higher_is_better = False
+
+    def per_sample(self, samples: Tensor, reference: Tensor, data_range: float) -> Tensor:
+        check_comparable(samples, reference)
+        return per_sample_mse(samples.to(torch.float64), reference.to(torch.float64)).sqrt()
+
+
+METRIC = RMSE

@@ -1,0 +1,73 @@
+"""Makes or mends pair stores with a pool of hosts: resumable, one writer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from orchestrator.errors import PoolError
+from orchestrator.pairs.lock import exclusive
+from orchestrator.pairs.spec import PairSpec
+from orchestrator.pairs.store import PairStore, ShardRecord
+from orchestrator.pool import Pool, Request
+from orchestrator.progress import Note, bar
+from orchestrator.storage import Storage
+
+
+def ensure_pairs(
+    storage: Storage, specs: Sequence[PairSpec], pool: Pool, *, wait: bool, note: Note
+) -> dict[str, list[ShardRecord]]:
+    """Make every missing or damaged shard of these stores and commit their manifests.
+
+    Args:
+        storage: Root of the stores.
+        specs: What to make.
+        pool: Hosts of the model.
+        wait: Whether to wait for another process that makes the same store.
+        note: Told what is reused, mended, waited for.
+
+    Returns:
+        The manifest's records of each store, by digest.
+
+    Raises:
+        PoolError: Some shards could not be made; the others are kept.
+        BusyStoreError: Another process makes the same store and ``wait`` is false.
+    """
+    made: dict[str, list[ShardRecord]] = {}
+    with bar(sum(spec.count for spec in specs), "pair", "ground-truth pairs") as progress:
+        for spec in specs:
+            store = PairStore(storage, spec)
+            with exclusive(storage, f"{store.folder}/.lock", wait=wait, announce=note):
+                made[spec.digest] = _ensure(store, pool, note, progress.update)
+    return made
+
+
+def _ensure(store: PairStore, pool: Pool, note: Note, update: Callable[[int], object]) -> list[ShardRecord]:
+    if store.is_complete():
+        damaged = store.damaged()
+        if not damaged:
+            update(store.spec.count)
+            return store.records()
+        note(f"{store.storage.location(store.folder)}: making {len(damaged)} damaged or missing shard(s) again")
+        store.storage.delete(store.manifest_key)
+        for shard in damaged:
+            store.storage.delete(store.shard_key(shard))
+    records = {shard: record for shard in range(store.spec.shards) if (record := store.inspect_shard(shard))}
+    update(sum(record.rows for record in records.values()))
+    missing = [shard for shard in range(store.spec.shards) if shard not in records]
+    failures: dict[int, Exception] = {}
+    requests = [Request("make_shard", {"spec": store.spec, "shard": shard}) for shard in missing]
+    for outcome in pool.map(requests):
+        shard = missing[outcome.index]
+        if outcome.error is not None:
+            failures[shard] = outcome.error
+            continue
+        records[shard] = outcome.value
+        update(outcome.value.rows)
+    if failures:
+        first = next(iter(failures.values()))
+        raise PoolError(
+            f"{len(failures)} of {store.spec.shards} shards of {store.storage.location(store.folder)} could not be made "
+            f"(shards {', '.join(map(str, sorted(failures)))}): {first}; the others are kept, run the same command again"
+        )
+    store.commit(list(records.values()))
+    return store.records()

@@ -1,0 +1,307 @@
+"""The pool of hosts: in this process, or as Ray actors behind one router. Knows nothing of what it is asked.
+
+A request is a method name of :class:`orchestrator.host.Host` and its arguments. The router keeps at most two requests
+at each host (one running, one waiting, so that the device never idles), gives work to the least loaded, and asks
+again when a host dies. A request that keeps failing is set aside and reported, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import ray
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+)
+
+from orchestrator.errors import PoolError, UserError
+from orchestrator.host import Host, HostSettings
+
+NAMESPACE = "bespoke"
+IN_FLIGHT_PER_HOST = 2
+MAX_ATTEMPTS = 3
+RESTART_PAUSE_SECONDS = 0.5
+
+HOST_LOSSES = (ActorDiedError, ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayActorError)
+
+
+class Request(NamedTuple):
+    """A host method and its arguments."""
+
+    method: str
+    arguments: dict[str, Any]
+
+
+class Outcome(NamedTuple):
+    """The answer to request ``index``: a value, or the error that it was set aside with."""
+
+    index: int
+    value: Any
+    error: Exception | None
+
+
+class Pool(ABC):
+    """Hosts that answer requests."""
+
+    @abstractmethod
+    def map(self, requests: Sequence[Request]) -> Iterator[Outcome]:
+        """The outcomes of these requests, as they are done, in any order."""
+
+    def call(self, method: str, **arguments: Any) -> Any:
+        """The answer to one request.
+
+        Raises:
+            UserError: The request cannot be answered, by any host.
+        """
+        (outcome,) = self.map([Request(method, arguments)])
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.value
+
+    def gather(self, requests: Sequence[Request]) -> list[Any]:
+        """The answers to these requests, in order.
+
+        Raises:
+            UserError: One of them cannot be answered.
+        """
+        values: list[Any] = [None] * len(requests)
+        for outcome in self.map(requests):
+            if outcome.error is not None:
+                raise outcome.error
+            values[outcome.index] = outcome.value
+        return values
+
+
+class LocalPool(Pool):
+    """One host in this process, without Ray: notebooks and tests."""
+
+    def __init__(self, settings: HostSettings):
+        self.host = Host(settings)
+
+    def map(self, requests: Sequence[Request]) -> Iterator[Outcome]:
+        for index, request in enumerate(requests):
+            try:
+                yield Outcome(index, getattr(self.host, request.method)(**request.arguments), None)
+            except UserError as error:
+                yield Outcome(index, None, error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings:
+    """How many hosts, and what each takes of the cluster.
+
+    Attributes:
+        hosts: Number of host actors.
+        cpus, gpus: Resources of each; fractions share a device.
+        request_timeout: Seconds after which a silent host is taken for hung and restarted; None never.
+    """
+
+    hosts: int = 1
+    cpus: float = 0.5
+    gpus: float = 0.0
+    request_timeout: float | None = None
+
+
+@dataclass
+class _Seat:
+    """A host actor and what it is doing."""
+
+    actor: Any
+    in_flight: int = 0
+    answered: int = 0
+
+
+@dataclass
+class RouterStatistics:
+    """What the router has seen."""
+
+    answered: int = 0
+    retried: int = 0
+    set_aside: int = 0
+    per_host: list[int] = field(default_factory=list)
+
+
+class Router:
+    """Owns the host actors and the queue. Runs as one asyncio actor, so its state needs no lock."""
+
+    def __init__(self, host: HostSettings, pool: PoolSettings):
+        self.pool = pool
+        actor_class = ray.remote(Host)
+        self.options = {
+            "num_cpus": pool.cpus,
+            "num_gpus": pool.gpus,
+            "max_restarts": -1,
+            # The router asks again itself: it may choose another host.
+            "max_task_retries": 0,
+            "runtime_env": {"env_vars": _thread_limits(host.threads)},
+        }
+        self.make = lambda: actor_class.options(**self.options).remote(host)  # type: ignore[attr-defined]
+        self.seats = [_Seat(self.make()) for _ in range(pool.hosts)]
+        self.free = asyncio.Condition()
+        self.statistics = RouterStatistics()
+
+    async def request(self, method: str, arguments: dict[str, Any]) -> tuple[Any, Exception | None]:
+        """The answer of whichever host is free, or the error the request is set aside with."""
+        failure: Exception | None = None
+        for attempt in range(MAX_ATTEMPTS):
+            if attempt:
+                self.statistics.retried += 1
+            seat = await self._seat()
+            try:
+                value = await self._ask(seat, method, arguments)
+                self.statistics.answered += 1
+                seat.answered += 1
+                return value, None
+            except RayTaskError as error:
+                cause = error.cause if isinstance(error.cause, Exception) else error
+                if isinstance(cause, UserError):
+                    return None, cause
+                failure = cause
+            except (*HOST_LOSSES, GetTimeoutError, asyncio.TimeoutError) as error:
+                failure = error
+                # A host that is being restarted refuses at once; let it come back.
+                await asyncio.sleep(RESTART_PAUSE_SECONDS)
+            finally:
+                async with self.free:
+                    seat.in_flight -= 1
+                    self.free.notify()
+        self.statistics.set_aside += 1
+        return None, PoolError(
+            f"{method}({_brief(arguments)}) failed {MAX_ATTEMPTS} times and is set aside; the last time: "
+            f"{type(failure).__name__}: {failure}"
+        )
+
+    async def _seat(self) -> _Seat:
+        async with self.free:
+            await self.free.wait_for(lambda: any(seat.in_flight < IN_FLIGHT_PER_HOST for seat in self.seats))
+            seat = min(self.seats, key=lambda seat: seat.in_flight)
+            seat.in_flight += 1
+            return seat
+
+    async def _ask(self, seat: _Seat, method: str, arguments: dict[str, Any]) -> Any:
+        reference = getattr(seat.actor, method).remote(**arguments)
+        try:
+            return await asyncio.wait_for(_as_coroutine(reference), self.pool.request_timeout)
+        except TimeoutError:
+            # Hung: nothing else will end it. Killing without no_restart lets Ray bring up a fresh one.
+            ray.kill(seat.actor, no_restart=False)
+            raise
+
+    async def stats(self) -> dict[str, Any]:
+        self.statistics.per_host = [seat.answered for seat in self.seats]
+        return asdict(self.statistics)
+
+
+async def _as_coroutine(reference: Any) -> Any:
+    return await reference
+
+
+class RayPool(Pool):
+    """The pool as trials and the driver see it: a handle on the router."""
+
+    def __init__(self, router: Any, hosts: int):
+        self.router = router
+        self.window = hosts * IN_FLIGHT_PER_HOST
+
+    @classmethod
+    def start(cls, name: str, host: HostSettings, pool: PoolSettings) -> RayPool:
+        """Start the router and its hosts, or find those of this name that are up already."""
+        router = (
+            ray.remote(Router)
+            .options(
+                name=name,
+                namespace=NAMESPACE,
+                get_if_exists=True,
+                num_cpus=0,
+                max_concurrency=10_000,
+                max_restarts=-1,
+                runtime_env={"env_vars": _thread_limits(1)},
+            )
+            .remote(host, pool)
+        )
+        return cls(router, pool.hosts)
+
+    @classmethod
+    def attach(cls, name: str, hosts: int) -> RayPool:
+        """The pool of this name, from another process of the same cluster."""
+        return cls(ray.get_actor(name, namespace=NAMESPACE), hosts)
+
+    def map(self, requests: Sequence[Request]) -> Iterator[Outcome]:
+        waiting = iter(enumerate(requests))
+        pending: dict[Any, int] = {}
+        while True:
+            while len(pending) < self.window and (item := next(waiting, None)) is not None:
+                index, request = item
+                pending[self.router.request.remote(request.method, request.arguments)] = index
+            if not pending:
+                return
+            (done,), _ = ray.wait(list(pending), num_returns=1)
+            index = pending.pop(done)
+            value, error = ray.get(done)
+            yield Outcome(index, value, error)
+
+    def statistics(self) -> dict[str, Any]:
+        """Requests answered, retried and set aside, and answered per host."""
+        return ray.get(self.router.stats.remote())
+
+
+def _thread_limits(threads: int) -> dict[str, str]:
+    """Before any import: OpenMP reads its limit when it loads."""
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
+def _brief(arguments: dict[str, Any]) -> str:
+    """The small arguments of a request, for an error message."""
+    small = {key: value for key, value in arguments.items() if isinstance(value, int | float | str)}
+    return ", ".join(f"{key}={value}" for key, value in small.items())
+
+
+def connect(address: str | None, cpus: int, storage: str) -> None:
+    """Connect to a Ray cluster, or start one on this machine.
+
+    Args:
+        address: 'auto', 'ray://…' or host:port; None starts a local one.
+        cpus: CPUs of a local one.
+        storage: Root whose parent may hold Ray's session files; unused on a cluster.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray.is_initialized():
+        return
+    common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "warning"}
+    if address:
+        ray.init(address=address, **common)
+    else:
+        ray.init(num_cpus=cpus, include_dashboard=False, configure_logging=True, **common)
+
+
+def check_fits(hosts: int, host_cpus: float, host_gpus: float, trial_cpus: float) -> None:
+    """Refuse resources with which the sweep would wait for itself.
+
+    Raises:
+        PoolError: Naming what is asked, what there is, and what to change.
+    """
+    there = ray.cluster_resources()
+    need_cpus = hosts * host_cpus + trial_cpus
+    if need_cpus > there.get("CPU", 0) + 1e-9:
+        raise PoolError(
+            f"{hosts} hosts of {host_cpus:g} CPU and one trial of {trial_cpus:g} need {need_cpus:g} CPUs, but the cluster "
+            f"has {there.get('CPU', 0):g}; lower resources.hosts, resources.host_cpus or resources.trial_cpus"
+        )
+    need_gpus = hosts * host_gpus
+    if need_gpus > there.get("GPU", 0) + 1e-9:
+        raise PoolError(
+            f"{hosts} hosts of {host_gpus:g} GPU need {need_gpus:g}, but the cluster has {there.get('GPU', 0):g}; lower "
+            f"resources.hosts or resources.host_gpus, or set resources.device to cpu"
+        )

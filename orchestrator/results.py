@@ -1,0 +1,193 @@
+"""Results of points: what a trial leaves behind, and the rows of every table and figure made from them.
+
+A result is complete when its ``result.json`` is there; theta and the iterates are written before it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from orchestrator.storage import Storage
+
+Kind = Literal["common grid", "best grid", "start", "learned", "ground truth"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What is known of one point once it is done.
+
+    Attributes:
+        key: The point's key.
+        point: The point, as a dictionary.
+        name: The point's name for people.
+        kind: Which sort of row it makes.
+        label: Family label.
+        grid: Label of the grid taken, or of a learned solver's start.
+        status: 'finished', 'diverged' or 'stopped' (early, by the search).
+        validation_psnr_db: PSNR on the validation pairs, dB: what choices are made by.
+        metrics: Column to {mean, stderr, count, not_finite} on the test pairs.
+        start_metrics: The same for a learned solver's start.
+        start_validation_psnr_db: Validation PSNR of a learned solver's start.
+        forwards: Network forwards spent on distillation or grid search, validation included.
+        backwards: Network backwards spent.
+        history: [iteration, validation PSNR] of every validation.
+        chosen_grid: The grid taken, as a dictionary; None for learned solvers.
+    """
+
+    key: str
+    point: dict[str, Any]
+    name: str
+    kind: Kind
+    label: str
+    grid: str
+    status: str
+    validation_psnr_db: float
+    metrics: dict[str, dict[str, float]]
+    start_metrics: dict[str, dict[str, float]] | None = None
+    start_validation_psnr_db: float | None = None
+    forwards: int = 0
+    backwards: int = 0
+    history: list[list[float]] = field(default_factory=list)
+    chosen_grid: dict[str, Any] | None = None
+
+
+class ResultStore:
+    """The folder of one point: state while it runs, then theta and the result."""
+
+    def __init__(self, storage: Storage, key: str):
+        self.storage = storage
+        self.folder = f"points/{key}"
+
+    def _key(self, name: str) -> str:
+        return f"{self.folder}/{name}"
+
+    @property
+    def theta_key(self) -> str:
+        return self._key("theta.json")
+
+    @property
+    def theta_location(self) -> str:
+        """Where a user finds theta."""
+        return self.storage.location(self.theta_key)
+
+    def is_complete(self) -> bool:
+        return self.storage.exists(self._key("result.json"))
+
+    def load(self) -> Result:
+        return Result(**self.storage.read_json(self._key("result.json")))
+
+    def save(self, result: Result, theta: str, iterates: list[dict[str, Any]]) -> None:
+        """Publish a finished point: theta and the validated iterates first, the result last."""
+        self.storage.write(self.theta_key, theta.encode())
+        if iterates:
+            self.storage.write_json(self._key("iterates.json"), iterates)
+        self.storage.write_json(self._key("result.json"), asdict(result))
+        self.storage.delete(self._key("state.json"))
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The state that an interrupted trial left, or None."""
+        key = self._key("state.json")
+        return self.storage.read_json(key) if self.storage.exists(key) else None
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        self.storage.write_json(self._key("state.json"), state)
+
+    def mark_stopped(self) -> None:
+        """Record that the search ended this point early: what it has is its result, also after a restart."""
+        self.storage.write_json(self._key("stopped.json"), {"stopped": True})
+
+    def is_stopped(self) -> bool:
+        return self.storage.exists(self._key("stopped.json"))
+
+    def read_theta(self) -> str:
+        return self.storage.read(self.theta_key).decode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One solver in a comparison: the chosen point of each seed, averaged over seeds.
+
+    Attributes:
+        label, kind, nfe, guidance_scale: Which solver.
+        sigma0, detail: Of the chosen point (of the first seed): preconditioning, grid or start.
+        metrics: Column to mean over seeds.
+        stderr: Column to standard error: over seeds where there are several, else over samples.
+        seeds: Number of seeds.
+        forwards, backwards: Mean network passes spent on the chosen points.
+        keys: Keys of the chosen points.
+    """
+
+    label: str
+    kind: Kind
+    nfe: int
+    guidance_scale: float
+    sigma0: float
+    detail: str
+    metrics: dict[str, float]
+    stderr: dict[str, float]
+    seeds: int
+    forwards: float
+    backwards: float
+    keys: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """The solver's name in tables: what distinguishes it from its neighbours."""
+        return {"best grid": f"{self.label}, best grid", "start": f"start of {self.label}"}.get(self.kind, self.label)
+
+
+def rows(results: Iterable[Result]) -> list[Row]:
+    """The comparison: in each cell and seed the point of highest *validation* PSNR, reported on the test pairs."""
+    cells: dict[tuple[str, Kind, int, float], dict[int, list[Result]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        point = result.point
+        cells[result.label, result.kind, point["nfe"], point["guidance_scale"]][point["seed"]].append(result)
+    made = []
+    for (label, kind, nfe, scale), by_seed in cells.items():
+        chosen = [max(found, key=_validation) for _, found in sorted(by_seed.items())]
+        made.append(_row(label, kind, nfe, scale, chosen, [c.metrics for c in chosen]))
+        starts = [c.start_metrics for c in chosen if c.start_metrics is not None]
+        if len(starts) == len(chosen):
+            made.append(_row(label, "start", nfe, scale, chosen, starts))
+    return sorted(made, key=lambda row: (row.guidance_scale, row.nfe, row.metrics.get("psnr_db", -math.inf)))
+
+
+def _validation(result: Result) -> float:
+    return result.validation_psnr_db if math.isfinite(result.validation_psnr_db) else -math.inf
+
+
+def _row(
+    label: str,
+    kind: Kind,
+    nfe: int,
+    scale: float,
+    chosen: Sequence[Result],
+    metrics: Sequence[dict[str, dict[str, float]]],
+) -> Row:
+    first = chosen[0]
+    spent = kind != "start"
+    return Row(
+        label=label,
+        kind=kind,
+        nfe=nfe,
+        guidance_scale=scale,
+        sigma0=first.point["sigma0"],
+        detail=first.grid,
+        metrics={column: statistics.fmean(m[column]["mean"] for m in metrics) for column in metrics[0]},
+        stderr={column: _stderr([m[column] for m in metrics]) for column in metrics[0]},
+        seeds=len(chosen),
+        forwards=statistics.fmean(c.forwards for c in chosen) if spent else 0,
+        backwards=statistics.fmean(c.backwards for c in chosen) if spent else 0,
+        keys=tuple(c.key for c in chosen),
+    )
+
+
+def _stderr(summaries: Sequence[dict[str, float]]) -> float:
+    if len(summaries) == 1:
+        return summaries[0]["stderr"]
+    return statistics.stdev(s["mean"] for s in summaries) / math.sqrt(len(summaries))

@@ -1,0 +1,73 @@
+"""A result as an MLflow run, and back: everything a comparison needs is in parameters and metrics, not in artifacts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.results import Result, ResultStore
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from orchestrator.tracking import RunLog
+
+START = "start_"
+STDERR = "_stderr"
+
+
+def write_run(log: RunLog, result: Result, store: ResultStore) -> None:
+    """Write a result's numbers and theta to its run, and close it."""
+    metrics: dict[str, float] = {
+        "validation_psnr_db": result.validation_psnr_db,
+        "nfe": result.point["nfe"],
+        "forwards": result.forwards,
+        "backwards": result.backwards,
+    }
+    for prefix, summaries in (("", result.metrics), (START, result.start_metrics or {})):
+        for column, summary in summaries.items():
+            metrics[prefix + column] = summary["mean"]
+            metrics[prefix + column + STDERR] = summary["stderr"]
+    if result.start_validation_psnr_db is not None:
+        metrics[START + "validation_psnr_db"] = result.start_validation_psnr_db
+    log.finish(
+        metrics,
+        texts={"theta.json": store.read_theta()},
+        parameters={"grid": result.grid, "status": result.status, "theta": store.theta_location},
+    )
+
+
+def read_run(run: Run) -> tuple[Result, str]:
+    """The result that a finished run records, and where its theta is."""
+    parameters, metrics = run.data.params, run.data.metrics
+
+    def summaries(prefix: str) -> dict[str, dict[str, float]]:
+        columns = [
+            name.removesuffix(STDERR).removeprefix(prefix)
+            for name in metrics
+            if name.endswith(STDERR) and name.startswith(prefix) and (prefix or not name.startswith(START))
+        ]
+        return {c: {"mean": metrics[prefix + c], "stderr": metrics[prefix + c + STDERR]} for c in columns}
+
+    point: dict[str, Any] = {
+        "family": parameters["family"],
+        "nfe": int(parameters["nfe"]),
+        "guidance_scale": float(parameters["guidance_scale"]),
+        "sigma0": float(parameters["sigma0"]),
+        "seed": int(parameters["seed"]),
+    }
+    result = Result(
+        key=run.data.tags["bespoke.key"].rpartition("/")[2],
+        point=point,
+        name=run.info.run_name or run.info.run_id,
+        kind=parameters["kind"],  # type: ignore[arg-type]
+        label=parameters["label"],
+        grid=parameters["grid"],
+        status=parameters["status"],
+        validation_psnr_db=metrics["validation_psnr_db"],
+        metrics=summaries(""),
+        start_metrics=summaries(START) or None,
+        start_validation_psnr_db=metrics.get(START + "validation_psnr_db"),
+        forwards=int(metrics["forwards"]),
+        backwards=int(metrics["backwards"]),
+    )
+    return result, parameters["theta"]

@@ -1,0 +1,205 @@
+"""MLflow: the only file that imports it. Experiments, runs, metrics, artifacts, and reading them back.
+
+Every run is found by a tag of its own (``bespoke.key``) before one is made, so a resumed sweep goes on in the runs it
+had. The database, the experiment and the parent run are made on the driver, before any trial: several processes that
+open a new SQLite store together fail.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+# Before the import: both are read when mlflow loads.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+from mlflow import MlflowClient
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Dataset as DatasetEntity
+from mlflow.exceptions import MlflowException
+
+from orchestrator.errors import UserError
+
+T = TypeVar("T")
+
+KEY = "bespoke.key"
+PARENT = "mlflow.parentRunId"
+ROLE = "bespoke.role"
+
+RETRIES = 6
+"""Attempts at a request while the store is busy: 0.5 s, then doubling, about half a minute in all."""
+
+
+def _retrying(action: Callable[[], T]) -> T:
+    """Run ``action`` again while the store is locked or away."""
+    for attempt in range(RETRIES):
+        try:
+            return action()
+        except MlflowException as error:
+            transient = error.error_code in ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR") or "locked" in str(error)
+            if not transient or attempt == RETRIES - 1:
+                raise
+            time.sleep(0.5 * 2**attempt)
+    raise AssertionError("the loop returns or raises")
+
+
+class RunLog:
+    """One MLflow run that is being written."""
+
+    def __init__(self, client: MlflowClient, run_id: str):
+        self.client = client
+        self.run_id = run_id
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log these metrics at one step, in one request."""
+        now = int(time.time() * 1000)
+        entries = [Metric(name, float(value), now, step) for name, value in values.items()]
+        _retrying(lambda: self.client.log_batch(self.run_id, metrics=entries))
+
+    def curve(self, name: str, points: Sequence[tuple[int, float]]) -> None:
+        """One metric at many steps, e.g. PSNR at step = NFE."""
+        now = int(time.time() * 1000)
+        entries = [Metric(name, value, now, step) for step, value in points]
+        _retrying(lambda: self.client.log_batch(self.run_id, metrics=entries))
+
+    def parameters(self, values: Mapping[str, Any]) -> None:
+        """Log parameters; logging the same ones again is no error."""
+        entries = [Param(name, str(value)) for name, value in values.items()]
+        _retrying(lambda: self.client.log_batch(self.run_id, params=entries))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        entries = [RunTag(name, value) for name, value in values.items()]
+        _retrying(lambda: self.client.log_batch(self.run_id, tags=entries))
+
+    def text(self, name: str, text: str) -> None:
+        _retrying(lambda: self.client.log_text(self.run_id, text, name))
+
+    def file(self, path: Path, folder: str | None = None) -> None:
+        _retrying(lambda: self.client.log_artifact(self.run_id, str(path), folder))
+
+    def pairs(self, name: str, digest: str, location: str, context: str) -> None:
+        """Record a pair set as an input of this run."""
+        dataset = DatasetEntity(name=name, digest=digest, source_type="local", source=f'{{"uri": "{location}"}}')
+        entry = DatasetInput(dataset, tags=[InputTag("mlflow.data.context", context)])
+        _retrying(lambda: self.client.log_inputs(self.run_id, datasets=[entry]))
+
+    def finish(
+        self,
+        metrics: Mapping[str, float],
+        texts: Mapping[str, str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        status: str = "FINISHED",
+    ) -> None:
+        """Log the final numbers and artifacts, and close the run."""
+        self.metrics(metrics)
+        if parameters:
+            self.parameters(parameters)
+        for name, text in (texts or {}).items():
+            self.text(name, text)
+        _retrying(lambda: self.client.set_terminated(self.run_id, status))
+
+
+class Tracker:
+    """An MLflow store."""
+
+    def __init__(self, uri: str):
+        self.uri = uri
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        self.client = MlflowClient(tracking_uri=uri)
+
+    def experiment(self, name: str, artifact_location: str | None) -> str:
+        """The id of an experiment, made where it is not there.
+
+        Raises:
+            UserError: The tracking store cannot be reached, or the experiment was deleted.
+        """
+        try:
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                return self.client.create_experiment(name, artifact_location=artifact_location)
+        except MlflowException as error:
+            raise UserError(f"MLflow at {self.uri} cannot be used: {error}; check --tracking-uri") from error
+        if found.lifecycle_stage != "active":
+            raise UserError(
+                f"MLflow experiment {name!r} was deleted; restore it with `mlflow experiments restore "
+                f"-x {found.experiment_id}`, or give the experiment another name"
+            )
+        return found.experiment_id
+
+    def _find(self, experiment_id: str, key: str) -> Run | None:
+        runs = _retrying(
+            lambda: self.client.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
+        )
+        return runs[0] if runs else None
+
+    def run(self, experiment_id: str, key: str, name: str, tags: Mapping[str, str] | None = None) -> RunLog:
+        """The run with this key, opened again or made."""
+        found = self._find(experiment_id, key)
+        if found is None:
+            found = _retrying(
+                lambda: self.client.create_run(experiment_id, run_name=name, tags={KEY: key, **(tags or {})})
+            )
+        elif found.info.status != "RUNNING":
+            _retrying(lambda: self.client.update_run(found.info.run_id, status="RUNNING"))
+        return RunLog(self.client, found.info.run_id)
+
+    def child_run(
+        self, experiment_id: str, parent_run_id: str, key: str, name: str, parameters: Mapping[str, Any], role: str = "trial"
+    ) -> RunLog:
+        """A run under ``parent_run_id``, found by its key or made."""
+        log = self.run(experiment_id, f"{parent_run_id}/{key}", name, {PARENT: parent_run_id, ROLE: role})
+        log.parameters(parameters)
+        return log
+
+    def is_finished(self, experiment_id: str, parent_run_id: str, key: str) -> bool:
+        """Whether the child run with this key is there and closed as finished."""
+        found = self._find(experiment_id, f"{parent_run_id}/{key}")
+        return found is not None and found.info.status == "FINISHED"
+
+    def delete_outdated(self, experiment_id: str, parent_run_id: str, role: str, keys: set[str]) -> None:
+        """Delete the parent's runs of this role whose key is not among ``keys``."""
+        query = f"tags.`{PARENT}` = '{parent_run_id}' and tags.`{ROLE}` = '{role}'"
+        for run in self.client.search_runs([experiment_id], query, max_results=1000):
+            if run.data.tags[KEY].removeprefix(f"{parent_run_id}/") not in keys:
+                self.client.delete_run(run.info.run_id)
+
+    def finished_children(self, experiment_name: str) -> list[Run]:
+        """The finished trial runs of the newest sweep of an experiment.
+
+        Raises:
+            UserError: There is no such experiment, or it has no sweep.
+        """
+        experiment = self.client.get_experiment_by_name(experiment_name)
+        if experiment is None:
+            known = ", ".join(e.name for e in self.client.search_experiments() if e.name != "Default") or "none"
+            raise UserError(f"no experiment {experiment_name!r} in MLflow at {self.uri}; there are: {known}")
+        parents = self.client.search_runs(
+            [experiment.experiment_id], f"tags.`{ROLE}` = 'sweep'", ViewType.ACTIVE_ONLY, 1, ["attributes.start_time DESC"]
+        )
+        if not parents:
+            raise UserError(f"experiment {experiment_name!r} has no sweep yet; run `bespoke sweep`")
+        runs: list[Run] = []
+        token: str | None = None
+        query = f"tags.`{PARENT}` = '{parents[0].info.run_id}' and tags.`{ROLE}` = 'trial' and attributes.status = 'FINISHED'"
+        while True:
+            page = self.client.search_runs([experiment.experiment_id], query, max_results=1000, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+
+def check_readable(uri: str) -> None:
+    """Refuse a SQLite store that is not there: opening it would make an empty one.
+
+    Raises:
+        UserError: Naming the file and the remedy.
+    """
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not path.is_file():
+        raise UserError(f"no MLflow store at {path}; run `bespoke sweep` first, or give --storage or --tracking-uri")

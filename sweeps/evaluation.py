@@ -1,0 +1,67 @@
+"""``bespoke evaluate``: theta files on the test pairs of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.config import ExperimentConfig
+from orchestrator.errors import UserError
+from orchestrator.evaluate import evaluate
+from orchestrator.progress import bar
+from solvers.ns import ThetaArtifact
+from sweeps.run import Session
+from sweeps.space import PairKey
+
+
+def evaluate_thetas(
+    config: ExperimentConfig,
+    artifacts: Mapping[str, ThetaArtifact],
+    *,
+    address: str | None,
+    wait: bool,
+    allow_transfer: bool,
+) -> list[dict[str, Any]]:
+    """Metrics of each theta on the test pairs of its own guidance scale.
+
+    Args:
+        config: The experiment whose model and pairs to use.
+        artifacts: theta by the path it came from.
+        address: Ray cluster; None for a local one.
+        wait: Whether to wait for another process on the same pairs.
+        allow_transfer: Score theta also on a model it was not made for.
+
+    Returns:
+        One dictionary a theta: theta, nfe, family, guidance_scale, columns, each column and its standard error.
+
+    Raises:
+        InvalidThetaError: theta belongs to another model and ``allow_transfer`` is false.
+        UserError: The experiment has no test pairs at a theta's guidance scale.
+    """
+    for path, artifact in artifacts.items():
+        if artifact.guidance_scale not in config.guidance_scale:
+            raise UserError(
+                f"{path} was made for guidance scale {artifact.guidance_scale:g}, the configuration has "
+                f"{list(config.guidance_scale)}; add it with --set guidance_scale=[{artifact.guidance_scale:g}]"
+            )
+    session = Session(config, address=address, wait=wait)
+    for artifact in artifacts.values():
+        artifact.check_model(session.facts.digest, allow_transfer=allow_transfer)
+    session.make_pairs()
+    found = []
+    with bar(len(artifacts), "theta", "evaluation") as progress:
+        for path, artifact in artifacts.items():
+            pairs = session.specs[PairKey("test", artifact.guidance_scale, 0)]
+            summaries = evaluate(session.pool, artifact.solver, pairs.digest, config.metrics, pairs.count)
+            entry: dict[str, Any] = {
+                "theta": path,
+                "family": artifact.family,
+                "nfe": artifact.solver.nfe,
+                "guidance_scale": artifact.guidance_scale,
+                "columns": list(summaries),
+            }
+            for column, summary in summaries.items():
+                entry |= {column: summary["mean"], f"{column}_stderr": summary["stderr"]}
+            found.append(entry)
+            progress.update()
+    return found

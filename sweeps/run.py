@@ -1,0 +1,358 @@
+"""The main job: pairs, then the sweep by Ray Tune, then MLflow and the report. Resumable at every point.
+
+Two rounds of trials: fixed families first, since a distillation may start from the best of them. What is complete is
+never computed again: pair stores by their manifest, points by their result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from tqdm import tqdm
+
+from orchestrator.config import ExperimentConfig, cpu_budget, default_tracking_uri
+from orchestrator.host import HostSettings, ModelFacts
+from orchestrator.pairs import PairSpec, PairStore
+from orchestrator.pairs.lock import exclusive
+from orchestrator.pairs.make import ensure_pairs
+from orchestrator.pool import Pool, PoolSettings, RayPool, check_fits, connect
+from orchestrator.progress import Note, bar, note
+from orchestrator.report import write_report
+from orchestrator.results import Result, ResultStore, Row, rows
+from orchestrator.run_records import write_run
+from orchestrator.storage import Storage
+from orchestrator.tracking import ROLE, RunLog, Tracker
+from solvers.grids import Grid
+from sweeps.cell_scheduler import asha_per_cell
+from orchestrator.gallery import make_gallery
+from sweeps.space import PairKey, Point, SolverChoice, fixed_points, learned_points, pair_specs
+from sweeps.trial import TrialContext, parameters, run_point, trial
+
+MAX_TRIAL_FAILURES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOutcome:
+    """What a sweep leaves.
+
+    Attributes:
+        rows: The comparison.
+        report: Where ``report.html`` is.
+        failed: Names of points that could not be finished, with the reason.
+    """
+
+    rows: list[Row]
+    report: str
+    failed: dict[str, str]
+
+
+class Session:
+    """An experiment with everything it runs on: storage, hosts, MLflow."""
+
+    def __init__(self, config: ExperimentConfig, *, address: str | None, wait: bool):
+        self.config, self.wait = config, wait
+        self.storage = Storage.at(config.storage)
+        # Absolute: trials run in other working directories.
+        self.tracking_uri = config.tracking_uri or default_tracking_uri(config.storage)
+        self.pool_name = f"pool-{config.name}-{os.getpid()}"
+        resources = config.resources
+        connect(address, cpu_budget(resources), config.storage)
+        check_fits(resources.hosts, resources.host_cpus, resources.host_gpus, resources.trial_cpus)
+        self.pool: Pool = RayPool.start(
+            self.pool_name,
+            HostSettings(
+                adapter=config.model.name,
+                options=dict(config.model.options),
+                storage=self.storage.root,
+                device=resources.device,
+                threads=resources.host_threads,
+            ),
+            PoolSettings(hosts=resources.hosts, cpus=resources.host_cpus, gpus=resources.host_gpus),
+        )
+        self.facts: ModelFacts = self.pool.call("facts")
+        self.specs: dict[PairKey, PairSpec] = pair_specs(config, self.facts)
+
+    def make_pairs(self, announce: Note = note) -> None:
+        """Make what is missing of the experiment's pair stores."""
+        ensure_pairs(self.storage, list(self.specs.values()), self.pool, wait=self.wait, note=announce)
+
+
+def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, announce: Note = note) -> SweepOutcome:
+    """Run or resume an experiment to its report.
+
+    Args:
+        config: A checked configuration.
+        address: Ray cluster; None for a local one.
+        wait: Whether to wait for another process on the same experiment or pairs.
+        announce: Told what happens, in sentences.
+
+    Raises:
+        UserError: Something in the configuration or the environment cannot work.
+    """
+    storage = Storage.at(config.storage)
+    folder = f"experiments/{config.name}"
+    with exclusive(storage, f"{folder}/.lock", wait=wait, announce=announce):
+        session = Session(config, address=address, wait=wait)
+        session.make_pairs(announce)
+        return _Sweep(session, folder, announce).run()
+
+
+class _Sweep:
+    """One run of the main job, its pairs made."""
+
+    def __init__(self, session: Session, folder: str, announce: Note):
+        self.session, self.folder, self.announce = session, folder, announce
+        self.config, self.storage = session.config, session.storage
+        self.tracker = Tracker(session.tracking_uri)
+        local = session.tracking_uri.startswith("sqlite:")
+        artifacts = self.storage.location("mlartifacts") if local else None
+        self.experiment = self.tracker.experiment(self.config.name, artifacts)
+        self.parent = self._parent()
+        self.context = TrialContext(
+            storage=self.storage.root,
+            tracking_uri=session.tracking_uri,
+            experiment_id=self.experiment,
+            parent_run_id=self.parent.run_id,
+            pool=session.pool_name,
+            hosts=self.config.resources.hosts,
+            facts=session.facts,
+            validation_count=self.config.pairs.validation,
+        )
+        self.failed: dict[str, str] = {}
+
+    def _parent(self) -> RunLog:
+        """The sweep's own run: one for the life of the experiment under this name and model."""
+        key = f"sweep/{self.config.name}/{self.session.facts.digest[:12]}"
+        parent = self.tracker.run(self.experiment, key, self.config.name, {ROLE: "sweep"})
+        parent.tags({"bespoke.model": self.session.facts.name, "bespoke.model_digest": self.session.facts.digest})
+        for (split, scale, seed), spec in self.session.specs.items():
+            location = self.storage.location(PairStore(self.storage, spec).folder)
+            name = f"{split} pairs, guidance {scale:g}" + (f", seed {seed}" if split == "train" else "")
+            parent.pairs(name, spec.digest, location, split)
+        return parent
+
+    def run(self) -> SweepOutcome:
+        fixed = fixed_points(self.config, self.session.specs)
+        results = self._finish(fixed, "fixed solvers")
+        best = best_choices(fixed, results)
+        learned = learned_points(self.config, self.session.specs, best) if self._can_learn(best) else []
+        results |= self._finish(learned, "distillation")
+        points = {point.key: point for point in [*fixed, *learned]}
+        ordered = [results[key] for key in points if key in results]
+        table = rows(ordered)
+        self._record_all(points, results)
+        report = self._report(table, ordered)
+        self._summaries(table)
+        status = "FAILED" if self.failed else "FINISHED"
+        self.parent.finish({"solvers": len(ordered), "failed": len(self.failed)}, status=status)
+        return SweepOutcome(rows=table, report=report, failed=self.failed)
+
+    def _can_learn(self, best: dict[tuple[int, float, float], SolverChoice]) -> bool:
+        """Whether every start is known; where a fixed solver failed, its cells cannot be distilled from it."""
+        for learned in self.config.learned:
+            for nfe in self.config.nfe:
+                for scale in self.config.guidance_scale:
+                    for sigma0 in learned.sigma0:
+                        if "best" in learned.start and (nfe, scale, sigma0) not in best:
+                            self.failed[f"{learned.family} nfe{nfe}"] = "no fixed solver finished there to start from"
+                            return False
+        return True
+
+    def _finish(self, points: Sequence[Point], description: str) -> dict[str, Result]:
+        """The results of these points; those that are not there yet are computed by Tune."""
+        stores = {point.key: ResultStore(self.storage, point.key) for point in points}
+        pending = [point for point in points if not stores[point.key].is_complete()]
+        if len(pending) < len(points):
+            self.announce(f"{description}: {len(points) - len(pending)} of {len(points)} points are complete, reused")
+        if pending:
+            errors = self._tune(pending, description)
+            for point in pending:
+                if stores[point.key].is_stopped() and not stores[point.key].is_complete():
+                    run_point(point, self.context, self.session.pool, self.storage, lambda values: None)
+                if not stores[point.key].is_complete():
+                    self.failed[point.name] = errors.get(point.key, "ended without a result")
+        return {key: store.load() for key, store in stores.items() if store.is_complete()}
+
+    def _tune(self, points: Sequence[Point], description: str) -> dict[str, str]:
+        """Run these points as trials; the errors of those that failed, by key."""
+        search, resources = self.config.search, self.config.resources
+        scheduler = None
+        if search.scheduler == "asha" and points[0].settings is not None:
+            longest = max(p.settings.iterations // p.validate_every for p in points if p.settings is not None)
+            scheduler = asha_per_cell(
+                search.grace_validations, search.reduction_factor, longest, _cell, self._mark_stopped
+            )
+        with _Display(points, description) as display:
+            tuner = Tuner(
+                tune.with_resources(
+                    tune.with_parameters(_trainable, context=self.context), {"cpu": resources.trial_cpus}
+                ),
+                param_space={"point": tune.grid_search([point.to_dict() for point in points])},
+                tune_config=TuneConfig(scheduler=scheduler, reuse_actors=True, trial_dirname_creator=_trial_name),
+                run_config=RunConfig(
+                    name=f"{self.config.name}-{description.replace(' ', '-')}-{os.getpid()}",
+                    storage_path=_tune_root(self.storage),
+                    storage_filesystem=None if self.storage.is_local else self.storage.filesystem,
+                    failure_config=FailureConfig(max_failures=MAX_TRIAL_FAILURES),
+                    checkpoint_config=CheckpointConfig(checkpoint_frequency=0),
+                    callbacks=[display],
+                    verbose=0,
+                ),
+            )
+            with _quiet():
+                grid = tuner.fit()
+        return {
+            Point.from_dict(result.config["point"]).key: str(result.error)
+            for result in grid
+            if result.error is not None and result.config is not None
+        }
+
+    def _mark_stopped(self, config: dict[str, Any]) -> None:
+        ResultStore(self.storage, Point.from_dict(config["point"]).key).mark_stopped()
+
+    def _record_all(self, points: dict[str, Point], results: dict[str, Result]) -> None:
+        """Every result has its finished run, also where it was computed for another sweep or MLflow was away."""
+        for key, result in results.items():
+            if not self.tracker.is_finished(self.experiment, self.parent.run_id, key):
+                log = self.tracker.child_run(
+                    self.experiment, self.parent.run_id, key, result.name, parameters(points[key])
+                )
+                log.curve("psnr_db", [(int(step), value) for step, value in result.history])
+                write_run(log, result, ResultStore(self.storage, key))
+
+    def _summaries(self, table: Sequence[Row]) -> None:
+        """One run per family and guidance, with PSNR logged at step = NFE: curves that the UI can lay over each other."""
+        series: dict[tuple[str, float], list[Row]] = {}
+        for row in table:
+            series.setdefault((row.title, row.guidance_scale), []).append(row)
+        current = set()
+        for (title, scale), members in series.items():
+            numbers = [(row.nfe, column, row.metrics[column]) for row in members for column in row.metrics]
+            key = f"summary/{title}/{scale:g}/{hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]}"
+            current.add(key)
+            if self.tracker.is_finished(self.experiment, self.parent.run_id, key):
+                continue
+            values = {"label": members[0].label, "kind": members[0].kind, "guidance_scale": scale}
+            name = f"{title}, guidance {scale:g}: curves against NFE"
+            log = self.tracker.child_run(self.experiment, self.parent.run_id, key, name, values, role="summary")
+            for column in members[0].metrics:
+                log.curve(f"{column}_vs_nfe", [(row.nfe, row.metrics[column]) for row in members])
+            log.finish({})
+        self.tracker.delete_outdated(self.experiment, self.parent.run_id, "summary", current)
+
+    def _report(self, table: Sequence[Row], results: Sequence[Result]) -> str:
+        """Write the report beside the experiment and into the parent run."""
+        tests = {scale: spec.digest for (split, scale, _), spec in self.session.specs.items() if split == "test"}
+        panels = make_gallery(self.session.pool, self.storage, tests, table)
+        with tempfile.TemporaryDirectory() as folder:
+            files = write_report(
+                Path(folder), self.config, self.session.facts, self.session.specs.values(), table, results, panels
+            )
+            for file in files:
+                self.storage.write(f"{self.folder}/{file.name}", file.read_bytes())
+                self.parent.file(file)
+        return self.storage.location(f"{self.folder}/report.html")
+
+
+def best_choices(
+    points: Sequence[Point], results: dict[str, Result]
+) -> dict[tuple[int, float, float], SolverChoice]:
+    """The fixed solver of highest validation PSNR at every (nfe, guidance scale, sigma0)."""
+    found: dict[tuple[int, float, float], tuple[float, SolverChoice]] = {}
+    for point in points:
+        result = results.get(point.key)
+        if result is None or result.chosen_grid is None:
+            continue
+        cell = (point.nfe, point.guidance_scale, point.sigma0)
+        choice = SolverChoice(
+            family=point.family, options=point.options, label=point.label, grid=Grid(**result.chosen_grid)
+        )
+        if cell not in found or result.validation_psnr_db > found[cell][0]:
+            found[cell] = (result.validation_psnr_db, choice)
+    return {cell: choice for cell, (_, choice) in found.items()}
+
+
+def _trainable(config: dict[str, Any], context: TrialContext) -> None:
+    """Module-level, so that workers import it instead of unpickling a closure."""
+    trial(config, context)
+
+
+def _cell(config: dict[str, Any]) -> str:
+    return Point.from_dict(config["point"]).cell
+
+
+def _trial_name(trial: Any) -> str:
+    """Folder of a trial in Tune's results: by key, since names of points are long."""
+    return f"{Point.from_dict(trial.config['point']).key}-{trial.trial_id}"
+
+
+def _tune_root(storage: Storage) -> str:
+    return storage.path("tune")
+
+
+class _Display(Callback):
+    """One progress bar for a round of trials: in iterations, so that its rate and time left mean something."""
+
+    def __init__(self, points: Sequence[Point], description: str):
+        self.total = {point.key: _work(point) for point in points}
+        self.unit = "iteration" if any(p.settings is not None for p in points) else "solver"
+        self.description = description
+        self.done: dict[str, int] = {}
+        self.finished = 0
+        self.bar: tqdm[None] | None = None
+
+    def __enter__(self) -> _Display:
+        self.bar = bar(sum(self.total.values()), self.unit, self.description)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def _advance(self, key: str, done: int) -> None:
+        if self.bar is not None and done > self.done.get(key, 0):
+            self.bar.update(done - self.done.get(key, 0))
+            self.done[key] = done
+            self.bar.set_postfix_str(f" {self.finished}/{len(self.total)} trials", refresh=False)
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        if self.unit == "iteration":
+            self._advance(Point.from_dict(trial.config["point"]).key, int(result.get("iteration", 0)))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        key = Point.from_dict(trial.config["point"]).key
+        self.finished += 1
+        self._advance(key, self.total[key])
+
+
+def _work(point: Point) -> int:
+    return point.settings.iterations if point.settings is not None else 1
+
+
+class _quiet:
+    """Tune's own tables and warnings kept off the terminal: the progress bar says what they say."""
+
+    def __enter__(self) -> None:
+        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        self.level = logging.getLogger("ray.tune").level
+        for name in ("ray.tune", "ray.train", "ray.air"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module="ray")
+
+    def __exit__(self, *exception: object) -> None:
+        for name in ("ray.tune", "ray.train", "ray.air"):
+            logging.getLogger(name).setLevel(self.level)
+
+
+

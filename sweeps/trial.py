@@ -1,0 +1,241 @@
+"""What one trial does: take a point to its result. Light: theta and an optimiser's state; the hosts do the work."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from orchestrator import plugins
+from orchestrator.evaluate import evaluate
+from orchestrator.host import LearnedRun, ModelFacts, to_numpy
+from orchestrator.pool import Pool, RayPool, Request
+from orchestrator.results import Result, ResultStore
+from orchestrator.run_records import write_run
+from orchestrator.storage import Storage
+from orchestrator.tracking import Tracker
+from solvers.distil.adam import AdamState
+from solvers.families import GridSolver
+from solvers.grids import Grid
+from solvers.ns import NSSolver, ThetaArtifact
+from sweeps.space import Point
+
+FINALISTS = 3
+"""Grids that are scored again on all validation pairs."""
+
+Report = Callable[[dict[str, float]], None]
+"""Told of every validation: iteration, psnr_db and loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialContext:
+    """Where a trial finds everything: plain strings, absolute, since it runs in another directory.
+
+    Attributes:
+        storage: Storage root.
+        tracking_uri: MLflow.
+        experiment_id, parent_run_id: MLflow's ids.
+        pool: Name of the router.
+        hosts: Number of hosts behind it.
+        facts: The model's facts.
+        validation_count: Pairs in a validation set, to count forwards.
+    """
+
+    storage: str
+    tracking_uri: str
+    experiment_id: str
+    parent_run_id: str
+    pool: str
+    hosts: int
+    facts: ModelFacts
+    validation_count: int
+
+
+def trial(config: dict[str, Any], context: TrialContext) -> None:
+    """The Tune trainable: one point, unless its result is there already."""
+    from ray import tune  # the plain functions below run without Ray
+
+    point = Point.from_dict(config["point"])
+    storage = Storage.at(context.storage)
+    log = Tracker(context.tracking_uri).child_run(
+        context.experiment_id, context.parent_run_id, point.key, point.name, parameters(point)
+    )
+    pool = RayPool.attach(context.pool, context.hosts)
+
+    def report(values: dict[str, float]) -> None:
+        log.metrics(values, step=int(values["iteration"]))
+        tune.report(values)
+
+    result = run_point(point, context, pool, storage, report)
+    write_run(log, result, ResultStore(storage, point.key))
+
+
+def run_point(point: Point, context: TrialContext, pool: Pool, storage: Storage, report: Report) -> Result:
+    """Take a point to its result, going on from the state an earlier attempt left."""
+    store = ResultStore(storage, point.key)
+    if store.is_complete():
+        result = store.load()
+        report({"iteration": float(len(result.history)), "psnr_db": result.validation_psnr_db})
+        return result
+    torch.set_num_threads(1)
+    return (_run_learned if point.start is not None else _run_fixed)(point, context, pool, store, report)
+
+
+def parameters(point: Point) -> dict[str, Any]:
+    """A point as MLflow parameters: what a user sorts and filters by."""
+    found: dict[str, Any] = {
+        "family": point.family,
+        "label": point.label,
+        "kind": point.kind,
+        "nfe": point.nfe,
+        "guidance_scale": point.guidance_scale,
+        "sigma0": point.sigma0,
+        "seed": point.seed,
+    }
+    if point.options:
+        found["options"] = json.dumps(point.options, sort_keys=True)
+    if point.settings is not None and point.start is not None:
+        found["start"] = f"{point.start.label}, {point.start.grid.label}"
+        found |= {
+            "learning_rate": point.settings.learning_rate,
+            "iterations": point.settings.iterations,
+            "batch_size": point.settings.batch_size,
+            "decay": point.settings.decay,
+        }
+    return found
+
+
+# ---- fixed families ---------------------------------------------------------------------------------------------
+
+
+def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultStore, report: Report) -> Result:
+    """The best of the candidate grids on validation pairs, reported on the test pairs."""
+    family = plugins.build("families", point.family, point.options)
+    scheduler = context.facts.scheduler
+    solvers = [GridSolver(family, point.nfe, grid, point.sigma0).to_ns(scheduler) for grid in point.grids]
+    finalists = list(range(len(solvers)))
+    evaluations = 0
+    if len(solvers) > FINALISTS:
+        indices = list(range(point.search_pairs))
+        thetas = [to_numpy(solver.flat()) for solver in solvers]
+        scores = pool.call("score_many", thetas=thetas, pairs=point.validation, metric="psnr", indices=indices)
+        finalists = sorted(finalists, key=lambda i: -float(np.mean(scores[i])))[:FINALISTS]
+        evaluations += len(solvers) * len(indices)
+    full = [_validate(pool, solvers[i], point) for i in finalists]
+    evaluations += len(full) * context.validation_count
+    psnr, winner = max(zip(full, finalists, strict=True))
+    grid, solver = point.grids[winner], solvers[winner]
+    report({"iteration": 1.0, "psnr_db": psnr})
+    result = Result(
+        key=point.key,
+        point=point.to_dict(),
+        name=point.name,
+        kind=point.kind,
+        label=point.label,
+        grid=grid.label,
+        status="finished",
+        validation_psnr_db=psnr,
+        metrics=evaluate(pool, solver, point.test, point.metrics),
+        forwards=evaluations * point.nfe * _forwards(point) if len(solvers) > 1 else 0,
+        chosen_grid=asdict(grid),
+    )
+    store.save(result, _artifact(point, context, solver, psnr, start=None).to_json(), iterates=[])
+    return result
+
+
+# ---- learned families -------------------------------------------------------------------------------------------
+
+
+def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultStore, report: Report) -> Result:
+    """Algorithm 2 from the point's start; the best validated iterate, never worse than the start, is the result."""
+    assert point.start is not None and point.settings is not None and point.train is not None
+    run = LearnedRun(
+        family=point.family, options=point.options, sigma0=point.sigma0, train=point.train, settings=point.settings
+    )
+    family, scheduler = run.build(), context.facts.scheduler
+    start_family = plugins.build("families", point.start.family, point.start.options)
+    start = GridSolver(start_family, point.nfe, point.start.grid, point.sigma0)
+
+    def solver_at(values: list[float]) -> NSSolver:
+        return family.to_ns(torch.tensor(values, dtype=torch.float64), scheduler, point.sigma0)
+
+    def validated(state: AdamState) -> AdamState:
+        state = state.with_validation(_validate(pool, solver_at(state.parameters), point))
+        store.save_state(asdict(state))
+        values = {"iteration": float(state.iteration), "psnr_db": state.best["psnr_db"]}
+        report(values if state.loss is None else values | {"loss": state.loss})
+        return state
+
+    saved = store.load_state()
+    state = AdamState(**saved) if saved else validated(AdamState.begin(family.start(start, scheduler)))
+    if state.status == "running" and store.is_stopped():
+        state = replace(state, status="stopped")
+    while state.status == "running":
+        state = pool.call("advance", run=run, state=state, steps=point.validate_every)
+        state = validated(state)
+
+    best = state.best
+    solver = solver_at(best["parameters"])
+    steps = state.iteration * min(point.settings.batch_size, point.settings.training_pairs)
+    per_pair = point.nfe * _forwards(point)
+    result = Result(
+        key=point.key,
+        point=point.to_dict(),
+        name=point.name,
+        kind="learned",
+        label=point.label,
+        grid=f"from {point.start.label}, {point.start.grid.label}",
+        status=state.status,
+        validation_psnr_db=best["psnr_db"],
+        metrics=evaluate(pool, solver, point.test, point.metrics),
+        start_metrics=evaluate(pool, start.to_ns(scheduler), point.test, point.metrics),
+        start_validation_psnr_db=state.validated[0]["psnr_db"],
+        forwards=(steps + len(state.validated) * context.validation_count) * per_pair,
+        backwards=steps * per_pair,
+        history=[[entry["iteration"], entry["psnr_db"]] for entry in state.validated],
+    )
+    origin = f"{point.start.label} on the {point.start.grid.label} grid"
+    store.save(result, _artifact(point, context, solver, best["psnr_db"], origin).to_json(), state.validated)
+    return result
+
+
+def _validate(pool: Pool, solver: NSSolver, point: Point) -> float:
+    """Mean PSNR on the validation pairs, dB; not finite where the solver is not."""
+    theta: npt.NDArray[np.float64] = to_numpy(solver.flat())
+    if not np.isfinite(theta).all():
+        return float("nan")
+    (scores,) = pool.gather(
+        [Request("score", {"theta": theta, "pairs": point.validation, "metrics": ["psnr"], "indices": None})]
+    )
+    return float(np.mean(scores["psnr"]))
+
+
+def _forwards(point: Point) -> int:
+    """Network forwards per velocity evaluation."""
+    return 1 if point.guidance_scale == 1 else 2
+
+
+def _artifact(
+    point: Point, context: TrialContext, solver: NSSolver, psnr: float, start: str | None
+) -> ThetaArtifact:
+    facts = context.facts
+    return ThetaArtifact(
+        solver=solver,
+        family=point.family,
+        start=start,
+        prediction=facts.prediction,
+        scheduler=facts.scheduler.name,
+        native_scheduler=facts.native_scheduler,
+        guidance_scale=point.guidance_scale,
+        sigma0=point.sigma0,
+        model_digest=facts.digest,
+        pairs_digest=point.train or point.validation,
+        validation_psnr_db=psnr,
+        packages={name: importlib.metadata.version(name) for name in ("torch", "bespoke-solvers")},
+    )
