@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator import plugins
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,12 +53,12 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _config(
-    path: str, overrides: Sequence[str], storage: str | None, tracking_uri: str | None
-) -> ExperimentConfig:
+def _config(path: str, overrides: Sequence[str], storage: str | None, tracking_uri: str | None) -> ExperimentConfig:
     from orchestrator.config import load_config
 
-    given = [f"{key}={json.dumps(value)}" for key, value in (("storage", storage), ("tracking_uri", tracking_uri)) if value]
+    given = [
+        f"{key}={json.dumps(value)}" for key, value in (("storage", storage), ("tracking_uri", tracking_uri)) if value
+    ]
     return load_config(path, [*overrides, *given])
 
 
@@ -80,7 +79,9 @@ def main() -> None:
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @_shared
-def pairs(config: str, overrides: tuple[str, ...], address: str, tracking_uri: str, storage: str, no_wait: bool) -> None:
+def pairs(
+    config: str, overrides: tuple[str, ...], address: str, tracking_uri: str, storage: str, no_wait: bool
+) -> None:
     """Make or resume the ground-truth pairs of CONFIG; damaged shards are made again.
 
     \b
@@ -108,7 +109,9 @@ def pairs(config: str, overrides: tuple[str, ...], address: str, tracking_uri: s
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @_shared
-def sweep(config: str, overrides: tuple[str, ...], address: str, tracking_uri: str, storage: str, no_wait: bool) -> None:
+def sweep(
+    config: str, overrides: tuple[str, ...], address: str, tracking_uri: str, storage: str, no_wait: bool
+) -> None:
     """The main job: pairs, sweep, evaluation, MLflow and report of CONFIG. Resumable: run it again.
 
     \b
@@ -167,13 +170,19 @@ def evaluate(
     from sweeps.evaluation import evaluate_thetas
 
     found = evaluate_thetas(
-        loaded, dict(zip(thetas, artifacts, strict=True)), address=address, wait=not no_wait, allow_transfer=allow_transfer
+        loaded,
+        dict(zip(thetas, artifacts, strict=True)),
+        address=address,
+        wait=not no_wait,
+        allow_transfer=allow_transfer,
     )
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
     for entry in found:
-        numbers = "  ".join(f"{column} {entry[column]:.4g} ± {entry[column + '_stderr']:.2g}" for column in entry["columns"])
+        numbers = "  ".join(
+            f"{column} {entry[column]:.4g} ± {entry[column + '_stderr']:.2g}" for column in entry["columns"]
+        )
         click.echo(f"{entry['theta']}  guidance {entry['guidance_scale']:g}  NFE {entry['nfe']}  {numbers}")
 
 

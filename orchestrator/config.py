@@ -89,7 +89,11 @@ class GridSearch(_Strict):
 
 
 class LearnedConfig(_Strict):
-    """One learnable family of the sweep. Every list is an axis of the search inside a cell (NFE, guidance)."""
+    """One learnable family of the sweep. Every list is an axis of the search inside a cell (NFE, guidance).
+
+    ``start`` is a fixed family by name, on its uniform grid, or ``best``: family and grid of the best fixed solver on
+    validation pairs, at the same NFE and guidance, and at the sigma0 among ``fixed_sigma0`` that is nearest in ratio.
+    """
 
     family: str
     options: dict[str, Any] = {}
@@ -104,7 +108,9 @@ class LearnedConfig(_Strict):
     def build(self) -> LearnableFamily:
         built = plugins.build("families", self.family, self.options)
         if not built.learnable:
-            raise ConfigError(f"family {self.family!r} has nothing to learn; list it under 'fixed', not under 'learned'")
+            raise ConfigError(
+                f"family {self.family!r} has nothing to learn; list it under 'fixed', not under 'learned'"
+            )
         return built
 
 
@@ -219,13 +225,6 @@ class ExperimentConfig(_Strict):
                     SolverConfig(family=start).build().steps(nfe)
                 except ValueError as error:
                     raise ConfigError(f"start {start!r} of {learned.family!r} at nfe {nfe}: {error}") from error
-        if "best" in learned.start:
-            unswept = [s for s in learned.sigma0 if s not in self.fixed_sigma0]
-            if unswept:
-                raise ConfigError(
-                    f"learned family {learned.family!r} has sigma0 {unswept[0]:g} with 'start: best', but the fixed "
-                    f"families are not run at it; add {unswept[0]:g} to 'fixed_sigma0' or name a start"
-                )
 
     def grids(self) -> list[Grid]:
         """The grids that a fixed family is searched over; the common (uniform) one first."""

@@ -17,6 +17,10 @@ class DamagedShardError(StoreError):
     """A shard whose bytes are not those that were written."""
 
 
+class DamagedManifestError(StoreError):
+    """A manifest that is not the one that was written; its shards may be whole."""
+
+
 class BusyStoreError(StoreError):
     """Somebody else works on the store, and waiting was not asked for."""
 

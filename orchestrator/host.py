@@ -141,8 +141,9 @@ class Host:
             raise StoreError(f"pair spec {spec.digest} is for another model than {self.model.name}")
         if spec.device_class != self.device_class:
             raise StoreError(
-                f"pair spec {spec.digest} is for device class {spec.device_class!r}, this host is {self.device_class!r}; "
-                f"shards of two classes are not mixed, choose another storage or the same kind of device"
+                f"pair spec {spec.digest} is for device class {spec.device_class!r}, this host is "
+                f"{self.device_class!r}; shards of two classes are not "
+                f"mixed, choose another storage or the same kind of device"
             )
         conditioning = plugins.build("datasets", spec.conditioning["name"], spec.conditioning["options"])
         parts = [self._solve(spec, list(batch), conditioning) for batch in spec.batches(shard)]
@@ -180,7 +181,9 @@ class Host:
 
         def objective(solver: NSSolver, indices: list[int]) -> LossAndGradient:
             theta = solver.flat().numpy()
-            return mean_of_blocks([self.loss_and_gradient(theta, run.train, block) for block in blocks(indices)], indices)
+            return mean_of_blocks(
+                [self.loss_and_gradient(theta, run.train, block) for block in blocks(indices)], indices
+            )
 
         return advance(state, steps, run.settings, run.build(), self.model.scheduler, run.sigma0, objective)
 
@@ -206,7 +209,8 @@ class Host:
         reference = self._load(pairs)[1].select(chosen).x1
         scorers: dict[str, Metric] = {name: plugins.load("metrics", name)() for name in metrics}
         return {
-            name: scorer.per_sample(samples, reference, self.model.data_range).numpy() for name, scorer in scorers.items()
+            name: scorer.per_sample(samples, reference, self.model.data_range).numpy()
+            for name, scorer in scorers.items()
         }
 
     def score_many(
@@ -240,9 +244,7 @@ def blocks(indices: Sequence[int]) -> list[list[int]]:
     return [list(indices[first : first + BLOCK]) for first in range(0, len(indices), BLOCK)]
 
 
-def mean_of_blocks(
-    parts: Sequence[tuple[float, npt.NDArray[np.float64]]], indices: Sequence[int]
-) -> LossAndGradient:
+def mean_of_blocks(parts: Sequence[tuple[float, npt.NDArray[np.float64]]], indices: Sequence[int]) -> LossAndGradient:
     """The mean loss and gradient from per-block sums, added in order of block."""
     gradient = torch.zeros(len(parts[0][1]), dtype=torch.float64)
     loss = 0.0

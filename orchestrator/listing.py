@@ -40,6 +40,8 @@ def _options(plugin: Any) -> str:
     if not is_dataclass(plugin):
         return ""
     options = [
-        f"{f.name}={f.default!r}" if f.default is not MISSING else f.name for f in fields(plugin) if f.init and not f.kw_only
+        f"{f.name}={f.default!r}" if f.default is not MISSING else f.name
+        for f in fields(plugin)
+        if f.init and not f.kw_only
     ]
     return f" [{', '.join(options)}]" if options else ""

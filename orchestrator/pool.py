@@ -2,12 +2,14 @@
 
 A request is a method name of :class:`orchestrator.host.Host` and its arguments. The router keeps at most two requests
 at each host (one running, one waiting, so that the device never idles), gives work to the least loaded, and asks
-again when a host dies. A request that keeps failing is set aside and reported, and the rest goes on.
+again when a host dies: alone on a host, so that a request which kills hosts takes no other with it. A request that
+keeps failing is set aside and reported, and the rest goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,7 @@ from ray.exceptions import (
     ActorUnavailableError,
     GetTimeoutError,
     NodeDiedError,
+    ObjectLostError,
     OutOfMemoryError,
     RayActorError,
     RayTaskError,
@@ -31,9 +34,15 @@ from orchestrator.host import Host, HostSettings
 NAMESPACE = "bespoke"
 IN_FLIGHT_PER_HOST = 2
 MAX_ATTEMPTS = 3
-RESTART_PAUSE_SECONDS = 0.5
 
-HOST_LOSSES = (ActorDiedError, ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayActorError)
+HOST_LOSSES = (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+)
 
 
 class Request(NamedTuple):
@@ -43,7 +52,8 @@ class Request(NamedTuple):
     arguments: dict[str, Any]
 
 
-class Outcome(NamedTuple):
+@dataclass(frozen=True)
+class Outcome:
     """The answer to request ``index``: a value, or the error that it was set aside with."""
 
     index: int
@@ -120,6 +130,7 @@ class _Seat:
     actor: Any
     in_flight: int = 0
     answered: int = 0
+    up: bool = True
 
 
 @dataclass
@@ -149,15 +160,18 @@ class Router:
         self.make = lambda: actor_class.options(**self.options).remote(host)  # type: ignore[attr-defined]
         self.seats = [_Seat(self.make()) for _ in range(pool.hosts)]
         self.free = asyncio.Condition()
+        self.waiting_alone = 0
+        self.revivals: set[asyncio.Task[None]] = set()
         self.statistics = RouterStatistics()
 
     async def request(self, method: str, arguments: dict[str, Any]) -> tuple[Any, Exception | None]:
         """The answer of whichever host is free, or the error the request is set aside with."""
         failure: Exception | None = None
+        alone = False
         for attempt in range(MAX_ATTEMPTS):
             if attempt:
                 self.statistics.retried += 1
-            seat = await self._seat()
+            seat, taken = await self._seat(alone)
             try:
                 value = await self._ask(seat, method, arguments)
                 self.statistics.answered += 1
@@ -168,26 +182,59 @@ class Router:
                 if isinstance(cause, UserError):
                     return None, cause
                 failure = cause
-            except (*HOST_LOSSES, GetTimeoutError, asyncio.TimeoutError) as error:
-                failure = error
-                # A host that is being restarted refuses at once; let it come back.
-                await asyncio.sleep(RESTART_PAUSE_SECONDS)
+            except (TimeoutError, *HOST_LOSSES, GetTimeoutError) as error:
+                failure, alone = error, True
+                self._revive(seat)
             finally:
                 async with self.free:
-                    seat.in_flight -= 1
-                    self.free.notify()
+                    seat.in_flight -= taken
+                    self.free.notify_all()
         self.statistics.set_aside += 1
         return None, PoolError(
             f"{method}({_brief(arguments)}) failed {MAX_ATTEMPTS} times and is set aside; the last time: "
             f"{type(failure).__name__}: {failure}"
         )
 
-    async def _seat(self) -> _Seat:
+    async def _seat(self, alone: bool) -> tuple[_Seat, int]:
+        """The least loaded host that is up, and how many of its places are taken: one, or all of them."""
         async with self.free:
-            await self.free.wait_for(lambda: any(seat.in_flight < IN_FLIGHT_PER_HOST for seat in self.seats))
-            seat = min(self.seats, key=lambda seat: seat.in_flight)
-            seat.in_flight += 1
-            return seat
+            self.waiting_alone += alone
+            await self.free.wait_for(lambda: self._least_loaded(alone) is not None)
+            self.waiting_alone -= alone
+            seat = self._least_loaded(alone)
+            assert seat is not None
+            taken = IN_FLIGHT_PER_HOST if alone else 1
+            seat.in_flight += taken
+            return seat, taken
+
+    def _least_loaded(self, alone: bool) -> _Seat | None:
+        if self.waiting_alone and not alone:
+            return None  # or a host would never run dry
+        limit = 1 if alone else IN_FLIGHT_PER_HOST
+        return min(
+            (seat for seat in self.seats if seat.up and seat.in_flight < limit),
+            key=lambda seat: seat.in_flight,
+            default=None,
+        )
+
+    def _revive(self, seat: _Seat) -> None:
+        """Give a lost host no work until it is up again: while Ray restarts it, it refuses everything at once."""
+        if not seat.up:
+            return
+        seat.up = False
+
+        async def revive() -> None:
+            try:
+                await seat.actor.process_id.options(max_task_retries=-1).remote()
+            except HOST_LOSSES:  # Ray gave it up
+                seat.actor = self.make()
+            async with self.free:
+                seat.up = True
+                self.free.notify_all()
+
+        task = asyncio.create_task(revive())
+        self.revivals.add(task)  # the loop keeps no reference of its own
+        task.add_done_callback(self.revivals.discard)
 
     async def _ask(self, seat: _Seat, method: str, arguments: dict[str, Any]) -> Any:
         reference = getattr(seat.actor, method).remote(**arguments)
@@ -267,23 +314,33 @@ def _brief(arguments: dict[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in small.items())
 
 
-def connect(address: str | None, cpus: int, storage: str) -> None:
+def connect(address: str | None, cpus: int) -> None:
     """Connect to a Ray cluster, or start one on this machine.
 
     Args:
-        address: 'auto', 'ray://…' or host:port; None starts a local one.
+        address: 'auto' or host:port; None starts a local one.
         cpus: CPUs of a local one.
-        storage: Root whose parent may hold Ray's session files; unused on a cluster.
+
+    Raises:
+        PoolError: There is no cluster at ``address``.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
         return
-    common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "warning"}
-    if address:
+    logging.getLogger("ray").setLevel(logging.ERROR)  # before init, which has notices of its own
+    common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        # 'local', or Ray would join whatever cluster was last started on this machine.
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+        return
+    try:
         ray.init(address=address, **common)
-    else:
-        ray.init(num_cpus=cpus, include_dashboard=False, configure_logging=True, **common)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise PoolError(
+            f"no Ray cluster at {address!r}: {error}; start one with `ray up ray_cluster.yaml`, or leave out --address "
+            f"for a local Ray"
+        ) from error
 
 
 def check_fits(hosts: int, host_cpus: float, host_gpus: float, trial_cpus: float) -> None:
@@ -296,12 +353,12 @@ def check_fits(hosts: int, host_cpus: float, host_gpus: float, trial_cpus: float
     need_cpus = hosts * host_cpus + trial_cpus
     if need_cpus > there.get("CPU", 0) + 1e-9:
         raise PoolError(
-            f"{hosts} hosts of {host_cpus:g} CPU and one trial of {trial_cpus:g} need {need_cpus:g} CPUs, but the cluster "
-            f"has {there.get('CPU', 0):g}; lower resources.hosts, resources.host_cpus or resources.trial_cpus"
+            f"{hosts} hosts of {host_cpus:g} CPU and one trial of {trial_cpus:g} need {need_cpus:g} CPUs, but the "
+            f"cluster has {there.get('CPU', 0):g}; lower resources.hosts, resources.host_cpus or resources.trial_cpus"
         )
     need_gpus = hosts * host_gpus
     if need_gpus > there.get("GPU", 0) + 1e-9:
         raise PoolError(
-            f"{hosts} hosts of {host_gpus:g} GPU need {need_gpus:g}, but the cluster has {there.get('GPU', 0):g}; lower "
-            f"resources.hosts or resources.host_gpus, or set resources.device to cpu"
+            f"{hosts} hosts of {host_gpus:g} GPU need {need_gpus:g}, but the cluster has {there.get('GPU', 0):g}; "
+            f"lower resources.hosts or resources.host_gpus, or set resources.device to cpu"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -11,7 +12,7 @@ Note = Callable[[str], None]
 """Told what happens, in sentences for the user."""
 
 
-def bar(total: int, unit: str, description: str) -> tqdm[None]:
+def bar(total: int, unit: str, description: str) -> tqdm[NoReturn]:
     """A progress bar on standard error with rate and time left; nothing where that is no terminal."""
     return tqdm(
         total=total,
@@ -20,7 +21,8 @@ def bar(total: int, unit: str, description: str) -> tqdm[None]:
         disable=None,
         dynamic_ncols=True,
         smoothing=0.1,
-        bar_format="{desc:<22} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {rate_fmt} {elapsed}<{remaining}{postfix}",
+        bar_format="{desc:<20} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {rate_fmt} "
+        "{elapsed}<{remaining}{postfix}",
     )
 
 

@@ -182,7 +182,11 @@ def gallery(panel: Panel) -> Figure:
     count = len(truth)
     rows = 2 * len(panel.strips) - 1
     figure, grid = plt.subplots(
-        rows, count, figsize=(0.72 * count + 2.2, 0.74 * rows), squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.08}
+        rows,
+        count,
+        figsize=(0.72 * count + 2.2, 0.74 * rows),
+        squeeze=False,
+        gridspec_kw={"wspace": 0.05, "hspace": 0.08},
     )
     line = 0
     for strip in panel.strips:

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 START = "start_"
 STDERR = "_stderr"
+BEST_VALIDATION = "best_validation_psnr_db"
 
 
 def write_run(log: RunLog, result: Result, store: ResultStore) -> None:
     """Write a result's numbers and theta to its run, and close it."""
     metrics: dict[str, float] = {
-        "validation_psnr_db": result.validation_psnr_db,
+        BEST_VALIDATION: result.validation_psnr_db,
         "nfe": result.point["nfe"],
         "forwards": result.forwards,
         "backwards": result.backwards,
@@ -63,7 +64,7 @@ def read_run(run: Run) -> tuple[Result, str]:
         label=parameters["label"],
         grid=parameters["grid"],
         status=parameters["status"],
-        validation_psnr_db=metrics["validation_psnr_db"],
+        validation_psnr_db=metrics[BEST_VALIDATION],
         metrics=summaries(""),
         start_metrics=summaries(START) or None,
         start_validation_psnr_db=metrics.get(START + "validation_psnr_db"),

@@ -47,7 +47,9 @@ class Storage:
         try:
             _ = storage._located
         except (pa.ArrowInvalid, NotImplementedError) as error:
-            raise ConfigError(f"storage root {text!r} cannot be used: {error}; give a path, s3://… or gs://…") from error
+            raise ConfigError(
+                f"storage root {text!r} cannot be used: {error}; give a path, s3://… or gs://…"
+            ) from error
         return storage
 
     @cached_property

@@ -7,6 +7,7 @@ open a new SQLite store together fail.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,17 +19,26 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 from mlflow import MlflowClient
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.entities import Dataset as DatasetEntity
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from orchestrator.errors import UserError
+
+# Its notices on setting up a new store are no news to the user.
+for _name in ("mlflow", "alembic"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 T = TypeVar("T")
 
 KEY = "bespoke.key"
 PARENT = "mlflow.parentRunId"
 ROLE = "bespoke.role"
+
+#: Makes the UI show runs, curves and datasets first, instead of traces of language models.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+#: What the UI shows as a run's description, as Markdown.
+NOTE = "mlflow.note.content"
 
 RETRIES = 6
 """Attempts at a request while the store is busy: 0.5 s, then doubling, about half a minute in all."""
@@ -121,7 +131,7 @@ class Tracker:
         try:
             found = self.client.get_experiment_by_name(name)
             if found is None:
-                return self.client.create_experiment(name, artifact_location=artifact_location)
+                return self.client.create_experiment(name, artifact_location=artifact_location, tags=KIND)
         except MlflowException as error:
             raise UserError(f"MLflow at {self.uri} cannot be used: {error}; check --tracking-uri") from error
         if found.lifecycle_stage != "active":
@@ -132,9 +142,7 @@ class Tracker:
         return found.experiment_id
 
     def _find(self, experiment_id: str, key: str) -> Run | None:
-        runs = _retrying(
-            lambda: self.client.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
-        )
+        runs = _retrying(lambda: self.client.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1))
         return runs[0] if runs else None
 
     def run(self, experiment_id: str, key: str, name: str, tags: Mapping[str, str] | None = None) -> RunLog:
@@ -149,7 +157,13 @@ class Tracker:
         return RunLog(self.client, found.info.run_id)
 
     def child_run(
-        self, experiment_id: str, parent_run_id: str, key: str, name: str, parameters: Mapping[str, Any], role: str = "trial"
+        self,
+        experiment_id: str,
+        parent_run_id: str,
+        key: str,
+        name: str,
+        parameters: Mapping[str, Any],
+        role: str = "trial",
     ) -> RunLog:
         """A run under ``parent_run_id``, found by its key or made."""
         log = self.run(experiment_id, f"{parent_run_id}/{key}", name, {PARENT: parent_run_id, ROLE: role})
@@ -179,13 +193,20 @@ class Tracker:
             known = ", ".join(e.name for e in self.client.search_experiments() if e.name != "Default") or "none"
             raise UserError(f"no experiment {experiment_name!r} in MLflow at {self.uri}; there are: {known}")
         parents = self.client.search_runs(
-            [experiment.experiment_id], f"tags.`{ROLE}` = 'sweep'", ViewType.ACTIVE_ONLY, 1, ["attributes.start_time DESC"]
+            [experiment.experiment_id],
+            f"tags.`{ROLE}` = 'sweep'",
+            ViewType.ACTIVE_ONLY,
+            1,
+            ["attributes.start_time DESC"],
         )
         if not parents:
             raise UserError(f"experiment {experiment_name!r} has no sweep yet; run `bespoke sweep`")
         runs: list[Run] = []
         token: str | None = None
-        query = f"tags.`{PARENT}` = '{parents[0].info.run_id}' and tags.`{ROLE}` = 'trial' and attributes.status = 'FINISHED'"
+        query = (
+            f"tags.`{PARENT}` = '{parents[0].info.run_id}' and tags.`{ROLE}` = 'trial' "
+            f"and attributes.status = 'FINISHED'"
+        )
         while True:
             page = self.client.search_runs([experiment.experiment_id], query, max_results=1000, page_token=token)
             runs += page

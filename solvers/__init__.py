@@ -1,7 +1,7 @@
 """Non-stationary solvers for diffusion and flow models: pure torch, no cluster.
 
-    from solvers import NSSolver
-    x1 = NSSolver.load("theta.json").sample(velocity, x0)
+from solvers import NSSolver
+x1 = NSSolver.load("theta.json").sample(velocity, x0)
 """
 
 from solvers.field import CountingField, FunctionField, VelocityField

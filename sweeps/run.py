@@ -7,6 +7,7 @@ never computed again: pair stores by their manifest, points by their result.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import tempfile
@@ -14,27 +15,27 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from tqdm import tqdm
 
 from orchestrator.config import ExperimentConfig, cpu_budget, default_tracking_uri
+from orchestrator.gallery import make_gallery
 from orchestrator.host import HostSettings, ModelFacts
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.lock import exclusive
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool import Pool, PoolSettings, RayPool, check_fits, connect
 from orchestrator.progress import Note, bar, note
-from orchestrator.report import write_report
+from orchestrator.report import markdown_table, write_report
 from orchestrator.results import Result, ResultStore, Row, rows
 from orchestrator.run_records import write_run
 from orchestrator.storage import Storage
-from orchestrator.tracking import ROLE, RunLog, Tracker
+from orchestrator.tracking import NOTE, ROLE, RunLog, Tracker
 from solvers.grids import Grid
 from sweeps.cell_scheduler import asha_per_cell
-from orchestrator.gallery import make_gallery
 from sweeps.space import PairKey, Point, SolverChoice, fixed_points, learned_points, pair_specs
 from sweeps.trial import TrialContext, parameters, run_point, trial
 
@@ -66,7 +67,7 @@ class Session:
         self.tracking_uri = config.tracking_uri or default_tracking_uri(config.storage)
         self.pool_name = f"pool-{config.name}-{os.getpid()}"
         resources = config.resources
-        connect(address, cpu_budget(resources), config.storage)
+        connect(address, cpu_budget(resources))
         check_fits(resources.hosts, resources.host_cpus, resources.host_gpus, resources.trial_cpus)
         self.pool: Pool = RayPool.start(
             self.pool_name,
@@ -153,20 +154,20 @@ class _Sweep:
         self._record_all(points, results)
         report = self._report(table, ordered)
         self._summaries(table)
+        self.parent.tags({NOTE: _description(self.config.name, table, report)})
         status = "FAILED" if self.failed else "FINISHED"
         self.parent.finish({"solvers": len(ordered), "failed": len(self.failed)}, status=status)
         return SweepOutcome(rows=table, report=report, failed=self.failed)
 
     def _can_learn(self, best: dict[tuple[int, float, float], SolverChoice]) -> bool:
         """Whether every start is known; where a fixed solver failed, its cells cannot be distilled from it."""
-        for learned in self.config.learned:
-            for nfe in self.config.nfe:
-                for scale in self.config.guidance_scale:
-                    for sigma0 in learned.sigma0:
-                        if "best" in learned.start and (nfe, scale, sigma0) not in best:
-                            self.failed[f"{learned.family} nfe{nfe}"] = "no fixed solver finished there to start from"
-                            return False
-        return True
+        if not any("best" in learned.start for learned in self.config.learned):
+            return True
+        wanted = set(itertools.product(self.config.nfe, self.config.guidance_scale))
+        missing = wanted - {(nfe, scale) for nfe, scale, _ in best}
+        for nfe, scale in sorted(missing):
+            self.failed[f"distillation at nfe {nfe}, guidance {scale:g}"] = "no fixed solver to start from finished"
+        return not missing
 
     def _finish(self, points: Sequence[Point], description: str) -> dict[str, Result]:
         """The results of these points; those that are not there yet are computed by Tune."""
@@ -209,7 +210,7 @@ class _Sweep:
                     verbose=0,
                 ),
             )
-            with _quiet():
+            with _Quiet():
                 grid = tuner.fit()
         return {
             Point.from_dict(result.config["point"]).key: str(result.error)
@@ -227,11 +228,11 @@ class _Sweep:
                 log = self.tracker.child_run(
                     self.experiment, self.parent.run_id, key, result.name, parameters(points[key])
                 )
-                log.curve("psnr_db", [(int(step), value) for step, value in result.history])
+                log.curve("validation_psnr_db", [(int(step), value) for step, value in result.history])
                 write_run(log, result, ResultStore(self.storage, key))
 
     def _summaries(self, table: Sequence[Row]) -> None:
-        """One run per family and guidance, with PSNR logged at step = NFE: curves that the UI can lay over each other."""
+        """One run per family and guidance, with PSNR logged at step = NFE: curves for the UI to overlay."""
         series: dict[tuple[str, float], list[Row]] = {}
         for row in table:
             series.setdefault((row.title, row.guidance_scale), []).append(row)
@@ -264,9 +265,7 @@ class _Sweep:
         return self.storage.location(f"{self.folder}/report.html")
 
 
-def best_choices(
-    points: Sequence[Point], results: dict[str, Result]
-) -> dict[tuple[int, float, float], SolverChoice]:
+def best_choices(points: Sequence[Point], results: dict[str, Result]) -> dict[tuple[int, float, float], SolverChoice]:
     """The fixed solver of highest validation PSNR at every (nfe, guidance scale, sigma0)."""
     found: dict[tuple[int, float, float], tuple[float, SolverChoice]] = {}
     for point in points:
@@ -280,6 +279,16 @@ def best_choices(
         if cell not in found or result.validation_psnr_db > found[cell][0]:
             found[cell] = (result.validation_psnr_db, choice)
     return {cell: choice for cell, (_, choice) in found.items()}
+
+
+def _description(name: str, table: Sequence[Row], report: str) -> str:
+    """The parent run's description in the UI: the comparison itself, and how to see it as curves."""
+    return (
+        f"# {name}\n\n{markdown_table(table)}\n"
+        f"Curves against NFE: filter the experiment's runs by `tags.bespoke.role = 'summary'` and open the chart view. "
+        f"Figures, samples and `report.html` are among this run's artifacts (also at {report}); a solver's theta is an "
+        f"artifact of its own run."
+    )
 
 
 def _trainable(config: dict[str, Any], context: TrialContext) -> None:
@@ -309,7 +318,7 @@ class _Display(Callback):
         self.description = description
         self.done: dict[str, int] = {}
         self.finished = 0
-        self.bar: tqdm[None] | None = None
+        self.bar: tqdm[NoReturn] | None = None
 
     def __enter__(self) -> _Display:
         self.bar = bar(sum(self.total.values()), self.unit, self.description)
@@ -325,7 +334,9 @@ class _Display(Callback):
             self.done[key] = done
             self.bar.set_postfix_str(f" {self.finished}/{len(self.total)} trials", refresh=False)
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         if self.unit == "iteration":
             self._advance(Point.from_dict(trial.config["point"]).key, int(result.get("iteration", 0)))
 
@@ -339,7 +350,7 @@ def _work(point: Point) -> int:
     return point.settings.iterations if point.settings is not None else 1
 
 
-class _quiet:
+class _Quiet:
     """Tune's own tables and warnings kept off the terminal: the progress bar says what they say."""
 
     def __enter__(self) -> None:
@@ -353,6 +364,3 @@ class _quiet:
     def __exit__(self, *exception: object) -> None:
         for name in ("ray.tune", "ray.train", "ray.air"):
             logging.getLogger(name).setLevel(self.level)
-
-
-

@@ -1,4 +1,4 @@
-"""The search space: an experiment's pair specs and its points. Pure functions of the configuration and the model's facts.
+"""The search space: an experiment's pair specs and its points. Pure functions of configuration and model facts.
 
 A *point* is one trial. A *cell* is a (family, NFE, guidance scale, seed): trials are only ever compared within one,
 since PSNR rises with NFE and a search across cells would just pick the largest.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -231,6 +232,7 @@ def _start(
     name: str, best: Mapping[tuple[int, float, float], SolverChoice], nfe: int, scale: float, sigma0: float
 ) -> SolverChoice:
     if name == "best":
-        return best[nfe, scale, sigma0]
+        swept = [key for key in best if key[:2] == (nfe, scale)]
+        return best[min(swept, key=lambda key: abs(math.log(key[2] / sigma0)))]
     # A named start is the family with its default options on the uniform grid, as in the papers.
     return SolverChoice(family=name, options={}, label=plugins.build("families", name).label, grid=Grid())

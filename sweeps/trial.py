@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from orchestrator import plugins
+from orchestrator.errors import UserError
 from orchestrator.evaluate import evaluate
 from orchestrator.host import LearnedRun, ModelFacts, to_numpy
 from orchestrator.pool import Pool, RayPool, Request
@@ -22,7 +23,6 @@ from orchestrator.storage import Storage
 from orchestrator.tracking import Tracker
 from solvers.distil.adam import AdamState
 from solvers.families import GridSolver
-from solvers.grids import Grid
 from solvers.ns import NSSolver, ThetaArtifact
 from sweeps.space import Point
 
@@ -30,7 +30,7 @@ FINALISTS = 3
 """Grids that are scored again on all validation pairs."""
 
 Report = Callable[[dict[str, float]], None]
-"""Told of every validation: iteration, psnr_db and loss."""
+"""Told of every validation: iteration, psnr_db (the best so far), validation_psnr_db and loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,9 @@ def trial(config: dict[str, Any], context: TrialContext) -> None:
     pool = RayPool.attach(context.pool, context.hosts)
 
     def report(values: dict[str, float]) -> None:
-        log.metrics(values, step=int(values["iteration"]))
+        # The run's psnr_db is the test set's, logged once at the end: the curve has a name of its own.
+        curve = {name: values[name] for name in ("validation_psnr_db", "loss") if name in values}
+        log.metrics(curve, step=int(values["iteration"]))
         tune.report(values)
 
     result = run_point(point, context, pool, storage, report)
@@ -131,7 +133,7 @@ def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultSto
     evaluations += len(full) * context.validation_count
     psnr, winner = max(zip(full, finalists, strict=True))
     grid, solver = point.grids[winner], solvers[winner]
-    report({"iteration": 1.0, "psnr_db": psnr})
+    report({"iteration": 1.0, "psnr_db": psnr, "validation_psnr_db": psnr})
     result = Result(
         key=point.key,
         point=point.to_dict(),
@@ -154,7 +156,9 @@ def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultSto
 
 def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultStore, report: Report) -> Result:
     """Algorithm 2 from the point's start; the best validated iterate, never worse than the start, is the result."""
-    assert point.start is not None and point.settings is not None and point.train is not None
+    assert point.start is not None
+    assert point.settings is not None
+    assert point.train is not None
     run = LearnedRun(
         family=point.family, options=point.options, sigma0=point.sigma0, train=point.train, settings=point.settings
     )
@@ -166,9 +170,16 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
         return family.to_ns(torch.tensor(values, dtype=torch.float64), scheduler, point.sigma0)
 
     def validated(state: AdamState) -> AdamState:
-        state = state.with_validation(_validate(pool, solver_at(state.parameters), point))
+        psnr = _validate(pool, solver_at(state.parameters), point)
+        state = state.with_validation(psnr)
+        if not state.validated:
+            raise UserError(f"the start of {point.name} gives no finite samples; choose another 'start'")
         store.save_state(asdict(state))
-        values = {"iteration": float(state.iteration), "psnr_db": state.best["psnr_db"]}
+        values = {
+            "iteration": float(state.iteration),
+            "psnr_db": state.best["psnr_db"],
+            "validation_psnr_db": psnr,
+        }
         report(values if state.loss is None else values | {"loss": state.loss})
         return state
 
@@ -221,9 +232,7 @@ def _forwards(point: Point) -> int:
     return 1 if point.guidance_scale == 1 else 2
 
 
-def _artifact(
-    point: Point, context: TrialContext, solver: NSSolver, psnr: float, start: str | None
-) -> ThetaArtifact:
+def _artifact(point: Point, context: TrialContext, solver: NSSolver, psnr: float, start: str | None) -> ThetaArtifact:
     facts = context.facts
     return ThetaArtifact(
         solver=solver,

@@ -35,7 +35,7 @@ class ModelAdapter(ABC):
     digest: str
     parameters: int
 
-    @classmethod
+    @classmethod  # noqa: B027 (optional: most adapters have nothing to check)
     def check(cls, options: dict[str, Any]) -> None:
         """Refuse options that cannot work, without loading anything large: called before any actor starts.
 

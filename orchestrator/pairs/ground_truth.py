@@ -41,20 +41,27 @@ def solve(velocity: VelocityField, x0: Tensor, rtol: float, atol: float) -> tupl
     ends = torch.tensor([scheduler.t_min, scheduler.t_max], dtype=torch.float64, device=x0.device)
     counted = CountingField(velocity)
     start = float(scheduler.sigma(scheduler.t_min)) * x0.to(torch.float64)
-    with torch.no_grad():
-        states = odeint(
-            lambda t, x: counted(x, t.cpu()),
-            start,
-            ends,
-            rtol=rtol,
-            atol=atol,
-            method="dopri5",
-            options={"norm": largest_sample_rms, "step_t": ends[1:]},
-        )
+    try:
+        with torch.no_grad():
+            states = odeint(
+                lambda t, x: counted(x, t.cpu()),
+                start,
+                ends,
+                rtol=rtol,
+                atol=atol,
+                method="dopri5",
+                options={"norm": largest_sample_rms, "step_t": ends[1:]},
+            )
+    except AssertionError as error:  # torchdiffeq's word for steps that shrink to nothing
+        raise FloatingPointError(
+            f"ground truth broke off after {counted.nfe} evaluations ({error}): the velocity is not finite; check the "
+            f"model, its data range and the guidance scale"
+        ) from error
     x1 = states[-1]
     if not bool(torch.isfinite(x1).all()):
+        lost = int((~torch.isfinite(x1).flatten(1).all(1)).sum())
         raise FloatingPointError(
-            f"ground truth is not finite for {int((~torch.isfinite(x1).flatten(1).all(1)).sum())} of {len(x1)} samples; "
-            f"check the model, its data range and the guidance scale"
+            f"ground truth is not finite for {lost} of {len(x1)} samples; check the model, its "
+            f"data range and the guidance scale"
         )
     return x1, counted.nfe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from orchestrator.errors import PoolError
+from orchestrator.errors import DamagedManifestError, PoolError
 from orchestrator.pairs.lock import exclusive
 from orchestrator.pairs.spec import PairSpec
 from orchestrator.pairs.store import PairStore, ShardRecord
@@ -43,11 +43,15 @@ def ensure_pairs(
 
 def _ensure(store: PairStore, pool: Pool, note: Note, update: Callable[[int], object]) -> list[ShardRecord]:
     if store.is_complete():
-        damaged = store.damaged()
-        if not damaged:
-            update(store.spec.count)
-            return store.records()
-        note(f"{store.storage.location(store.folder)}: making {len(damaged)} damaged or missing shard(s) again")
+        try:
+            damaged = store.damaged()
+            if not damaged:
+                update(store.spec.count)
+                return store.records()
+            note(f"{store.storage.location(store.folder)}: making {len(damaged)} damaged or missing shard(s) again")
+        except DamagedManifestError:
+            damaged = []  # every shard is looked at below
+            note(f"{store.storage.location(store.manifest_key)} is damaged: making it again from the shards")
         store.storage.delete(store.manifest_key)
         for shard in damaged:
             store.storage.delete(store.shard_key(shard))
@@ -66,8 +70,9 @@ def _ensure(store: PairStore, pool: Pool, note: Note, update: Callable[[int], ob
     if failures:
         first = next(iter(failures.values()))
         raise PoolError(
-            f"{len(failures)} of {store.spec.shards} shards of {store.storage.location(store.folder)} could not be made "
-            f"(shards {', '.join(map(str, sorted(failures)))}): {first}; the others are kept, run the same command again"
+            f"{len(failures)} of {store.spec.shards} shards of {store.storage.location(store.folder)} could not be "
+            f"made (shards {', '.join(map(str, sorted(failures)))}): {first}; the others are kept, run the same "
+            f"command again"
         )
     store.commit(list(records.values()))
     return store.records()

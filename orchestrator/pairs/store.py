@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from orchestrator.errors import DamagedShardError, StoreError
+from orchestrator.errors import DamagedManifestError, DamagedShardError, StoreError
 from orchestrator.pairs.spec import PairSpec
 from orchestrator.storage import Storage
 
@@ -87,11 +87,13 @@ class PairStore:
 
         Raises:
             StoreError: It is not there, or not complete.
+            DamagedManifestError: Its manifest is not the one that was written.
         """
         key = f"pairs/{digest}/manifest.json"
         if not storage.exists(key):
             raise StoreError(f"no complete pair store {digest} under {storage.root}; make it with `bespoke pairs`")
-        return cls(storage, PairSpec.from_dict(storage.read_json(key)["spec"]))
+        spec, _ = _read_manifest(storage, digest)
+        return cls(storage, spec)
 
     def is_complete(self) -> bool:
         return self.storage.exists(self.manifest_key)
@@ -100,14 +102,13 @@ class PairStore:
         """The manifest's lines.
 
         Raises:
-            StoreError: There is no manifest, or it belongs to another spec.
+            StoreError: There is no manifest.
+            DamagedManifestError: It is not the one that was written.
         """
         if not self.is_complete():
             raise StoreError(f"pair store {self.storage.location(self.folder)} is not complete; {REMEDY}")
-        manifest = self.storage.read_json(self.manifest_key)
-        if PairSpec.from_dict(manifest["spec"]) != self.spec:
-            raise StoreError(f"{self.storage.location(self.manifest_key)} describes other pairs than its folder's name")
-        return [ShardRecord(**record) for record in manifest["shards"]]
+        _, records = _read_manifest(self.storage, self.spec.digest)
+        return records
 
     def write_shard(self, shard: int, pairs: PairSet) -> ShardRecord:
         """Write one shard atomically.
@@ -129,6 +130,9 @@ class PairStore:
         try:
             pairs = self._parse(shard, data)
         except DamagedShardError:
+            return None
+        # Page checksums leave out the headers and the footer; but the bytes follow from the spec and the values.
+        if not _to_parquet(self.spec, shard, pairs).equals(pa.py_buffer(data)):
             return None
         return _record(shard, data, pairs.nfe.numpy())
 
@@ -189,12 +193,25 @@ class PairStore:
             index = table.column("index").combine_chunks().to_numpy()
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise DamagedShardError(f"shard {where} is damaged: {error}; {REMEDY}") from error
-        if footer.get(b"bespoke.spec", b"").decode() != self.spec.digest:
+        if footer.get(b"bespoke.spec") != self.spec.digest.encode():
             raise DamagedShardError(f"shard {where} belongs to another spec; {REMEDY}")
         expected = np.arange(len(self.spec.shard_indices(shard))) + self.spec.shard_indices(shard).start
         if pairs.x0.shape[1:] != self.spec.shape or not np.array_equal(index, expected):
             raise DamagedShardError(f"shard {where} does not hold the rows of shard {shard}; {REMEDY}")
         return pairs
+
+
+def _read_manifest(storage: Storage, digest: str) -> tuple[PairSpec, list[ShardRecord]]:
+    key = f"pairs/{digest}/manifest.json"
+    try:
+        content = storage.read_json(key)
+        spec, records = PairSpec.from_dict(content["spec"]), [ShardRecord(**record) for record in content["shards"]]
+        fits = spec.digest == digest and [record.shard for record in records] == list(range(spec.shards))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedManifestError(f"manifest {storage.location(key)} is damaged: {error}; {REMEDY}") from error
+    if not fits:
+        raise DamagedManifestError(f"manifest {storage.location(key)} is not that of its folder; {REMEDY}")
+    return spec, records
 
 
 def _record(shard: int, data: bytes | pa.Buffer, nfe: npt.NDArray[np.int32]) -> ShardRecord:
@@ -222,7 +239,9 @@ def _to_parquet(spec: PairSpec, shard: int, pairs: PairSet) -> pa.Buffer:
     }
     columns = {
         "index": pa.array(np.arange(indices.start, indices.stop)),
-        "condition": pa.array(pairs.condition.numpy()) if pairs.condition.ndim == 1 else _tensor_column(pairs.condition),
+        "condition": pa.array(pairs.condition.numpy())
+        if pairs.condition.ndim == 1
+        else _tensor_column(pairs.condition),
         "nfe": pa.array(pairs.nfe.numpy()),
         "x0": _tensor_column(pairs.x0),
         "x1": _tensor_column(pairs.x1),

@@ -113,7 +113,7 @@ class AdamState:
         entry = {"iteration": self.iteration, "psnr_db": psnr_db, "parameters": self.parameters}
         if not math.isfinite(psnr_db):
             return dataclasses.replace(self, status="diverged")
-        status = self.status
+        status: Status = self.status
         if self.validated and psnr_db < self.validated[0]["psnr_db"] - DIVERGENCE_DB:
             status = "diverged"
         return dataclasses.replace(self, status=status, validated=[*self.validated, entry])
@@ -145,7 +145,8 @@ def advance(
         }
     last = min(state.iteration + steps, settings.iterations)
     losses: list[float] = []
-    iteration, status = state.iteration, state.status
+    iteration = state.iteration
+    status: Status = state.status
     while iteration < last:
         solver = family.to_ns(parameters, scheduler, sigma0)
         indices = batch_indices(settings.training_pairs, settings.batch_size, settings.seed, iteration)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class AdamsBashforth(Family):
 
     def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:
         velocities: list[Tensor] = []
-        for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        for i, (t, t_next) in enumerate(pairwise(times)):
             velocities.append(velocity(x, t))
             known = min(self.steps_back, i + 1)
             nodes = times[i - known + 1 : i + 1].flip(0)

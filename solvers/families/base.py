@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -186,7 +187,7 @@ class RungeKutta(Family):
 
     def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:
         tableau = self.tableau
-        for t, t_next in zip(times[:-1], times[1:], strict=True):
+        for t, t_next in pairwise(times):
             step = t_next - t
             stages: list[Tensor] = []
             for c, row in zip(tableau.c, tableau.a, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -23,7 +24,7 @@ class DDIM(Family):
     order = 1
 
     def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:
-        for t, t_next in zip(times[:-1], times[1:], strict=True):
+        for t, t_next in pairwise(times):
             data, noise = endpoints_from_velocity(velocity(x, t), x, velocity.scheduler(t))
             target = velocity.scheduler(t_next)
             x = as_dtype(target.alpha, x) * data + as_dtype(target.sigma, x) * noise

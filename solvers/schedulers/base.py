@@ -49,8 +49,7 @@ class Scheduler(ABC):
     def __post_init__(self) -> None:
         if not 0.0 <= self.t_min < self.t_max <= 1.0:
             raise ValueError(
-                f"a scheduler's domain must satisfy 0 <= t_min < t_max <= 1, "
-                f"got t_min={self.t_min}, t_max={self.t_max}"
+                f"a scheduler's domain must satisfy 0 <= t_min < t_max <= 1, got t_min={self.t_min}, t_max={self.t_max}"
             )
 
     @property

@@ -43,7 +43,7 @@ class VP(Scheduler):
         # sin(angle) = alpha. Solve slope s^2 + (b/2) s = -log alpha for s, without cancellation at small s.
         slope = (self.beta_max - self.beta_min) / 4
         half_b = self.beta_min / 2
-        neg_log_alpha = -0.5 * torch.log1p(-torch.cos(angle) ** 2)
+        neg_log_alpha = -0.5 * torch.log1p(-(torch.cos(angle) ** 2))
         s = 2 * neg_log_alpha / (half_b + torch.sqrt(half_b**2 + 4 * slope * neg_log_alpha))
         return 1 - s
 

@@ -37,7 +37,8 @@ def _weights_path(weights: str) -> Path:
     if not path.is_file():
         hint = plugins.did_you_mean(weights, zoo_names())
         raise ConfigError(
-            f"no zoo model {weights!r}{hint}; there are: {', '.join(zoo_names())}, or give the path of a .safetensors file"
+            f"no zoo model {weights!r}{hint}; there are: {', '.join(zoo_names())}, or give the path of a "
+            f".safetensors file"
         )
     return path
 

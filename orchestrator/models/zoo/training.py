@@ -110,7 +110,9 @@ class _Data:
     def load(cls, config: PretrainConfig) -> _Data:
         reference = plugins.build("datasets", config.dataset).reference()
         if reference is None:
-            raise ConfigError(f"dataset {config.dataset!r} has no samples to train on; choose one that has, e.g. digits")
+            raise ConfigError(
+                f"dataset {config.dataset!r} has no samples to train on; choose one that has, e.g. digits"
+            )
         order = torch.randperm(len(reference.labels), generator=torch.Generator().manual_seed(config.seed))
         samples = torch.from_numpy(reference.samples)[order]
         labels = torch.from_numpy(reference.labels)[order]

@@ -1,0 +1,45 @@
+# make demo: set up and run the main job.   make test: set up and run the tests.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format ui bench clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; it is needed, or give another: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## Distil solvers for the embedded model: pairs, sweep, MLflow, report (minutes)
+	$(BIN)/bespoke sweep sweeps/configs/digits.yaml
+	@echo "look at it:   open bespoke-data/experiments/digits/report.html   or   make ui"
+
+test: $(VENV)/.installed  ## Run the default tests
+	$(BIN)/python -m pytest -m "not slow and not cluster"
+
+test-all: $(VENV)/.installed  ## Run every test, the slow and the cluster ones too
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed  ## Style, types, and the direction of dependencies
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.installed  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: $(VENV)/.installed  ## Open MLflow on the demo's results
+	$(BIN)/bespoke ui
+
+bench: $(VENV)/.installed  ## Run the benchmarks; they print ratios
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:  ## Remove the environment and the demo's results
+	rm -rf $(VENV) bespoke-data
