@@ -199,8 +199,12 @@ class Router:
         """The least loaded host that is up, and how many of its places are taken: one, or all of them."""
         async with self.free:
             self.waiting_alone += alone
-            await self.free.wait_for(lambda: self._least_loaded(alone) is not None)
-            self.waiting_alone -= alone
+            try:
+                await self.free.wait_for(lambda: self._least_loaded(alone) is not None)
+            finally:
+                if alone:
+                    self.waiting_alone -= 1
+                    self.free.notify_all()
             seat = self._least_loaded(alone)
             assert seat is not None
             taken = IN_FLIGHT_PER_HOST if alone else 1
@@ -350,15 +354,15 @@ def check_fits(hosts: int, host_cpus: float, host_gpus: float, trial_cpus: float
         PoolError: Naming what is asked, what there is, and what to change.
     """
     there = ray.cluster_resources()
-    need_cpus = hosts * host_cpus + trial_cpus
-    if need_cpus > there.get("CPU", 0) + 1e-9:
+    for unit, of_host, of_trial in (("CPU", host_cpus, trial_cpus), ("GPU", host_gpus, 0.0)):
+        need, have = hosts * of_host + of_trial, there.get(unit, 0.0)
+        if need <= have + 1e-9:
+            continue
+        trial = f" and one trial of {of_trial:g} {unit}" if of_trial else ""
+        keys = "resources.hosts or resources.host_cpus or resources.trial_cpus"
+        if unit == "GPU":
+            keys = "resources.hosts or resources.host_gpus, or set resources.device to cpu"
         raise PoolError(
-            f"{hosts} hosts of {host_cpus:g} CPU and one trial of {trial_cpus:g} need {need_cpus:g} CPUs, but the "
-            f"cluster has {there.get('CPU', 0):g}; lower resources.hosts, resources.host_cpus or resources.trial_cpus"
-        )
-    need_gpus = hosts * host_gpus
-    if need_gpus > there.get("GPU", 0) + 1e-9:
-        raise PoolError(
-            f"{hosts} hosts of {host_gpus:g} GPU need {need_gpus:g}, but the cluster has {there.get('GPU', 0):g}; "
-            f"lower resources.hosts or resources.host_gpus, or set resources.device to cpu"
+            f"{hosts} hosts of {of_host:g} {unit}{trial} need {need:g} {unit}s, but the cluster has {have:g}; "
+            f"lower {keys}"
         )

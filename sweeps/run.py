@@ -22,6 +22,7 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneC
 from tqdm import tqdm
 
 from orchestrator.config import ExperimentConfig, cpu_budget, default_tracking_uri
+from orchestrator.errors import PoolError
 from orchestrator.gallery import make_gallery
 from orchestrator.host import HostSettings, ModelFacts
 from orchestrator.pairs import PairSpec, PairStore
@@ -60,7 +61,7 @@ class SweepOutcome:
 class Session:
     """An experiment with everything it runs on: storage, hosts, MLflow."""
 
-    def __init__(self, config: ExperimentConfig, *, address: str | None, wait: bool):
+    def __init__(self, config: ExperimentConfig, *, address: str | None, wait: bool, announce: Note = note):
         self.config, self.wait = config, wait
         self.storage = Storage.at(config.storage)
         # Absolute: trials run in other working directories.
@@ -68,7 +69,13 @@ class Session:
         self.pool_name = f"pool-{config.name}-{os.getpid()}"
         resources = config.resources
         connect(address, cpu_budget(resources))
-        check_fits(resources.hosts, resources.host_cpus, resources.host_gpus, resources.trial_cpus)
+        try:
+            check_fits(resources.hosts, resources.host_cpus, resources.host_gpus, resources.trial_cpus)
+        except PoolError as error:
+            if address is None:
+                raise
+            # A cluster may still grow: its autoscaler starts nodes for what is asked.
+            announce(f"{error}. Waiting for the cluster to grow to it")
         self.pool: Pool = RayPool.start(
             self.pool_name,
             HostSettings(
@@ -103,7 +110,7 @@ def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, anno
     storage = Storage.at(config.storage)
     folder = f"experiments/{config.name}"
     with exclusive(storage, f"{folder}/.lock", wait=wait, announce=announce):
-        session = Session(config, address=address, wait=wait)
+        session = Session(config, address=address, wait=wait, announce=announce)
         session.make_pairs(announce)
         return _Sweep(session, folder, announce).run()
 
@@ -171,6 +178,8 @@ class _Sweep:
 
     def _finish(self, points: Sequence[Point], description: str) -> dict[str, Result]:
         """The results of these points; those that are not there yet are computed by Tune."""
+        # A named start may be what 'best' is as well: one point then, and one run.
+        points = list({point.key: point for point in points}.values())
         stores = {point.key: ResultStore(self.storage, point.key) for point in points}
         pending = [point for point in points if not stores[point.key].is_complete()]
         if len(pending) < len(points):
@@ -180,8 +189,12 @@ class _Sweep:
             for point in pending:
                 if stores[point.key].is_stopped() and not stores[point.key].is_complete():
                     run_point(point, self.context, self.session.pool, self.storage, lambda values: None)
-                if not stores[point.key].is_complete():
-                    self.failed[point.name] = errors.get(point.key, "ended without a result")
+                if stores[point.key].is_complete():
+                    continue
+                if point.key not in errors:
+                    # Tune ends quietly on the first Ctrl-C; what is done is stored.
+                    raise KeyboardInterrupt
+                self.failed[point.name] = errors[point.key]
         return {key: store.load() for key, store in stores.items() if store.is_complete()}
 
     def _tune(self, points: Sequence[Point], description: str) -> dict[str, str]:

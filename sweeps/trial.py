@@ -70,7 +70,7 @@ def trial(config: dict[str, Any], context: TrialContext) -> None:
 
     def report(values: dict[str, float]) -> None:
         # The run's psnr_db is the test set's, logged once at the end: the curve has a name of its own.
-        curve = {name: values[name] for name in ("validation_psnr_db", "loss") if name in values}
+        curve = {name: value for name, value in values.items() if name in ("validation_psnr_db", "loss")}
         log.metrics(curve, step=int(values["iteration"]))
         tune.report(values)
 
