@@ -60,6 +60,8 @@ class FilmMLP(nn.Module):
         depth: Number of residual blocks.
         condition_width: Width of the time and label embedding.
         dropout: Dropout inside the blocks while training.
+        gated_skip: Add a path from input to output, both gated by learned functions of time. A noise prediction needs
+            it: where almost all of the input is noise, a network that must reproduce it is never exact enough.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class FilmMLP(nn.Module):
         depth: int,
         condition_width: int,
         dropout: float = 0.0,
+        gated_skip: bool = False,
     ):
         super().__init__()
         self.shape = tuple(shape)
@@ -81,6 +84,7 @@ class FilmMLP(nn.Module):
         self.blocks = nn.ModuleList(FilmBlock(width, condition_width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.outward = nn.Linear(width, dimensions)
+        self.gates = nn.Sequential(nn.SiLU(), nn.Linear(condition_width, 2)) if gated_skip else None
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """The network's output, of the shape of ``x``.
@@ -90,11 +94,16 @@ class FilmMLP(nn.Module):
             t: Native time of each sample, shape (B,), float32.
             label: Shape (B,), int64, in [0, classes].
         """
-        condition = nn.functional.silu(self.time_out(self.time(t)) + self.label(label))
+        time = self.time_out(self.time(t))
+        condition = nn.functional.silu(time + self.label(label))
         hidden = self.inward(x.flatten(1))
         for block in self.blocks:
             hidden = block(hidden, condition)
-        return self.outward(self.norm(hidden)).view_as(x)
+        output = self.outward(self.norm(hidden)).view_as(x)
+        if self.gates is None:
+            return output
+        skip, gain = (gate.view(-1, *(1,) * (x.ndim - 1)) for gate in self.gates(time).unbind(dim=1))
+        return skip * x + gain * output
 
 
 NETS: dict[str, type[nn.Module]] = {"film_mlp": FilmMLP}

@@ -68,13 +68,16 @@ def train(config: PretrainConfig, output: Path, progress: Progress) -> dict[str,
         The facts on the model card: final training and validation loss, sizes, versions.
 
     Raises:
-        ConfigError: The dataset has no reference samples to train on.
+        ConfigError: The dataset has no reference samples to train on, or the architecture is none.
     """
     torch.set_num_threads(config.threads)
     data = _Data.load(config)
     storage = Storage.at(config.storage)
     checkpoint_key = f"pretrain/{config.name}/checkpoint.pt"
-    run = _Run(config, data)
+    try:
+        run = _Run(config, data)
+    except ValueError as error:
+        raise ConfigError(f"pretraining {config.name!r}: {error}") from error
     if storage.exists(checkpoint_key):
         run.restore(storage.read(checkpoint_key))
     while run.iteration < config.iterations:
