@@ -26,6 +26,7 @@ def _as_list(value: Any) -> Any:
 
 
 Several = BeforeValidator(_as_list)
+NotEmpty = Field(min_length=1)
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -66,11 +67,18 @@ class PairsConfig(_Strict):
 
 
 class SolverConfig(_Strict):
-    """One fixed family of the sweep; a bare name means its defaults."""
+    """One fixed family of the sweep; a bare name means its defaults.
+
+    ``nfe`` restricts it to these of the sweep's NFEs: some families need a multiple of their evaluations per step.
+    """
 
     family: str
     options: dict[str, Any] = {}
     nfe: Annotated[tuple[int, ...] | None, BeforeValidator(lambda v: None if v is None else _as_list(v))] = None
+
+    def nfes(self, swept: Sequence[int]) -> list[int]:
+        """The NFEs of the sweep that this family runs at."""
+        return [nfe for nfe in swept if self.nfe is None or nfe in self.nfe]
 
     def build(self) -> Family:
         built = plugins.build("families", self.family, self.options)
@@ -82,8 +90,8 @@ class SolverConfig(_Strict):
 class GridSearch(_Strict):
     """The search every fixed family is given: all warped grids t = (1-(1-r)^p)^q with p and q from these lists."""
 
-    p: tuple[Positive, ...] = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
-    q: tuple[Positive, ...] = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
+    p: Annotated[tuple[Positive, ...], NotEmpty] = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
+    q: Annotated[tuple[Positive, ...], NotEmpty] = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
     pairs: int = Field(256, ge=1)
     """Validation pairs a grid is scored on; the winner is scored again on all of them."""
 
@@ -97,9 +105,9 @@ class LearnedConfig(_Strict):
 
     family: str
     options: dict[str, Any] = {}
-    start: Annotated[tuple[str, ...], Several] = ("best",)
-    learning_rate: Annotated[tuple[Positive, ...], Several] = (5e-3,)
-    sigma0: Annotated[tuple[Positive, ...], Several] = (1.0,)
+    start: Annotated[tuple[str, ...], NotEmpty, Several] = ("best",)
+    learning_rate: Annotated[tuple[Positive, ...], NotEmpty, Several] = (5e-3,)
+    sigma0: Annotated[tuple[Positive, ...], NotEmpty, Several] = (1.0,)
     iterations: int = Field(1500, ge=1)
     batch_size: int = Field(40, ge=1)
     decay: Literal["polynomial", "cosine", "constant"] = "polynomial"
@@ -152,7 +160,7 @@ class ExperimentConfig(_Strict):
     pairs: PairsConfig = PairsConfig()
     nfe: Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...], Several]
     fixed: tuple[SolverConfig, ...] = ()
-    fixed_sigma0: Annotated[tuple[Positive, ...], Several] = (1.0,)
+    fixed_sigma0: Annotated[tuple[Positive, ...], NotEmpty, Several] = (1.0,)
     grid_search: GridSearch | None = GridSearch()
     learned: tuple[LearnedConfig, ...] = ()
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Several] = (0,)
@@ -198,11 +206,11 @@ class ExperimentConfig(_Strict):
 
     def _check_nfe(self, solver: SolverConfig) -> None:
         family = solver.build()
-        for nfe in solver.nfe or self.nfe:
+        for nfe in solver.nfes(self.nfe):
             try:
                 family.steps(nfe)
             except ValueError as error:
-                allowed = [n for n in solver.nfe or self.nfe if n % family.evaluations_per_step == 0]
+                allowed = [n for n in solver.nfes(self.nfe) if n % family.evaluations_per_step == 0]
                 hint = f"give {solver.family} its own 'nfe: {allowed}'" if allowed else f"leave {solver.family} out"
                 raise ConfigError(f"fixed family {solver.family!r} at nfe {nfe}: {error}, or {hint}") from error
 
@@ -215,7 +223,7 @@ class ExperimentConfig(_Strict):
                         f"learned family {learned.family!r} starts from the best fixed solver, but 'fixed' is empty; "
                         f"list families there or name a start, e.g. 'start: midpoint'"
                     )
-                reachable = {n for solver in self.fixed for n in solver.nfe or self.nfe}
+                reachable = {n for solver in self.fixed for n in solver.nfes(self.nfe)}
                 missing = [n for n in self.nfe if n not in reachable]
                 if missing:
                     raise ConfigError(f"no fixed family runs at nfe {missing[0]}, so 'start: best' has nothing there")

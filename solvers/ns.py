@@ -24,6 +24,9 @@ THETA_VERSION = 1
 MAX_NFE = 1000
 """Larger than any solver anyone distils; a limit so that a hostile file cannot ask for unbounded memory."""
 
+MAX_NUMBER = 1e6
+"""Larger than any coefficient of a usable solver."""
+
 
 class InvalidThetaError(ValueError):
     """A theta that is malformed, or that does not belong to the model it is used on."""
@@ -252,7 +255,7 @@ class ThetaArtifact:
         if not isinstance(content, dict) or content.get("format") != THETA_FORMAT:
             raise invalid(f"its 'format' is not {THETA_FORMAT!r}")
         version = content.get("version")
-        if version != THETA_VERSION:
+        if version != THETA_VERSION or isinstance(version, bool):
             raise invalid(f"version {version!r} is unknown, this release reads version {THETA_VERSION}")
         nfe = content.get("nfe")
         if not isinstance(nfe, int) or isinstance(nfe, bool) or not 1 <= nfe <= MAX_NFE:
@@ -297,7 +300,7 @@ def _numbers(values: Any, length: int, name: str, invalid: Any) -> Tensor:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise invalid(f"{name!r} holds {value!r}, which is not a number")
-        if not abs(value) <= 1e6:  # also false for NaN
+        if not abs(value) <= MAX_NUMBER:  # also false for NaN
             raise invalid(f"{name!r} holds {value!r}; every number must be finite and at most 1e6 in size")
     return torch.tensor(values, dtype=torch.float64)
 
@@ -318,16 +321,20 @@ _PROVENANCE_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _provenance(content: dict[str, Any], invalid: Any) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for key, types in _PROVENANCE_TYPES.items():
         if key not in content:
             continue
         value = content[key]
         if not isinstance(value, types) or isinstance(value, bool):
             raise invalid(f"{key!r} is {value!r}, expected {' or '.join(t.__name__ for t in types)}")
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:
             raise invalid(f"{key!r} must be finite, got {value!r}")
         found[key] = value
+    if not found.get("sigma0", 1) > 0:
+        raise invalid(f"'sigma0' must be positive, got {found['sigma0']!r}")
+    if not all(isinstance(version, str) for version in found.get("packages", {}).values()):
+        raise invalid("'packages' must map names to versions as text")
     return found
 
 

@@ -44,9 +44,16 @@ def endpoints(prediction: Prediction, output: Tensor, x: Tensor, point: PathPoin
         point: The scheduler at the network's time.
 
     Raises:
-        ValueError: An unknown prediction, or v-prediction on a path that is not variance preserving.
+        ValueError: An unknown prediction, v-prediction on a path that is not variance preserving, or a time at which
+            the prediction does not determine the other endpoint.
     """
     alpha, sigma = point.alpha, point.sigma
+    blind = {"epsilon": ("data", "alpha", alpha), "sample": ("noise", "sigma", sigma)}.get(prediction)
+    if blind is not None and float(blind[2].detach()) == 0:
+        raise ValueError(
+            f"a prediction of {prediction!r} does not determine the {blind[0]} where {blind[1]} = 0; choose a time "
+            f"grid or a domain of the scheduler that leaves this time out"
+        )
     match prediction:
         case "epsilon":
             return Endpoints((x - sigma * output) / alpha, output)

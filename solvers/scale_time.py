@@ -71,7 +71,8 @@ class SchedulerChange:
 
     t_r is matched at equal SNR and s_r = hypot(alpha-bar, sigma-bar) / hypot(alpha, sigma), which equals the papers'
     sigma-bar/sigma but is finite at r = 1. ``target`` is cut to the times whose SNR ``source`` reaches: on a path
-    that starts at snr > 0 (VP) a sigma0 above 1 starts at r_0 > 0, snr-bar(r_0) = snr(t_min).
+    that starts at snr > 0 (VP) a sigma0 above 1 starts at r_0 > 0, snr-bar(r_0) = snr(t_min). Where ``target`` starts
+    at the higher SNR (sigma0 below 1 on VP), sampling starts later on the source, from sigma(t) x0: an approximation.
     """
 
     def __init__(self, source: Scheduler, target: Scheduler):
@@ -121,6 +122,7 @@ class TransformedField:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.scheduler.check_velocity_time(t)
         point = self.change(t)
+        self.field.scheduler.check_velocity_time(point.t)
         scale, d_log_s, gain = (value.to(x.dtype) for value in (point.s, point.d_log_s, point.d_t * point.s))
         return d_log_s * x + gain * self.field(x / scale, point.t)
 

@@ -160,7 +160,7 @@ def fixed_points(config: ExperimentConfig, specs: Mapping[PairKey, PairSpec]) ->
     for solver in config.fixed:
         label = solver.build().label
         for scale, nfe, sigma0 in itertools.product(
-            config.guidance_scale, solver.nfe or config.nfe, config.fixed_sigma0
+            config.guidance_scale, solver.nfes(config.nfe), config.fixed_sigma0
         ):
             common = Point(
                 family=solver.family,

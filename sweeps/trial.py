@@ -26,6 +26,9 @@ from solvers.families import GridSolver
 from solvers.ns import NSSolver, ThetaArtifact
 from sweeps.space import Point
 
+MAX_PSNR_DB = 300.0
+"""Beyond float64's rounding: what an exact sample counts as in a choice."""
+
 FINALISTS = 3
 """Grids that are scored again on all validation pairs."""
 
@@ -224,7 +227,8 @@ def _validate(pool: Pool, solver: NSSolver, point: Point) -> float:
     (scores,) = pool.gather(
         [Request("score", {"theta": theta, "pairs": point.validation, "metrics": ["psnr"], "indices": None})]
     )
-    return float(np.mean(scores["psnr"]))
+    # An exact sample has infinite PSNR, and one of them must not make the mean meaningless.
+    return float(np.mean(np.minimum(scores["psnr"], MAX_PSNR_DB)))
 
 
 def _forwards(point: Point) -> int:

@@ -105,7 +105,8 @@ def _lease(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Ite
     def renew() -> None:
         while not stop.wait(LEASE_SECONDS / 4):
             with suppress(OSError):  # tried again in a quarter of the lease
-                _write_lease(storage, key, token)
+                if _is_ours(storage, key, token):
+                    _write_lease(storage, key, token)
 
     renewer = threading.Thread(target=renew, daemon=True)
     renewer.start()
@@ -114,7 +115,8 @@ def _lease(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Ite
     finally:
         stop.set()
         renewer.join()
-        storage.delete(key)
+        if _is_ours(storage, key, token):
+            storage.delete(key)
 
 
 def _try_lease(storage: Storage, key: str, token: str) -> bool:
@@ -124,6 +126,11 @@ def _try_lease(storage: Storage, key: str, token: str) -> bool:
     _write_lease(storage, key, token)
     # Two may write at once; the last one stands, and after a moment both read the same.
     time.sleep(POLL_SECONDS)
+    return _is_ours(storage, key, token)
+
+
+def _is_ours(storage: Storage, key: str, token: str) -> bool:
+    """False also after a lease that lapsed, as of a process that was suspended, was taken by another."""
     return _current(storage, key).get("token") == token
 
 

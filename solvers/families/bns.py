@@ -65,7 +65,7 @@ def _target(scheduler: Scheduler, sigma0: float) -> Scheduler:
 
 def _last_time(scheduler: Scheduler) -> float:
     """The last time at which the velocity is finite."""
-    return scheduler.t_max - (1e-4 if scheduler.velocity_is_singular_at_end else 0.0)
+    return min(scheduler.t_max, 1 - 1e-4) if scheduler.velocity_is_singular_at_end else scheduler.t_max
 
 
 def _nfe(parameters: Tensor) -> int:

@@ -1,0 +1,429 @@
+"""NS solvers: Algorithm 1, theta as one vector, and the artifact that travels."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import noise, nonlinear_field, relative_error
+from torch import Tensor
+
+from solvers.families.adams_bashforth import AdamsBashforth
+from solvers.families.base import GridSolver
+from solvers.field import CountingField
+from solvers.grids import UNIFORM
+from solvers.ns import MAX_NFE, InvalidThetaError, NSSolver, ThetaArtifact, lower_triangle, nfe_of_flat
+from solvers.schedulers import CondOT
+
+
+def random_solver(nfe: int = 4, seed: int = 0) -> NSSolver:
+    """A solver with nothing special about it: unordered times, every weight in use."""
+    generator = torch.Generator().manual_seed(seed)
+    flat = torch.rand(nfe * (nfe + 5) // 2 + 1, generator=generator, dtype=torch.float64)
+    return NSSolver.from_flat(flat)
+
+
+# --- Algorithm 1 -------------------------------------------------------------------------------------------------
+
+
+def test_sampling_is_algorithm_1() -> None:
+    """x_k = a_k x0 + sum_{j<k} b_kj u_j with u_j = u_{t_j}(x_j), written out in full for n = 2."""
+    solver, field, x0 = random_solver(2), nonlinear_field(CondOT()), noise(3, 2)
+    a, b, t = solver.a, solver.b, solver.times
+    first = a[0] * x0
+    u0 = field(first, t[0])
+    second = a[1] * x0 + b[1, 0] * u0
+    u1 = field(second, t[1])
+    expected = a[2] * x0 + b[2, 0] * u0 + b[2, 1] * u1
+    assert relative_error(solver.sample(field, x0), expected) < 1e-14
+
+
+def test_sampling_makes_n_evaluations_at_scalar_double_times() -> None:
+    """A network is asked n times, each with a 0-d float64 time and a batch in the noise's own precision."""
+    asked: list[tuple[int, torch.dtype, torch.dtype]] = []
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        asked.append((t.ndim, t.dtype, x.dtype))
+        return torch.sin(x)
+
+    velocity.scheduler = CondOT()  # type: ignore[attr-defined]
+    counted = CountingField(velocity)  # type: ignore[arg-type]
+    x0 = noise(2, 3, 4, 4).float()
+    sample = random_solver(5).sample(counted, x0)
+    assert counted.nfe == 5
+    assert set(asked) == {(0, torch.float64, torch.float32)}
+    assert (sample.shape, sample.dtype) == (x0.shape, torch.float32)
+
+
+def test_sampling_with_and_without_a_graph_gives_the_same_sample() -> None:
+    """Distillation samples with a graph, everybody else in place: one algorithm."""
+    solver, field, x0 = random_solver(6), nonlinear_field(CondOT()), noise(3, 2)
+    learning = NSSolver.from_flat(solver.flat().requires_grad_())
+    with_graph = learning.sample(field, x0)
+    assert with_graph.requires_grad
+    without = solver.sample(field, x0)
+    assert not without.requires_grad
+    assert relative_error(with_graph.detach(), without) < 1e-13
+    with torch.no_grad():
+        assert torch.equal(learning.sample(field, x0), without)
+
+
+def test_sampling_leaves_the_noise_and_the_velocities_alone() -> None:
+    """In-place accumulation must not write into what the caller or the field still holds."""
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        kept.append((x, x.clone()))
+        return x  # its own input: the worst case for in-place work
+
+    x0 = noise(3, 2)
+    before = x0.clone()
+    random_solver(4).sample(velocity, x0)  # type: ignore[arg-type]
+    assert torch.equal(x0, before)
+    assert all(torch.equal(held, copied) for held, copied in kept)
+
+
+def test_the_gradient_in_theta_is_that_of_the_sample() -> None:
+    """d sample / d theta for times, a and b alike, against finite differences (BNS Algorithm 2's backward)."""
+    field, x0 = nonlinear_field(CondOT()), noise(2, 2)
+    flat = random_solver(3).flat().requires_grad_()
+    assert torch.autograd.gradcheck(lambda theta: NSSolver.from_flat(theta).sample(field, x0), flat, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("times", "a", "b"), [((3,), (3,), (4, 3)), ((3,), (4,), (3, 3)), ((3, 1), (4,), (4, 3)), ((0,), (1,), (1, 0))]
+)
+def test_parts_of_the_wrong_shape_are_refused(times: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    match = r"an NS solver of n=\d evaluations has times \(n,\), a \(n\+1,\) and b \(n\+1, n\); got "
+    with pytest.raises(InvalidThetaError, match=match):
+        NSSolver(torch.zeros(times), torch.zeros(a), torch.zeros(b))
+
+
+# --- theta as one vector -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 4, 8, 16, 20])
+def test_theta_has_n_times_n_plus_5_halves_plus_1_numbers(nfe: int) -> None:
+    """BNS section 3: n times, n + 1 weights of x0, n(n+1)/2 weights of velocities."""
+    flat = random_solver(nfe).flat()
+    assert len(flat) == nfe * (nfe + 5) // 2 + 1
+    assert nfe_of_flat(len(flat)) == nfe
+
+
+@pytest.mark.parametrize("nfe", [1, 3, 8])
+def test_flat_and_back_is_the_identity(nfe: int) -> None:
+    solver = random_solver(nfe)
+    again = NSSolver.from_flat(solver.flat())
+    for name in ("times", "a", "b"):
+        assert torch.equal(getattr(again, name), getattr(solver, name))
+    # The entries a solver may not use, its own and future velocities, are not among the numbers.
+    assert float(again.b.triu().abs().sum()) == 0
+
+
+def test_the_vector_is_times_then_a_then_b_by_rows() -> None:
+    """The order is part of the stored optimiser states: it must not change."""
+    rows, columns = lower_triangle(3)
+    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
+    solver = NSSolver.from_flat(torch.arange(13, dtype=torch.float64))
+    assert (solver.times.tolist(), solver.a.tolist()) == ([0, 1, 2], [3, 4, 5, 6])
+    assert solver.b.tolist() == [[0, 0, 0], [7, 0, 0], [8, 9, 0], [10, 11, 12]]
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 5, 50, 52])
+def test_a_vector_of_no_length_is_refused(length: int) -> None:
+    with pytest.raises(InvalidThetaError, match=rf"{length} numbers are no theta: n evaluations have n\(n\+5\)/2 \+ 1"):
+        NSSolver.from_flat(torch.zeros(length, dtype=torch.float64))
+
+
+def test_a_detached_solver_shares_nothing_with_the_one_that_learns() -> None:
+    flat = random_solver(3).flat().requires_grad_()
+    learning = NSSolver.from_flat(flat)
+    frozen = learning.detach()
+    assert not frozen.flat().requires_grad
+    frozen.times.zero_()
+    assert torch.equal(learning.flat(), flat)
+
+
+# --- The artifact ------------------------------------------------------------------------------------------------
+
+PROVENANCE: dict[str, Any] = {
+    "family": "bns",
+    "start": "AB2",
+    "prediction": "epsilon",
+    "scheduler": "cond_ot",
+    "native_scheduler": "vp",
+    "guidance_scale": 3.0,
+    "sigma0": 2.0,
+    "model_digest": "ab" * 32,
+    "pairs_digest": "cd" * 32,
+    "validation_psnr_db": 41.5,
+    "packages": {"torch": "2"},
+}
+
+
+def valid_content(nfe: int = 3) -> dict[str, Any]:
+    return json.loads(ThetaArtifact(random_solver(nfe), **PROVENANCE).to_json())
+
+
+def test_a_saved_theta_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    """Every float64 of theta and every word of its provenance survive the file."""
+    artifact = ThetaArtifact(random_solver(8), **PROVENANCE)
+    path = tmp_path / "new" / "folder" / "theta.json"
+    artifact.save(path)
+    again = ThetaArtifact.load(path)
+    assert torch.equal(again.solver.flat(), artifact.solver.flat())
+    assert again.digest == artifact.digest
+    assert {name: getattr(again, name) for name in PROVENANCE} == PROVENANCE
+
+
+def test_a_solver_saves_and_loads_without_ceremony(tmp_path: Path) -> None:
+    solver = GridSolver(AdamsBashforth(2), 4, UNIFORM).to_ns(CondOT())
+    solver.save(tmp_path / "theta.json", family="adams_bashforth")
+    assert torch.equal(NSSolver.load(tmp_path / "theta.json").flat(), solver.flat())
+    assert ThetaArtifact.load(tmp_path / "theta.json").family == "adams_bashforth"
+
+
+def test_the_file_is_json_that_a_person_can_read(tmp_path: Path) -> None:
+    """One key a line, b as a triangle with one row a line: 1 of n + 1 rows for each state."""
+    solver = random_solver(4)
+    solver.save(tmp_path / "theta.json", **PROVENANCE)
+    text = (tmp_path / "theta.json").read_text()
+    content = json.loads(text)
+    assert (content["format"], content["version"], content["nfe"]) == ("bespoke-theta", 1, 4)
+    assert [len(row) for row in content["b"]] == [0, 1, 2, 3, 4]
+    assert content["times"] == solver.times.tolist()
+    assert len(text.splitlines()) == len(content) + len(content["b"]) + 3
+    assert (tmp_path / "theta.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_saving_replaces_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "theta.json"
+    random_solver(3).save(path)
+    random_solver(5).save(path)
+    assert NSSolver.load(path).nfe == 5
+    assert os.listdir(tmp_path) == ["theta.json"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
+def test_a_save_that_fails_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The artifact is complete under its name, or not there; no temporary file stays behind."""
+    path = tmp_path / "theta.json"
+    random_solver(3).save(path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="disk full"):
+        random_solver(5).save(path)
+    monkeypatch.undo()
+    assert NSSolver.load(path).nfe == 3
+    assert os.listdir(tmp_path) == ["theta.json"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e7])
+def test_a_theta_that_could_not_be_loaded_is_not_saved(tmp_path: Path, value: float) -> None:
+    flat = random_solver(3).flat()
+    flat[4] = value
+    with pytest.raises(InvalidThetaError, match="theta to be saved is not a usable theta artifact: 'a' holds"):
+        NSSolver.from_flat(flat).save(tmp_path / "theta.json")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no theta artifact at .*absent\.json"):
+        NSSolver.load(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "not json", "{'a': 1}", "[" * 100_000, "1" * 5000, "\x00\x01"])
+def test_text_that_is_not_json_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "theta.json"
+    path.write_text(text)
+    with pytest.raises(InvalidThetaError, match=r"theta\.json is not a usable theta artifact: it is not JSON"):
+        NSSolver.load(path)
+
+
+def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "theta.json"
+    path.write_bytes(bytes(range(256)))
+    with pytest.raises(InvalidThetaError, match="it is not JSON"):
+        NSSolver.load(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"bespoke-theta"', "{}", '{"format": "safetensors"}'])
+def test_json_that_is_no_artifact_is_refused(text: str) -> None:
+    with pytest.raises(InvalidThetaError, match="its 'format' is not 'bespoke-theta'"):
+        ThetaArtifact.from_json(text)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
+def test_another_version_is_refused(version: Any) -> None:
+    with pytest.raises(InvalidThetaError, match=r"version .* is unknown, this release reads version 1"):
+        ThetaArtifact.from_json(json.dumps({**valid_content(), "version": version}))
+
+
+@pytest.mark.parametrize("nfe", [-1, 0, MAX_NFE + 1, 10**30, True, 3.0, "3", None, [3]])
+def test_an_impossible_nfe_is_refused_before_memory_is_asked_for(nfe: Any) -> None:
+    with pytest.raises(InvalidThetaError, match="'nfe' must be an integer from 1 to 1000, got "):
+        ThetaArtifact.from_json(json.dumps({**valid_content(), "nfe": nfe}))
+
+
+def _with(path: tuple[str | int, ...], value: Any) -> str:
+    """The valid artifact with one entry replaced."""
+    content = valid_content()
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        (("times",), None, "'times' must be a list of 3 numbers, got NoneType"),
+        (("times",), "0.5", "'times' must be a list of 3 numbers, got str"),
+        (("times",), [0.0, 0.5], "'times' must be a list of 3 numbers, got 2"),
+        (("times", 1), 1.5, r"'times' must lie in \[0, 1\], got 1.5"),
+        (("times", 1), -1e-9, r"'times' must lie in \[0, 1\], got -1e-09"),
+        (("times", 1), float("nan"), "'times' holds nan; every number must be finite and at most 1e6"),
+        (("a",), [1.0] * 3, "'a' must be a list of 4 numbers, got 3"),
+        (("a", 0), "1", "'a' holds '1', which is not a number"),
+        (("a", 0), True, "'a' holds True, which is not a number"),
+        (("a", 0), None, "'a' holds None, which is not a number"),
+        (("a", 2), float("inf"), "'a' holds inf; every number must be finite"),
+        (("a", 2), 10**400, "'a' holds 1000.*; every number must be finite"),
+        (("b",), {}, "'b' must have 4 rows"),
+        (("b",), [[], [1.0]], "'b' must have 4 rows"),
+        (("b", 2), [1.0], r"'b\[2\]' must be a list of 2 numbers, got 1"),
+        (("b", 0), [1.0], r"'b\[0\]' must be a list of 0 numbers, got 1"),
+        (("b", 3, 1), float("-inf"), r"'b\[3\]' holds -inf; every number must be finite"),
+        (("b", 3, 1), [2.0], r"'b\[3\]' holds \[2.0\], which is not a number"),
+        (("family",), None, "'family' is None, expected str"),
+        (("start",), 3, "'start' is 3, expected str or NoneType"),
+        (("prediction",), ["epsilon"], r"'prediction' is \['epsilon'\], expected str or NoneType"),
+        (("scheduler",), False, "'scheduler' is False, expected str or NoneType"),
+        (("native_scheduler",), 1.0, "'native_scheduler' is 1.0, expected str or NoneType"),
+        (("guidance_scale",), "3", "'guidance_scale' is '3', expected int or float"),
+        (("guidance_scale",), True, "'guidance_scale' is True, expected int or float"),
+        (("guidance_scale",), float("nan"), "'guidance_scale' must be finite, got nan"),
+        (("sigma0",), None, "'sigma0' is None, expected int or float"),
+        (("model_digest",), 7, "'model_digest' is 7, expected str or NoneType"),
+        (("pairs_digest",), {}, "'pairs_digest' is {}, expected str or NoneType"),
+        (("validation_psnr_db",), float("inf"), "'validation_psnr_db' must be finite, got inf"),
+        (("packages",), [], r"'packages' is \[\], expected dict"),
+    ],
+)
+def test_a_malformed_artifact_is_refused_by_what_is_wrong_with_it(
+    path: tuple[str | int, ...], value: Any, problem: str
+) -> None:
+    with pytest.raises(InvalidThetaError, match=f"theta is not a usable theta artifact: {problem}"):
+        ThetaArtifact.from_json(_with(path, value))
+
+
+def test_provenance_may_be_missing() -> None:
+    """A theta written by hand needs its numbers and nothing else."""
+    content = {key: value for key, value in valid_content().items() if key not in PROVENANCE}
+    artifact = ThetaArtifact.from_json(json.dumps(content))
+    assert (artifact.family, artifact.guidance_scale, artifact.model_digest) == ("ns", 1.0, None)
+
+
+def test_the_digest_is_that_of_the_numbers_alone() -> None:
+    """Renaming a theta changes nothing, one bit of one number does."""
+    solver = random_solver(3)
+    flat = solver.flat()
+    flat[-1] = torch.nextafter(flat[-1], torch.tensor(2.0, dtype=torch.float64))
+    assert ThetaArtifact(solver).digest == ThetaArtifact(solver, **PROVENANCE).digest
+    assert ThetaArtifact(solver).digest != ThetaArtifact(NSSolver.from_flat(flat)).digest
+
+
+def test_a_theta_of_another_model_is_refused_unless_transfer_is_asked_for(tmp_path: Path) -> None:
+    path, model, other = tmp_path / "theta.json", "a" * 64, "b" * 64
+    random_solver(3).save(path, model_digest=model)
+    match = r"made for model aaaaaaaaaaaa, not for bbbbbbbbbbbb: .*--allow-transfer \(allow_transfer=True\)"
+    with pytest.raises(InvalidThetaError, match=match):
+        NSSolver.load(path, model_digest=other)
+    assert NSSolver.load(path, model_digest=model).nfe == 3
+    assert NSSolver.load(path, model_digest=other, allow_transfer=True).nfe == 3
+    assert NSSolver.load(path).nfe == 3
+
+
+def test_a_theta_of_unknown_origin_is_refused_on_a_known_model(tmp_path: Path) -> None:
+    path = tmp_path / "theta.json"
+    random_solver(3).save(path)
+    with pytest.raises(InvalidThetaError, match="made for model unknown, not for bbbbbbbbbbbb"):
+        NSSolver.load(path, model_digest="b" * 64)
+
+
+# --- Whatever a file holds, loading gives a usable theta or says why not --------------------------------------------
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.integers(10**300, 10**400),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def _load_or_refuse(text: str) -> None:
+    try:
+        artifact = ThetaArtifact.from_json(text)
+    except InvalidThetaError:
+        return
+    solver = artifact.solver
+    assert bool(torch.isfinite(solver.flat()).all())
+    assert bool(((solver.times >= 0) & (solver.times <= 1)).all())
+    assert float(solver.b.triu().abs().sum()) == 0
+    solver.sample(lambda x, t: x, torch.zeros(1, 1))  # type: ignore[arg-type]
+    assert ThetaArtifact.from_json(artifact.to_json()).digest == artifact.digest
+
+
+def _replace_leaf(content: Any, choose: Callable[[int], int], value: Any) -> None:
+    """Walk down to some entry of a JSON value and replace it."""
+    keys = list(content) if isinstance(content, dict) else list(range(len(content)))
+    key = keys[choose(len(keys))]
+    if isinstance(content[key], dict | list) and content[key] and choose(3):
+        _replace_leaf(content[key], choose, value)
+    else:
+        content[key] = value
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(data=st.data(), value=JSON_VALUES)
+def test_an_artifact_with_one_value_replaced_is_usable_or_refused(data: st.DataObject, value: Any) -> None:
+    content = copy.deepcopy(_VALID)
+    _replace_leaf(content, lambda size: data.draw(st.integers(0, size - 1)), value)
+    _load_or_refuse(json.dumps(content))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_an_artifact_with_damaged_text_is_usable_or_refused(data: st.DataObject) -> None:
+    """A part cut out and something else put in: torn writes, bad disks, clumsy editors."""
+    text = json.dumps(_VALID)
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(len(text), start + 40)))
+    _load_or_refuse(text[:start] + data.draw(st.text(max_size=8)) + text[end:])
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(text=st.text(max_size=200) | JSON_VALUES.map(json.dumps))
+def test_any_text_at_all_is_usable_or_refused(text: str) -> None:
+    _load_or_refuse(text)
+
+
+_VALID = valid_content()
+
+
+def test_the_undamaged_artifact_is_usable() -> None:
+    """What the three tests above damage is valid to begin with, so they do not only see refusals."""
+    assert torch.equal(ThetaArtifact.from_json(json.dumps(_VALID)).solver.flat(), random_solver(3).flat())

@@ -1,0 +1,150 @@
+"""Predictions to velocities, against data whose posterior means are known in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from oracles import inside, mixture, noise
+
+from solvers.prediction import (
+    PREDICTIONS,
+    PredictionField,
+    endpoints,
+    endpoints_from_velocity,
+    velocity_coefficients,
+)
+from solvers.schedulers import VP, CondOT, Cosine, PathPoint, Scheduler
+
+ROUNDING = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def _is_variance_preserving(scheduler: Scheduler) -> bool:
+    point = scheduler(0.5)
+    return math.isclose(float(point.alpha**2 + point.sigma**2), 1.0)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_every_prediction_gives_the_velocity_of_its_path(prediction: str, scheduler: Scheduler) -> None:
+    """u = alpha' x1-hat + sigma' eps-hat, from noise, data, v or velocity networks of the same data alike."""
+    if prediction == "v_prediction" and not _is_variance_preserving(scheduler):
+        pytest.skip("v-prediction is defined on variance-preserving paths")
+    data, x = mixture(), noise(5, 2)
+    field = PredictionField(data.network(prediction, scheduler), prediction, scheduler)
+    assert field.scheduler == scheduler
+    for t in inside(scheduler):
+        torch.testing.assert_close(field(x, t), data.velocity(x, scheduler(t)), **ROUNDING)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("native", [VP(), Cosine()], ids=["vp", "cosine"])
+def test_every_prediction_can_be_presented_under_another_scheduler(prediction: str, native: Scheduler) -> None:
+    """The network runs at its native time and scale; the velocity is the analytic one of the new path."""
+    data, x, target = mixture(), noise(5, 2), CondOT()
+    field = PredictionField(data.network(prediction, native), prediction, native, target)
+    for r in inside(field.scheduler):
+        torch.testing.assert_close(field(x, r), data.velocity(x, target(r)), **ROUNDING)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_vp_networks_presented_as_cond_ot_are_finite_at_the_data_end(prediction: str) -> None:
+    """At t=1 VP's own velocity is infinite; the same network under CondOT gives the analytic x1-hat - eps-hat."""
+    data, x, target = mixture(), noise(5, 2), CondOT()
+    field = PredictionField(data.network(prediction, VP()), prediction, VP(), target)
+    at_end = field(x, torch.tensor(1.0, dtype=torch.float64))
+    torch.testing.assert_close(at_end, data.velocity(x, target(1.0)), **ROUNDING)
+    native = PredictionField(data.network(prediction, VP()), prediction, VP())
+    with pytest.raises(ValueError, match="velocity of the vp scheduler is infinite at t=1"):
+        native(x, torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_a_vp_network_presented_as_cond_ot_starts_where_its_own_noise_ends() -> None:
+    """CondOT is cut to the times whose SNR the network has seen: r_0 = alpha_0 / (alpha_0 + sigma_0) > 0."""
+    field = PredictionField(mixture().network("epsilon", VP()), "epsilon", VP(), CondOT())
+    first = VP()(0.0)
+    assert field.scheduler.t_min == pytest.approx(float(first.alpha / (first.alpha + first.sigma)), rel=1e-9)
+    assert field.scheduler.t_max == 1.0
+    with pytest.raises(ValueError, match=r"velocity queried at t=0, outside the domain \[0\.0065"):
+        field(noise(1, 2), torch.tensor(0.0, dtype=torch.float64))
+
+
+def test_a_network_is_only_asked_inside_its_own_domain() -> None:
+    """Rounding in the inverse must not ask the network for a time outside [0, 1]."""
+    asked: list[float] = []
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        asked.append(float(t))
+        return x
+
+    field = PredictionField(network, "epsilon", VP(), CondOT())
+    for r in torch.linspace(field.scheduler.t_min, 1, 50, dtype=torch.float64):
+        field(noise(1, 2), r)
+    assert 0.0 <= min(asked) < 1e-9
+    assert max(asked) == 1.0
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_velocity_coefficients_are_those_of_table_1(prediction: str, scheduler: Scheduler) -> None:
+    """u = beta x + gamma f (BNS Table 1), and it agrees with the division-free form inside the domain."""
+    if prediction == "v_prediction" and not _is_variance_preserving(scheduler):
+        pytest.skip("v-prediction is defined on variance-preserving paths")
+    data, x = mixture(), noise(5, 2)
+    predict = data.network(prediction, scheduler)
+    for t in inside(scheduler):
+        beta, gamma = velocity_coefficients(prediction, scheduler(t))
+        expected = PredictionField(predict, prediction, scheduler)(x, t)
+        torch.testing.assert_close(beta * x + gamma * predict(x, t), expected, **ROUNDING)
+
+
+def test_table_1_blows_up_where_the_division_free_form_does_not() -> None:
+    """epsilon at alpha=0 and sample at sigma=0 divide by zero: the reason why endpoints are used instead."""
+    assert not math.isfinite(float(velocity_coefficients("epsilon", CondOT()(0.0))[1]))
+    assert not math.isfinite(float(velocity_coefficients("sample", CondOT()(1.0))[1]))
+
+
+def test_endpoints_from_velocity_inverts_the_path(scheduler: Scheduler) -> None:
+    """From x = alpha x1 + sigma eps and u = alpha' x1 + sigma' eps back to (x1, eps)."""
+    x1, eps = noise(4, 3), noise(4, 3, seed=1)
+    for t in inside(scheduler):
+        point = scheduler(t)
+        x, u = point.alpha * x1 + point.sigma * eps, point.d_alpha * x1 + point.d_sigma * eps
+        found = endpoints_from_velocity(u, x, point)
+        torch.testing.assert_close(found.data, x1, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.noise, eps, rtol=1e-9, atol=1e-9)
+
+
+def test_velocity_keeps_the_precision_of_its_samples() -> None:
+    """Schedules are float64, but a float32 (or half precision) model is fed and answers in its own dtype."""
+    seen: list[torch.dtype] = []
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(x.dtype)
+        return torch.tanh(x)
+
+    field = PredictionField(network, "epsilon", VP(), CondOT())
+    assert field(noise(2, 3).float(), torch.tensor(0.5, dtype=torch.float64)).dtype == torch.float32
+    assert seen == [torch.float32]
+
+
+def test_an_unknown_prediction_is_refused_with_the_choices() -> None:
+    x = noise(1, 2)
+    match = r"unknown prediction 'score'; choose one of epsilon, sample, v_prediction, velocity"
+    with pytest.raises(ValueError, match=match):
+        endpoints("score", x, x, CondOT()(0.5))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=match):
+        velocity_coefficients("score", CondOT()(0.5))  # type: ignore[arg-type]
+
+
+def test_v_prediction_is_refused_off_the_unit_circle() -> None:
+    """alpha eps - sigma x1 determines (x1, eps) only where alpha^2 + sigma^2 = 1."""
+    x = noise(1, 2)
+    with pytest.raises(ValueError, match=r"v_prediction needs alpha\^2 \+ sigma\^2 = 1, got 0\.5; use 'velocity'"):
+        endpoints("v_prediction", x, x, CondOT()(0.5))
+
+
+def test_a_v_prediction_at_a_learned_time_gives_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    t = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    point: PathPoint = Cosine()(t)
+    endpoints("v_prediction", noise(1, 2), noise(1, 2), point)
+    assert [str(warning.message) for warning in recwarn] == []

@@ -1,0 +1,239 @@
+"""Scale-time transforms: finite ends, derivatives, preconditioning, and that no sample changes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from oracles import (
+    central_difference,
+    fine_rk4,
+    gaussian,
+    inside,
+    mixture,
+    noise,
+    nonlinear_field,
+    relative_error,
+    schedulers_found,
+)
+
+from solvers.prediction import PredictionField
+from solvers.scale_time import Preconditioned, SchedulerChange, TransformedField, precondition
+from solvers.schedulers import VP, CondOT, Cosine, Scheduler
+
+FINITE_PAIRS = [
+    (CondOT(), Cosine()),
+    (Cosine(), CondOT()),
+    *((base, precondition(base, sigma0)) for base in (CondOT(), Cosine()) for sigma0 in (0.5, 2.0, 5.0, 10.0)),
+]
+ALL_PAIRS = [
+    *((source, target) for source, target in itertools.product(schedulers_found(), repeat=2) if source != target),
+    *((base, precondition(base, sigma0)) for base in schedulers_found() for sigma0 in (2.0, 5.0, 10.0)),
+]
+
+
+def _pair_name(value: Scheduler) -> str:
+    return value.name.replace(" ", "_")
+
+
+@pytest.mark.parametrize(("source", "target"), FINITE_PAIRS, ids=_pair_name)
+def test_the_transform_is_finite_at_both_ends(source: Scheduler, target: Scheduler) -> None:
+    """sigma-bar/sigma is 0/0 at r=1; hypot over hypot is not. The ends of one path are the ends of the other."""
+    change = SchedulerChange(source, target)
+    assert (change.target.t_min, change.target.t_max) == (0.0, 1.0)
+    for end in (0.0, 1.0):
+        point = change(end)
+        assert all(math.isfinite(float(value)) for value in point)
+        assert float(point.t) == pytest.approx(end, abs=1e-15)
+    # At r=1 both paths hold the data itself, alpha = alpha-bar = 1.
+    assert float(change(1.0).s) == pytest.approx(1.0, abs=1e-15)
+
+
+@pytest.mark.parametrize(("source", "target"), ALL_PAIRS, ids=_pair_name)
+def test_scale_and_time_match_the_two_paths(source: Scheduler, target: Scheduler) -> None:
+    """BNS eq. 8: alpha-bar_r = s alpha_t and sigma-bar_r = s sigma_t."""
+    change = SchedulerChange(source, target)
+    for r in inside(change.target):
+        point = change(r)
+        outer, inner = target(r), source(point.t)
+        torch.testing.assert_close(point.s * inner.alpha, outer.alpha, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(point.s * inner.sigma, outer.sigma, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("source", "target"), ALL_PAIRS, ids=_pair_name)
+def test_the_derivatives_of_time_and_scale_match_finite_differences(source: Scheduler, target: Scheduler) -> None:
+    """d_t = dt/dr and d_log_s = (ds/dr)/s."""
+    change = SchedulerChange(source, target)
+    for r in inside(change.target):
+        point = change(r)
+        d_t = central_difference(lambda value: change.time_and_scale(value)[0], float(r))
+        d_log_s = central_difference(lambda value: change.time_and_scale(value)[1].log(), float(r))
+        assert float(point.d_t) == pytest.approx(float(d_t), rel=1e-6, abs=1e-7)
+        assert float(point.d_log_s) == pytest.approx(float(d_log_s), rel=1e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize(("source", "target"), FINITE_PAIRS, ids=_pair_name)
+def test_the_derivatives_hold_up_to_the_ends(source: Scheduler, target: Scheduler) -> None:
+    """One-sided differences at r=0 and r=1, where other forms of the same derivative are 0/0."""
+    change, h = SchedulerChange(source, target), 1e-4
+    for end, step in ((0.0, h), (1.0, -h)):
+        times, log_scales = [], []
+        for k in range(3):
+            time, scale = change.time_and_scale(end + k * step)
+            times.append(float(time))
+            log_scales.append(float(scale.log()))
+        for name, (a, b, c) in (("d_t", times), ("d_log_s", log_scales)):
+            expected = (-3 * a + 4 * b - c) / (2 * step)
+            assert float(getattr(change(end), name)) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("sigma0", [0.5, 2.0, 5.0, 10.0])
+def test_preconditioning_flow_matching_has_its_closed_form(sigma0: float) -> None:
+    """FM-OT: s = r + sigma0 (1-r), t = r/s, t' = sigma0/s^2, s' = 1 - sigma0, on the closed interval."""
+    change = SchedulerChange(CondOT(), precondition(CondOT(), sigma0))
+    for r in torch.linspace(0, 1, 21, dtype=torch.float64):
+        point, s = change(r), float(r) + sigma0 * (1 - float(r))
+        found = [float(point.s), float(point.t), float(point.d_t), float(point.d_log_s * point.s)]
+        assert found == pytest.approx([s, float(r) / s, sigma0 / s**2, 1 - sigma0], rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize(("sigma0", "uncut"), [(2.0, -0.067), (5.0, -0.150), (10.0, -0.209)])
+def test_preconditioning_vp_starts_where_the_network_does(sigma0: float, uncut: float) -> None:
+    """Uncut, r=0 would ask VP for t < 0. The domain is cut to [r_0, 1] with snr-bar(r_0) = snr(0)."""
+    target = precondition(VP(), sigma0)
+    assert float(VP().time_at_angle(target.angle(0.0))) == pytest.approx(uncut, abs=6e-4)
+    change = SchedulerChange(VP(), target)
+    first = change.target.t_min
+    assert first > 0
+    assert float(change.target.lambda_(first)) == pytest.approx(float(VP().lambda_(0.0)), abs=1e-9)
+    assert float(change(first).t) == pytest.approx(0.0, abs=1e-12)
+    assert change.target.t_max == 1.0
+
+
+@pytest.mark.parametrize("sigma0", [2.0, 5.0, 10.0])
+def test_a_preconditioned_start_is_the_scaled_start_of_the_path(sigma0: float) -> None:
+    """sigma-bar(r_0) x0 = s(r_0) sigma(0) x0.
+
+    On a path that starts at snr = 0 the scale is sigma0; on VP, eq. 8 solved at r_0 by hand gives
+    s = sigma0 / sqrt(1 + (sigma0^2 - 1) alpha_0^2), a little less (1.99987 for 2).
+    """
+    change = SchedulerChange(VP(), precondition(VP(), sigma0))
+    scale = float(change(change.target.t_min).s)
+    assert scale == pytest.approx(sigma0 / math.sqrt(1 + (sigma0**2 - 1) * float(VP()(0.0).alpha) ** 2), rel=1e-10)
+    start = float(change.target.sigma(change.target.t_min))
+    assert start == pytest.approx(scale * float(VP().sigma(0.0)), rel=1e-12)
+    if sigma0 == 2.0:
+        assert (scale, float(VP().sigma(0.0))) == pytest.approx((1.99987, 0.99998), abs=5e-6)
+    flow = SchedulerChange(CondOT(), precondition(CondOT(), sigma0))
+    assert float(flow(0.0).s) == sigma0
+
+
+@pytest.mark.parametrize("sigma0", [2.0, 3.0, 5.0, 10.0])
+@pytest.mark.parametrize(("t_min", "t_max"), [(0.0, 0.9), (0.1, 0.9), (0.37, 0.77)])
+def test_the_original_path_is_never_asked_outside_its_domain(sigma0: float, t_min: float, t_max: float) -> None:
+    """The inverse of a schedule oversteps by a rounding error; a network's first and last time are exact limits."""
+    for source in (CondOT(t_min=t_min, t_max=t_max), Cosine(t_min=t_min, t_max=t_max), VP(t_min=t_min, t_max=t_max)):
+        change = SchedulerChange(source, precondition(source, sigma0))
+        for r, end in ((change.target.t_min, t_min), (change.target.t_max, t_max)):
+            time = float(change.time_and_scale(r)[0])
+            assert t_min <= time <= t_max
+            assert time == pytest.approx(end, abs=1e-10)
+
+
+def test_a_path_that_starts_at_pure_noise_keeps_its_whole_domain_under_one_that_does_not() -> None:
+    """CondOT as VP: every SNR that VP has CondOT has too."""
+    change = SchedulerChange(CondOT(), VP())
+    assert (change.target.t_min, change.target.t_max) == (0.0, 1.0)
+    assert float(change.time_and_scale(0.0)[0]) > 0
+
+
+@pytest.mark.parametrize(("source", "target"), ALL_PAIRS, ids=_pair_name)
+def test_a_transformed_exact_velocity_is_the_exact_velocity_of_the_target(source: Scheduler, target: Scheduler) -> None:
+    """BNS eq. 7 on data whose velocity is known under every scheduler: transforming and knowing are the same."""
+    data, x = mixture(), noise(5, 2)
+    field = TransformedField(data.field(source), target)
+    for r in inside(field.scheduler):
+        assert relative_error(field(x, r), data.velocity(x, target(r))) < 1e-7
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [*FINITE_PAIRS, *((VP(t_min=0.2, t_max=0.9), target) for target in (CondOT(), Cosine(), precondition(VP(), 2.0)))],
+    ids=_pair_name,
+)
+def test_a_transformed_trajectory_ends_at_the_same_sample(source: Scheduler, target: Scheduler) -> None:
+    """x-bar(r) = s_r x(t_r): start from s x0, integrate the transformed field, divide by s: the original's sample.
+
+    The field is no path's velocity: a scale-time transform is a change of variables of any ODE.
+    """
+    field, x0 = nonlinear_field(source), noise(4, 2)
+    expected = fine_rk4(field, x0, source.t_min, source.t_max, steps=200)
+    transformed = TransformedField(field, target)
+    first, last = transformed.scheduler.t_min, transformed.scheduler.t_max
+    scale = transformed.change(first).s
+    found = transformed.restore(fine_rk4(transformed, scale * x0, first, last, steps=200))
+    assert relative_error(found, expected) < 2e-6
+
+
+def test_every_path_couples_a_gaussians_noise_and_data_alike() -> None:
+    """BNS Theorem 2.3 in closed form: under CondOT and cosine the flow of N(m, s^2) is x1 = m + s x0."""
+    x0 = noise(6, 2)
+    expected = torch.tensor([0.7, -0.4], dtype=torch.float64) + 0.5 * x0
+    for scheduler in (CondOT(), Cosine()):
+        assert relative_error(fine_rk4(gaussian().field(scheduler), x0, 0.0, 1.0, steps=100), expected) < 1e-7
+
+
+def test_every_path_couples_a_mixtures_noise_and_data_alike() -> None:
+    """BNS Theorem 2.3 on data without a closed-form flow: the same x0 ends at the same x1 on both paths."""
+    x0 = noise(6, 2)
+    straight, curved = (
+        fine_rk4(mixture().field(scheduler), x0, 0.0, 1.0, steps=100) for scheduler in (CondOT(), Cosine())
+    )
+    assert relative_error(curved, straight) < 1e-7
+    assert relative_error(straight, x0) > 0.1
+
+
+def test_a_vp_network_couples_alike_in_cond_ot_time() -> None:
+    """VP sampled in its own time and as CondOT: the same sample, once states are matched at equal SNR."""
+    data, x0 = mixture(), noise(6, 2)
+    presented = PredictionField(data.network("epsilon", VP()), "epsilon", VP(), CondOT())
+    first = presented.scheduler.t_min
+    in_cond_ot_time = fine_rk4(presented, presented.scheduler.sigma(first) * x0, first, 1.0, steps=100)
+    # VP's own velocity cannot be integrated up to t=1: stop where the two paths have the same snr.
+    last = 0.95
+    in_vp_time = fine_rk4(data.field(VP()), VP().sigma(0.0) * x0, 0.0, last, steps=200)
+    change = SchedulerChange(VP(), CondOT())
+    r = float(CondOT().time_at_angle(VP().angle(last)))
+    rest = fine_rk4(presented, in_vp_time * change.time_and_scale(r)[1], r, 1.0, steps=50)
+    assert relative_error(rest, in_cond_ot_time) < 1e-6
+
+
+def test_preconditioned_inverts_its_own_angle(scheduler: Scheduler, sigma0: float) -> None:
+    """time_at_angle(angle(t)) = t for sigma-bar = sigma0 sigma."""
+    target = Preconditioned(base=scheduler, sigma0=sigma0)
+    times = torch.linspace(0, 1, 33, dtype=torch.float64)
+    torch.testing.assert_close(target.time_at_angle(target.angle(times)), times, rtol=0, atol=1e-11)
+
+
+def test_preconditioning_by_one_changes_nothing(scheduler: Scheduler) -> None:
+    assert precondition(scheduler, 1.0) is scheduler
+
+
+@pytest.mark.parametrize("sigma0", [0.0, -2.0, float("nan")])
+def test_a_sigma0_that_is_not_positive_is_refused(sigma0: float) -> None:
+    with pytest.raises(ValueError, match=f"sigma0 must be positive, got {sigma0}"):
+        precondition(CondOT(), sigma0)
+
+
+def test_preconditioning_twice_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match="multiply the two sigma0 instead"):
+        precondition(precondition(CondOT(), 2.0), 2.0)
+
+
+def test_a_transformed_field_is_refused_outside_the_cut_domain() -> None:
+    """On VP with sigma0 = 2 the first evaluation is at r_0, and the error says so by name."""
+    field = TransformedField(nonlinear_field(VP()), precondition(VP(), 2.0))
+    with pytest.raises(ValueError, match=r"outside the domain \[0\.0718.*, 1\] of the vp with sigma0=2 scheduler"):
+        field(noise(1, 2), torch.tensor(0.0, dtype=torch.float64))

@@ -1,0 +1,212 @@
+"""Theorem 3.2: every family is a non-stationary solver, and the map to (T, a, b) is exact and differentiable."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from oracles import (
+    affordable_nfe,
+    central_difference,
+    fixed_families,
+    learnable_families,
+    noise,
+    nonlinear_field,
+    relative_error,
+)
+from torch import Tensor
+
+from solvers.families.adams_bashforth import AdamsBashforth
+from solvers.families.base import Family, GridSolver, LearnableFamily
+from solvers.families.bns import BNS
+from solvers.families.euler import Euler
+from solvers.field import VelocityField
+from solvers.grids import UNIFORM, Grid
+from solvers.ns import NSSolver
+from solvers.schedulers import VP, CondOT, Cosine, Scheduler
+from solvers.to_ns import to_ns
+
+# Chaotic amplification of the last bit by a nonlinear field and eight steps, not an error of the map.
+TO_ROUNDING = 2e-11
+
+
+def _asks_at_the_data_end(solver: GridSolver) -> bool:
+    """Whether the solver evaluates at t_max, found by tracing it where that is allowed."""
+    return float(solver.to_ns(CondOT()).times.max()) >= 1.0
+
+
+def test_every_family_equals_its_non_stationary_form(
+    family: Family, scheduler: Scheduler, grid: Grid, sigma0: float
+) -> None:
+    """family.sample(u, x0) == to_ns(family).sample(u, x0) on a nonlinear u; on VP a query at t=1 is refused."""
+    solver = GridSolver(family, affordable_nfe(family, 6), grid, sigma0)
+    if scheduler.velocity_is_singular_at_end and _asks_at_the_data_end(solver):
+        with pytest.raises(ValueError, match=r"velocity of the .* scheduler is infinite at t=1; use a solver that"):
+            solver.to_ns(scheduler)
+        return
+    field, x0 = nonlinear_field(scheduler), noise(4, 3)
+    theta = solver.to_ns(scheduler)
+    assert theta.nfe == solver.nfe
+    assert relative_error(theta.sample(field, x0), solver.sample(field, x0)) < TO_ROUNDING
+
+
+@pytest.mark.parametrize("learnable", learnable_families(), ids=lambda family: family.label)
+def test_every_learnable_family_starts_as_the_solver_it_is_given(
+    learnable: LearnableFamily, family: Family, scheduler: Scheduler, sigma0: float
+) -> None:
+    """to_ns(start(solver)) samples as solver does, preconditioned or not: distillation begins at the baseline."""
+    solver = GridSolver(family, affordable_nfe(family, 4), UNIFORM, sigma0)
+    if scheduler.velocity_is_singular_at_end and _asks_at_the_data_end(solver):
+        with pytest.raises(ValueError, match=r"velocity of the .* scheduler is infinite at t=1; use a solver that"):
+            learnable.start(solver, scheduler)
+        return
+    field, x0 = nonlinear_field(scheduler), noise(4, 3)
+    start = learnable.start(solver, scheduler)
+    theta = learnable.to_ns(start, scheduler, sigma0)
+    assert relative_error(theta.sample(field, x0), solver.sample(field, x0)) < TO_ROUNDING
+    torch.testing.assert_close(learnable.project(start, scheduler, sigma0), start, rtol=0, atol=1e-3)
+
+
+def test_a_non_stationary_solver_is_its_own_non_stationary_form() -> None:
+    """The map is the identity on its image, bit for bit: re-tracing loses nothing."""
+    theta = GridSolver(AdamsBashforth(3), 5, Grid("warped", p=1.6, q=1.2)).to_ns(CondOT())
+    again = to_ns(theta, CondOT())
+    assert torch.equal(again.times, theta.times)
+    assert torch.equal(again.a, theta.a)
+    assert torch.equal(again.b, theta.b)
+
+
+def test_the_form_of_two_euler_steps_is_the_one_written_by_hand() -> None:
+    """x1 = x0 + u_0/2, x2 = x1 + u_1/2 on CondOT: T = (0, 1/2), a = 1, b rows (), (1/2), (1/2, 1/2)."""
+    theta = GridSolver(Euler(), 2, UNIFORM).to_ns(CondOT())
+    assert theta.times.tolist() == [0.0, 0.5]
+    assert theta.a.tolist() == [1.0, 1.0, 1.0]
+    assert theta.b.tolist() == [[0.0, 0.0], [0.5, 0.0], [0.5, 0.5]]
+
+
+def test_preconditioning_is_folded_into_theta() -> None:
+    """BNS eq. 49-51: with sigma0 theta still acts on the raw velocity, at other times and with other weights.
+
+    One preconditioned Euler step on FM-OT by hand: start sigma0 x0 at s=sigma0, s'/s = (1-sigma0)/sigma0,
+    t' s = 1, so the sample is sigma0 x0 + (1-sigma0) x0 + u_0 = x0 + u_0: the step is exact in the scale.
+    """
+    one = GridSolver(Euler(), 1, UNIFORM, sigma0=5.0).to_ns(CondOT())
+    assert one.a.tolist() == pytest.approx([1.0, 1.0])
+    assert one.b[1].tolist() == pytest.approx([1.0])
+    two = GridSolver(Euler(), 2, UNIFORM, sigma0=5.0).to_ns(CondOT())
+    # t = r / (r + sigma0 (1 - r)) at r = 1/2.
+    assert two.times.tolist() == pytest.approx([0.0, 1 / 6])
+
+
+def test_theta_records_a_start_that_is_not_x0() -> None:
+    """On VP sampling starts from sigma(0) x0, on a cut path from sigma(t_min) x0: a_0 and t_0 carry it."""
+    theta = GridSolver(Euler(), 3, UNIFORM).to_ns(VP())
+    assert float(theta.a[0]) == float(VP().sigma(0.0)) < 1
+    cut = GridSolver(Euler(), 3, UNIFORM).to_ns(CondOT(t_min=0.25))
+    assert (float(cut.times[0]), float(cut.a[0])) == (0.25, 0.75)
+
+
+def _weights(length: int) -> Tensor:
+    return torch.sin(torch.arange(1, length + 1, dtype=torch.float64))
+
+
+def test_the_map_is_differentiable_in_a_grids_exponents(family: Family, scheduler: Scheduler) -> None:
+    """d theta / dp and d theta / dq of the warped grid t = (1-(1-r)^p)^q, against finite differences."""
+    nfe = affordable_nfe(family, 6)
+    if scheduler.velocity_is_singular_at_end and _asks_at_the_data_end(GridSolver(family, nfe, UNIFORM)):
+        pytest.skip("this family asks at t=1, where the scheduler's velocity is infinite")
+
+    def scalar(p: Tensor, q: Tensor) -> Tensor:
+        theta = GridSolver(family, nfe, Grid("warped", p=p, q=q)).to_ns(scheduler)  # type: ignore[arg-type]
+        return theta.flat() @ _weights(theta.flat().shape[0])
+
+    p, q = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (1.6, 1.2))
+    found = torch.autograd.grad(scalar(p, q), (p, q))
+    constant_p, constant_q = p.detach(), q.detach()
+    by_p = central_difference(lambda value: scalar(value, constant_q), 1.6)
+    by_q = central_difference(lambda value: scalar(constant_p, value), 1.2)
+    assert [float(g) for g in found] == pytest.approx([float(by_p), float(by_q)], rel=1e-6, abs=1e-7)
+    assert all(float(g) != 0 for g in found)
+
+
+@pytest.mark.parametrize("scheduler", [CondOT(), Cosine(), VP()], ids=lambda scheduler: scheduler.name)
+def test_bns_is_differentiable_through_its_preconditioning(scheduler: Scheduler) -> None:
+    """The chain rule from theta on the raw velocity back to BNS parameters, sigma0 = 2, entry by entry."""
+    family, sigma0 = BNS(), 2.0
+    parameters = family.start(GridSolver(AdamsBashforth(2), 3, UNIFORM, sigma0), scheduler).requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: family.to_ns(p, scheduler, sigma0).flat(), parameters, atol=1e-6)
+
+
+def test_learned_times_are_traced_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    """A warning per training step would drown every log."""
+    parameters = BNS().start(GridSolver(Euler(), 3, UNIFORM, 2.0), CondOT()).requires_grad_()
+    BNS().to_ns(parameters, CondOT(), 2.0).flat().sum().backward()
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+class _Custom:
+    """A solver from a function, with the NFE it declares."""
+
+    def __init__(self, nfe: int, step: Callable[[VelocityField, Tensor], Tensor]):
+        self.nfe, self.step = nfe, step
+
+    def sample(self, velocity: VelocityField, x0: Tensor) -> Tensor:
+        return self.step(velocity, x0)
+
+
+def _euler_steps(count: int) -> Callable[[VelocityField, Tensor], Tensor]:
+    def step(velocity: VelocityField, x: Tensor) -> Tensor:
+        for i in range(count):
+            x = x + velocity(x, torch.tensor(i / count, dtype=torch.float64)) / count
+        return x
+
+    return step
+
+
+def test_any_linear_solver_has_a_non_stationary_form() -> None:
+    """A solver is anything with nfe and sample: nothing has to be registered."""
+    field, x0 = nonlinear_field(CondOT()), noise(4, 3)
+    solver = _Custom(3, _euler_steps(3))
+    assert relative_error(to_ns(solver, CondOT()).sample(field, x0), solver.sample(field, x0)) < TO_ROUNDING
+
+
+@pytest.mark.parametrize("declared", [2, 3])
+def test_a_solver_that_makes_more_evaluations_than_it_declares_is_refused(declared: int) -> None:
+    with pytest.raises(ValueError, match=f"declares {declared} evaluations but asks for more; correct its nfe"):
+        to_ns(_Custom(declared, _euler_steps(4)), CondOT())
+
+
+def test_a_solver_that_makes_fewer_evaluations_than_it_declares_is_refused() -> None:
+    with pytest.raises(ValueError, match="the solver declares 5 evaluations but made 4"):
+        to_ns(_Custom(5, _euler_steps(4)), CondOT())
+
+
+def test_a_solver_that_leaves_the_domain_is_refused() -> None:
+    outside = _Custom(1, lambda velocity, x: x + velocity(x, torch.tensor(1.5, dtype=torch.float64)))
+    with pytest.raises(ValueError, match=r"velocity queried at t=1\.5, outside the domain \[0, 1\] of the cond_ot"):
+        to_ns(outside, CondOT())
+
+
+def test_a_solver_with_infinite_coefficients_is_refused() -> None:
+    """alpha'/alpha at t=0 (Table 1 taken literally) is no solver."""
+
+    def step(velocity: VelocityField, x: Tensor) -> Tensor:
+        t = torch.tensor(0.0, dtype=torch.float64)
+        return x / t + velocity(x, t)
+
+    with pytest.raises(ValueError, match="no finite non-stationary form on the cond_ot scheduler"):
+        to_ns(_Custom(1, step), CondOT())
+
+
+def test_different_solvers_have_different_forms() -> None:
+    """The theorem's map tells solvers apart: no two families share a theta on the same grid."""
+    nfe, grid = 8, Grid("warped", p=1.6, q=1.2)
+    forms: dict[str, NSSolver] = {}
+    for candidate in fixed_families():
+        if affordable_nfe(candidate, nfe) == nfe:
+            forms[candidate.label] = GridSolver(candidate, nfe, grid).to_ns(Cosine())
+    assert len(forms) >= 2
+    for (first, one), (second, other) in itertools.combinations(forms.items(), 2):
+        assert not torch.allclose(one.flat(), other.flat()), f"{first} and {second}"
