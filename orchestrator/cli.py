@@ -207,7 +207,7 @@ def compare(experiment: str, as_json: bool, markdown: bool, tracking_uri: str | 
 
     uri = tracking_uri or default_tracking_uri(storage)
     check_readable(uri)
-    records = [read_run(run) for run in Tracker(uri).finished_children(experiment)]
+    records = [read_run(run) for run in Tracker(uri).latest_trials(experiment)]
     table = rows(result for result, _ in records)
     if as_json:
         chosen = {key for row in table for key in row.keys}

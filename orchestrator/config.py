@@ -267,7 +267,11 @@ def validated(model: type[M], content: dict[str, Any], origin: str) -> M:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        problems = "\n  ".join(_explain(problem, model) for problem in error.errors())
+        found = error.errors()
+        wrong = [problem["loc"] for problem in found]
+        # A list with a refused item is then also said to be too short: one problem, one line.
+        told = [p for p in found if not any(len(w) > len(p["loc"]) and w[: len(p["loc"])] == p["loc"] for w in wrong)]
+        problems = "\n  ".join(_explain(problem, model) for problem in told)
         raise ConfigError(f"{origin} is refused:\n  {problems}") from error
 
 

@@ -34,6 +34,7 @@ T = TypeVar("T")
 KEY = "bespoke.key"
 PARENT = "mlflow.parentRunId"
 ROLE = "bespoke.role"
+SWEEP = "bespoke.sweep"
 
 #: Makes the UI show runs, curves and datasets first, instead of traces of language models.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -156,33 +157,43 @@ class Tracker:
             _retrying(lambda: self.client.update_run(found.info.run_id, status="RUNNING"))
         return RunLog(self.client, found.info.run_id)
 
-    def child_run(
-        self,
-        experiment_id: str,
-        parent_run_id: str,
-        key: str,
-        name: str,
-        parameters: Mapping[str, Any],
-        role: str = "trial",
+    def trial_run(
+        self, experiment_id: str, sweep_run_id: str, key: str, name: str, parameters: Mapping[str, Any]
     ) -> RunLog:
-        """A run under ``parent_run_id``, found by its key or made."""
-        log = self.run(experiment_id, f"{parent_run_id}/{key}", name, {PARENT: parent_run_id, ROLE: role})
+        """The run of one trial, nested under its sweep's: found by its key, or made."""
+        tags = {PARENT: sweep_run_id, SWEEP: sweep_run_id, ROLE: "trial"}
+        log = self.run(experiment_id, f"{sweep_run_id}/{key}", name, tags)
         log.parameters(parameters)
         return log
 
-    def is_finished(self, experiment_id: str, parent_run_id: str, key: str) -> bool:
-        """Whether the child run with this key is there and closed as finished."""
-        found = self._find(experiment_id, f"{parent_run_id}/{key}")
-        return found is not None and found.info.status == "FINISHED"
+    def summary_run(
+        self, experiment_id: str, sweep_run_id: str, key: str, name: str, parameters: Mapping[str, Any]
+    ) -> RunLog:
+        """The run of one family's curves. Beside the sweep, not under it: the chart view then shows it at once."""
+        log = self.run(experiment_id, f"{sweep_run_id}/{key}", name, {SWEEP: sweep_run_id, ROLE: "summary"})
+        log.parameters(parameters)
+        return log
 
-    def delete_outdated(self, experiment_id: str, parent_run_id: str, role: str, keys: set[str]) -> None:
-        """Delete the parent's runs of this role whose key is not among ``keys``."""
-        query = f"tags.`{PARENT}` = '{parent_run_id}' and tags.`{ROLE}` = '{role}'"
-        for run in self.client.search_runs([experiment_id], query, max_results=1000):
-            if run.data.tags[KEY].removeprefix(f"{parent_run_id}/") not in keys:
-                self.client.delete_run(run.info.run_id)
+    def runs_of(self, experiment_id: str, sweep_run_id: str, role: str) -> dict[str, Run]:
+        """The finished runs of a sweep in one role, by key."""
+        query = f"tags.`{SWEEP}` = '{sweep_run_id}' and tags.`{ROLE}` = '{role}' and attributes.status = 'FINISHED'"
+        found: dict[str, Run] = {}
+        token: str | None = None
+        while True:
+            page = self._search(experiment_id, query, token)
+            found |= {run.data.tags[KEY].removeprefix(f"{sweep_run_id}/"): run for run in page}
+            token = page.token
+            if not token:
+                return found
 
-    def finished_children(self, experiment_name: str) -> list[Run]:
+    def _search(self, experiment_id: str, query: str, token: str | None) -> Any:
+        return _retrying(lambda: self.client.search_runs([experiment_id], query, max_results=1000, page_token=token))
+
+    def delete(self, run: Run) -> None:
+        """Move a run to MLflow's trash."""
+        _retrying(lambda: self.client.delete_run(run.info.run_id))
+
+    def latest_trials(self, experiment_name: str) -> list[Run]:
         """The finished trial runs of the newest sweep of an experiment.
 
         Raises:
@@ -192,27 +203,16 @@ class Tracker:
         if experiment is None:
             known = ", ".join(e.name for e in self.client.search_experiments() if e.name != "Default") or "none"
             raise UserError(f"no experiment {experiment_name!r} in MLflow at {self.uri}; there are: {known}")
-        parents = self.client.search_runs(
+        sweeps = self.client.search_runs(
             [experiment.experiment_id],
             f"tags.`{ROLE}` = 'sweep'",
             ViewType.ACTIVE_ONLY,
-            1,
-            ["attributes.start_time DESC"],
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
         )
-        if not parents:
+        if not sweeps:
             raise UserError(f"experiment {experiment_name!r} has no sweep yet; run `bespoke sweep`")
-        runs: list[Run] = []
-        token: str | None = None
-        query = (
-            f"tags.`{PARENT}` = '{parents[0].info.run_id}' and tags.`{ROLE}` = 'trial' "
-            f"and attributes.status = 'FINISHED'"
-        )
-        while True:
-            page = self.client.search_runs([experiment.experiment_id], query, max_results=1000, page_token=token)
-            runs += page
-            token = page.token
-            if not token:
-                return runs
+        return list(self.runs_of(experiment.experiment_id, sweeps[0].info.run_id, "trial").values())
 
 
 def check_readable(uri: str) -> None:

@@ -236,9 +236,10 @@ class _Sweep:
 
     def _record_all(self, points: dict[str, Point], results: dict[str, Result]) -> None:
         """Every result has its finished run, also where it was computed for another sweep or MLflow was away."""
+        recorded = self.tracker.runs_of(self.experiment, self.parent.run_id, "trial")
         for key, result in results.items():
-            if not self.tracker.is_finished(self.experiment, self.parent.run_id, key):
-                log = self.tracker.child_run(
+            if key not in recorded:
+                log = self.tracker.trial_run(
                     self.experiment, self.parent.run_id, key, result.name, parameters(points[key])
                 )
                 log.curve("validation_psnr_db", [(int(step), value) for step, value in result.history])
@@ -249,20 +250,20 @@ class _Sweep:
         series: dict[tuple[str, float], list[Row]] = {}
         for row in table:
             series.setdefault((row.title, row.guidance_scale), []).append(row)
-        current = set()
+        outdated = self.tracker.runs_of(self.experiment, self.parent.run_id, "summary")
         for (title, scale), members in series.items():
             numbers = [(row.nfe, column, row.metrics[column]) for row in members for column in row.metrics]
             key = f"summary/{title}/{scale:g}/{hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]}"
-            current.add(key)
-            if self.tracker.is_finished(self.experiment, self.parent.run_id, key):
+            if outdated.pop(key, None) is not None:
                 continue
             values = {"label": members[0].label, "kind": members[0].kind, "guidance_scale": scale}
-            name = f"{title}, guidance {scale:g}: curves against NFE"
-            log = self.tracker.child_run(self.experiment, self.parent.run_id, key, name, values, role="summary")
+            name = title if scale == 1 else f"{title}, guidance {scale:g}"
+            log = self.tracker.summary_run(self.experiment, self.parent.run_id, key, name, values)
             for column in members[0].metrics:
                 log.curve(f"{column}_vs_nfe", [(row.nfe, row.metrics[column]) for row in members])
             log.finish({})
-        self.tracker.delete_outdated(self.experiment, self.parent.run_id, "summary", current)
+        for run in outdated.values():
+            self.tracker.delete(run)
 
     def _report(self, table: Sequence[Row], results: Sequence[Result]) -> str:
         """Write the report beside the experiment and into the parent run."""
@@ -298,9 +299,8 @@ def _description(name: str, table: Sequence[Row], report: str) -> str:
     """The parent run's description in the UI: the comparison itself, and how to see it as curves."""
     return (
         f"# {name}\n\n{markdown_table(table)}\n"
-        f"Curves against NFE: filter the experiment's runs by `tags.bespoke.role = 'summary'` and open the chart view. "
-        f"Figures, samples and `report.html` are among this run's artifacts (also at {report}); a solver's theta is an "
-        f"artifact of its own run."
+        f"Curves against NFE: the chart view of the experiment's runs. Figures, samples and `report.html` are among "
+        f"this run's artifacts (also at {report}); a solver's theta is an artifact of its own run."
     )
 
 

@@ -66,7 +66,7 @@ def trial(config: dict[str, Any], context: TrialContext) -> None:
 
     point = Point.from_dict(config["point"])
     storage = Storage.at(context.storage)
-    log = Tracker(context.tracking_uri).child_run(
+    log = Tracker(context.tracking_uri).trial_run(
         context.experiment_id, context.parent_run_id, point.key, point.name, parameters(point)
     )
     pool = RayPool.attach(context.pool, context.hosts)
