@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format ui bench clean
+.PHONY: help demo test test-slow test-all lint format ui bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,8 +22,10 @@ demo: $(VENV)/.installed  ## Distil solvers for the embedded model: pairs, sweep
 test: $(VENV)/.installed  ## Run the default tests
 	$(BIN)/python -m pytest -m "not slow and not cluster"
 
-test-all: $(VENV)/.installed  ## Run every test, the slow and the cluster ones too
-	$(BIN)/python -m pytest
+test-slow: $(VENV)/.installed  ## Run the slow and the cluster tests
+	$(BIN)/python -m pytest -m "slow or cluster"
+
+test-all: test test-slow  ## Run every test
 
 lint: $(VENV)/.installed  ## Style, types, and the direction of dependencies
 	$(BIN)/ruff check .
