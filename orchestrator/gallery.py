@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from orchestrator.host import to_numpy
+from orchestrator.pairs import PairSpec
 from orchestrator.pool import Pool, Request
 from orchestrator.results import ResultStore, Row
 from orchestrator.storage import Storage
@@ -43,22 +44,21 @@ class Panel:
     strips: tuple[Strip, ...]
 
 
-def make_gallery(pool: Pool, storage: Storage, tests: Mapping[float, str], table: Sequence[Row]) -> list[Panel]:
+def make_gallery(pool: Pool, storage: Storage, tests: Mapping[float, PairSpec], table: Sequence[Row]) -> list[Panel]:
     """Panels for every NFE and guidance scale: the learned solvers, the best fixed ones, and Euler.
 
     Args:
         pool: Hosts of the model.
         storage: Where theta are.
-        tests: Test pair set by guidance scale; its first pairs are shown.
+        tests: Test pairs by guidance scale; its first pairs are shown.
         table: The comparison.
     """
-    indices = list(range(SAMPLES))
     panels = []
     for scale, nfe in sorted({(row.guidance_scale, row.nfe) for row in table}):
         if scale not in tests:
             continue
         shown = _chosen([row for row in table if (row.guidance_scale, row.nfe) == (scale, nfe)])
-        pairs = tests[scale]
+        pairs, indices = tests[scale].digest, list(range(min(SAMPLES, tests[scale].count)))
         requests = [Request("ground_truth", {"pairs": pairs, "indices": indices})]
         for row in shown:
             artifact = ThetaArtifact.from_json(ResultStore(storage, row.keys[0]).read_theta(), origin=row.keys[0])

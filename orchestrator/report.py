@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import csv
 import html
+import io
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,9 +74,9 @@ def write_report(
                 "columns": columns,
             }
         )
-    csv = folder / "comparison.csv"
-    csv.write_text(comparison_csv(table), encoding="utf-8")
-    files.append(csv)
+    sheet = folder / "comparison.csv"
+    sheet.write_text(comparison_csv(table), encoding="utf-8")
+    files.append(sheet)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -118,13 +120,13 @@ def summary(table: Sequence[Row]) -> list[dict[str, Any]]:
 def comparison_csv(table: Sequence[Row]) -> str:
     """The comparison as CSV, one line a solver."""
     columns = list(table[0].metrics) if table else []
-    lines = [",".join(["solver", "kind", "nfe", "guidance_scale", "sigma0", "detail", *columns, "seeds"])]
+    text = io.StringIO()
+    sheet = csv.writer(text, lineterminator="\n")
+    sheet.writerow(["solver", "kind", "nfe", "guidance_scale", "sigma0", "detail", *columns, "seeds"])
     for row in table:
-        values = [row.title, row.kind, row.nfe, row.guidance_scale, row.sigma0, row.detail]
-        numbers = [f"{row.metrics[c]:.4f}" for c in columns]
-        quoted = [f'"{v}"' if isinstance(v, str) else f"{v:g}" for v in values]
-        lines.append(",".join([*quoted, *numbers, str(row.seeds)]))
-    return "\n".join(lines) + "\n"
+        place = [row.title, row.kind, row.nfe, f"{row.guidance_scale:g}", f"{row.sigma0:g}", row.detail]
+        sheet.writerow([*place, *(f"{row.metrics[c]:.4f}" for c in columns), row.seeds])
+    return text.getvalue()
 
 
 def curves(table: Sequence[Row], column: str) -> Figure:

@@ -188,6 +188,7 @@ def _row(
 
 
 def _stderr(summaries: Sequence[dict[str, float]]) -> float:
-    if len(summaries) == 1:
+    means = {summary["mean"] for summary in summaries}
+    if len(means) == 1:  # one seed, or what no seed changes, such as a start
         return summaries[0]["stderr"]
     return statistics.stdev(s["mean"] for s in summaries) / math.sqrt(len(summaries))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UserError
 
@@ -115,13 +117,25 @@ class RunLog:
 
 
 class Tracker:
-    """An MLflow store."""
+    """An MLflow store.
+
+    Raises:
+        UserError: There can be none at this address.
+    """
 
     def __init__(self, uri: str):
         self.uri = uri
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self.client = MlflowClient(tracking_uri=uri)
+        with self._reachable():
+            if uri.startswith("sqlite:///"):
+                Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            self.client = MlflowClient(tracking_uri=uri)
+
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
+        try:
+            yield
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise UserError(f"MLflow at {self.uri} cannot be used: {error}; check --tracking-uri") from error
 
     def experiment(self, name: str, artifact_location: str | None) -> str:
         """The id of an experiment, made where it is not there.
@@ -129,12 +143,10 @@ class Tracker:
         Raises:
             UserError: The tracking store cannot be reached, or the experiment was deleted.
         """
-        try:
+        with self._reachable():
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 return self.client.create_experiment(name, artifact_location=artifact_location, tags=KIND)
-        except MlflowException as error:
-            raise UserError(f"MLflow at {self.uri} cannot be used: {error}; check --tracking-uri") from error
         if found.lifecycle_stage != "active":
             raise UserError(
                 f"MLflow experiment {name!r} was deleted; restore it with `mlflow experiments restore "
@@ -197,9 +209,10 @@ class Tracker:
         """The finished trial runs of the newest sweep of an experiment.
 
         Raises:
-            UserError: There is no such experiment, or it has no sweep.
+            UserError: The tracking store cannot be reached, there is no such experiment, or it has no sweep.
         """
-        experiment = self.client.get_experiment_by_name(experiment_name)
+        with self._reachable():
+            experiment = self.client.get_experiment_by_name(experiment_name)
         if experiment is None:
             known = ", ".join(e.name for e in self.client.search_experiments() if e.name != "Default") or "none"
             raise UserError(f"no experiment {experiment_name!r} in MLflow at {self.uri}; there are: {known}")

@@ -66,7 +66,6 @@ class Session:
         self.storage = Storage.at(config.storage)
         # Absolute: trials run in other working directories.
         self.tracking_uri = config.tracking_uri or default_tracking_uri(config.storage)
-        self.pool_name = f"pool-{config.name}-{os.getpid()}"
         resources = config.resources
         connect(address, cpu_budget(resources))
         try:
@@ -76,17 +75,18 @@ class Session:
                 raise
             # A cluster may still grow: its autoscaler starts nodes for what is asked.
             announce(f"{error}. Waiting for the cluster to grow to it")
-        self.pool: Pool = RayPool.start(
-            self.pool_name,
-            HostSettings(
-                adapter=config.model.name,
-                options=dict(config.model.options),
-                storage=self.storage.root,
-                device=resources.device,
-                threads=resources.host_threads,
-            ),
-            PoolSettings(hosts=resources.hosts, cpus=resources.host_cpus, gpus=resources.host_gpus),
+        host = HostSettings(
+            adapter=config.model.name,
+            options=dict(config.model.options),
+            storage=self.storage.root,
+            device=resources.device,
+            threads=resources.host_threads,
         )
+        pool = PoolSettings(hosts=resources.hosts, cpus=resources.host_cpus, gpus=resources.host_gpus)
+        # Other settings are another pool, also in a process that runs several experiments of one name.
+        settings = hashlib.sha256(repr((host, pool)).encode()).hexdigest()[:8]
+        self.pool_name = f"pool-{config.name}-{settings}-{os.getpid()}"
+        self.pool: Pool = RayPool.start(self.pool_name, host, pool)
         self.facts: ModelFacts = self.pool.call("facts")
         self.specs: dict[PairKey, PairSpec] = pair_specs(config, self.facts)
 
@@ -267,7 +267,7 @@ class _Sweep:
 
     def _report(self, table: Sequence[Row], results: Sequence[Result]) -> str:
         """Write the report beside the experiment and into the parent run."""
-        tests = {scale: spec.digest for (split, scale, _), spec in self.session.specs.items() if split == "test"}
+        tests = {scale: spec for (split, scale, _), spec in self.session.specs.items() if split == "test"}
         panels = make_gallery(self.session.pool, self.storage, tests, table)
         with tempfile.TemporaryDirectory() as folder:
             files = write_report(

@@ -89,6 +89,8 @@ class Point:
         train: Digest of a learned family's training pairs.
         settings: Adam's settings of a learned family.
         validate_every: Iterations between validations of a learned family.
+        early_stopping: Whether the search may end it early; what it then has is no result of the full run.
+        format: Version of how results are computed.
     """
 
     family: str
@@ -107,6 +109,7 @@ class Point:
     train: str | None = None
     settings: AdamSettings | None = None
     validate_every: int = 0
+    early_stopping: bool = False
     format: int = RESULT_FORMAT
 
     @property
@@ -223,6 +226,7 @@ def learned_points(
                     train=specs[PairKey("train", scale, seed)].digest,
                     settings=settings,
                     validate_every=learned.validate_every,
+                    early_stopping=config.search.scheduler == "asha",
                 )
             )
     return points
