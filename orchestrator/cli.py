@@ -127,6 +127,7 @@ def sweep(
     outcome = run_sweep(loaded, address=address, wait=not no_wait)
     _print_table(outcome.rows)
     click.echo(f"report: {outcome.report}")
+    click.echo(f"thetas: {outcome.thetas}")
     for name, reason in outcome.failed.items():
         click.echo(f"failed: {name}: {reason}", err=True)
     if outcome.failed:

@@ -30,7 +30,18 @@ from orchestrator.pairs import PairSpec
 from orchestrator.results import Result, Row
 
 LEARNED_COLOURS = ("#c2185b", "#7b1fa2", "#e65100")
-FIXED_COLOURS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
+#: tab10 without its grey, which the legend uses for line styles.
+FIXED_COLOURS = (
+    "tab:blue",
+    "tab:orange",
+    "tab:green",
+    "tab:red",
+    "tab:purple",
+    "tab:brown",
+    "tab:pink",
+    "black",
+    "tab:olive",
+)
 UNITS = {"psnr_db": "PSNR (dB)", "snr_db": "SNR (dB)", "rmse": "RMSE"}
 DIFFERENCE_GAIN = 4
 """Differences from ground truth are drawn this many times larger."""
@@ -158,7 +169,9 @@ def curves(table: Sequence[Row], column: str) -> Figure:
     axes.set_xticks(sorted({row.nfe for row in table}))
     if column == "rmse":
         axes.set_yscale("log")
-    axes.legend(fontsize=8, ncols=1, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    # As the lines stand in the figure: the learned solvers on top, styles at the bottom.
+    handles, names = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], names[::-1], fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
 

@@ -50,11 +50,13 @@ class SweepOutcome:
     Attributes:
         rows: The comparison.
         report: Where ``report.html`` is.
+        thetas: Folder of the best learned solvers, one theta a file.
         failed: Names of points that could not be finished, with the reason.
     """
 
     rows: list[Row]
     report: str
+    thetas: str
     failed: dict[str, str]
 
 
@@ -160,11 +162,12 @@ class _Sweep:
         table = rows(ordered)
         self._record_all(points, results)
         report = self._report(table, ordered)
+        thetas = self._publish_thetas(table)
         self._summaries(table)
         self.parent.tags({NOTE: _description(self.config.name, table, report)})
         status = "FAILED" if self.failed else "FINISHED"
         self.parent.finish({"solvers": len(ordered), "failed": len(self.failed)}, status=status)
-        return SweepOutcome(rows=table, report=report, failed=self.failed)
+        return SweepOutcome(rows=table, report=report, thetas=thetas, failed=self.failed)
 
     def _can_learn(self, best: dict[tuple[int, float, float], SolverChoice]) -> bool:
         """Whether every start is known; where a fixed solver failed, its cells cannot be distilled from it."""
@@ -277,6 +280,16 @@ class _Sweep:
                 self.storage.write(f"{self.folder}/{file.name}", file.read_bytes())
                 self.parent.file(file)
         return self.storage.location(f"{self.folder}/report.html")
+
+    def _publish_thetas(self, table: Sequence[Row]) -> str:
+        """Copy the chosen learned solvers to names that people can find; the folder they are in."""
+        for row in table:
+            if row.kind == "learned":
+                guided = "" if row.guidance_scale == 1 else f"-guidance{row.guidance_scale:g}"
+                name = f"{row.label.lower().replace(' ', '-')}-nfe{row.nfe}{guided}.json"
+                theta = ResultStore(self.storage, row.keys[0]).read_theta()
+                self.storage.write(f"{self.folder}/thetas/{name}", theta.encode())
+        return self.storage.location(f"{self.folder}/thetas")
 
 
 def best_choices(points: Sequence[Point], results: dict[str, Result]) -> dict[tuple[int, float, float], SolverChoice]:
