@@ -1,0 +1,196 @@
+"""What the tests of orchestrator and sweeps share: a small experiment on the shipped digits model, and its pairs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from orchestrator.config import ExperimentConfig
+    from orchestrator.host import HostSettings, ModelFacts
+    from orchestrator.pairs import PairSpec
+    from orchestrator.pool import LocalPool, RayPool
+    from orchestrator.storage import Storage
+    from sweeps.space import PairKey
+
+# Heavy imports stay inside the fixtures: the tests of the solvers need torch alone.
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def experiment() -> dict[str, Any]:
+    """A small experiment as a YAML file would hold it; a test may change its own copy."""
+    return _small_experiment()
+
+
+def _small_experiment() -> dict[str, Any]:
+    return {
+        "name": "small",
+        "model": {"name": "zoo", "options": {"weights": "digits_fm_ot"}},
+        "pairs": {
+            "train": 48,
+            "validation": 32,
+            "test": 40,
+            "rtol": 1e-4,
+            "atol": 1e-4,
+            "batch_size": 8,
+            "shard_size": 16,
+        },
+        "nfe": [4],
+        "fixed": ["euler", "midpoint"],
+        "grid_search": {"p": [1.0, 1.4], "q": [1.0, 1.2], "pairs": 16},
+        "learned": [
+            {
+                "family": "bns",
+                "start": ["best"],
+                "learning_rate": [5e-3],
+                "iterations": 20,
+                "batch_size": 16,
+                "validate_every": 10,
+            }
+        ],
+        "resources": {"hosts": 2, "host_cpus": 0.25, "trial_cpus": 0.25, "local_cpus": 2},
+    }
+
+
+@pytest.fixture(scope="session")
+def config() -> ExperimentConfig:
+    """The small experiment, checked."""
+    from orchestrator.config import parse_config
+
+    config = parse_config(_small_experiment(), "the small experiment")
+    config.check()
+    return config
+
+
+@pytest.fixture(scope="session")
+def host_settings() -> Callable[..., HostSettings]:
+    """Settings of a host of a zoo model, by the storage it works on."""
+    from orchestrator.host import HostSettings
+
+    def settings(storage: Storage, weights: str = "digits_fm_ot") -> HostSettings:
+        return HostSettings(adapter="zoo", options={"weights": weights}, storage=storage.root)
+
+    return settings
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """The storage of the small experiment's pairs (made by ``pool``): read from it, do not write to it."""
+    from orchestrator.storage import Storage
+
+    return Storage.at(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="session")
+def pool(made: Storage, host_settings: Callable[..., HostSettings]) -> LocalPool:
+    """One host in this process."""
+    from orchestrator.pool import LocalPool
+
+    return LocalPool(host_settings(made))
+
+
+@pytest.fixture(scope="session")
+def facts(pool: LocalPool) -> ModelFacts:
+    """What is known of the model."""
+    return pool.call("facts")
+
+
+@pytest.fixture(scope="session")
+def specs(config: ExperimentConfig, facts: ModelFacts, made: Storage, pool: LocalPool) -> dict[PairKey, PairSpec]:
+    """The small experiment's pair sets, complete in ``made``."""
+    from orchestrator.pairs.make import ensure_pairs
+    from sweeps.space import pair_specs
+
+    found = pair_specs(config, facts)
+    ensure_pairs(made, list(found.values()), pool, wait=True, note=lambda sentence: None)
+    return found
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    """An empty storage of the test's own."""
+    from orchestrator.storage import Storage
+
+    return Storage.at(tmp_path / "storage")
+
+
+@pytest.fixture
+def copied(made: Storage, specs: dict[PairKey, PairSpec], tmp_path: Path) -> Storage:
+    """A copy of the small experiment's pairs, to damage."""
+    from orchestrator.storage import Storage
+
+    return Storage.at(shutil.copytree(made.root, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local Ray of two cores and two GPUs that are not there: it schedules as on a cluster."""
+    import ray
+
+    from orchestrator.pool import NAMESPACE
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=2,
+        namespace=NAMESPACE,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_pool(ray_session: None) -> Iterator[Callable[..., RayPool]]:
+    """Starts pools of host actors, each on half a fake GPU; they end with the module, or by ``ray.kill``."""
+    import ray
+
+    from orchestrator.pool import PoolSettings, RayPool
+
+    started: list[RayPool] = []
+
+    def start(settings: HostSettings, hosts: int) -> RayPool:
+        name = f"test-{os.getpid()}-{len(started)}-{settings.storage}"
+        pool = RayPool.start(name, settings, PoolSettings(hosts=hosts, cpus=0.5, gpus=0.5))
+        started.append(pool)
+        return pool
+
+    yield start
+    for pool in started:
+        ray.kill(pool.router)
+
+
+@pytest.fixture
+def object_store(monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """A storage that is no directory: objects in memory, without folders, rename or file locks."""
+    import fsspec
+    import pyarrow.fs as pafs
+
+    from orchestrator.storage import Storage
+
+    memory = fsspec.filesystem("memory", skip_instance_cache=True)
+    memory.store = {}
+    memory.pseudo_dirs = [""]
+    filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(memory))
+    monkeypatch.setattr(Storage, "_located", property(lambda self: (filesystem, "bucket/root")))
+    return Storage("s3://bucket/root")

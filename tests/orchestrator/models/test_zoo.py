@@ -1,0 +1,121 @@
+"""The zoo: models that travel with the package, and how they are loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from orchestrator import plugins
+from orchestrator.errors import ConfigError
+from orchestrator.models.base import ModelAdapter
+from orchestrator.models.zoo import ZooModel
+from orchestrator.models.zoo.adapter import WEIGHTS, zoo_names
+from orchestrator.models.zoo.nets import build_net
+
+MEGABYTE = 1_000_000
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_a_shipped_model_loads_is_small_and_has_a_card(name: str) -> None:
+    """Weights under 3 MB, a card that says data, recipe, seed, loss and commit, and the digest of the very file."""
+    model = ZooModel(name)
+    path = WEIGHTS / f"{name}.safetensors"
+    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert path.stat().st_size < 3 * MEGABYTE
+    assert model.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert f"{model.parameters:,} parameters" in card
+    assert all(f"| {fact} |" in card for fact in ("data", "network", "recipe", "seed", "trained with"))
+    assert "held out" in card
+    assert f"| {model.prediction} |" in card
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_a_shipped_model_is_better_than_knowing_nothing(name: str) -> None:
+    """Its prediction of the noise-free digit from a half-noised one beats the mean digit by far."""
+    model = ZooModel(name)
+    reference = plugins.build("datasets", "digits").reference()
+    x1 = torch.from_numpy(reference.samples[:500])
+    noise = torch.randn(x1.shape, generator=torch.Generator().manual_seed(0))
+    scheduler = model.scheduler
+    t = torch.tensor(0.5, dtype=torch.float64)
+    alpha, sigma, d_alpha, d_sigma = (float(value) for value in scheduler(t))
+    velocity = model.field(torch.from_numpy(reference.labels[:500]), 1.0)(alpha * x1 + sigma * noise, t)
+    target = d_alpha * x1 + d_sigma * noise
+    explained = 1 - (velocity - target).square().mean() / target.var()
+    assert explained > 0.7
+
+
+def test_the_three_parametrisations_are_there() -> None:
+    """FM-OT, FM/v-CS and epsilon-VP: every branch of the mathematics has a model to run on."""
+    found = {(model.prediction, model.native.name) for model in map(ZooModel, zoo_names())}
+    assert found >= {("velocity", "cond_ot"), ("v_prediction", "cosine"), ("epsilon", "vp")}
+
+
+def test_an_unknown_model_is_refused_with_the_nearest_and_all_that_exist() -> None:
+    """A misspelt name costs one look."""
+    with pytest.raises(
+        ConfigError,
+        match=r"no zoo model 'digit_fm_ot' \(did you mean 'digits_fm_ot'\?\); there are: .*, or give the path of a",
+    ):
+        ZooModel("digit_fm_ot")
+
+
+@pytest.mark.parametrize("options", [{}, {"weights": 3}, {"weights": "digits_fm_ot", "width": 8}, {"weight": "x"}])
+def test_options_that_cannot_work_are_refused_before_anything_is_loaded(options: dict[str, object]) -> None:
+    """The adapter takes one option, a name or a path."""
+    with pytest.raises(ConfigError, match=r"model adapter 'zoo' takes one option, 'weights', a name or a path; got \{"):
+        ZooModel.check(options)
+
+
+def test_a_file_that_is_no_zoo_model_is_refused(tmp_path: Path) -> None:
+    """Not safetensors at all, or safetensors of something else."""
+    nothing = tmp_path / "nothing.safetensors"
+    nothing.write_bytes(b"PK not weights")
+    with pytest.raises(
+        ConfigError, match=r"nothing\.safetensors is no zoo model: .*; make one with `bespoke pretrain`"
+    ):
+        ZooModel(str(nothing))
+    other = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(2)}, str(other))
+    with pytest.raises(ConfigError, match=r"other\.safetensors is no zoo model: 'bespoke_zoo'; make one with"):
+        ZooModel(str(other))
+    with pytest.raises(ConfigError, match=r"no zoo model '.*missing\.safetensors'"):
+        ZooModel(str(tmp_path / "missing.safetensors"))
+
+
+def test_a_model_is_found_by_path_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One's own model: the same bytes have the same digest, whatever the file is called."""
+    copy = tmp_path / "mine.safetensors"
+    copy.write_bytes((WEIGHTS / "digits_fm_ot.safetensors").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    model = ZooModel("mine.safetensors")
+    assert model.name == "mine"
+    assert model.digest == ZooModel("digits_fm_ot").digest
+
+
+def test_a_network_computes_in_float32_and_answers_in_the_dtype_it_was_asked_in() -> None:
+    """Ground truth keeps a float64 state around a float32 network."""
+    model: ModelAdapter = ZooModel("digits_fm_ot")
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    t, label = torch.tensor(0.5, dtype=torch.float64), torch.tensor([1, 2])
+    single, double = model.predict(x, t, label), model.predict(x.double(), t, label)
+    assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
+    torch.testing.assert_close(single.double(), double, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ({"net": "resnet"}, "unknown network 'resnet'; choose one of film_mlp"),
+        ({}, "unknown network None; choose one of film_mlp"),
+        ({"net": "film_mlp", "widht": 8}, "network 'film_mlp' does not take these arguments"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_refused(architecture: dict[str, object], message: str) -> None:
+    """With the names that exist."""
+    with pytest.raises(ValueError, match=message):
+        build_net(architecture)

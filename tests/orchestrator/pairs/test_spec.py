@@ -1,0 +1,77 @@
+"""The pair spec: everything that pairs depend on, and its digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from orchestrator.pairs import PairSpec
+
+SPEC = PairSpec(
+    model_digest="m",
+    conditioning={"name": "labels", "options": {"classes": 10}},
+    guidance_scale=1.0,
+    shape=(1, 8, 8),
+    seed=0,
+    count=40,
+    batch_size=8,
+    shard_size=16,
+    rtol=1e-6,
+    atol=1e-6,
+    device_class="cpu",
+)
+
+OTHER = {
+    "model_digest": "n",
+    "conditioning": {"name": "labels", "options": {"classes": 9}},
+    "guidance_scale": 3.0,
+    "shape": (3, 8, 8),
+    "seed": 1,
+    "count": 41,
+    "batch_size": 16,
+    "shard_size": 32,
+    "rtol": 1e-7,
+    "atol": 1e-7,
+    "device_class": "NVIDIA H200",
+    "format": 2,
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(PairSpec)])
+def test_pairs_that_differ_in_anything_have_another_digest(field: str) -> None:
+    """The digest is the folder's name: nothing that pairs depend on may be missing from it."""
+    assert dataclasses.replace(SPEC, **{field: OTHER[field]}).digest != SPEC.digest
+
+
+def test_a_spec_comes_back_from_json_as_it_was() -> None:
+    """A store is opened by its manifest alone."""
+    again = PairSpec.from_dict(json.loads(json.dumps(dataclasses.asdict(SPEC))))
+    assert again == SPEC
+    assert again.digest == SPEC.digest
+
+
+def test_the_digest_is_what_it_was_when_this_was_written() -> None:
+    """Were it to change by accident, every store on disk would be made again."""
+    assert SPEC.digest == "da332908a9a0db26"
+
+
+@pytest.mark.parametrize("count", [1, 8, 15, 16, 17, 40, 48])
+def test_every_pair_is_in_one_batch_of_one_shard(count: int) -> None:
+    """Batches follow from the index: none spans two shards, and only the very last may be short."""
+    spec = dataclasses.replace(SPEC, count=count)
+    batches = [batch for shard in range(spec.shards) for batch in spec.batches(shard)]
+    assert [index for batch in batches for index in batch] == list(range(count))
+    assert all(batch.start % spec.batch_size == 0 for batch in batches)
+    assert all(len(batch) == spec.batch_size for batch in batches[:-1])
+    for shard in range(spec.shards):
+        assert [index for batch in spec.batches(shard) for index in batch] == list(spec.shard_indices(shard))
+        assert len(spec.shard_indices(shard)) <= spec.shard_size
+
+
+def test_a_larger_set_has_the_same_batches_at_its_beginning() -> None:
+    """Pair i of a larger set was solved with the same neighbours."""
+    larger = dataclasses.replace(SPEC, count=400)
+    assert larger.batches(0) == SPEC.batches(0)
+    assert larger.batches(1) == SPEC.batches(1)

@@ -1,0 +1,269 @@
+"""The pair store: its bytes follow from the spec, its manifest comes last, and damage never goes unseen."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from orchestrator import plugins
+from orchestrator.errors import DamagedManifestError, DamagedShardError, StoreError
+from orchestrator.host import HostSettings
+from orchestrator.pairs import PairSet, PairSpec, PairStore
+from orchestrator.pool import LocalPool
+from orchestrator.randomness import noise
+from orchestrator.storage import Storage
+from sweeps.space import PairKey
+
+REMEDY = r"run `bespoke pairs` on the same configuration: damaged shards are made again, the rest is kept"
+VALIDATION = PairKey("validation", 1.0, 0)
+
+
+@pytest.fixture
+def store(copied: Storage, specs: dict[PairKey, PairSpec]) -> PairStore:
+    """A complete store of two shards, to damage."""
+    return PairStore(copied, specs[VALIDATION])
+
+
+@pytest.fixture
+def unfinished(store: PairStore) -> PairStore:
+    """The same before its manifest was written."""
+    store.storage.delete(store.manifest_key)
+    return store
+
+
+def _pairs(spec: PairSpec, shard: int) -> PairSet:
+    """Pairs with the right noise and a made-up ground truth."""
+    indices = spec.shard_indices(shard)
+    x0 = torch.from_numpy(noise(spec.seed, indices, spec.shape))
+    return PairSet(x0, 2 * x0, torch.zeros(len(indices), dtype=torch.int64), torch.full((len(indices),), 7).int())
+
+
+def test_what_is_loaded_is_what_was_solved_for(store: PairStore, specs: dict[PairKey, PairSpec]) -> None:
+    """All pairs in order of index: the noise of their seed, finite ground truth, the conditioning of their dataset."""
+    spec = specs[VALIDATION]
+    pairs = store.load()
+    assert len(pairs) == spec.count == 32
+    np.testing.assert_array_equal(pairs.x0.numpy(), noise(spec.seed, range(32), spec.shape))
+    labels = plugins.build("datasets", spec.conditioning["name"], spec.conditioning["options"])
+    np.testing.assert_array_equal(pairs.condition.numpy(), labels.conditions(spec.seed, range(32)))
+    assert torch.isfinite(pairs.x1).all()
+    assert (pairs.x1.dtype, pairs.nfe.dtype) == (torch.float32, torch.int32)
+
+
+def test_the_manifest_counts_the_evaluations(store: PairStore) -> None:
+    """What ground truth cost is known without reading a shard."""
+    nfe = store.load().nfe.reshape(2, 16)
+    for record, found in zip(store.records(), nfe, strict=True):
+        assert (record.rows, record.nfe_min, record.nfe_max) == (16, int(found.min()), int(found.max()))
+        assert record.nfe_sum == int(found.sum())
+
+
+def test_the_same_shard_written_twice_has_the_same_bytes(storage: Storage, specs: dict[PairKey, PairSpec]) -> None:
+    """No time, no host name, no order of writing: one sha256 for one spec."""
+    store = PairStore(storage, specs[VALIDATION])
+    first = store.write_shard(1, _pairs(store.spec, 1))
+    data = storage.read(store.shard_key(1))
+    store.write_shard(0, _pairs(store.spec, 0))
+    again = store.write_shard(1, _pairs(store.spec, 1))
+    assert again == first
+    assert storage.read(store.shard_key(1)) == data
+
+
+def test_another_host_makes_the_same_bytes(
+    store: PairStore,
+    storage: Storage,
+    specs: dict[PairKey, PairSpec],
+    host_settings: Callable[..., HostSettings],
+) -> None:
+    """Pair i is a function of (spec, i) alone: a host that makes only the second shard makes the same one."""
+    other = LocalPool(host_settings(storage))
+    record = other.call("make_shard", spec=specs[VALIDATION], shard=1)
+    assert record == store.records()[1]
+
+
+def test_a_shard_says_which_spec_device_and_versions_made_it(store: PairStore) -> None:
+    """A file that is found alone can be traced back."""
+    footer = pq.read_schema(store.storage.path(store.shard_key(0))).metadata
+    assert footer[b"bespoke.spec"].decode() == store.spec.digest
+    assert footer[b"bespoke.device_class"] == b"cpu"
+    assert footer[b"bespoke.torch"].decode() == torch.__version__
+    assert footer[b"bespoke.numpy"].decode() == np.__version__
+
+
+def test_a_store_is_complete_when_its_manifest_is_there_and_not_before(
+    storage: Storage, specs: dict[PairKey, PairSpec]
+) -> None:
+    """Shards alone are no store: whoever opens one too early is told so, and how to make it."""
+    store = PairStore(storage, specs[VALIDATION])
+    records = [store.write_shard(shard, _pairs(store.spec, shard)) for shard in range(2)]
+    assert not store.is_complete()
+    with pytest.raises(StoreError, match=f"pair store .*{store.spec.digest} is not complete; {REMEDY}"):
+        store.load()
+    with pytest.raises(StoreError, match=rf"no complete pair store {store.spec.digest} .*make it with `bespoke pairs`"):
+        PairStore.open(storage, store.spec.digest)
+    store.commit(records)
+    assert store.is_complete()
+    assert PairStore.open(storage, store.spec.digest).spec == store.spec
+    assert PairStore.open(storage, store.spec.digest).records() == records
+
+
+@pytest.mark.parametrize("present", [[], [1], [0, 0]])
+def test_a_manifest_waits_for_every_shard(storage: Storage, specs: dict[PairKey, PairSpec], present: list[int]) -> None:
+    """A manifest with a gap would call an incomplete store complete."""
+    store = PairStore(storage, specs[VALIDATION])
+    records = [store.write_shard(shard, _pairs(store.spec, shard)) for shard in present]
+    with pytest.raises(StoreError, match=rf"{len(present)} of 2 shards are made; the manifest waits for all"):
+        store.commit(records)
+    assert not store.is_complete()
+
+
+def test_a_truncated_shard_is_found_with_its_name_and_the_remedy(store: PairStore) -> None:
+    """A file cut off by a copy that broke."""
+    key = store.shard_key(1)
+    data = store.storage.read(key)
+    for length in (0, 3, len(data) // 2, len(data) - 1):
+        store.storage.write(key, data[:length])
+        with pytest.raises(
+            DamagedShardError, match=rf"shard .*shard-00001\.parquet is damaged: {length:,} bytes .*; {REMEDY}"
+        ):
+            store.load()
+        assert store.damaged() == [1]
+
+
+def test_a_flipped_bit_anywhere_is_found(store: PairStore) -> None:
+    """Headers, values and footer alike: no bit of a shard can change unseen."""
+    key = store.shard_key(0)
+    data = store.storage.read(key)
+    chance = random.Random(0)
+    for _ in range(50):
+        damaged = bytearray(data)
+        damaged[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        store.storage.write(key, bytes(damaged))
+        with pytest.raises(DamagedShardError, match=rf"shard-00000\.parquet is damaged: .*; {REMEDY}"):
+            store.load()
+    store.storage.write(key, data)
+    assert store.damaged() == []
+
+
+def test_a_flipped_bit_is_found_before_there_is_a_manifest(unfinished: PairStore) -> None:
+    """Page checksums leave headers and footer out; a resumed run must not take such a shard for whole."""
+    key = unfinished.shard_key(0)
+    data = unfinished.storage.read(key)
+    chance = random.Random(1)
+    footer = len(data) - 2500
+    places = [chance.randrange(len(data)) for _ in range(150)] + [
+        chance.randrange(footer, len(data)) for _ in range(150)
+    ]
+    for place in places:
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << chance.randrange(8)
+        unfinished.storage.write(key, bytes(damaged))
+        assert unfinished.inspect_shard(0) is None, f"a flip in byte {place} of {len(data)} went unseen"
+    unfinished.storage.write(key, data)
+    assert unfinished.inspect_shard(0) is not None
+
+
+def test_a_truncated_shard_is_found_before_there_is_a_manifest(unfinished: PairStore) -> None:
+    """Whatever is cut off, the shard is made again."""
+    key = unfinished.shard_key(0)
+    data = unfinished.storage.read(key)
+    for length in [0, 4, *random.Random(2).sample(range(len(data)), 30), len(data) - 1]:
+        unfinished.storage.write(key, data[:length])
+        assert unfinished.inspect_shard(0) is None
+
+
+def test_a_missing_shard_is_found_with_its_name_and_the_remedy(store: PairStore) -> None:
+    """A file that somebody deleted."""
+    store.storage.delete(store.shard_key(1))
+    with pytest.raises(DamagedShardError, match=rf"shard .*shard-00001\.parquet is missing; {REMEDY}"):
+        store.load()
+    assert store.damaged() == [1]
+    assert store.inspect_shard(1) is None
+
+
+def test_a_shard_of_another_spec_is_not_taken_for_ours(store: PairStore, specs: dict[PairKey, PairSpec]) -> None:
+    """Copied in by hand, with the right name and whole in itself."""
+    other = PairStore(store.storage, specs[PairKey("test", 1.0, 0)])
+    store.storage.write(store.shard_key(0), store.storage.read(other.shard_key(0)))
+    with pytest.raises(DamagedShardError, match=r"shard-00000\.parquet is damaged"):
+        store.load()
+    assert store.inspect_shard(0) is None
+
+
+def test_a_shard_under_another_number_is_not_taken_for_it(unfinished: PairStore) -> None:
+    """The rows of shard 1 are not those of shard 0."""
+    unfinished.storage.write(unfinished.shard_key(0), unfinished.storage.read(unfinished.shard_key(1)))
+    assert unfinished.inspect_shard(0) is None
+    assert unfinished.inspect_shard(1) is not None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace(b'"shards"', b'"shardz"'),
+        lambda text: text.replace(b'"count": 32', b'"count": 33'),
+        lambda text: text.replace(b'"shard": 1', b'"shard": 2'),
+        lambda text: b"[]",
+        lambda text: b"\xff" + text,
+    ],
+)
+def test_a_damaged_manifest_is_told_with_its_name_and_the_remedy(
+    store: PairStore, damage: Callable[[bytes], bytes]
+) -> None:
+    """Cut off, altered or of another store: never a traceback, never other pairs."""
+    store.storage.write(store.manifest_key, damage(store.storage.read(store.manifest_key)))
+    with pytest.raises(DamagedManifestError, match=rf"manifest .*manifest\.json .*; {REMEDY}"):
+        store.load()
+    with pytest.raises(DamagedManifestError, match=rf"manifest .*manifest\.json .*; {REMEDY}"):
+        PairStore.open(store.storage, store.spec.digest)
+
+
+def test_the_manifest_of_another_store_is_refused(store: PairStore, specs: dict[PairKey, PairSpec]) -> None:
+    """Whole in itself, and in the wrong folder."""
+    other = PairStore(store.storage, specs[PairKey("test", 1.0, 0)])
+    store.storage.write(store.manifest_key, store.storage.read(other.manifest_key))
+    with pytest.raises(DamagedManifestError, match=r"manifest\.json is not that of its folder"):
+        PairStore.open(store.storage, store.spec.digest)
+
+
+def test_pairs_of_two_device_classes_are_never_mixed(
+    storage: Storage, specs: dict[PairKey, PairSpec], host_settings: Callable[..., HostSettings]
+) -> None:
+    """An accelerator rounds otherwise: its pairs are another set, and this host refuses to make some of them."""
+    spec = dataclasses.replace(specs[VALIDATION], device_class="NVIDIA H200")
+    assert PairStore(storage, spec).folder != PairStore(storage, specs[VALIDATION]).folder
+    pool = LocalPool(host_settings(storage))
+    with pytest.raises(
+        StoreError,
+        match=r"for device class 'NVIDIA H200', this host is 'cpu'; shards of two classes are not mixed, choose",
+    ):
+        pool.call("make_shard", spec=spec, shard=0)
+
+
+def test_pairs_of_another_model_are_not_made(
+    storage: Storage, specs: dict[PairKey, PairSpec], host_settings: Callable[..., HostSettings]
+) -> None:
+    """A spec names its model by the digest of its weights."""
+    pool = LocalPool(host_settings(storage, "digits_fm_v_cs"))
+    with pytest.raises(StoreError, match=r"pair spec \w+ is for another model than digits_fm_v_cs"):
+        pool.call("make_shard", spec=specs[VALIDATION], shard=0)
+
+
+def test_conditioning_of_any_shape_is_kept(storage: Storage, specs: dict[PairKey, PairSpec]) -> None:
+    """A label is a number; a prompt is a row of them."""
+    store = PairStore(storage, specs[VALIDATION])
+    tokens = torch.arange(16 * 3).reshape(16, 3)
+    records = []
+    for shard in range(2):
+        made = _pairs(store.spec, shard)
+        records.append(store.write_shard(shard, PairSet(made.x0, made.x1, tokens + shard, made.nfe)))
+    store.commit(records)
+    torch.testing.assert_close(store.load().condition, torch.cat([tokens, tokens + 1]))
+    assert [store.inspect_shard(shard) for shard in range(2)] == records

@@ -1,0 +1,343 @@
+"""The command line: help with examples, errors without tracebacks, exit codes that mean something."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from orchestrator import plugins
+from orchestrator.cli import main
+from orchestrator.host import ModelFacts
+from orchestrator.models.zoo import ZooModel
+from orchestrator.results import Result as PointResult
+from orchestrator.results import ResultStore, rows
+from orchestrator.run_records import write_run
+from orchestrator.storage import Storage
+from orchestrator.tracking import ROLE, Tracker
+from solvers.families import GridSolver
+from solvers.families.midpoint import Midpoint
+from solvers.grids import Grid
+from solvers.ns import ThetaArtifact
+from sweeps.run import SweepOutcome
+
+Bespoke = Callable[..., Result]
+
+
+@pytest.fixture
+def bespoke() -> Bespoke:
+    """Runs the command in this process."""
+    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def small(tmp_path: Path, experiment: dict[str, Any]) -> Path:
+    """The small experiment as a file."""
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(experiment), encoding="utf-8")
+    return path
+
+
+def _refused(result: Result, message: str) -> None:
+    """Exit code 2 and one message on standard error, no traceback."""
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ") or "Usage: " in result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("name", [None, *sorted(main.commands)])
+def test_every_command_explains_itself(bespoke: Bespoke, name: str | None) -> None:
+    """What it does in a sentence, what it takes, and how it is typed."""
+    result = bespoke(*([name] if name else []), "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: main {name or '[OPTIONS]'}")
+    command = main if name is None else main.commands[name]
+    assert command.help
+    assert command.help.partition("\n")[0].rstrip().endswith(".")
+    arguments = [parameter for parameter in command.params if isinstance(parameter, click.Argument)]
+    if name is None or any(not isinstance(argument.type, click.Choice) for argument in arguments):
+        assert f"bespoke {name or 'sweep'} " in result.stdout, "an example"
+
+
+@pytest.mark.parametrize("command", ["pairs", "sweep", "pretrain"])
+def test_an_unknown_configuration_is_refused(bespoke: Bespoke, tmp_path: Path, command: str) -> None:
+    """With where the shipped ones are."""
+    _refused(bespoke(command, tmp_path / "digit.yaml"), "the ones that come along are in sweeps/configs")
+
+
+@pytest.mark.parametrize("command", ["pairs", "sweep"])
+def test_a_misspelt_key_is_refused_before_anything_starts(bespoke: Bespoke, small: Path, command: str) -> None:
+    """In the file or on the command line."""
+    _refused(bespoke(command, small, "pairs.trian=8"), "pairs.trian: unknown key (did you mean 'train'?)")
+    _refused(bespoke(command, small, "pairs.train"), "override 'pairs.train' is not key=value, e.g. pairs.train=64")
+    small.write_text(small.read_text(encoding="utf-8").replace("fixed:", "fixd:"), encoding="utf-8")
+    _refused(bespoke(command, small), "fixd: unknown key (did you mean 'fixed'?)")
+
+
+def test_an_nfe_that_a_family_cannot_spend_is_refused(bespoke: Bespoke, small: Path) -> None:
+    """The message names the family, the number and what to do."""
+    _refused(bespoke("sweep", small, "nfe=[4,7]"), "fixed family 'midpoint' at nfe 7")
+    _refused(
+        bespoke("sweep", small, "learned.0.sigma0=-1"), "learned.0.sigma0.0: Input should be greater than 0 (got -1)"
+    )
+
+
+def test_options_and_keys_of_the_configuration_are_the_same_thing(
+    bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--storage, --tracking-uri, --address and --no-wait reach the sweep."""
+    given: dict[str, Any] = {}
+
+    def run(config: Any, **named: Any) -> SweepOutcome:
+        given.update(named, config=config)
+        return SweepOutcome(rows=[], report="report.html", thetas="thetas", failed={})
+
+    monkeypatch.setattr("sweeps.run.run_sweep", run)
+    arguments = ("--storage", "s3://b/a: {x}", "--tracking-uri", "http://head:5000", "--address", "auto", "--no-wait")
+    result = bespoke("sweep", small, "nfe=[8]", *arguments)
+    assert result.exit_code == 0, result.output
+    assert (given["config"].storage, given["config"].tracking_uri) == ("s3://b/a: {x}", "http://head:5000")
+    assert (given["config"].nfe, given["address"], given["wait"]) == ((8,), "auto", False)
+    assert result.stdout.splitlines() == ["report: report.html", "thetas: thetas"]
+
+
+def test_a_sweep_with_failures_says_so_and_exits_with_1(
+    bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could be done was done; a script notices that something was not."""
+    outcome = SweepOutcome(rows=[], report="report.html", thetas="thetas", failed={"Euler nfe4": "ran away"})
+    monkeypatch.setattr("sweeps.run.run_sweep", lambda config, **named: outcome)
+    result = bespoke("sweep", small)
+    assert result.exit_code == 1
+    assert "report: report.html" in result.stdout
+    assert "failed: Euler nfe4: ran away" in result.stderr
+
+
+def test_an_interrupted_command_exits_with_130_and_says_how_to_go_on(
+    bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As shells expect of Ctrl-C."""
+
+    def interrupted(config: Any, **named: Any) -> SweepOutcome:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sweeps.run.run_sweep", interrupted)
+    result = bespoke("sweep", small)
+    assert result.exit_code == 130
+    assert "the same command goes on from here" in result.stderr
+
+
+def test_an_error_of_ours_keeps_its_traceback(bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake in the program is not dressed up as one of the user's."""
+
+    def broken(config: Any, **named: Any) -> SweepOutcome:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("sweeps.run.run_sweep", broken)
+    assert isinstance(bespoke("sweep", small).exception, RuntimeError)
+
+
+@pytest.mark.parametrize("kind", plugins.KINDS)
+def test_what_can_be_named_is_listed(bespoke: Bespoke, kind: str) -> None:
+    """A line a plugin, and the models that travel along."""
+    result = bespoke("list", kind)
+    assert result.exit_code == 0
+    assert all(any(line.startswith(f"{name} ") for line in result.stdout.splitlines()) for name in plugins.names(kind))
+    if kind == "models":
+        assert "digits_eps_vp, digits_fm_ot, digits_fm_v_cs" in result.stdout
+    if kind == "families":
+        assert "order 2, 2 eval/step" in result.stdout
+
+
+def test_an_unknown_kind_is_refused_with_those_that_exist(bespoke: Bespoke) -> None:
+    """click's own check."""
+    _refused(bespoke("list", "solvers"), "'solvers' is not one of 'families', 'models', 'datasets', 'metrics'")
+
+
+@pytest.mark.parametrize("command", [("compare", "digits"), ("ui",)])
+def test_a_store_that_is_not_there_is_refused(bespoke: Bespoke, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """And none is made by looking."""
+    _refused(bespoke(*command, "--storage", tmp_path / "empty"), f"no MLflow store at {tmp_path}/empty/mlflow.db; run")
+    assert not (tmp_path / "empty").exists()
+
+
+# ---- compare ------------------------------------------------------------------------------------------------------
+
+
+def _point(kind: Any, label: str, nfe: int, psnr: float, **changes: Any) -> PointResult:
+    point = {"family": label.lower(), "nfe": nfe, "guidance_scale": 1.0, "sigma0": 1.0, "seed": 0}
+    numbers = {
+        name: {"mean": value, "stderr": 0.1} for name, value in (("psnr_db", psnr), ("snr_db", 9.0), ("rmse", 0.1))
+    }
+    values: dict[str, Any] = {
+        "key": f"{label}-{kind}-{nfe}-{psnr}".replace(" ", "-"),
+        "point": point,
+        "name": f"{label} nfe{nfe}",
+        "kind": kind,
+        "label": label,
+        "grid": "uniform",
+        "status": "finished",
+        "validation_psnr_db": psnr + 0.5,
+        "metrics": numbers,
+        "forwards": 1000,
+    }
+    return PointResult(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[PointResult]]:
+    """A storage whose MLflow has a finished sweep called 'digits', and one called 'empty' without trials."""
+    root = tmp_path_factory.mktemp("recorded")
+    storage = Storage.at(root)
+    start = {name: {"mean": 28.0, "stderr": 0.1} for name in ("psnr_db", "snr_db", "rmse")}
+    results = [
+        _point("common grid", "Euler", 4, 20.0),
+        _point("best grid", "Euler", 4, 25.0),
+        _point("common grid", "Euler", 8, 30.0),
+        _point("learned", "BNS", 4, 35.0, start_metrics=start, start_validation_psnr_db=28.5),
+        _point("learned", "BNS", 4, 34.0, start_metrics=start, start_validation_psnr_db=28.5),
+    ]
+    tracker = Tracker(f"sqlite:///{root}/mlflow.db")
+    for name in ("digits", "empty"):
+        experiment = tracker.experiment(name, str(root / "artifacts"))
+        sweep = tracker.run(experiment, f"sweep/{name}", name, {ROLE: "sweep"})
+        for result in results if name == "digits" else []:
+            ResultStore(storage, result.key).save(result, "{}", [])
+            parameters = {**result.point, "label": result.label, "kind": result.kind}
+            log = tracker.trial_run(experiment, sweep.run_id, result.key, result.name, parameters)
+            write_run(log, result, ResultStore(storage, result.key))
+        sweep.finish({})
+    return root, results
+
+
+def test_compare_prints_the_table_again(bespoke: Bespoke, recorded: tuple[Path, list[PointResult]]) -> None:
+    """From MLflow alone: best point of each solver and NFE, a dash where a solver was not run."""
+    result = bespoke("compare", "digits", "--storage", recorded[0])
+    assert result.exit_code == 0, result.output
+    cells = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in result.stdout.splitlines() if "│" in line}
+    numbers = {title: [cell.strip() for cell in found] for title, found in cells.items()}
+    assert numbers == {
+        "BNS": ["35.00", "—"],
+        "start of BNS": ["28.00", "—"],
+        "Euler, best grid": ["25.00", "—"],
+        "Euler": ["20.00", "30.00"],
+    }
+
+
+def test_compare_as_json_has_a_row_for_every_point(bespoke: Bespoke, recorded: tuple[Path, list[PointResult]]) -> None:
+    """Everything a script needs, the path of theta included; the points that the table shows are marked."""
+    result = bespoke("compare", "digits", "--storage", recorded[0], "--json")
+    found = {(row["label"], row["kind"], row["nfe"], row["psnr_db"]): row for row in json.loads(result.stdout)}
+    assert len(found) == len(recorded[1])
+    for expected in recorded[1]:
+        row = found[expected.label, expected.kind, expected.point["nfe"], expected.metrics["psnr_db"]["mean"]]
+        for key in ("family", "nfe", "sigma0", "guidance_scale", "seed"):
+            assert row[key] == expected.point[key]
+        assert (row["snr_db"], row["rmse"], row["forwards"], row["status"]) == (9.0, 0.1, 1000, "finished")
+        assert Path(row["theta"]).read_text(encoding="utf-8") == "{}"
+        assert row["start_psnr_db"] == (28.0 if expected.kind == "learned" else None)
+    assert not found["BNS", "learned", 4, 34.0]["selected"]
+    assert sum(row["selected"] for row in found.values()) == 4
+
+
+def test_compare_as_markdown_is_the_table_of_a_readme(
+    bespoke: Bespoke, recorded: tuple[Path, list[PointResult]]
+) -> None:
+    """Pasted as it is."""
+    from orchestrator.report import markdown_table
+
+    result = bespoke("compare", "digits", "--storage", recorded[0], "--markdown")
+    assert result.stdout.strip() == markdown_table(rows(recorded[1])).strip()
+
+
+def test_compare_refuses_an_experiment_that_is_not_there(
+    bespoke: Bespoke, recorded: tuple[Path, list[PointResult]]
+) -> None:
+    """With those that are; one without finished trials is no error."""
+    _refused(bespoke("compare", "digit", "--storage", recorded[0]), "no experiment 'digit' in MLflow at sqlite:")
+    assert bespoke("compare", "empty", "--storage", recorded[0]).exit_code == 0
+
+
+# ---- evaluate -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def theta(tmp_path: Path, facts: ModelFacts) -> Callable[..., Path]:
+    """Writes a theta of Midpoint, made for our model unless said otherwise."""
+
+    def write(**provenance: Any) -> Path:
+        path = tmp_path / "theta.json"
+        solver = GridSolver(Midpoint(), 4, Grid()).to_ns(facts.scheduler)
+        solver.save(path, **{"family": "midpoint", "model_digest": facts.digest, **provenance})
+        return path
+
+    return write
+
+
+def test_a_theta_that_cannot_be_read_is_refused_before_anything_starts(
+    bespoke: Bespoke, tmp_path: Path, small: Path, theta: Callable[..., Path]
+) -> None:
+    """Not there, not JSON, or with a number that is none."""
+    _refused(
+        bespoke("evaluate", tmp_path / "none.json", "--config", small), f"no theta artifact at {tmp_path}/none.json"
+    )
+    broken = tmp_path / "broken.json"
+    broken.write_text("{", encoding="utf-8")
+    _refused(bespoke("evaluate", broken, "--config", small), f"{broken} is not a usable theta artifact: it is not JSON")
+    content = json.loads(theta().read_text(encoding="utf-8"))
+    broken.write_text(json.dumps(content | {"a": [1.0, "x", 1.0, 1.0, 1.0]}), encoding="utf-8")
+    _refused(bespoke("evaluate", broken, "--config", small), "'a' holds 'x', which is not a number")
+
+
+def test_a_theta_for_another_guidance_scale_is_refused(
+    bespoke: Bespoke, small: Path, theta: Callable[..., Path]
+) -> None:
+    """With the option that adds it."""
+    result = bespoke("evaluate", theta(guidance_scale=3.0), "--config", small)
+    _refused(result, "was made for guidance scale 3, the configuration has [1.0]; add it with --set guidance_scale=[3]")
+
+
+@pytest.mark.cluster
+def test_a_theta_made_for_another_model_is_refused_unless_transfer_is_asked_for(
+    bespoke: Bespoke, small: Path, theta: Callable[..., Path], copied: Storage, ray_session: None
+) -> None:
+    """Its samples would be off, and nobody would see why."""
+    other = theta(model_digest=ZooModel("digits_fm_v_cs").digest)
+    arguments = ("evaluate", other, "--config", small, "--storage", copied.root, "--json")
+    _refused(bespoke(*arguments), "this theta was made for model ")
+    _refused(bespoke(*arguments), "pass --allow-transfer")
+    result = bespoke(*arguments, "--allow-transfer")
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads(result.stdout)
+    assert (found["theta"], found["family"], found["nfe"]) == (str(other), "midpoint", 4)
+    plain = bespoke("evaluate", theta(), "--config", small, "--storage", copied.root)
+    assert plain.exit_code == 0, plain.output
+    assert f"psnr_db {found['psnr_db']:.4g} ± " in plain.stdout
+
+
+def test_an_artifact_of_the_fixture_is_whole(theta: Callable[..., Path]) -> None:
+    """What the tests above refuse is refused for the reason that they name."""
+    assert ThetaArtifact.load(theta()).solver.nfe == 4
+
+
+# ---- pretrain -----------------------------------------------------------------------------------------------------
+
+
+def test_pretrain_writes_a_model_that_loads(bespoke: Bespoke, tmp_path: Path) -> None:
+    """Weights and card where --output says; a misspelt key is refused first."""
+    net = {"net": "film_mlp", "shape": [1, 8, 8], "classes": 10, "width": 8, "depth": 1, "condition_width": 8}
+    recipe = {"name": "tiny", "architecture": net, "prediction": "velocity", "scheduler": "cond_ot", "threads": 1}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe | {"storage": str(tmp_path / "storage")}), encoding="utf-8")
+    _refused(bespoke("pretrain", path, "iteration=2"), "iteration: unknown key (did you mean 'iterations'?)")
+    result = bespoke("pretrain", path, "iterations=2", "batch_size=8", "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "tiny.safetensors: held-out loss " in result.stdout
+    assert ZooModel(str(tmp_path / "out/tiny.safetensors")).prediction == "velocity"

@@ -1,0 +1,240 @@
+"""A configuration is checked whole before any work starts; what is wrong is told with its key, value and remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from orchestrator.config import ExperimentConfig, cpu_budget, default_tracking_uri, load_config, read_yaml, validated
+from orchestrator.errors import ConfigError
+from orchestrator.models.zoo.training import PretrainConfig
+from solvers.grids import Grid
+
+CONFIGS = Path(__file__).resolve().parents[2] / "sweeps" / "configs"
+
+
+@pytest.fixture
+def load(tmp_path: Path, experiment: dict[str, Any]) -> Callable[..., ExperimentConfig]:
+    """Loads the small experiment from a file, with overrides."""
+
+    def load(*overrides: str) -> ExperimentConfig:
+        path = tmp_path / "small.yaml"
+        path.write_text(yaml.safe_dump(experiment), encoding="utf-8")
+        return load_config(path, overrides)
+
+    return load
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_experiment_loads_and_checks(path: Path) -> None:
+    """Whoever runs a shipped file runs into no mistake of ours."""
+    assert load_config(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "pretrain").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_training_recipe_loads(path: Path) -> None:
+    """Each zoo model has the recipe that it was trained with, under its own name."""
+    recipe = validated(PretrainConfig, read_yaml(path), str(path))
+    assert recipe.name == path.stem
+    assert (Path(__file__).resolve().parents[2] / f"orchestrator/models/zoo/weights/{path.stem}.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "guidence_scale=[1]",
+            "guidence_scale: unknown key (did you mean 'guidance_scale'?); known here: conditioning,",
+        ),
+        ("pairs.trian=64", "pairs.trian: unknown key (did you mean 'train'?); known here: atol, batch_size,"),
+        ("learned.0.learning_rat=1", "learned.0.learning_rat: unknown key (did you mean 'learning_rate'?); known here"),
+        ("resources.host_gpu=1", "resources.host_gpu: unknown key (did you mean 'host_gpus'?)"),
+        ("model.option={}", "model.option: unknown key (did you mean 'options'?); known here: name, options"),
+        ("zzz=1", "zzz: unknown key; known here: "),
+        ("pairs.train=many", "pairs.train: Input should be a valid integer"),
+        ("pairs=520", "pairs: Input should be a valid dictionary or instance of PairsConfig (got 520)"),
+        ("nfe=[4.5]", "nfe.0: Input should be a valid integer"),
+        ("nfe=[0]", "nfe.0: Input should be greater than or equal to 1 (got 0)"),
+        ("fixed_sigma0=-1", "fixed_sigma0.0: Input should be greater than 0 (got -1)"),
+        ("learned.0.sigma0=[1, -2]", "learned.0.sigma0.1: Input should be greater than 0 (got -2)"),
+        ("learned.0.learning_rate=[]", "learned.0.learning_rate: Tuple should have at least 1 item"),
+        ("fixed_sigma0=[]", "fixed_sigma0: Tuple should have at least 1 item"),
+        ("guidance_scale=.inf", "guidance_scale.0: Input should be a finite number (got inf)"),
+        ("learned.0.learning_rate=.nan", "learned.0.learning_rate.0: Input should be a finite number (got nan)"),
+        ("search.scheduler=hyperband", "search.scheduler: Input should be 'fifo' or 'asha' (got 'hyperband')"),
+        ("name=a/b", "name: String should match pattern"),
+        ("model=null", "model: Input should be a valid dictionary"),
+        (
+            "pairs.shard_size=100",
+            "pairs: shard_size 100 is no multiple of batch_size 8; a pair's batch must not span shards, use 96",
+        ),
+        ("resources.device=cuda", "device 'cuda' needs resources.host_gpus above 0, e.g. 1 or 0.5"),
+        ("resources.host_gpus=0.5", "host_gpus is 0.5 but device is 'cpu'; set resources.device to cuda"),
+    ],
+)
+def test_a_wrong_key_or_value_is_told_with_its_place_and_the_file(
+    load: Callable[..., ExperimentConfig], override: str, message: str
+) -> None:
+    """Unknown keys come with the nearest valid one, wrong values with what was given."""
+    with pytest.raises(ConfigError, match=r"small\.yaml is refused:") as caught:
+        load(override)
+    assert message in str(caught.value)
+
+
+def test_every_mistake_is_told_at_once(load: Callable[..., ExperimentConfig]) -> None:
+    """Three mistakes cost one run, not three."""
+    with pytest.raises(ConfigError) as caught:
+        load("guidence_scale=[1]", "pairs.trian=64", "pairs.rtol=2")
+    message = str(caught.value)
+    assert all(place in message for place in ("guidence_scale:", "pairs.trian:", "pairs.rtol:"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["nfe=[4, 5]"], r"fixed family 'midpoint' at nfe 5: Midpoint .* multiple of 2, got 5; use 4 or 6, or give"),
+        (["nfe=[4, 5]"], r"or give midpoint its own 'nfe: \[4\]'$"),
+        (["nfe=[5]"], r"fixed family 'midpoint' at nfe 5: .* or leave midpoint out$"),
+        (["fixed=[]"], r"learned family 'bns' starts from the best fixed solver, but 'fixed' is empty; list families"),
+        (["fixed=[]", "learned=[]"], r"the sweep is empty: list families under 'fixed', 'learned', or both"),
+        (["fixed=[bns]"], r"family 'bns' is learned; list it under 'learned', not under 'fixed'"),
+        (["learned=[midpoint]"], r"family 'midpoint' has nothing to learn; list it under 'fixed', not under 'learned'"),
+        (["fixed.0.family=midpiont"], r"unknown solver family 'midpiont' \(did you mean 'midpoint'\?\); there are: "),
+        (["learned.0.start=rk4", "nfe=[6]"], r"start 'rk4' of 'bns' at nfe 6: RK4 .* got 6; use 4 or 8"),
+        (["learned.0.start=bns"], r"family 'bns' is learned"),
+        (
+            ["fixed=[{family: rk4, nfe: 4}]", "nfe=[4, 6]"],
+            r"no fixed family runs at nfe 6, so 'start: best' has nothing there",
+        ),
+        (["metrics=[psnr, sssim]"], r"unknown metric 'sssim'.*there are: psnr, rmse, snr"),
+        (["metrics=[snr]"], r"metrics must include 'psnr'"),
+        (["model.name=diffuser"], r"unknown model adapter 'diffuser'; there are: zoo"),
+        (["model.options={}"], r"model adapter 'zoo' takes one option, 'weights', a name or a path; got \{\}"),
+        (["model.options.weights=digits_fm_to"], r"no zoo model 'digits_fm_to' \(did you mean 'digits_fm_ot'\?\)"),
+        (["conditioning.name=label"], r"unknown dataset 'label' \(did you mean 'labels'\?\)"),
+        (["seeds=[1, 1]"], r"seeds must list different values, at least one; got \[1, 1\]"),
+        (["nfe=[]"], r"nfe must list different values, at least one; got \[\]"),
+        (["guidance_scale=[1, 3, 1]"], r"guidance_scale must list different values"),
+    ],
+)
+def test_an_impossible_combination_is_refused_before_any_work(
+    load: Callable[..., ExperimentConfig], experiment: dict[str, Any], overrides: list[str], message: str
+) -> None:
+    """What cannot work is known without loading a model, and the remedy is named."""
+    experiment["fixed"] = [{"family": family} for family in experiment["fixed"]]
+    experiment["conditioning"] = {"name": "labels"}
+    with pytest.raises(ConfigError, match=message):
+        load(*overrides)
+
+
+def test_overrides_change_what_they_name_and_nothing_else(load: Callable[..., ExperimentConfig]) -> None:
+    """Dotted keys reach into mappings and lists, also where the file has no such mapping yet; values are YAML."""
+    plain = load()
+    changed = load(
+        "pairs.train=64", "nfe=[4, 8]", "learned.0.learning_rate=1.0e-3", "search.scheduler=asha", "fixed.1=heun"
+    )
+    assert changed.pairs.train == 64
+    assert changed.nfe == (4, 8)
+    assert changed.learned[0].learning_rate == (1e-3,)
+    assert changed.search.scheduler == "asha"
+    assert [solver.family for solver in changed.fixed] == ["euler", "heun"]
+    assert changed.pairs.model_copy(update={"train": plain.pairs.train}) == plain.pairs
+    assert changed.learned[0].iterations == plain.learned[0].iterations
+
+
+def test_the_last_override_of_a_key_stands(load: Callable[..., ExperimentConfig]) -> None:
+    """As on every command line."""
+    assert load("pairs.train=64", "pairs.train=56").pairs.train == 56
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pairs.train", r"override 'pairs\.train' is not key=value, e\.g\. pairs\.train=64"),
+        ("=64", r"override '=64' is not key=value"),
+        ("nfe=[4", r"the value of override 'nfe=\[4' is not YAML: "),
+        ("learned.1.iterations=5", r"override 'learned\.1\.iterations=5': '1' is no index of a list of 1"),
+        ("learned.first=5", r"override 'learned\.first=5': 'first' is no index of a list of 1"),
+        ("fixed.0.nfe=4", r"override 'fixed\.0\.nfe=4': fixed\.0 is no mapping"),
+        ("fixed.0.options.x=4", r"override 'fixed\.0\.options\.x=4': 'options' lies inside a plain value"),
+    ],
+)
+def test_an_override_that_leads_nowhere_is_refused(
+    load: Callable[..., ExperimentConfig], override: str, message: str
+) -> None:
+    """A mistyped override is never dropped in silence."""
+    with pytest.raises(ConfigError, match=message):
+        load(override)
+
+
+def test_a_single_value_and_a_bare_name_are_short_for_lists_and_mappings(load: Callable[..., ExperimentConfig]) -> None:
+    """`nfe: 8` is `nfe: [8]`, and `fixed: [euler]` is `fixed: [{family: euler}]`."""
+    short = load("nfe=8", "guidance_scale=3", "learned.0.sigma0=2", "fixed=[euler, {family: heun, nfe: 8}]")
+    assert (short.nfe, short.guidance_scale, short.learned[0].sigma0) == ((8,), (3.0,), (2.0,))
+    assert [(solver.family, solver.nfe) for solver in short.fixed] == [("euler", None), ("heun", (8,))]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: [1, 2\n", r"bad\.yaml is not YAML: "),
+        (b"\xff\xfe\x00", r"bad\.yaml is not YAML: "),
+        (b"- name\n", r"bad\.yaml must be a mapping of keys to values, got list"),
+        (b"", r"bad\.yaml must be a mapping of keys to values, got NoneType"),
+        (b"name: x\n", r"model: missing; it has no default\n  nfe: missing"),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    """Whatever the file holds, the message names it."""
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_a_missing_file_is_told_with_where_the_shipped_ones_are(tmp_path: Path) -> None:
+    """The first mistake of a new user."""
+    missing = tmp_path / "digit.yaml"
+    with pytest.raises(ConfigError, match=f"no configuration at {re.escape(str(missing))}; .* sweeps/configs"):
+        load_config(missing)
+    with pytest.raises(ConfigError, match="no configuration at"):
+        load_config(tmp_path)
+
+
+def test_a_checked_configuration_cannot_change(load: Callable[..., ExperimentConfig]) -> None:
+    """What was checked is what runs."""
+    config = load()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.nfe = (8,)  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        config.pairs.train = 1  # type: ignore[misc]
+
+
+def test_the_grids_are_the_common_one_and_every_warped_one_once(load: Callable[..., ExperimentConfig]) -> None:
+    """The search is p times q grids; p = q = 1 is the common grid itself, which comes first."""
+    grids = load("grid_search.p=[1, 1.4, 2]", "grid_search.q=[1, 1.2]").grids()
+    assert grids[0] == Grid()
+    assert len(grids) == len(set(grids)) == 6
+    assert load("grid_search=null").grids() == [Grid()]
+
+
+def test_a_path_that_is_relative_is_made_absolute_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials run in other directories: a relative SQLite file would be another file there."""
+    monkeypatch.chdir(tmp_path)
+    assert default_tracking_uri("data") == f"sqlite:///{tmp_path}/data/mlflow.db"
+    assert default_tracking_uri("s3://bucket/root") == f"sqlite:///{tmp_path}/bespoke-data/mlflow.db"
+
+
+def test_a_local_ray_gets_the_configured_cores_or_all_of_them(
+    load: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fractions of cores are configured against a number that is known."""
+    monkeypatch.setattr("os.cpu_count", lambda: 7)
+    assert cpu_budget(load("resources.local_cpus=3").resources) == 3
+    assert cpu_budget(load("resources.local_cpus=null").resources) == 7

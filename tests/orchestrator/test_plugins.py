@@ -1,0 +1,202 @@
+"""Contract tests: they run for every plugin that is found by its file name, so a new one is covered unasked."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import orchestrator.metrics
+from orchestrator import plugins
+from orchestrator.datasets.base import Dataset
+from orchestrator.errors import ConfigError
+from orchestrator.listing import describe, first_sentence
+from orchestrator.metrics.base import Metric
+from orchestrator.models.base import ModelAdapter
+from solvers.families import Family, LearnableFamily
+from solvers.schedulers.base import Scheduler
+
+BASES = {
+    "families": (Family, LearnableFamily),
+    "schedulers": Scheduler,
+    "models": ModelAdapter,
+    "datasets": Dataset,
+    "metrics": Metric,
+}
+
+EVERY = [(kind, name, plugin) for kind in plugins.KINDS for name, plugin in plugins.every(kind)]
+
+
+def of(kind: str) -> Any:
+    """Parametrises a test over the plugins of one kind."""
+    found = list(plugins.every(kind))
+    return pytest.mark.parametrize("plugin", [plugin for _, plugin in found], ids=[name for name, _ in found])
+
+
+@pytest.mark.parametrize(("kind", "name", "plugin"), EVERY, ids=[f"{kind}-{name}" for kind, name, _ in EVERY])
+def test_every_plugin_is_of_its_kind_and_says_in_a_sentence_what_it_is(kind: str, name: str, plugin: Any) -> None:
+    """A file in the right folder is all that is needed, and `bespoke list` has something to say about it."""
+    assert issubclass(plugin, BASES[kind])
+    assert plugin.__module__.startswith(plugins.KINDS[kind].package)
+    sentence = first_sentence(plugin)
+    # A dataclass without a docstring is given its signature for one.
+    assert len(sentence.split()) >= 3
+    assert not sentence.startswith(f"{plugin.__name__}(")
+    assert any(line.startswith(f"{name} ") and sentence in line for line in describe(kind))
+
+
+@pytest.mark.parametrize("kind", plugins.KINDS)
+def test_an_unknown_name_is_refused_with_the_nearest_and_all_that_exist(kind: str) -> None:
+    """A misspelt plugin costs one look at the message."""
+    name = plugins.names(kind)[0]
+    with pytest.raises(ConfigError) as caught:
+        plugins.load(kind, f"{name}x")
+    message = str(caught.value)
+    assert f"unknown {plugins.KINDS[kind].noun} '{name}x' (did you mean {name!r}?)" in message
+    assert message.endswith(f"there are: {', '.join(plugins.names(kind))}")
+
+
+@pytest.mark.parametrize("kind", plugins.KINDS)
+def test_a_name_like_no_other_is_refused_without_a_guess(kind: str) -> None:
+    """A bad guess would mislead more than none."""
+    with pytest.raises(ConfigError, match=r"unknown .* 'qqqqqq'; there are: "):
+        plugins.load(kind, "qqqqqq")
+
+
+def test_an_unknown_option_is_refused_with_the_nearest_and_all_that_exist() -> None:
+    """Options are never swallowed: a misspelt one would silently be the default."""
+    with pytest.raises(
+        ConfigError,
+        match=r"dataset 'labels' has no option 'clases' \(did you mean 'classes'\?\); its options are: classes",
+    ):
+        plugins.build("datasets", "labels", {"clases": 3})
+    with pytest.raises(ConfigError, match=r"solver family 'euler' has no option 'order'; its options are: none"):
+        plugins.build("families", "euler", {"order": 2})
+
+
+def test_a_value_that_a_plugin_refuses_is_told_with_the_plugins_name() -> None:
+    """The plugin's own complaint reaches the user as an error about the configuration."""
+    with pytest.raises(ConfigError, match=r"solver family 'adams_bashforth': .*steps_back 2, 3 or 4, got 9"):
+        plugins.build("families", "adams_bashforth", {"steps_back": 9})
+    with pytest.raises(ConfigError, match=r"dataset 'labels': classes must be at least 1, got 0"):
+        plugins.build("datasets", "labels", {"classes": 0})
+
+
+def test_a_new_file_in_the_folder_is_a_new_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adding a metric is one file: nothing is registered anywhere."""
+    (tmp_path / "largest_error.py").write_text(
+        "from orchestrator.metrics.base import Metric\n\n\n"
+        "class LargestError(Metric):\n"
+        '    """The largest error of any value."""\n\n'
+        '    column = "largest_error"\n'
+        "    higher_is_better = False\n\n"
+        "    def per_sample(self, samples, reference, data_range):\n"
+        "        return (samples - reference).double().abs().flatten(1).amax(1)\n\n\n"
+        "METRIC = LargestError\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(orchestrator.metrics, "__path__", [*orchestrator.metrics.__path__, str(tmp_path)])
+    assert "largest_error" in plugins.names("metrics")
+    metric = plugins.load("metrics", "largest_error")()
+    assert metric.per_sample(torch.zeros(2, 3), torch.ones(2, 3), 2.0).tolist() == [1.0, 1.0]
+    assert any("The largest error of any value." in line for line in describe("metrics"))
+
+
+def test_a_base_module_is_no_plugin() -> None:
+    """What plugins share lives beside them, and is not offered to users."""
+    assert all("base" not in plugins.names(kind) for kind in plugins.KINDS)
+
+
+@of("datasets")
+def test_conditioning_of_a_pair_is_a_function_of_seed_and_index_alone(plugin: type[Dataset]) -> None:
+    """Whoever asks, in whatever order and company, pair i has the same conditioning."""
+    dataset = plugin()
+    indices = [0, 5, 17, 1000, 3]
+    conditions = dataset.conditions(7, indices)
+    assert conditions.dtype == np.int64
+    assert len(conditions) == len(indices)
+    alone = np.concatenate([dataset.conditions(7, [index]) for index in indices])
+    np.testing.assert_array_equal(conditions, alone)
+    np.testing.assert_array_equal(dataset.conditions(7, indices[::-1]), conditions[::-1])
+    assert not np.array_equal(dataset.conditions(8, range(100)), dataset.conditions(7, range(100)))
+
+
+@of("datasets")
+def test_a_reference_set_is_what_models_are_trained_on(plugin: type[Dataset]) -> None:
+    """A reference set has as many labels as samples, finite float32 samples, and conditioning out of its labels."""
+    dataset = plugin()
+    reference = dataset.reference()
+    if reference is None:
+        return
+    assert reference.samples.dtype == np.float32
+    assert len(reference.samples) == len(reference.labels)
+    assert np.isfinite(reference.samples).all()
+    assert set(dataset.conditions(0, range(50)).tolist()) <= set(reference.labels.tolist())
+
+
+@of("metrics")
+def test_a_metric_gives_one_finite_number_a_sample(plugin: type[Metric]) -> None:
+    """Per-sample values in float64, of samples and ground truth in any float type."""
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randn(5, 1, 4, 4, generator=generator)
+    values = plugin().per_sample(reference + 0.1, reference, 2.0)
+    assert values.shape == (5,)
+    assert values.dtype == torch.float64
+    assert torch.isfinite(values).all()
+
+
+@of("metrics")
+def test_a_metric_knows_which_way_is_better(plugin: type[Metric]) -> None:
+    """A larger error is worse, in the metric's own direction."""
+    reference = torch.linspace(-1, 1, 32).reshape(2, 1, 4, 4)
+    near, far = (plugin().per_sample(reference + error, reference, 2.0).mean() for error in (0.01, 0.5))
+    assert (near > far) == plugin.higher_is_better
+
+
+@of("metrics")
+def test_a_metric_does_not_depend_on_the_batch_size(plugin: type[Metric]) -> None:
+    """A sample's number is its own: in one batch or one by one."""
+    generator = torch.Generator().manual_seed(1)
+    reference = torch.randn(7, 1, 8, 8, generator=generator)
+    samples = reference + 0.05 * torch.randn(7, 1, 8, 8, generator=generator)
+    together = plugin().per_sample(samples, reference, 2.0)
+    alone = torch.cat([plugin().per_sample(samples[i : i + 1], reference[i : i + 1], 2.0) for i in range(7)])
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=0)
+
+
+@of("metrics")
+def test_a_metric_refuses_samples_of_another_shape(plugin: type[Metric]) -> None:
+    """Broadcasting would compare what does not belong together."""
+    with pytest.raises(ValueError, match=r"samples of shape \(2, 1, 4, 4\) against \(2, 1, 8, 8\) of ground truth"):
+        plugin().per_sample(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 8, 8), 2.0)
+
+
+def test_no_two_metrics_share_a_column() -> None:
+    """A column of a table and of MLflow belongs to one metric."""
+    columns = [plugin.column for _, plugin in plugins.every("metrics")]
+    assert len(set(columns)) == len(columns)
+
+
+@of("models")
+def test_a_model_adapter_refuses_options_it_does_not_have(plugin: type[ModelAdapter]) -> None:
+    """What is wrong with a model's options is said before any actor starts."""
+    name = next(name for name, found in plugins.every("models") if found is plugin)
+
+    def prepare() -> None:
+        plugin.check({"no_such_option": 1})
+        plugins.build("models", name, {"no_such_option": 1})
+
+    with pytest.raises(ConfigError, match="no_such_option"):
+        prepare()
+
+
+@of("models")
+def test_a_model_adapter_documents_its_options(plugin: type[ModelAdapter]) -> None:
+    """Options are dataclass fields, and each is described in the docstring."""
+    documentation = inspect.getdoc(plugin) or ""
+    options = [f for f in plugin.__dataclass_fields__.values() if f.init]  # type: ignore[attr-defined]
+    assert all(f"{option.name}:" in documentation for option in options)

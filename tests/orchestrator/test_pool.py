@@ -1,0 +1,256 @@
+"""The pool asks hosts, in this process or as actors: the answers are the same, and a host may die at any moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.errors import PoolError, StoreError
+from orchestrator.host import HostSettings, ModelFacts, to_numpy
+from orchestrator.pairs import PairSpec
+from orchestrator.pool import NAMESPACE, LocalPool, RayPool, Request, check_fits, connect
+from orchestrator.storage import Storage
+from solvers.families import GridSolver
+from solvers.families.midpoint import Midpoint
+from solvers.grids import Grid
+from sweeps.space import PairKey
+
+
+@pytest.fixture
+def scoring(facts: ModelFacts, specs: dict[PairKey, PairSpec]) -> list[Request]:
+    """Twelve scoring requests, each about other pairs."""
+    theta = to_numpy(GridSolver(Midpoint(), 4, Grid()).to_ns(facts.scheduler).flat())
+    pairs = specs[PairKey("test", 1.0, 0)].digest
+    return [
+        Request("score", {"theta": theta, "pairs": pairs, "metrics": ["psnr"], "indices": [i, i + 1, i + 2]})
+        for i in range(12)
+    ]
+
+
+UNANSWERABLE = Request("ground_truth", {"pairs": "0123", "indices": [0]})
+
+
+def test_an_error_that_a_user_can_mend_is_an_outcome_beside_the_others(pool: LocalPool, scoring: list[Request]) -> None:
+    """One request that cannot be answered does not keep the others from their answers."""
+    outcomes = list(pool.map([scoring[0], UNANSWERABLE, scoring[1]]))
+    assert [outcome.index for outcome in outcomes] == [0, 1, 2]
+    assert isinstance(outcomes[1].error, StoreError)
+    assert outcomes[1].value is None
+    assert all(outcome.error is None and "psnr" in outcome.value for outcome in (outcomes[0], outcomes[2]))
+
+
+def test_gather_gives_all_answers_in_order_or_the_first_error(pool: LocalPool, scoring: list[Request]) -> None:
+    """For those who can do nothing with a part of the answers."""
+    answers = pool.gather(scoring)
+    for request, answer in zip(scoring, answers, strict=True):
+        np.testing.assert_array_equal(answer["psnr"], pool.call(request.method, **request.arguments)["psnr"])
+    with pytest.raises(StoreError, match="no complete pair store 0123"):
+        pool.gather([scoring[0], UNANSWERABLE])
+
+
+def test_call_raises_the_error_itself(pool: LocalPool) -> None:
+    """A single question has an answer or an error."""
+    assert pool.call("process_id") == os.getpid()
+    with pytest.raises(StoreError, match="no complete pair store 0123"):
+        pool.call(UNANSWERABLE.method, **UNANSWERABLE.arguments)
+
+
+@pytest.fixture
+def resources(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], None]:
+    """Sets what the cluster says it has."""
+    return lambda there: monkeypatch.setattr("orchestrator.pool.ray.cluster_resources", lambda: there)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "cpus", "gpus", "trial", "message"),
+    [
+        (
+            4,
+            0.5,
+            0,
+            0.25,
+            r"4 hosts of 0\.5 CPU and one trial of 0\.25 CPU need 2\.25 CPUs, but the cluster has 2; lower",
+        ),
+        (1, 1.5, 0, 1.0, r"lower resources\.hosts or resources\.host_cpus or resources\.trial_cpus"),
+        (3, 0.5, 0.5, 0.25, r"3 hosts of 0\.5 GPU need 1\.5 GPUs, but the cluster has 1; lower resources\.hosts or"),
+        (2, 0.5, 1, 0.25, r"or set resources\.device to cpu"),
+    ],
+)
+def test_resources_that_cannot_fit_are_refused(
+    resources: Callable[[dict[str, float]], None], hosts: int, cpus: float, gpus: float, trial: float, message: str
+) -> None:
+    """A sweep never waits for itself: the sum is checked, and the keys to lower are named."""
+    resources({"CPU": 2.0, "GPU": 1.0})
+    with pytest.raises(PoolError, match=message):
+        check_fits(hosts, cpus, gpus, trial)
+
+
+def test_resources_that_just_fit_are_taken(resources: Callable[[dict[str, float]], None]) -> None:
+    """Fractions that add up to a whole core are a whole core, whatever their binary rounding."""
+    resources({"CPU": 1.0, "GPU": 1.0})
+    check_fits(9, 0.1, 1 / 9, 0.1)
+    resources({"CPU": 4.0})
+    with pytest.raises(PoolError, match="but the cluster has 0"):
+        check_fits(1, 1, 1, 1)
+
+
+# ---- Ray ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hosts(ray_pool: Callable[..., RayPool], made: Storage, host_settings: Callable[..., HostSettings]) -> RayPool:
+    """Two host actors that share a GPU that is not there."""
+    return ray_pool(host_settings(made), hosts=2)
+
+
+def _deadly() -> Any:
+    """An argument that takes the process with it which looks at it; the router does not."""
+
+    class Deadly:
+        def __len__(self) -> int:
+            os._exit(1)
+
+    return Deadly()
+
+
+@pytest.mark.cluster
+def test_host_actors_answer_as_the_host_in_this_process_bit_for_bit(
+    hosts: RayPool, pool: LocalPool, scoring: list[Request], facts: ModelFacts
+) -> None:
+    """The same plain class: what runs without Ray is what runs on the cluster."""
+    assert hosts.call("facts") == facts
+    for there, here in zip(hosts.gather(scoring), pool.gather(scoring), strict=True):
+        np.testing.assert_array_equal(there["psnr"], here["psnr"])
+
+
+@pytest.mark.cluster
+def test_hosts_are_scheduled_on_fractions_of_a_gpu_and_both_work(hosts: RayPool, scoring: list[Request]) -> None:
+    """Two hosts of half a GPU fill it, each in a process of its own with its own limit of threads."""
+    import ray
+
+    before = hosts.statistics()
+    answers = hosts.gather([Request("process_id", {})] * 20)
+    after = hosts.statistics()
+    assert len(set(answers)) == 2
+    assert os.getpid() not in answers
+    assert ray.cluster_resources()["GPU"] - ray.available_resources()["GPU"] == 1
+    assert sum(after["per_host"]) == after["answered"] == before["answered"] + 20
+
+
+@pytest.mark.cluster
+def test_a_pool_is_found_by_its_name_and_not_started_twice(hosts: RayPool, host_settings: Any, made: Storage) -> None:
+    """Trials in other processes attach to the driver's pool; so does a restored sweep."""
+    import ray
+
+    (name,) = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if made.root in actor["name"]]
+    pids = {*hosts.gather([Request("process_id", {})] * 20)}
+    assert {*RayPool.attach(name, hosts=2).gather([Request("process_id", {})] * 20)} == pids
+    assert ray.get_runtime_context().namespace == NAMESPACE
+
+
+@pytest.mark.cluster
+def test_an_error_that_a_user_can_mend_is_not_tried_again(hosts: RayPool, scoring: list[Request]) -> None:
+    """It would be the same on every host; it comes back as the error it is."""
+    before = hosts.statistics()["retried"]
+    outcomes = {outcome.index: outcome for outcome in hosts.map([scoring[0], UNANSWERABLE, scoring[1]])}
+    assert isinstance(outcomes[1].error, StoreError)
+    assert "make it with `bespoke pairs`" in str(outcomes[1].error)
+    assert outcomes[0].error is None
+    assert outcomes[2].error is None
+    assert hosts.statistics()["retried"] == before
+
+
+@pytest.mark.cluster
+def test_hosts_that_die_are_asked_again_and_no_answer_is_lost(
+    hosts: RayPool, pool: LocalPool, scoring: list[Request]
+) -> None:
+    """SIGKILL for every host while requests are in flight: they come back and answer all, as if nothing had been."""
+    pids = {*hosts.gather([Request("process_id", {})] * 20)}
+    before = hosts.statistics()
+    outcomes = hosts.map(scoring)
+    found = [next(outcomes)]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    found += outcomes
+    assert [outcome.error for outcome in found] == [None] * len(scoring)
+    here = pool.gather(scoring)
+    for outcome in found:
+        np.testing.assert_array_equal(outcome.value["psnr"], here[outcome.index]["psnr"])
+    after = hosts.statistics()
+    assert after["retried"] >= before["retried"] + 2
+    assert after["set_aside"] == before["set_aside"]
+    assert not {*hosts.gather([Request("process_id", {})] * 20)} & pids
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_request_that_kills_hosts_is_set_aside_alone(
+    ray_pool: Callable[..., RayPool],
+    made: Storage,
+    host_settings: Callable[..., HostSettings],
+    scoring: list[Request],
+    count: int,
+) -> None:
+    """After three deaths it is given up by name; the one that waited behind it is answered, even by a single host."""
+    import ray
+
+    hosts = ray_pool(host_settings(made), hosts=count)
+    poison = Request("sample", {"theta": np.zeros(4), "pairs": "0123", "indices": _deadly()})
+    requests = [scoring[0], poison, *scoring[1:5]]
+    outcomes = {outcome.index: outcome for outcome in hosts.map(requests)}
+    assert [index for index, outcome in outcomes.items() if outcome.error is not None] == [1]
+    assert isinstance(outcomes[1].error, PoolError)
+    assert str(outcomes[1].error).startswith("sample(pairs=0123) failed 3 times and is set aside; the last time: Actor")
+    assert hosts.statistics()["set_aside"] == 1
+    ray.kill(hosts.router)
+
+
+@pytest.mark.cluster
+def test_a_request_that_fails_on_every_host_is_set_aside_with_its_error(hosts: RayPool, scoring: list[Request]) -> None:
+    """A mistake in the model or the program is told as it is, and the hosts live on."""
+    broken = Request("sample", {"theta": np.zeros(5), "pairs": scoring[0].arguments["pairs"], "indices": [0]})
+    outcomes = {outcome.index: outcome for outcome in hosts.map([broken, scoring[0]])}
+    assert outcomes[1].error is None
+    assert isinstance(outcomes[0].error, PoolError)
+    assert "failed 3 times and is set aside; the last time: InvalidThetaError: 5 numbers are no theta" in str(
+        outcomes[0].error
+    )
+
+
+@pytest.mark.cluster
+def test_connecting_twice_is_connecting_once(ray_session: None) -> None:
+    """A notebook that runs two sweeps keeps its Ray."""
+    import ray
+
+    before = ray.get_runtime_context().gcs_address
+    connect(None, cpus=1)
+    assert ray.get_runtime_context().gcs_address == before
+    assert ray.cluster_resources()["CPU"] == 2
+
+
+def test_a_local_ray_never_joins_the_cluster_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --address a Ray of one's own is started, whatever runs on the machine or stands in RAY_ADDRESS."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("orchestrator.pool.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("orchestrator.pool.ray.init", lambda **arguments: asked.update(arguments))
+    connect(None, cpus=2)
+    assert (asked["address"], asked["num_cpus"], asked["namespace"]) == ("local", 2, NAMESPACE)
+
+
+def test_a_cluster_that_is_not_there_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong --address is the user's to mend."""
+
+    def nowhere(**arguments: Any) -> None:
+        raise ConnectionError("Could not find any running Ray instance")
+
+    monkeypatch.setattr("orchestrator.pool.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("orchestrator.pool.ray.init", nowhere)
+    with pytest.raises(
+        PoolError, match=r"no Ray cluster at 'auto': Could not find .*; start one with .* or leave out --a"
+    ):
+        connect("auto", cpus=2)

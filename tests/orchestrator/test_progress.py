@@ -1,0 +1,38 @@
+"""Progress on a terminal, silence elsewhere."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+
+from orchestrator.progress import bar, note
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_says_nothing_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    """Logs of a cluster job are not filled with carriage returns."""
+    with bar(10, "pair", "ground-truth pairs") as progress:
+        progress.update(5)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_has_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What somebody who waits wants to know."""
+    terminal = _Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with bar(10, "pair", "ground-truth pairs") as progress:
+        progress.update(5)
+        progress.refresh()
+    assert re.search(r"ground-truth pairs +50% \|.*\| 5/10 .*pair.* \d\d:\d\d<\d\d:\d\d", terminal.getvalue())
+
+
+def test_a_note_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """Standard output is for results: it can be piped."""
+    note("making 1 damaged shard again")
+    assert capsys.readouterr() == ("", "making 1 damaged shard again\n")

@@ -1,0 +1,235 @@
+"""The search space: which pairs and points an experiment has, and what makes two points the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.config import ExperimentConfig, load_config, parse_config
+from orchestrator.host import ModelFacts
+from orchestrator.pairs import PairSpec
+from solvers.distil.adam import AdamSettings
+from solvers.grids import Grid
+from sweeps.space import PairKey, Point, SolverChoice, fixed_points, learned_points, pair_specs
+
+START = SolverChoice(family="heun", options={}, label="Heun", grid=Grid("warped", 1.4, 1.2))
+
+LEARNED = Point(
+    family="bns",
+    options={},
+    label="BNS",
+    nfe=8,
+    guidance_scale=1.0,
+    sigma0=1.0,
+    seed=0,
+    validation="v",
+    test="t",
+    metrics=("psnr", "rmse"),
+    start=START,
+    train="p",
+    settings=AdamSettings(),
+    validate_every=100,
+)
+
+FIXED = dataclasses.replace(
+    LEARNED,
+    family="euler",
+    label="Euler",
+    grids=(Grid(), Grid("warped", 1.4, 1.0)),
+    search_pairs=256,
+    start=None,
+    train=None,
+    settings=None,
+    validate_every=0,
+)
+
+OTHER: dict[str, Any] = {
+    "family": "other",
+    "options": {"x": 1},
+    "label": "other",
+    "nfe": 9,
+    "guidance_scale": 3.0,
+    "sigma0": 2.0,
+    "seed": 1,
+    "validation": "w",
+    "test": "u",
+    "metrics": ("psnr",),
+    "grids": (Grid(),),
+    "search_pairs": 128,
+    "start": dataclasses.replace(START, grid=Grid()),
+    "train": "q",
+    "settings": AdamSettings(learning_rate=1e-3),
+    "validate_every": 50,
+    "early_stopping": True,
+    "format": 99,
+}
+
+
+@pytest.mark.parametrize("point", [FIXED, LEARNED], ids=["fixed", "learned"])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Point)])
+def test_points_that_differ_in_anything_have_another_key(field: str, point: Point) -> None:
+    """The key is where a result is kept: nothing that a result depends on may be missing from it."""
+    assert dataclasses.replace(point, **{field: OTHER[field]}).key != point.key
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(AdamSettings)])
+def test_every_setting_of_the_optimiser_is_part_of_the_key(field: str) -> None:
+    """Another rate, length, batch, decay or seed is another run."""
+    settings = AdamSettings()
+    value = getattr(settings, field)
+    other = "cosine" if isinstance(value, str) else value + 1
+    changed = dataclasses.replace(LEARNED, settings=dataclasses.replace(settings, **{field: other}))
+    assert changed.key != LEARNED.key
+
+
+@pytest.mark.parametrize("point", [FIXED, LEARNED], ids=["fixed", "learned"])
+def test_a_point_comes_back_from_json_as_it_was(point: Point) -> None:
+    """It travels to trials, and into results, as a plain dictionary."""
+    again = Point.from_dict(json.loads(json.dumps(point.to_dict())))
+    assert again == point
+    assert again.key == point.key
+
+
+def test_equal_points_have_equal_keys_whatever_experiment_they_belong_to(
+    experiment: dict[str, Any], facts: ModelFacts
+) -> None:
+    """A result computed for one experiment is a result for another: the name is not part of it."""
+    keys = []
+    for name in ("one", "two"):
+        config = parse_config({**experiment, "name": name}, name)
+        keys.append([point.key for point in fixed_points(config, pair_specs(config, facts))])
+    assert keys[0] == keys[1]
+
+
+def test_a_cell_is_a_family_nfe_guidance_and_seed() -> None:
+    """Points that differ in what is searched share a cell; points whose PSNR cannot be compared do not."""
+    same = [
+        dataclasses.replace(LEARNED, sigma0=2.0),
+        dataclasses.replace(LEARNED, settings=AdamSettings(learning_rate=1.0)),
+        dataclasses.replace(LEARNED, start=dataclasses.replace(START, family="euler")),
+    ]
+    assert {point.cell for point in same} == {LEARNED.cell}
+    different = [
+        dataclasses.replace(LEARNED, nfe=4),
+        dataclasses.replace(LEARNED, guidance_scale=3.0),
+        dataclasses.replace(LEARNED, seed=1),
+        dataclasses.replace(LEARNED, label="BST"),
+        FIXED,
+        dataclasses.replace(FIXED, grids=(Grid(),)),
+    ]
+    assert len({point.cell for point in [LEARNED, *different]}) == 7
+
+
+def test_the_kind_of_a_point_follows_from_what_it_has() -> None:
+    """One grid is the common one; several are searched; a start is distilled from."""
+    assert LEARNED.kind == "learned"
+    assert FIXED.kind == "best grid"
+    assert dataclasses.replace(FIXED, grids=(Grid(),)).kind == "common grid"
+
+
+def test_names_of_points_tell_them_apart(config: ExperimentConfig, specs: dict[PairKey, PairSpec]) -> None:
+    """Runs in MLflow are found by them."""
+    best = {(4, 1.0, 1.0): START}
+    points = [*fixed_points(config, specs), *learned_points(config, specs, best)]
+    assert len({point.name for point in points}) == len(points)
+    assert dataclasses.replace(LEARNED, guidance_scale=3.0, sigma0=2.0).name == (
+        "BNS nfe8 g3 sigma0=2 lr0.0005 from Heun seed0"
+    )
+
+
+def test_no_two_pair_sets_share_noise(experiment: dict[str, Any], facts: ModelFacts) -> None:
+    """Training, validation and test pairs, of every seed and of every base seed, are drawn from seeds of their own."""
+    used: dict[int, tuple[int, str, int]] = {}
+    for base in (0, 1, 2, 2**31 - 1):
+        content = {**experiment, "seeds": [0, 1, 500, 999], "pairs": {**experiment["pairs"], "seed": base}}
+        for key, spec in pair_specs(parse_config(content, "seeds"), facts).items():
+            assert used.setdefault(spec.seed, (base, key.split, key.seed)) == (base, key.split, key.seed)
+            assert 0 <= spec.seed < 2**64
+    assert len(used) == 4 * (2 + 4)
+
+
+def test_every_guidance_scale_has_pairs_of_its_own_from_the_same_noise(
+    experiment: dict[str, Any], facts: ModelFacts
+) -> None:
+    """Ground truth depends on guidance; the noise need not, and samples can then be compared."""
+    config = parse_config({**experiment, "guidance_scale": [1, 3], "seeds": [0, 1]}, "guided")
+    specs = pair_specs(config, facts)
+    assert len({spec.digest for spec in specs.values()}) == len(specs) == 2 * (2 + 2)
+    assert specs[PairKey("test", 1.0, 0)].seed == specs[PairKey("test", 3.0, 0)].seed
+
+
+def test_without_learned_families_there_are_no_training_pairs(experiment: dict[str, Any], facts: ModelFacts) -> None:
+    """Nobody would read them."""
+    specs = pair_specs(parse_config({**experiment, "learned": []}, "fixed only"), facts)
+    assert {key.split for key in specs} == {"validation", "test"}
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_full"])
+def test_the_shipped_experiments_have_every_point_of_their_axes_once(
+    repository: Path, facts: ModelFacts, name: str
+) -> None:
+    """Families x NFE x guidance x sigma0 on two grids, and the learned axes; no point twice."""
+    config = load_config(repository / f"sweeps/configs/{name}.yaml")
+    specs = pair_specs(config, facts)
+    fixed = fixed_points(config, specs)
+    runs = sum(len([n for n in config.nfe if solver.nfe is None or n in solver.nfe]) for solver in config.fixed)
+    assert len(fixed) == 2 * runs * len(config.guidance_scale) * len(config.fixed_sigma0)
+    cells = list(itertools.product(config.nfe, config.guidance_scale, config.fixed_sigma0))
+    learned = learned_points(config, specs, dict.fromkeys(cells, START))
+    per_cell = sum(len(f.sigma0) * len(f.start) * len(f.learning_rate) for f in config.learned)
+    assert len(learned) == per_cell * len(config.nfe) * len(config.guidance_scale) * len(config.seeds)
+    assert len({point.key for point in [*fixed, *learned]}) == len(fixed) + len(learned)
+    searched = [point for point in fixed if point.kind == "best grid"]
+    assert len(searched) == len(fixed) // 2
+    assert all(point.grids[0] == Grid() and len(point.grids) == len(config.grids()) for point in searched)
+
+
+def test_a_distillation_starts_from_the_best_fixed_solver_of_its_nfe_and_guidance(
+    experiment: dict[str, Any], facts: ModelFacts
+) -> None:
+    """At its own sigma0 where that was swept, else at the one that is nearest in ratio."""
+    experiment["learned"][0]["sigma0"] = [1.0, 1.6, 5.0]
+    config = parse_config({**experiment, "nfe": [4, 8], "guidance_scale": [1, 3]}, "starts")
+
+    def choice(nfe: int, scale: float, sigma0: float) -> SolverChoice:
+        return dataclasses.replace(START, label=f"{nfe} {scale:g} {sigma0:g}")
+
+    best = {at: choice(*at) for at in itertools.product((4, 8), (1.0, 3.0), (1.0, 2.0))}
+    points = learned_points(config, pair_specs(config, facts), best)
+    found = {(point.nfe, point.guidance_scale, point.sigma0): point.start.label for point in points if point.start}
+    nearest = {1.0: 1, 1.6: 2, 5.0: 2}
+    assert found == {
+        (nfe, scale, sigma0): f"{nfe} {scale:g} {near}"
+        for nfe, scale, (sigma0, near) in itertools.product((4, 8), (1.0, 3.0), nearest.items())
+    }
+
+
+def test_a_named_start_is_the_family_on_the_uniform_grid(experiment: dict[str, Any], facts: ModelFacts) -> None:
+    """As in the papers, whatever was best."""
+    experiment["learned"][0]["start"] = ["midpoint"]
+    config = parse_config({**experiment, "fixed": []}, "named")
+    (point,) = learned_points(config, pair_specs(config, facts), {})
+    assert point.start == SolverChoice(family="midpoint", options={}, label="Midpoint", grid=Grid())
+
+
+def test_each_seed_trains_on_pairs_of_its_own_and_is_chosen_and_scored_on_the_same(
+    experiment: dict[str, Any], facts: ModelFacts
+) -> None:
+    """The standard error over seeds holds pairs and batch order; all seeds answer the same questions."""
+    config = parse_config({**experiment, "seeds": [0, 1, 2]}, "seeds")
+    points = learned_points(config, pair_specs(config, facts), {(4, 1.0, 1.0): START})
+    assert len({point.train for point in points}) == 3
+    assert [point.settings.seed for point in points if point.settings] == [0, 1, 2]
+    assert len({(point.validation, point.test) for point in points}) == 1
+
+
+def test_a_search_never_asks_for_more_pairs_than_there_are(experiment: dict[str, Any], facts: ModelFacts) -> None:
+    """With fewer validation pairs than the search would take, it takes all."""
+    config = parse_config({**experiment, "grid_search": {"p": [1.4], "q": [1.0], "pairs": 256}}, "few")
+    points = fixed_points(config, pair_specs(config, facts))
+    assert {point.search_pairs for point in points} == {0, 32}
