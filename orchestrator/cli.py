@@ -41,16 +41,18 @@ class _Group(click.Group):
             ctx.exit(INTERRUPTED)
 
 
-def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of every command that runs an experiment."""
+def _runs_hosts(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every command that starts hosts."""
     for option in (
         click.option("--no-wait", is_flag=True, help="Fail at once where another process uses the same store."),
         click.option("--storage", metavar="ROOT", help="Root of pairs and results: a path, s3://… or gs://…"),
-        click.option("--tracking-uri", metavar="URI", help="MLflow store; default: SQLite under the storage root."),
         click.option("--address", metavar="ADDR", help="Ray cluster ('auto', host:port); default: a local Ray."),
     ):
         command = option(command)
     return command
+
+
+_tracked = click.option("--tracking-uri", metavar="URI", help="MLflow store; default: SQLite under the storage root.")
 
 
 def _config(path: str, overrides: Sequence[str], storage: str | None, tracking_uri: str | None) -> ExperimentConfig:
@@ -78,10 +80,8 @@ def main() -> None:
 @main.command()
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@_shared
-def pairs(
-    config: str, overrides: tuple[str, ...], address: str, tracking_uri: str, storage: str, no_wait: bool
-) -> None:
+@_runs_hosts
+def pairs(config: str, overrides: tuple[str, ...], address: str, storage: str, no_wait: bool) -> None:
     """Make or resume the ground-truth pairs of CONFIG; damaged shards are made again.
 
     \b
@@ -89,9 +89,9 @@ def pairs(
       bespoke pairs sweeps/configs/digits.yaml
       bespoke pairs sweeps/configs/digits.yaml pairs.test=4096 --storage s3://bucket/bespoke
     """
-    loaded = _config(config, overrides, storage, tracking_uri)
+    loaded = _config(config, overrides, storage, None)
     from orchestrator.pairs import PairStore
-    from sweeps.run import Session
+    from sweeps.session import Session
 
     session = Session(loaded, address=address, wait=not no_wait)
     session.make_pairs()
@@ -108,7 +108,8 @@ def pairs(
 @main.command()
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@_shared
+@_runs_hosts
+@_tracked
 def sweep(
     config: str, overrides: tuple[str, ...], address: str, tracking_uri: str, storage: str, no_wait: bool
 ) -> None:
@@ -140,7 +141,8 @@ def sweep(
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the configuration.")
 @click.option("--allow-transfer", is_flag=True, help="Score theta also on another model than it was made for.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@_shared
+@_runs_hosts
+@_tracked
 def evaluate(
     thetas: tuple[str, ...],
     config: str,
@@ -152,7 +154,7 @@ def evaluate(
     storage: str,
     no_wait: bool,
 ) -> None:
-    """Score THETA artifacts on the test pairs of a configuration.
+    """Score THETA artifacts on the test pairs of a configuration; each becomes a run in MLflow.
 
     \b
     Examples:
@@ -191,10 +193,10 @@ def evaluate(
 @click.argument("experiment")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON row per solver instead of a table.")
 @click.option("--markdown", is_flag=True, help="Print Markdown tables.")
-@click.option("--tracking-uri", metavar="URI", help="MLflow store; default: SQLite under the storage root.")
+@_tracked
 @click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Root that holds mlflow.db.")
 def compare(experiment: str, as_json: bool, markdown: bool, tracking_uri: str | None, storage: str) -> None:
-    """Compare the solvers of an EXPERIMENT by name, from MLflow.
+    """Compare the solvers of an EXPERIMENT by name, from MLflow: all that its sweeps have tried on the newest model.
 
     \b
     Examples:
@@ -283,7 +285,7 @@ def list_plugins(kind: str) -> None:
 
 
 @main.command()
-@click.option("--tracking-uri", metavar="URI", help="MLflow store; default: SQLite under the storage root.")
+@_tracked
 @click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Root that holds mlflow.db.")
 @click.option("--port", default=5000, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)

@@ -1,4 +1,4 @@
-"""``bespoke evaluate``: theta files on the test pairs of an experiment."""
+"""``bespoke evaluate``: theta files on the test pairs of an experiment, each one a run in MLflow."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from orchestrator.config import ExperimentConfig
 from orchestrator.errors import UserError
 from orchestrator.evaluate import evaluate
 from orchestrator.progress import bar
+from orchestrator.tracking import ROLE
 from solvers.ns import ThetaArtifact
-from sweeps.run import Session
+from sweeps.session import Session
 from sweeps.space import PairKey
 
 
@@ -48,11 +49,13 @@ def evaluate_thetas(
     for artifact in artifacts.values():
         artifact.check_model(session.facts.digest, allow_transfer=allow_transfer)
     session.make_pairs()
+    tracker, experiment = session.open_tracking()
     found = []
     with bar(len(artifacts), "theta", "evaluation") as progress:
         for path, artifact in artifacts.items():
             pairs = session.specs[PairKey("test", artifact.guidance_scale, 0)]
             summaries = evaluate(session.pool, artifact.solver, pairs.digest, config.metrics, pairs.count)
+            name = f"evaluation of {artifact.family} nfe{artifact.solver.nfe}"
             entry: dict[str, Any] = {
                 "theta": path,
                 "family": artifact.family,
@@ -60,8 +63,15 @@ def evaluate_thetas(
                 "guidance_scale": artifact.guidance_scale,
                 "columns": list(summaries),
             }
+            numbers: dict[str, float] = {}
             for column, summary in summaries.items():
-                entry |= {column: summary["mean"], f"{column}_stderr": summary["stderr"]}
-            found.append(entry)
+                numbers |= {column: summary["mean"], f"{column}_stderr": summary["stderr"]}
+            # By what was scored, not by where the file lay: the same theta again is the same run.
+            key = f"evaluation/{artifact.digest[:16]}/{pairs.digest}"
+            log = tracker.run(experiment, key, name, {ROLE: "evaluation"})
+            log.parameters({key: entry[key] for key in ("family", "nfe", "guidance_scale")} | {"pairs": pairs.digest})
+            log.tags({"bespoke.theta": path})
+            log.finish(numbers | {"nfe": artifact.solver.nfe}, texts={"theta.json": artifact.to_json()})
+            found.append(entry | numbers)
             progress.update()
     return found

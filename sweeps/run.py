@@ -21,23 +21,20 @@ from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from tqdm import tqdm
 
-from orchestrator.config import ExperimentConfig, cpu_budget, default_tracking_uri
-from orchestrator.errors import PoolError
+from orchestrator.config import ExperimentConfig
 from orchestrator.gallery import make_gallery
-from orchestrator.host import HostSettings, ModelFacts
-from orchestrator.pairs import PairSpec, PairStore
+from orchestrator.pairs import PairStore
 from orchestrator.pairs.lock import exclusive
-from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool import Pool, PoolSettings, RayPool, check_fits, connect
 from orchestrator.progress import Note, bar, note
 from orchestrator.report import markdown_table, write_report
 from orchestrator.results import Result, ResultStore, Row, rows
 from orchestrator.run_records import write_run
 from orchestrator.storage import Storage
-from orchestrator.tracking import NOTE, ROLE, RunLog, Tracker
+from orchestrator.tracking import NOTE, ROLE, RunLog
 from solvers.grids import Grid
 from sweeps.cell_scheduler import asha_per_cell
-from sweeps.space import PairKey, Point, SolverChoice, fixed_points, learned_points, pair_specs
+from sweeps.session import Session
+from sweeps.space import Point, SolverChoice, fixed_points, learned_points
 from sweeps.trial import TrialContext, parameters, run_point, trial
 
 MAX_TRIAL_FAILURES = 2
@@ -58,43 +55,6 @@ class SweepOutcome:
     report: str
     thetas: str
     failed: dict[str, str]
-
-
-class Session:
-    """An experiment with everything it runs on: storage, hosts, MLflow."""
-
-    def __init__(self, config: ExperimentConfig, *, address: str | None, wait: bool, announce: Note = note):
-        self.config, self.wait = config, wait
-        self.storage = Storage.at(config.storage)
-        # Absolute: trials run in other working directories.
-        self.tracking_uri = config.tracking_uri or default_tracking_uri(config.storage)
-        resources = config.resources
-        connect(address, cpu_budget(resources))
-        try:
-            check_fits(resources.hosts, resources.host_cpus, resources.host_gpus, resources.trial_cpus)
-        except PoolError as error:
-            if address is None:
-                raise
-            # A cluster may still grow: its autoscaler starts nodes for what is asked.
-            announce(f"{error}. Waiting for the cluster to grow to it")
-        host = HostSettings(
-            adapter=config.model.name,
-            options=dict(config.model.options),
-            storage=self.storage.root,
-            device=resources.device,
-            threads=resources.host_threads,
-        )
-        pool = PoolSettings(hosts=resources.hosts, cpus=resources.host_cpus, gpus=resources.host_gpus)
-        # Other settings are another pool, also in a process that runs several experiments of one name.
-        settings = hashlib.sha256(repr((host, pool)).encode()).hexdigest()[:8]
-        self.pool_name = f"pool-{config.name}-{settings}-{os.getpid()}"
-        self.pool: Pool = RayPool.start(self.pool_name, host, pool)
-        self.facts: ModelFacts = self.pool.call("facts")
-        self.specs: dict[PairKey, PairSpec] = pair_specs(config, self.facts)
-
-    def make_pairs(self, announce: Note = note) -> None:
-        """Make what is missing of the experiment's pair stores."""
-        ensure_pairs(self.storage, list(self.specs.values()), self.pool, wait=self.wait, note=announce)
 
 
 def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, announce: Note = note) -> SweepOutcome:
@@ -123,10 +83,7 @@ class _Sweep:
     def __init__(self, session: Session, folder: str, announce: Note):
         self.session, self.folder, self.announce = session, folder, announce
         self.config, self.storage = session.config, session.storage
-        self.tracker = Tracker(session.tracking_uri)
-        local = session.tracking_uri.startswith("sqlite:")
-        artifacts = self.storage.location("mlartifacts") if local else None
-        self.experiment = self.tracker.experiment(self.config.name, artifacts)
+        self.tracker, self.experiment = session.open_tracking()
         self.parent = self._parent()
         self.context = TrialContext(
             storage=self.storage.root,

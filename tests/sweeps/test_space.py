@@ -145,12 +145,14 @@ def test_names_of_points_tell_them_apart(config: ExperimentConfig, specs: dict[P
 def test_no_two_pair_sets_share_noise(experiment: dict[str, Any], facts: ModelFacts) -> None:
     """Training, validation and test pairs, of every seed and of every base seed, are drawn from seeds of their own."""
     used: dict[int, tuple[int, str, int]] = {}
-    for base in (0, 1, 2, 2**31 - 1):
-        content = {**experiment, "seeds": [0, 1, 500, 999], "pairs": {**experiment["pairs"], "seed": base}}
+    seeds = [*range(20), *range(90, 110), 500, 998, 999]
+    bases = (0, 1, 2, 10, 100, 2**31 - 1)
+    for base in bases:
+        content = {**experiment, "seeds": seeds, "pairs": {**experiment["pairs"], "seed": base}}
         for key, spec in pair_specs(parse_config(content, "seeds"), facts).items():
             assert used.setdefault(spec.seed, (base, key.split, key.seed)) == (base, key.split, key.seed)
             assert 0 <= spec.seed < 2**64
-    assert len(used) == 4 * (2 + 4)
+    assert len(used) == len(bases) * (2 + len(seeds))
 
 
 def test_every_guidance_scale_has_pairs_of_its_own_from_the_same_noise(

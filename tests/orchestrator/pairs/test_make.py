@@ -138,6 +138,21 @@ def test_only_a_damaged_shard_is_made_again_with_the_same_bytes(
     assert told == ([f"{copied.root}/{store.folder}: making 1 damaged or missing shard(s) again"] if committed else [])
 
 
+def test_a_store_that_is_being_mended_is_not_called_complete(
+    copied: Storage, spec: PairSpec, host_settings: Callable[..., HostSettings], expected: dict[str, bytes]
+) -> None:
+    """Killed in the middle of mending, it has no manifest: whoever opens it is told so, and the next run goes on."""
+    store = PairStore(copied, spec)
+    copied.delete(store.shard_key(1))
+    with pytest.raises(KeyboardInterrupt):
+        _ensure(copied, spec, _pool(copied, host_settings, killed_after=0))
+    assert not store.is_complete()
+    pool = _pool(copied, host_settings)
+    _ensure(copied, spec, pool)
+    assert pool.shards == [1]
+    assert _files(copied, spec) == expected
+
+
 def test_a_damaged_manifest_is_made_again_from_the_shards(
     copied: Storage, spec: PairSpec, host_settings: Callable[..., HostSettings], expected: dict[str, bytes]
 ) -> None:

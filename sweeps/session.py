@@ -1,0 +1,65 @@
+"""A session: an experiment with everything it runs on. What every command that needs hosts starts with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+from orchestrator.config import ExperimentConfig, cpu_budget, default_tracking_uri
+from orchestrator.errors import PoolError
+from orchestrator.host import HostSettings, ModelFacts
+from orchestrator.pairs import PairSpec
+from orchestrator.pairs.make import ensure_pairs
+from orchestrator.pool import Pool, PoolSettings, RayPool, check_fits, connect
+from orchestrator.progress import Note, note
+from orchestrator.storage import Storage
+from orchestrator.tracking import Tracker
+from sweeps.space import PairKey, pair_specs
+
+
+class Session:
+    """An experiment with everything it runs on: storage, hosts, MLflow."""
+
+    def __init__(self, config: ExperimentConfig, *, address: str | None, wait: bool, announce: Note = note):
+        self.config, self.wait = config, wait
+        self.storage = Storage.at(config.storage)
+        # Absolute: trials run in other working directories.
+        self.tracking_uri = config.tracking_uri or default_tracking_uri(config.storage)
+        resources = config.resources
+        connect(address, cpu_budget(resources))
+        try:
+            check_fits(resources.hosts, resources.host_cpus, resources.host_gpus, resources.trial_cpus)
+        except PoolError as error:
+            if address is None:
+                raise
+            # A cluster may still grow: its autoscaler starts nodes for what is asked.
+            announce(f"{error}. Waiting for the cluster to grow to it")
+        host = HostSettings(
+            adapter=config.model.name,
+            options=dict(config.model.options),
+            storage=self.storage.root,
+            device=resources.device,
+            threads=resources.host_threads,
+        )
+        pool = PoolSettings(hosts=resources.hosts, cpus=resources.host_cpus, gpus=resources.host_gpus)
+        # Other settings are another pool, also in a process that runs several experiments of one name.
+        settings = hashlib.sha256(repr((host, pool)).encode()).hexdigest()[:8]
+        self.pool_name = f"pool-{config.name}-{settings}-{os.getpid()}"
+        self.pool: Pool = RayPool.start(self.pool_name, host, pool)
+        self.facts: ModelFacts = self.pool.call("facts")
+        self.specs: dict[PairKey, PairSpec] = pair_specs(config, self.facts)
+
+    def make_pairs(self, announce: Note = note) -> None:
+        """Make what is missing of the experiment's pair stores."""
+        ensure_pairs(self.storage, list(self.specs.values()), self.pool, wait=self.wait, note=announce)
+
+    def open_tracking(self) -> tuple[Tracker, str]:
+        """MLflow and the id of the experiment in it, both made where they are not there yet.
+
+        Called on the driver before any trial: several processes that open a new SQLite store together fail.
+        """
+        tracker = Tracker(self.tracking_uri)
+        # A server keeps artifacts where it was told to; a local store's belong beside the data.
+        local = self.tracking_uri.startswith("sqlite:")
+        artifacts = self.storage.location("mlartifacts") if local else None
+        return tracker, tracker.experiment(self.config.name, artifacts)
