@@ -1,0 +1,80 @@
+"""What the documentation shows is run as it is written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from orchestrator.cli import main
+from orchestrator.models.zoo import ZooModel
+from solvers.families import GridSolver
+from solvers.families.midpoint import Midpoint
+from solvers.field import FunctionField
+from solvers.grids import Grid
+from solvers.ns import ThetaArtifact
+from solvers.schedulers import CondOT
+
+ROOT = Path(__file__).parents[1]
+
+
+def code_block(document: str, language: str, position: int = 0) -> str:
+    """The n-th fenced block of a language in a document."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.S)
+    return str(blocks[position])
+
+
+def test_the_readme_samples_with_a_theta_in_five_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snippet of 'Using θ', with a solver where the demo leaves its own."""
+    model = ZooModel("digits_fm_ot")
+    solver = GridSolver(Midpoint(), 8, Grid()).to_ns(model.scheduler)
+    thetas = tmp_path / "bespoke-data/experiments/digits/thetas"
+    ThetaArtifact(solver, model_digest=model.digest).save(thetas / "bns-nfe8.json")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code_block("README.md", "python"), names)
+    assert names["digits"].shape == (10, 1, 8, 8)
+    assert 0.5 < float(names["digits"].std()) < 1  # ink and paper, in [-1, 1]
+
+
+def test_the_method_of_the_how_to_is_a_family() -> None:
+    """docs/extending.md: the file as shown defines a family of its order, equal to its own non-stationary form."""
+    names: dict[str, Any] = {"__name__": "ralston"}
+    exec(compile(code_block("docs/extending.md", "python"), "ralston.py", "exec", dont_inherit=True), names)
+    family = names["FAMILY"]()
+    field = FunctionField(lambda x, t: torch.tanh(x) * (1 + t), CondOT())
+    x0 = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
+    solver = GridSolver(family, 8, Grid())
+    sampled = solver.sample(field, x0)
+    torch.testing.assert_close(solver.to_ns(CondOT()).sample(field, x0), sampled, rtol=1e-12, atol=0)
+    exact = GridSolver(family, 4096, Grid()).sample(field, x0)
+    coarse, fine = ((GridSolver(family, n, Grid()).sample(field, x0) - exact).abs().max() for n in (64, 128))
+    assert float(torch.log2(coarse / fine)) == pytest.approx(family.order, abs=0.2)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/cluster.md", "CONTRIBUTING.md"])
+def test_every_file_that_a_document_names_is_there(document: str) -> None:
+    """Links and configurations of the documents lead somewhere."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    named = re.findall(r"\bsweeps/configs/[\w/]+\.yaml", text)
+    assert links or named
+    for link in links:
+        assert ((ROOT / document).parent / link).exists(), link
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    """Each `bespoke …` of the README is a command with the options it is shown with."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = {line.split()[1] for line in re.findall(r"^bespoke \w+.*$", text, re.M)}
+    assert commands == set(main.commands)
+    for command in commands:
+        shown = CliRunner().invoke(main, shlex.split(f"{command} --help"))
+        assert shown.exit_code == 0
