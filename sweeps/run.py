@@ -155,6 +155,7 @@ class _Sweep:
                     # Tune ends quietly on the first Ctrl-C; what is done is stored.
                     raise KeyboardInterrupt
                 self.failed[point.name] = errors[point.key]
+                self._trial_run(point).finish({}, status="FAILED")
         return {key: store.load() for key, store in stores.items() if store.is_complete()}
 
     def _tune(self, points: Sequence[Point], description: str) -> dict[str, str]:
@@ -191,6 +192,9 @@ class _Sweep:
             if result.error is not None and result.config is not None
         }
 
+    def _trial_run(self, point: Point) -> RunLog:
+        return self.tracker.trial_run(self.experiment, self.parent.run_id, point.key, point.name, parameters(point))
+
     def _mark_stopped(self, config: dict[str, Any]) -> None:
         ResultStore(self.storage, Point.from_dict(config["point"]).key).mark_stopped()
 
@@ -199,9 +203,7 @@ class _Sweep:
         recorded = self.tracker.runs_of(self.experiment, self.parent.run_id, "trial")
         for key, result in results.items():
             if key not in recorded:
-                log = self.tracker.trial_run(
-                    self.experiment, self.parent.run_id, key, result.name, parameters(points[key])
-                )
+                log = self._trial_run(points[key])
                 log.curve("validation_psnr_db", [(int(step), value) for step, value in result.history])
                 write_run(log, result, ResultStore(self.storage, key))
 
