@@ -250,13 +250,14 @@ def _json_row(result: Any, theta: str, selected: bool) -> dict[str, Any]:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--output", default=".", show_default=True, help="Folder for the weights and the model card.")
 def pretrain(config: str, overrides: tuple[str, ...], output: str) -> None:
-    """Train a zoo model; goes on from its last checkpoint.
+    """Train a zoo model, and draw a sheet of its samples; goes on from its last checkpoint.
 
     \b
     Example:
       bespoke pretrain sweeps/configs/pretrain/digits_fm_ot.yaml --output my-models
     """
     from orchestrator.config import read_yaml, validated
+    from orchestrator.models.zoo.sheet import write_sheet
     from orchestrator.models.zoo.training import PretrainConfig, train
     from orchestrator.progress import bar
 
@@ -268,8 +269,10 @@ def pretrain(config: str, overrides: tuple[str, ...], output: str) -> None:
             progress.set_postfix_str(f" loss {loss:.4f}", refresh=False)
 
         facts = train(loaded, Path(output), told)
+    weights = Path(output) / f"{loaded.name}.safetensors"
+    click.echo(f"samples to look at: {write_sheet(weights)}")
     click.echo(
-        f"{Path(output) / loaded.name}.safetensors: held-out loss {facts['validation_loss']:.4f}, "
+        f"{weights}: held-out loss {facts['validation_loss']:.4f}, "
         f"{facts['parameters']:,} parameters"
     )
 

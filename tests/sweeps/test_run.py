@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 
 from orchestrator.config import ExperimentConfig, default_tracking_uri, parse_config
 from orchestrator.errors import BusyStoreError
+from orchestrator.gallery import make_gallery
 from orchestrator.pairs.lock import exclusive
 from orchestrator.results import ResultStore
 from orchestrator.storage import Storage
@@ -106,11 +108,24 @@ def _one_finished_run_per_point(storage: Storage, config: ExperimentConfig) -> N
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_results_of_another_experiment_are_reused_and_recorded(
-    sweep: Callable[..., ExperimentConfig], copied: Storage, ray_session: None
+    sweep: Callable[..., ExperimentConfig], copied: Storage, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same points under another name are not computed again, and that experiment has its runs all the same."""
+    """The same points under another name are not computed again, and that experiment has its runs all the same.
+
+    The first sweep's hosts take fractions of a GPU that is not there, and its trials run beside them on the cores.
+    """
+    in_use: list[float] = []
+
+    def watched(*arguments: Any) -> Any:
+        in_use.append(ray.cluster_resources()["GPU"] - ray.available_resources().get("GPU", 0))
+        return make_gallery(*arguments)
+
+    monkeypatch.setattr("sweeps.run.make_gallery", watched)
     config = sweep(learned=[], grid_search=None)
-    first: SweepOutcome = run_sweep(config, address=None, wait=False, announce=lambda sentence: None)
+    # Unchecked: outside tests a host on a GPU computes there.
+    on_gpu = config.model_copy(update={"resources": config.resources.model_copy(update={"host_gpus": 0.5})})
+    first: SweepOutcome = run_sweep(on_gpu, address=None, wait=False, announce=lambda sentence: None)
+    assert in_use == [1.0]
     told: list[str] = []
     other = sweep(name="other", learned=[], grid_search=None)
     second = run_sweep(other, address=None, wait=False, announce=told.append)

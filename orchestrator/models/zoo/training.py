@@ -266,6 +266,8 @@ labels dropped {config.label_dropout:.0%} |
 | loss of the averaged weights | training {facts["train_loss"]:.4f}, held out {facts["validation_loss"]:.4f} |
 | trained with | torch {facts["torch"]}, Python {facts["python"]}, commit {facts["commit"]} |
 
+![Samples, one column a class]({config.name}.png)
+
 Label {config.architecture["classes"]} means "dropped": guidance mixes its prediction with the labelled one.
 
 Made again by `bespoke pretrain sweeps/configs/pretrain/{config.name}.yaml`.

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from orchestrator.errors import ConfigError
 from orchestrator.models.zoo import ZooModel
+from orchestrator.models.zoo.adapter import WEIGHTS
+from orchestrator.models.zoo.sheet import ENLARGED, PER_CLASS, write_sheet
 from orchestrator.models.zoo.training import PretrainConfig, train
 
 
@@ -101,3 +105,16 @@ def test_an_unknown_network_is_refused(tmp_path: Path) -> None:
     """A misspelt architecture is the user's to mend: told as such."""
     with pytest.raises(ConfigError, match=r"pretraining 'tiny': unknown network 'film_mpl'; choose one of film_mlp"):
         train(_recipe(tmp_path, architecture={"net": "film_mpl"}), tmp_path, _silent)
+
+
+def test_the_sheet_of_a_shipped_model_shows_its_samples(tmp_path: Path) -> None:
+    """One column a class, a frame around each sample, black paper and white ink: the picture of the model card."""
+    weights = tmp_path / "digits_fm_ot.safetensors"
+    weights.write_bytes((WEIGHTS / weights.name).read_bytes())
+    picture = np.asarray(Image.open(write_sheet(weights)))
+    assert picture.shape == (PER_CLASS * 9 * ENLARGED, 10 * 9 * ENLARGED)
+    assert {path.name for path in tmp_path.iterdir()} == {weights.name, "digits_fm_ot.png"}
+    corner, frame = picture[:ENLARGED, :ENLARGED], picture[8 * ENLARGED : 9 * ENLARGED]
+    assert corner.max() < 64
+    assert (frame == 127).all()
+    assert picture.max() == 255
