@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,9 +67,10 @@ def evaluate_thetas(
             numbers: dict[str, float] = {}
             for column, summary in summaries.items():
                 numbers |= {column: summary["mean"], f"{column}_stderr": summary["stderr"]}
-            # By what was scored, not by where the file lay: the same theta again is the same run.
-            key = f"evaluation/{artifact.digest[:16]}/{pairs.digest}"
-            log = tracker.run(experiment, key, name, {ROLE: "evaluation"})
+            # By what was scored, not by where the file lay: the same theta again is the same run. Two families may have
+            # the same numbers, as Euler and DDIM on CondOT.
+            scored = hashlib.sha256(f"{artifact.family}/{artifact.digest}/{pairs.digest}".encode()).hexdigest()[:16]
+            log = tracker.run(experiment, f"evaluation/{scored}", name, {ROLE: "evaluation"})
             log.parameters({key: entry[key] for key in ("family", "nfe", "guidance_scale")} | {"pairs": pairs.digest})
             log.tags({"bespoke.theta": path})
             log.finish(numbers | {"nfe": artifact.solver.nfe}, texts={"theta.json": artifact.to_json()})

@@ -272,8 +272,8 @@ def test_compare_refuses_an_experiment_that_is_not_there(
 def theta(tmp_path: Path, facts: ModelFacts) -> Callable[..., Path]:
     """Writes a theta of Midpoint, made for our model unless said otherwise."""
 
-    def write(**provenance: Any) -> Path:
-        path = tmp_path / "theta.json"
+    def write(name: str = "theta.json", **provenance: Any) -> Path:
+        path = tmp_path / name
         solver = GridSolver(Midpoint(), 4, Grid()).to_ns(facts.scheduler)
         solver.save(path, **{"family": "midpoint", "model_digest": facts.digest, **provenance})
         return path
@@ -317,9 +317,20 @@ def test_a_theta_made_for_another_model_is_refused_unless_transfer_is_asked_for(
     assert result.exit_code == 0, result.output
     (found,) = json.loads(result.stdout)
     assert (found["theta"], found["family"], found["nfe"]) == (str(other), "midpoint", 4)
-    plain = bespoke("evaluate", theta(), "--config", small, "--storage", copied.root)
+    numbers = f"psnr_db {found['psnr_db']:.4g} ± "
+
+    # Another file with the same numbers: one family's name is not the other's.
+    twin = theta(name="twin.json", family="twin")
+    plain = bespoke("evaluate", theta(), twin, "--config", small, "--storage", copied.root)
     assert plain.exit_code == 0, plain.output
-    assert f"psnr_db {found['psnr_db']:.4g} ± " in plain.stdout
+    assert [numbers in line for line in plain.stdout.splitlines()] == [True, True]
+    tracker = Tracker(f"sqlite:///{copied.root}/mlflow.db")
+    runs = tracker.client.search_runs([tracker.experiment("small", None)], f"tags.`{ROLE}` = 'evaluation'")
+    assert {run.data.params["family"]: run.data.metrics["psnr_db"] for run in runs} == {
+        "midpoint": found["psnr_db"],
+        "twin": found["psnr_db"],
+    }
+    assert len(runs) == 2, "the same theta again is the same run"
 
 
 def test_an_artifact_of_the_fixture_is_whole(theta: Callable[..., Path]) -> None:

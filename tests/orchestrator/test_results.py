@@ -114,6 +114,24 @@ def test_seeds_are_averaged_with_the_standard_error_over_seeds() -> None:
     assert row.stderr["psnr_db"] == pytest.approx(2 / math.sqrt(3))
 
 
+def test_of_several_seeds_the_best_on_validation_pairs_is_the_one_to_take() -> None:
+    """Its key comes first, whatever order the results came in and whatever it has on the test pairs."""
+    seeds = [
+        _result(
+            key=f"seed{seed}",
+            seed=seed,
+            sigma0=1.0 + seed,
+            validation_psnr_db=40.0 + better,
+            metrics=_summary(39.0 - better),
+        )
+        for seed, better in enumerate((1, 3, 2))
+    ]
+    for order in (seeds, seeds[::-1]):
+        row = _by_kind(order)["learned"]
+        assert row.keys == ("seed1", "seed2", "seed0")
+        assert row.sigma0 == 2.0
+
+
 def test_what_no_seed_changes_has_the_standard_error_over_samples() -> None:
     """A start is the same in every seed: zero spread over seeds would say that it is known exactly."""
     results = [_result(key=str(seed), seed=seed, start_metrics=_summary(30.0, stderr=0.25)) for seed in range(3)]
