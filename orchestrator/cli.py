@@ -128,7 +128,8 @@ def sweep(
     outcome = run_sweep(loaded, address=address, wait=not no_wait)
     _print_table(outcome.rows)
     click.echo(f"report: {outcome.report}")
-    click.echo(f"thetas: {outcome.thetas}")
+    if outcome.thetas is not None:
+        click.echo(f"thetas: {outcome.thetas}")
     for name, reason in outcome.failed.items():
         click.echo(f"failed: {name}: {reason}", err=True)
     if outcome.failed:
@@ -203,12 +204,12 @@ def compare(experiment: str, as_json: bool, markdown: bool, tracking_uri: str | 
       bespoke compare digits
       bespoke compare digits --json | jq '.[] | select(.nfe == 8)'
     """
-    from orchestrator.config import default_tracking_uri
+    from orchestrator.config import resolve_tracking_uri
     from orchestrator.results import rows
     from orchestrator.run_records import read_run
     from orchestrator.tracking import Tracker, check_readable
 
-    uri = tracking_uri or default_tracking_uri(storage)
+    uri = resolve_tracking_uri(tracking_uri, storage)
     check_readable(uri)
     records = [read_run(run) for run in Tracker(uri).latest_trials(experiment)]
     table = rows(result for result, _ in records)
@@ -271,10 +272,7 @@ def pretrain(config: str, overrides: tuple[str, ...], output: str) -> None:
         facts = train(loaded, Path(output), told)
     weights = Path(output) / f"{loaded.name}.safetensors"
     click.echo(f"samples to look at: {write_sheet(weights)}")
-    click.echo(
-        f"{weights}: held-out loss {facts['validation_loss']:.4f}, "
-        f"{facts['parameters']:,} parameters"
-    )
+    click.echo(f"{weights}: held-out loss {facts['validation_loss']:.4f}, {facts['parameters']:,} parameters")
 
 
 @main.command(name="list")
@@ -294,10 +292,10 @@ def list_plugins(kind: str) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True)
 def ui(tracking_uri: str | None, storage: str, port: int, host: str) -> None:
     """Open MLflow's UI on the right store (Ctrl-C ends it)."""
-    from orchestrator.config import default_tracking_uri
+    from orchestrator.config import resolve_tracking_uri
     from orchestrator.tracking import check_readable
 
-    uri = tracking_uri or default_tracking_uri(storage)
+    uri = resolve_tracking_uri(tracking_uri, storage)
     check_readable(uri)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port), "--host", host]
     sys.exit(subprocess.call(command))
@@ -308,7 +306,7 @@ def _print_table(table: Sequence[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from orchestrator.report import summary
+    from orchestrator.report import not_finite, summary
 
     console = Console(highlight=False)
     for scale in sorted({row.guidance_scale for row in table}):
@@ -322,7 +320,7 @@ def _print_table(table: Sequence[Row]) -> None:
             cells = []
             for nfe in nfes:
                 row = line["cells"].get(nfe)
-                text = "—" if row is None else f"{row.metrics['psnr_db']:.2f}"
+                text = "—" if row is None else f"{row.metrics['psnr_db']:.2f}{not_finite(row)}"
                 cells.append(f"[bold green]{text}[/]" if row is not None and line["best"][nfe] else text)
             shown.add_row(line["title"], *cells, style="bold" if line["kind"] == "learned" else None)
         console.print(shown)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from orchestrator import plugins
 from orchestrator.errors import ConfigError
+from orchestrator.storage import canonical_json
 from solvers.families import Family, LearnableFamily
 from solvers.grids import Grid
 
@@ -28,6 +29,7 @@ def _as_list(value: Any) -> Any:
 Several = BeforeValidator(_as_list)
 NotEmpty = Field(min_length=1)
 Positive = Annotated[float, Field(gt=0)]
+Exponent = Annotated[float, Field(gt=0, le=10)]
 
 
 M = TypeVar("M", bound=BaseModel)
@@ -47,14 +49,14 @@ class PluginConfig(_Strict):
 class PairsConfig(_Strict):
     """Ground-truth pairs: how many, how exactly, in which batches."""
 
-    train: int = Field(520, ge=1)
-    validation: int = Field(1024, ge=1)
-    test: int = Field(1024, ge=1)
+    train: int = Field(520, ge=1, strict=True)
+    validation: int = Field(1024, ge=1, strict=True)
+    test: int = Field(1024, ge=1, strict=True)
     rtol: float = Field(1e-6, gt=0, lt=1)
     atol: float = Field(1e-6, gt=0, lt=1)
-    batch_size: int = Field(64, ge=1)
-    shard_size: int = Field(256, ge=1)
-    seed: int = Field(0, ge=0, lt=2**31)
+    batch_size: int = Field(64, ge=1, strict=True)
+    shard_size: int = Field(256, ge=1, strict=True)
+    seed: int = Field(0, ge=0, lt=2**31, strict=True)
 
     @model_validator(mode="after")
     def _whole_batches(self) -> PairsConfig:
@@ -90,9 +92,9 @@ class SolverConfig(_Strict):
 class GridSearch(_Strict):
     """The search every fixed family is given: all warped grids t = (1-(1-r)^p)^q with p and q from these lists."""
 
-    p: Annotated[tuple[Positive, ...], NotEmpty] = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
-    q: Annotated[tuple[Positive, ...], NotEmpty] = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
-    pairs: int = Field(256, ge=1)
+    p: Annotated[tuple[Exponent, ...], NotEmpty] = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
+    q: Annotated[tuple[Exponent, ...], NotEmpty] = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
+    pairs: int = Field(256, ge=1, strict=True)
     """Validation pairs a grid is scored on; the winner is scored again on all of them."""
 
 
@@ -108,10 +110,10 @@ class LearnedConfig(_Strict):
     start: Annotated[tuple[str, ...], NotEmpty, Several] = ("best",)
     learning_rate: Annotated[tuple[Positive, ...], NotEmpty, Several] = (5e-3,)
     sigma0: Annotated[tuple[Positive, ...], NotEmpty, Several] = (1.0,)
-    iterations: int = Field(1500, ge=1)
-    batch_size: int = Field(40, ge=1)
+    iterations: int = Field(1500, ge=1, strict=True)
+    batch_size: int = Field(40, ge=1, strict=True)
     decay: Literal["polynomial", "cosine", "constant"] = "polynomial"
-    validate_every: int = Field(100, ge=1)
+    validate_every: int = Field(100, ge=1, strict=True)
 
     def build(self) -> LearnableFamily:
         built = plugins.build("families", self.family, self.options)
@@ -126,20 +128,22 @@ class SearchConfig(_Strict):
     """How Ray Tune spends the trials of a cell. 'asha' stops the worse ones early, and never compares across cells."""
 
     scheduler: Literal["fifo", "asha"] = "fifo"
-    grace_validations: int = Field(3, ge=1)
-    reduction_factor: int = Field(3, ge=2)
+    grace_validations: int = Field(3, ge=1, strict=True)
+    reduction_factor: int = Field(3, ge=2, strict=True)
 
 
 class Resources(_Strict):
     """What the sweep takes of the cluster. Fractions are bookkeeping; torch threads are set to match."""
 
-    hosts: int = Field(2, ge=1)
+    hosts: int = Field(2, ge=1, strict=True)
     host_cpus: float = Field(0.5, gt=0)
     host_gpus: float = Field(0, ge=0)
-    host_threads: int = Field(1, ge=1)
+    host_threads: int = Field(1, ge=1, strict=True)
     trial_cpus: float = Field(0.25, gt=0)
-    local_cpus: int | None = Field(None, ge=1)
-    device: str = "cpu"
+    local_cpus: int | None = Field(None, ge=1, strict=True)
+    device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    request_timeout: float | None = Field(None, gt=0)
+    """Seconds after which a host that gives no answer is taken for hung and started again; none by default."""
 
     @model_validator(mode="after")
     def _device_matches(self) -> Resources:
@@ -153,17 +157,17 @@ class Resources(_Strict):
 class ExperimentConfig(_Strict):
     """One experiment: a model, its pairs, the solvers to compare, and where everything goes."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     model: PluginConfig
     conditioning: PluginConfig = PluginConfig(name="labels")
     guidance_scale: Annotated[tuple[float, ...], Several] = (1.0,)
     pairs: PairsConfig = PairsConfig()
-    nfe: Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...], Several]
+    nfe: Annotated[tuple[Annotated[int, Field(ge=1, le=1000, strict=True)], ...], Several]
     fixed: tuple[SolverConfig, ...] = ()
     fixed_sigma0: Annotated[tuple[Positive, ...], NotEmpty, Several] = (1.0,)
     grid_search: GridSearch | None = GridSearch()
     learned: tuple[LearnedConfig, ...] = ()
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Several] = (0,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000, strict=True)], ...], Several] = (0,)
     metrics: tuple[str, ...] = ("psnr", "snr", "rmse")
     search: SearchConfig = SearchConfig()
     resources: Resources = Resources()
@@ -196,13 +200,35 @@ class ExperimentConfig(_Strict):
         plugins.build("datasets", self.conditioning.name, self.conditioning.options)
         if not self.fixed and not self.learned:
             raise ConfigError("the sweep is empty: list families under 'fixed', 'learned', or both")
-        for name, values in (("nfe", self.nfe), ("guidance_scale", self.guidance_scale), ("seeds", self.seeds)):
-            if not values or len(set(values)) != len(values):
+        for name, values in self._lists().items():
+            # As names of files and runs show them: 1 and 1.0000001 would be one.
+            shown = {f"{value:g}" if isinstance(value, float) else value for value in values}
+            if not values or len(shown) != len(values):
                 raise ConfigError(f"{name} must list different values, at least one; got {list(values)}")
         for solver in self.fixed:
             self._check_nfe(solver)
+        if not self.learned and not any(solver.nfes(self.nfe) for solver in self.fixed):
+            raise ConfigError(
+                f"no fixed family runs at any nfe of {list(self.nfe)}; their own 'nfe' lists leave all out"
+            )
         for learned in self.learned:
             self._check_learned(learned)
+        entries = [canonical_json([learned.family, learned.options]) for learned in self.learned]
+        if len(set(entries)) != len(entries):
+            raise ConfigError(
+                "'learned' lists a family twice with the same options, and their results would be one row; list the "
+                "settings as axes instead, e.g. 'learning_rate: [1.0e-3, 5.0e-3]'"
+            )
+
+    def _lists(self) -> dict[str, tuple[Any, ...]]:
+        """Lists whose entries name runs and files, and so must differ."""
+        return {
+            "nfe": self.nfe,
+            "guidance_scale": self.guidance_scale,
+            "seeds": self.seeds,
+            "fixed_sigma0": self.fixed_sigma0,
+            "metrics": self.metrics,
+        }
 
     def _check_nfe(self, solver: SolverConfig) -> None:
         family = solver.build()
@@ -326,7 +352,7 @@ def _step(target: Any, part: str, override: str) -> Any:
 
 
 def _index(target: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(target):
+    if not part.isdecimal() or int(part) >= len(target):
         raise ConfigError(f"override {override!r}: {part!r} is no index of a list of {len(target)}")
     return int(part)
 
@@ -367,10 +393,28 @@ def _model_inside(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def default_tracking_uri(storage: str) -> str:
-    """MLflow's SQLite store beside the data: absolute, since trials run in other directories."""
-    root = Path(storage).expanduser().absolute() if "://" not in storage else Path("bespoke-data").absolute()
-    return f"sqlite:///{root / 'mlflow.db'}"
+def resolve_tracking_uri(uri: str | None, storage: str) -> str:
+    """Where MLflow is, independent of the working directory: trials run in others.
+
+    Args:
+        uri: What the user gave, or None for a SQLite store beside the data.
+        storage: Storage root.
+
+    Raises:
+        ConfigError: None was given, and the storage is remote: a SQLite store cannot be there, nor be shared.
+    """
+    if uri is not None:
+        relative = uri.removeprefix("sqlite:///")
+        if uri.startswith("sqlite:///") and not relative.startswith("/"):
+            return f"sqlite:///{Path(relative).absolute()}"
+        return uri if "://" in uri or ":" in uri else str(Path(uri).absolute())
+    root = storage.removeprefix("file://")
+    if "://" in root:
+        raise ConfigError(
+            f"storage {storage!r} is remote, and MLflow's SQLite store cannot be kept there; give --tracking-uri, e.g. "
+            f"http://head:5000 of an `mlflow server`"
+        )
+    return f"sqlite:///{Path(root).expanduser().absolute() / 'mlflow.db'}"
 
 
 def cpu_budget(resources: Resources) -> int:

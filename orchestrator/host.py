@@ -153,6 +153,7 @@ class Host:
     def _solve(self, spec: PairSpec, indices: list[int], conditioning: Any) -> PairSet:
         x0 = torch.from_numpy(noise(spec.seed, indices, spec.shape))
         condition = torch.from_numpy(conditioning.conditions(spec.seed, indices))
+        self.model.check_condition(condition)
         device = self.settings.device
         field = self.model.field(condition.to(device), spec.guidance_scale)
         x1, nfe = solve(field, x0.to(device), spec.rtol, spec.atol)

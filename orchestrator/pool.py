@@ -230,7 +230,7 @@ class Router:
         async def revive() -> None:
             try:
                 await seat.actor.process_id.options(max_task_retries=-1).remote()
-            except HOST_LOSSES:  # Ray gave it up
+            except Exception:  # whatever it was, a seat that stays empty would be waited for without end
                 seat.actor = self.make()
             async with self.free:
                 seat.up = True

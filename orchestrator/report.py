@@ -104,6 +104,7 @@ def write_report(
             sections=sections,
             units=UNITS,
             gain=DIFFERENCE_GAIN,
+            not_finite=not_finite,
             configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         ),
@@ -119,12 +120,13 @@ def summary(table: Sequence[Row]) -> list[dict[str, Any]]:
     for row in table:
         by_title.setdefault((row.title, row.kind), {})[row.nfe] = row
     best = {nfe: max(r.metrics["psnr_db"] for r in table if r.nfe == nfe) for nfe in {r.nfe for r in table}}
+    # Families that run at few NFEs must not lead or trail for that alone: they are ranked on those that all share.
+    shared = set.intersection(*(set(cells) for cells in by_title.values())) if by_title else set()
     lines: list[dict[str, Any]] = []
     for (title, kind), cells in by_title.items():
         marked = {nfe: row.metrics["psnr_db"] == best[nfe] for nfe, row in cells.items()}
-        mean = float(np.mean([row.metrics["psnr_db"] for row in cells.values()]))
+        mean = float(np.mean([row.metrics["psnr_db"] for nfe, row in cells.items() if nfe in shared or not shared]))
         lines.append({"title": title, "kind": kind, "cells": cells, "best": marked, "mean": mean})
-    # Families that run at few NFEs must not lead or trail for that alone: compare on the NFEs that they share.
     return sorted(lines, key=lambda line: (line["kind"] != "learned", -line["mean"]))
 
 
@@ -253,10 +255,15 @@ def markdown_table(table: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def not_finite(row: Row) -> str:
+    """`` (3 not finite)`` where samples had to be left out of the mean, or nothing."""
+    return f" ({row.not_finite} not finite)" if row.not_finite else ""
+
+
 def _cell(entry: dict[str, Any], nfe: int) -> str:
     row = entry["cells"].get(nfe)
     if row is None:
         return "—"
     error = f" ± {row.stderr['psnr_db']:.2f}" if row.seeds > 1 else ""
-    text = f"{row.metrics['psnr_db']:.1f}{error}"
+    text = f"{row.metrics['psnr_db']:.1f}{error}{not_finite(row)}"
     return f"**{text}**" if entry["best"][nfe] else text

@@ -76,7 +76,7 @@ class ResultStore:
         return self.storage.location(self.theta_key)
 
     def is_complete(self) -> bool:
-        return self.storage.exists(self._key("result.json"))
+        return all(self.storage.exists(key) for key in (self._key("result.json"), self.theta_key))
 
     def load(self) -> Result:
         return Result(**self.storage.read_json(self._key("result.json")))
@@ -116,6 +116,7 @@ class Row:
         label, kind, nfe, guidance_scale: Which solver.
         sigma0, detail: Of the chosen point (of the best seed): preconditioning, grid or start.
         metrics: Column to mean over seeds.
+        not_finite: Samples whose PSNR is infinite or NaN, left out of the means, of all seeds together.
         stderr: Column to standard error: over seeds where there are several, else over samples.
         seeds: Number of seeds.
         forwards, backwards: Mean network passes spent on the chosen points.
@@ -129,6 +130,7 @@ class Row:
     sigma0: float
     detail: str
     metrics: dict[str, float]
+    not_finite: int = 0
     stderr: dict[str, float]
     seeds: int
     forwards: float
@@ -180,6 +182,7 @@ def _row(
         sigma0=first.point["sigma0"],
         detail=first.grid,
         metrics={column: statistics.fmean(m[column]["mean"] for m in metrics) for column in metrics[0]},
+        not_finite=int(sum(m.get("psnr_db", {}).get("not_finite", 0) for m in metrics)),
         stderr={column: _stderr([m[column] for m in metrics]) for column in metrics[0]},
         seeds=len(chosen),
         forwards=statistics.fmean(c.forwards for c in chosen) if spent else 0,

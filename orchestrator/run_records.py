@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 START = "start_"
 STDERR = "_stderr"
+NOT_FINITE = "_not_finite"
 BEST_VALIDATION = "best_validation_psnr_db"
 
 
@@ -28,6 +29,8 @@ def write_run(log: RunLog, result: Result, store: ResultStore) -> None:
         for column, summary in summaries.items():
             metrics[prefix + column] = summary["mean"]
             metrics[prefix + column + STDERR] = summary["stderr"]
+            if summary.get("not_finite"):
+                metrics[prefix + column + NOT_FINITE] = summary["not_finite"]
     if result.start_validation_psnr_db is not None:
         metrics[START + "validation_psnr_db"] = result.start_validation_psnr_db
     log.finish(
@@ -47,7 +50,15 @@ def read_run(run: Run) -> tuple[Result, str]:
             for name in metrics
             if name.endswith(STDERR) and name.startswith(prefix) and (prefix or not name.startswith(START))
         ]
-        return {c: {"mean": metrics[prefix + c], "stderr": metrics[prefix + c + STDERR]} for c in columns}
+        suffixes = {"mean": "", "stderr": STDERR, "not_finite": NOT_FINITE}
+        return {
+            column: {
+                name: metrics[prefix + column + suffix]
+                for name, suffix in suffixes.items()
+                if prefix + column + suffix in metrics
+            }
+            for column in columns
+        }
 
     point: dict[str, Any] = {
         "family": parameters["family"],

@@ -117,6 +117,21 @@ class Storage:
                 ) from error
             raise
 
+    def check_writable(self) -> None:
+        """Write and delete a probe: a storage that cannot be used is found before any work starts.
+
+        Raises:
+            ConfigError: Naming the root, and why.
+        """
+        probe = f".probe-{uuid.uuid4().hex}"
+        try:
+            self.write(probe, b"")
+            self.delete(probe)
+        except (OSError, pa.ArrowException) as error:
+            raise ConfigError(
+                f"storage root {self.root} cannot be written: {error}; choose another --storage"
+            ) from error
+
     def delete(self, key: str) -> None:
         """Remove the object; no error where there is none."""
         if self.exists(key):

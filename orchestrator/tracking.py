@@ -21,7 +21,7 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -37,6 +37,7 @@ KEY = "bespoke.key"
 PARENT = "mlflow.parentRunId"
 ROLE = "bespoke.role"
 SWEEP = "bespoke.sweep"
+UPDATED = "bespoke.updated"
 
 #: Makes the UI show runs, curves and datasets first, instead of traces of language models.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -216,16 +217,12 @@ class Tracker:
         if experiment is None:
             known = ", ".join(e.name for e in self.client.search_experiments() if e.name != "Default") or "none"
             raise UserError(f"no experiment {experiment_name!r} in MLflow at {self.uri}; there are: {known}")
-        sweeps = self.client.search_runs(
-            [experiment.experiment_id],
-            f"tags.`{ROLE}` = 'sweep'",
-            ViewType.ACTIVE_ONLY,
-            max_results=1,
-            order_by=["attributes.start_time DESC"],
-        )
+        sweeps = self._search(experiment.experiment_id, f"tags.`{ROLE}` = 'sweep'", None)
         if not sweeps:
             raise UserError(f"experiment {experiment_name!r} has no sweep yet; run `bespoke sweep`")
-        return list(self.runs_of(experiment.experiment_id, sweeps[0].info.run_id, "trial").values())
+        # A sweep that is run again goes on in its old run: what counts is when it was last at work.
+        latest = max(sweeps, key=lambda run: (run.data.tags.get(UPDATED, ""), run.info.start_time))
+        return list(self.runs_of(experiment.experiment_id, latest.info.run_id, "trial").values())
 
 
 def check_readable(uri: str) -> None:

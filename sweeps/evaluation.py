@@ -49,8 +49,8 @@ def evaluate_thetas(
     session = Session(config, address=address, wait=wait)
     for artifact in artifacts.values():
         artifact.check_model(session.facts.digest, allow_transfer=allow_transfer)
-    session.make_pairs()
     tracker, experiment = session.open_tracking()
+    session.make_pairs()
     found = []
     with bar(len(artifacts), "theta", "evaluation") as progress:
         for path, artifact in artifacts.items():

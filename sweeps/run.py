@@ -11,9 +11,11 @@ import itertools
 import logging
 import os
 import tempfile
+import uuid
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,11 +32,11 @@ from orchestrator.report import markdown_table, write_report
 from orchestrator.results import Result, ResultStore, Row, rows
 from orchestrator.run_records import write_run
 from orchestrator.storage import Storage
-from orchestrator.tracking import NOTE, ROLE, RunLog
+from orchestrator.tracking import NOTE, ROLE, UPDATED, RunLog
 from solvers.grids import Grid
 from sweeps.cell_scheduler import asha_per_cell
 from sweeps.session import Session
-from sweeps.space import Point, SolverChoice, fixed_points, learned_points
+from sweeps.space import RESULT_FORMAT, Point, SolverChoice, fixed_points, learned_points
 from sweeps.trial import TrialContext, parameters, run_point, trial
 
 MAX_TRIAL_FAILURES = 2
@@ -47,13 +49,13 @@ class SweepOutcome:
     Attributes:
         rows: The comparison.
         report: Where ``report.html`` is.
-        thetas: Folder of the best learned solvers, one theta a file.
+        thetas: Folder of the best learned solvers, one theta a file; None where none was learned.
         failed: Names of points that could not be finished, with the reason.
     """
 
     rows: list[Row]
     report: str
-    thetas: str
+    thetas: str | None
     failed: dict[str, str]
 
 
@@ -71,14 +73,21 @@ def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, anno
     """
     storage = Storage.at(config.storage)
     folder = f"experiments/{config.name}"
+    storage.check_writable()
     with exclusive(storage, f"{folder}/.lock", wait=wait, announce=announce):
         session = Session(config, address=address, wait=wait, announce=announce)
+        # Before the long work: a tracking store that cannot be reached is found now.
+        sweep = _Sweep(session, folder, announce)
         session.make_pairs(announce)
-        return _Sweep(session, folder, announce).run()
+        try:
+            return sweep.run()
+        except KeyboardInterrupt:
+            sweep.parent.finish({}, status="KILLED")
+            raise
 
 
 class _Sweep:
-    """One run of the main job, its pairs made."""
+    """One run of the main job."""
 
     def __init__(self, session: Session, folder: str, announce: Note):
         self.session, self.folder, self.announce = session, folder, announce
@@ -98,10 +107,16 @@ class _Sweep:
         self.failed: dict[str, str] = {}
 
     def _parent(self) -> RunLog:
-        """The sweep's own run: one for the life of the experiment under this name and model."""
-        key = f"sweep/{self.config.name}/{self.session.facts.digest[:12]}"
-        parent = self.tracker.run(self.experiment, key, self.config.name, {ROLE: "sweep"})
-        parent.tags({"bespoke.model": self.session.facts.name, "bespoke.model_digest": self.session.facts.digest})
+        """The sweep's own run: one for all sweeps under this name whose results can be compared with each other.
+
+        That is, on the same validation and test pairs: with others it is another run, and `compare` shows the newest.
+        """
+        facts = self.session.facts
+        scored = sorted(spec.digest for key, spec in self.session.specs.items() if key.split != "train")
+        comparable = hashlib.sha256(repr((facts.digest, scored, RESULT_FORMAT)).encode()).hexdigest()[:12]
+        parent = self.tracker.run(self.experiment, f"sweep/{comparable}", self.config.name, {ROLE: "sweep"})
+        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        parent.tags({"bespoke.model": facts.name, "bespoke.model_digest": facts.digest, UPDATED: now})
         for (split, scale, seed), spec in self.session.specs.items():
             location = self.storage.location(PairStore(self.storage, spec).folder)
             name = f"{split} pairs, guidance {scale:g}" + (f", seed {seed}" if split == "train" else "")
@@ -112,7 +127,8 @@ class _Sweep:
         fixed = fixed_points(self.config, self.session.specs)
         results = self._finish(fixed, "fixed solvers")
         best = best_choices(fixed, results)
-        learned = learned_points(self.config, self.session.specs, best) if self._can_learn(best) else []
+        self._check_starts(best)
+        learned = learned_points(self.config, self.session.specs, best)
         results |= self._finish(learned, "distillation")
         points = {point.key: point for point in [*fixed, *learned]}
         ordered = [results[key] for key in points if key in results]
@@ -126,15 +142,14 @@ class _Sweep:
         self.parent.finish({"solvers": len(ordered), "failed": len(self.failed)}, status=status)
         return SweepOutcome(rows=table, report=report, thetas=thetas, failed=self.failed)
 
-    def _can_learn(self, best: dict[tuple[int, float, float], SolverChoice]) -> bool:
-        """Whether every start is known; where a fixed solver failed, its cells cannot be distilled from it."""
+    def _check_starts(self, best: dict[tuple[int, float, float], SolverChoice]) -> None:
+        """Note where no fixed solver finished: what was to start from the best one there cannot be distilled."""
         if not any("best" in learned.start for learned in self.config.learned):
-            return True
+            return
         wanted = set(itertools.product(self.config.nfe, self.config.guidance_scale))
         missing = wanted - {(nfe, scale) for nfe, scale, _ in best}
         for nfe, scale in sorted(missing):
             self.failed[f"distillation at nfe {nfe}, guidance {scale:g}"] = "no fixed solver to start from finished"
-        return not missing
 
     def _finish(self, points: Sequence[Point], description: str) -> dict[str, Result]:
         """The results of these points; those that are not there yet are computed by Tune."""
@@ -167,6 +182,7 @@ class _Sweep:
             scheduler = asha_per_cell(
                 search.grace_validations, search.reduction_factor, longest, _cell, self._mark_stopped
             )
+        name = f"{self.config.name}-{description.replace(' ', '-')}-{uuid.uuid4().hex[:8]}"
         with _Display(points, description) as display:
             tuner = Tuner(
                 tune.with_resources(
@@ -175,7 +191,7 @@ class _Sweep:
                 param_space={"point": tune.grid_search([point.to_dict() for point in points])},
                 tune_config=TuneConfig(scheduler=scheduler, reuse_actors=True, trial_dirname_creator=_trial_name),
                 run_config=RunConfig(
-                    name=f"{self.config.name}-{description.replace(' ', '-')}-{os.getpid()}",
+                    name=name,
                     storage_path=_tune_root(self.storage),
                     storage_filesystem=None if self.storage.is_local else self.storage.filesystem,
                     failure_config=FailureConfig(max_failures=MAX_TRIAL_FAILURES),
@@ -186,11 +202,14 @@ class _Sweep:
             )
             with _Quiet():
                 grid = tuner.fit()
-        return {
+        errors = {
             Point.from_dict(result.config["point"]).key: str(result.error)
             for result in grid
             if result.error is not None and result.config is not None
         }
+        if not errors:  # nothing there that the points do not hold; after an error it is what one looks into
+            self.storage.filesystem.delete_dir(f"{_tune_root(self.storage)}/{name}")
+        return errors
 
     def _trial_run(self, point: Point) -> RunLog:
         return self.tracker.trial_run(self.experiment, self.parent.run_id, point.key, point.name, parameters(point))
@@ -238,17 +257,27 @@ class _Sweep:
             for file in files:
                 self.storage.write(f"{self.folder}/{file.name}", file.read_bytes())
                 self.parent.file(file)
+            self._keep_only(self.folder, {file.name for file in files} | {"thetas"})
         return self.storage.location(f"{self.folder}/report.html")
 
-    def _publish_thetas(self, table: Sequence[Row]) -> str:
-        """Copy the chosen learned solvers to names that people can find; the folder they are in."""
+    def _keep_only(self, folder: str, names: set[str]) -> None:
+        """Delete what an earlier sweep under this name left and this one did not make again."""
+        for name in set(self.storage.names(folder)) - names:
+            self.storage.delete(f"{folder}/{name}")
+
+    def _publish_thetas(self, table: Sequence[Row]) -> str | None:
+        """Copy the chosen learned solvers to names that people can find; the folder they are in, if there are any."""
+        folder = f"{self.folder}/thetas"
+        published = set()
         for row in table:
             if row.kind == "learned":
                 guided = "" if row.guidance_scale == 1 else f"-guidance{row.guidance_scale:g}"
                 name = f"{row.label.lower().replace(' ', '-')}-nfe{row.nfe}{guided}.json"
                 theta = ResultStore(self.storage, row.keys[0]).read_theta()
-                self.storage.write(f"{self.folder}/thetas/{name}", theta.encode())
-        return self.storage.location(f"{self.folder}/thetas")
+                self.storage.write(f"{folder}/{name}", theta.encode())
+                published.add(name)
+        self._keep_only(folder, published)
+        return self.storage.location(folder) if published else None
 
 
 def best_choices(points: Sequence[Point], results: dict[str, Result]) -> dict[tuple[int, float, float], SolverChoice]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 
-from orchestrator.config import ExperimentConfig, cpu_budget, default_tracking_uri
+from orchestrator.config import ExperimentConfig, cpu_budget, resolve_tracking_uri
 from orchestrator.errors import PoolError
 from orchestrator.host import HostSettings, ModelFacts
 from orchestrator.pairs import PairSpec
@@ -23,8 +23,8 @@ class Session:
     def __init__(self, config: ExperimentConfig, *, address: str | None, wait: bool, announce: Note = note):
         self.config, self.wait = config, wait
         self.storage = Storage.at(config.storage)
-        # Absolute: trials run in other working directories.
-        self.tracking_uri = config.tracking_uri or default_tracking_uri(config.storage)
+        self.tracking_uri = resolve_tracking_uri(config.tracking_uri, config.storage)
+        self.storage.check_writable()
         resources = config.resources
         connect(address, cpu_budget(resources))
         try:
@@ -41,7 +41,12 @@ class Session:
             device=resources.device,
             threads=resources.host_threads,
         )
-        pool = PoolSettings(hosts=resources.hosts, cpus=resources.host_cpus, gpus=resources.host_gpus)
+        pool = PoolSettings(
+            hosts=resources.hosts,
+            cpus=resources.host_cpus,
+            gpus=resources.host_gpus,
+            request_timeout=resources.request_timeout,
+        )
         # Other settings are another pool, also in a process that runs several experiments of one name.
         settings = hashlib.sha256(repr((host, pool)).encode()).hexdigest()[:8]
         self.pool_name = f"pool-{config.name}-{settings}-{os.getpid()}"

@@ -190,7 +190,7 @@ def learned_points(
     specs: Mapping[PairKey, PairSpec],
     best: Mapping[tuple[int, float, float], SolverChoice],
 ) -> list[Point]:
-    """Every learned family at every point of its axes.
+    """Every learned family at every point of its axes that has a solver to start from.
 
     Args:
         config: The experiment.
@@ -202,6 +202,9 @@ def learned_points(
         label = learned.build().label
         axes = (config.guidance_scale, config.nfe, config.seeds, learned.sigma0, learned.start, learned.learning_rate)
         for scale, nfe, seed, sigma0, start, rate in itertools.product(*axes):
+            choice = _start(start, best, nfe, scale, sigma0)
+            if choice is None:
+                continue
             settings = AdamSettings(
                 learning_rate=rate,
                 iterations=learned.iterations,
@@ -222,7 +225,7 @@ def learned_points(
                     validation=specs[PairKey("validation", scale, 0)].digest,
                     test=specs[PairKey("test", scale, 0)].digest,
                     metrics=config.metrics,
-                    start=_start(start, best, nfe, scale, sigma0),
+                    start=choice,
                     train=specs[PairKey("train", scale, seed)].digest,
                     settings=settings,
                     validate_every=learned.validate_every,
@@ -234,9 +237,12 @@ def learned_points(
 
 def _start(
     name: str, best: Mapping[tuple[int, float, float], SolverChoice], nfe: int, scale: float, sigma0: float
-) -> SolverChoice:
+) -> SolverChoice | None:
+    """The solver to start from; None where 'best' is asked for and no fixed solver finished."""
     if name == "best":
         swept = [key for key in best if key[:2] == (nfe, scale)]
+        if not swept:
+            return None
         return best[min(swept, key=lambda key: abs(math.log(key[2] / sigma0)))]
     # A named start is the family with its default options on the uniform grid, as in the papers.
     return SolverChoice(family=name, options={}, label=plugins.build("families", name).label, grid=Grid())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,8 +23,10 @@ from orchestrator.run_records import write_run
 from orchestrator.storage import Storage
 from orchestrator.tracking import Tracker
 from solvers.distil.adam import AdamState
-from solvers.families import GridSolver
+from solvers.families import Family, GridSolver
+from solvers.grids import Grid
 from solvers.ns import NSSolver, ThetaArtifact
+from solvers.schedulers.base import Scheduler
 from sweeps.space import Point
 
 MAX_PSNR_DB = 300.0
@@ -123,19 +126,21 @@ def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultSto
     """The best of the candidate grids on validation pairs, reported on the test pairs."""
     family = plugins.build("families", point.family, point.options)
     scheduler = context.facts.scheduler
-    solvers = [GridSolver(family, point.nfe, grid, point.sigma0).to_ns(scheduler) for grid in point.grids]
+    grids, solvers = _usable(point, family, scheduler)
     finalists = list(range(len(solvers)))
     evaluations = 0
     if len(solvers) > FINALISTS:
         indices = list(range(point.search_pairs))
         thetas = [to_numpy(solver.flat()) for solver in solvers]
         scores = pool.call("score_many", thetas=thetas, pairs=point.validation, metric="psnr", indices=indices)
-        finalists = sorted(finalists, key=lambda i: -float(np.mean(scores[i])))[:FINALISTS]
+        finalists = sorted(finalists, key=lambda i: -_finite(float(np.mean(scores[i]))))[:FINALISTS]
         evaluations += len(solvers) * len(indices)
-    full = [_validate(pool, solvers[i], point) for i in finalists]
+    full = [_finite(_validate(pool, solvers[i], point)) for i in finalists]
     evaluations += len(full) * context.validation_count
     psnr, winner = max(zip(full, finalists, strict=True))
-    grid, solver = point.grids[winner], solvers[winner]
+    if math.isinf(psnr):
+        raise UserError(f"{point.name} gives no finite samples on any of its grids; leave it out or change grid_search")
+    grid, solver = grids[winner], solvers[winner]
     report({"iteration": 1.0, "psnr_db": psnr, "validation_psnr_db": psnr})
     result = Result(
         key=point.key,
@@ -152,6 +157,25 @@ def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultSto
     )
     store.save(result, _artifact(point, context, solver, psnr, start=None).to_json(), iterates=[])
     return result
+
+
+def _usable(point: Point, family: Family, scheduler: Scheduler) -> tuple[list[Grid], list[NSSolver]]:
+    """The candidate grids on which the family has a finite solver, and the solvers."""
+    grids, solvers, refusals = [], [], []
+    for grid in point.grids:
+        try:
+            solvers.append(GridSolver(family, point.nfe, grid, point.sigma0).to_ns(scheduler))
+            grids.append(grid)
+        except ValueError as error:  # steps too close to tell apart, or a query where the velocity is infinite
+            refusals.append(str(error))
+    if not solvers:
+        raise UserError(f"{point.name} works on none of its grids: {refusals[0]}")
+    return grids, solvers
+
+
+def _finite(psnr: float) -> float:
+    """``psnr``, with NaN below every number: it must lose every comparison."""
+    return psnr if math.isfinite(psnr) else -math.inf
 
 
 # ---- learned families -------------------------------------------------------------------------------------------

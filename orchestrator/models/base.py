@@ -61,6 +61,13 @@ class ModelAdapter(ABC):
     def null_condition(self, condition: Tensor) -> Tensor:
         """The conditioning of a dropped condition, of the same shape; used with guidance."""
 
+    def check_condition(self, condition: Tensor) -> None:  # noqa: B027 (optional)
+        """Refuse conditioning that the model does not know.
+
+        Raises:
+            ConfigError: Naming the value and the remedy.
+        """
+
     @property
     def scheduler(self) -> Scheduler:
         """The scheduler of the velocity that solvers see and theta acts on.

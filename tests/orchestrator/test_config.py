@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from orchestrator.config import ExperimentConfig, cpu_budget, default_tracking_uri, load_config, read_yaml, validated
+from orchestrator.config import ExperimentConfig, cpu_budget, load_config, read_yaml, resolve_tracking_uri, validated
 from orchestrator.errors import ConfigError
 from orchestrator.models.zoo.training import PretrainConfig
 from solvers.grids import Grid
@@ -227,8 +227,42 @@ def test_the_grids_are_the_common_one_and_every_warped_one_once(load: Callable[.
 def test_a_path_that_is_relative_is_made_absolute_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials run in other directories: a relative SQLite file would be another file there."""
     monkeypatch.chdir(tmp_path)
-    assert default_tracking_uri("data") == f"sqlite:///{tmp_path}/data/mlflow.db"
-    assert default_tracking_uri("s3://bucket/root") == f"sqlite:///{tmp_path}/bespoke-data/mlflow.db"
+    assert resolve_tracking_uri(None, "data") == f"sqlite:///{tmp_path}/data/mlflow.db"
+    assert resolve_tracking_uri(None, "file:///srv/data") == "sqlite:////srv/data/mlflow.db"
+    assert resolve_tracking_uri("sqlite:///mine.db", "data") == f"sqlite:///{tmp_path}/mine.db"
+    assert resolve_tracking_uri("http://head:5000", "s3://bucket/root") == "http://head:5000"
+
+
+def test_remote_storage_needs_a_tracking_server() -> None:
+    """SQLite cannot be kept on an object store, and a file of this machine's is nobody else's."""
+    with pytest.raises(ConfigError, match=r"storage 's3://bucket/root' is remote, .* give --tracking-uri, e\.g\. http"):
+        resolve_tracking_uri(None, "s3://bucket/root")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pairs.train=true", r"pairs\.train: Input should be a valid integer \(got True\)"),
+        ("pairs.train='64'", r"pairs\.train: Input should be a valid integer \(got '64'\)"),
+        ("name=..", r"name: String should match pattern"),
+        ("resources.device=tpu", r"resources\.device: String should match pattern"),
+        ("metrics=[psnr,psnr]", r"metrics must list different values"),
+        ("guidance_scale=[1,1.0000001]", r"guidance_scale must list different values"),
+        ("grid_search.p=[40]", r"grid_search\.p\.0: Input should be less than or equal to 10"),
+        ("learned=[{family: bns}, {family: bns, iterations: 3}]", r"lists a family twice .* 'learning_rate: \["),
+        ("learned.².iterations=3", r"'²' is no index of a list"),
+    ],
+)
+def test_what_only_looks_right_is_refused(load: Callable[..., ExperimentConfig], override: str, message: str) -> None:
+    """Python would take true for 1, and two names that print alike for two."""
+    with pytest.raises(ConfigError, match=message):
+        load(override)
+
+
+def test_a_sweep_of_nothing_is_refused(load: Callable[..., ExperimentConfig]) -> None:
+    """Families whose own NFE lists leave out every NFE of the sweep make no points."""
+    with pytest.raises(ConfigError, match=r"no fixed family runs at any nfe of \[4\]"):
+        load("nfe=[4]", "fixed=[{family: euler, nfe: [99]}]", "learned=[]")
 
 
 def test_a_local_ray_gets_the_configured_cores_or_all_of_them(

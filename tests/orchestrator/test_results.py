@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,3 +212,12 @@ def test_every_field_of_a_result_survives_json(storage: Storage) -> None:
     store = ResultStore(storage, "key")
     store.save(_fixed(), "theta", [])
     assert dataclasses.asdict(store.load()) == dataclasses.asdict(_fixed())
+
+
+def test_a_point_whose_theta_is_gone_is_not_complete(tmp_path: Path) -> None:
+    """It is computed again instead of failing where theta is read."""
+    store = ResultStore(Storage.at(tmp_path), "key")
+    store.storage.write_json(f"{store.folder}/result.json", {})
+    assert not store.is_complete()
+    store.storage.write(store.theta_key, b"{}")
+    assert store.is_complete()

@@ -236,8 +236,9 @@ def test_another_error_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> No
             kind="best grid", label="Euler", grid="warped p=1.4 q=1", start_metrics=None, start_validation_psnr_db=None
         ),
         _result(status="diverged", validation_psnr_db=31.5),
+        _result(metrics={"psnr_db": {"mean": 39.5, "stderr": 0.125, "not_finite": 3}}),
     ],
-    ids=["learned", "fixed", "diverged"],
+    ids=["learned", "fixed", "diverged", "partly exploded"],
 )
 def test_a_run_is_read_back_as_the_result_it_records(
     tracker: Tracker, experiment: str, parent: RunLog, storage: Storage, result: Result

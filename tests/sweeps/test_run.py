@@ -10,7 +10,7 @@ import pytest
 import ray
 import yaml
 
-from orchestrator.config import ExperimentConfig, default_tracking_uri, parse_config
+from orchestrator.config import ExperimentConfig, parse_config, resolve_tracking_uri
 from orchestrator.errors import BusyStoreError
 from orchestrator.gallery import make_gallery
 from orchestrator.pairs.lock import exclusive
@@ -93,7 +93,7 @@ def test_a_sweep_with_early_stopping_has_a_result_and_a_run_for_every_point(
 
 def _one_finished_run_per_point(storage: Storage, config: ExperimentConfig) -> None:
     """One run for the sweep, one under it for each point, and no two of the same key."""
-    tracker = Tracker(default_tracking_uri(storage.root))
+    tracker = Tracker(resolve_tracking_uri(None, storage.root))
     runs = tracker.client.search_runs([tracker.experiment(config.name, None)])
     assert len({run.data.tags[KEY] for run in runs}) == len(runs)
     assert {run.info.status for run in runs} == {"FINISHED"}

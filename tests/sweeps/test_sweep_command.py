@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.config import default_tracking_uri
+from orchestrator.config import resolve_tracking_uri
 from orchestrator.tracking import KEY, ROLE, Tracker
 from solvers.ns import ThetaArtifact
 
@@ -84,7 +84,7 @@ class Place:
         return {str(path.relative_to(self.root)): path.read_bytes() for path in sorted(self.root.glob(pattern))}
 
     def runs(self) -> list[Any]:
-        tracker = Tracker(default_tracking_uri(str(self.root)))
+        tracker = Tracker(resolve_tracking_uri(None, str(self.root)))
         return list(tracker.client.search_runs([tracker.experiment("tiny", None)]))
 
 

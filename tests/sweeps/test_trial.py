@@ -23,14 +23,16 @@ from orchestrator.results import Result, ResultStore
 from orchestrator.storage import Storage, canonical_json
 from solvers.distil.adam import DIVERGENCE_DB
 from solvers.families import GridSolver
+from solvers.families.adams_bashforth import AdamsBashforth
 from solvers.families.euler import Euler
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
 from solvers.ns import ThetaArtifact
+from solvers.schedulers import CondOT
 from sweeps import trial as trial_module
 from sweeps.run import best_choices
 from sweeps.space import PairKey, Point, SolverChoice, fixed_points, learned_points, pair_specs
-from sweeps.trial import TrialContext, parameters, run_point
+from sweeps.trial import TrialContext, _usable, parameters, run_point
 
 EULER = SolverChoice(family="euler", options={}, label="Euler", grid=Grid())
 
@@ -358,3 +360,27 @@ def test_with_guidance_forwards_count_twice(
     assert result.metrics["psnr_db"]["mean"] > (result.start_metrics or {})["psnr_db"]["mean"]
     theta = to_numpy(_theta(copied, point).solver.flat())
     assert np.isfinite(theta).all()
+
+
+def test_a_grid_on_which_a_family_does_not_work_is_left_out() -> None:
+    """Times that rounding makes equal give AB3 no weights: it is skipped, and a point with no other is refused."""
+    family, scheduler = AdamsBashforth(3), CondOT()
+    crowded, usable = Grid("warped", 40.0, 1.0), Grid()
+    point = Point(
+        family="adams_bashforth",
+        options={"steps_back": 3},
+        label="AB3",
+        nfe=10,
+        guidance_scale=1.0,
+        sigma0=1.0,
+        seed=0,
+        validation="v",
+        test="t",
+        metrics=("psnr",),
+        grids=(crowded, usable),
+    )
+    grids, solvers = _usable(point, family, scheduler)
+    assert grids == [usable]
+    assert len(solvers) == 1
+    with pytest.raises(UserError, match="works on none of its grids: the solver has no finite"):
+        _usable(dataclasses.replace(point, grids=(crowded,)), family, scheduler)

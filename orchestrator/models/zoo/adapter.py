@@ -91,5 +91,13 @@ class ZooModel(ModelAdapter):
         inner = x.to(torch.float32)
         return self.net(inner, expand_time(t, inner), condition).to(x.dtype)
 
+    def check_condition(self, condition: Tensor) -> None:
+        unknown = condition[(condition < 0) | (condition >= self.classes)]
+        if len(unknown):
+            raise ConfigError(
+                f"label {int(unknown[0])} is none of {self.name}'s {self.classes} classes; set "
+                f"conditioning.options.classes to {self.classes}"
+            )
+
     def null_condition(self, condition: Tensor) -> Tensor:
         return torch.full_like(condition, self.classes)
