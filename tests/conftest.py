@@ -169,9 +169,11 @@ def ray_pool(ray_session: None) -> Iterator[Callable[..., RayPool]]:
 
     started: list[RayPool] = []
 
-    def start(settings: HostSettings, hosts: int) -> RayPool:
+    def start(settings: HostSettings, hosts: int, request_timeout: float | None = None) -> RayPool:
         name = f"test-{os.getpid()}-{len(started)}-{settings.storage}"
-        pool = RayPool.start(name, settings, PoolSettings(hosts=hosts, cpus=0.5, gpus=0.5))
+        pool = RayPool.start(
+            name, settings, PoolSettings(hosts=hosts, cpus=0.5, gpus=0.5, request_timeout=request_timeout)
+        )
         started.append(pool)
         return pool
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -212,6 +213,39 @@ def test_a_request_that_kills_hosts_is_set_aside_alone(
     assert str(outcomes[1].error).startswith("sample(pairs=0123) failed 3 times and is set aside; the last time: Actor")
     assert hosts.statistics()["set_aside"] == 1
     ray.kill(hosts.router)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_host_that_hangs_is_started_again_and_asked_again(
+    ray_pool: Callable[..., RayPool], made: Storage, host_settings: Callable[..., HostSettings], tmp_path: Path
+) -> None:
+    """With resources.request_timeout: a process that gives no answer ends, and its request does not."""
+    import ray
+
+    hosts = ray_pool(host_settings(made), hosts=1, request_timeout=30)
+    pid = hosts.call("process_id")
+    stuck = Request("sample", {"theta": np.zeros(4), "pairs": "0123", "indices": _stuck_once(tmp_path / "met")})
+    (outcome,) = hosts.map([stuck])
+    assert isinstance(outcome.error, StoreError), "it was answered the second time: those pairs are not there"
+    assert hosts.call("process_id") != pid
+    ray.kill(hosts.router)
+
+
+def _stuck_once(marker: Path) -> Any:
+    """An argument in which the first host that looks at it stays for ever."""
+
+    class Stuck:
+        def __len__(self) -> int:
+            while not marker.exists():
+                marker.touch()
+                time.sleep(1000)
+            return 1
+
+        def __getitem__(self, chosen: slice) -> list[int]:
+            return [0]
+
+    return Stuck()
 
 
 @pytest.mark.cluster

@@ -205,9 +205,7 @@ def test_json_survives_the_round_trip_to_the_last_bit(storage: Storage) -> None:
 def test_a_root_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
     """A file where a folder is meant; a probe is written and leaves nothing behind."""
     (tmp_path / "file").write_text("not a folder", encoding="utf-8")
-    with pytest.raises(
-        ConfigError, match=rf"root {tmp_path}/file cannot be written: .*; choose another --sto"
-    ):
+    with pytest.raises(ConfigError, match=rf"root {tmp_path}/file cannot be written: .*; choose another --sto"):
         Storage.at(tmp_path / "file").check_writable()
     Storage.at(tmp_path / "new").check_writable()
     assert list((tmp_path / "new").iterdir()) == []
