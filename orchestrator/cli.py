@@ -93,16 +93,16 @@ def pairs(config: str, overrides: tuple[str, ...], address: str, storage: str, n
     from orchestrator.pairs import PairStore
     from sweeps.session import Session
 
-    session = Session(loaded, address=address, wait=not no_wait)
-    session.make_pairs()
-    for (split, scale, seed), spec in session.specs.items():
-        store = PairStore(session.storage, spec)
-        records = store.records()
-        mean = sum(record.nfe_sum for record in records) / spec.count
-        click.echo(
-            f"{split:<10} guidance {scale:g} seed {seed}: {spec.count} pairs in {len(records)} shards, "
-            f"{mean:.0f} evaluations a pair, {session.storage.location(store.folder)}"
-        )
+    with Session(loaded, address=address, wait=not no_wait) as session:
+        session.make_pairs()
+        for (split, scale, seed), spec in session.specs.items():
+            store = PairStore(session.storage, spec)
+            records = store.records()
+            mean = sum(record.nfe_sum for record in records) / spec.count
+            click.echo(
+                f"{split:<10} guidance {scale:g} seed {seed}: {spec.count} pairs in {len(records)} shards, "
+                f"{mean:.0f} evaluations a pair, {session.storage.location(store.folder)}"
+            )
 
 
 @main.command()

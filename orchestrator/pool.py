@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -34,6 +36,7 @@ from orchestrator.host import Host, HostSettings
 NAMESPACE = "bespoke"
 IN_FLIGHT_PER_HOST = 2
 MAX_ATTEMPTS = 3
+CONNECT_SECONDS = 5.0
 
 HOST_LOSSES = (
     ActorDiedError,
@@ -288,6 +291,11 @@ class RayPool(Pool):
         """The pool of this name, from another process of the same cluster."""
         return cls(ray.get_actor(name, namespace=NAMESPACE), hosts)
 
+    def close(self) -> None:
+        """End the router, and with it its hosts: what they took of the cluster is free again."""
+        with suppress(Exception):  # a cluster that is gone has ended them
+            ray.kill(self.router)
+
     def map(self, requests: Sequence[Request]) -> Iterator[Outcome]:
         waiting = iter(enumerate(requests))
         pending: dict[Any, int] = {}
@@ -339,12 +347,25 @@ def connect(address: str | None, cpus: int) -> None:
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
         return
     try:
+        _check_listens(address)
         ray.init(address=address, **common)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise PoolError(
             f"no Ray cluster at {address!r}: {error}; start one with `ray up ray_cluster.yaml`, or leave out --address "
             f"for a local Ray"
         ) from error
+
+
+def _check_listens(address: str) -> None:
+    """Fail within seconds where nobody listens: Ray itself tries for minutes.
+
+    Raises:
+        OSError: Nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS):
+            pass
 
 
 def check_fits(hosts: int, host_cpus: float, host_gpus: float, trial_cpus: float) -> None:

@@ -46,34 +46,36 @@ def evaluate_thetas(
                 f"{path} was made for guidance scale {artifact.guidance_scale:g}, the configuration has "
                 f"{list(config.guidance_scale)}; add it with --set guidance_scale=[{artifact.guidance_scale:g}]"
             )
-    session = Session(config, address=address, wait=wait)
-    for artifact in artifacts.values():
-        artifact.check_model(session.facts.digest, allow_transfer=allow_transfer)
-    tracker, experiment = session.open_tracking()
-    session.make_pairs()
-    found = []
-    with bar(len(artifacts), "theta", "evaluation") as progress:
-        for path, artifact in artifacts.items():
-            pairs = session.specs[PairKey("test", artifact.guidance_scale, 0)]
-            summaries = evaluate(session.pool, artifact.solver, pairs.digest, config.metrics, pairs.count)
-            name = f"evaluation of {artifact.family} nfe{artifact.solver.nfe}"
-            entry: dict[str, Any] = {
-                "theta": path,
-                "family": artifact.family,
-                "nfe": artifact.solver.nfe,
-                "guidance_scale": artifact.guidance_scale,
-                "columns": list(summaries),
-            }
-            numbers: dict[str, float] = {}
-            for column, summary in summaries.items():
-                numbers |= {column: summary["mean"], f"{column}_stderr": summary["stderr"]}
-            # By what was scored, not by where the file lay: the same theta again is the same run. Two families may have
-            # the same numbers, as Euler and DDIM on CondOT.
-            scored = hashlib.sha256(f"{artifact.family}/{artifact.digest}/{pairs.digest}".encode()).hexdigest()[:16]
-            log = tracker.run(experiment, f"evaluation/{scored}", name, {ROLE: "evaluation"})
-            log.parameters({key: entry[key] for key in ("family", "nfe", "guidance_scale")} | {"pairs": pairs.digest})
-            log.tags({"bespoke.theta": path})
-            log.finish(numbers | {"nfe": artifact.solver.nfe}, texts={"theta.json": artifact.to_json()})
-            found.append(entry | numbers)
-            progress.update()
-    return found
+    with Session(config, address=address, wait=wait) as session:
+        for artifact in artifacts.values():
+            artifact.check_model(session.facts.digest, allow_transfer=allow_transfer)
+        tracker, experiment = session.open_tracking()
+        session.make_pairs()
+        found = []
+        with bar(len(artifacts), "theta", "evaluation") as progress:
+            for path, artifact in artifacts.items():
+                pairs = session.specs[PairKey("test", artifact.guidance_scale, 0)]
+                summaries = evaluate(session.pool, artifact.solver, pairs.digest, config.metrics, pairs.count)
+                name = f"evaluation of {artifact.family} nfe{artifact.solver.nfe}"
+                entry: dict[str, Any] = {
+                    "theta": path,
+                    "family": artifact.family,
+                    "nfe": artifact.solver.nfe,
+                    "guidance_scale": artifact.guidance_scale,
+                    "columns": list(summaries),
+                }
+                numbers: dict[str, float] = {}
+                for column, summary in summaries.items():
+                    numbers |= {column: summary["mean"], f"{column}_stderr": summary["stderr"]}
+                # By what was scored, not by where the file lay: the same theta again is the same run. Two families may
+                # have the same numbers, as Euler and DDIM on CondOT.
+                scored = hashlib.sha256(f"{artifact.family}/{artifact.digest}/{pairs.digest}".encode()).hexdigest()[:16]
+                log = tracker.run(experiment, f"evaluation/{scored}", name, {ROLE: "evaluation"})
+                log.parameters(
+                    {key: entry[key] for key in ("family", "nfe", "guidance_scale")} | {"pairs": pairs.digest}
+                )
+                log.tags({"bespoke.theta": path})
+                log.finish(numbers | {"nfe": artifact.solver.nfe}, texts={"theta.json": artifact.to_json()})
+                found.append(entry | numbers)
+                progress.update()
+        return found

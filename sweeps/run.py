@@ -74,8 +74,10 @@ def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, anno
     storage = Storage.at(config.storage)
     folder = f"experiments/{config.name}"
     storage.check_writable()
-    with exclusive(storage, f"{folder}/.lock", wait=wait, announce=announce):
-        session = Session(config, address=address, wait=wait, announce=announce)
+    with (
+        exclusive(storage, f"{folder}/.lock", wait=wait, announce=announce),
+        Session(config, address=address, wait=wait, announce=announce) as session,
+    ):
         # Before the long work: a tracking store that cannot be reached is found now.
         sweep = _Sweep(session, folder, announce)
         session.make_pairs(announce)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
+import uuid
+from types import TracebackType
 
 from orchestrator.config import ExperimentConfig, cpu_budget, resolve_tracking_uri
 from orchestrator.errors import PoolError
 from orchestrator.host import HostSettings, ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool import Pool, PoolSettings, RayPool, check_fits, connect
+from orchestrator.pool import PoolSettings, RayPool, check_fits, connect
 from orchestrator.progress import Note, note
 from orchestrator.storage import Storage
 from orchestrator.tracking import Tracker
@@ -18,7 +18,7 @@ from sweeps.space import PairKey, pair_specs
 
 
 class Session:
-    """An experiment with everything it runs on: storage, hosts, MLflow."""
+    """An experiment with everything it runs on: storage, hosts, MLflow. A context manager: its hosts end with it."""
 
     def __init__(self, config: ExperimentConfig, *, address: str | None, wait: bool, announce: Note = note):
         self.config, self.wait = config, wait
@@ -47,12 +47,23 @@ class Session:
             gpus=resources.host_gpus,
             request_timeout=resources.request_timeout,
         )
-        # Other settings are another pool, also in a process that runs several experiments of one name.
-        settings = hashlib.sha256(repr((host, pool)).encode()).hexdigest()[:8]
-        self.pool_name = f"pool-{config.name}-{settings}-{os.getpid()}"
-        self.pool: Pool = RayPool.start(self.pool_name, host, pool)
-        self.facts: ModelFacts = self.pool.call("facts")
-        self.specs: dict[PairKey, PairSpec] = pair_specs(config, self.facts)
+        # A name of its own: a pool that is found by a shared one may be that of a session which is ending.
+        self.pool_name = f"pool-{config.name}-{uuid.uuid4().hex[:8]}"
+        self.pool = RayPool.start(self.pool_name, host, pool)
+        try:
+            self.facts: ModelFacts = self.pool.call("facts")
+            self.specs: dict[PairKey, PairSpec] = pair_specs(config, self.facts)
+        except BaseException:
+            self.pool.close()
+            raise
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.pool.close()
 
     def make_pairs(self, announce: Note = note) -> None:
         """Make what is missing of the experiment's pair stores."""

@@ -292,3 +292,12 @@ def test_a_cluster_that_is_not_there_is_told_with_the_remedy(monkeypatch: pytest
         PoolError, match=r"no Ray cluster at 'auto': Could not find .*; start one with .* or leave out --a"
     ):
         connect("auto", cpus=2)
+
+
+def test_a_cluster_that_is_not_there_is_said_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray alone would try for minutes; the address and the remedy are named."""
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(PoolError, match=r"no Ray cluster at '127\.0\.0\.1:1': .*refused.*; start one with `ray up"):
+        connect("127.0.0.1:1", cpus=1)
