@@ -54,7 +54,10 @@ def _statuses(storage: Storage) -> list[str]:
 def test_a_sweep_with_early_stopping_has_a_result_and_a_run_for_every_point(
     sweep: Callable[..., ExperimentConfig], copied: Storage, ray_session: None
 ) -> None:
-    """ASHA ends the hopeless: they keep what they had. A named start that is the best one as well is one point."""
+    """ASHA ends the hopeless: they keep what they had. A named start that is the best one as well is one point.
+
+    One trial runs at a time, the good rate first: with several at once the order of their reports decides who is ended.
+    """
     learned = {
         "family": "bns",
         "start": ["best", "euler"],
@@ -68,6 +71,7 @@ def test_a_sweep_with_early_stopping_has_a_result_and_a_run_for_every_point(
         grid_search=None,
         learned=[learned],
         search={"scheduler": "asha", "grace_validations": 2, "reduction_factor": 2},
+        resources={"hosts": 1, "host_cpus": 0.25, "trial_cpus": 1.5, "local_cpus": 2},
     )
     told: list[str] = []
     outcome = run_sweep(config, address=None, wait=False, announce=told.append)
