@@ -3,6 +3,9 @@
 from solvers.schedulers.base import PathPoint, Scheduler, as_time
 from solvers.schedulers.cond_ot import CondOT
 from solvers.schedulers.cosine import Cosine
+from solvers.schedulers.custom import Custom
+from solvers.schedulers.discrete_vp import DiscreteVP
+from solvers.schedulers.edm import EDM
 from solvers.schedulers.vp import VP
 
-__all__ = ["VP", "CondOT", "Cosine", "PathPoint", "Scheduler", "as_time"]
+__all__ = ["EDM", "VP", "CondOT", "Cosine", "Custom", "DiscreteVP", "PathPoint", "Scheduler", "as_time"]

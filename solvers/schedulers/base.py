@@ -52,6 +52,16 @@ class Scheduler(ABC):
                 f"a scheduler's domain must satisfy 0 <= t_min < t_max <= 1, got t_min={self.t_min}, t_max={self.t_max}"
             )
 
+    def _end_by(self, last: float, meaning: str) -> None:
+        """For paths that end before t = 1: t_max = 1 comes to mean ``last``, and a time in between is refused."""
+        if self.t_max == 1.0:
+            object.__setattr__(self, "t_max", last)
+        elif last < self.t_max <= 1.0:
+            raise ValueError(
+                f"t_max={self.t_max:.6g} lies beyond {meaning}, {last:.6g}, where the {self.name} scheduler ends; "
+                f"leave t_max out or make it smaller"
+            )
+
     @property
     @abstractmethod
     def name(self) -> str:

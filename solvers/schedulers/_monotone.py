@@ -1,0 +1,80 @@
+"""Rising functions of one variable: their inverse, and slopes that keep an interpolant rising."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+MAX_ITERATIONS = 100
+"""Bisection alone needs 53 to exhaust float64."""
+
+
+def invert_increasing(
+    function: Callable[[Tensor], tuple[Tensor, Tensor]],
+    target: Tensor,
+    low: float,
+    high: float,
+    guess: Tensor | None = None,
+) -> Tensor:
+    """The x in [low, high] with f(x) = target, by Newton's method inside a bisection bracket.
+
+    A target below f(low) or above f(high) gives ``low`` or ``high``; NaN gives NaN.
+
+    Args:
+        function: x to (f(x), f'(x)), elementwise, f rising strictly; f' may be infinite or zero at the ends.
+        target: float64, any shape.
+        guess: Where to begin, of the shape of ``target``; default the middle.
+
+    Returns:
+        x to rounding, of the shape of ``target``; its first derivative in ``target`` is 1 / f'(x).
+    """
+    goal = target.detach()
+    with torch.no_grad():
+        lower, upper = torch.full_like(goal, low), torch.full_like(goal, high)
+        x = (lower + upper) / 2 if guess is None else guess.detach().clamp(low, high)
+        for _ in range(MAX_ITERATIONS):
+            value, slope = function(x)
+            below = value < goal
+            lower, upper = torch.where(below, x, lower), torch.where(below, upper, x)
+            newton = x - (value - goal) / slope
+            # False for NaN too, so that an infinite or zero slope falls back to halving the bracket.
+            usable = (newton >= lower) & (newton <= upper)
+            following = torch.where(usable, newton, (lower + upper) / 2)
+            moved = float((following - x).abs().max())
+            x = following
+            if moved <= 2e-16 * max(abs(low), abs(high)):
+                break
+        x = torch.where(goal.isnan(), goal, x)
+    value, slope = function(x)
+    # One more Newton step, with the target as it came: it carries derivatives of either mode to the result. Where the
+    # slope is infinite the inverse is flat.
+    slope = torch.where(slope.isfinite() & (slope > 0), slope, torch.inf).detach()
+    return (x + (target - value.detach()) / slope).clamp(low, high)
+
+
+def limited_slopes(values: Tensor) -> Tensor:
+    """Slopes at the points of a rising sequence with unit spacing, such that its cubic Hermite interpolant rises.
+
+    Central differences (one-sided and of second order at the two ends), exact for quadratic sequences, and limited to
+    three times the smaller neighbouring difference, which is sufficient (Fritsch & Carlson 1980). At the ends they
+    are at least a third of the neighbouring difference, so that the interpolant has no flat end.
+
+    Args:
+        values: Strictly increasing, shape (n,), n >= 2; differentiable.
+
+    Returns:
+        Shape (n,), positive.
+    """
+    steps = values.diff()
+    if len(steps) == 1:
+        return torch.cat([steps, steps])
+    left, right = steps[:-1], steps[1:]
+    inner = torch.minimum((left + right) / 2, 3 * torch.minimum(left, right))
+    return torch.cat([_end_slope(steps[:1], left[:1], right[:1]), inner, _end_slope(steps[-1:], right[-1:], left[-1:])])
+
+
+def _end_slope(step: Tensor, near: Tensor, far: Tensor) -> Tensor:
+    one_sided = (3 * near - far) / 2
+    return torch.minimum(torch.maximum(one_sided, step / 3), 3 * step)
