@@ -21,6 +21,28 @@ from solvers.schedulers.base import PathPoint, Scheduler, as_time
 #: Options to try of families that have some, by module name; every other family is tried as it comes.
 FAMILY_OPTIONS: dict[str, list[dict[str, Any]]] = {
     "adams_bashforth": [{"steps_back": 2}, {"steps_back": 3}, {"steps_back": 4}],
+    "deis": [{"degree": 1}, {"degree": 2}, {"degree": 3}],
+    # One stage and one prediction are DDIM; two families with the same numbers would be one row of a table.
+    "exponential_multistep": [
+        {"steps_back": count, "prediction": prediction} for count in (2, 3) for prediction in ("epsilon", "sample")
+    ],
+    "exponential_rk": [
+        {"order": order, "prediction": prediction} for order in (2, 3) for prediction in ("epsilon", "sample")
+    ],
+    "linear_multistep": [
+        {},
+        {"b": [[1], [1.5, -0.5], [23 / 12, -16 / 12, 5 / 12]]},
+        {"a": [[1], [0.5, 0.5]], "b": [[1], [1.75, -0.25]]},
+    ],
+    "scale_time": [
+        {},
+        {"inner": "adams_bashforth", "inner_options": {"steps_back": 2}, "scheduler": "custom"},
+        {"inner": "rk4", "scheduler": "custom", "sigma0": 3.0, "grid_on": "source"},
+    ],
+    "shifted_euler": [{"shift": 3.0}, {"shift": 0.5}],
+    "unipc": [{"steps_back": 1}, {"steps_back": 2}, {"steps_back": 3}],
+    "bespoke_rk1": [{"learn": "both"}, {"learn": "time"}, {"learn": "scale"}],
+    "bespoke_rk2": [{"learn": "both"}, {"learn": "time"}, {"learn": "scale"}],
 }
 
 
@@ -42,7 +64,19 @@ def fixed_families() -> list[Family]:
 
 
 def learnable_families() -> list[LearnableFamily]:
-    return [plugin() for _, plugin in _plugins(solvers.families, "FAMILY") if plugin.learnable]
+    """Every family that is learned, once for each of its options."""
+    return [
+        plugin(**options)
+        for name, plugin in _plugins(solvers.families, "FAMILY")
+        if plugin.learnable
+        for options in FAMILY_OPTIONS.get(name, [{}])
+    ]
+
+
+def learnable_starts(*, allowed: bool) -> list[tuple[LearnableFamily, Family]]:
+    """Every learnable family with each fixed one that it can start from, or with each that it refuses."""
+    pairs = itertools.product(learnable_families(), fixed_families())
+    return [(learnable, family) for learnable, family in pairs if learnable.starts_from(family) == allowed]
 
 
 def schedulers_found() -> list[Scheduler]:

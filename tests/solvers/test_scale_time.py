@@ -19,9 +19,17 @@ from oracles import (
     schedulers_found,
 )
 
+from solvers.families.adams_bashforth import AdamsBashforth
+from solvers.families.base import GridSolver
+from solvers.families.ddim import DDIM
+from solvers.families.euler import Euler
+from solvers.families.midpoint import Midpoint
+from solvers.families.rk4 import RK4
+from solvers.families.scale_time import ScaleTime
+from solvers.grids import UNIFORM, Grid
 from solvers.prediction import PredictionField
 from solvers.scale_time import Preconditioned, SchedulerChange, TransformedField, precondition
-from solvers.schedulers import VP, CondOT, Cosine, Scheduler
+from solvers.schedulers import EDM, VP, CondOT, Cosine, Scheduler
 
 FINITE_PAIRS = [
     (CondOT(), Cosine()),
@@ -237,3 +245,121 @@ def test_a_transformed_field_is_refused_outside_the_cut_domain() -> None:
     field = TransformedField(nonlinear_field(VP()), precondition(VP(), 2.0))
     with pytest.raises(ValueError, match=r"outside the domain \[0\.0718.*, 1\] of the vp with sigma0=2 scheduler"):
         field(noise(1, 2), torch.tensor(0.0, dtype=torch.float64))
+
+
+# --- The family that wraps another one ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma0", [0.5, 2.0, 5.0])
+def test_scale_time_with_sigma0_is_the_preconditioned_solver(sigma0: float) -> None:
+    """ScaleTime(sigma0) around a family is that family with sigma0, on grids that are laid by time."""
+    grid = Grid("warped", p=1.6, q=1.2)
+    wrapped = GridSolver(ScaleTime(inner="midpoint", sigma0=sigma0), 8, grid).to_ns(Cosine())
+    plain = GridSolver(Midpoint(), 8, grid, sigma0).to_ns(Cosine())
+    torch.testing.assert_close(wrapped.flat(), plain.flat(), rtol=1e-10, atol=1e-12)
+
+
+def test_scale_time_runs_the_inner_family_on_the_target_path() -> None:
+    """The same family, on the exact velocity of the target path, on a grid over the target's domain."""
+    data, x0 = mixture(), noise(5, 2)
+    solver = ScaleTime(inner="adams_bashforth", inner_options={"steps_back": 3}, scheduler="cosine")
+    found = GridSolver(solver, 6, UNIFORM).sample(data.field(CondOT()), x0)
+    expected = GridSolver(AdamsBashforth(3), 6, UNIFORM).sample(data.field(Cosine()), x0)
+    assert relative_error(found, expected) < 1e-10
+
+
+def test_a_target_that_starts_with_less_noise_starts_later_from_its_own_noise() -> None:
+    """EDM's path begins at sigma/alpha = 80, t = 1/81 on CondOT: there the first query is, at x = (80/81) x0."""
+    theta = GridSolver(ScaleTime(inner="euler", scheduler="edm"), 4, UNIFORM).to_ns(CondOT())
+    assert (float(theta.times[0]), float(theta.a[0])) == pytest.approx((1 / 81, 80 / 81), rel=1e-12)
+
+
+def test_a_grid_on_the_target_keeps_its_places_in_the_domain() -> None:
+    """Uniform over EDM's domain is uniform in sigma: the first of two steps is half the way from 80 to 0.002."""
+    theta = GridSolver(ScaleTime(inner="euler", scheduler="edm"), 2, UNIFORM).to_ns(CondOT())
+    assert float(theta.times[1]) == pytest.approx(1 / (1 + 80 - (80 - 0.002) / 2), rel=1e-9)
+
+
+@pytest.mark.parametrize("grid", [Grid("edm"), Grid("ays"), Grid("warped", p=1.6, q=1.2)], ids=lambda grid: grid.kind)
+def test_a_grid_on_the_source_keeps_its_noise_levels(grid: Grid) -> None:
+    """Carried over at equal SNR, the network is asked at the grid's own times, whatever path is stepped along."""
+    solver = ScaleTime(inner="euler", scheduler="vp", grid_on="source")
+    found = GridSolver(solver, 5, grid).to_ns(Cosine(t_min=0.05)).times
+    torch.testing.assert_close(found, grid.times(5, Cosine(t_min=0.05))[:-1], rtol=1e-9, atol=1e-12)
+
+
+def test_ddim_is_the_same_on_every_path_that_has_the_same_noise_levels() -> None:
+    """It depends on the path through SNR alone, so a change of path that keeps those changes nothing."""
+    grid = Grid("ays")
+    wrapped = GridSolver(ScaleTime(inner="ddim", scheduler="cosine", grid_on="source"), 6, grid).to_ns(CondOT())
+    plain = GridSolver(DDIM(), 6, grid).to_ns(CondOT())
+    torch.testing.assert_close(wrapped.flat(), plain.flat(), rtol=1e-9, atol=1e-11)
+
+
+def test_a_change_of_path_changes_the_steps_and_not_the_destination() -> None:
+    """With many steps ST-RK4 finds the field's own solution, away from both ends."""
+    scheduler = CondOT(t_min=0.1, t_max=0.9)
+    field, x0 = nonlinear_field(scheduler), noise(4, 2)
+    exact = fine_rk4(field, scheduler.sigma(0.1) * x0, 0.1, 0.9, steps=100)
+    for target in ("cosine", "vp", "edm", "discrete_vp", "custom"):
+        sample = GridSolver(ScaleTime(inner="rk4", scheduler=target), 400, UNIFORM).sample(field, x0)
+        assert relative_error(sample, exact) < 2e-4, target
+
+
+def test_two_preconditionings_multiply() -> None:
+    """sigma0 of the sweep and sigma0 of the family are one sigma0."""
+    twice = GridSolver(ScaleTime(inner="midpoint", sigma0=2.0), 6, UNIFORM, sigma0=3.0).to_ns(CondOT())
+    once = GridSolver(Midpoint(), 6, UNIFORM, sigma0=6.0).to_ns(CondOT())
+    torch.testing.assert_close(twice.flat(), once.flat(), rtol=1e-10, atol=1e-12)
+
+
+def test_scale_time_spends_what_its_inner_family_spends() -> None:
+    """NFE, order and name are those of the family inside; the label says what was done to it."""
+    solver = ScaleTime(inner="rk4", scheduler="edm", scheduler_options={"sigma_max": 50.0}, grid_on="source")
+    assert (solver.steps(8), solver.evaluations_per_step, solver.order) == (2, 4, RK4().order)
+    assert solver.label == "ST RK4 (edm, sigma_max=50.0, grid on source)"
+    assert ScaleTime(sigma0=5.0).label == "ST Midpoint (sigma0=5)"
+    with pytest.raises(ValueError, match="RK4 makes 4 evaluations per step"):
+        GridSolver(solver, 6, UNIFORM)
+
+
+def test_a_scheduler_with_the_fields_own_noise_changes_nothing() -> None:
+    """The identity: cosine stepped along as cosine."""
+    wrapped = GridSolver(ScaleTime(inner="euler", scheduler="cosine"), 5, UNIFORM).to_ns(Cosine())
+    plain = GridSolver(Euler(), 5, UNIFORM).to_ns(Cosine())
+    torch.testing.assert_close(wrapped.flat(), plain.flat(), rtol=1e-9, atol=1e-12)
+
+
+def test_a_grid_on_the_source_that_the_target_cannot_hold_is_refused() -> None:
+    """EDM has no noise level above 80, CondOT's first listed time has 999."""
+    solver = GridSolver(ScaleTime(scheduler="edm", grid_on="source"), 4, Grid("given", listed=(0.001,)))
+    error = (
+        r"the grid's time 0\.001 has a noise level that the path of the edm scheduler does not reach; use grid_on='tar"
+    )
+    with pytest.raises(ValueError, match=error):
+        solver.to_ns(CondOT())
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"sigma0": 1.0}, "scale_time with sigma0=1 and no scheduler changes nothing; set one of them"),
+        ({"sigma0": -1.0}, r"sigma0 must be positive, got -1\.0"),
+        ({"inner": "no_such"}, "there is no solver family 'no_such'"),
+        ({"inner": "bns"}, "family 'bns' is learned itself and cannot be wrapped"),
+        ({"inner": "euler", "inner_options": {"k": 1}}, r"family 'euler' refuses the options \{'k': 1\}"),
+        ({"scheduler": "no_such"}, "there is no scheduler 'no_such'; `bespoke list schedulers`"),
+        ({"scheduler_options": {"sigma_max": 50.0}}, "scheduler_options belong to a scheduler of scale_time; name it"),
+        ({"grid_on": "both"}, "grid_on must be one of target, source, got 'both'"),
+    ],
+    ids=["nothing", "negative", "family", "learned", "options", "scheduler", "orphans", "grid"],
+)
+def test_a_scale_time_that_makes_no_sense_is_refused(options: dict[str, object], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        ScaleTime(**options)  # type: ignore[arg-type]
+
+
+def test_edm_from_its_least_noise_is_a_scheduler_like_any_other() -> None:
+    """Its path ends before the data, and so does what is made of it: restore divides by the scale there."""
+    field = TransformedField(mixture().field(EDM()), CondOT())
+    assert (field.scheduler.t_min, field.scheduler.t_max) == pytest.approx((1 / 81, 1 / 1.002), rel=1e-9)

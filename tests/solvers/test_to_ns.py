@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from oracles import (
     affordable_nfe,
     central_difference,
     fixed_families,
-    learnable_families,
+    learnable_starts,
     noise,
     nonlinear_field,
     relative_error,
@@ -25,7 +26,7 @@ from solvers.families.euler import Euler
 from solvers.field import VelocityField
 from solvers.grids import UNIFORM, Grid
 from solvers.ns import NSSolver
-from solvers.schedulers import VP, CondOT, Cosine, Scheduler
+from solvers.schedulers import VP, CondOT, Cosine, DiscreteVP, Scheduler
 from solvers.to_ns import to_ns
 
 # Chaotic amplification of the last bit by a nonlinear field and eight steps, not an error of the map.
@@ -37,11 +38,10 @@ def _asks_at_the_data_end(solver: GridSolver) -> bool:
     return float(solver.to_ns(CondOT()).times.max()) >= 1.0
 
 
-def test_every_family_equals_its_non_stationary_form(
-    family: Family, scheduler: Scheduler, grid: Grid, sigma0: float
-) -> None:
+@pytest.mark.parametrize("sigma0", [1.0, 5.0])
+def test_every_family_equals_its_non_stationary_form(family: Family, scheduler: Scheduler, sigma0: float) -> None:
     """family.sample(u, x0) == to_ns(family).sample(u, x0) on a nonlinear u; on VP a query at t=1 is refused."""
-    solver = GridSolver(family, affordable_nfe(family, 6), grid, sigma0)
+    solver = GridSolver(family, affordable_nfe(family, 6), Grid("warped", p=1.6, q=1.2), sigma0)
     if scheduler.velocity_is_singular_at_end and _asks_at_the_data_end(solver):
         with pytest.raises(ValueError, match=r"velocity of the .* scheduler is infinite at t=1; use a solver that"):
             solver.to_ns(scheduler)
@@ -52,21 +52,23 @@ def test_every_family_equals_its_non_stationary_form(
     assert relative_error(theta.sample(field, x0), solver.sample(field, x0)) < TO_ROUNDING
 
 
-@pytest.mark.parametrize("learnable", learnable_families(), ids=lambda family: family.label)
+@pytest.mark.parametrize("scheduler", [CondOT(), VP()], ids=lambda scheduler: scheduler.name)
+@pytest.mark.parametrize(("learnable", "family"), learnable_starts(allowed=True), ids=lambda family: family.label)
 def test_every_learnable_family_starts_as_the_solver_it_is_given(
-    learnable: LearnableFamily, family: Family, scheduler: Scheduler, sigma0: float
+    learnable: LearnableFamily, family: Family, scheduler: Scheduler
 ) -> None:
     """to_ns(start(solver)) samples as solver does, preconditioned or not: distillation begins at the baseline."""
-    solver = GridSolver(family, affordable_nfe(family, 4), UNIFORM, sigma0)
-    if scheduler.velocity_is_singular_at_end and _asks_at_the_data_end(solver):
-        with pytest.raises(ValueError, match=r"velocity of the .* scheduler is infinite at t=1; use a solver that"):
-            learnable.start(solver, scheduler)
-        return
-    field, x0 = nonlinear_field(scheduler), noise(4, 3)
-    start = learnable.start(solver, scheduler)
-    theta = learnable.to_ns(start, scheduler, sigma0)
-    assert relative_error(theta.sample(field, x0), solver.sample(field, x0)) < TO_ROUNDING
-    torch.testing.assert_close(learnable.project(start, scheduler, sigma0), start, rtol=0, atol=1e-3)
+    for sigma0 in (1.0, 5.0):
+        solver = GridSolver(family, affordable_nfe(family, 4), UNIFORM, sigma0)
+        if scheduler.velocity_is_singular_at_end and _asks_at_the_data_end(solver):
+            with pytest.raises(ValueError, match=r"velocity of the .* scheduler is infinite at t=1; use a solver that"):
+                learnable.start(solver, scheduler)
+            continue
+        field, x0 = nonlinear_field(scheduler), noise(4, 3)
+        start = learnable.start(solver, scheduler)
+        theta = learnable.to_ns(start, scheduler, sigma0)
+        assert relative_error(theta.sample(field, x0), solver.sample(field, x0)) < TO_ROUNDING
+        torch.testing.assert_close(learnable.project(start, scheduler, sigma0), start, rtol=0, atol=1e-3)
 
 
 def test_a_non_stationary_solver_is_its_own_non_stationary_form() -> None:
@@ -112,6 +114,7 @@ def _weights(length: int) -> Tensor:
     return torch.sin(torch.arange(1, length + 1, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("scheduler", [CondOT(), VP(), DiscreteVP()], ids=lambda scheduler: scheduler.name)
 def test_the_map_is_differentiable_in_a_grids_exponents(family: Family, scheduler: Scheduler) -> None:
     """d theta / dp and d theta / dq of the warped grid t = (1-(1-r)^p)^q, against finite differences."""
     nfe = affordable_nfe(family, 6)
@@ -198,6 +201,132 @@ def test_a_solver_with_infinite_coefficients_is_refused() -> None:
 
     with pytest.raises(ValueError, match="no finite non-stationary form on the cond_ot scheduler"):
         to_ns(_Custom(1, step), CondOT())
+
+
+# --- What is not linear -------------------------------------------------------------------------------------------
+
+
+def _with(operation: Callable[[Tensor], object]) -> _Custom:
+    """Two Euler steps with ``operation`` applied to the state between them, its result added."""
+
+    def step(velocity: VelocityField, x: Tensor) -> Tensor:
+        x = x + 0.5 * velocity(x, torch.tensor(0.0, dtype=torch.float64))
+        x = x + operation(x)
+        return x + 0.5 * velocity(x, torch.tensor(0.5, dtype=torch.float64))
+
+    return _Custom(2, step)
+
+
+NOT_LINEAR: dict[str, Callable[[Tensor], object]] = {
+    "clamp": lambda x: x.clamp(-1, 1),
+    "clip": lambda x: torch.clip(x, -1, 1),
+    "quantile": lambda x: torch.quantile(x, 0.995),
+    "abs": lambda x: x.abs(),
+    "tanh": torch.tanh,
+    "square": torch.square,
+    "pow": lambda x: x**2,
+    "linalg_vector_norm": lambda x: torch.linalg.vector_norm(x),
+    "where": lambda x: torch.where(torch.tensor(True), x, x),
+    "gt": lambda x: x > 1,
+    "max": torch.max,
+    "sort": torch.sort,
+    "sum": lambda x: x.sum(),
+    "getitem": lambda x: x[0],
+    "float": lambda x: float(x),
+    "item": lambda x: x.item(),
+    "reshape": lambda x: x.reshape(-1),
+    "exp": torch.exp,
+}
+
+
+@pytest.mark.parametrize("name", NOT_LINEAR)
+def test_an_operation_that_is_not_linear_is_refused_by_name(name: str) -> None:
+    """Thresholding has no non-stationary form; traced unguarded it would give a wrong theta without a sign."""
+    with pytest.raises(
+        ValueError, match=rf"not linear in its states: it applies '{name}' to one, .* leave thresholding"
+    ):
+        to_ns(_with(NOT_LINEAR[name]), CondOT())
+
+
+TWO_STATES: dict[str, Callable[[Tensor], object]] = {
+    "'mul' of two states": lambda x: x * x,
+    "'tensordot' of two states": lambda x: torch.tensordot(x, x, dims=1),
+    "'div' by something that is no single number": lambda x: x / x,
+    "'rtruediv'|'rdiv'|'reciprocal'": lambda x: 1 / x,
+    "'add' with something that is no state": lambda x: x + 1,
+    "'sub' with something that is no state": lambda x: x - torch.ones(3, dtype=torch.float64),
+    "'rsub' with something that is no state|'rsub'|'sub' with": lambda x: 1 - x,
+    "'mul' with something that is no single number": lambda x: x * torch.ones(3, dtype=torch.float64),
+    "'lerp' with something that is no single number": lambda x: torch.lerp(x, x, x),
+}
+
+
+@pytest.mark.parametrize("error", TWO_STATES)
+def test_a_linear_operation_in_the_wrong_place_is_refused_too(error: str) -> None:
+    """Products of states, constants added to one, weights that differ between coordinates."""
+    with pytest.raises(ValueError, match=f"not linear in its states: it applies (?:{error})"):
+        to_ns(_with(TWO_STATES[error]), CondOT())
+
+
+LINEAR: dict[str, Callable[[Tensor], Tensor]] = {
+    "operators": lambda x: -(2 * x - x / 3) * torch.tensor(0.5, dtype=torch.float64) + x,
+    "functions": lambda x: torch.add(torch.mul(x, 0.1), torch.neg(x), alpha=0.2),
+    "in place": lambda x: x.clone().mul_(0.3).add_(x, alpha=0.1).sub_(x).div_(2),
+    "sums": lambda x: sum([x, 2 * x]),  # type: ignore[return-value]
+    "stacked": lambda x: torch.tensordot(torch.tensor([0.1, 0.2], dtype=torch.float64), torch.stack([x, -x]), dims=1),
+    "interpolated": lambda x: torch.lerp(x, -x, 0.3),
+    "copies": lambda x: x.to(torch.float64).clone().contiguous().detach() + torch.zeros_like(x),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_what_is_linear_passes_and_is_traced_right(name: str) -> None:
+    """The guard changes no number: the form samples as the solver does."""
+    solver, field, x0 = _with(LINEAR[name]), nonlinear_field(CondOT()), noise(4, 3)
+    assert relative_error(to_ns(solver, CondOT()).sample(field, x0), solver.sample(field, x0)) < TO_ROUNDING
+
+
+def test_a_solver_that_works_in_place_is_traced_right() -> None:
+    """Its later updates must not reach into the states that were written down."""
+
+    def step(velocity: VelocityField, x: Tensor) -> Tensor:
+        x = x.clone()
+        for i in range(3):
+            x += velocity(x, torch.tensor(i / 3, dtype=torch.float64)).mul_(1 / 3)
+        return x
+
+    in_place, plain = (to_ns(solver, CondOT()) for solver in (_Custom(3, step), _Custom(3, _euler_steps(3))))
+    torch.testing.assert_close(in_place.flat(), plain.flat(), rtol=0, atol=1e-15)
+
+
+@dataclass(frozen=True)
+class _Thresholding(Family):
+    """Euler with an option to clip: the option decides, not the type."""
+
+    clip: bool = False
+    source = "a test"
+    label = "Thresholding"
+    order = 1
+
+    def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:
+        x = Euler().integrate(velocity, x, times)
+        return x.clamp(-1, 1) if self.clip else x
+
+
+def test_a_solver_known_to_be_linear_does_not_vouch_for_its_variants() -> None:
+    """The guard is skipped only where everything but the values of tensors is the same as in a guarded trace."""
+    for _ in range(2):
+        GridSolver(_Thresholding(), 3, UNIFORM).to_ns(CondOT())
+    for _ in range(2):
+        with pytest.raises(ValueError, match="it applies 'clamp' to one"):
+            GridSolver(_Thresholding(clip=True), 3, UNIFORM).to_ns(CondOT())
+
+
+def test_guarded_and_unguarded_traces_are_the_same() -> None:
+    """The first trace of a solver is guarded, the second is not: theta is equal, bit for bit."""
+    solver = GridSolver(AdamsBashforth(4), 7, Grid("warped", p=1.23456789, q=1.2), sigma0=3.0)
+    first, second = solver.to_ns(VP()), solver.to_ns(VP())
+    assert torch.equal(first.flat(), second.flat())
 
 
 def test_different_solvers_have_different_forms() -> None:
