@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from solvers.families._interpolation import moment_weights
 from solvers.families.base import Family, as_dtype
 from solvers.field import VelocityField
 
@@ -58,8 +59,7 @@ def variable_step_weights(nodes: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     step = t_next - t
     degrees = torch.arange(len(nodes), dtype=torch.float64)
     # In units of the step, with the origin at t: well conditioned for every grid.
-    vandermonde = ((nodes - t) / step).unsqueeze(0) ** degrees.unsqueeze(1)
-    return step * torch.linalg.solve(vandermonde, 1 / (degrees + 1))
+    return step * moment_weights((nodes - t) / step, 1 / (degrees + 1))
 
 
 FAMILY = AdamsBashforth
