@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+MSE_FLOOR = 1e-28
+"""Keeps a loss's gradient finite for a sample that is exact; 280 dB below unit range."""
+
 
 def per_sample_mse(x: Tensor, reference: Tensor) -> Tensor:
     """||x - reference||^2 of each sample, shape (B,), in float32 or better.
@@ -25,8 +28,15 @@ def psnr_loss(x: Tensor, reference: Tensor) -> Tensor:
 
     Its mean over samples is minimised: a mean of logs, not the log of a mean.
     """
-    # The floor keeps the gradient finite for a sample that is exact; it is 280 dB below unit range.
-    return torch.log(per_sample_mse(x, reference).clamp_min(1e-28))
+    return torch.log(per_sample_mse(x, reference).clamp_min(MSE_FLOOR))
+
+
+def rmse_loss(x: Tensor, reference: Tensor) -> Tensor:
+    """||x_n - x(1)|| of each sample, shape (B,): the summand of the global truncation error (BST eq. 6).
+
+    Its mean over samples is minimised: a mean of roots, not the root of a mean.
+    """
+    return per_sample_mse(x, reference).clamp_min(MSE_FLOOR).sqrt()
 
 
 def psnr_db(mse: Tensor, data_range: float) -> Tensor:

@@ -126,15 +126,25 @@ class LearnableFamily(ABC):
 
     learnable: ClassVar[bool] = True
     source: ClassVar[str]
+    #: Module names of the fixed families it can equal, and so start from; None where it can equal every one.
+    starts: ClassVar[tuple[str, ...] | None] = None
 
     @property
     @abstractmethod
     def label(self) -> str:
         """Short name for tables and figures."""
 
+    def starts_from(self, family: Family) -> bool:
+        """Whether ``family``, at least on its uniform grid, is among the solvers that this one can equal."""
+        return self.starts is None or type(family).__module__.rpartition(".")[2] in self.starts
+
     @abstractmethod
     def start(self, solver: GridSolver, scheduler: Scheduler) -> Tensor:
-        """Parameters, shape (p,), float64, at which the family equals ``solver`` on fields of ``scheduler``."""
+        """Parameters, shape (p,), float64, at which the family equals ``solver`` on fields of ``scheduler``.
+
+        Raises:
+            ValueError: The family cannot equal ``solver``; always so where :meth:`starts_from` is false.
+        """
 
     @abstractmethod
     def to_ns(self, parameters: Tensor, scheduler: Scheduler, sigma0: float) -> NSSolver:
