@@ -1,0 +1,160 @@
+"""What learnable families share: the path they are learned on, and times learned by their steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from solvers.families.base import GridSolver, sample_preconditioned
+from solvers.field import VelocityField
+from solvers.ns import NSSolver
+from solvers.scale_time import SchedulerChange, precondition
+from solvers.schedulers.base import TIME_TOLERANCE, Scheduler
+from solvers.to_ns import LinearSolver, to_ns
+
+END_MARGIN = 1e-4
+"""How far before t = 1 the last query stays where the velocity is infinite there."""
+
+LEAST_STEP = 1e-6
+"""Least size of a learned step, as a share of the largest: steps of no length have no multistep weights."""
+
+
+# ---- the preconditioned path ------------------------------------------------------------------------------------
+
+
+def target_scheduler(scheduler: Scheduler, sigma0: float) -> Scheduler:
+    """The preconditioned scheduler, cut to the domain that ``scheduler`` reaches."""
+    return scheduler if sigma0 == 1 else SchedulerChange(scheduler, precondition(scheduler, sigma0)).target
+
+
+def start_on_target(solver: GridSolver, scheduler: Scheduler) -> NSSolver:
+    """``solver`` as it acts on the preconditioned field, before it is folded into the raw velocity."""
+    bare = GridSolver(solver.family, solver.nfe, solver.grid)
+    return bare.to_ns(target_scheduler(scheduler, solver.sigma0))
+
+
+def on_raw_velocity(inner: LinearSolver, scheduler: Scheduler, sigma0: float) -> NSSolver:
+    """A solver of the preconditioned field, folded into (T, a, b) on the raw velocity; differentiable."""
+    if sigma0 == 1 and isinstance(inner, NSSolver):
+        return inner
+    return to_ns(_Preconditioned(inner, sigma0), scheduler)
+
+
+@dataclass(frozen=True)
+class _Preconditioned:
+    inner: LinearSolver
+    sigma0: float
+
+    @property
+    def nfe(self) -> int:
+        return self.inner.nfe
+
+    def sample(self, velocity: VelocityField, x0: Tensor) -> Tensor:
+        return sample_preconditioned(self.inner, velocity, x0, self.sigma0)
+
+
+def last_time(scheduler: Scheduler) -> float:
+    """The last time at which the velocity is finite."""
+    return min(scheduler.t_max, 1 - END_MARGIN) if scheduler.velocity_is_singular_at_end else scheduler.t_max
+
+
+def first_state(scheduler: Scheduler) -> Tensor:
+    """sigma(t_min), shape (1,): the weight of x0 in the first state."""
+    return scheduler.sigma(scheduler.t_min).reshape(1)
+
+
+def begins_with(solver: NSSolver, scheduler: Scheduler) -> bool:
+    """Whether ``solver`` begins at ``t_min`` from sigma(t_min) x0."""
+    sigma = float(first_state(scheduler))
+    return abs(float(solver.times[0]) - scheduler.t_min) <= TIME_TOLERANCE and abs(
+        float(solver.a[0]) - sigma
+    ) <= TIME_TOLERANCE * max(1.0, sigma)
+
+
+def check_beginning(solver: NSSolver, scheduler: Scheduler, learner: str) -> None:
+    """Refuse a start whose first query and first state are not those that are kept fixed while learning.
+
+    Args:
+        solver: On the preconditioned field.
+        scheduler: Of that field.
+        learner: Who asks, for the error.
+
+    Raises:
+        ValueError: ``solver`` does not begin at ``t_min`` from sigma(t_min) x0.
+    """
+    if not begins_with(solver, scheduler):
+        first, scale = float(solver.times[0]), float(solver.a[0])
+        t_min, sigma = scheduler.t_min, float(first_state(scheduler))
+        raise ValueError(
+            f"{learner} starts at t={t_min:.6g} from {sigma:.6g} x0, this solver at t={first:.6g} from {scale:.6g} x0; "
+            f"start from a solver that begins at the first time of the domain"
+        )
+
+
+# ---- free times -------------------------------------------------------------------------------------------------
+
+
+def clamp_times(times: Tensor, scheduler: Scheduler) -> Tensor:
+    """Query times of any order, brought back to where the velocity is finite."""
+    return times.clamp(scheduler.t_min, last_time(scheduler))
+
+
+# ---- rising times, learned by the logarithms of their steps -----------------------------------------------------
+
+
+def rising_times(logits: Tensor, scheduler: Scheduler) -> Tensor:
+    """Times t_0 < ... < t_m over the whole domain, with steps in proportion to softmax(``logits``).
+
+    Args:
+        logits: Shape (m,), float64. Adding a constant to all of them changes nothing.
+
+    Returns:
+        Shape (m + 1,), float64, from ``t_min`` to ``t_max`` exactly, differentiable.
+    """
+    first, last = scheduler.t_min, scheduler.t_max
+    # The ends are constants and not sums: a softmax adds up to 1 only to rounding.
+    ends = torch.tensor([first, last], dtype=logits.dtype)
+    between = first + (last - first) * torch.softmax(logits, dim=0).cumsum(0)[:-1]
+    return torch.cat([ends[:1], between, ends[1:]])
+
+
+def step_logits(times: Tensor, scheduler: Scheduler, learner: str) -> Tensor:
+    """The inverse of :func:`rising_times`, with mean zero.
+
+    Args:
+        times: Shape (m + 1,), float64.
+        learner: Who asks, for the error.
+
+    Raises:
+        ValueError: ``times`` do not rise strictly from ``t_min`` to ``t_max``.
+    """
+    ends = (float(times[0]), float(times[-1]))
+    if any(abs(t - end) > TIME_TOLERANCE for t, end in zip(ends, (scheduler.t_min, scheduler.t_max), strict=True)):
+        raise ValueError(
+            f"{learner} learns times between the ends of the domain, {scheduler.t_min:.6g} and {scheduler.t_max:.6g}, "
+            f"but these run from {ends[0]:.6g} to {ends[1]:.6g}; start from a grid over the whole of it"
+        )
+    steps = times.diff()
+    if not bool((steps > 0).all()):
+        after = int((steps <= 0).nonzero()[0])
+        raise ValueError(
+            f"{learner} learns times that rise strictly, but t={float(times[after]):.6g} is followed by "
+            f"t={float(times[after + 1]):.6g}; start from a solver and a grid whose times rise"
+        )
+    logits = torch.log(steps)
+    return logits - logits.mean()
+
+
+def project_step_logits(logits: Tensor, scheduler: Scheduler) -> Tensor:
+    """Logits whose times can be told apart, and whose last step begins where the velocity is finite."""
+    projected = logits.clamp(min=float(logits.max()) + math.log(LEAST_STEP))
+    margin = scheduler.t_max - last_time(scheduler)
+    if margin > 0 and len(logits) > 1:
+        # Four margins, so that a stage inside the last step keeps clear of the end too.
+        share = 4 * margin / (scheduler.t_max - scheduler.t_min)
+        least = torch.logsumexp(projected[:-1], dim=0) + math.log(share / (1 - share))
+        projected[-1] = torch.maximum(projected[-1], least)
+    return projected

@@ -1,0 +1,167 @@
+"""LD3: the time grid of a fixed solver, learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.families._learned import (
+    last_time,
+    on_raw_velocity,
+    project_step_logits,
+    rising_times,
+    start_on_target,
+    step_logits,
+    target_scheduler,
+)
+from solvers.families._named import named_family
+from solvers.families.base import Family, GridSolver, LearnableFamily
+from solvers.field import VelocityField
+from solvers.ns import NSSolver
+from solvers.schedulers.base import Scheduler
+from solvers.to_ns import to_ns
+
+WINDOW = 0.5
+"""How far a network time may move from its solver time, in units of the smallest step (the published setting)."""
+
+
+@dataclass(frozen=True)
+class LD3(LearnableFamily):
+    """Rising times t_0 < ... < t_m for a given solver, as the running sum of a softmax.
+
+    The paper learns either the time or log-SNR so; here it is the time t, because log-SNR is infinite at the ends of
+    most paths. The ends stay where they are.
+
+    ``decoupled`` learns the time given to the network apart from the solver's: the k-th query keeps the solver's
+    coefficients, made for the time t_k, and asks the velocity at t_k + delta_k. In (T, a, b) that moves T and leaves
+    a and b as the solver has them. The first query stays at the domain's start. The published code decouples the data
+    prediction of an epsilon network in the same way.
+
+    Parameters: m logits, one a grid step (their mean changes nothing), and where decoupled n - 1 shifts delta_1..
+    delta_{n-1}, for the n evaluations that m steps of the inner family make.
+
+    Attributes:
+        inner: Module name of the fixed family whose grid is learned.
+        inner_options: Its options.
+        decoupled: Whether to learn network times too.
+    """
+
+    inner: str = "dpmpp_2m"
+    inner_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    decoupled: bool = False
+    source = "Tong et al. 2024 (LD3)"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.decoupled, bool):
+            raise ValueError(f"decoupled is true or false, got {self.decoupled!r}")
+        named_family(self.inner, self.inner_options)
+
+    @cached_property
+    def family(self) -> Family:
+        """The family whose grid is learned."""
+        return named_family(self.inner, self.inner_options)
+
+    @property
+    def starts(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.inner,)
+
+    @property
+    def label(self) -> str:
+        return f"LD3 {self.family.label}{' decoupled' if self.decoupled else ''}"
+
+    def starts_from(self, family: Family) -> bool:
+        return family == self.family
+
+    def start(self, solver: GridSolver, scheduler: Scheduler) -> Tensor:
+        if solver.family != self.family:
+            raise ValueError(
+                f"{self.label} learns the times of {self.family.label} and cannot start from {solver.family.label}; "
+                f"start from {self.inner!r} with the options {dict(self.inner_options)}, on any grid, "
+                f"or name the start's family as 'inner'"
+            )
+        target = target_scheduler(scheduler, solver.sigma0)
+        # A solver that cannot be run (a query where the velocity is infinite) must say so here and not while learning.
+        start_on_target(solver, scheduler)
+        logits = step_logits(solver.grid.times(self.family.steps(solver.nfe), target), target, self.label)
+        shifts = torch.zeros(solver.nfe - 1 if self.decoupled else 0, dtype=torch.float64)
+        return torch.cat([logits, shifts])
+
+    def to_ns(self, parameters: Tensor, scheduler: Scheduler, sigma0: float) -> NSSolver:
+        solver = self._on_times(parameters, target_scheduler(scheduler, sigma0))
+        return on_raw_velocity(solver, scheduler, sigma0)
+
+    def project(self, parameters: Tensor, scheduler: Scheduler, sigma0: float) -> Tensor:
+        target = target_scheduler(scheduler, sigma0)
+        steps, _ = self._counts(parameters)
+        logits = project_step_logits(parameters[:steps], target)
+        if not self.decoupled:
+            return logits
+        undisturbed = self._on_times(torch.cat([logits, torch.zeros_like(parameters[steps:])]), target)
+        queries = to_ns(undisturbed, target).times[1:]
+        window = WINDOW * undisturbed.times.diff().min()
+        shifts = parameters[steps:].clamp(-window, window)
+        return torch.cat([logits, torch.clamp(shifts, target.t_min - queries, last_time(target) - queries)])
+
+    def _on_times(self, parameters: Tensor, target: Scheduler) -> _OnTimes:
+        steps, nfe = self._counts(parameters)
+        return _OnTimes(self.family, nfe, rising_times(parameters[:steps], target), parameters[steps:])
+
+    def _counts(self, parameters: Tensor) -> tuple[int, int]:
+        """(grid steps, evaluations) of a parameter vector.
+
+        Raises:
+            ValueError: Its length is that of no number of evaluations.
+        """
+        count = parameters.shape[0]
+        # A step costs an evaluation or more, but a family may save some (two-stage methods that end on one stage).
+        for nfe in range(1, count * self.family.evaluations_per_step + 1):
+            try:
+                steps = self.family.steps(nfe)
+            except ValueError:
+                continue
+            if steps + (nfe - 1 if self.decoupled else 0) == count:
+                return steps, nfe
+        raise ValueError(
+            f"{count} numbers are no parameters of {self.label}: it has one a grid step"
+            f"{' and one an evaluation after the first' if self.decoupled else ''}"
+        )
+
+
+@dataclass(frozen=True)
+class _OnTimes:
+    """``family`` on ``times``, its queries moved by ``shifts`` (of shape (0,) where they are not)."""
+
+    family: Family
+    nfe: int
+    times: Tensor
+    shifts: Tensor
+
+    def sample(self, velocity: VelocityField, x0: Tensor) -> Tensor:
+        start = velocity.scheduler.sigma(self.times[0]).to(x0.dtype) * x0
+        field = _Shifted(velocity, self.shifts) if len(self.shifts) else velocity
+        return self.family.integrate(field, start, self.times)
+
+
+class _Shifted:
+    """A field that is asked at another time than the solver believes: the k-th query, k > 0, moved by shifts[k-1]."""
+
+    def __init__(self, field: VelocityField, shifts: Tensor):
+        self.field = field
+        self.scheduler = field.scheduler
+        self.shifts = shifts
+        self.queries = 0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        if self.queries:
+            # The clamp is for rounding: project keeps the sum inside.
+            t = (t + self.shifts[self.queries - 1]).clamp(self.scheduler.t_min, self.scheduler.t_max)
+        self.queries += 1
+        return self.field(x, t)
+
+
+FAMILY = LD3
