@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from solvers.distil.batches import batch_indices
+from solvers.distil.state import DIVERGENCE_DB as DIVERGENCE_DB
+from solvers.distil.state import DistillationState
+from solvers.distil.state import Status as Status
 from solvers.families.base import LearnableFamily
 from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
 
 Decay = Literal["polynomial", "cosine", "constant"]
-Status = Literal["running", "finished", "diverged", "stopped"]
-
-DIVERGENCE_DB = 20.0
-"""A validation PSNR this far below the start's counts as diverged: no run seen here has come back from there."""
 
 
 class LossAndGradient(NamedTuple):
@@ -35,7 +34,18 @@ class LossAndGradient(NamedTuple):
 
 
 Objective = Callable[[NSSolver, list[int]], LossAndGradient]
-"""``objective(theta, indices)``: the loss of eq. 13 and its gradient on those training pairs."""
+"""``objective(theta, indices)``: mean loss (eq. 13, say) on those training pairs, and its gradient in theta."""
+
+
+@dataclass(frozen=True)
+class ParameterObjective:
+    """A loss that theta does not determine, such as BST's local errors.
+
+    Attributes:
+        of: ``of(parameters, indices)``: mean loss and its gradient in the family's own parameters.
+    """
+
+    of: Callable[[Tensor, list[int]], LossAndGradient]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +81,7 @@ class AdamSettings:
 
 
 @dataclass(frozen=True)
-class AdamState:
+class AdamState(DistillationState):
     """Everything a distillation run needs to go on: plain lists, so that it can be written as JSON.
 
     Attributes:
@@ -97,27 +107,6 @@ class AdamState:
         zeros = [0.0] * len(parameters)
         return cls(parameters=parameters.tolist(), exp_avg=zeros, exp_avg_sq=zeros)
 
-    @property
-    def best(self) -> dict[str, Any]:
-        """The validated iterate of highest PSNR: the start itself where nothing improved on it.
-
-        Raises:
-            ValueError: Nothing was validated yet.
-        """
-        if not self.validated:
-            raise ValueError("no iterate was validated yet")
-        return max(self.validated, key=lambda entry: entry["psnr_db"])
-
-    def with_validation(self, psnr_db: float) -> AdamState:
-        """The state after a validation; notices divergence."""
-        entry = {"iteration": self.iteration, "psnr_db": psnr_db, "parameters": self.parameters}
-        if not math.isfinite(psnr_db):
-            return dataclasses.replace(self, status="diverged")
-        status: Status = self.status
-        if self.validated and psnr_db < self.validated[0]["psnr_db"] - DIVERGENCE_DB:
-            status = "diverged"
-        return dataclasses.replace(self, status=status, validated=[*self.validated, entry])
-
 
 def advance(
     state: AdamState,
@@ -126,7 +115,7 @@ def advance(
     family: LearnableFamily,
     scheduler: Scheduler,
     sigma0: float,
-    objective: Objective,
+    objective: Objective | ParameterObjective,
 ) -> AdamState:
     """``steps`` more iterations of Algorithm 2, or fewer where the run ends or diverges.
 
@@ -148,14 +137,17 @@ def advance(
     iteration = state.iteration
     status: Status = state.status
     while iteration < last:
-        solver = family.to_ns(parameters, scheduler, sigma0)
         indices = batch_indices(settings.training_pairs, settings.batch_size, settings.seed, iteration)
-        loss, gradient = objective(solver.detach(), indices)
+        if isinstance(objective, ParameterObjective):
+            loss, gradient = objective.of(parameters.detach(), indices)
+        else:
+            solver = family.to_ns(parameters, scheduler, sigma0)
+            loss, of_theta = objective(solver.detach(), indices)
+            (gradient,) = torch.autograd.grad(solver.flat(), parameters, of_theta)
         if not (math.isfinite(loss) and bool(torch.isfinite(gradient).all())):
             status = "diverged"
             break
-        optimizer.zero_grad()
-        solver.flat().backward(gradient)
+        parameters.grad = gradient
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(iteration)
         optimizer.step()

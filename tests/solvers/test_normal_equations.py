@@ -1,0 +1,470 @@
+"""Normal equations of distillation: equal to an explicit Jacobian's, at the price and in the memory that are stated."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from oracles import fine_rk4, mixture, noise, nonlinear_field, relative_error
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from solvers.distil.normal_equations import (
+    Jacobian,
+    NormalEquations,
+    evaluations_per_pair,
+    learnable_numbers,
+    normal_equations,
+    total,
+)
+from solvers.distil.pair_field import PairField, unconditional
+from solvers.families import GridSolver
+from solvers.families.adams_bashforth import AdamsBashforth
+from solvers.families.base import Family
+from solvers.families.euler import Euler
+from solvers.families.midpoint import Midpoint
+from solvers.families.rk4 import RK4
+from solvers.field import FunctionField, VelocityField
+from solvers.grids import Grid
+from solvers.losses import psnr_loss
+from solvers.ns import NSSolver
+from solvers.schedulers import VP, CondOT
+
+PLENTY = 2**30
+FIELD = nonlinear_field(CondOT())
+PAIRS, DIMENSIONS = 5, 3
+X0 = noise(PAIRS, DIMENSIONS)
+X1 = fine_rk4(FIELD, X0, 0.0, 1.0, steps=50) + 0.01 * noise(PAIRS, DIMENSIONS, seed=1)
+SOLVER = GridSolver(AdamsBashforth(3), 4, Grid("warped", p=1.3, q=1.2)).to_ns(CondOT())
+METHODS = ["forward", "central", "jvp"]
+
+
+class Watched:
+    """A field that notes the batch size and the time of every call."""
+
+    def __init__(self, field: VelocityField):
+        self.field = field
+        self.scheduler = field.scheduler
+        self.batches: list[int] = []
+        self.times: list[float] = []
+
+    @property
+    def evaluations(self) -> int:
+        return sum(self.batches)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.batches.append(len(x))
+        self.times.append(float(t.detach()))
+        return self.field(x, t)
+
+
+def explicit(solver: NSSolver, field: VelocityField, x0: Tensor, x1: Tensor) -> NormalEquations:
+    """By autograd: the whole Jacobian of the sample, in float64, and the gradient of the loss itself."""
+    theta = solver.flat().clone().requires_grad_()
+
+    def sample(flat: Tensor) -> Tensor:
+        return NSSolver.from_flat(flat).sample(field, x0)
+
+    jacobian = torch.autograd.functional.jacobian(sample, theta)
+    residual = sample(theta).detach() - x1
+    weight = 2 / (residual.shape[1] * residual.square().mean(1))
+    losses = psnr_loss(sample(theta), x1)
+    (gradient,) = torch.autograd.grad(losses.sum(), theta)
+    h = torch.einsum("s,sdp,sdq->pq", weight, jacobian, jacobian)
+    return NormalEquations(h, gradient, float(losses.sum().detach()), len(x0))
+
+
+def found(
+    solver: NSSolver = SOLVER, field: VelocityField = FIELD, x0: Tensor = X0, x1: Tensor = X1, **options: Any
+) -> NormalEquations:
+    return normal_equations(solver, unconditional(field), x0, x1, **({"memory_bytes": PLENTY} | options))
+
+
+# --- What they are -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("jacobian", "tolerance"), [("forward", 1e-6), ("central", 1e-9), ("jvp", 1e-13)])
+@pytest.mark.parametrize("family", [AdamsBashforth(3), Euler(), Midpoint(), RK4()], ids=lambda family: family.label)
+def test_they_equal_those_of_an_explicit_jacobian(jacobian: Jacobian, tolerance: float, family: Family) -> None:
+    """H and g by autograd through the whole solver; the differences' errors are of their stated orders.
+
+    Carrying tangents from row to row is exact (jvp). RK4 and Midpoint have rows of zeros and, RK4, equal times.
+    """
+    solver = GridSolver(family, 4, Grid("warped", p=1.3, q=1.2)).to_ns(CondOT())
+    everything = torch.ones(len(solver.flat()), dtype=torch.bool)
+    expected = explicit(solver, FIELD, X0, X1)
+    equations = found(solver, jacobian=jacobian, free=everything)
+    assert relative_error(equations.h, expected.h) < tolerance
+    assert relative_error(equations.g, expected.g) < tolerance
+
+
+def test_the_loss_is_the_sum_over_the_pairs() -> None:
+    equations = found()
+    expected = float(psnr_loss(SOLVER.sample(FIELD, X0), X1).sum())
+    assert (equations.loss, equations.count) == (pytest.approx(expected, rel=1e-14), PAIRS)
+
+
+def test_the_numbers_that_sampling_fixes_are_left_out() -> None:
+    """t_0 and a_0 have zero rows unless they are asked for; the rest is as with all of them."""
+    free = learnable_numbers(SOLVER.nfe)
+    assert free.logical_not().nonzero().flatten().tolist() == [0, SOLVER.nfe]
+    everything, default = found(free=torch.ones_like(free)), found()
+    assert not default.h[~free].any()
+    assert not default.g[~free].any()
+    assert relative_error(default.h[free][:, free], everything.h[free][:, free]) < 1e-13
+
+
+def test_a_mask_leaves_out_columns_and_their_evaluations() -> None:
+    """Only the last row of theta is free: it is linear, and costs nothing beyond the plain run."""
+    n = SOLVER.nfe
+    free = torch.zeros(len(SOLVER.flat()), dtype=torch.bool)
+    free[2 * n] = True
+    free[-n:] = True
+    watched = Watched(FIELD)
+    equations = found(field=watched, free=free)
+    assert watched.evaluations == n * PAIRS == evaluations_per_pair(n, "forward", free) * PAIRS
+    expected = explicit(SOLVER, FIELD, X0, X1)
+    assert relative_error(equations.h[free][:, free], expected.h[free][:, free]) < 1e-12
+
+
+def test_pairs_add_up() -> None:
+    """Sums over two halves are the sums over all: what lets hosts share the pairs."""
+    parts = [found(x0=X0[:2], x1=X1[:2], jacobian="jvp"), found(x0=X0[2:], x1=X1[2:], jacobian="jvp")]
+    whole = found(jacobian="jvp")
+    added = total(parts)
+    assert relative_error(added.h, whole.h) < 1e-14
+    assert relative_error(added.g, whole.g) < 1e-14
+    assert (added.loss, added.count) == (pytest.approx(whole.loss), whole.count)
+
+
+def test_nothing_cannot_be_added_up() -> None:
+    with pytest.raises(ValueError, match="no normal equations to add up; ask for at least one pair"):
+        total([])
+
+
+def test_an_exact_pair_has_no_weight() -> None:
+    """Its weight 1/||r|| would be infinite, and the loss is at its floor there."""
+    x1 = X1.clone()
+    x1[2] = SOLVER.sample(FIELD, X0)[2]
+    others = [0, 1, 3, 4]
+    with_it, without = found(x1=x1, jacobian="jvp"), found(x0=X0[others], x1=x1[others], jacobian="jvp")
+    assert relative_error(with_it.h, without.h) < 1e-13
+    assert relative_error(with_it.g, without.g) < 1e-13
+
+
+@pytest.mark.parametrize("jacobian", METHODS)
+def test_each_pair_is_asked_with_its_own_conditioning(jacobian: Jacobian) -> None:
+    """Perturbed copies of a pair keep its conditioning, in every micro-batch."""
+    shift = noise(PAIRS, DIMENSIONS, seed=2)
+
+    def of(rows: Tensor) -> FunctionField:
+        return FunctionField(lambda x, t: torch.sin(x + shift[rows]) * (1 + t), CondOT())
+
+    expected = explicit(SOLVER, of(torch.arange(PAIRS)), X0, X1)
+    equations = normal_equations(SOLVER, of, X0, X1, memory_bytes=4_000, jacobian=jacobian)
+    free = learnable_numbers(SOLVER.nfe)
+    assert relative_error(equations.h[free][:, free], expected.h[free][:, free]) < 1e-6
+
+
+# --- What they cost ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("nfe", "jacobian", "expected"),
+    [(8, "forward", 148), (8, "jvp", 148), (8, "central", 288), (16, "forward", 936), (1, "forward", 1)],
+)
+def test_the_number_of_evaluations_per_pair(nfe: int, jacobian: Jacobian, expected: int) -> None:
+    """n (n^2 + 6n - 1) / 6 with the plain run's n: a row k has k + 2 numbers, and n - k steps after it.
+
+    Perturbing each of the free numbers from the start would take n^2 (n + 5) / 2: 416 at n = 8 and 2688 at 16.
+    """
+    watched = Watched(FIELD)
+    found(GridSolver(Euler(), nfe, Grid()).to_ns(CondOT()), watched, X0[:2], X1[:2], jacobian=jacobian)
+    assert watched.evaluations == 2 * expected
+    assert evaluations_per_pair(nfe, jacobian) == expected
+
+
+@pytest.mark.parametrize("jacobian", METHODS)
+def test_columns_of_a_row_share_model_calls(jacobian: Jacobian) -> None:
+    """Row k of n takes n - k calls (one more for its time), whatever the number of its columns."""
+    watched = Watched(FIELD)
+    found(field=watched, jacobian=jacobian)
+    n = SOLVER.nfe
+    times = n - 1 if jacobian != "central" else 2 * (n - 1)
+    assert len(watched.batches) == n + times + sum(n - k for k in range(1, n))
+
+
+class _LiveBytes(TorchDispatchMode):
+    """The largest number of bytes held at once by tensors made under it, each storage counted once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.holders: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor) and not tensor._is_zerotensor():  # jvp's zeros have no storage
+                self._hold(tensor)
+        return result
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        where, size = storage.data_ptr(), storage.nbytes()
+        if where not in self.holders:
+            self.live += size
+        self.holders[where] = self.holders.get(where, 0) + 1
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(tensor, self._release, where, size)
+
+    def _release(self, where: int, size: int) -> None:
+        self.holders[where] -= 1
+        if not self.holders[where]:
+            del self.holders[where]
+            self.live -= size
+
+
+BIG = 4096
+BIG_X0, BIG_X1 = noise(6, BIG).float(), noise(6, BIG, seed=1).float()
+DECAY = FunctionField(lambda x, t: -x, CondOT())
+
+
+@pytest.mark.parametrize("memory_bytes", [1_200_000, 3_000_000, 12_000_000])
+@pytest.mark.parametrize("jacobian", METHODS)
+def test_the_memory_budget_is_kept(memory_bytes: int, jacobian: Jacobian) -> None:
+    """All tensors alive at once, the model's answers included, stay within the budget; a larger one is used."""
+    field = DECAY if jacobian != "jvp" else FunctionField(lambda x, t: -x * (1 + 0 * t).to(x.dtype), CondOT())
+    # Small numbers apart from the budget: H itself, times and weights.
+    allowance = 100_000
+    with _LiveBytes() as memory:
+        found(SOLVER, field, BIG_X0, BIG_X1, memory_bytes=memory_bytes, jacobian=jacobian)
+    assert memory.peak < memory_bytes + allowance
+    assert memory.peak > 0.3 * min(memory_bytes, 6 * 1_000_000)
+
+
+@pytest.mark.parametrize("options", [{"memory_bytes": 3_000}, {"memory_bytes": 8_000}, {"model_batch": 2}])
+@pytest.mark.parametrize("jacobian", METHODS)
+def test_batches_change_nothing_but_rounding(jacobian: Jacobian, options: dict[str, int]) -> None:
+    """Steps of the differences depend on a pair alone, so what shares its batch does not matter."""
+    watched, whole = Watched(FIELD), found(jacobian=jacobian)
+    in_parts = found(field=watched, jacobian=jacobian, **options)
+    assert watched.batches[0] < PAIRS  # the plain run: not all pairs at once
+    assert relative_error(in_parts.h, whole.h) < 1e-6
+    assert relative_error(in_parts.g, whole.g) < 1e-6
+
+
+def test_no_model_call_is_larger_than_asked() -> None:
+    watched = Watched(FIELD)
+    found(field=watched, model_batch=7)
+    assert max(watched.batches) <= 7
+
+
+def test_a_budget_that_holds_no_pair_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ValueError, match=r"NFE 4 at 3 dimensions need [\d,]+ bytes .* memory_bytes is 1,000; raise it"):
+        found(memory_bytes=1_000)
+
+
+# --- The differences ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "jacobian", "tolerance"),
+    [
+        (torch.float32, "forward", 5e-3),
+        (torch.float32, "central", 5e-4),
+        (torch.bfloat16, "central", 0.25),
+        (torch.float16, "central", 0.1),
+        (torch.float16, "forward", 0.2),
+    ],
+    ids=str,
+)
+def test_steps_suit_the_precision_of_the_model(dtype: torch.dtype, jacobian: Jacobian, tolerance: float) -> None:
+    """A model that computes in few digits gives the gradient to about the square root (2/3 power) of its precision."""
+    rough = FunctionField(lambda x, t: FIELD(x.to(dtype), t.to(dtype)).to(x.dtype), CondOT())
+    exact = explicit(SOLVER, FIELD, X0, X1)
+    free = learnable_numbers(SOLVER.nfe)
+    # A reference far from the sample: its direction is not what is tested.
+    equations = found(field=rough, jacobian=jacobian, precision=dtype)
+    assert relative_error(equations.h[free][:, free], exact.h[free][:, free]) < tolerance
+
+
+def test_a_step_too_small_for_the_model_is_what_precision_prevents() -> None:
+    """The same float16 model under float64 states, without being told: the differences are noise."""
+    rough = FunctionField(lambda x, t: FIELD(x.half(), t.half()).to(x.dtype), CondOT())
+    exact = explicit(SOLVER, FIELD, X0, X1)
+    free = learnable_numbers(SOLVER.nfe)
+    told, untold = (
+        relative_error(found(field=rough, precision=dtype).h[free][:, free], exact.h[free][:, free])
+        for dtype in (torch.float16, None)
+    )
+    assert untold > 3 * told
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_steps_follow_the_scale_of_the_states(scale: float) -> None:
+    """The same problem in other units has the same H, up to rounding: latents need not be of unit size."""
+    scaled = FunctionField(lambda x, t: scale * FIELD(x / scale, t), CondOT())
+    # The start is x0 itself, so that its units are the states'.
+    x0, x1 = (scale * X0).float(), (scale * X1).float()
+    equations, plain = found(field=scaled, x0=x0, x1=x1), found(x0=X0.float(), x1=X1.float())
+    kept = torch.ones(len(plain.g), dtype=torch.bool)
+    assert relative_error(equations.h[kept], plain.h[kept]) < 1e-2
+
+
+@pytest.mark.parametrize("jacobian", ["forward", "central"])
+def test_times_are_asked_inside_the_domain_only(jacobian: Jacobian) -> None:
+    """At both ends and close to them the step in time goes inward."""
+    times = torch.tensor([0.1, 0.9, 0.9 - 1e-9, 0.1 + 1e-9, 0.1], dtype=torch.float64)
+    base = GridSolver(Euler(), 5, Grid()).to_ns(CondOT(t_min=0.1, t_max=0.9))
+    solver = NSSolver(times, base.a, base.b)
+    watched = Watched(nonlinear_field(CondOT(t_min=0.1, t_max=0.9)))
+    equations = found(solver, watched, jacobian=jacobian)
+    assert 0.1 <= min(watched.times) <= max(watched.times) <= 0.9
+    free = learnable_numbers(5)
+    expected = explicit(solver, FIELD, X0, X1)
+    assert relative_error(equations.h[free][:, free], expected.h[free][:, free]) < 1e-6
+
+
+def test_a_path_whose_velocity_is_infinite_at_the_end_is_not_asked_there() -> None:
+    """VP at its last learnable time, 1e-4 before the end: a step outward would be refused by the scheduler."""
+    field = mixture().field(VP())
+
+    def checked(x: Tensor, t: Tensor) -> Tensor:
+        VP().check_velocity_time(t)
+        return field(x, t)
+
+    base = GridSolver(Euler(), 3, Grid()).to_ns(VP())
+    solver = NSSolver(torch.tensor([0.0, 0.5, 1 - 1e-4], dtype=torch.float64), base.a, base.b)
+    for jacobian in ("forward", "central"):
+        equations = found(solver, FunctionField(checked, VP()), noise(4, 2), noise(4, 2, seed=1), jacobian=jacobian)
+        assert bool(torch.isfinite(equations.h).all())
+
+
+def test_a_velocity_of_zero_is_a_direction_without_length() -> None:
+    """0/0 in the step: its column is zero, not NaN."""
+    still = FunctionField(lambda x, t: torch.zeros_like(x), CondOT())
+    equations = found(field=still)
+    assert bool(torch.isfinite(equations.h).all())
+
+
+# --- Kinds of models ---------------------------------------------------------------------------------------------
+
+
+class _Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = torch.nn.Parameter(torch.randn(DIMENSIONS, DIMENSIONS, generator=generator).double())
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(x @ self.weight + t)
+
+
+def _no_grad(net: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    def ask(x: Tensor, t: Tensor) -> Tensor:
+        with torch.no_grad():
+            return net(x, t)
+
+    return ask
+
+
+def _detached(net: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, t: torch.from_numpy(net(x.detach(), t.detach()).detach().numpy())
+
+
+@pytest.mark.parametrize("jacobian", ["forward", "central"])
+@pytest.mark.parametrize("wrap", [_no_grad, _detached, torch.jit.script], ids=["no_grad", "numpy", "torchscript"])
+def test_differences_need_nothing_of_the_model_but_its_output(wrap: Callable[..., Any], jacobian: Jacobian) -> None:
+    """Compiled, exported, or run under no_grad: what backpropagation through the sampler cannot use at all."""
+    net = _Net()
+    solver_field = FunctionField(wrap(net), CondOT())
+    expected = explicit(SOLVER, FunctionField(net, CondOT()), X0, X1)
+    free = learnable_numbers(SOLVER.nfe)
+    equations = found(field=solver_field, jacobian=jacobian)
+    assert relative_error(equations.h[free][:, free], expected.h[free][:, free]) < 1e-6
+
+
+def test_no_graph_is_built_and_no_gradient_left() -> None:
+    """Also where the weights would take one."""
+    net = _Net()
+    grads: list[bool] = []
+
+    def ask(x: Tensor, t: Tensor) -> Tensor:
+        answer = net(x, t)
+        grads.append(answer.requires_grad)
+        return answer
+
+    found(field=FunctionField(ask, CondOT()))
+    assert not any(grads)
+    assert net.weight.grad is None
+
+
+def test_jvp_works_where_gradients_are_off() -> None:
+    """Forward-mode differentiation does not need a graph."""
+    net = _Net()
+    expected = explicit(SOLVER, FunctionField(net, CondOT()), X0, X1)
+    free = learnable_numbers(SOLVER.nfe)
+    equations = found(field=FunctionField(_no_grad(net), CondOT()), jacobian="jvp")
+    assert relative_error(equations.h[free][:, free], expected.h[free][:, free]) < 1e-12
+
+
+class _NoForwardMode(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return x.sin()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x, t: _NoForwardMode.apply(x), r"this model has no forward-mode derivative \(.*\); use jacobian='ce"),
+        (lambda x, t: x.detach() * t, "does not depend on the state in a way that torch can differentiate"),
+        (lambda x, t: x * float(t.detach()), "does not depend on t in a way that torch can differentiate"),
+    ],
+    ids=["no-jvp", "detached-x", "number-t"],
+)
+def test_a_model_that_jvp_cannot_differentiate_is_told_what_can(
+    function: Callable[[Tensor, Tensor], Tensor], message: str
+) -> None:
+    """A derivative that is silently zero would be worse than none."""
+    with pytest.raises(ValueError, match=message):
+        found(field=FunctionField(function, CondOT()), jacobian="jvp")
+
+
+# --- What is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"jacobian": "backward"}, "unknown jacobian 'backward'; choose one of forward, central, jvp"),
+        ({"x1": X1[:2]}, r"x0 and x1 must have one shape .*, got \(5, 3\) and \(2, 3\)"),
+        ({"x0": X0[:0], "x1": X1[:0]}, r"with B >= 1, got \(0, 3\)"),
+        ({"free": torch.ones(3, dtype=torch.bool)}, r"mask over the 19 numbers of theta \(NFE 4\), got \(3,\)"),
+        ({"model_batch": 0}, "model_batch must be at least 1 for jacobian='forward', got 0"),
+        ({"model_batch": 1, "jacobian": "central"}, "model_batch must be at least 2 for jacobian='central', got 1"),
+    ],
+    ids=["jacobian", "shapes", "empty", "mask", "batch", "batch-central"],
+)
+def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        found(**options)
+
+
+def test_velocities_that_are_not_finite_show() -> None:
+    """They are not hidden by a weight of zero: the caller must be able to tell."""
+    broken = FunctionField(lambda x, t: torch.full_like(x, math.nan), CondOT())
+    equations = found(field=broken)
+    assert math.isnan(equations.loss)
+    assert bool(equations.g.isnan().any())
+
+
+def test_a_pair_field_may_be_conditional_or_not() -> None:
+    """``unconditional`` gives every batch the same field."""
+    one: PairField = unconditional(FIELD)
+    assert one(torch.arange(2)) is one(torch.tensor([1, 1, 0])) is FIELD
