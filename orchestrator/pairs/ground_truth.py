@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
 from solvers.field import CountingField, VelocityField
+from solvers.trajectory import DensePath
 
 
 def largest_sample_rms(error: Tensor) -> Tensor:
@@ -20,7 +23,48 @@ def largest_sample_rms(error: Tensor) -> Tensor:
     return error.flatten(1).square().mean(dim=1).sqrt().max()
 
 
-def solve(velocity: VelocityField, x0: Tensor, rtol: float, atol: float) -> tuple[Tensor, int]:
+class Solution(NamedTuple):
+    """x(t_max) of a batch, float64; the batch's NFE; the accepted steps (K knots), where they were asked for."""
+
+    x1: Tensor
+    nfe: int
+    path: DensePath | None
+
+
+class _Watched:
+    """The velocity as torchdiffeq sees it, with the knots of its accepted steps written down on request.
+
+    dopri5 evaluates the velocity at the end of every step as its last stage, so a knot's velocity costs nothing.
+    """
+
+    def __init__(self, field: CountingField, keep: bool):
+        self.field = field
+        self.keep = keep
+        self.last: tuple[Tensor, Tensor] | None = None
+        self.knots: list[tuple[float, Tensor, Tensor]] = []
+
+    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        velocity = self.field(x, t.cpu())
+        if self.keep:
+            if not self.knots:
+                self.knots.append((float(t), x.float(), velocity.float()))
+            self.last = x, velocity
+        return velocity
+
+    def callback_accept_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
+        if self.last is not None:
+            x, velocity = self.last
+            self.knots.append((float(t0 + dt), x.float(), velocity.float()))
+
+    def path(self, t_max: float) -> DensePath:
+        times, states, velocities = zip(*self.knots, strict=True)
+        knots = torch.tensor([*times[:-1], t_max], dtype=torch.float64)
+        return DensePath(
+            knots.expand(len(states[0]), -1).clone(), torch.stack(states, dim=1), torch.stack(velocities, dim=1)
+        )
+
+
+def solve(velocity: VelocityField, x0: Tensor, rtol: float, atol: float, *, keep_path: bool = False) -> Solution:
     """x(t_max) from noise by dopri5, and the velocity evaluations it took.
 
     The state is float64 whatever the network computes in. The last step lands on t_max: a solver that oversteps and
@@ -30,9 +74,7 @@ def solve(velocity: VelocityField, x0: Tensor, rtol: float, atol: float) -> tupl
         velocity: The field; its scheduler gives the ends and the start's scale.
         x0: Noise ~ N(0, I), shape (B, ...).
         rtol, atol: Tolerances on the largest per-sample RMS error of a step.
-
-    Returns:
-        x1 of the shape of ``x0``, float64, and the NFE of the batch.
+        keep_path: Whether to keep the accepted steps; their states and velocities are float32.
 
     Raises:
         FloatingPointError: The solution is not finite.
@@ -40,11 +82,12 @@ def solve(velocity: VelocityField, x0: Tensor, rtol: float, atol: float) -> tupl
     scheduler = velocity.scheduler
     ends = torch.tensor([scheduler.t_min, scheduler.t_max], dtype=torch.float64, device=x0.device)
     counted = CountingField(velocity)
+    watched = _Watched(counted, keep_path)
     start = float(scheduler.sigma(scheduler.t_min)) * x0.to(torch.float64)
     try:
         with torch.no_grad():
             states = odeint(
-                lambda t, x: counted(x, t.cpu()),
+                watched,
                 start,
                 ends,
                 rtol=rtol,
@@ -64,4 +107,4 @@ def solve(velocity: VelocityField, x0: Tensor, rtol: float, atol: float) -> tupl
             f"ground truth is not finite for {lost} of {len(x1)} samples; check the model, its "
             f"data range and the guidance scale"
         )
-    return x1, counted.nfe
+    return Solution(x1, counted.nfe, watched.path(float(ends[1])) if keep_path else None)

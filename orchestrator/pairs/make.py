@@ -37,6 +37,7 @@ def ensure_pairs(
         for spec in specs:
             store = PairStore(storage, spec)
             with exclusive(storage, f"{store.folder}/.lock", wait=wait, announce=note):
+                storage.delete_leftovers(store.folder)
                 made[spec.digest] = _ensure(store, pool, note, progress.update)
     return made
 

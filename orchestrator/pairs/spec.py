@@ -28,6 +28,7 @@ class PairSpec:
         shard_size: Pairs per Parquet file, a multiple of ``batch_size``.
         rtol, atol: Tolerances of dopri5.
         device_class: 'cpu' or the accelerator's name; shards of two classes are not mixed.
+        trajectory: Whether the steps between x0 and x1 are kept too: for objectives that score a solver's steps.
         format: Version of the way pairs are made.
     """
 
@@ -42,12 +43,16 @@ class PairSpec:
     rtol: float
     atol: float
     device_class: str
+    trajectory: bool = False
     format: int = FORMAT
 
     @property
     def digest(self) -> str:
         """sha256 of the spec, 16 hex digits: the name of its folder."""
-        return hashlib.sha256(canonical_json(dataclasses.asdict(self)).encode()).hexdigest()[:16]
+        content = dataclasses.asdict(self)
+        if not self.trajectory:
+            del content["trajectory"]  # as it was before there were any: such stores are still good
+        return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
 
     @property
     def shards(self) -> int:

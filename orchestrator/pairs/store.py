@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,10 @@ import torch
 from torch import Tensor
 
 from orchestrator.errors import DamagedManifestError, DamagedShardError, StoreError
+from orchestrator.pairs.pair_set import PairSet, concatenate
 from orchestrator.pairs.spec import PairSpec
 from orchestrator.storage import Storage
+from solvers.trajectory import DensePath
 
 ROW_GROUP = 256
 REMEDY = "run `bespoke pairs` on the same configuration: damaged shards are made again, the rest is kept"
@@ -44,29 +47,6 @@ class ShardRecord:
     nfe_min: int
     nfe_max: int
     nfe_sum: int
-
-
-class PairSet(NamedTuple):
-    """Pairs in memory.
-
-    Attributes:
-        x0: Noise, (N, ...), float32.
-        x1: Ground truth, (N, ...), float32.
-        condition: Conditioning, (N, ...), int64.
-        nfe: Velocity evaluations that the ground truth took, (N,), int32.
-    """
-
-    x0: Tensor
-    x1: Tensor
-    condition: Tensor
-    nfe: Tensor
-
-    def __len__(self) -> int:  # type: ignore[override]
-        return self.x0.shape[0]
-
-    def select(self, indices: Sequence[int] | slice) -> PairSet:
-        chosen = indices if isinstance(indices, slice) else torch.as_tensor(indices)
-        return PairSet(*(column[chosen] for column in self))
 
 
 class PairStore:
@@ -177,7 +157,7 @@ class PairStore:
                     f"manifest's; {REMEDY}"
                 )
             parts.append(self._parse(record.shard, data))
-        return PairSet(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        return concatenate(parts)
 
     def _parse(self, shard: int, data: bytes) -> PairSet:
         """A shard's bytes as pairs, checked against the spec.
@@ -189,7 +169,7 @@ class PairStore:
         try:
             table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
             footer = table.schema.metadata or {}
-            pairs = _from_table(table)
+            pairs = _from_table(table, self.spec)
             index = table.column("index").combine_chunks().to_numpy()
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise DamagedShardError(f"shard {where} is damaged: {error}; {REMEDY}") from error
@@ -246,6 +226,8 @@ def _to_parquet(spec: PairSpec, shard: int, pairs: PairSet) -> pa.Buffer:
         "x0": _tensor_column(pairs.x0),
         "x1": _tensor_column(pairs.x1),
     }
+    if pairs.path is not None:
+        columns |= _path_columns(pairs.path)
     table = pa.table(columns).replace_schema_metadata(metadata)
     sink = pa.BufferOutputStream()
     # Noise does not compress, has no repeated values and no useful minimum.
@@ -261,12 +243,58 @@ def _to_parquet(spec: PairSpec, shard: int, pairs: PairSet) -> pa.Buffer:
     return sink.getvalue()
 
 
-def _from_table(table: pa.Table) -> PairSet:
+def _path_columns(path: DensePath) -> dict[str, pa.Array]:
+    """One list a row, as long as its batch took steps: padding is left out."""
+    count, knots = path.times.shape
+    # Knots rise strictly; what only repeats the last one is padding.
+    lengths = torch.cat([torch.ones(count, 1, dtype=torch.int64), (path.times.diff(dim=1) > 0).long()], dim=1).sum(1)
+    kept = torch.arange(knots) < lengths[:, None]
+
+    def lists(values: Tensor, width: int) -> pa.Array:
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), (lengths * width).cumsum(0)])
+        return pa.LargeListArray.from_arrays(pa.array(offsets.numpy()), pa.array(values[kept].reshape(-1).numpy()))
+
+    return {
+        "path_times": lists(path.times, 1),
+        "path_states": lists(path.states, path.states[0, 0].numel()),
+        "path_velocities": lists(path.velocities, path.velocities[0, 0].numel()),
+    }
+
+
+def _from_table(table: pa.Table, spec: PairSpec) -> PairSet:
     def column(name: str) -> Tensor:
-        array = table.column(name).combine_chunks()
-        if isinstance(array, pa.ChunkedArray):
-            array = array.chunk(0)
+        array = _whole_column(table, name)
         values = array.to_numpy_ndarray() if isinstance(array, pa.FixedShapeTensorArray) else array.to_numpy()
         return torch.from_numpy(values.copy())
 
-    return PairSet(column("x0"), column("x1"), column("condition"), column("nfe"))
+    pairs = PairSet(column("x0"), column("x1"), column("condition"), column("nfe"))
+    return dataclasses.replace(pairs, path=_path_from(table, spec)) if spec.trajectory else pairs
+
+
+def _path_from(table: pa.Table, spec: PairSpec) -> DensePath:
+    """The rows' trajectories, padded to the longest by repeating the last knot.
+
+    Raises:
+        ValueError: Lists whose lengths do not belong together.
+    """
+    times, states, velocities = (
+        _whole_column(table, name) for name in ("path_times", "path_states", "path_velocities")
+    )
+    lengths = np.diff(times.offsets.to_numpy())
+    width = math.prod(spec.shape)
+    if lengths.min(initial=1) < 1 or any(
+        not np.array_equal(np.diff(lists.offsets.to_numpy()), lengths * width) for lists in (states, velocities)
+    ):
+        raise ValueError("the trajectory columns are not of one length")
+    starts = times.offsets.to_numpy()[:-1, None]
+    knots = starts + np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
+
+    def padded(lists: pa.LargeListArray, shape: tuple[int, ...]) -> Tensor:
+        return torch.from_numpy(lists.values.to_numpy().reshape(-1, *shape)[knots])
+
+    return DensePath(padded(times, ()), padded(states, spec.shape), padded(velocities, spec.shape))
+
+
+def _whole_column(table: pa.Table, name: str) -> Any:
+    array = table.column(name).combine_chunks()
+    return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array

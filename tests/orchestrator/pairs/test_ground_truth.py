@@ -52,7 +52,7 @@ def test_the_solution_is_as_exact_as_the_tolerance_asks() -> None:
     x0 = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     errors = {}
     for tolerance in (1e-4, 1e-6, 1e-8):
-        x1, _ = solve(field, x0, tolerance, tolerance)
+        x1, *_ = solve(field, x0, tolerance, tolerance)
         errors[tolerance] = float((x1 - exact(x0)).abs().max())
         assert errors[tolerance] < 20 * tolerance
     assert errors[1e-8] < errors[1e-6] / 10 < errors[1e-4] / 100
@@ -65,8 +65,8 @@ def test_easy_neighbours_do_not_loosen_the_solution_of_a_difficult_sample() -> N
     """
     difficult, _ = _rotation([15.0])
     crowded, _ = _rotation([15.0] + [0.0] * 63)
-    alone, nfe_alone = solve(difficult, torch.tensor([[1.0, 0.0]]), 1e-6, 1e-6)
-    together, nfe_together = solve(crowded, torch.tensor([[1.0, 0.0]]).expand(64, 2), 1e-6, 1e-6)
+    alone, nfe_alone, _ = solve(difficult, torch.tensor([[1.0, 0.0]]), 1e-6, 1e-6)
+    together, nfe_together, _ = solve(crowded, torch.tensor([[1.0, 0.0]]).expand(64, 2), 1e-6, 1e-6)
     assert nfe_together == nfe_alone
     torch.testing.assert_close(together[:1], alone, rtol=0, atol=0)
 
@@ -99,7 +99,7 @@ def test_the_state_is_double_and_the_count_is_that_of_the_evaluations() -> None:
         asked.append(x.dtype)
         return -x
 
-    x1, nfe = solve(FunctionField(velocity, CondOT()), torch.ones(2, 3, dtype=torch.float32), 1e-5, 1e-5)
+    x1, nfe, _ = solve(FunctionField(velocity, CondOT()), torch.ones(2, 3, dtype=torch.float32), 1e-5, 1e-5)
     assert x1.dtype == torch.float64
     assert set(asked) == {torch.float64}
     assert nfe == len(asked)
@@ -112,8 +112,8 @@ def test_ground_truth_of_a_shipped_model_stands_under_a_ten_times_tighter_tolera
     """At the tolerance of digits.yaml no value moves by 1e-4: what solvers are compared with is not noise."""
     pairs = load_config(repository / "sweeps/configs/digits.yaml").pairs
     field, x0 = _field(weights)
-    loose, _ = solve(field, x0, pairs.rtol, pairs.atol)
-    tight, _ = solve(field, x0, pairs.rtol / 10, pairs.atol / 10)
+    loose, *_ = solve(field, x0, pairs.rtol, pairs.atol)
+    tight, *_ = solve(field, x0, pairs.rtol / 10, pairs.atol / 10)
     assert float((loose - tight).abs().max()) < 1e-4
 
 
@@ -124,7 +124,7 @@ def test_a_shipped_model_has_a_finite_velocity_on_its_whole_domain(weights: str)
     ends = (field.scheduler.t_min, field.scheduler.t_max)
     for t in ends:
         assert torch.isfinite(field(x0.double(), torch.tensor(t, dtype=torch.float64))).all()
-    x1, _ = solve(field, x0, 1e-4, 1e-4)
+    x1, *_ = solve(field, x0, 1e-4, 1e-4)
     assert float(x1.abs().max()) < 2  # digits lie in [-1, 1]
 
 

@@ -35,6 +35,7 @@ OTHER = {
     "rtol": 1e-7,
     "atol": 1e-7,
     "device_class": "NVIDIA H200",
+    "trajectory": True,
     "format": 2,
 }
 

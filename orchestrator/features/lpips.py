@@ -1,0 +1,118 @@
+"""``lpips``: the features whose squared distance is LPIPS (Zhang et al. 2018)."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from orchestrator.errors import ConfigError
+from orchestrator.models.base import freeze
+
+Trunk = Literal["alex", "vgg", "squeeze"]
+
+FILES: dict[str, str] = {
+    "alex": "alexnet-owt-7be5be79.pth",
+    "vgg": "vgg16-397923af.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}
+"""The ImageNet weights of the trunks, as torchvision names them when it has downloaded them."""
+
+
+@dataclass(frozen=True)
+class LPIPS:
+    """LPIPS as one vector a sample: the sum of squared differences of two vectors is their LPIPS.
+
+    The calibrated layer weights come with the package ``lpips`` (the extra ``perceptual``); the trunk's ImageNet
+    weights are torchvision's file, looked for in torch hub's cache unless ``weights`` says where it is. Samples in
+    [-1, 1], with three channels or one, at least 32 pixels a side.
+
+    Attributes:
+        trunk: 'alex', 'vgg' or 'squeeze'.
+        weights: Path of torchvision's weights of the trunk.
+
+    Raises:
+        ConfigError: The package or the weights are not there.
+        ValueError: Another trunk.
+    """
+
+    trunk: Trunk = "alex"
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.trunk not in get_args(Trunk):
+            raise ValueError(f"trunk must be one of {', '.join(get_args(Trunk))}, got {self.trunk!r}")
+        if importlib.util.find_spec("lpips") is None:
+            raise ConfigError(
+                "features 'lpips' need the package lpips; install it: pip install 'bespoke-solvers[perceptual]'"
+            )
+        if not self.file.is_file():
+            raise ConfigError(
+                f"features 'lpips' need torchvision's {self.trunk} weights, and {self.file} is not there; download "
+                f"{FILES[self.trunk]} from the torchvision model zoo, or say where it is with the option 'weights'"
+            )
+
+    @property
+    def file(self) -> Path:
+        """Where the trunk's weights are looked for."""
+        return Path(self.weights) if self.weights else Path(torch.hub.get_dir()) / "checkpoints" / FILES[self.trunk]
+
+    @property
+    def name(self) -> str:
+        return f"lpips_{self.trunk}"
+
+    @property
+    def dim(self) -> int:
+        """Of a sample of 64 x 64 pixels: it grows with the image."""
+        return self(torch.zeros(1, 3, 64, 64)).shape[1]
+
+    @cached_property
+    def net(self) -> Any:
+        import lpips  # type: ignore[import-untyped]  # an extra, and slow to import
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torchvision's, about arguments that lpips passes
+            net = lpips.LPIPS(net=self.trunk, pnet_rand=True, verbose=False)
+        state = torch.load(self.file, map_location="cpu", weights_only=True)
+        # The trunk's layers keep their numbers, in slices between the layers that are compared.
+        mine = net.net.state_dict()
+        found = {
+            key: state[f"features.{key.split('.', 1)[1]}"]
+            for key in mine
+            if f"features.{key.split('.', 1)[1]}" in state
+        }
+        if len(found) != len(mine):
+            raise ConfigError(
+                f"{self.file} holds no torchvision weights of {self.trunk}: {len(mine) - len(found)} of {len(mine)} "
+                f"tensors are missing; download {FILES[self.trunk]} again"
+            )
+        net.net.load_state_dict(found)
+        return freeze(net)
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """Features, shape (B, F), of samples of shape (B, 3 or 1, H, W) in [-1, 1]; differentiable.
+
+        Raises:
+            ValueError: Samples of another shape.
+        """
+        if samples.ndim != 4 or samples.shape[1] not in (1, 3) or min(samples.shape[2:]) < 32:
+            raise ValueError(
+                f"LPIPS takes images of 1 or 3 channels and at least 32 x 32 pixels, got {tuple(samples.shape)}"
+            )
+        net = self.net.to(samples.device)
+        maps = net.net(net.scaling_layer(samples.float().expand(-1, 3, -1, -1)))
+        layers = []
+        for layer, features in enumerate(maps):
+            unit = features / (features.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
+            weight = net.lins[layer].model[-1].weight.clamp_min(0).sqrt()
+            layers.append((weight * unit / (features.shape[2] * features.shape[3]) ** 0.5).flatten(1))
+        return torch.cat(layers, dim=1)
+
+
+EXTRACTOR = LPIPS

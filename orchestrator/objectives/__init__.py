@@ -1,0 +1,1 @@
+"""What a distillation minimises, one objective a file, found by module name."""

@@ -1,0 +1,52 @@
+"""A perceptual loss: the distance between features of a sample and of the ground truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from orchestrator import plugins
+from orchestrator.features.base import FeatureExtractor
+from orchestrator.objectives.base import SolverObjective
+from orchestrator.pairs import PairSet
+from solvers.field import VelocityField
+from solvers.losses import psnr_loss
+from solvers.ns import NSSolver
+
+
+@dataclass(frozen=True)
+class PerceptualObjective(SolverObjective):
+    """log ||phi(x_n) - phi(x(1))||^2 for the features phi of a given network.
+
+    What DDSS (Watson et al. 2022) and LD3 (Tong et al. 2024) minimise is of this kind: the former a kernel distance
+    between feature distributions, the latter LPIPS, which is a squared distance of features (``features: lpips``).
+
+    Attributes:
+        features: Feature extractor plugin.
+        options: Its options.
+    """
+
+    features: str = "digits_cnn"
+    options: dict[str, Any] = field(default_factory=dict)
+    source = "Watson et al. 2022 (DDSS), Tong et al. 2024 (LD3), here per pair"
+
+    def __post_init__(self) -> None:
+        plugins.build("features", self.features, self.options)  # its own checks, before any work
+
+    @property
+    def label(self) -> str:
+        return f"perceptual, {self.features}"
+
+    @cached_property
+    def extractor(self) -> FeatureExtractor:
+        return plugins.build("features", self.features, self.options)
+
+    def per_sample(self, solver: NSSolver, field: VelocityField, pairs: PairSet) -> Tensor:
+        samples = solver.sample(field, pairs.x0)
+        return psnr_loss(self.extractor(samples), self.extractor(pairs.x1))
+
+
+OBJECTIVE = PerceptualObjective

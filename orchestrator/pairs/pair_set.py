@@ -1,0 +1,74 @@
+"""Ground-truth pairs in memory, with the trajectories between their ends where those are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from solvers.trajectory import DensePath
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs in memory.
+
+    Attributes:
+        x0: Noise, (N, ...), float32.
+        x1: Ground truth, (N, ...), float32.
+        condition: Conditioning, (N, ...), int64.
+        nfe: Velocity evaluations that the ground truth took, (N,), int32.
+        path: The trajectories from x0 to x1 on the adaptive solver's own steps; None where they were not kept.
+    """
+
+    x0: Tensor
+    x1: Tensor
+    condition: Tensor
+    nfe: Tensor
+    path: DensePath | None = None
+
+    def __len__(self) -> int:
+        return self.x0.shape[0]
+
+    def select(self, indices: Sequence[int] | slice) -> PairSet:
+        chosen = indices if isinstance(indices, slice) else torch.as_tensor(indices)
+        return self._with(lambda column: column[chosen], lambda times: times[chosen])
+
+    def to(self, device: str) -> PairSet:
+        # A path's times stay on the CPU, as all scalars of a solver do.
+        return self._with(lambda column: column.to(device), lambda times: times)
+
+    def _with(self, change: Callable[[Tensor], Tensor], change_times: Callable[[Tensor], Tensor]) -> PairSet:
+        path = self.path
+        if path is not None:
+            path = DensePath(change_times(path.times), change(path.states), change(path.velocities))
+        return PairSet(change(self.x0), change(self.x1), change(self.condition), change(self.nfe), path)
+
+
+def concatenate(parts: Sequence[PairSet]) -> PairSet:
+    """One set of all parts, in order; trajectories only where every part has them."""
+    paths = [part.path for part in parts if part.path is not None]
+    return PairSet(
+        x0=torch.cat([part.x0 for part in parts]),
+        x1=torch.cat([part.x1 for part in parts]),
+        condition=torch.cat([part.condition for part in parts]),
+        nfe=torch.cat([part.nfe for part in parts]),
+        path=_joined(paths) if len(paths) == len(parts) else None,
+    )
+
+
+def _joined(paths: Sequence[DensePath]) -> DensePath:
+    """Batches took different numbers of steps: the shorter paths are padded by repeating their last knot."""
+    knots = max(path.times.shape[1] for path in paths)
+
+    def padded(values: Tensor) -> Tensor:
+        missing = knots - values.shape[1]
+        return torch.cat([values, values[:, -1:].expand(-1, missing, *values.shape[2:])], dim=1) if missing else values
+
+    return DensePath(
+        torch.cat([padded(path.times) for path in paths]),
+        torch.cat([padded(path.states) for path in paths]),
+        torch.cat([padded(path.velocities) for path in paths]),
+    )
