@@ -1,0 +1,168 @@
+"""The configuration of ``bespoke distil-network``: one model, and the solvers and networks distilled from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from orchestrator import plugins
+from orchestrator.config import (
+    ExperimentConfig,
+    GridSearch,
+    LearnedConfig,
+    NotEmpty,
+    PairsConfig,
+    PluginConfig,
+    Positive,
+    Several,
+    SolverConfig,
+    read_yaml,
+    validated,
+)
+from orchestrator.errors import ConfigError
+from orchestrator.models.zoo import ZooModel
+from orchestrator.moments import reference_moments
+from orchestrator.network_distillation.progressive import check_prediction, stages
+from orchestrator.network_distillation.students import student_solver
+from orchestrator.network_distillation.weights import Loss
+from solvers.distil.adam import Decay
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+
+
+def _bare_family(value: Any) -> Any:
+    """``euler`` is ``{family: euler}``."""
+    return {"family": value} if isinstance(value, str) else value
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class WeightsConfig(_Strict):
+    """Distillation of the weights towards ground truth (BST K.4), at every NFE.
+
+    ``loss`` is 'lte' (eq. 80: each midpoint step from the ground-truth trajectory) or 'rmse' (eq. 6: the sample).
+    """
+
+    loss: Loss
+    trajectories: Count = 520
+    iterations: Count = 1000
+    batch_size: Count = 40
+    learning_rate: Positive = 2e-4
+    decay: Decay = "polynomial"
+    validate_every: Count = 100
+
+
+class ProgressiveConfig(_Strict):
+    """Progressive Distillation (Salimans & Ho 2022): one chain of halvings that passes through every NFE."""
+
+    start_steps: Count = 64
+    iterations: Count = 1000
+    """Of each halving."""
+    batch_size: Count = 128
+    learning_rate: Positive = 2e-4
+    decay: Decay = "polynomial"
+
+
+class NetworkDistillationConfig(_Strict):
+    """One comparison: ground truth, fixed solvers, distilled solvers and distilled networks of one zoo model, unguided.
+
+    ``pairs.test`` is the fresh noise that everything is sampled from, for PSNR and for the Frechet distance.
+    ``dataset`` is the real data: the distance's reference, and what progressive distillation learns from.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    model: PluginConfig
+    conditioning: PluginConfig = PluginConfig(name="labels")
+    pairs: PairsConfig = PairsConfig()
+    nfe: Annotated[tuple[Annotated[int, Field(ge=1, le=1000, strict=True)], ...], NotEmpty, Several]
+    fixed: tuple[Annotated[SolverConfig, BeforeValidator(_bare_family)], ...] = ()
+    grid_search: GridSearch | None = None
+    learned: tuple[Annotated[LearnedConfig, BeforeValidator(_bare_family)], ...] = ()
+    weights: tuple[WeightsConfig, ...] = ()
+    progressive: ProgressiveConfig | None = None
+    features: str = "digits_cnn"
+    dataset: str = "digits"
+    seed: int = Field(0, ge=0, lt=1000, strict=True)
+    workers: Count = 1
+    """Networks trained at once: 1 in this process, more as Ray tasks of one CPU each."""
+    storage: str = "bespoke-data"
+    tracking_uri: str | None = None
+
+    def experiment(self) -> ExperimentConfig:
+        """The solvers' part as an experiment: the same pairs and points as a sweep would make."""
+        return ExperimentConfig(
+            name=self.name,
+            model=self.model,
+            conditioning=self.conditioning,
+            pairs=self.pairs,
+            nfe=self.nfe,
+            fixed=self.fixed,
+            grid_search=self.grid_search,
+            learned=self.learned,
+            seeds=(self.seed,),
+            metrics=("psnr",),
+            storage=self.storage,
+            tracking_uri=self.tracking_uri,
+        )
+
+    def check(self) -> None:
+        """Everything that can be known to be impossible before any work.
+
+        Raises:
+            ConfigError: Naming the key, the value and the remedy.
+        """
+        if self.model.name != "zoo":
+            raise ConfigError(
+                f"model adapter {self.model.name!r} has no weights that can be trained here; network distillation "
+                f"takes models of the zoo: {{name: zoo, options: {{weights: NAME or PATH}}}}"
+            )
+        self.experiment().check()
+        if not self.learned:
+            raise ConfigError("'learned' is empty: the comparison needs a distilled solver, e.g. {family: bns}")
+        for entry in self.weights:
+            self._check_weights(entry)
+        if len(set(self.weights)) != len(self.weights):
+            raise ConfigError("'weights' lists the same settings twice, and their students would be one row")
+        if self.progressive is not None:
+            check_prediction(ZooModel(**self.model.options))
+            for nfe in self.nfe:
+                stages(self.progressive.start_steps, nfe)
+        self._check_features()
+
+    def _check_weights(self, entry: WeightsConfig) -> None:
+        for nfe in self.nfe:
+            try:
+                student_solver("midpoint", nfe)
+            except ValueError as error:
+                raise ConfigError(f"'weights' trains midpoint steps, and nfe has {nfe}: {error}") from error
+        if entry.validate_every > entry.iterations:
+            raise ConfigError(
+                f"weights.validate_every is {entry.validate_every}, above its {entry.iterations} iterations: no "
+                f"trained iterate would be kept; use at most {entry.iterations}"
+            )
+
+    def _check_features(self) -> None:
+        extractor = plugins.build("features", self.features)
+        reference_moments(self.features, self.dataset)
+        if plugins.build("datasets", self.dataset).reference() is None:
+            raise ConfigError(f"dataset {self.dataset!r} has no real samples; choose one that has, e.g. digits")
+        if self.pairs.test <= extractor.dim:
+            raise ConfigError(
+                f"pairs.test is {self.pairs.test}, and {self.features} has {extractor.dim} features: a Frechet "
+                f"distance needs more samples than features, better ten times as many"
+            )
+
+
+def load_network_config(path: str, overrides: Sequence[str] = ()) -> NetworkDistillationConfig:
+    """Read and check a comparison; ``overrides`` as :func:`orchestrator.config.load_config` takes them.
+
+    Raises:
+        ConfigError: Naming the key, the value and the remedy.
+    """
+    config = validated(NetworkDistillationConfig, read_yaml(path, overrides), path)
+    config.check()
+    return config

@@ -1,0 +1,186 @@
+"""Students: copies of a zoo model whose weights move, their checkpoints, and what a finished one leaves behind."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load, save
+from torch import Tensor
+
+from orchestrator.models.zoo import ZooModel
+from orchestrator.models.zoo.adapter import METADATA_KEY, weights_path
+from orchestrator.storage import Storage, canonical_json
+from solvers.families import GridSolver
+from solvers.families.ddim import DDIM
+from solvers.families.midpoint import Midpoint
+from solvers.grids import Grid
+
+STUDENT_FORMAT = 1
+"""Raised whenever the same recipe would give other weights."""
+
+GRADIENT_NORM = 1.0
+"""Gradients are clipped to this norm, as in the training of the zoo and of Progressive Distillation."""
+
+Solver = Literal["midpoint", "ddim"]
+Progress = Callable[[int], object]
+"""``progress(iterations)``: so many more are done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentResult:
+    """What is known of one student once it is trained. Its weights lie beside it, as a zoo model.
+
+    Attributes:
+        key: Folder under ``students/``.
+        nfe: Evaluations a sample that it was trained for.
+        solver: What it is sampled with, on the uniform grid.
+        forwards: Network forwards of single samples spent on training, teachers and validation included.
+        backwards: Network backwards of single samples.
+        data_forwards: Forwards spent on making what it learns from (ground truth); 0 for real data.
+        training_set: Ground-truth trajectories or real samples it learns from.
+        parameters: Trainable numbers.
+        bytes: Size of the weights' file.
+        status: 'finished', or 'diverged' where the best iterate before is kept.
+        history: [iteration, validation PSNR in dB] of every validation; empty where there is none.
+    """
+
+    key: str
+    nfe: int
+    solver: Solver
+    forwards: int
+    backwards: int
+    data_forwards: int
+    training_set: int
+    parameters: int
+    bytes: int
+    status: str = "finished"
+    history: list[list[float]] = field(default_factory=list)
+
+    def build_solver(self) -> GridSolver:
+        """The solver that the student was trained for."""
+        return student_solver(self.solver, self.nfe)
+
+
+def student_solver(name: Solver, nfe: int) -> GridSolver:
+    """Midpoint or DDIM of ``nfe`` evaluations on the uniform grid.
+
+    Raises:
+        ValueError: Midpoint at an odd ``nfe``.
+    """
+    return GridSolver({"midpoint": Midpoint, "ddim": DDIM}[name](), nfe, Grid())
+
+
+def recipe_key(recipe: Any, leave_out: tuple[str, ...]) -> str:
+    """Name of a recipe's folder: a digest of everything that its students depend on."""
+    content = {name: value for name, value in asdict(recipe).items() if name not in leave_out}
+    content |= {"recipe": type(recipe).__name__, "format": STUDENT_FORMAT}
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
+
+
+class Student:
+    """A copy of a model whose weights move, its optimiser, and the passes spent so far.
+
+    Dropout stays off: targets are deterministic, and so is the same recipe's result.
+    """
+
+    def __init__(self, model: ZooModel):
+        self.model = copy.deepcopy(model)
+        self.model.net.requires_grad_(True)
+        self.optimizer = torch.optim.Adam(self.model.net.parameters())
+        self.iteration = 0
+        self.forwards = 0
+        self.backwards = 0
+
+    def descend(self, loss: Tensor, rate: float) -> None:
+        """One step of Adam, at this learning rate, down a 0-d loss."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.net.parameters(), GRADIENT_NORM)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.iteration += 1
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the weights as they are now."""
+        return {name: tensor.detach().clone() for name, tensor in self.model.net.state_dict().items()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything that going on needs."""
+        return {
+            "net": self.model.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "iteration": self.iteration,
+            "forwards": self.forwards,
+            "backwards": self.backwards,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.model.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration, self.forwards, self.backwards = (state[k] for k in ("iteration", "forwards", "backwards"))
+
+
+class StudentStore:
+    """The folder of one recipe: a checkpoint while it trains, then weights and result by NFE, the result last."""
+
+    def __init__(self, storage: Storage, key: str):
+        self.storage = storage
+        self.key = key
+        self._checkpoint = f"students/{key}/checkpoint.pt"
+
+    def weights_key(self, nfe: int) -> str:
+        return f"students/{self.key}/nfe{nfe}.safetensors"
+
+    def _result_key(self, nfe: int) -> str:
+        return f"students/{self.key}/nfe{nfe}.json"
+
+    def is_complete(self, nfe: int) -> bool:
+        return all(self.storage.exists(key) for key in (self._result_key(nfe), self.weights_key(nfe)))
+
+    def result(self, nfe: int) -> StudentResult:
+        return StudentResult(**self.storage.read_json(self._result_key(nfe)))
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The state that an interrupted training left, or None."""
+        if not self.storage.exists(self._checkpoint):
+            return None
+        state: dict[str, Any] = torch.load(io.BytesIO(self.storage.read(self._checkpoint)), weights_only=True)
+        return state
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self.storage.write(self._checkpoint, buffer.getvalue())
+
+    def publish(self, teacher: str, weights: dict[str, Tensor], **facts: Any) -> StudentResult:
+        """Write a finished student: its weights as a zoo model, then its result.
+
+        Args:
+            teacher: Name or path of the zoo model it is a copy of: the network's description is taken from there.
+            weights: The student's.
+            facts: The fields of :class:`StudentResult` that do not follow from the weights.
+        """
+        with safe_open(weights_path(teacher), framework="pt") as file:
+            description = file.metadata()[METADATA_KEY]
+        data = save({name: tensor.contiguous() for name, tensor in weights.items()}, {METADATA_KEY: description})
+        parameters = sum(tensor.numel() for tensor in weights.values())
+        result = StudentResult(key=self.key, parameters=parameters, bytes=len(data), **facts)
+        self.storage.write(self.weights_key(result.nfe), data)
+        self.storage.write(self._result_key(result.nfe), (json.dumps(asdict(result), indent=1) + "\n").encode())
+        self.storage.delete(self._checkpoint)
+        return result
+
+    def load_student(self, teacher: ZooModel, nfe: int) -> ZooModel:
+        """The teacher with the weights of its student at this NFE, frozen."""
+        student = copy.deepcopy(teacher)
+        student.net.load_state_dict(load(self.storage.read(self.weights_key(nfe))))
+        return student
