@@ -55,13 +55,18 @@ def _runs_hosts(command: Callable[..., Any]) -> Callable[..., Any]:
 _tracked = click.option("--tracking-uri", metavar="URI", help="MLflow store; default: SQLite under the storage root.")
 
 
-def _config(path: str, overrides: Sequence[str], storage: str | None, tracking_uri: str | None) -> ExperimentConfig:
-    from orchestrator.config import load_config
-
+def _with_options(overrides: Sequence[str], storage: str | None, tracking_uri: str | None) -> list[str]:
+    """Overrides with the options that stand for some: what is typed last wins."""
     given = [
         f"{key}={json.dumps(value)}" for key, value in (("storage", storage), ("tracking_uri", tracking_uri)) if value
     ]
-    return load_config(path, [*overrides, *given])
+    return [*overrides, *given]
+
+
+def _config(path: str, overrides: Sequence[str], storage: str | None, tracking_uri: str | None) -> ExperimentConfig:
+    from orchestrator.config import load_config
+
+    return load_config(path, _with_options(overrides, storage, tracking_uri))
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -275,10 +280,43 @@ def pretrain(config: str, overrides: tuple[str, ...], output: str) -> None:
     click.echo(f"{weights}: held-out loss {facts['validation_loss']:.4f}, {facts['parameters']:,} parameters")
 
 
+@main.command(name="distil-network")
+@click.argument("config")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@_runs_hosts
+@_tracked
+def distil_network(
+    config: str, overrides: tuple[str, ...], address: str, tracking_uri: str, storage: str, no_wait: bool
+) -> None:
+    """Compare distilling the solver with distilling the network, on one zoo model. Resumable: run it again.
+
+    Makes pairs, distils solvers, trains students (BST K.4 and Progressive Distillation) at the same NFEs, and samples
+    all of them from the same fresh noise: PSNR, Frechet distance, passes spent, training set, parameters, bytes. The
+    networks train in this process; with workers=N, or --address, as Ray tasks.
+
+    \b
+    Examples:
+      bespoke distil-network sweeps/configs/network_distillation/digits.yaml
+      bespoke distil-network sweeps/configs/network_distillation/digits.yaml nfe=[8] progressive.iterations=4000
+      bespoke distil-network sweeps/configs/network_distillation/digits.yaml workers=2
+    """
+    from orchestrator.network_distillation.config import load_network_config
+
+    loaded = load_network_config(config, _with_options(overrides, storage, tracking_uri))
+    from sweeps.network_distillation import run_comparison
+
+    found = run_comparison(loaded, address=address, wait=not no_wait)
+    click.echo(found.markdown)
+    click.echo(f"table: {found.table}")
+    click.echo(f"figure: {found.figure}")
+
+
 @main.command(name="list")
-@click.argument("kind", type=click.Choice(["families", "models", "datasets", "metrics", "schedulers"]))
+@click.argument(
+    "kind", type=click.Choice(["families", "models", "datasets", "metrics", "objectives", "features", "schedulers"])
+)
 def list_plugins(kind: str) -> None:
-    """List what configurations can name: families, models, datasets, metrics or schedulers."""
+    """List what configurations can name: solver families, models, datasets, metrics, objectives and so on."""
     from orchestrator.listing import describe
 
     for line in describe(kind):

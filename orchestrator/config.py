@@ -6,18 +6,24 @@ configuration (pair specs, the list of points) is made elsewhere.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from urllib.parse import unquote
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator import plugins
+from orchestrator.distillation import Settings
 from orchestrator.errors import ConfigError
-from orchestrator.storage import canonical_json
+from orchestrator.objectives.base import Objective
+from solvers.distil.adam import AdamSettings
+from solvers.distil.levenberg_marquardt import LMSettings
 from solvers.families import Family, LearnableFamily
+from solvers.families.bns import BNS
 from solvers.grids import Grid
 
 
@@ -68,15 +74,59 @@ class PairsConfig(_Strict):
         return self
 
 
+class GITSConfig(_Strict):
+    """The grid that GITS finds on training trajectories by dynamic programming (``solvers.gits``)."""
+
+    kind: Literal["gits"]
+    gamma: float = Field(1.0, gt=0, le=10)
+    loss: Literal["error", "deviation"] = "error"
+    trajectories: int = Field(64, ge=1, strict=True)
+    knots: int = Field(61, ge=2, le=1000, strict=True)
+
+    @property
+    def label(self) -> str:
+        return "GITS" if (self.gamma, self.loss) == (1.0, "error") else f"GITS gamma={self.gamma:g} {self.loss}"
+
+
+def _as_grid(value: Any) -> Any:
+    """``edm`` or ``{kind: edm, rho: 5}`` as a :class:`Grid`; what is wrong with it is told by the grid itself."""
+    content = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(content, dict) or content.get("kind") == "gits":
+        return content
+    known = [f.name for f in dataclasses.fields(Grid)]
+    for key in content:
+        if key not in known:
+            raise ValueError(
+                f"a time grid has no {key!r}{plugins.did_you_mean(key, known)}; it has: {', '.join(known)}"
+            )
+    try:
+        return Grid(**content)
+    except TypeError as error:
+        raise ValueError(f"{content} is no time grid: {error}") from error
+
+
+AnyGrid = Annotated[Grid | GITSConfig, BeforeValidator(_as_grid)]
+
+
 class SolverConfig(_Strict):
     """One fixed family of the sweep; a bare name means its defaults.
 
     ``nfe`` restricts it to these of the sweep's NFEs: some families need a multiple of their evaluations per step.
+    ``grid`` is where it steps before any search: a kind of grid (uniform, log_snr, polynomial, edm, shifted, ays, gits)
+    or a mapping with its options. ``search: false`` keeps it to that grid.
     """
 
     family: str
     options: dict[str, Any] = {}
+    grid: AnyGrid = Grid()
+    search: bool = True
     nfe: Annotated[tuple[int, ...] | None, BeforeValidator(lambda v: None if v is None else _as_list(v))] = None
+
+    @property
+    def label(self) -> str:
+        """The solver's name in tables: its family, and its grid where that is not the uniform one."""
+        family = self.build().label
+        return family if self.grid == Grid() else f"{family} ({self.grid.label})"
 
     def nfes(self, swept: Sequence[int]) -> list[int]:
         """The NFEs of the sweep that this family runs at."""
@@ -90,30 +140,104 @@ class SolverConfig(_Strict):
 
 
 class GridSearch(_Strict):
-    """The search every fixed family is given: all warped grids t = (1-(1-r)^p)^q with p and q from these lists."""
+    """The search every fixed family is given: all warped grids t = (1-(1-r)^p)^q with p and q from these lists.
+
+    ``also`` are further grids to try, by kind or with options.
+    """
 
     p: Annotated[tuple[Exponent, ...], NotEmpty] = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
     q: Annotated[tuple[Exponent, ...], NotEmpty] = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
+    also: tuple[AnyGrid, ...] = (Grid("log_snr"), Grid("polynomial"), Grid("edm"))
     pairs: int = Field(256, ge=1, strict=True)
     """Validation pairs a grid is scored on; the winner is scored again on all of them."""
+
+    def candidates(self) -> list[Grid | GITSConfig]:
+        """The uniform grid, every warped one, and the others, each once."""
+        warped = [Grid("warped", p, q) if (p, q) != (1, 1) else Grid() for p in self.p for q in self.q]
+        return _distinct([Grid(), *warped, *self.also])
+
+
+Method = Literal["adam", "levenberg_marquardt"]
+
+
+class MethodDefaults(NamedTuple):
+    """What a method of distillation does where a configuration leaves it open."""
+
+    iterations: int
+    batch_size: int
+    validate_every: int
+
+
+METHODS: dict[Method, MethodDefaults] = {
+    "adam": MethodDefaults(iterations=1500, batch_size=40, validate_every=100),
+    "levenberg_marquardt": MethodDefaults(iterations=40, batch_size=64, validate_every=4),
+}
+LEAST_SQUARES = "least_squares"
+"""The start that is fitted to trajectories and is no family."""
+
+ADAM_ONLY = ("learning_rate", "decay")
+LM_ONLY = ("jacobian",)
 
 
 class LearnedConfig(_Strict):
     """One learnable family of the sweep. Every list is an axis of the search inside a cell (NFE, guidance).
 
     ``start`` is a fixed family by name, on its uniform grid, or ``best``: family and grid of the best fixed solver on
-    validation pairs, at the same NFE and guidance, and at the sigma0 among ``fixed_sigma0`` that is nearest in ratio.
+    validation pairs (of those that this family can start from), at the same NFE and guidance, and at the sigma0 among
+    ``fixed_sigma0`` that is nearest in ratio. BNS can also start from ``least_squares``: theta in closed form, fitted
+    row by row to the training pairs' trajectories on the uniform grid.
+
+    ``method`` is 'adam' (Algorithm 2 of the BNS paper: 1500 iterations of 40 pairs unless told) or
+    'levenberg_marquardt' (40 iterations of 64 pairs), which needs no backward pass.
     """
 
     family: str
     options: dict[str, Any] = {}
+    objective: Annotated[PluginConfig, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)] = (
+        PluginConfig(name="psnr")
+    )
+    """What is minimised; a bare name means its defaults. Iterates are chosen by validation PSNR in any case."""
     start: Annotated[tuple[str, ...], NotEmpty, Several] = ("best",)
-    learning_rate: Annotated[tuple[Positive, ...], NotEmpty, Several] = (5e-3,)
     sigma0: Annotated[tuple[Positive, ...], NotEmpty, Several] = (1.0,)
-    iterations: int = Field(1500, ge=1, strict=True)
-    batch_size: int = Field(40, ge=1, strict=True)
+    method: Method = "adam"
+    iterations: int | None = Field(None, ge=1, strict=True)
+    batch_size: int | None = Field(None, ge=1, strict=True)
+    validate_every: int | None = Field(None, ge=1, strict=True)
+    data_parallel: bool = False
+    """Split every batch over all hosts, 64 pairs each: for models of which one host alone is slow."""
+    learning_rate: Annotated[tuple[Positive, ...], NotEmpty, Several] = (5e-3,)
     decay: Literal["polynomial", "cosine", "constant"] = "polynomial"
-    validate_every: int = Field(100, ge=1, strict=True)
+    jacobian: Literal["forward", "central", "jvp"] = "forward"
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> LearnedConfig:
+        for method, names in (("levenberg_marquardt", ADAM_ONLY), ("adam", LM_ONLY)):
+            strange = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+            if self.method == method and strange:
+                raise ValueError(f"{strange[0]!r} has no meaning for method {method!r}; leave it out")
+        if self.method == "levenberg_marquardt" and self.objective.name != "psnr":
+            raise ValueError(
+                f"method 'levenberg_marquardt' minimises the PSNR loss, not {self.objective.name!r}; use method 'adam'"
+            )
+        return self
+
+    @property
+    def length(self) -> MethodDefaults:
+        """Iterations, batch size and validation interval: as told, else the method's own."""
+        told = (self.iterations, self.batch_size, self.validate_every)
+        return MethodDefaults(*(own if t is None else t for t, own in zip(told, METHODS[self.method], strict=True)))
+
+    def settings(self, seed: int, training_pairs: int) -> list[Settings]:
+        """The method's settings at every point of its own axes."""
+        common = {
+            "iterations": self.length.iterations,
+            "batch_size": self.length.batch_size,
+            "seed": seed,
+            "training_pairs": training_pairs,
+        }
+        if self.method == "levenberg_marquardt":
+            return [LMSettings(jacobian=self.jacobian, **common)]
+        return [AdamSettings(learning_rate=rate, decay=self.decay, **common) for rate in self.learning_rate]
 
     def build(self) -> LearnableFamily:
         built = plugins.build("families", self.family, self.options)
@@ -122,6 +246,17 @@ class LearnedConfig(_Strict):
                 f"family {self.family!r} has nothing to learn; list it under 'fixed', not under 'learned'"
             )
         return built
+
+    def build_objective(self) -> Objective:
+        return plugins.build("objectives", self.objective.name, self.objective.options)
+
+    @property
+    def label(self) -> str:
+        """The solver's name in tables: its family, and how and for what it was trained where that is not the usual."""
+        family = self.build().label
+        if self.method == "levenberg_marquardt":
+            return f"{family} (LM)"
+        return family if self.objective.name == "psnr" else f"{family} ({self.build_objective().label})"
 
 
 class SearchConfig(_Strict):
@@ -142,6 +277,8 @@ class Resources(_Strict):
     trial_cpus: float = Field(0.25, gt=0)
     local_cpus: int | None = Field(None, ge=1, strict=True)
     device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    host_memory_gb: float = Field(1.0, gt=0)
+    """What a distillation step may hold on a host beside the model, in 10^9 bytes; batches shrink to fit."""
     request_timeout: float | None = Field(None, gt=0)
     """Seconds after which a host that gives no answer is taken for hung and started again; none by default."""
 
@@ -207,18 +344,14 @@ class ExperimentConfig(_Strict):
                 raise ConfigError(f"{name} must list different values, at least one; got {list(values)}")
         for solver in self.fixed:
             self._check_nfe(solver)
+        _refuse_twice("fixed", [solver.label for solver in self.fixed])
         if not self.learned and not any(solver.nfes(self.nfe) for solver in self.fixed):
             raise ConfigError(
                 f"no fixed family runs at any nfe of {list(self.nfe)}; their own 'nfe' lists leave all out"
             )
         for learned in self.learned:
             self._check_learned(learned)
-        entries = [canonical_json([learned.family, learned.options]) for learned in self.learned]
-        if len(set(entries)) != len(entries):
-            raise ConfigError(
-                "'learned' lists a family twice with the same options, and their results would be one row; list the "
-                "settings as axes instead, e.g. 'learning_rate: [1.0e-3, 5.0e-3]'"
-            )
+        _refuse_twice("learned", [learned.label for learned in self.learned])
 
     def _lists(self) -> dict[str, tuple[Any, ...]]:
         """Lists whose entries name runs and files, and so must differ."""
@@ -236,36 +369,95 @@ class ExperimentConfig(_Strict):
             try:
                 family.steps(nfe)
             except ValueError as error:
-                allowed = [n for n in solver.nfes(self.nfe) if n % family.evaluations_per_step == 0]
+                allowed = [n for n in solver.nfes(self.nfe) if _affords(family, n)]
                 hint = f"give {solver.family} its own 'nfe: {allowed}'" if allowed else f"leave {solver.family} out"
                 raise ConfigError(f"fixed family {solver.family!r} at nfe {nfe}: {error}, or {hint}") from error
 
     def _check_learned(self, learned: LearnedConfig) -> None:
-        learned.build()
+        family = learned.build()
+        try:
+            learned.build_objective().check(family)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        takes = "" if family.starts is None else f" (it can start from {' or '.join(family.starts)} only)"
+        example = (family.starts or ("midpoint",))[0]
         for start in learned.start:
             if start == "best":
-                if not self.fixed:
+                startable = [solver for solver in self.fixed if family.starts_from(solver.build())]
+                if not startable:
                     raise ConfigError(
-                        f"learned family {learned.family!r} starts from the best fixed solver, but 'fixed' is empty; "
-                        f"list families there or name a start, e.g. 'start: midpoint'"
+                        f"learned family {learned.family!r} starts from the best fixed solver{takes}, but 'fixed' has "
+                        f"none; list families there or name a start, e.g. 'start: {example}'"
                     )
-                reachable = {n for solver in self.fixed for n in solver.nfes(self.nfe)}
+                reachable = {n for solver in startable for n in solver.nfes(self.nfe)}
                 missing = [n for n in self.nfe if n not in reachable]
                 if missing:
-                    raise ConfigError(f"no fixed family runs at nfe {missing[0]}, so 'start: best' has nothing there")
+                    raise ConfigError(
+                        f"no fixed family that {learned.family!r} can start from runs at nfe {missing[0]}, so "
+                        f"'start: best' has nothing there{takes}"
+                    )
                 continue
+            if start == LEAST_SQUARES:
+                if not isinstance(family, BNS):
+                    raise ConfigError(
+                        f"only 'bns' can start from {LEAST_SQUARES!r}: {learned.family!r} cannot equal every solver"
+                    )
+                if set(learned.sigma0) != {1.0}:
+                    raise ConfigError(
+                        f"start {LEAST_SQUARES!r} is fitted on the path itself; leave sigma0 at 1, or start from 'best'"
+                    )
+                continue
+            if not family.starts_from(SolverConfig(family=start).build()):
+                raise ConfigError(f"learned family {learned.family!r} cannot start from {start!r}{takes}")
             for nfe in self.nfe:
                 try:
                     SolverConfig(family=start).build().steps(nfe)
                 except ValueError as error:
                     raise ConfigError(f"start {start!r} of {learned.family!r} at nfe {nfe}: {error}") from error
 
-    def grids(self) -> list[Grid]:
-        """The grids that a fixed family is searched over; the common (uniform) one first."""
-        search = self.grid_search
-        if search is None:
-            return [Grid()]
-        return [Grid(), *(Grid("warped", p, q) for p in search.p for q in search.q if (p, q) != (1, 1))]
+    def grids(self, solver: SolverConfig) -> list[Grid | GITSConfig]:
+        """The grids that a fixed solver is searched over; its own first."""
+        if self.grid_search is None or not solver.search:
+            return [solver.grid]
+        return _distinct([solver.grid, *self.grid_search.candidates()])
+
+    @property
+    def needs_training_pairs(self) -> bool:
+        """Whether anything learns from training pairs: a distillation, or a grid."""
+        return bool(self.learned) or self.needs_trajectories
+
+    @property
+    def needs_trajectories(self) -> bool:
+        """Whether anything needs the training pairs' trajectories."""
+        grids = [grid for solver in self.fixed for grid in self.grids(solver)]
+        return any(isinstance(grid, GITSConfig) for grid in grids) or any(
+            learned.build_objective().needs_trajectory or LEAST_SQUARES in learned.start for learned in self.learned
+        )
+
+
+def _affords(family: Family, nfe: int) -> bool:
+    try:
+        family.steps(nfe)
+    except ValueError:
+        return False
+    return True
+
+
+def _distinct(grids: Iterable[Grid | GITSConfig]) -> list[Grid | GITSConfig]:
+    found: list[Grid | GITSConfig] = []
+    for grid in grids:
+        if grid not in found:
+            found.append(grid)
+    return found
+
+
+def _refuse_twice(key: str, labels: Sequence[str]) -> None:
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        remedy = "list the settings as axes instead, e.g. 'learning_rate: [1.0e-3, 5.0e-3]'"
+        if key == "fixed":
+            remedy = "leave one out, or give it another grid or other options"
+        raise ConfigError(f"{key!r} lists {twice!r} twice, and their results would be one row; {remedy}")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -408,7 +600,7 @@ def resolve_tracking_uri(uri: str | None, storage: str) -> str:
         if uri.startswith("sqlite:///") and not relative.startswith("/"):
             return f"sqlite:///{Path(relative).absolute()}"
         return uri if "://" in uri or ":" in uri else str(Path(uri).absolute())
-    root = storage.removeprefix("file://")
+    root = unquote(storage.removeprefix("file://")) if storage.startswith("file://") else storage
     if "://" in root:
         raise ConfigError(
             f"storage {storage!r} is remote, and MLflow's SQLite store cannot be kept there; give --tracking-uri, e.g. "

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from orchestrator import plugins
-from orchestrator.host import to_numpy
+from orchestrator.distillation import to_numpy
 from orchestrator.metrics.base import summarise
 from orchestrator.pool import Pool, Request
 from solvers.ns import NSSolver

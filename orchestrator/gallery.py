@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from orchestrator.host import to_numpy
+from orchestrator.distillation import to_numpy
 from orchestrator.pairs import PairSpec
 from orchestrator.pool import Pool, Request
 from orchestrator.results import ResultStore, Row

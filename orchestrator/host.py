@@ -10,29 +10,29 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from orchestrator import plugins
+from orchestrator.distillation import LearnedRun, State, advance
 from orchestrator.errors import StoreError
 from orchestrator.metrics.base import Metric
 from orchestrator.models.base import ModelAdapter
-from orchestrator.pairs import PairSet, PairSpec, PairStore, ShardRecord
+from orchestrator.objectives.base import FamilyObjective, SolverObjective
+from orchestrator.pairs import PairSet, PairSpec, PairStore, ShardRecord, concatenate
 from orchestrator.pairs.ground_truth import solve
 from orchestrator.randomness import noise
-from orchestrator.storage import Storage
-from solvers.distil.adam import AdamSettings, AdamState, LossAndGradient, advance
-from solvers.families import LearnableFamily
+from orchestrator.storage import Storage, canonical_json
+from solvers.distil.least_squares import fit
+from solvers.distil.normal_equations import Jacobian, NormalEquations, normal_equations
+from solvers.distil.pair_field import PairField
+from solvers.gits import gits_grid
 from solvers.losses import psnr_loss
 from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
-
-BLOCK = 64
-"""Pairs whose losses are summed together. Fixed, so that sums do not depend on how many hosts share them."""
 
 SCORING_BATCH = 512
 """Pairs per model call when no gradient is needed."""
@@ -48,6 +48,7 @@ class HostSettings:
         storage: Storage root of the pairs.
         device: 'cpu' or a CUDA device.
         threads: torch threads; more than the host's share of cores makes it many times slower.
+        memory_bytes: What a distillation step may hold beside the model: batches shrink to fit.
     """
 
     adapter: str
@@ -55,6 +56,7 @@ class HostSettings:
     storage: str
     device: str = "cpu"
     threads: int = 1
+    memory_bytes: int = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,28 +74,6 @@ class ModelFacts:
     parameters: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class LearnedRun:
-    """Which learnable family a distillation moves, and on which pairs.
-
-    Attributes:
-        family: Family plugin.
-        options: Its options.
-        sigma0: Preconditioning.
-        train: Digest of the training pairs.
-        settings: Adam's settings.
-    """
-
-    family: str
-    options: dict[str, Any]
-    sigma0: float
-    train: str
-    settings: AdamSettings
-
-    def build(self) -> LearnableFamily:
-        return plugins.build("families", self.family, self.options)
-
-
 class Host:
     """One frozen model on one device, and the pairs it has been asked about."""
 
@@ -104,6 +84,7 @@ class Host:
         # After every import: some libraries set the thread count when they load.
         torch.set_num_threads(settings.threads)
         self._pairs: dict[str, tuple[PairSpec, PairSet]] = {}
+        self._objectives: dict[str, Any] = {}
 
     @cached_property
     def device_class(self) -> str:
@@ -147,8 +128,7 @@ class Host:
             )
         conditioning = plugins.build("datasets", spec.conditioning["name"], spec.conditioning["options"])
         parts = [self._solve(spec, list(batch), conditioning) for batch in spec.batches(shard)]
-        pairs = PairSet(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-        return PairStore(self.storage, spec).write_shard(shard, pairs)
+        return PairStore(self.storage, spec).write_shard(shard, concatenate(parts))
 
     def _solve(self, spec: PairSpec, indices: list[int], conditioning: Any) -> PairSet:
         x0 = torch.from_numpy(noise(spec.seed, indices, spec.shape))
@@ -156,37 +136,143 @@ class Host:
         self.model.check_condition(condition)
         device = self.settings.device
         field = self.model.field(condition.to(device), spec.guidance_scale)
-        x1, nfe = solve(field, x0.to(device), spec.rtol, spec.atol)
-        return PairSet(x0, x1.to("cpu", torch.float32), condition, torch.full((len(indices),), nfe, dtype=torch.int32))
+        x1, nfe, path = solve(field, x0.to(device), spec.rtol, spec.atol, keep_path=spec.trajectory)
+        spent = torch.full((len(indices),), nfe, dtype=torch.int32)
+        return PairSet(x0, x1.float(), condition, spent, path).to("cpu")
 
     # ---- loss and gradient at theta on these pairs ------------------------------------------------------------
 
     def loss_and_gradient(
-        self, theta: npt.NDArray[np.float64], pairs: str, indices: Sequence[int]
+        self,
+        theta: npt.NDArray[np.float64],
+        pairs: str,
+        indices: Sequence[int],
+        objective: str = "psnr",
+        objective_options: dict[str, Any] | None = None,
     ) -> tuple[float, npt.NDArray[np.float64]]:
-        """Sum over these pairs (one block) of the PSNR loss, and of its gradient in theta's flat form.
+        """Sum over these pairs (one block) of a loss of theta, and of its gradient in theta's flat form.
 
         Args:
             theta: :meth:`NSSolver.flat`, float64.
             pairs: Digest of a pair store.
             indices: Pairs of one block, at most :data:`BLOCK`.
+            objective, objective_options: A :class:`SolverObjective`; the PSNR loss by default.
         """
+        loss_of: SolverObjective = self._objective(objective, objective_options or {})
         flat = torch.from_numpy(theta).clone().requires_grad_(True)
-        batch, field = self._batch(pairs, indices)
-        loss = psnr_loss(NSSolver.from_flat(flat).sample(field, batch.x0), batch.x1).to(torch.float64).sum()
+        batch, velocity = self._batch(pairs, indices)
+        loss = loss_of.per_sample(NSSolver.from_flat(flat), velocity, batch).to(torch.float64).sum()
         (gradient,) = torch.autograd.grad(loss, flat)
         return loss.item(), gradient.numpy()
 
-    def advance(self, run: LearnedRun, state: AdamState, steps: int) -> AdamState:
+    def loss_and_gradient_of_parameters(
+        self, run: LearnedRun, parameters: npt.NDArray[np.float64], indices: Sequence[int]
+    ) -> tuple[float, npt.NDArray[np.float64]]:
+        """The same for a loss of the family's own steps (:class:`FamilyObjective`), in the family's parameters."""
+        loss_of: FamilyObjective = self._objective(run.objective, run.objective_options)
+        of = torch.from_numpy(parameters).clone().requires_grad_(True)
+        batch, velocity = self._batch(run.train, indices)
+        loss = loss_of.per_sample(run.build(), of, run.sigma0, velocity, batch).to(torch.float64).sum()
+        (gradient,) = torch.autograd.grad(loss, of)
+        return loss.item(), gradient.numpy()
+
+    def _objective(self, name: str, options: dict[str, Any]) -> Any:
+        """The objective, built once: some hold a network."""
+        key = canonical_json([name, options])
+        if key not in self._objectives:
+            self._objectives[key] = plugins.build("objectives", name, options)
+        return self._objectives[key]
+
+    # ---- normal equations at theta on these pairs -------------------------------------------------------------
+
+    def normal_equations(
+        self,
+        theta: npt.NDArray[np.float64],
+        pairs: str,
+        indices: Sequence[int],
+        jacobian: Jacobian = "forward",
+        free: npt.NDArray[np.bool_] | None = None,
+    ) -> NormalEquations:
+        """Sums over these pairs of J^T W J and J^T W r of the PSNR loss, without a backward pass.
+
+        Args:
+            theta: :meth:`NSSolver.flat`, float64.
+            pairs: Digest of a pair store.
+            indices: Pairs of one block, at most :data:`BLOCK`.
+            jacobian: 'forward', 'central' or 'jvp'.
+            free: Mask over theta: the numbers whose columns are wanted; all that can be learned by default.
+        """
+        spec, whole = self._load(pairs)
+        batch = whole.select(list(indices)).to(self.settings.device)
+        return normal_equations(
+            NSSolver.from_flat(torch.from_numpy(theta)),
+            self._pair_field(batch, spec),
+            batch.x0,
+            batch.x1,
+            memory_bytes=self.settings.memory_bytes,
+            jacobian=jacobian,
+            free=None if free is None else torch.from_numpy(free),
+        )
+
+    def loss(self, theta: npt.NDArray[np.float64], pairs: str, indices: Sequence[int]) -> float:
+        """Sum over these pairs of the PSNR loss of theta."""
+        batch, velocity = self._batch(pairs, indices)
+        with torch.no_grad():
+            sample = NSSolver.from_flat(torch.from_numpy(theta)).sample(velocity, batch.x0)
+            return psnr_loss(sample, batch.x1).to(torch.float64).sum().item()
+
+    def advance(self, run: LearnedRun, state: State, steps: int) -> State:
         """``steps`` optimiser steps from this state: used where a round trip per step would cost too much."""
 
-        def objective(solver: NSSolver, indices: list[int]) -> LossAndGradient:
-            theta = solver.flat().numpy()
-            return mean_of_blocks(
-                [self.loss_and_gradient(theta, run.train, block) for block in blocks(indices)], indices
-            )
+        def ask(method: str, calls: Sequence[dict[str, Any]]) -> list[Any]:
+            return [getattr(self, method)(**arguments) for arguments in calls]
 
-        return advance(state, steps, run.settings, run.build(), self.model.scheduler, run.sigma0, objective)
+        return advance(run, state, steps, self.model.scheduler, ask)
+
+    def least_squares(self, pairs: str, times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """theta fitted row by row to the trajectories of all these pairs (:mod:`solvers.distil.least_squares`).
+
+        Args:
+            pairs: Digest of a pair store that holds trajectories.
+            times: t_0..t_n, shape (n + 1,), float64.
+        """
+        spec, whole = self._load(pairs)
+        if whole.path is None:
+            raise StoreError(f"pair store {pairs} holds no trajectories; make it with `bespoke pairs`")
+        batch, grid = whole.to(self.settings.device), torch.from_numpy(times)
+        assert batch.path is not None
+        fitted = fit(self._pair_field(batch, spec), batch.x0, batch.path.state(grid), grid, batch_size=SCORING_BATCH)
+        return fitted.flat().numpy()
+
+    def _pair_field(self, batch: PairSet, spec: PairSpec) -> PairField:
+        """The field of any rows of a batch."""
+        return lambda rows: self.model.field(batch.condition[rows.to(batch.condition.device)], spec.guidance_scale)
+
+    # ---- grids from these pairs -------------------------------------------------------------------------------
+
+    def gits_grid(
+        self, pairs: str, steps: int, gamma: float, loss: Literal["error", "deviation"], trajectories: int, knots: int
+    ) -> npt.NDArray[np.float64]:
+        """The grid that GITS finds on the trajectories of the first of these pairs, shape (steps + 1,), float64.
+
+        Args:
+            pairs: Digest of a pair store that holds trajectories.
+            steps: Steps of the grid.
+            gamma, loss: See :func:`solvers.gits.gits_grid`.
+            trajectories: How many pairs to look at; all where there are fewer.
+            knots: Uniform times between which it chooses; at least 4 a step are taken.
+        """
+        batch, field = self._batch(pairs, range(min(trajectories, len(self._load(pairs)[1]))))
+        if batch.path is None:
+            raise StoreError(f"pair store {pairs} holds no trajectories; make it with `bespoke pairs`")
+        scheduler = self.model.scheduler
+        times = torch.linspace(scheduler.t_min, scheduler.t_max, max(knots, 4 * steps + 1), dtype=torch.float64)
+        states = batch.path.state(times)
+        with torch.no_grad():
+            # No step starts at the last knot.
+            velocities = [field(x, t) for x, t in zip(states[:-1], times[:-1], strict=True)]
+        velocities.append(torch.zeros_like(velocities[0]))
+        return gits_grid(states, torch.stack(velocities), times, steps, gamma, loss).numpy()
 
     # ---- sample and score theta on these pairs ----------------------------------------------------------------
 
@@ -236,25 +322,5 @@ class Host:
 
     def _batch(self, digest: str, indices: Sequence[int]) -> tuple[PairSet, Any]:
         spec, pairs = self._load(digest)
-        batch = PairSet(*(column.to(self.settings.device) for column in pairs.select(list(indices))))
+        batch = pairs.select(list(indices)).to(self.settings.device)
         return batch, self.model.field(batch.condition, spec.guidance_scale)
-
-
-def blocks(indices: Sequence[int]) -> list[list[int]]:
-    """``indices`` in blocks of :data:`BLOCK`, the unit of every sum."""
-    return [list(indices[first : first + BLOCK]) for first in range(0, len(indices), BLOCK)]
-
-
-def mean_of_blocks(parts: Sequence[tuple[float, npt.NDArray[np.float64]]], indices: Sequence[int]) -> LossAndGradient:
-    """The mean loss and gradient from per-block sums, added in order of block."""
-    gradient = torch.zeros(len(parts[0][1]), dtype=torch.float64)
-    loss = 0.0
-    for block_loss, block_gradient in parts:
-        loss += block_loss
-        gradient += torch.from_numpy(block_gradient)
-    return LossAndGradient(loss / len(indices), gradient / len(indices))
-
-
-def to_numpy(theta: Tensor) -> npt.NDArray[np.float64]:
-    """A flat theta as it crosses the wire."""
-    return theta.detach().to(torch.float64).numpy()

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from orchestrator import plugins
+from solvers.families import Family
 
 
 def describe(kind: str) -> Iterator[str]:
-    """Lines for the plugins of one kind: name, options, first sentence; for families also order and evaluations."""
-    for name, plugin in plugins.every(kind):
-        yield f"{name:<18} {_facts(kind, plugin)}{first_sentence(plugin)}{_options(plugin)}"
+    """Lines for the plugins of one kind: name, options, first sentence; for families also order, cost and source."""
+    found = list(plugins.every(kind))
+    width = max(len(name) for name, _ in found) + 1
+    if kind == "families":
+        yield f"{'':<{width}} {'order':>7} {'eval/step':>9}"
+    for name, plugin in found:
+        yield f"{name:<{width}} {_facts(kind, plugin)}{first_sentence(plugin)}{_options(plugin)}{_source(plugin)}"
     if kind == "models":
         from orchestrator.models.zoo.adapter import zoo_names
 
@@ -25,10 +31,25 @@ def _facts(kind: str, plugin: Any) -> str:
     if kind != "families":
         return ""
     if plugin.learnable:
-        return "learned                    "
+        return f"{'learned':>7} {'':>9}  "
     family = plugin()
     order = "—" if family.order is None else str(family.order)
-    return f"order {order}, {family.evaluations_per_step} eval/step   "
+    return f"{order:>7} {_cost(family):>9}  "
+
+
+def _cost(family: Family) -> str:
+    """Evaluations of N steps: a number of them per step, or '2N-1' where the last step is cheaper."""
+    per_step = family.evaluations_per_step
+    for nfe in range(per_step, 0, -1):
+        with suppress(ValueError):
+            if family.steps(nfe) == 1:
+                return str(per_step) if nfe == per_step else f"{per_step}N-{per_step - nfe}"
+    return str(per_step)
+
+
+def _source(plugin: Any) -> str:
+    source = getattr(plugin, "source", None)
+    return f" ({source})" if isinstance(source, str) else ""
 
 
 def first_sentence(plugin: Any) -> str:

@@ -29,6 +29,8 @@ KINDS = {
     "models": Kind("orchestrator.models", "ADAPTER", "model adapter"),
     "datasets": Kind("orchestrator.datasets", "DATASET", "dataset"),
     "metrics": Kind("orchestrator.metrics", "METRIC", "metric"),
+    "features": Kind("orchestrator.features", "EXTRACTOR", "feature extractor"),
+    "objectives": Kind("orchestrator.objectives", "OBJECTIVE", "objective"),
 }
 
 

@@ -48,6 +48,10 @@ HOST_LOSSES = (
 )
 
 
+HOPELESS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, NotImplementedError)
+"""Errors that follow from the request itself: asking again would give the same."""
+
+
 class Request(NamedTuple):
     """A host method and its arguments."""
 
@@ -184,6 +188,9 @@ class Router:
                 cause = error.cause if isinstance(error.cause, Exception) else error
                 if isinstance(cause, UserError):
                     return None, cause
+                if isinstance(cause, HOPELESS):
+                    self.statistics.set_aside += 1
+                    return None, PoolError(f"{method}({_brief(arguments)}) failed: {type(cause).__name__}: {cause}")
                 failure = cause
             except (TimeoutError, *HOST_LOSSES, GetTimeoutError) as error:
                 failure, alone = error, True

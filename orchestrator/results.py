@@ -28,7 +28,8 @@ class Result:
         kind: Which sort of row it makes.
         label: Family label.
         grid: Label of the grid taken, or of a learned solver's start.
-        status: 'finished', 'diverged' or 'stopped' (early, by the search).
+        status: 'finished', 'diverged', 'stalled' (no step helps any more) or 'stopped' (early, by the search).
+        reason: Why it stalled, else None.
         validation_psnr_db: PSNR on the validation pairs, dB: what choices are made by.
         metrics: Column to {mean, stderr, count, not_finite} on the test pairs.
         start_metrics: The same for a learned solver's start.
@@ -54,6 +55,7 @@ class Result:
     backwards: int = 0
     history: list[list[float]] = field(default_factory=list)
     chosen_grid: dict[str, Any] | None = None
+    reason: str | None = None
 
 
 class ResultStore:

@@ -36,7 +36,8 @@ def write_run(log: RunLog, result: Result, store: ResultStore) -> None:
     log.finish(
         metrics,
         texts={"theta.json": store.read_theta()},
-        parameters={"grid": result.grid, "status": result.status, "theta": store.theta_location},
+        parameters={"grid": result.grid, "status": result.status, "theta": store.theta_location}
+        | ({"reason": result.reason} if result.reason else {}),
     )
 
 

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import posixpath
+import re
 import uuid
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from orchestrator.errors import ConfigError, StoreError
+
+LEFTOVER = re.compile(r"\.[^.].*\.[0-9a-f]{32}")
+"""Names under which files are written before they are renamed; a lock's begin with two dots, and are its owner's."""
 
 
 @dataclass(frozen=True)
@@ -133,14 +137,25 @@ class Storage:
             ) from error
 
     def delete(self, key: str) -> None:
-        """Remove the object; no error where there is none."""
-        if self.exists(key):
+        """Remove the object; no error where there is none. A folder is left alone."""
+        if self.filesystem.get_file_info(self.path(key)).type == pafs.FileType.File:
             self.filesystem.delete_file(self.path(key))
 
     def names(self, folder: str) -> list[str]:
         """Names of the finished objects and folders directly under ``folder``, sorted; empty where there is none."""
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
         return sorted(info.base_name for info in self.filesystem.get_file_info(selector) if info.base_name[0] != ".")
+
+    def delete_leftovers(self, folder: str) -> int:
+        """Delete what writers that were killed left half-written directly under ``folder``; how many there were.
+
+        Only for whoever has the folder to itself: a writer's own temporary name looks the same.
+        """
+        selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
+        found = [i.path for i in self.filesystem.get_file_info(selector) if LEFTOVER.fullmatch(i.base_name)]
+        for path in found:
+            self.filesystem.delete_file(path)
+        return len(found)
 
     def read_json(self, key: str) -> Any:
         return json.loads(self.read(key))

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,14 +74,21 @@ class NSSolver:
 
         Gradients flow into times, a and b where they require them.
         """
+        for x in self.states(velocity, x0):
+            sample = x
+        return sample
+
+    def states(self, velocity: VelocityField, x0: Tensor) -> Iterator[Tensor]:
+        """x_0, ..., x_n in turn, each of the shape and dtype of ``x0``; x_k is where the velocity is asked at t_k."""
         needs_graph = torch.is_grad_enabled() and any(p.requires_grad for p in (self.times, self.a, self.b))
         combine = _combine_with_graph if needs_graph else _combine
         velocities: list[Tensor] = []
         x = combine(self.a[0], x0, self.b[0], velocities)
+        yield x
         for k in range(self.nfe):
             velocities.append(velocity(x, self.times[k]))
             x = combine(self.a[k + 1], x0, self.b[k + 1], velocities)
-        return x
+            yield x
 
     def flat(self) -> Tensor:
         """Every number of theta in one float64 vector: times, a, then the lower triangle of b by rows."""

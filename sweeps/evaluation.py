@@ -50,7 +50,7 @@ def evaluate_thetas(
         for artifact in artifacts.values():
             artifact.check_model(session.facts.digest, allow_transfer=allow_transfer)
         tracker, experiment = session.open_tracking()
-        session.make_pairs()
+        session.make_pairs(splits=["test"])
         found = []
         with bar(len(artifacts), "theta", "evaluation") as progress:
             for path, artifact in artifacts.items():

@@ -130,7 +130,7 @@ class _Sweep:
         results = self._finish(fixed, "fixed solvers")
         best = best_choices(fixed, results)
         self._check_starts(best)
-        learned = learned_points(self.config, self.session.specs, best)
+        learned = learned_points(self.config, self.session.specs, best, self.session.facts.scheduler)
         results |= self._finish(learned, "distillation")
         points = {point.key: point for point in [*fixed, *learned]}
         ordered = [results[key] for key in points if key in results]
@@ -144,14 +144,22 @@ class _Sweep:
         self.parent.finish({"solvers": len(ordered), "failed": len(self.failed)}, status=status)
         return SweepOutcome(rows=table, report=report, thetas=thetas, failed=self.failed)
 
-    def _check_starts(self, best: dict[tuple[int, float, float], SolverChoice]) -> None:
+    def _check_starts(self, best: dict[tuple[int, float, float], list[SolverChoice]]) -> None:
         """Note where no fixed solver finished: what was to start from the best one there cannot be distilled."""
-        if not any("best" in learned.start for learned in self.config.learned):
-            return
-        wanted = set(itertools.product(self.config.nfe, self.config.guidance_scale))
-        missing = wanted - {(nfe, scale) for nfe, scale, _ in best}
-        for nfe, scale in sorted(missing):
-            self.failed[f"distillation at nfe {nfe}, guidance {scale:g}"] = "no fixed solver to start from finished"
+        scheduler = self.session.facts.scheduler
+        for learned in self.config.learned:
+            if "best" not in learned.start:
+                continue
+            family = learned.build()
+            there = {
+                (nfe, scale)
+                for (nfe, scale, sigma0), choices in best.items()
+                if any(choice.may_start(family, nfe, sigma0, scheduler) for choice in choices)
+            }
+            for nfe, scale in sorted(set(itertools.product(self.config.nfe, self.config.guidance_scale)) - there):
+                self.failed[f"distillation of {learned.label} at nfe {nfe}, guidance {scale:g}"] = (
+                    "no fixed solver to start from finished"
+                )
 
     def _finish(self, points: Sequence[Point], description: str) -> dict[str, Result]:
         """The results of these points; those that are not there yet are computed by Tune."""
@@ -282,20 +290,24 @@ class _Sweep:
         return self.storage.location(folder) if published else None
 
 
-def best_choices(points: Sequence[Point], results: dict[str, Result]) -> dict[tuple[int, float, float], SolverChoice]:
-    """The fixed solver of highest validation PSNR at every (nfe, guidance scale, sigma0)."""
-    found: dict[tuple[int, float, float], tuple[float, SolverChoice]] = {}
+def best_choices(
+    points: Sequence[Point], results: dict[str, Result]
+) -> dict[tuple[int, float, float], list[SolverChoice]]:
+    """The fixed solvers at every (nfe, guidance scale, sigma0), the highest validation PSNR first."""
+    found: dict[tuple[int, float, float], list[tuple[float, SolverChoice]]] = {}
     for point in points:
         result = results.get(point.key)
         if result is None or result.chosen_grid is None:
             continue
-        cell = (point.nfe, point.guidance_scale, point.sigma0)
         choice = SolverChoice(
             family=point.family, options=point.options, label=point.label, grid=Grid(**result.chosen_grid)
         )
-        if cell not in found or result.validation_psnr_db > found[cell][0]:
-            found[cell] = (result.validation_psnr_db, choice)
-    return {cell: choice for cell, (_, choice) in found.items()}
+        cell = (point.nfe, point.guidance_scale, point.sigma0)
+        found.setdefault(cell, []).append((result.validation_psnr_db, choice))
+    return {
+        cell: [choice for _, choice in sorted(choices, key=lambda scored: -scored[0])]
+        for cell, choices in found.items()
+    }
 
 
 def _description(name: str, table: Sequence[Row], report: str) -> str:

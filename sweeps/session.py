@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 from types import TracebackType
 
 from orchestrator.config import ExperimentConfig, cpu_budget, resolve_tracking_uri
@@ -14,7 +15,7 @@ from orchestrator.pool import PoolSettings, RayPool, check_fits, connect
 from orchestrator.progress import Note, note
 from orchestrator.storage import Storage
 from orchestrator.tracking import Tracker
-from sweeps.space import PairKey, pair_specs
+from sweeps.space import SPLITS, PairKey, Split, pair_specs
 
 
 class Session:
@@ -40,6 +41,7 @@ class Session:
             storage=self.storage.root,
             device=resources.device,
             threads=resources.host_threads,
+            memory_bytes=int(resources.host_memory_gb * 1e9),
         )
         pool = PoolSettings(
             hosts=resources.hosts,
@@ -65,9 +67,10 @@ class Session:
     ) -> None:
         self.pool.close()
 
-    def make_pairs(self, announce: Note = note) -> None:
-        """Make what is missing of the experiment's pair stores."""
-        ensure_pairs(self.storage, list(self.specs.values()), self.pool, wait=self.wait, note=announce)
+    def make_pairs(self, announce: Note = note, splits: Collection[Split] = SPLITS) -> None:
+        """Make what is missing of the experiment's pair stores, of these splits."""
+        specs = [spec for key, spec in self.specs.items() if key.split in splits]
+        ensure_pairs(self.storage, specs, self.pool, wait=self.wait, note=announce)
 
     def open_tracking(self) -> tuple[Tracker, str]:
         """MLflow and the id of the experiment in it, both made where they are not there yet.

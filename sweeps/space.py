@@ -10,19 +10,23 @@ import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from orchestrator import plugins
-from orchestrator.config import ExperimentConfig
+from orchestrator.config import LEAST_SQUARES, ExperimentConfig, GITSConfig
+from orchestrator.distillation import SETTINGS, Settings
 from orchestrator.host import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.storage import canonical_json
 from solvers.distil.adam import AdamSettings
+from solvers.families import GridSolver, LearnableFamily
 from solvers.grids import Grid
+from solvers.schedulers.base import Scheduler
 
 Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 RESULT_FORMAT = 1
 """Raised whenever the same point would give another result: what was computed before is then computed again."""
@@ -41,9 +45,11 @@ def pair_specs(config: ExperimentConfig, facts: ModelFacts) -> dict[PairKey, Pai
     specs: dict[PairKey, PairSpec] = {}
     pairs = config.pairs
     counts: dict[Split, int] = {"train": pairs.train, "validation": pairs.validation, "test": pairs.test}
+    # Training pairs alone: nothing else is scored between its ends.
+    stepwise = config.needs_trajectories
     for scale in config.guidance_scale:
         for split, count in counts.items():
-            if split == "train" and not config.learned:
+            if split == "train" and not config.needs_training_pairs:
                 continue
             for seed in config.seeds if split == "train" else (0,):
                 stream = {"validation": 0, "test": 1, "train": 2 + seed}[split]
@@ -59,6 +65,7 @@ def pair_specs(config: ExperimentConfig, facts: ModelFacts) -> dict[PairKey, Pai
                     rtol=pairs.rtol,
                     atol=pairs.atol,
                     device_class=facts.device_class,
+                    trajectory=stepwise and split == "train",
                 )
     return specs
 
@@ -72,6 +79,20 @@ class SolverChoice:
     label: str
     grid: Grid
 
+    def solver(self, nfe: int, sigma0: float) -> GridSolver:
+        return GridSolver(plugins.build("families", self.family, self.options), nfe, self.grid, sigma0)
+
+    def may_start(self, learned: LearnableFamily, nfe: int, sigma0: float, scheduler: Scheduler) -> bool:
+        """Whether ``learned`` can equal this solver, on this grid and path."""
+        solver = self.solver(nfe, sigma0)
+        if not learned.starts_from(solver.family):
+            return False
+        try:
+            learned.start(solver, scheduler)
+        except ValueError:
+            return False
+        return True
+
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
@@ -82,12 +103,16 @@ class Point:
         nfe, guidance_scale, sigma0, seed: Where in the sweep.
         validation, test: Digests of the pair sets that choose and that report.
         metrics: Metrics on the test pairs.
-        grids: Candidate grids of a fixed family; the best on ``search_pairs`` validation pairs is taken. A single
-            candidate is the common grid.
+        grids, gits: Candidate grids of a fixed family, and settings of GITS for grids that are found on the
+            training pairs; the best on ``search_pairs`` validation pairs is taken. A single candidate is the common
+            grid.
         search_pairs: See ``grids``.
         start: Where a learned family starts.
-        train: Digest of a learned family's training pairs.
-        settings: Adam's settings of a learned family.
+        train: Digest of the training pairs, where anything is learned.
+        settings: The method's settings of a learned family.
+        objective, objective_options: What a learned family minimises.
+        method: How it is learned: a key of :data:`orchestrator.distillation.SETTINGS`.
+        data_parallel: Whether every batch is split over all hosts.
         validate_every: Iterations between validations of a learned family.
         early_stopping: Whether the search may end it early; what it then has is no result of the full run.
         format: Version of how results are computed.
@@ -104,10 +129,15 @@ class Point:
     test: str
     metrics: tuple[str, ...]
     grids: tuple[Grid, ...] = ()
+    gits: tuple[dict[str, Any], ...] = ()
     search_pairs: int = 0
     start: SolverChoice | None = None
     train: str | None = None
-    settings: AdamSettings | None = None
+    method: str = "adam"
+    settings: Settings | None = None
+    objective: str = "psnr"
+    objective_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    data_parallel: bool = False
     validate_every: int = 0
     early_stopping: bool = False
     format: int = RESULT_FORMAT
@@ -116,7 +146,7 @@ class Point:
     def kind(self) -> Literal["common grid", "best grid", "learned"]:
         if self.start is not None:
             return "learned"
-        return "common grid" if len(self.grids) == 1 else "best grid"
+        return "common grid" if len(self.grids) + len(self.gits) == 1 else "best grid"
 
     @property
     def key(self) -> str:
@@ -137,7 +167,8 @@ class Point:
         if self.sigma0 != 1:
             parts.append(f"sigma0={self.sigma0:g}")
         if self.settings is not None and self.start is not None:
-            parts += [f"lr{self.settings.learning_rate:g}", f"from {self.start.label}", f"seed{self.seed}"]
+            rate = [f"lr{self.settings.learning_rate:g}"] if isinstance(self.settings, AdamSettings) else []
+            parts += [*rate, f"from {self.start.label}", f"seed{self.seed}"]
         else:
             parts.append(self.kind)
         return " ".join(parts)
@@ -150,10 +181,11 @@ class Point:
         values = dict(content)
         values["metrics"] = tuple(values["metrics"])
         values["grids"] = tuple(Grid(**grid) for grid in values["grids"])
+        values["gits"] = tuple(values["gits"])
         if values["start"] is not None:
             values["start"] = SolverChoice(**{**values["start"], "grid": Grid(**values["start"]["grid"])})
         if values["settings"] is not None:
-            values["settings"] = AdamSettings(**values["settings"])
+            values["settings"] = SETTINGS[values["method"]](**values["settings"])
         return cls(**values)
 
 
@@ -161,14 +193,13 @@ def fixed_points(config: ExperimentConfig, specs: Mapping[PairKey, PairSpec]) ->
     """Every fixed family at every NFE, guidance scale and sigma0, on the common grid and on the best one."""
     points = []
     for solver in config.fixed:
-        label = solver.build().label
         for scale, nfe, sigma0 in itertools.product(
             config.guidance_scale, solver.nfes(config.nfe), config.fixed_sigma0
         ):
             common = Point(
                 family=solver.family,
                 options=solver.options,
-                label=label,
+                label=solver.label,
                 nfe=nfe,
                 guidance_scale=scale,
                 sigma0=sigma0,
@@ -176,48 +207,52 @@ def fixed_points(config: ExperimentConfig, specs: Mapping[PairKey, PairSpec]) ->
                 validation=specs[PairKey("validation", scale, 0)].digest,
                 test=specs[PairKey("test", scale, 0)].digest,
                 metrics=config.metrics,
-                grids=(Grid(),),
             )
-            points.append(common)
-            if config.grid_search is not None:
+            train = PairKey("train", scale, config.seeds[0])
+            points.append(_on_grids(common, [solver.grid], specs.get(train)))
+            if config.grid_search is not None and solver.search:
                 searched = min(config.grid_search.pairs, config.pairs.validation)
-                points.append(dataclasses.replace(common, grids=tuple(config.grids()), search_pairs=searched))
+                best = _on_grids(common, config.grids(solver), specs.get(train))
+                points.append(dataclasses.replace(best, search_pairs=searched))
     return points
+
+
+def _on_grids(point: Point, grids: Sequence[Grid | GITSConfig], train: PairSpec | None) -> Point:
+    """The point with these candidates; it depends on the training pairs only where a grid is found on them."""
+    fixed = tuple(grid for grid in grids if isinstance(grid, Grid))
+    gits = tuple(grid.model_dump(exclude={"kind"}) for grid in grids if isinstance(grid, GITSConfig))
+    digest = train.digest if gits and train is not None else None
+    return dataclasses.replace(point, grids=fixed, gits=gits, train=digest)
 
 
 def learned_points(
     config: ExperimentConfig,
     specs: Mapping[PairKey, PairSpec],
-    best: Mapping[tuple[int, float, float], SolverChoice],
+    best: Mapping[tuple[int, float, float], Sequence[SolverChoice]],
+    scheduler: Scheduler,
 ) -> list[Point]:
     """Every learned family at every point of its axes that has a solver to start from.
 
     Args:
         config: The experiment.
         specs: From :func:`pair_specs`.
-        best: The best fixed solver on validation pairs, by (nfe, guidance scale, sigma0): what 'start: best' means.
+        best: The fixed solvers by (nfe, guidance scale, sigma0), the best on validation pairs first: 'start: best'
+            means the first that the family can start from.
+        scheduler: Of the model's field.
     """
     points = []
     for learned in config.learned:
-        label = learned.build().label
-        axes = (config.guidance_scale, config.nfe, config.seeds, learned.sigma0, learned.start, learned.learning_rate)
-        for scale, nfe, seed, sigma0, start, rate in itertools.product(*axes):
-            choice = _start(start, best, nfe, scale, sigma0)
+        family = learned.build()
+        axes = (config.guidance_scale, config.nfe, config.seeds, learned.sigma0, learned.start)
+        for scale, nfe, seed, sigma0, start in itertools.product(*axes):
+            choice = _start(start, family, best, nfe, scale, sigma0, scheduler)
             if choice is None:
                 continue
-            settings = AdamSettings(
-                learning_rate=rate,
-                iterations=learned.iterations,
-                batch_size=learned.batch_size,
-                decay=learned.decay,
-                seed=seed,
-                training_pairs=config.pairs.train,
-            )
-            points.append(
+            points += [
                 Point(
                     family=learned.family,
                     options=learned.options,
-                    label=label,
+                    label=learned.label,
                     nfe=nfe,
                     guidance_scale=scale,
                     sigma0=sigma0,
@@ -227,22 +262,38 @@ def learned_points(
                     metrics=config.metrics,
                     start=choice,
                     train=specs[PairKey("train", scale, seed)].digest,
+                    method=learned.method,
                     settings=settings,
-                    validate_every=learned.validate_every,
+                    objective=learned.objective.name,
+                    objective_options=learned.objective.options,
+                    data_parallel=learned.data_parallel,
+                    validate_every=learned.length.validate_every,
                     early_stopping=config.search.scheduler == "asha",
                 )
-            )
+                for settings in learned.settings(seed, config.pairs.train)
+            ]
     return points
 
 
 def _start(
-    name: str, best: Mapping[tuple[int, float, float], SolverChoice], nfe: int, scale: float, sigma0: float
+    name: str,
+    family: LearnableFamily,
+    best: Mapping[tuple[int, float, float], Sequence[SolverChoice]],
+    nfe: int,
+    scale: float,
+    sigma0: float,
+    scheduler: Scheduler,
 ) -> SolverChoice | None:
-    """The solver to start from; None where 'best' is asked for and no fixed solver finished."""
+    """The solver to start from; None where 'best' is asked for and no fixed solver that will do finished."""
     if name == "best":
-        swept = [key for key in best if key[:2] == (nfe, scale)]
-        if not swept:
-            return None
-        return best[min(swept, key=lambda key: abs(math.log(key[2] / sigma0)))]
+        swept = {
+            key: choice
+            for key, choices in best.items()
+            if key[:2] == (nfe, scale)
+            and (choice := next((c for c in choices if c.may_start(family, nfe, sigma0, scheduler)), None)) is not None
+        }
+        return swept[min(swept, key=lambda key: abs(math.log(key[2] / sigma0)))] if swept else None
+    if name == LEAST_SQUARES:
+        return SolverChoice(family=LEAST_SQUARES, options={}, label="least squares", grid=Grid())
     # A named start is the family with its default options on the uniform grid, as in the papers.
     return SolverChoice(family=name, options={}, label=plugins.build("families", name).label, grid=Grid())

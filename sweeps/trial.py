@@ -5,29 +5,33 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from orchestrator import plugins
+from orchestrator.config import LEAST_SQUARES
+from orchestrator.distillation import LearnedRun, State, advance, to_numpy
 from orchestrator.errors import UserError
 from orchestrator.evaluate import evaluate
-from orchestrator.host import LearnedRun, ModelFacts, to_numpy
+from orchestrator.host import ModelFacts
 from orchestrator.pool import Pool, RayPool, Request
 from orchestrator.results import Result, ResultStore
 from orchestrator.run_records import write_run
 from orchestrator.storage import Storage
 from orchestrator.tracking import Tracker
-from solvers.distil.adam import AdamState
-from solvers.families import Family, GridSolver
+from solvers.distil.adam import AdamSettings
+from solvers.families import Family, GridSolver, LearnableFamily
+from solvers.families.bns import BNS
 from solvers.grids import Grid
 from solvers.ns import NSSolver, ThetaArtifact
 from solvers.schedulers.base import Scheduler
-from sweeps.space import Point
+from sweeps.space import Point, SolverChoice
 
 MAX_PSNR_DB = 300.0
 """Beyond float64's rounding: what an exact sample counts as in a choice."""
@@ -111,11 +115,15 @@ def parameters(point: Point) -> dict[str, Any]:
     if point.settings is not None and point.start is not None:
         found["start"] = f"{point.start.label}, {point.start.grid.label}"
         found |= {
-            "learning_rate": point.settings.learning_rate,
+            "method": point.method,
+            "objective": point.objective,
             "iterations": point.settings.iterations,
             "batch_size": point.settings.batch_size,
-            "decay": point.settings.decay,
         }
+        if isinstance(point.settings, AdamSettings):
+            found |= {"learning_rate": point.settings.learning_rate, "decay": point.settings.decay}
+        else:
+            found["jacobian"] = point.settings.jacobian
     return found
 
 
@@ -126,7 +134,8 @@ def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultSto
     """The best of the candidate grids on validation pairs, reported on the test pairs."""
     family = plugins.build("families", point.family, point.options)
     scheduler = context.facts.scheduler
-    grids, solvers = _usable(point, family, scheduler)
+    found = [_gits_grid(settings, point, family.steps(point.nfe), pool) for settings in point.gits]
+    grids, solvers = _usable([*point.grids, *found], point, family, scheduler)
     finalists = list(range(len(solvers)))
     evaluations = 0
     if len(solvers) > FINALISTS:
@@ -159,10 +168,18 @@ def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultSto
     return result
 
 
-def _usable(point: Point, family: Family, scheduler: Scheduler) -> tuple[list[Grid], list[NSSolver]]:
+def _gits_grid(settings: dict[str, Any], point: Point, steps: int, pool: Pool) -> Grid:
+    """The grid that GITS finds on the training pairs."""
+    times = pool.call("gits_grid", pairs=point.train, steps=steps, **settings)
+    return Grid("given", listed=tuple(times.tolist()))
+
+
+def _usable(
+    candidates: Sequence[Grid], point: Point, family: Family, scheduler: Scheduler
+) -> tuple[list[Grid], list[NSSolver]]:
     """The candidate grids on which the family has a finite solver, and the solvers."""
     grids, solvers, refusals = [], [], []
-    for grid in point.grids:
+    for grid in candidates:
         try:
             solvers.append(GridSolver(family, point.nfe, grid, point.sigma0).to_ns(scheduler))
             grids.append(grid)
@@ -182,21 +199,26 @@ def _finite(psnr: float) -> float:
 
 
 def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultStore, report: Report) -> Result:
-    """Algorithm 2 from the point's start; the best validated iterate, never worse than the start, is the result."""
+    """Distil from the point's start; the best validated iterate, never worse than the start, is the result."""
     assert point.start is not None
     assert point.settings is not None
     assert point.train is not None
     run = LearnedRun(
-        family=point.family, options=point.options, sigma0=point.sigma0, train=point.train, settings=point.settings
+        family=point.family,
+        options=point.options,
+        sigma0=point.sigma0,
+        train=point.train,
+        settings=point.settings,
+        objective=point.objective,
+        objective_options=point.objective_options,
     )
     family, scheduler = run.build(), context.facts.scheduler
-    start_family = plugins.build("families", point.start.family, point.start.options)
-    start = GridSolver(start_family, point.nfe, point.start.grid, point.sigma0)
+    parameters, start = _start(point, point.start, family, scheduler, pool)
 
     def solver_at(values: list[float]) -> NSSolver:
         return family.to_ns(torch.tensor(values, dtype=torch.float64), scheduler, point.sigma0)
 
-    def validated(state: AdamState) -> AdamState:
+    def validated(state: State) -> State:
         psnr = _validate(pool, solver_at(state.parameters), point)
         state = state.with_validation(psnr)
         if not state.validated:
@@ -210,18 +232,24 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
         report(values if state.loss is None else values | {"loss": state.loss})
         return state
 
+    def ask(method: str, calls: Sequence[dict[str, Any]]) -> list[Any]:
+        return pool.gather([Request(method, arguments) for arguments in calls])
+
     saved = store.load_state()
-    state = AdamState(**saved) if saved else validated(AdamState.begin(family.start(start, scheduler)))
+    state = run.resume(saved) if saved else validated(run.begin(parameters))
     if state.status == "running" and store.is_stopped():
         state = replace(state, status="stopped")
     while state.status == "running":
-        state = pool.call("advance", run=run, state=state, steps=point.validate_every)
+        if point.data_parallel:
+            state = advance(run, state, point.validate_every, scheduler, ask)
+        else:
+            state = pool.call("advance", run=run, state=state, steps=point.validate_every)
         state = validated(state)
 
     best = state.best
     solver = solver_at(best["parameters"])
-    steps = state.iteration * min(point.settings.batch_size, point.settings.training_pairs)
-    per_pair = point.nfe * _forwards(point)
+    forwards, backwards = run.passes(state, point.nfe, _forwards(point))
+    validations = len(state.validated) * context.validation_count * point.nfe * _forwards(point)
     result = Result(
         key=point.key,
         point=point.to_dict(),
@@ -230,17 +258,31 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
         label=point.label,
         grid=f"from {point.start.label}, {point.start.grid.label}",
         status=state.status,
+        reason=getattr(state, "reason", None),
         validation_psnr_db=best["psnr_db"],
         metrics=evaluate(pool, solver, point.test, point.metrics),
-        start_metrics=evaluate(pool, start.to_ns(scheduler), point.test, point.metrics),
+        start_metrics=evaluate(pool, start, point.test, point.metrics),
         start_validation_psnr_db=state.validated[0]["psnr_db"],
-        forwards=(steps + len(state.validated) * context.validation_count) * per_pair,
-        backwards=steps * per_pair,
+        forwards=forwards + validations,
+        backwards=backwards,
         history=[[entry["iteration"], entry["psnr_db"]] for entry in state.validated],
     )
     origin = f"{point.start.label} on the {point.start.grid.label} grid"
     store.save(result, _artifact(point, context, solver, best["psnr_db"], origin).to_json(), state.validated)
     return result
+
+
+def _start(
+    point: Point, choice: SolverChoice, family: LearnableFamily, scheduler: Scheduler, pool: Pool
+) -> tuple[Tensor, NSSolver]:
+    """The family's parameters at the start, and the solver they are."""
+    if choice.family != LEAST_SQUARES:
+        solver = choice.solver(point.nfe, point.sigma0)
+        return family.start(solver, scheduler), solver.to_ns(scheduler)
+    assert isinstance(family, BNS)
+    theta = pool.call("least_squares", pairs=point.train, times=to_numpy(choice.grid.times(point.nfe, scheduler)))
+    fitted = NSSolver.from_flat(torch.from_numpy(theta))
+    return family.start_from(fitted, scheduler), fitted
 
 
 def _validate(pool: Pool, solver: NSSolver, point: Point) -> float:

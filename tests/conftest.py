@@ -55,7 +55,7 @@ def _small_experiment() -> dict[str, Any]:
         },
         "nfe": [4],
         "fixed": ["euler", "midpoint"],
-        "grid_search": {"p": [1.0, 1.4], "q": [1.0, 1.2], "pairs": 16},
+        "grid_search": {"p": [1.0, 1.4], "q": [1.0, 1.2], "also": [], "pairs": 16},
         "learned": [
             {
                 "family": "bns",

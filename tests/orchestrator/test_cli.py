@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,8 @@ def test_what_can_be_named_is_listed(bespoke: Bespoke, kind: str) -> None:
     if kind == "models":
         assert "digits_eps_vp, digits_fm_ot, digits_fm_v_cs" in result.stdout
     if kind == "families":
-        assert "order 2, 2 eval/step" in result.stdout
+        assert re.search(r"^midpoint +2 +2  Explicit midpoint", result.stdout, re.MULTILINE)
+        assert re.search(r"^bns +learned +All of theta .*Shaul et al. 2024", result.stdout, re.MULTILINE)
 
 
 def test_an_unknown_kind_is_refused_with_those_that_exist(bespoke: Bespoke) -> None:

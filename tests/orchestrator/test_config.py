@@ -101,7 +101,7 @@ def test_every_mistake_is_told_at_once(load: Callable[..., ExperimentConfig]) ->
         (["nfe=[4, 5]"], r"fixed family 'midpoint' at nfe 5: Midpoint .* multiple of 2, got 5; use 4 or 6, or give"),
         (["nfe=[4, 5]"], r"or give midpoint its own 'nfe: \[4\]'$"),
         (["nfe=[5]"], r"fixed family 'midpoint' at nfe 5: .* or leave midpoint out$"),
-        (["fixed=[]"], r"learned family 'bns' starts from the best fixed solver, but 'fixed' is empty; list families"),
+        (["fixed=[]"], r"learned family 'bns' starts from the best fixed solver, but 'fixed' has none; list families"),
         (["fixed=[]", "learned=[]"], r"the sweep is empty: list families under 'fixed', 'learned', or both"),
         (["fixed=[bns]"], r"family 'bns' is learned; list it under 'learned', not under 'fixed'"),
         (["learned=[midpoint]"], r"family 'midpoint' has nothing to learn; list it under 'fixed', not under 'learned'"),
@@ -109,8 +109,17 @@ def test_every_mistake_is_told_at_once(load: Callable[..., ExperimentConfig]) ->
         (["learned.0.start=rk4", "nfe=[6]"], r"start 'rk4' of 'bns' at nfe 6: RK4 .* got 6; use 4 or 8"),
         (["learned.0.start=bns"], r"family 'bns' is learned"),
         (
+            ["learned=[{family: bns, method: levenberg_marquardt, learning_rate: 1.0e-3}]"],
+            r"'learning_rate' has no meaning for method 'levenberg_marquardt'; leave it out",
+        ),
+        (["learned.0.jacobian=jvp"], r"'jacobian' has no meaning for method 'adam'; leave it out"),
+        (
+            ["learned=[{family: bns, method: levenberg_marquardt, objective: rmse}]"],
+            r"method 'levenberg_marquardt' minimises the PSNR loss, not 'rmse'; use method 'adam'",
+        ),
+        (
             ["fixed=[{family: rk4, nfe: 4}]", "nfe=[4, 6]"],
-            r"no fixed family runs at nfe 6, so 'start: best' has nothing there",
+            r"no fixed family that 'bns' can start from runs at nfe 6, so 'start: best' has nothing there",
         ),
         (["metrics=[psnr, sssim]"], r"unknown metric 'sssim'.*there are: psnr, rmse, snr"),
         (["metrics=[snr]"], r"metrics must include 'psnr'"),
@@ -216,12 +225,45 @@ def test_a_checked_configuration_cannot_change(load: Callable[..., ExperimentCon
         config.pairs.train = 1  # type: ignore[misc]
 
 
-def test_the_grids_are_the_common_one_and_every_warped_one_once(load: Callable[..., ExperimentConfig]) -> None:
-    """The search is p times q grids; p = q = 1 is the common grid itself, which comes first."""
-    grids = load("grid_search.p=[1, 1.4, 2]", "grid_search.q=[1, 1.2]").grids()
+def test_the_grids_are_a_solvers_own_and_every_one_of_the_search_once(load: Callable[..., ExperimentConfig]) -> None:
+    """The search is p times q grids and the others listed; p = q = 1 is the uniform grid, which comes first."""
+    also = "grid_search.also=[log_snr, {kind: polynomial, rho: 5}, edm]"
+    config = load(
+        "grid_search.p=[1, 1.4, 2]", "grid_search.q=[1, 1.2]", also, "fixed=[euler, {family: ddim, grid: edm}]"
+    )
+    grids = config.grids(config.fixed[0])
     assert grids[0] == Grid()
-    assert len(grids) == len(set(grids)) == 6
-    assert load("grid_search=null").grids() == [Grid()]
+    assert [grid.kind for grid in grids].count("warped") == 5
+    assert grids[6:] == [Grid("log_snr"), Grid("polynomial", rho=5), Grid("edm")]
+    own = config.grids(config.fixed[1])
+    assert own[0] == Grid("edm")
+    assert sorted(grid.label for grid in own) == sorted(grid.label for grid in grids)
+    alone = load("grid_search=null", "fixed=[{family: euler, grid: {kind: shifted, shift: 5}}]")
+    assert alone.grids(alone.fixed[0]) == [Grid("shifted", shift=5)]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("logsnr", r"unknown time grid 'logsnr'; choose one of uniform, warped, log_snr"),
+        ("{kind: edm, roh: 5}", r"a time grid has no 'roh' \(did you mean 'rho'\?\); it has: kind, p, q, rho"),
+        ("{kind: uniform, rho: 5}", r"rho belongs to the 'polynomial' and 'edm' grid, not to 'uniform'"),
+        ("{kind: gits, gama: 1}", r"gama: unknown key"),
+        ("{kind: gits, gamma: 0}", r"gamma: "),
+    ],
+)
+def test_a_grid_that_does_not_exist_is_refused(load: Callable[..., ExperimentConfig], grid: str, message: str) -> None:
+    """In the grid's own words."""
+    with pytest.raises(ConfigError, match=message):
+        load(f"fixed=[{{family: euler, grid: {grid}}}]")
+
+
+def test_one_family_on_two_grids_is_two_solvers_and_on_one_is_a_mistake(load: Callable[..., ExperimentConfig]) -> None:
+    """A solver's grid is in its name where it is not the uniform one."""
+    config = load("fixed=[ddim, {family: ddim, grid: log_snr}]")
+    assert [solver.label for solver in config.fixed] == ["DDIM", "DDIM (log_snr)"]
+    with pytest.raises(ConfigError, match=r"'fixed' lists 'DDIM' twice, and their results would be one row; leave one"):
+        load("fixed=[ddim, {family: ddim, grid: uniform}]")
 
 
 def test_a_path_that_is_relative_is_made_absolute_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +291,7 @@ def test_remote_storage_needs_a_tracking_server() -> None:
         ("metrics=[psnr,psnr]", r"metrics must list different values"),
         ("guidance_scale=[1,1.0000001]", r"guidance_scale must list different values"),
         ("grid_search.p=[40]", r"grid_search\.p\.0: Input should be less than or equal to 10"),
-        ("learned=[{family: bns}, {family: bns, iterations: 3}]", r"lists a family twice .* 'learning_rate: \["),
+        ("learned=[{family: bns}, {family: bns, iterations: 3}]", r"lists 'BNS' twice, .* 'learning_rate: \["),
         ("learned.².iterations=3", r"'²' is no index of a list"),
     ],
 )

@@ -10,10 +10,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from orchestrator import distillation, plugins
 from orchestrator import host as host_module
-from orchestrator import plugins
+from orchestrator.distillation import BLOCK, LearnedRun, blocks, mean_of_blocks, to_numpy
 from orchestrator.errors import StoreError
-from orchestrator.host import BLOCK, Host, HostSettings, LearnedRun, ModelFacts, blocks, mean_of_blocks, to_numpy
+from orchestrator.host import Host, HostSettings, ModelFacts
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pool import LocalPool
 from orchestrator.storage import Storage
@@ -165,11 +166,11 @@ def test_a_larger_batch_than_a_block_is_summed_by_blocks(
     sizes: list[int] = []
     real = Host.loss_and_gradient
 
-    def watched(self: Host, theta: Any, pairs: str, indices: Any) -> Any:
-        sizes.append(len(indices))
-        return real(self, theta, pairs, indices)
+    def watched(self: Host, **arguments: Any) -> Any:
+        sizes.append(len(arguments["indices"]))
+        return real(self, **arguments)
 
-    monkeypatch.setattr(host_module, "BLOCK", 16)
+    monkeypatch.setattr(distillation, "BLOCK", 16)
     monkeypatch.setattr(Host, "loss_and_gradient", watched)
     cut = host.advance(_run(train, batch_size=40), _start(facts), 2)
     assert sizes == [16, 16, 8] * 2

@@ -17,6 +17,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.listing import describe, first_sentence
 from orchestrator.metrics.base import Metric
 from orchestrator.models.base import ModelAdapter
+from orchestrator.objectives.base import Objective
 from solvers.families import Family, LearnableFamily
 from solvers.schedulers.base import Scheduler
 
@@ -26,6 +27,8 @@ BASES = {
     "models": ModelAdapter,
     "datasets": Dataset,
     "metrics": Metric,
+    "objectives": Objective,
+    "features": object,  # a protocol: checked by what its tests call
 }
 
 EVERY = [(kind, name, plugin) for kind in plugins.KINDS for name, plugin in plugins.every(kind)]

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.distillation import to_numpy
 from orchestrator.errors import PoolError, StoreError
-from orchestrator.host import HostSettings, ModelFacts, to_numpy
+from orchestrator.host import HostSettings, ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pool import NAMESPACE, LocalPool, RayPool, Request, check_fits, connect
 from orchestrator.storage import Storage

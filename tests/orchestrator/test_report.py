@@ -130,7 +130,7 @@ def test_a_report_says_what_was_compared_and_how(
         assert f"{row.metrics['psnr_db']:.2f}" in text
     assert "± 0.12" in text
     assert "digits_fm_ot (velocity prediction" in text
-    assert f"the best of {len(config.grids())} grids" in text
+    assert f"the best of {len(config.grid_search.candidates())} grids" in text
     assert "1,234,567" in text
     assert "name: small" in text
     assert "Guidance scale 3" in text

@@ -14,7 +14,9 @@ from orchestrator.config import ExperimentConfig, load_config, parse_config
 from orchestrator.host import ModelFacts
 from orchestrator.pairs import PairSpec
 from solvers.distil.adam import AdamSettings
+from solvers.distil.levenberg_marquardt import LMSettings
 from solvers.grids import Grid
+from solvers.schedulers import CondOT
 from sweeps.space import PairKey, Point, SolverChoice, fixed_points, learned_points, pair_specs
 
 START = SolverChoice(family="heun", options={}, label="Heun", grid=Grid("warped", 1.4, 1.2))
@@ -60,10 +62,15 @@ OTHER: dict[str, Any] = {
     "test": "u",
     "metrics": ("psnr",),
     "grids": (Grid(),),
+    "gits": ({"gamma": 1.0},),
     "search_pairs": 128,
     "start": dataclasses.replace(START, grid=Grid()),
     "train": "q",
+    "method": "levenberg_marquardt",
     "settings": AdamSettings(learning_rate=1e-3),
+    "objective": "rmse",
+    "objective_options": {"x": 1},
+    "data_parallel": True,
     "validate_every": 50,
     "early_stopping": True,
     "format": 99,
@@ -87,7 +94,10 @@ def test_every_setting_of_the_optimiser_is_part_of_the_key(field: str) -> None:
     assert changed.key != LEARNED.key
 
 
-@pytest.mark.parametrize("point", [FIXED, LEARNED], ids=["fixed", "learned"])
+BY_LM = dataclasses.replace(LEARNED, method="levenberg_marquardt", settings=LMSettings())
+
+
+@pytest.mark.parametrize("point", [FIXED, LEARNED, BY_LM], ids=["fixed", "adam", "levenberg_marquardt"])
 def test_a_point_comes_back_from_json_as_it_was(point: Point) -> None:
     """It travels to trials, and into results, as a plain dictionary."""
     again = Point.from_dict(json.loads(json.dumps(point.to_dict())))
@@ -134,8 +144,8 @@ def test_the_kind_of_a_point_follows_from_what_it_has() -> None:
 
 def test_names_of_points_tell_them_apart(config: ExperimentConfig, specs: dict[PairKey, PairSpec]) -> None:
     """Runs in MLflow are found by them."""
-    best = {(4, 1.0, 1.0): START}
-    points = [*fixed_points(config, specs), *learned_points(config, specs, best)]
+    best = {(4, 1.0, 1.0): [START]}
+    points = [*fixed_points(config, specs), *learned_points(config, specs, best, CondOT())]
     assert len({point.name for point in points}) == len(points)
     assert dataclasses.replace(LEARNED, guidance_scale=3.0, sigma0=2.0).name == (
         "BNS nfe8 g3 sigma0=2 lr0.0005 from Heun seed0"
@@ -182,13 +192,13 @@ def test_the_shipped_experiments_have_every_point_of_their_axes_once(
     runs = sum(len([n for n in config.nfe if solver.nfe is None or n in solver.nfe]) for solver in config.fixed)
     assert len(fixed) == 2 * runs * len(config.guidance_scale) * len(config.fixed_sigma0)
     cells = list(itertools.product(config.nfe, config.guidance_scale, config.fixed_sigma0))
-    learned = learned_points(config, specs, dict.fromkeys(cells, START))
-    per_cell = sum(len(f.sigma0) * len(f.start) * len(f.learning_rate) for f in config.learned)
+    learned = learned_points(config, specs, {cell: [START] for cell in cells}, CondOT())
+    per_cell = sum(len(f.sigma0) * len(f.start) * len(f.settings(0, 1)) for f in config.learned)
     assert len(learned) == per_cell * len(config.nfe) * len(config.guidance_scale) * len(config.seeds)
     assert len({point.key for point in [*fixed, *learned]}) == len(fixed) + len(learned)
     searched = [point for point in fixed if point.kind == "best grid"]
     assert len(searched) == len(fixed) // 2
-    assert all(point.grids[0] == Grid() and len(point.grids) == len(config.grids()) for point in searched)
+    assert all(point.grids[0] == Grid() and len(point.grids) == 59 for point in searched)
 
 
 def test_a_distillation_starts_from_the_best_fixed_solver_of_its_nfe_and_guidance(
@@ -198,11 +208,11 @@ def test_a_distillation_starts_from_the_best_fixed_solver_of_its_nfe_and_guidanc
     experiment["learned"][0]["sigma0"] = [1.0, 1.6, 5.0]
     config = parse_config({**experiment, "nfe": [4, 8], "guidance_scale": [1, 3]}, "starts")
 
-    def choice(nfe: int, scale: float, sigma0: float) -> SolverChoice:
-        return dataclasses.replace(START, label=f"{nfe} {scale:g} {sigma0:g}")
+    def choice(nfe: int, scale: float, sigma0: float) -> list[SolverChoice]:
+        return [dataclasses.replace(START, label=f"{nfe} {scale:g} {sigma0:g}")]
 
     best = {at: choice(*at) for at in itertools.product((4, 8), (1.0, 3.0), (1.0, 2.0))}
-    points = learned_points(config, pair_specs(config, facts), best)
+    points = learned_points(config, pair_specs(config, facts), best, CondOT())
     found = {(point.nfe, point.guidance_scale, point.sigma0): point.start.label for point in points if point.start}
     nearest = {1.0: 1, 1.6: 2, 5.0: 2}
     assert found == {
@@ -215,7 +225,7 @@ def test_a_named_start_is_the_family_on_the_uniform_grid(experiment: dict[str, A
     """As in the papers, whatever was best."""
     experiment["learned"][0]["start"] = ["midpoint"]
     config = parse_config({**experiment, "fixed": []}, "named")
-    (point,) = learned_points(config, pair_specs(config, facts), {})
+    (point,) = learned_points(config, pair_specs(config, facts), {}, CondOT())
     assert point.start == SolverChoice(family="midpoint", options={}, label="Midpoint", grid=Grid())
 
 
@@ -224,7 +234,7 @@ def test_each_seed_trains_on_pairs_of_its_own_and_is_chosen_and_scored_on_the_sa
 ) -> None:
     """The standard error over seeds holds pairs and batch order; all seeds answer the same questions."""
     config = parse_config({**experiment, "seeds": [0, 1, 2]}, "seeds")
-    points = learned_points(config, pair_specs(config, facts), {(4, 1.0, 1.0): START})
+    points = learned_points(config, pair_specs(config, facts), {(4, 1.0, 1.0): [START]}, CondOT())
     assert len({point.train for point in points}) == 3
     assert [point.settings.seed for point in points if point.settings] == [0, 1, 2]
     assert len({(point.validation, point.test) for point in points}) == 1
@@ -235,3 +245,22 @@ def test_a_search_never_asks_for_more_pairs_than_there_are(experiment: dict[str,
     config = parse_config({**experiment, "grid_search": {"p": [1.4], "q": [1.0], "pairs": 256}}, "few")
     points = fixed_points(config, pair_specs(config, facts))
     assert {point.search_pairs for point in points} == {0, 32}
+
+
+def test_the_best_start_is_the_best_that_the_family_can_equal(experiment: dict[str, Any], facts: ModelFacts) -> None:
+    """BST starts from its own method: a better solver of another kind is passed over, and BNS takes it."""
+    midpoint = SolverChoice(family="midpoint", options={}, label="Midpoint", grid=Grid("warped", 1.4, 1.0))
+    experiment["learned"] = [{"family": "bespoke_rk2"}, {"family": "bns"}]
+    config = parse_config(experiment, "starts")
+    points = learned_points(config, pair_specs(config, facts), {(4, 1.0, 1.0): [START, midpoint]}, CondOT())
+    assert [(point.family, point.start) for point in points] == [("bespoke_rk2", midpoint), ("bns", START)]
+
+
+def test_each_method_has_its_own_length_where_none_is_told(experiment: dict[str, Any], facts: ModelFacts) -> None:
+    """Forty iterations of Levenberg-Marquardt do what thousands of Adam's do."""
+    experiment["learned"] = [{"family": "bns"}, {"family": "bns", "method": "levenberg_marquardt", "iterations": 7}]
+    config = parse_config(experiment, "methods")
+    adam, lm = learned_points(config, pair_specs(config, facts), {(4, 1.0, 1.0): [START]}, CondOT())
+    assert (adam.label, adam.settings.iterations if adam.settings else 0, adam.validate_every) == ("BNS", 1500, 100)
+    assert lm.settings == LMSettings(iterations=7, batch_size=64, seed=0, training_pairs=48)
+    assert (lm.label, lm.validate_every) == ("BNS (LM)", 4)

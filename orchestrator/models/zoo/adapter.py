@@ -26,7 +26,7 @@ def zoo_names() -> list[str]:
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 
-def _weights_path(weights: str) -> Path:
+def weights_path(weights: str) -> Path:
     """The file of a zoo model.
 
     Raises:
@@ -55,7 +55,7 @@ class ZooModel(ModelAdapter):
     net: torch.nn.Module = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        path = _weights_path(self.weights)
+        path = weights_path(self.weights)
         try:
             with safe_open(path, framework="pt") as file:
                 description = json.loads((file.metadata() or {})[METADATA_KEY])
@@ -68,7 +68,7 @@ class ZooModel(ModelAdapter):
     def check(cls, options: dict[str, Any]) -> None:
         if set(options) != {"weights"} or not isinstance(options["weights"], str):
             raise ConfigError(f"model adapter 'zoo' takes one option, 'weights', a name or a path; got {options}")
-        _weights_path(options["weights"])
+        weights_path(options["weights"])
 
     def _load(self, path: Path, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.net = build_net(description["architecture"])
