@@ -11,7 +11,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import solvers.families
+from orchestrator import plugins
 from orchestrator.cli import main
+from orchestrator.config import load_config
+from orchestrator.errors import ConfigError
 from orchestrator.models.zoo import ZooModel
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
@@ -57,7 +61,20 @@ def test_the_method_of_the_how_to_is_a_family() -> None:
     assert float(torch.log2(coarse / fine)) == pytest.approx(family.order, abs=0.2)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/cluster.md", "CONTRIBUTING.md"])
+def test_the_file_of_the_how_to_is_all_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved among the families it is listed, may stand in a configuration, and is refused at an NFE it cannot pay."""
+    (tmp_path / "ralston.py").write_text(code_block("docs/extending.md", "python"), encoding="utf-8")
+    monkeypatch.setattr(solvers.families, "__path__", [*solvers.families.__path__, str(tmp_path)])
+    assert "ralston" in plugins.names("families")
+    listed = CliRunner().invoke(main, ["list", "families"]).output
+    assert re.search(r"^ralston +2 +2  Ralston's second-order method", listed, re.MULTILINE)
+    config = str(ROOT / "sweeps/configs/digits.yaml")
+    assert [f.label for f in load_config(config, ["fixed=[ralston]"]).fixed] == ["Ralston"]
+    with pytest.raises(ConfigError, match=r"fixed family 'ralston' at nfe 5: Ralston makes 2 evaluations per step"):
+        load_config(config, ["fixed=[ralston]", "nfe=[5]"])
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/cluster.md", "docs/solvers.md", "CONTRIBUTING.md"])
 def test_every_file_that_a_document_names_is_there(document: str) -> None:
     """Links and configurations of the documents lead somewhere."""
     text = (ROOT / document).read_text(encoding="utf-8")
