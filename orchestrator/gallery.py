@@ -18,6 +18,7 @@ from solvers.ns import ThetaArtifact
 
 SAMPLES = 12
 FIXED_SHOWN = 3
+LEARNED_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Panel:
 
 
 def make_gallery(pool: Pool, storage: Storage, tests: Mapping[float, PairSpec], table: Sequence[Row]) -> list[Panel]:
-    """Panels for every NFE and guidance scale: the learned solvers, the best fixed ones, and Euler.
+    """Panels for every NFE and guidance scale: the best learned solvers, the best fixed ones, and Euler.
 
     Args:
         pool: Hosts of the model.
@@ -75,7 +76,7 @@ def make_gallery(pool: Pool, storage: Storage, tests: Mapping[float, PairSpec], 
 
 def _chosen(found: Sequence[Row]) -> list[Row]:
     ordered = sorted(found, key=lambda row: -row.metrics.get("psnr_db", -np.inf))
-    learned = [row for row in ordered if row.kind == "learned"]
+    learned = [row for row in ordered if row.kind == "learned"][:LEARNED_SHOWN]
     searched = [row for row in ordered if row.kind == "best grid"][:FIXED_SHOWN]
     common = [row for row in ordered if row.kind == "common grid"]
     # The simplest solver, as a yardstick that everybody knows; else the weakest.

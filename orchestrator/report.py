@@ -29,7 +29,7 @@ from orchestrator.host import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.results import Result, Row
 
-LEARNED_COLOURS = ("#c2185b", "#7b1fa2", "#e65100")
+LEARNED_COLOURS = ("#c2185b", "#7b1fa2", "#e65100", "#00838f", "#5d4037", "#33691e")
 #: tab10 without its grey, which the legend uses for line styles.
 FIXED_COLOURS = (
     "tab:blue",
@@ -143,11 +143,14 @@ def comparison_csv(table: Sequence[Row]) -> str:
 
 
 def curves(table: Sequence[Row], column: str) -> Figure:
-    """A metric against NFE: learned solvers bold, fixed families on their best grid solid, on the common one dashed."""
+    """A metric against NFE: learned solvers bold, fixed families on their best grid solid, on the common one dashed.
+
+    As many solvers as there are colours, the strongest first; the table has all of them.
+    """
     figure, axes = plt.subplots(figsize=(8.2, 4.8))
-    labels = sorted({row.label for row in table if row.kind in ("best grid", "common grid")})
+    labels = _strongest(table, ("best grid", "common grid"), len(FIXED_COLOURS))
     colours = {label: FIXED_COLOURS[i % len(FIXED_COLOURS)] for i, label in enumerate(labels)}
-    learned = sorted({row.label for row in table if row.kind == "learned"})
+    learned = _strongest(table, ("learned",), len(LEARNED_COLOURS))
     colours |= {label: LEARNED_COLOURS[i % len(LEARNED_COLOURS)] for i, label in enumerate(learned)}
     styles: dict[str, dict[str, Any]] = {
         "common grid": {"linestyle": "--", "linewidth": 0.9, "alpha": 0.45},
@@ -156,6 +159,8 @@ def curves(table: Sequence[Row], column: str) -> Figure:
         "learned": {"linestyle": "-", "linewidth": 3, "marker": "o", "zorder": 5},
     }
     for kind, style in styles.items():
+        if kind == "start" and len(learned) > 2:
+            continue  # the starts are among the fixed solvers
         for label in learned if kind in ("learned", "start") else labels:
             found = sorted((r for r in table if r.kind == kind and r.label == label), key=lambda r: r.nfe)
             if not found:
@@ -177,17 +182,32 @@ def curves(table: Sequence[Row], column: str) -> Figure:
     return figure
 
 
+def _strongest(table: Sequence[Row], kinds: Sequence[str], count: int) -> list[str]:
+    """Labels of the solvers of these kinds with the highest mean PSNR over their NFEs, in alphabetical order."""
+    scores: dict[str, list[float]] = {}
+    for row in table:
+        if row.kind in kinds:
+            scores.setdefault(row.label, []).append(row.metrics["psnr_db"])
+    return sorted(sorted(scores, key=lambda label: -float(np.mean(scores[label])))[:count])
+
+
 def training(results: Sequence[Result]) -> Figure:
-    """Validation PSNR against iteration, one line a trial, one colour an NFE."""
+    """Validation PSNR against iteration, one line a trial, one colour an NFE; Levenberg-Marquardt's dashed.
+
+    Its few iterations and Adam's thousands share an axis that is logarithmic from 1 on.
+    """
     figure, axes = plt.subplots(figsize=(8.2, 3.8))
     nfes = sorted({r.point["nfe"] for r in results})
     palette = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(nfes)))
     for result in sorted(results, key=lambda r: r.point["nfe"]):
         colour = palette[nfes.index(result.point["nfe"])]
         steps, psnr = zip(*result.history, strict=True)
-        axes.plot(steps, psnr, color=colour, linewidth=1.2, alpha=0.8)
+        style = "--" if result.point.get("method") == "levenberg_marquardt" else "-"
+        axes.plot(steps, psnr, style, color=colour, linewidth=1.2, alpha=0.8)
     for nfe, colour in zip(nfes, palette, strict=True):
         axes.plot([], [], color=colour, label=f"NFE {nfe}", linewidth=2)
+    if len({result.point.get("method") for result in results}) > 1:
+        axes.set_xscale("symlog", linthresh=1)
     _tidy(axes, "iteration", "validation PSNR (dB)")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure

@@ -16,7 +16,15 @@ import pytest
 from orchestrator.config import ExperimentConfig
 from orchestrator.gallery import Panel, Strip
 from orchestrator.host import ModelFacts
-from orchestrator.report import comparison_csv, markdown_table, summary, write_report
+from orchestrator.report import (
+    LEARNED_COLOURS,
+    comparison_csv,
+    curves,
+    markdown_table,
+    summary,
+    training,
+    write_report,
+)
 from orchestrator.results import Kind, Result, Row
 from solvers.schedulers.cond_ot import CondOT
 
@@ -181,3 +189,39 @@ def test_learned_solvers_come_first_and_the_best_of_each_nfe_is_marked(table: li
     assert lines[0]["title"] == "BNS"
     assert lines[0]["best"] == {4: True, 8: True}
     assert not any(best for line in lines[1:] for best in line["best"].values())
+
+
+def test_a_figure_of_many_solvers_shows_the_strongest() -> None:
+    """Forty lines would show nothing: as many as there are colours to tell apart, the best first."""
+    rows = [_row(f"learned {i}", "learned", 4, 40.0 + i) for i in range(12)]
+    rows += [_row(f"fixed {i}", "best grid", 4, 20.0 + i) for i in range(30)]
+    figure = curves(rows, "psnr_db")
+    shown = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    plt.close(figure)
+    assert len([name for name in shown if name.startswith("learned")]) == len(LEARNED_COLOURS)
+    assert {"learned 11", "fixed 29"} < set(shown)
+    assert not {"learned 0", "fixed 0"} & set(shown)
+
+
+def test_iterations_of_two_methods_share_a_logarithmic_axis() -> None:
+    """Forty iterations of one beside fifteen hundred of the other: on a linear axis the former would be a dot."""
+
+    def result(method: str, last: int) -> Result:
+        return Result(
+            key=method,
+            point={"nfe": 8, "method": method},
+            name=method,
+            kind="learned",
+            label="BNS",
+            grid="uniform",
+            status="finished",
+            validation_psnr_db=50.0,
+            metrics={},
+            history=[[0, 40.0], [last, 50.0]],
+        )
+
+    both = training([result("adam", 1500), result("levenberg_marquardt", 40)])
+    alone = training([result("adam", 1500)])
+    scales = [figure.axes[0].get_xscale() for figure in (both, alone)]
+    plt.close("all")
+    assert scales == ["symlog", "linear"]
