@@ -6,7 +6,7 @@ order: a host asks itself, a data-parallel trial asks the pool, and theta does n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from orchestrator import plugins
+from orchestrator.lockstep import Ask
+from orchestrator.merging import MERGED_OBJECTIVE
 from orchestrator.objectives.base import FamilyObjective, Objective
 from solvers.distil import adam, levenberg_marquardt
 from solvers.distil.adam import AdamSettings, AdamState, LossAndGradient, ParameterObjective
@@ -33,9 +35,6 @@ SETTINGS: dict[str, type[Settings]] = {"adam": AdamSettings, "levenberg_marquard
 
 BLOCK = 64
 """Pairs whose losses are summed together. Fixed, so that sums do not depend on how many hosts share them."""
-
-Ask = Callable[[str, Sequence[dict[str, Any]]], list[Any]]
-"""``ask(method, calls)``: the answers of a host's method to each of these keyword arguments, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +75,16 @@ class LearnedRun:
         """A state that was stored as a dictionary."""
         return LMState(**saved) if isinstance(self.settings, LMSettings) else AdamState(**saved)
 
+    def merge_key(self, nfe: int, guidance_scale: float) -> str | None:
+        """Equal for runs whose steps can share model batches; None where a run can share none.
+
+        Adam on the PSNR loss: Levenberg-Marquardt fills a batch with the columns of its Jacobian already.
+        """
+        if not isinstance(self.settings, AdamSettings) or self.objective != MERGED_OBJECTIVE:
+            return None
+        pairs = min(self.settings.batch_size, self.settings.training_pairs)
+        return f"nfe {nfe}, guidance {guidance_scale:g}, {pairs} pairs"
+
     def passes(self, state: State, nfe: int, forwards_per_evaluation: int) -> tuple[int, int]:
         """Network forwards and backwards spent on training pairs so far."""
         if isinstance(state, LMState):
@@ -93,7 +102,7 @@ def advance(run: LearnedRun, state: State, steps: int, scheduler: Scheduler, ask
         state: Where it stands; of the method that ``run`` has settings of.
         steps: Iterations.
         scheduler: Of the model's field.
-        ask: Who has the model and the pairs.
+        ask: Who has the model and the pairs: the methods of a host.
     """
     if isinstance(run.settings, LMSettings):
         assert isinstance(state, LMState)

@@ -31,6 +31,7 @@ KINDS = {
     "metrics": Kind("orchestrator.metrics", "METRIC", "metric"),
     "features": Kind("orchestrator.features", "EXTRACTOR", "feature extractor"),
     "objectives": Kind("orchestrator.objectives", "OBJECTIVE", "objective"),
+    "exporters": Kind("orchestrator.export", "EXPORTER", "exporter"),
 }
 
 

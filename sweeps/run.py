@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import logging
 import os
+import re
 import tempfile
 import uuid
 import warnings
@@ -282,7 +283,8 @@ class _Sweep:
         for row in table:
             if row.kind == "learned":
                 guided = "" if row.guidance_scale == 1 else f"-guidance{row.guidance_scale:g}"
-                name = f"{row.label.lower().replace(' ', '-')}-nfe{row.nfe}{guided}.json"
+                label = re.sub(r"[^a-z0-9]+", "-", row.label.lower()).strip("-")
+                name = f"{label}-nfe{row.nfe}{guided}.json"
                 theta = ResultStore(self.storage, row.keys[0]).read_theta()
                 self.storage.write(f"{folder}/{name}", theta.encode())
                 published.add(name)

@@ -38,7 +38,7 @@ def test_the_readme_samples_with_a_theta_in_five_lines(tmp_path: Path, monkeypat
     model = ZooModel("digits_fm_ot")
     solver = GridSolver(Midpoint(), 8, Grid()).to_ns(model.scheduler)
     thetas = tmp_path / "bespoke-data/experiments/digits/thetas"
-    ThetaArtifact(solver, model_digest=model.digest).save(thetas / "bns-nfe8.json")
+    ThetaArtifact(solver, model_digest=model.digest).save(thetas / "bns-lm-nfe8.json")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code_block("README.md", "python"), names)

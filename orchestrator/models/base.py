@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.field import GuidedPrediction
+from solvers.field import GuidedPrediction, check_time_shape
 from solvers.prediction import Prediction, PredictionField
 from solvers.schedulers.base import Scheduler
 from solvers.schedulers.cond_ot import CondOT
@@ -49,11 +49,11 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def predict(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """The network's output in the dtype of ``x``.
+        """The network's output in the dtype of ``x``, each sample's as if it were alone.
 
         Args:
             x: Shape (B, \\*shape).
-            t: Native time, 0-d float64.
+            t: Native time, float64: 0-d, or one a sample, (B,), where several solvers share the batch.
             condition: Shape (B, ...).
         """
 
@@ -95,7 +95,12 @@ class ModelAdapter(ABC):
 
 
 def expand_time(t: Tensor, x: Tensor) -> Tensor:
-    """A 0-d time as the (B,) vector that networks take, in the dtype and on the device of ``x``."""
+    """A time, 0-d or one a sample, as the (B,) vector that networks take, in the dtype and on the device of ``x``.
+
+    Raises:
+        ValueError: Another number of times than samples.
+    """
+    check_time_shape(t, x)
     return t.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
 
 

@@ -271,6 +271,7 @@ def test_a_path_that_is_relative_is_made_absolute_for_mlflow(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     assert resolve_tracking_uri(None, "data") == f"sqlite:///{tmp_path}/data/mlflow.db"
     assert resolve_tracking_uri(None, "file:///srv/data") == "sqlite:////srv/data/mlflow.db"
+    assert resolve_tracking_uri(None, "file:///srv/my%20data") == "sqlite:////srv/my data/mlflow.db"
     assert resolve_tracking_uri("sqlite:///mine.db", "data") == f"sqlite:///{tmp_path}/mine.db"
     assert resolve_tracking_uri("http://head:5000", "s3://bucket/root") == "http://head:5000"
 

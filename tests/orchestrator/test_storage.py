@@ -209,3 +209,32 @@ def test_a_root_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path
         Storage.at(tmp_path / "file").check_writable()
     Storage.at(tmp_path / "new").check_writable()
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_found_and_deleted(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SIGKILL between writing and renaming leaves a temporary name; finished objects and locks are not touched."""
+    storage.write("folder/object", b"whole")
+    storage.write("folder/.lock", b"mine")
+
+    def killed(source: Any, target: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # as a killed process would not
+    with pytest.raises(KeyboardInterrupt):
+        storage.write("folder/other", b"half")
+    with pytest.raises(KeyboardInterrupt):
+        storage.write("folder/.lock", b"half a lease")
+    monkeypatch.undo()
+    folder = Path(storage.path("folder"))
+    assert len(list(folder.iterdir())) == 4
+    assert storage.delete_leftovers("folder") == 1
+    assert storage.names("folder") == ["object"]
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_deleting_leaves_folders_alone(storage: Storage) -> None:
+    """A folder under a name that is to go is somebody's own."""
+    storage.write("folder/mine", b"kept")
+    storage.delete("folder")
+    assert storage.read("folder/mine") == b"kept"

@@ -1,0 +1,86 @@
+"""``python``: theta as one short Python file that needs nothing but the arrays it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.export.base import Exporter, check_artifact, write_file
+from solvers.ns import ThetaArtifact
+
+TEMPLATE = '''\
+"""{title}
+
+    from {module} import sample
+    x1 = sample(velocity, x0)
+
+``velocity(x, t)`` is dx/dt of the sampling ODE for a batch x and a Python float t, with t=0 noise and t=1 data.
+{belongs}
+x0 is noise ~ N(0, I). Both may be arrays of torch, numpy or anything else with + and *.
+"""
+
+MODEL_DIGEST = {model_digest!r}
+GUIDANCE_SCALE = {guidance_scale!r}
+SCHEDULER = {scheduler!r}
+
+# x_k = A[k] x0 + sum_j B[k][j] u_j with u_j = velocity(x_j, TIMES[j]); the sample is the last x (BNS, Algorithm 1).
+TIMES = {times}
+A = {a}
+B = {b}
+
+
+def sample(velocity, x0):
+    """The sample of noise ``x0``, of its shape and dtype, in len(TIMES) evaluations of ``velocity``."""
+    velocities = []
+    x = A[0] * x0
+    for t, a, row in zip(TIMES, A[1:], B[1:]):
+        velocities.append(velocity(x, t))
+        x = a * x0
+        for weight, u in zip(row, velocities):
+            x = x + weight * u
+    return x
+'''
+
+
+@dataclass(frozen=True)
+class PythonFile(Exporter):
+    """One Python file, the numbers inside: needs torch or numpy, and none of this package."""
+
+    name = "python"
+
+    def export(self, artifact: ThetaArtifact, destination: Path) -> list[Path]:
+        """Write the file; it must end in .py. See :meth:`Exporter.export`."""
+        artifact = check_artifact(artifact)
+        return write_file(destination, ".py", _source(artifact, destination.stem).encode("utf-8"))
+
+
+def _source(artifact: ThetaArtifact, module: str) -> str:
+    solver = artifact.solver
+    # Text from the artifact enters the file through repr alone: a hostile name must stay a name.
+    family = ascii(artifact.family)[1:-1].replace('"', "'")
+    return TEMPLATE.format(
+        title=f"A sampler of {solver.nfe} evaluations, distilled (family {family}).",
+        module=module,
+        belongs=_belongs(artifact),
+        model_digest=artifact.model_digest,
+        guidance_scale=float(artifact.guidance_scale),
+        scheduler=artifact.scheduler,
+        times=_tuple(solver.times.tolist()),
+        a=_tuple(solver.a.tolist()),
+        b="(\n" + "".join(f"    {_tuple(row[:k])},\n" for k, row in enumerate(solver.b.tolist())) + ")",
+    )
+
+
+def _belongs(artifact: ThetaArtifact) -> str:
+    guided = "without guidance" if artifact.guidance_scale == 1 else "guided at GUIDANCE_SCALE"
+    path = "on the path named SCHEDULER" if artifact.scheduler else "on the path that theta was made for"
+    return f"It is that of the model MODEL_DIGEST, {guided}, {path}: with another, samples are off."
+
+
+def _tuple(values: Iterable[float]) -> str:
+    """A tuple literal that reads back to the very same float64 numbers."""
+    return "(" + "".join(f"{value!r}, " for value in values).rstrip() + ")"
+
+
+EXPORTER = PythonFile
