@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.export.base import Exporter, check_artifact, write_file
+from orchestrator.export.base import Exporter, ExportError, check_artifact, write_file
 from solvers.ns import ThetaArtifact
 
 TEMPLATE = '''\
@@ -50,7 +51,13 @@ class PythonFile(Exporter):
     name = "python"
 
     def export(self, artifact: ThetaArtifact, destination: Path) -> list[Path]:
-        """Write the file; it must end in .py. See :meth:`Exporter.export`."""
+        """Write the file; its name must be that of a Python module. See :meth:`Exporter.export`."""
+        if not destination.stem.isidentifier():
+            importable = re.sub(r"\W", "_", destination.stem)
+            raise ExportError(
+                f"Python cannot import a file named {destination.name!r}; name it with letters, digits and "
+                f"underscores, e.g. {importable}.py"
+            )
         artifact = check_artifact(artifact)
         return write_file(destination, ".py", _source(artifact, destination.stem).encode("utf-8"))
 

@@ -136,7 +136,7 @@ class DiT(_Latent):
     def _check_network(self) -> None:
         if self.shape[1:] != (self.config.sample_size,) * 2:
             raise ConfigError(
-                f"sample_size is {self.shape[1]}, but this transformer's positions are those of {self.config.sample_size}; "
+                f"sample_size is {self.shape[1]}, but the positions of this transformer are {self.config.sample_size}; "
                 f"leave sample_size out"
             )
 
@@ -197,9 +197,7 @@ class _Text(_Latent):
         """The parts of a condition (B, width), in the network's dtype."""
         sizes = [math.prod(shape) for shape in self.layout.values()]
         parts = condition.to(next(self.net.parameters()).dtype).split(sizes, dim=1)
-        return {
-            name: part.reshape(-1, *shape) for (name, shape), part in zip(self.layout.items(), parts, strict=True)
-        }
+        return {name: part.reshape(-1, *shape) for (name, shape), part in zip(self.layout.items(), parts, strict=True)}
 
     def null_condition(self, condition: Tensor) -> Tensor:
         if self._null is None:
@@ -220,7 +218,7 @@ class StableDiffusion(_Text):
 
     pipelines = ("StableDiffusionPipeline",)
     component = "unet"
-    encoders = ("text_encoder",)
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     scales_noise = True
 
     def _check_network(self) -> None:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from solvers.field import GuidedPrediction, check_time_shape
+from orchestrator.errors import ConfigError
+from solvers.field import GuidedPrediction, VelocityField, check_time_shape
 from solvers.prediction import Prediction, PredictionField
 from solvers.schedulers.base import Scheduler
 from solvers.schedulers.cond_ot import CondOT
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""What a network computes in while something is distilled; float32 stands for what it was loaded in."""
+
+AUTOCAST: dict[Precision, torch.dtype | None] = {
+    "float32": None,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""The dtype of torch's autocast for each; None: no autocast."""
+
+A = TypeVar("A", bound="ModelAdapter")
 
 
 class ModelAdapter(ABC):
@@ -61,6 +75,15 @@ class ModelAdapter(ABC):
     def null_condition(self, condition: Tensor) -> Tensor:
         """The conditioning of a dropped condition, of the same shape; used with guidance."""
 
+    def encode_conditions(self, condition: Tensor, dataset: Any) -> Tensor:
+        """The conditioning that pairs store, from what a dataset draws: itself, unless the adapter encodes it (texts).
+
+        Args:
+            condition: Shape (B, ...), int64, as the dataset gives it.
+            dataset: The dataset, which knows what its numbers stand for.
+        """
+        return condition
+
     def check_condition(self, condition: Tensor) -> None:  # noqa: B027 (optional)
         """Refuse conditioning that the model does not know.
 
@@ -92,6 +115,75 @@ class ModelAdapter(ABC):
         """The velocity field of a batch with this conditioning, shape (B, ...)."""
         predict = GuidedPrediction(self.predict, condition, self.null_condition(condition), guidance_scale)
         return PredictionField(predict, self.prediction, self.native, self.scheduler)
+
+    def compiled(self: A) -> A:
+        """This model with its network compiled by ``torch.compile``, whole; the weights are shared.
+
+        For adapters that keep the network under ``net``; another one overrides this.
+
+        Raises:
+            ConfigError: The adapter keeps no ``net``. What the compiler refuses is a ConfigError of the first call.
+        """
+        net = getattr(self, "net", None)
+        if not isinstance(net, torch.nn.Module):
+            raise ConfigError(
+                f"resources.compile is true, but {type(self).__name__} has no network 'net' to compile; set it to false"
+            )
+        twin = copy.copy(self)
+        vars(twin)["net"] = CompiledNetwork(net, self.name)
+        return twin
+
+
+class CompiledNetwork(torch.nn.Module):
+    """A network as ``torch.compile`` makes it, in one piece: what cannot be compiled is an error, never run as it is.
+
+    Args:
+        net: The network.
+        name: The model's, for errors.
+    """
+
+    def __init__(self, net: torch.nn.Module, name: str):
+        super().__init__()
+        self.name = name
+        self.run = torch.compile(net, fullgraph=True)
+
+    def forward(self, *inputs: Any) -> Any:
+        """The network's answer.
+
+        Raises:
+            ConfigError: The compiler refused, with its own first line.
+        """
+        from torch._dynamo.exc import TorchDynamoException  # seconds to import, and needed here alone
+
+        try:
+            return self.run(*inputs)
+        except TorchDynamoException as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ConfigError(
+                f"the network of {self.name} cannot be compiled ({type(error).__name__}: {reason}); set "
+                f"resources.compile to false"
+            ) from error
+
+
+class AutocastField:
+    """A velocity field whose network computes under torch's autocast.
+
+    States and velocities keep their dtype: only the matrix products and convolutions inside are of lower precision.
+
+    Args:
+        field: The field, its weights in float32.
+        dtype: bfloat16 or float16. Values beyond 65504 overflow in float16.
+    """
+
+    def __init__(self, field: VelocityField, dtype: torch.dtype):
+        self.field = field
+        self.scheduler = field.scheduler
+        self.dtype = dtype
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """u_t(x), of the shape and dtype of ``x``."""
+        with torch.autocast(x.device.type, dtype=self.dtype):
+            return self.field(x, t).to(x.dtype)
 
 
 def expand_time(t: Tensor, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from orchestrator import plugins
 from orchestrator.errors import ConfigError
-from orchestrator.models.base import ModelAdapter
+from orchestrator.models.base import ModelAdapter, expand_time
 from orchestrator.models.zoo import ZooModel
 from orchestrator.models.zoo.adapter import WEIGHTS, zoo_names
 from orchestrator.models.zoo.nets import build_net
@@ -126,3 +126,21 @@ def test_a_label_that_the_model_was_not_trained_on_is_refused(label: int) -> Non
     """Label 10 of ten classes means "dropped": as conditioning it would silently be unconditional."""
     with pytest.raises(ConfigError, match=rf"label {label} is none of digits_fm_ot's 10 classes; set condition"):
         ZooModel("digits_fm_ot").check_condition(torch.tensor([0, 9, label]))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("name", zoo_names())
+def test_samples_with_times_of_their_own_have_the_velocities_they_have_alone(name: str, guidance_scale: float) -> None:
+    """Exactly the numbers of the call with one time, whatever the other samples' times: solvers may share a batch."""
+    model = ZooModel(name)
+    field = model.field(torch.arange(6), guidance_scale)
+    x = torch.randn(6, *model.shape, generator=torch.Generator().manual_seed(0))
+    times = torch.linspace(field.scheduler.t_min, field.scheduler.t_max, 6, dtype=torch.float64)
+    alone = torch.stack([field(x, t)[i] for i, t in enumerate(times)])
+    assert torch.equal(field(x, times), alone)
+
+
+def test_another_number_of_times_than_samples_is_refused() -> None:
+    """One time, or one a sample; one too many would be a solver's mistake."""
+    with pytest.raises(ValueError, match=r"times of shape \(3,\) for a batch of 2 samples; give one time"):
+        expand_time(torch.zeros(3, dtype=torch.float64), torch.zeros(2, 1, 8, 8))

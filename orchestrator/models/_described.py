@@ -1,0 +1,201 @@
+"""Networks that say nothing about themselves: the options that describe what one expects and predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from orchestrator import plugins
+from orchestrator.models._external import ExternalModel
+from solvers.prediction import PREDICTIONS, Prediction
+from solvers.schedulers.base import Scheduler
+from solvers.schedulers.discrete_vp import DiscreteVP
+
+Time = Literal["t", "1-t", "timestep", "sigma"]
+
+SYMBOLS = ("x", "t", "y")
+"""What a network is given: the state, the time in its own convention, and the label."""
+
+
+class Call(NamedTuple):
+    """How a network takes its arguments.
+
+    Attributes:
+        positional: Symbols in order.
+        keywords: Argument names and the symbol that each takes.
+    """
+
+    positional: tuple[str, ...]
+    keywords: dict[str, str]
+
+    @classmethod
+    def parse(cls, text: str) -> Call:
+        """``"x, t, y"``, ``"x, t, class_labels=y"``, ``"sample=x, timestep=t"``.
+
+        Raises:
+            ValueError: The text means no call.
+        """
+        positional: list[str] = []
+        keywords: dict[str, str] = {}
+        for part in (part.strip() for part in text.split(",")):
+            name, equals, symbol = (piece.strip() for piece in part.partition("="))
+            if not equals and not keywords:
+                positional.append(name)
+            elif equals and name.isidentifier() and name not in keywords:
+                keywords[name] = symbol
+            else:
+                raise ValueError(f"call={text!r}: {part!r} cannot stand there; write it like 'x, t, class_labels=y'")
+        symbols = [*positional, *keywords.values()]
+        if sorted(symbols) not in (["t", "x"], ["t", "x", "y"]):
+            raise ValueError(
+                f"call={text!r} must name x (the state) and t (the time) once each, and y (the label) at most once; "
+                f"write it like 'x, t' or 'sample=x, timestep=t, class_labels=y'"
+            )
+        return cls(tuple(positional), keywords)
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        return (*self.positional, *self.keywords.values())
+
+    def arguments(self, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Positional and keyword arguments, by symbol."""
+        return [values[s] for s in self.positional], {name: values[s] for name, s in self.keywords.items()}
+
+
+@dataclass(kw_only=True)
+class DescribedModel(ExternalModel):
+    """A network whose conventions are told by options; contradictions are refused.
+
+    Attributes:
+        shape: Shape of one sample.
+        prediction: What it predicts: epsilon, sample, v_prediction or velocity.
+        native_scheduler: Scheduler it was trained with: a name, or ``{name: ..., options: {...}}``.
+        data_range: Largest minus smallest value of the data; 2 for [-1, 1].
+        call: Its arguments: x, t and, with labels, y, by position or as ``name=y``.
+        time: What it takes for t: 't' (0 noise, 1 data), '1-t', 'timestep' (0 to N - 1 of discrete_vp, fractions
+            between them), or 'sigma' (the scheduler's noise level).
+        time_scale: Factor of that number; 1000 for flow networks that count 1-t in thousandths.
+        classes: Number of labels, 0 to classes - 1; with a y in ``call``.
+        null_label: Label that it was trained to take for "dropped"; needed for guidance.
+
+    Raises:
+        ConfigError: An option that cannot work, or two that contradict each other.
+    """
+
+    local: ClassVar[tuple[str, ...]] = ()
+    """Options that say where something lies: no part of the digest."""
+
+    shape: tuple[int, ...]
+    prediction: Prediction
+    native_scheduler: Any
+    data_range: float = 2.0
+    call: str = "x, t"
+    time: Time = "t"
+    time_scale: float = 1.0
+    classes: int | None = None
+    null_label: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shape, list | tuple) or not self.shape or not all(_is_count(n) for n in self.shape):
+            raise self.refused(f"shape must list the sizes of one sample, e.g. [3, 32, 32], got {self.shape!r}")
+        self.shape = tuple(self.shape)
+        if self.prediction not in PREDICTIONS:
+            hint = plugins.did_you_mean(str(self.prediction), list(PREDICTIONS))
+            raise self.refused(f"unknown prediction {self.prediction!r}{hint}; choose one of {', '.join(PREDICTIONS)}")
+        for option in ("data_range", "time_scale"):
+            value = getattr(self, option)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise self.refused(f"{option} must be a positive number, got {value!r}")
+        self.native = self._build_scheduler()
+        self._check_prediction()
+        self._check_time()
+        try:
+            self.arguments = Call.parse(self.call)
+        except (ValueError, AttributeError) as error:
+            raise self.refused(str(error)) from error
+        self._check_labels()
+
+    def _build_scheduler(self) -> Scheduler:
+        given = self.native_scheduler
+        given = {"name": given} if isinstance(given, str) else given
+        if not isinstance(given, Mapping) or not {"name"} <= set(given) <= {"name", "options"}:
+            raise self.refused(
+                f"native_scheduler must be a name or {{name: ..., options: {{...}}}}, got {self.native_scheduler!r}"
+            )
+        self.native_scheduler = {"name": given["name"], "options": dict(given.get("options") or {})}
+        built: Scheduler = plugins.build("schedulers", **self.native_scheduler)
+        return built
+
+    def _check_prediction(self) -> None:
+        native = self.native
+        first, last = native(native.t_min), native(native.t_max)
+        if self.prediction == "epsilon" and float(first.alpha) == 0:
+            raise self.refused(
+                f"an epsilon prediction on {native.name!r} says nothing about the data where sampling starts, "
+                f"t={native.t_min:g}: alpha is 0 there and the velocity infinite; flow networks predict 'velocity', or "
+                f"start later with the scheduler's option t_min, e.g. 0.001"
+            )
+        if self.prediction == "sample" and float(last.sigma) == 0:
+            raise self.refused(
+                f"a sample prediction on {native.name!r} says nothing about the noise where sampling ends, "
+                f"t={native.t_max:g}: sigma is 0 there and the velocity infinite; end earlier with the scheduler's "
+                f"option t_max, e.g. 0.999"
+            )
+        if self.prediction == "v_prediction":
+            point = native(torch.linspace(native.t_min, native.t_max, 9, dtype=torch.float64))
+            norms = point.alpha**2 + point.sigma**2
+            if bool(((norms - 1).abs() > 1e-6).any()):
+                raise self.refused(
+                    f"v_prediction needs alpha^2 + sigma^2 = 1, and {native.name!r} has "
+                    f"{float(norms[(norms - 1).abs().argmax()]):.6g}; choose vp, discrete_vp or cosine, or the "
+                    f"prediction 'velocity'"
+                )
+
+    def _check_time(self) -> None:
+        if self.time not in get_args(Time):
+            raise self.refused(f"time must be one of {', '.join(map(repr, get_args(Time)))}, got {self.time!r}")
+        if self.time == "timestep" and not isinstance(self.native, DiscreteVP):
+            raise self.refused(
+                f"time 'timestep' counts the training timesteps of 'discrete_vp', and the scheduler is "
+                f"{self.native.name!r}, which has none; choose 't', '1-t' (with time_scale) or 'sigma'"
+            )
+
+    def _check_labels(self) -> None:
+        labelled = "y" in self.arguments.symbols
+        if labelled and (not _is_count(self.classes)):
+            raise self.refused(f"call={self.call!r} takes labels; set classes to their number, got {self.classes!r}")
+        for option in ("classes", "null_label"):
+            if not labelled and getattr(self, option) is not None:
+                raise self.refused(f"{option} has no effect: call={self.call!r} takes no y; add it, or leave it out")
+        label = self.null_label
+        if label is not None and (isinstance(label, bool) or not isinstance(label, int)):
+            raise self.refused(f"null_label must be an integer, got {label!r}")
+
+    def network_time(self, t: Tensor) -> Tensor:
+        match self.time:
+            case "t":
+                found = t
+            case "1-t":
+                found = 1 - t
+            case "timestep":
+                assert isinstance(self.native, DiscreteVP)
+                found = self.native.timestep(t)
+            case "sigma":
+                found = self.native.sigma(t)
+        return found * self.time_scale
+
+    def evaluate(self, x: Tensor, time: Tensor, label: Tensor) -> Any:
+        positional, keywords = self.arguments.arguments({"x": x, "t": time, "y": label})
+        return self.net(*positional, **keywords)
+
+    def options(self) -> dict[str, Any]:
+        """What the digest depends on beside files."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in self.local}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

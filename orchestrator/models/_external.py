@@ -1,0 +1,164 @@
+"""What adapters of networks from elsewhere share: loading when first needed, labels, and checks of what comes back."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from orchestrator import plugins
+from orchestrator.errors import ConfigError
+from orchestrator.models.base import ModelAdapter, expand_time
+from orchestrator.storage import canonical_json
+from solvers.prediction import PredictionField
+
+
+class ExternalModel(ModelAdapter):
+    """A network from elsewhere. It is loaded when it is first needed, so that options are checked without it.
+
+    Attributes:
+        differentiable: Whether torch can differentiate the network in its input. A black box is refused to whoever
+            asks for derivatives: silently, they would be wrong.
+        classes: Number of labels; None for a network without conditioning.
+        null_label: Label that means "dropped", for guidance; None where there is none.
+        dtype: Floating dtype in which the network computes.
+    """
+
+    differentiable: ClassVar[bool] = True
+    classes: int | None
+    null_label: int | None
+
+    @classmethod
+    def plugin(cls) -> str:
+        """The name under which configurations know this adapter."""
+        return cls.__module__.rpartition(".")[2]
+
+    @classmethod
+    def check(cls, options: dict[str, Any]) -> None:
+        plugins.build("models", cls.plugin(), options).inspect()
+
+    @abstractmethod
+    def inspect(self) -> None:
+        """Refuse what cannot be loaded, from headers and source alone.
+
+        Raises:
+            ConfigError: Naming the option, its value and the remedy.
+        """
+
+    @abstractmethod
+    def load(self) -> Any:
+        """The frozen network."""
+
+    @abstractmethod
+    def identity(self) -> Iterable[Path | bytes]:
+        """What the digest is of: files by what is in them, and bytes."""
+
+    @abstractmethod
+    def network_time(self, t: Tensor) -> Tensor:
+        """Native time, float64 of any shape, as the network takes it."""
+
+    @abstractmethod
+    def evaluate(self, x: Tensor, time: Tensor, label: Tensor) -> Any:
+        """The network's answer to x (B, ...) in :attr:`dtype`, time (B,) and label (B,)."""
+
+    @cached_property
+    def net(self) -> Any:
+        """The frozen network."""
+        return self.load()
+
+    @cached_property
+    def digest(self) -> str:  # type: ignore[override]
+        """sha256 of :meth:`identity`. Where files lie has no part in it."""
+        found = hashlib.sha256()
+        for part in self.identity():
+            if isinstance(part, Path):
+                with part.open("rb") as stream:
+                    found.update(hashlib.file_digest(stream, "sha256").digest())
+            else:
+                found.update(hashlib.sha256(part).digest())
+        return found.hexdigest()
+
+    @cached_property
+    def parameters(self) -> int:  # type: ignore[override]
+        return sum(parameter.numel() for parameter in self.net.parameters())
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), torch.float32)
+
+    def to(self, device: str) -> ExternalModel:
+        self.net.to(device)
+        return self
+
+    def predict(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        if not self.differentiable and (_is_differentiated(x) or _is_differentiated(t)):
+            raise self.refused(
+                f"{self.name} is a black box that has no derivatives; distil with 'method: levenberg_marquardt' and "
+                f"jacobian 'forward' or 'central', which need its output alone, or give the network as torch_module"
+            )
+        inner = x.to(self.dtype)
+        # Half precision cannot tell timestep 999 from 1000.
+        time = expand_time(self.network_time(t), inner.to(torch.promote_types(self.dtype, torch.float32)))
+        output = self.evaluate(inner, time, condition)
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise self.refused(
+                f"{self.name} must answer x of shape {tuple(x.shape)} with one tensor of that shape, got {got}; wrap "
+                f"it so that it returns its prediction alone"
+            )
+        return output.to(x.dtype)
+
+    def field(self, condition: Tensor, guidance_scale: float) -> PredictionField:
+        if guidance_scale != 1 and self.null_label is None:
+            raise self.refused(
+                f"guidance scale {guidance_scale:g} needs the label of a dropped condition, and {self.name} has none; "
+                f"set guidance_scale to 1, or null_label for a network that was trained with dropped labels"
+            )
+        return super().field(condition, guidance_scale)
+
+    def null_condition(self, condition: Tensor) -> Tensor:
+        # Without a label of its own it is asked for at guidance scale 1 alone, where nobody looks at it.
+        return condition if self.null_label is None else torch.full_like(condition, self.null_label)
+
+    def check_condition(self, condition: Tensor) -> None:
+        if self.classes is None:
+            return
+        unknown = condition[(condition < 0) | (condition >= self.classes)]
+        if len(unknown):
+            raise ConfigError(
+                f"label {int(unknown[0])} is none of {self.name}'s {self.classes} classes; set "
+                f"conditioning.options.classes to {self.classes}"
+            )
+
+    def refused(self, problem: str) -> ConfigError:
+        """The error of an option or a network that cannot work."""
+        return ConfigError(f"model adapter {self.plugin()!r}: {problem}")
+
+    def existing_file(self, option: str, given: str, suffixes: tuple[str, ...]) -> Path:
+        """The absolute path of a file that an option names: hosts run in other working directories.
+
+        Raises:
+            ConfigError: It is not there, or has another suffix.
+        """
+        path = Path(given).expanduser().absolute()
+        if path.suffix not in suffixes:
+            raise self.refused(f"{option} must be a file that ends in {' or '.join(suffixes)}, got {given!r}")
+        if not path.is_file():
+            raise self.refused(f"{option}: there is no file {path}; every machine that runs a host needs it there")
+        return path
+
+
+def option_bytes(options: dict[str, Any]) -> bytes:
+    """Options in the form that enters a digest."""
+    return canonical_json(options).encode()
+
+
+def _is_differentiated(value: Tensor) -> bool:
+    return (torch.is_grad_enabled() and value.requires_grad) or forward_ad.unpack_dual(value).tangent is not None

@@ -1,0 +1,332 @@
+"""Frozen diffusers pipelines: pixels or latents, classes or text, diffusion or flow, read from their own configuration.
+
+A flow's *shift* (SD3, FLUX) is no property of its velocity: it only moves the pipeline's own time grid, so nothing of
+it is read here, and the distilled grid takes its place. The same goes for timestep spacing and offsets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orchestrator.errors import ConfigError
+from orchestrator.models._diffusers_networks import NETWORKS, PipelineNetwork, _Text
+from orchestrator.models.base import ModelAdapter, freeze
+from orchestrator.storage import canonical_json
+from solvers.prediction import Prediction, PredictionField
+from solvers.schedulers import CondOT, DiscreteVP, Scheduler
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOW_TIMESTEPS = 1000
+"""Timesteps run from 0 (data) to this (noise) in every flow pipeline."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_INDEX = "model_index.json"
+
+
+def pipeline_index(pipeline: str) -> dict[str, Any]:
+    """What a pipeline's ``model_index.json`` says: from its folder, or from the hub (the local cache first).
+
+    Args:
+        pipeline: A folder written by ``save_pretrained``, or a hub id ``owner/name``.
+
+    Raises:
+        ConfigError: Neither, or the hub cannot be reached; with the remedy.
+    """
+    folder = Path(pipeline)
+    if folder.is_dir():
+        if not (folder / _INDEX).is_file():
+            raise ConfigError(f"{folder} holds no {_INDEX}: it is no pipeline; make one with pipe.save_pretrained(…)")
+        return _parsed(folder / _INDEX)
+    if not _HUB_ID.fullmatch(pipeline):
+        raise ConfigError(
+            f"no pipeline folder at {pipeline}, and it is no hub id 'owner/name' either; give a folder that "
+            f"pipe.save_pretrained(…) wrote"
+        )
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return _parsed(Path(hf_hub_download(pipeline, _INDEX)))
+    # Whatever keeps the file away (offline, no such repository, a gate, a proxy), the remedy is the same.
+    except Exception as error:
+        raise ConfigError(
+            f"pipeline {pipeline!r} is no folder here and could not be fetched from the hub "
+            f"({type(error).__name__}); check the name and the network, or run `hf download {pipeline} --local-dir "
+            f"FOLDER` where there is one and give that folder"
+        ) from error
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}); download or save the pipeline again") from error
+    return index
+
+
+def load_pipeline(pipeline: str, dtype: str = "float32") -> Any:
+    """A pipeline with its weights, safetensors only; on the CPU.
+
+    Args:
+        pipeline: A folder or a hub id.
+        dtype: 'float32', 'bfloat16' or 'float16'.
+
+    Raises:
+        ConfigError: It cannot be found, loaded, or is of a class that has no adapter.
+    """
+    index = pipeline_index(pipeline)
+    _check_class(pipeline, index)
+    from diffusers import DiffusionPipeline
+
+    # The filter replaces images by black ones; it plays no part in the velocity.
+    left_out: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+    given = left_out if "safety_checker" in index else {}
+    try:
+        pipe = DiffusionPipeline.from_pretrained(pipeline, torch_dtype=DTYPES[dtype], use_safetensors=True, **given)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(f"pipeline {pipeline!r} cannot be loaded: {error}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _check_class(pipeline: str, index: dict[str, Any]) -> None:
+    name = index.get("_class_name")
+    if name not in NETWORKS:
+        raise ConfigError(
+            f"pipeline {pipeline!r} is a {name}, which has no adapter; there are adapters for {', '.join(NETWORKS)}"
+        )
+
+
+def native_path(network: PipelineNetwork) -> tuple[Prediction, Scheduler]:
+    """What the network predicts, and the path it was trained on, as the pipeline's scheduler has them.
+
+    Raises:
+        ConfigError: A scheduler that says neither, or of another kind than the network.
+    """
+    scheduler = network.pipe.scheduler
+    config, name = scheduler.config, type(scheduler).__name__
+    predicts = config.get("prediction_type", "flow_prediction" if name.startswith("FlowMatch") else "epsilon")
+    if network.is_flow != (predicts == "flow_prediction"):
+        raise ConfigError(
+            f"the pipeline's scheduler {name} is for a prediction of {predicts!r}, but its network is a "
+            f"{'flow' if network.is_flow else 'diffusion model'}; give it the scheduler it was published with"
+        )
+    if network.is_flow:
+        return "velocity", CondOT()
+    if predicts not in ("epsilon", "sample", "v_prediction") or name.startswith("EDM"):
+        raise ConfigError(
+            f"the pipeline's scheduler {name} has prediction_type {predicts!r}; known are epsilon, sample and "
+            f"v_prediction at discrete timesteps"
+        )
+    from diffusers import DDPMScheduler
+
+    # Every scheduler of this family reads the same keys, and this one knows all of them.
+    known = {key: config[key] for key in _PATH_KEYS if key in config}
+    training: Any = DDPMScheduler(**known)
+    betas = training.betas.double()
+    if predicts == "epsilon" and float(betas[-1]) == 1:
+        raise ConfigError(
+            "the pipeline's scheduler has zero terminal SNR (rescale_betas_zero_snr) but predicts epsilon, which says "
+            "nothing of the data in pure noise; such networks predict v_prediction: check prediction_type"
+        )
+    return predicts, DiscreteVP(betas=tuple(betas.tolist()))
+
+
+_PATH_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+
+
+@dataclass
+class DiffusersModel(ModelAdapter):
+    """A pipeline in the format of diffusers: DDPM/DDIM, DiT, Stable Diffusion 1, 2, XL and 3, FLUX.
+
+    Latent models are sampled and scored in latents; :meth:`decode` gives images. PSNR counts a data range of 2 in
+    latents too, which have no bounds: differences between solvers do not depend on it.
+
+    The guidance scale is that of the pipeline: classifier-free, or, for FLUX.1 dev, the input of the network. Ground
+    truth is not clipped or thresholded, whatever the pipeline's own scheduler does.
+
+    Attributes:
+        pipeline: A folder written by ``save_pretrained``, or a hub id ``owner/name``.
+        dtype: What the networks compute in: float32, bfloat16 or float16. It is part of the digest.
+        sample_size: Height and width of a sample, in latents for latent models; the pipeline's default if left out.
+
+    Raises:
+        ConfigError: A pipeline that cannot be found or used, with the remedy.
+    """
+
+    pipeline: str
+    dtype: str = "float32"
+    sample_size: int | None = None
+    network: PipelineNetwork = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.check({"pipeline": self.pipeline, "dtype": self.dtype, "sample_size": self.sample_size})
+        self._bind(load_pipeline(self.pipeline, self.dtype), Path(self.pipeline).name)
+
+    @classmethod
+    def check(cls, options: dict[str, Any]) -> None:
+        known = {"pipeline", "dtype", "sample_size"}
+        pipeline, dtype, size = options.get("pipeline"), options.get("dtype", "float32"), options.get("sample_size")
+        if not isinstance(pipeline, str) or set(options) - known:
+            raise ConfigError(
+                f"model adapter 'diffusers' takes the options 'pipeline' (a folder or a hub id), 'dtype' and "
+                f"'sample_size'; got {options}"
+            )
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise ConfigError(f"sample_size must be a positive integer, got {size!r}; leave it out for the default")
+        index = pipeline_index(pipeline)
+        _check_class(pipeline, index)
+        needed = ["diffusers", *(["transformers"] if NETWORKS[index["_class_name"]].encoders else [])]
+        missing = [package for package in needed if importlib.util.find_spec(package) is None]
+        if missing:
+            raise ConfigError(f"{index['_class_name']} needs {missing[0]}; pip install 'bespoke-solvers[diffusers]'")
+
+    @classmethod
+    def of(cls, pipe: Any, sample_size: int | None = None) -> DiffusersModel:
+        """The adapter of a pipeline that is already in memory; it is frozen, and keeps its device.
+
+        Args:
+            pipe: A diffusers pipeline.
+            sample_size: As the option.
+        """
+        _check_class(type(pipe).__name__, {"_class_name": type(pipe).__name__})
+        model = cls.__new__(cls)
+        model.pipeline, model.sample_size = str(pipe.config.get("_name_or_path") or type(pipe).__name__), sample_size
+        model.dtype = str(pipe.dtype).removeprefix("torch.")
+        model._bind(pipe, Path(model.pipeline).name)
+        return model
+
+    def _bind(self, pipe: Any, name: str) -> None:
+        self.network = NETWORKS[type(pipe).__name__](pipe, self.sample_size)
+        for component in pipe.components.values():
+            if isinstance(component, torch.nn.Module):
+                freeze(component)
+        self.prediction, self.native = native_path(self.network)
+        self.name, self.shape, self.data_range = name, self.network.shape, 2.0
+        self.parameters = sum(parameter.numel() for parameter in self.network.net.parameters())
+        self.digest = _digest(self.network, self.prediction, self.native)
+
+    def to(self, device: str) -> DiffusersModel:
+        self.network.pipe.to(device)
+        return self
+
+    def predict(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        return self._evaluate(x, t, condition, 1.0)
+
+    def _evaluate(self, x: Tensor, t: Tensor, condition: Tensor, embedded_guidance: float) -> Tensor:
+        times = self.timestep(t).to(device=x.device, dtype=torch.float32)
+        if times.ndim == 0:
+            times = times.expand(len(x))
+        inner = x.to(next(self.network.net.parameters()).dtype)
+        output = self.network(inner, times, condition, embedded_guidance).to(x.dtype)
+        # diffusers' flows point from data to noise.
+        return -output if self.network.is_flow else output
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """The pipeline's timestep at our time ``t``: real-valued, of its shape, float64."""
+        return self.native.timestep(t) if isinstance(self.native, DiscreteVP) else FLOW_TIMESTEPS * (1 - t)
+
+    def encode_conditions(self, condition: Tensor, dataset: Any) -> Tensor:
+        """What the network is conditioned on, for a dataset's conditions: text is encoded, labels are kept.
+
+        Args:
+            condition: What ``dataset`` gave, int64, shape (B,).
+            dataset: The source of the conditions; one with ``texts`` for models of text.
+
+        Returns:
+            Labels as they came; for text, float32 of shape (B, width): the embeddings' parts in one vector.
+
+        Raises:
+            ConfigError: A model of text and a dataset without it, or the other way round.
+        """
+        has_texts = hasattr(dataset, "texts")
+        if isinstance(self.network, _Text) != has_texts:
+            kind, wanted = ("text", "prompts") if not has_texts else ("no text", "labels")
+            raise ConfigError(
+                f"{self.name} is a model of {kind}, and {type(dataset).__name__} does not suit it; set "
+                f"conditioning.name to {wanted}"
+            )
+        if not isinstance(self.network, _Text):
+            return condition
+        return self.network.encode(dataset.texts(condition.tolist())).cpu()
+
+    def check_condition(self, condition: Tensor) -> None:
+        self.network.check_condition(condition)
+
+    def null_condition(self, condition: Tensor) -> Tensor:
+        return self.network.null_condition(condition)
+
+    def forwards_per_evaluation(self, guidance_scale: float) -> int:
+        return super().forwards_per_evaluation(guidance_scale) if self.network.guidance == "classifier_free" else 1
+
+    def field(self, condition: Tensor, guidance_scale: float) -> PredictionField:
+        """See the base class.
+
+        Raises:
+            ConfigError: Guidance for a model that has none.
+        """
+        kind = self.network.guidance
+        if kind == "classifier_free" and guidance_scale != 1:
+            return super().field(condition, guidance_scale)
+        if kind == "none" and guidance_scale != 1:
+            raise ConfigError(f"guidance_scale is {guidance_scale:g}, but {self.name} knows no guidance; set it to 1")
+        # Unguided there is no need of a dropped condition, nor of the text encoders that make it.
+        return PredictionField(
+            lambda x, t: self._evaluate(x, t, condition, guidance_scale), self.prediction, self.native, self.scheduler
+        )
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """Images in about [-1, 1] of samples (B, *shape): through the VAE for latent models; float32."""
+        return self.network.decode(samples)
+
+
+def _digest(network: PipelineNetwork, prediction: str, native: Scheduler) -> str:
+    """sha256 of all that the velocity follows from: weights and configuration of network and encoders, and the path.
+
+    Neither the file format nor the pipeline's sampler nor the VAE is part of it, nor is the size of the samples.
+    """
+    digest = hashlib.sha256()
+    for name in (network.component, *network.encoders):
+        module = getattr(network.pipe, name)
+        digest.update(canonical_json([name, type(module).__name__ if module is not None else None]).encode())
+        if module is not None:
+            _update_with_module(digest, module)
+        tokenizer = getattr(network.pipe, name.replace("text_encoder", "tokenizer"), None)
+        if tokenizer is not None and name in network.encoders:
+            digest.update(canonical_json(dict(sorted(tokenizer.get_vocab().items()))).encode())
+    betas = native.betas if isinstance(native, DiscreteVP) else None
+    zeros = network.pipe.config.get("force_zeros_for_empty_prompt")
+    digest.update(canonical_json([prediction, native.name, betas, zeros]).encode())
+    return digest.hexdigest()
+
+
+def _update_with_module(digest: Any, module: torch.nn.Module) -> None:
+    config: Any = module.config
+    content = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    # Versions, paths and what only a saved file has say nothing of the network.
+    left_out = ("transformers_version", "dtype", "torch_dtype", "architectures")
+    kept = {key: value for key, value in content.items() if not key.startswith("_") and key not in left_out}
+    digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+ADAPTER = DiffusersModel

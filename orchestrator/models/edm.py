@@ -1,0 +1,299 @@
+"""``edm``: networks with the interface of EDM's published ones (Karras et al. 2022), as a pickle or as safetensors."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from orchestrator.errors import ConfigError
+from orchestrator.models._external import ExternalModel, option_bytes
+from orchestrator.models._weights import (
+    build_module,
+    build_without_weights,
+    check_fit,
+    find_modules_in,
+    import_factory,
+    load_weights,
+    read_shapes,
+)
+from orchestrator.models.base import freeze
+from orchestrator.storage import Storage
+from solvers.prediction import Prediction
+from solvers.schedulers.base import Scheduler
+from solvers.schedulers.edm import EDM
+
+METADATA_KEY = "bespoke_edm"
+"""Key of a safetensors file's metadata: a JSON object with the factory and its kwargs."""
+
+INTERFACE = ("img_resolution", "img_channels", "label_dim", "sigma_min", "sigma_max")
+"""What an EDM network says about itself."""
+
+PUBLISHED_RANGE = (0.002, 80.0)
+"""sigma_min and sigma_max of the published sampler, which limits them to what the network supports."""
+
+
+@dataclass
+class EDMNetwork(ExternalModel):
+    """A network with EDM's interface: the denoiser D(x; sigma, class_labels) on the variance-exploding path.
+
+    The denoiser predicts the sample (E[x1 | x_sigma]), its input is x1 + sigma * eps as it is, and labels are one-hot;
+    a dropped one is all zeros. So the field is u = sigma' (x - D(x; sigma)) / sigma on the scheduler 'edm', from
+    sigma_max at t = 0 to sigma_min at its end: the published ODE in the time t = 1 - sigma / sigma_max. The published
+    sampler then takes one Euler step from sigma_min to 0; the samples here end at sigma_min.
+
+    A published checkpoint is a pickle, and a pickle runs code of whoever wrote it when it is opened; it also needs the
+    EDM repository (``path``). :func:`export_safetensors` turns it into a file that does neither, once.
+
+    Attributes:
+        file: A .pkl whose entry 'ema' is the network, or a .safetensors that :func:`export_safetensors` wrote.
+        trust_pickle: Whether a .pkl may run its code.
+        factory: For safetensors: the network's class, as ``"package.module:name"``.
+        path: Folder to find modules in that are not installed: the EDM repository.
+        sigma_min: Noise level at which sampling ends; by default 0.002, or the network's own least.
+        sigma_max: Noise level at which it starts; by default 80, or the network's own largest.
+        data_range: Largest minus smallest value of the data; 2 for [-1, 1].
+
+    Raises:
+        ConfigError: An option that cannot work, or a network of another interface.
+
+    Source: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", eq. 1-4.
+    """
+
+    file: str
+    trust_pickle: bool = False
+    factory: str | None = None
+    path: str | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    data_range: float = 2.0
+
+    prediction: ClassVar[Prediction] = "sample"  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        self.source = self.existing_file("file", self.file, (".pkl", ".safetensors"))
+        self.name = self.source.stem
+        if self.is_pickle and self.trust_pickle is not True:
+            raise self.refused(
+                f"{self.source} is a pickle, and opening one runs code of whoever wrote it; set trust_pickle: true if "
+                f"you trust where it comes from, or have it exported to safetensors (export_safetensors in "
+                f"orchestrator.models.edm)"
+            )
+        if not self.is_pickle and self.trust_pickle:
+            raise self.refused("trust_pickle has no effect on safetensors, which run no code; leave it out")
+        if self.is_pickle and self.factory is not None:
+            raise self.refused("factory has no effect on a pickle, which names its own class; leave it out")
+        for option in ("sigma_min", "sigma_max", "data_range"):
+            value = getattr(self, option)
+            number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+            if not number and not (value is None and option != "data_range"):
+                raise self.refused(f"{option} must be a positive number, got {value!r}")
+
+    @property
+    def is_pickle(self) -> bool:
+        return self.source.suffix == ".pkl"
+
+    # ---- the network --------------------------------------------------------------------------------------------
+
+    def inspect(self) -> None:
+        if self.is_pickle:
+            return  # opening it is loading it
+        module = build_without_weights(self._made)
+        try:
+            check_fit(module, read_shapes(self.source), self.source)
+        except ValueError as error:
+            raise self.refused(str(error)) from error
+        self._check_interface(module)
+
+    def load(self) -> nn.Module:
+        module = self._unpickled() if self.is_pickle else self._made()
+        if not self.is_pickle:
+            try:
+                load_weights(module, self.source)
+            except ValueError as error:
+                raise self.refused(str(error)) from error
+        self._check_interface(module)
+        return freeze(module)
+
+    def _unpickled(self) -> nn.Module:
+        try:
+            find_modules_in(self.path)
+            with self.source.open("rb") as stream:
+                content = pickle.load(stream)
+        except Exception as error:  # whatever the pickle's code does
+            raise self.refused(
+                f"{self.source} cannot be opened: {type(error).__name__}: {error}; set path to the folder of the "
+                f"repository that wrote it (it holds dnnlib and torch_utils)"
+            ) from error
+        if not isinstance(content, Mapping) or "ema" not in content:
+            got = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
+            raise self.refused(f"{self.source} must be a pickled dictionary with the network as 'ema', got {got}")
+        if not isinstance(content["ema"], nn.Module):
+            raise self.refused(f"'ema' of {self.source} is no torch module but {type(content['ema']).__name__}")
+        return content["ema"]
+
+    def _made(self) -> nn.Module:
+        """The network that a safetensors file says it has the weights of, without them."""
+        described = self._description()
+        if self.factory is None:
+            # The file may come from anywhere, and a name of its choosing must not be called.
+            raise self.refused(
+                f"{self.source} says that it was made with {described['factory']!r}; set factory to the class you "
+                f"trust to make it"
+            )
+        try:
+            return build_module(import_factory(self.factory, self.path), self.factory, described["kwargs"])
+        except ValueError as error:
+            raise self.refused(str(error)) from error
+
+    def _description(self) -> dict[str, Any]:
+        """What :func:`export_safetensors` wrote beside the weights."""
+        try:
+            with safe_open(self.source, framework="pt") as file:
+                described = json.loads((file.metadata() or {})[METADATA_KEY])
+            return {"factory": str(described["factory"]), "kwargs": dict(described["kwargs"])}
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise self.refused(
+                f"{self.source} does not say how to make its network ({error}); write it with export_safetensors in "
+                f"orchestrator.models.edm"
+            ) from error
+
+    def _check_interface(self, module: nn.Module) -> None:
+        missing = [name for name in INTERFACE if not hasattr(module, name)]
+        if missing:
+            raise self.refused(
+                f"{type(module).__name__} has not the interface of EDM's networks: {', '.join(missing)} missing; give "
+                f"it as 'torch_module', where options describe it"
+            )
+        if not self._rounds_noise_levels(module):
+            return
+        raise self.refused(
+            f"{type(module).__name__} rounds noise levels to a table, so its velocity jumps in time and no solver "
+            f"converges on it; use a network that takes any noise level"
+        )
+
+    def _rounds_noise_levels(self, module: nn.Module) -> bool:
+        rounding = getattr(module, "round_sigma", None)
+        if rounding is None:
+            return False
+        levels = torch.logspace(-1, 0.5, 7)
+        if any(value.is_meta for value in [*module.parameters(), *module.buffers()]):
+            return False  # a table has no numbers yet
+        return not torch.allclose(torch.as_tensor(rounding(levels)).to(levels), levels, rtol=1e-5)
+
+    # ---- what it says of itself ---------------------------------------------------------------------------------
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (int(self.net.img_channels), int(self.net.img_resolution), int(self.net.img_resolution))
+
+    @cached_property
+    def native(self) -> Scheduler:  # type: ignore[override]
+        least, largest = float(self.net.sigma_min), float(self.net.sigma_max)
+        low = max(PUBLISHED_RANGE[0], least) if self.sigma_min is None else float(self.sigma_min)
+        high = min(PUBLISHED_RANGE[1], largest) if self.sigma_max is None else float(self.sigma_max)
+        if not least <= low < high <= largest:
+            raise self.refused(
+                f"noise levels from {low:g} to {high:g} are not within those of {self.name}, {least:g} to {largest:g}; "
+                f"mend sigma_min and sigma_max, or leave them out"
+            )
+        return EDM(sigma_min=low, sigma_max=high)
+
+    @cached_property
+    def classes(self) -> int | None:  # type: ignore[override]
+        return int(self.net.label_dim) or None
+
+    @cached_property
+    def null_label(self) -> int | None:  # type: ignore[override]
+        return self.classes
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return torch.float32  # as the published sampler asks: half precision is the network's own affair
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return self.native.sigma(t)
+
+    def evaluate(self, x: Tensor, time: Tensor, label: Tensor) -> Any:
+        if self.classes is None:
+            return self.net(x, time, None)
+        # The dropped label is one more, and its column is left out: all zeros.
+        one_hot = nn.functional.one_hot(label, self.classes + 1)[:, : self.classes]
+        return self.net(x, time, one_hot.to(x.dtype))
+
+    def identity(self) -> Iterable[Path | bytes]:
+        native = self.native
+        assert isinstance(native, EDM)
+        options = {"sigma_min": native.sigma_min, "sigma_max": native.sigma_max, "data_range": self.data_range}
+        return option_bytes(options | {"factory": self.factory}), self.source
+
+
+def export_safetensors(
+    net: nn.Module,
+    destination: str | Path,
+    factory: str,
+    kwargs: Mapping[str, Any] | None = None,
+    path: str | None = None,
+) -> Path:
+    """Write an EDM network as safetensors that this adapter loads without a pickle.
+
+    Args:
+        net: The network, e.g. the entry 'ema' of a published pickle that you have opened.
+        destination: A .safetensors file; one that is there is replaced.
+        factory: Its class, as ``"package.module:name"``, e.g. ``"training.networks:EDMPrecond"``.
+        kwargs: The arguments that it was made with; plain values. Published networks remember theirs (init_kwargs).
+        path: Folder to find the class in, where it is not installed.
+
+    Raises:
+        ConfigError: The class cannot be made with these arguments, its weights have other names or shapes, or the copy
+            answers otherwise than ``net``.
+    """
+    target = Path(destination)
+    if target.suffix != ".safetensors":
+        raise ConfigError(f"an exported network is a file that ends in .safetensors, got {str(destination)!r}")
+    if kwargs is None:
+        kwargs = getattr(net, "init_kwargs", None)
+        if kwargs is None:
+            raise ConfigError(
+                f"{type(net).__name__} does not remember the arguments that it was made with; give them as kwargs"
+            )
+    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in net.state_dict().items()}
+    try:
+        copy = build_module(import_factory(factory, path), factory, kwargs)
+        check_fit(copy, {name: tuple(tensor.shape) for name, tensor in weights.items()}, target)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    copy.load_state_dict(weights)
+    if not torch.allclose(_probe(copy), _probe(net), rtol=1e-4, atol=1e-5):
+        raise ConfigError(
+            f"{factory} with kwargs {dict(kwargs)} and the same weights answers otherwise than the network; give the "
+            f"arguments that it was made with"
+        )
+    description = json.dumps({"factory": factory, "kwargs": dict(kwargs)})
+    Storage.at(target.parent).write(target.name, save(weights, metadata={METADATA_KEY: description}))
+    return target
+
+
+def _probe(net: nn.Module) -> Tensor:
+    """D at two noise levels, with a label where it takes one."""
+    first = next(net.parameters())
+    channels, size, labels = (int(getattr(net, name)) for name in ("img_channels", "img_resolution", "label_dim"))
+    x = torch.linspace(-2, 2, 2 * channels * size * size).view(2, channels, size, size).to(first.device)
+    label = torch.eye(labels, device=first.device)[:1].expand(2, labels) if labels else None
+    was_training = net.training
+    with torch.no_grad():
+        answer: Tensor = net.eval()(x, torch.tensor([0.5, 5.0], device=first.device), label)
+    net.train(was_training)
+    return answer.float().cpu()
+
+
+ADAPTER = EDMNetwork

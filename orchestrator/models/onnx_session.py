@@ -1,0 +1,204 @@
+"""``onnx_session``: a network as an ONNX file, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from orchestrator.errors import ConfigError
+from orchestrator.models._described import DescribedModel
+from orchestrator.models._external import option_bytes
+
+FLOATS: dict[str, torch.dtype] = {"FLOAT": torch.float32, "DOUBLE": torch.float64, "FLOAT16": torch.float16}
+INTEGERS = ("INT64", "INT32")
+
+
+@dataclass
+class OnnxSession(DescribedModel):
+    """A network as an ONNX file, run by ONNX Runtime: a black box, distilled by Levenberg-Marquardt.
+
+    Needs the extra ``onnx``. The graph's first axis must be a batch of any size, its one output the prediction.
+    Arguments by position in ``call`` are its inputs in order; those by name, its inputs by name. It has no
+    derivatives, so Adam, and the Jacobian 'jvp', are refused. It runs with as many threads as torch has when it is
+    first asked.
+
+    Attributes:
+        file: The .onnx file.
+        shape: Shape of one sample.
+        prediction: What it predicts: epsilon, sample, v_prediction or velocity.
+        native_scheduler: Scheduler it was trained with: a name, or ``{name: ..., options: {...}}``.
+        data_range: Largest minus smallest value of the data; 2 for [-1, 1].
+        call: Its arguments: x, t and, with labels, y, by position or as ``name=y``.
+        time: What it takes for t: 't' (0 noise, 1 data), '1-t', 'timestep' (of discrete_vp), or 'sigma'.
+        time_scale: Factor of that number.
+        classes: Number of labels; with a y in ``call``.
+        null_label: Label that it was trained to take for "dropped"; needed for guidance.
+
+    Raises:
+        ConfigError: An option that cannot work, or two that contradict each other.
+    """
+
+    file: str
+
+    differentiable: ClassVar[bool] = False
+    local: ClassVar[tuple[str, ...]] = ("file",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.source = self.existing_file("file", self.file, (".onnx",))
+        self.name = self.source.stem
+        self.device = "cpu"
+
+    @cached_property
+    def graph(self) -> _Graph:
+        """What the file says of its inputs, without weights that lie beside it."""
+        onnx = self._package("onnx")
+        try:
+            model = onnx.load(self.source, load_external_data=False)
+        except Exception as error:  # protobuf's errors are of no common kind
+            raise self.refused(f"{self.source} is no ONNX file: {error}; export the network again") from error
+        return _Graph.read(model.graph, onnx.TensorProto.DataType.Name)
+
+    def inspect(self) -> None:
+        self._package("onnxruntime")
+        for symbol, name in self.inputs.items():
+            kind, shape = self.graph.inputs[name]
+            expected = (None, *self.shape) if symbol == "x" else (None,)
+            if len(shape) != len(expected) or any(
+                size not in (None, wanted) for size, wanted in zip(shape, expected, strict=True)
+            ):
+                raise self.refused(
+                    f"input {name!r} of {self.source.name}, which is given {symbol}, has shape {_shown(shape)}, and "
+                    f"{_shown(expected)} is what comes; export it with a batch axis of any size, or mend shape and call"
+                )
+            kinds = INTEGERS if symbol == "y" else tuple(FLOATS)
+            if kind not in kinds:
+                raise self.refused(
+                    f"input {name!r} of {self.source.name}, which is given {symbol}, is {kind}, and must be one of "
+                    f"{', '.join(kinds)}; solvers ask at fractions of a timestep too, so export it with that type"
+                )
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """The graph's input of each symbol."""
+        names, call = list(self.graph.inputs), self.arguments
+        found = dict(zip(call.positional, names, strict=False)) | {s: name for name, s in call.keywords.items()}
+        if sorted(found.values()) != sorted(names) or set(found) != set(call.symbols):
+            raise self.refused(
+                f"call={self.call!r} does not fit {self.source.name}, whose inputs are {', '.join(names)}; name each "
+                f"once, in this order or as 'name=x'"
+            )
+        if self.graph.outputs != 1:
+            raise self.refused(
+                f"{self.source.name} has {self.graph.outputs} outputs, and must have one, the prediction; export it so"
+            )
+        return found
+
+    def load(self) -> Any:
+        self.inspect()
+        runtime = self._package("onnxruntime")
+        provider = "CUDAExecutionProvider" if self.device.startswith("cuda") else "CPUExecutionProvider"
+        if provider not in runtime.get_available_providers():
+            raise self.refused(
+                f"this ONNX Runtime has no {provider} for device {self.device!r}; install onnxruntime-gpu, or set "
+                f"resources.device to cpu"
+            )
+        settings = runtime.SessionOptions()
+        settings.intra_op_num_threads = torch.get_num_threads()
+        settings.inter_op_num_threads = 1
+        where = {"device_id": torch.device(self.device).index or 0} if self.device.startswith("cuda") else {}
+        try:
+            return runtime.InferenceSession(self.source, settings, providers=[(provider, where)])
+        except Exception as error:  # ONNX Runtime's errors are of no common kind
+            raise self.refused(f"{self.source} cannot be run: {error}; export the network again") from error
+
+    def to(self, device: str) -> OnnxSession:
+        self.inspect()
+        self.device = device
+        self.__dict__.pop("net", None)
+        return self
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return FLOATS[self.graph.inputs[self.inputs["x"]][0]]
+
+    @cached_property
+    def parameters(self) -> int:  # type: ignore[override]
+        return self.graph.parameters
+
+    def evaluate(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
+        given = {"x": x, "t": time, "y": label}
+        arrays = {name: self._array(given[symbol], name) for symbol, name in self.inputs.items()}
+        (answer,) = self.net.run(None, arrays)
+        return torch.from_numpy(answer).to(x.device)
+
+    def _array(self, value: Tensor, name: str) -> npt.NDArray[Any]:
+        kind = self.graph.inputs[name][0]
+        dtype = FLOATS.get(kind) or {"INT64": torch.int64, "INT32": torch.int32}[kind]
+        return np.ascontiguousarray(value.detach().to(device="cpu", dtype=dtype).numpy())
+
+    def identity(self) -> Iterable[Path | bytes]:
+        yield option_bytes(self.options())
+        yield self.source
+        for name in sorted(self.graph.beside):
+            yield self.existing_file(
+                f"weights of {self.source.name}", str(self.source.parent / name), (Path(name).suffix,)
+            )
+
+    def _package(self, name: str) -> Any:
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(
+                f"model adapter 'onnx_session' needs the package {name} ({error}); install it: "
+                f"pip install 'bespoke-solvers[onnx]'"
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """What an ONNX graph declares.
+
+    Attributes:
+        inputs: Type and shape by name, in order; None stands for any size.
+        outputs: Number of outputs.
+        parameters: Number of floating weights.
+        beside: Files of weights beside the graph's own.
+    """
+
+    inputs: dict[str, tuple[str, tuple[int | None, ...]]]
+    outputs: int
+    parameters: int
+    beside: frozenset[str]
+
+    @classmethod
+    def read(cls, graph: Any, type_name: Any) -> _Graph:
+        held = {tensor.name for tensor in graph.initializer}
+        inputs = {}
+        for value in graph.input:
+            if value.name in held:  # a weight with a default, as old exporters wrote them
+                continue
+            declared = value.type.tensor_type
+            shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in declared.shape.dim)
+            inputs[value.name] = (type_name(declared.elem_type), shape)
+        floating = [tensor for tensor in graph.initializer if type_name(tensor.data_type) in (*FLOATS, "BFLOAT16")]
+        beside = {e.value for tensor in graph.initializer for e in tensor.external_data if e.key == "location"}
+        parameters = sum(math.prod(tensor.dims) for tensor in floating)
+        return cls(inputs, len(graph.output), parameters, frozenset(beside))
+
+
+def _shown(shape: tuple[int | None, ...]) -> str:
+    return f"({', '.join('any' if size is None else str(size) for size in shape)})"
+
+
+ADAPTER = OnnxSession

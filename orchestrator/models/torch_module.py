@@ -1,0 +1,126 @@
+"""``torch_module``: any torch module of your own, by its import path."""
+
+from __future__ import annotations
+
+import inspect as source
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from orchestrator.models._described import DescribedModel
+from orchestrator.models._external import option_bytes
+from orchestrator.models._weights import (
+    SUFFIXES,
+    build_module,
+    build_without_weights,
+    check_fit,
+    import_factory,
+    load_weights,
+    read_shapes,
+)
+from orchestrator.models.base import freeze
+
+SEED = 0
+"""torch's seed while a module without a file of weights is made: every host must hold the same one."""
+
+
+@dataclass
+class TorchModule(DescribedModel):
+    """Any torch module of your own, by its import path, with weights from a file.
+
+    Weights are safetensors, or torch's own files as far as they hold tensors alone (``weights_only=True``). Without
+    ``weights`` the factory brings its own.
+
+    Attributes:
+        factory: Class or function that makes the module, as ``"package.module:name"``.
+        kwargs: Its keyword arguments.
+        path: Folder to find the factory's module in, where it is not installed; put on ``sys.path``, in hosts too.
+        weights: File of the module's state dictionary: .safetensors, .pt or .pth.
+        shape: Shape of one sample.
+        prediction: What it predicts: epsilon, sample, v_prediction or velocity.
+        native_scheduler: Scheduler it was trained with: a name, or ``{name: ..., options: {...}}``.
+        data_range: Largest minus smallest value of the data; 2 for [-1, 1].
+        call: Its arguments: x, t and, with labels, y, by position or as ``name=y``.
+        time: What it takes for t: 't' (0 noise, 1 data), '1-t', 'timestep' (of discrete_vp), or 'sigma'.
+        time_scale: Factor of that number.
+        classes: Number of labels; with a y in ``call``.
+        null_label: Label that it was trained to take for "dropped"; needed for guidance.
+
+    Raises:
+        ConfigError: An option that cannot work, or two that contradict each other.
+    """
+
+    factory: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    path: str | None = None
+    weights: str | None = None
+
+    local: ClassVar[tuple[str, ...]] = ("path", "weights")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.kwargs, Mapping):
+            raise self.refused(f"kwargs must be a mapping of argument names to values, got {self.kwargs!r}")
+        self.file = None if self.weights is None else self.existing_file("weights", self.weights, SUFFIXES)
+        self.name = str(self.factory).rpartition(":")[2] if self.file is None else self.file.stem
+
+    def inspect(self) -> None:
+        factory = self._factory()
+        module = build_without_weights(lambda: self._made(factory))
+        if self.file is None:
+            self._source(factory)
+            return
+        try:
+            check_fit(module, read_shapes(self.file), self.file)
+        except ValueError as error:
+            raise self.refused(str(error)) from error
+
+    def load(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            module = self._made(self._factory())
+        if self.file is not None:
+            try:
+                load_weights(module, self.file)
+            except ValueError as error:
+                raise self.refused(str(error)) from error
+        return freeze(module)
+
+    def identity(self) -> Iterable[Path | bytes]:
+        yield option_bytes(self.options())
+        if self.file is not None:
+            yield self.file
+            return
+        yield self._source(self._factory()).encode()
+        for name, tensor in self.net.state_dict().items():
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+            yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+    def _factory(self) -> Callable[..., Any]:
+        try:
+            return import_factory(self.factory, self.path)
+        except ValueError as error:
+            raise self.refused(str(error)) from error
+
+    def _made(self, factory: Callable[..., Any]) -> nn.Module:
+        try:
+            return build_module(factory, self.factory, self.kwargs)
+        except ValueError as error:
+            raise self.refused(str(error)) from error
+
+    def _source(self, factory: Callable[..., Any]) -> str:
+        """The source of the factory's module: without a file of weights it is what decides about the numbers."""
+        try:
+            return source.getsource(source.getmodule(factory) or factory)
+        except (OSError, TypeError) as error:
+            raise self.refused(
+                f"{self.factory} has no source to tell versions of the model apart by ({error}); give its weights as a "
+                f"file"
+            ) from error
+
+
+ADAPTER = TorchModule

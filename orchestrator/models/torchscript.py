@@ -1,0 +1,68 @@
+"""``torchscript``: a network that was exported with ``torch.jit.save``."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from orchestrator.models._described import DescribedModel
+from orchestrator.models._external import option_bytes
+
+
+@dataclass
+class TorchScript(DescribedModel):
+    """A network exported as TorchScript: its code and weights are one file, and no source is needed.
+
+    Attributes:
+        file: What ``torch.jit.save`` wrote: .pt, .pth or .ts.
+        shape: Shape of one sample.
+        prediction: What it predicts: epsilon, sample, v_prediction or velocity.
+        native_scheduler: Scheduler it was trained with: a name, or ``{name: ..., options: {...}}``.
+        data_range: Largest minus smallest value of the data; 2 for [-1, 1].
+        call: Its arguments: x, t and, with labels, y, by position or as ``name=y``.
+        time: What it takes for t: 't' (0 noise, 1 data), '1-t', 'timestep' (of discrete_vp), or 'sigma'.
+        time_scale: Factor of that number.
+        classes: Number of labels; with a y in ``call``.
+        null_label: Label that it was trained to take for "dropped"; needed for guidance.
+
+    Raises:
+        ConfigError: An option that cannot work, or two that contradict each other.
+    """
+
+    file: str
+
+    local: ClassVar[tuple[str, ...]] = ("file",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.source = self.existing_file("file", self.file, (".pt", ".pth", ".ts"))
+        self.name = self.source.stem
+
+    def inspect(self) -> None:
+        names = zipfile.ZipFile(self.source).namelist() if zipfile.is_zipfile(self.source) else []
+        if not any("/code/" in name for name in names):
+            raise self.refused(
+                f"{self.source} is no TorchScript: it holds no code; export with torch.jit.save, or give weights to "
+                f"the adapter 'torch_module' beside their class"
+            )
+
+    def load(self) -> Any:
+        self.inspect()
+        try:
+            net = torch.jit.load(self.source, map_location="cpu")
+        except RuntimeError as error:
+            raise self.refused(f"{self.source} cannot be loaded: {error}; export it again") from error
+        for parameter in net.parameters():
+            parameter.requires_grad_(False)  # a ScriptModule has no requires_grad_ of its own
+        return net.eval()
+
+    def identity(self) -> Iterable[Path | bytes]:
+        return option_bytes(self.options()), self.source
+
+
+ADAPTER = TorchScript

@@ -1,0 +1,258 @@
+"""theta in an unchanged diffusers pipeline gives what our own solver gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import tiny_pipelines as tiny
+import torch
+from torch import Tensor
+
+from orchestrator.datasets.prompts import Prompts
+from orchestrator.export.base import ExportError
+from orchestrator.export.diffusers import DiffusersScheduler, ns_scheduler
+from orchestrator.models.diffusers import DiffusersModel
+from solvers.families import GridSolver
+from solvers.families.base import Family
+from solvers.families.heun import Heun
+from solvers.families.midpoint import Midpoint
+from solvers.grids import Grid
+from solvers.ns import InvalidThetaError, NSSolver, ThetaArtifact
+
+NFE = 6
+
+
+def theta(model: DiffusersModel, scale: float, family: Family | None = None) -> ThetaArtifact:
+    """A solver of NFE evaluations for this model; Heun's asks twice at the same times."""
+    solver = GridSolver(family or Heun(), NFE, Grid("warped", 1.3, 1.2)).to_ns(model.scheduler)
+    return ThetaArtifact(
+        solver,
+        prediction=model.prediction,
+        scheduler=model.scheduler.name,
+        native_scheduler=model.native.name,
+        guidance_scale=scale,
+        model_digest=model.digest,
+    )
+
+
+def condition_of(model: DiffusersModel) -> Tensor:
+    if model.network.encoders:
+        return model.encode_conditions(torch.tensor([0, 1]), Prompts(prompts=tuple(tiny.PROMPTS)))
+    return torch.tensor(tiny.LABELS) if model.network.guidance != "none" else torch.zeros(2, dtype=torch.int64)
+
+
+def ours(model: DiffusersModel, artifact: ThetaArtifact, x0: Tensor) -> Tensor:
+    with torch.no_grad():
+        return artifact.solver.sample(model.field(condition_of(model), artifact.guidance_scale), x0)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.fixture(scope="module")
+def ddpm() -> Any:
+    return tiny.ddpm("v_prediction")
+
+
+@pytest.mark.parametrize("family", [Heun(), Midpoint()], ids=lambda family: family.label)
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_the_pipeline_samples_as_the_solver_does(kind: str, family: Family) -> None:
+    """Every kind of pipeline, unchanged, with its guidance: 1e-4, and rounding from the state it starts in."""
+    make, scale = tiny.KINDS[kind]
+    pipe = make()
+    model = DiffusersModel.of(pipe, tiny.sample_size(pipe))
+    artifact, x0 = theta(model, scale, family), tiny.noise(model.shape)
+    scheduler = ns_scheduler(artifact, pipe, guidance_scale=scale)
+    found = tiny.run(pipe, scheduler, NFE, scale, model.shape)
+    assert relative(found, ours(model, artifact, x0)) < 1e-4
+    start = 1.0 if model.network.scales_noise else float(artifact.solver.a[0])
+    assert relative(found, ours(model, artifact, x0 / start)) < 1e-5
+
+
+def test_a_pipeline_without_guidance_samples_as_the_solver_does() -> None:
+    """Scale 1: a DiT then takes no second half of a batch."""
+    pipe = tiny.dit()
+    model = DiffusersModel.of(pipe)
+    artifact = theta(model, 1.0)
+    found = tiny.run(pipe, ns_scheduler(artifact, pipe), NFE, 1.0, model.shape)
+    assert relative(found, ours(model, artifact, tiny.noise(model.shape))) < 1e-4
+
+
+def test_a_pipeline_saved_with_theta_comes_back_with_it(tmp_path: Path) -> None:
+    """save_pretrained and from_pretrained of the whole pipeline: the very numbers, the same samples, the same model."""
+    pipe = tiny.dit("v_prediction")
+    model = DiffusersModel.of(pipe)
+    artifact = theta(model, 3.0)
+    pipe.scheduler = ns_scheduler(artifact, pipe)
+    pipe.save_pretrained(tmp_path)
+    loaded = diffusers.DiTPipeline.from_pretrained(tmp_path)
+    assert torch.equal(loaded.scheduler.solver.flat(), artifact.solver.flat())
+    assert loaded.scheduler.config.guidance_scale == 3.0
+    assert DiffusersModel.of(loaded).digest == model.digest
+    found = tiny.run(loaded, loaded.scheduler, NFE, 3.0, model.shape)
+    torch.testing.assert_close(found, tiny.run(pipe, pipe.scheduler, NFE, 3.0, model.shape))
+
+
+def test_the_exporter_writes_a_folder_beside_the_pipelines_own(tmp_path: Path, ddpm: Any) -> None:
+    """One file; the pipeline stays as it was, and takes the scheduler from there."""
+    from orchestrator.export._ns_scheduler import NSScheduler
+
+    folder = tmp_path / "pipeline"
+    ddpm.save_pretrained(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    artifact = theta(DiffusersModel(str(folder)), 1.0)
+    assert DiffusersScheduler().export(artifact, folder / "bns") == [folder / "bns/scheduler_config.json"]
+    assert {path: path.read_bytes() for path in before} == before
+    scheduler = NSScheduler.from_pretrained(folder, subfolder="bns")
+    assert torch.equal(scheduler.solver.flat(), artifact.solver.flat())
+
+
+def test_theta_of_a_pipeline_in_bfloat16_is_exported_for_it(tmp_path: Path, ddpm: Any) -> None:
+    """The dtype is part of the model's digest, and is found by it."""
+    folder = tmp_path / "pipeline"
+    ddpm.save_pretrained(folder)
+    artifact = theta(DiffusersModel(str(folder), dtype="bfloat16"), 1.0)
+    (path,) = DiffusersScheduler().export(artifact, folder / "bns")
+    assert str(artifact.model_digest) in path.read_text(encoding="utf-8")
+
+
+# ---- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"prediction": "epsilon"}, InvalidThetaError, r"made for the prediction 'epsilon', and the pipeline's is 'v_"),
+        ({"native_scheduler": "vp"}, InvalidThetaError, r"made for the native scheduler 'vp', and .* 'discrete_vp'"),
+        ({"scheduler": "cond_ot"}, InvalidThetaError, r"made for the scheduler 'cond_ot', and .* is 'discrete_vp'"),
+        ({"model_digest": "ab" * 32}, InvalidThetaError, r"was made for model abababababab, not for "),
+        ({"guidance_scale": 3.0}, ExportError, r"guidance_scale 3, and DDPMPipeline here knows no guidance"),
+    ],
+)
+def test_a_theta_for_something_else_is_refused(
+    ddpm: Any, changed: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    """What it was made for stands in the artifact; another pipeline would sample something off."""
+    artifact = dataclasses.replace(theta(DiffusersModel.of(ddpm), 1.0), **changed)
+    with pytest.raises(error, match=message):
+        ns_scheduler(artifact, ddpm)
+
+
+def test_another_model_is_taken_where_transfer_is_asked_for(ddpm: Any) -> None:
+    """By name, as everywhere."""
+    artifact = dataclasses.replace(theta(DiffusersModel.of(ddpm), 1.0), model_digest="ab" * 32)
+    assert ns_scheduler(artifact, ddpm, allow_transfer=True).config.model_digest == "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("made_for", "asked", "error", "message"),
+    [
+        (3.0, 4.0, InvalidThetaError, r"made for guidance_scale 3, not 4; call the pipeline with 3, or distil one for"),
+        (0.5, None, ExportError, r"guidance_scale 0\.5, and DiTPipeline takes any scale below 1 for unguided"),
+    ],
+)
+def test_a_guidance_that_theta_was_not_made_for_is_refused(
+    made_for: float, asked: float | None, error: type[Exception], message: str
+) -> None:
+    """Guidance happens in the pipeline, where a scheduler cannot see it: so it is checked before."""
+    pipe = tiny.dit()
+    artifact = theta(DiffusersModel.of(pipe), made_for)
+    with pytest.raises(error, match=message):
+        ns_scheduler(artifact, pipe, guidance_scale=asked)
+
+
+def test_a_dit_whose_dropped_label_the_pipeline_does_not_know_is_refused() -> None:
+    """DiTPipeline guides with class 1000 however many classes there are."""
+    pipe = tiny.dit(classes=10)
+    with pytest.raises(ExportError, match=r"guides with class 1000, but this network's dropped label is 10; distil"):
+        ns_scheduler(theta(DiffusersModel.of(pipe), 3.0), pipe)
+
+
+def test_a_theta_that_starts_elsewhere_than_the_pipeline_is_refused(ddpm: Any) -> None:
+    """A DDPM pipeline begins with its noise, whatever the scheduler's init_noise_sigma."""
+    artifact = theta(DiffusersModel.of(ddpm), 1.0)
+    solver = artifact.solver
+    moved = dataclasses.replace(artifact, solver=NSSolver(solver.times, 0.9 * solver.a, solver.b))
+    with pytest.raises(
+        ExportError, match=r"starts from 0\.9 x0, and DDPMPipeline starts from its noise itself; distil"
+    ):
+        ns_scheduler(moved, ddpm)
+
+
+def test_a_destination_outside_a_pipeline_is_refused(tmp_path: Path, ddpm: Any) -> None:
+    """The scheduler needs the pipeline's betas; and it never takes the place of a component."""
+    artifact = theta(DiffusersModel.of(ddpm), 1.0)
+    folder = tmp_path / "pipeline"
+    ddpm.save_pretrained(folder)
+    for destination, example in ((tmp_path / "bns", r"PIPELINE/bns"), (folder, r"pipeline/bns")):
+        with pytest.raises(ExportError, match=rf"a folder inside that of the pipeline, .* for example .*{example}"):
+            DiffusersScheduler().export(artifact, destination)
+    with pytest.raises(ExportError, match=r"scheduler is a component of the pipeline itself; write beside it"):
+        DiffusersScheduler().export(artifact, folder / "scheduler")
+
+
+@pytest.fixture
+def scheduler(ddpm: Any) -> Any:
+    found = ns_scheduler(theta(DiffusersModel.of(ddpm), 1.0), ddpm)
+    found.set_timesteps(NFE)
+    return found
+
+
+def test_another_number_of_steps_is_refused(scheduler: Any) -> None:
+    """theta has as many steps as it has; the default of a pipeline is another number."""
+    with pytest.raises(
+        ValueError, match=r"this theta has 6 steps, not 50; call the pipeline with num_inference_steps=6"
+    ):
+        scheduler.set_timesteps(50)
+
+
+@pytest.mark.parametrize("options", [{"eta": 0.5}, {"use_clipped_model_output": True}])
+def test_what_is_not_linear_and_deterministic_is_refused(scheduler: Any, options: dict[str, Any]) -> None:
+    """Noise on the way and clipping have no place in theta."""
+    x = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(
+        ValueError, match=r"theta is deterministic and linear: eta=.* cannot be had; leave them at 0 and"
+    ):
+        scheduler.step(x, scheduler.timesteps[0], x, **options)
+
+
+def test_a_start_in_the_middle_is_refused(scheduler: Any) -> None:
+    """Image to image would begin at a state that theta has not."""
+    with pytest.raises(ValueError, match=r"a solver of the whole path and cannot begin at step 3; begin at 0"):
+        scheduler.set_begin_index(3)
+
+
+def test_a_step_too_many_is_refused(scheduler: Any) -> None:
+    """States are counted; a new sample begins with set_timesteps."""
+    x = torch.zeros(1, 3, 8, 8)
+    for t in scheduler.timesteps:
+        scheduler.step(x, t, x)
+    with pytest.raises(ValueError, match=r"step 7 of a theta of 6 steps; call set_timesteps for a new sample"):
+        scheduler.step(x, 0, x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"prediction_type": "velocity"},
+            r"prediction_type 'velocity' is unknown; choose epsilon, sample, v_prediction",
+        ),
+        ({"prediction_type": "flow_prediction"}, r"flow_prediction takes use_flow_sigmas and no trained_betas"),
+        ({"prediction_type": "epsilon"}, r"the others take trained_betas alone"),
+        ({"times": [0.0, 0.5]}, r"an NS solver of n=2 evaluations has times"),
+    ],
+)
+def test_a_configuration_that_is_no_scheduler_is_refused(options: dict[str, Any], message: str) -> None:
+    """As a damaged scheduler_config.json would be."""
+    from orchestrator.export._ns_scheduler import NSScheduler
+
+    flow = {"times": [0.0], "a": [1.0, 1.0], "b": [[], [1.0]], "prediction_type": "flow_prediction"}
+    flow["use_flow_sigmas"] = "times" in options
+    with pytest.raises(ValueError, match=message):
+        NSScheduler(**{**flow, **options})

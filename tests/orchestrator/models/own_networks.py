@@ -1,0 +1,150 @@
+"""Tiny networks as somebody else would write them: none knows anything of this project.
+
+Their weights are random, and large enough that state, time and label all matter.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SHAPE = (1, 2, 3)
+CLASSES = 3
+DROPPED = 3
+
+
+class Core(nn.Module):
+    """A smooth function of a state, a number in [0, 1] and a vector of the label."""
+
+    def __init__(self, size: int = math.prod(SHAPE), labels: int = CLASSES + 1, width: int = 16, seed: int = 0):
+        super().__init__()
+        chance = torch.Generator().manual_seed(seed)
+
+        def weights(*shape: int, scale: float = 1.0) -> nn.Parameter:
+            return nn.Parameter(scale * torch.randn(*shape, generator=chance))
+
+        self.inward = weights(size, width, scale=size**-0.5)
+        self.time = weights(2, width)
+        self.label = weights(labels, width)
+        self.outward = weights(width, size, scale=0.7 * width**-0.5)
+
+    def forward(self, x: Tensor, s: Tensor, label: Tensor) -> Tensor:
+        time = torch.stack([torch.sin(2 * s), torch.cos(2 * s)], dim=1)
+        hidden = x.flatten(1) @ self.inward + time @ self.time + label
+        return (torch.tanh(hidden) @ self.outward).view_as(x)
+
+
+class Flow(nn.Module):
+    """A velocity of flow matching; t from 0 (noise) to 1 (data)."""
+
+    def __init__(self, seed: int = 0):
+        super().__init__()
+        self.core = Core(seed=seed)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return self.core(x, t, self.core.label[y]) - 0.3 * x
+
+
+class ReversedFlow(nn.Module):
+    """The same as its authors count: 1000 at the noise, 0 at the data."""
+
+    def __init__(self, seed: int = 0):
+        super().__init__()
+        self.flow = Flow(seed)
+
+    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
+        return self.flow(sample, 1 - timestep / 1000, class_labels)
+
+
+class Noise(nn.Module):
+    """A noise prediction at timesteps 0 to ``count`` - 1."""
+
+    def __init__(self, count: int = 400, seed: int = 0):
+        super().__init__()
+        self.count = count
+        self.core = Core(seed=seed)
+
+    def forward(self, x: Tensor, timestep: Tensor, y: Tensor) -> Tensor:
+        s = timestep / self.count
+        return (0.3 + 0.6 * s).view(-1, 1, 1, 1) * x + 0.5 * self.core(x, s, self.core.label[y])
+
+
+class Denoiser(nn.Module):
+    """EDM's interface and preconditioning around the core."""
+
+    def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0, sigma_data: float = 0.5):
+        super().__init__()
+        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        self.sigma_min, self.sigma_max, self.sigma_data = 0.0, float("inf"), sigma_data
+        self.core = Core(img_channels * img_resolution**2, max(label_dim, 1))
+
+    def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, **model_kwargs: Any) -> Tensor:
+        x = x.to(torch.float32)
+        sigma = sigma.to(torch.float32).reshape(-1, 1, 1, 1)
+        total = (sigma**2 + self.sigma_data**2).sqrt()
+        label = torch.zeros(1, self.label_dim) if class_labels is None else class_labels
+        vector = label @ self.core.label if self.label_dim else torch.zeros(())
+        answer = self.core(x / total, sigma.flatten().log() / 4, vector)
+        return self.sigma_data**2 / total**2 * x + sigma * self.sigma_data / total * answer
+
+    def round_sigma(self, sigma: Any) -> Tensor:
+        return torch.as_tensor(sigma)
+
+
+class TableDenoiser(Denoiser):
+    """One that rounds noise levels to a table, as networks trained at discrete timesteps do."""
+
+    def round_sigma(self, sigma: Any) -> Tensor:
+        return torch.as_tensor(sigma).log2().round().exp2()
+
+
+class Echo(nn.Module):
+    """Answers the time it was asked at; or ``what`` instead."""
+
+    def __init__(self, what: str = "time"):
+        super().__init__()
+        self.what = what
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Any:
+        answer = (t if y is None else y.to(x.dtype)).view(-1, *(1,) * (x.ndim - 1)).expand_as(x)
+        return {"time": answer, "twice": torch.cat([answer, answer], dim=1), "tuple": (answer,)}[self.what]
+
+
+class Tied(nn.Module):
+    """Two names for one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x.flatten(1)))).view_as(x)
+
+
+class Unset(nn.Module):
+    """Weights without a seed of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.layer(x.flatten(1)).view_as(x)
+
+
+class Computing(Unset):
+    """A constructor that looks at its own numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = float(self.layer.weight.detach().abs().max())
+
+
+def not_a_module() -> int:
+    """No network."""
+    return 3

@@ -1,0 +1,376 @@
+"""Diffusers pipelines: our velocity is the one that their own samplers follow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import tiny_pipelines as tiny
+import torch
+from torch import Tensor
+
+from orchestrator.datasets.labels import Labels
+from orchestrator.datasets.prompts import Prompts
+from orchestrator.errors import ConfigError
+from orchestrator.host import Host, HostSettings
+from orchestrator.models.diffusers import DiffusersModel
+from orchestrator.pairs import PairSpec, PairStore
+from orchestrator.pairs.ground_truth import solve
+from orchestrator.storage import Storage
+from solvers.schedulers import DiscreteVP
+
+_MADE: dict[str, DiffusersModel] = {}
+
+
+def adapter(kind: str) -> DiffusersModel:
+    """The adapter of a tiny pipeline, made once."""
+    if kind not in _MADE:
+        pipe = tiny.KINDS[kind][0]()
+        _MADE[kind] = DiffusersModel.of(pipe, tiny.sample_size(pipe))
+    return _MADE[kind]
+
+
+def condition_of(model: DiffusersModel) -> Tensor:
+    """The conditioning of the two samples that the tiny pipelines are asked for."""
+    if model.network.encoders:
+        return model.encode_conditions(torch.tensor([0, 1]), Prompts(prompts=tuple(tiny.PROMPTS)))
+    return torch.tensor(tiny.LABELS) if model.network.guidance != "none" else torch.zeros(2, dtype=torch.int64)
+
+
+def time(t: float) -> Tensor:
+    return torch.tensor(t, dtype=torch.float64)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+every_kind = pytest.mark.parametrize("kind", tiny.KINDS)
+
+
+@every_kind
+def test_the_velocity_feels_every_input(kind: str) -> None:
+    """x, t, condition and guidance each change u by more than 1 %: what is compared below is no constant."""
+    model, scale = adapter(kind), tiny.KINDS[kind][1]
+    condition, x = condition_of(model), tiny.noise(model.shape)
+    field = model.field(condition, scale)
+    u = field(x, time(0.4))
+    changed = {"x": field(1.3 * x, time(0.4)), "t": field(x, time(0.8))}
+    if model.network.guidance != "none":
+        changed["condition"] = model.field(condition.flip(0), scale)(x, time(0.4))
+        changed["guidance"] = model.field(condition, scale + 2)(x, time(0.4))
+    assert {name: relative(other, u) for name, other in changed.items() if relative(other, u) < 0.01} == {}
+
+
+def own_sampler(model: DiffusersModel) -> Any:
+    """The pipeline's sampler for the same ODE, to its last trained time: DDIM, or Euler on the flow's shifted grid."""
+    config = model.network.pipe.scheduler.config
+    if model.network.is_flow:
+        return diffusers.FlowMatchEulerDiscreteScheduler.from_config(config)
+    wanted = {"timestep_spacing": "trailing", "set_alpha_to_one": False, "clip_sample": False}
+    return diffusers.DDIMScheduler.from_config(config, **wanted)
+
+
+@every_kind
+def test_ground_truth_is_where_the_pipelines_own_sampler_goes(kind: str) -> None:
+    """The unchanged pipeline from the same noise: 1 % at 200 steps, and nearer the more steps it takes."""
+    model, scale = adapter(kind), tiny.KINDS[kind][1]
+    condition, pipe = condition_of(model), model.network.pipe
+    truth = solve(model.field(condition, scale), tiny.noise(model.shape), 1e-4, 1e-4).x1
+    errors = [relative(tiny.run(pipe, own_sampler(model), n, scale, model.shape), truth) for n in (25, 200)]
+    assert errors[1] < 0.01, errors
+    assert errors[1] < errors[0] / 2, errors
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_one_trained_timestep_of_ddim_is_one_step_along_the_velocity(prediction: str) -> None:
+    """(x_{k-1} - x_k) N is u at timestep k to first order, for each thing a network may predict."""
+    pipe = tiny.ddpm(prediction)
+    model, k = DiffusersModel.of(pipe), 500
+    sampler = own_sampler(model)
+    sampler.set_timesteps(1000)
+    x = tiny.noise(model.shape)
+    with torch.no_grad():
+        stepped = sampler.step(pipe.unet(x, k).sample, k, x).prev_sample
+        u = model.field(torch.zeros(2, dtype=torch.int64), 1.0)(x, time(1 - (k + 1) / 1000))
+    assert relative((stepped - x) * 1000, u) < 0.02
+
+
+@pytest.mark.parametrize("kind", ["ddpm-v", "dit", "sd-epsilon", "sd3", "flux"])
+def test_each_sample_may_have_its_own_time(kind: str) -> None:
+    """Times of shape (B,) give what each time gives alone."""
+    model, scale = adapter(kind), tiny.KINDS[kind][1]
+    field, x = model.field(condition_of(model), scale), tiny.noise(model.shape)
+    together = field(x, torch.tensor([0.2, 0.7], dtype=torch.float64))
+    alone = torch.stack([field(x, time(0.2))[0], field(x, time(0.7))[1]])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["ddpm-epsilon", "sd-v", "flux"])
+def test_theta_s_times_learn_through_the_network(kind: str) -> None:
+    """The velocity is differentiable in its time, in the network's timestep too."""
+    model, scale = adapter(kind), tiny.KINDS[kind][1]
+    field, x, h = model.field(condition_of(model), scale), tiny.noise(model.shape).double(), 2e-3
+    t = time(0.5).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(field(x, t).square().mean(), t)
+    after, before = (field(x, time(0.5 + step)).square().mean() for step in (h, -h))
+    assert float(gradient) == pytest.approx(float((after - before) / (2 * h)), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+        {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 300},
+        {"rescale_betas_zero_snr": True},
+    ],
+    ids=lambda settings: settings.get("beta_schedule", "zero-snr" if settings else "linear"),
+)
+def test_the_path_is_that_of_the_pipelines_betas(settings: dict[str, Any]) -> None:
+    """alpha^2 at every trained timestep is the scheduler's alphas_cumprod, whatever schedule made it."""
+    pipe = tiny.ddpm("v_prediction", **settings)
+    native = DiffusersModel.of(pipe).native
+    assert isinstance(native, DiscreteVP)
+    table = pipe.scheduler.alphas_cumprod.double()
+    alpha = native(native.time_of(torch.arange(len(table)))).alpha
+    torch.testing.assert_close(alpha**2, table, rtol=0, atol=2e-6)
+
+
+def test_facts_are_read_from_the_pipeline() -> None:
+    """Prediction, path, shape, classes, and what an evaluation costs: none of them is an option."""
+    dit, flux, sd = adapter("dit"), adapter("flux"), adapter("sd-v")
+    assert (dit.prediction, dit.native.name, dit.shape) == ("epsilon", "discrete_vp", (4, 8, 8))
+    assert dit.null_condition(torch.tensor([3, 5])).tolist() == [1000, 1000]
+    assert (sd.prediction, flux.prediction, flux.native.name) == ("v_prediction", "velocity", "cond_ot")
+    assert [model.forwards_per_evaluation(3.5) for model in (dit, sd, flux)] == [2, 2, 1]
+    assert not any(p.requires_grad for p in sd.network.pipe.text_encoder.parameters())
+
+
+def test_the_parts_of_a_condition_are_recorded() -> None:
+    """SDXL's token and pooled embeddings and its sizes travel as one vector, and come apart as they were."""
+    network: Any = adapter("sdxl").network
+    condition = network.encode(tiny.PROMPTS)
+    assert network.layout == {"prompt_embeds": (20, 32), "pooled_prompt_embeds": (16,), "time_ids": (6,)}
+    given, _, pooled, _ = network.pipe.encode_prompt(prompt=tiny.PROMPTS, device="cpu")
+    parts = network.unpack(condition)
+    torch.testing.assert_close(parts["prompt_embeds"], given)
+    torch.testing.assert_close(parts["pooled_prompt_embeds"], pooled)
+    assert parts["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]] * 2
+
+
+@pytest.mark.parametrize("kind", ["dit", "sd3"])
+def test_latents_decode_as_the_pipeline_decodes_them(kind: str) -> None:
+    """The VAE's scale and shift are those of the pipeline's configuration."""
+    model = adapter(kind)
+    vae, latents = model.network.pipe.vae, tiny.noise(model.shape)
+    shift = {"dit": 0.0, "sd3": 0.06}[kind]
+    expected = vae.decode(latents / {"dit": 0.18215, "sd3": 1.5}[kind] + shift).sample
+    torch.testing.assert_close(model.decode(latents), expected)
+
+
+def test_pixels_are_their_own_images() -> None:
+    """An unconditional pixel model has nothing to decode."""
+    model = adapter("ddpm-v")
+    x = tiny.noise(model.shape)
+    assert torch.equal(model.decode(x), x)
+
+
+# ---- folders and digests ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text pipeline in its real file format."""
+    folder = tmp_path_factory.mktemp("pipelines") / "sd"
+    tiny.stable_diffusion().save_pretrained(folder)
+    return folder
+
+
+def test_a_saved_pipeline_is_the_one_in_memory(saved: Path) -> None:
+    """Same digest and the same velocity: weights, tokenizer and betas come through the file format."""
+    model, memory = DiffusersModel(str(saved)), adapter("sd-epsilon")
+    assert (model.name, model.digest) == ("sd", memory.digest)
+    x = tiny.noise(model.shape)
+    found, expected = (m.field(condition_of(m), 3.0)(x, time(0.3)) for m in (model, memory))
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_digest_is_that_of_the_velocity_not_of_the_sampler() -> None:
+    """Another sampler on the same betas is the same model; other betas, another prediction or dtype are not."""
+    pipe, digest = tiny.ddpm(), adapter("ddpm-epsilon").digest
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    assert DiffusersModel.of(pipe).digest == digest
+    others = [tiny.ddpm(beta_end=0.019), tiny.ddpm("v_prediction"), tiny.ddpm().to(torch.bfloat16)]
+    assert digest not in [DiffusersModel.of(other).digest for other in others]
+
+
+def test_a_pipeline_runs_in_the_dtype_it_is_asked_for(saved: Path) -> None:
+    """bfloat16 networks under float32 states: near the same velocity."""
+    half, whole = DiffusersModel(str(saved), dtype="bfloat16"), adapter("sd-epsilon")
+    x = tiny.noise(whole.shape)
+    found = half.field(condition_of(half), 1.0)(x, time(0.4))
+    assert found.dtype == torch.float32
+    assert 0 < relative(found, whole.field(condition_of(whole), 1.0)(x, time(0.4))) < 0.05
+
+
+def test_pairs_keep_the_encoded_prompts(saved: Path, tmp_path: Path) -> None:
+    """A host encodes each pair's prompt once; what it stored is enough to ask the network again."""
+    host = Host(HostSettings(adapter="diffusers", options={"pipeline": str(saved)}, storage=str(tmp_path)))
+    options = {"prompts": tiny.PROMPTS}
+    spec = PairSpec(
+        model_digest=host.model.digest,
+        conditioning={"name": "prompts", "options": options},
+        guidance_scale=3.0,
+        shape=host.model.shape,
+        seed=0,
+        count=4,
+        batch_size=2,
+        shard_size=4,
+        rtol=1e-2,
+        atol=1e-2,
+        device_class="cpu",
+    )
+    store = PairStore(Storage.at(tmp_path), spec)
+    store.commit([host.make_shard(spec, 0)])
+    kept, prompts = store.load().condition, Prompts(prompts=tuple(tiny.PROMPTS))
+    drawn = torch.from_numpy(prompts.conditions(0, range(4)))
+    assert kept.dtype == torch.float32
+    torch.testing.assert_close(kept, host.model.encode_conditions(drawn, prompts))  # type: ignore[attr-defined]
+    assert set(drawn.tolist()) == {0, 1}
+
+
+# ---- what is refused ----------------------------------------------------------------------------------------------
+
+
+def test_a_hub_id_that_cannot_be_fetched_is_refused_before_any_actor_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network the check itself says so, and what to do."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ConfigError, match=r"'nobody/nothing' is no folder here and could not be fetched .*`hf download"
+    ):
+        DiffusersModel.check({"pipeline": "nobody/nothing"})
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (None, r"holds no model_index\.json: it is no pipeline; make one with pipe\.save_pretrained"),
+        ("{", r"model_index\.json is not JSON .* download or save the pipeline again"),
+        (
+            json.dumps({"_class_name": "WanPipeline"}),
+            r"is a WanPipeline, which has no adapter; there are adapters for ",
+        ),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, index: str | None, message: str) -> None:
+    """Without loading anything."""
+    if index is not None:
+        (tmp_path / "model_index.json").write_text(index, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        DiffusersModel.check({"pipeline": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"takes the options 'pipeline' \(a folder or a hub id\), 'dtype' and 'sample_size'; got \{\}"),
+        ({"pipeline": "x", "shift": 3}, r"takes the options 'pipeline' .* got \{'pipeline': 'x', 'shift': 3\}"),
+        ({"pipeline": "x", "dtype": "int8"}, r"dtype 'int8' is unknown; choose one of float32, bfloat16, float16"),
+        ({"pipeline": "x", "sample_size": 0}, r"sample_size must be a positive integer, got 0"),
+        ({"pipeline": "/nowhere/at/all"}, r"no pipeline folder at /nowhere/at/all, and it is no hub id"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
+    """Before anything is looked up."""
+    with pytest.raises(ConfigError, match=message):
+        DiffusersModel.check(options)
+
+
+def test_a_pipeline_without_its_weights_is_refused(tmp_path: Path) -> None:
+    """The class suits, the files are missing."""
+    tiny.ddpm().save_pretrained(tmp_path)
+    (tmp_path / "unet/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"pipeline '.*' cannot be loaded: "):
+        DiffusersModel(str(tmp_path))
+
+
+def _with_scheduler(pipe: Any, scheduler: Any) -> Any:
+    pipe.scheduler = scheduler
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: tiny.ddpm(rescale_betas_zero_snr=True),
+            r"zero terminal SNR .* but predicts epsilon, .* check prediction_type",
+        ),
+        (
+            lambda: _with_scheduler(tiny.ddpm(), diffusers.EDMEulerScheduler()),
+            r"scheduler EDMEulerScheduler has prediction_type 'epsilon'; known are",
+        ),
+        (
+            lambda: _with_scheduler(tiny.ddpm(), diffusers.FlowMatchEulerDiscreteScheduler()),
+            r"is for a prediction of 'flow_prediction', but its network is a diffusion model",
+        ),
+        (lambda: tiny.ddpm(class_labels=True), r"UNet2DModel .* has num_class_embeds=4: class labels, which DDPMPipe"),
+    ],
+)
+def test_a_pipeline_whose_velocity_is_not_known_is_refused(make: Any, message: str) -> None:
+    """A guess at prediction, path or inputs would be silently wrong."""
+    with pytest.raises(ConfigError, match=message):
+        DiffusersModel.of(make())
+
+
+@pytest.mark.parametrize("kind", ["ddpm-v", "schnell"])
+def test_guidance_of_a_model_that_has_none_is_refused(kind: str) -> None:
+    """Unconditional models and FLUX schnell are sampled at scale 1."""
+    model = DiffusersModel.of(tiny.flux(False), 8) if kind == "schnell" else adapter(kind)
+    with pytest.raises(ConfigError, match=r"guidance_scale is 3, but .* knows no guidance; set it to 1"):
+        model.field(torch.zeros(2, 1), 3.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "condition", "message"),
+    [
+        ("dit", torch.tensor([4, 1000]), r"label 1000 is none of this model's 1000 classes; set conditioning\.options"),
+        (
+            "ddpm-v",
+            torch.tensor([0, 2]),
+            r"label 2 for a model without classes; set conditioning\.options\.classes to 1",
+        ),
+        (
+            "sd-v",
+            torch.tensor([0, 2]),
+            r"conditioning of shape \(2,\) .* takes 320 numbers a prompt; set conditioning\.",
+        ),
+    ],
+)
+def test_conditioning_that_the_model_does_not_know_is_refused(kind: str, condition: Tensor, message: str) -> None:
+    """Labels of no class, and labels for a model of text."""
+    with pytest.raises(ConfigError, match=message):
+        adapter(kind).check_condition(condition)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dataset", "message"),
+    [
+        ("sd-v", Labels(), r"a model of text, and Labels does not suit it; set conditioning\.name to prompts"),
+        ("dit", Prompts(), r"a model of no text, and Prompts does not suit it; set conditioning\.name to labels"),
+    ],
+)
+def test_a_dataset_of_the_other_kind_is_refused(kind: str, dataset: Any, message: str) -> None:
+    """Prompts for text, labels for the rest."""
+    with pytest.raises(ConfigError, match=message):
+        adapter(kind).encode_conditions(torch.tensor([0]), dataset)
+
+
+def test_flux_packs_an_even_number_of_latents() -> None:
+    """Its patches are 2x2."""
+    with pytest.raises(ConfigError, match=r"sample_size is 9, but FLUX packs latents in 2x2 patches; give an even"):
+        DiffusersModel.of(tiny.flux(), 9)

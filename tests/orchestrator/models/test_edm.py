@@ -1,0 +1,327 @@
+"""``edm``: a network with EDM's interface, sampled as EDM's own sampler does; no pickle is opened unasked."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import own_networks
+import pytest
+import torch
+from proofs import GUIDANCE, LABELS, errors, influences, noise
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from orchestrator import plugins
+from orchestrator.errors import ConfigError
+from orchestrator.models.edm import EDMNetwork, export_safetensors
+
+HERE = Path(__file__).parent
+KWARGS = {"img_resolution": 2, "img_channels": 3, "label_dim": own_networks.CLASSES}
+FACTORY = {"factory": "own_networks:Denoiser", "path": str(HERE)}
+
+
+def pickled(folder: Path, network: Any = None, name: str = "network-snapshot.pkl", key: str = "ema") -> Path:
+    """As training writes it: a dictionary with the averaged network beside other things."""
+    path = folder / name
+    with path.open("wb") as stream:
+        pickle.dump({key: network or own_networks.Denoiser(**KWARGS), "loss_fn": None, "dataset_kwargs": {}}, stream)
+    return path
+
+
+def build(file: Path, **options: Any) -> EDMNetwork:
+    """The adapter, checked first as a configuration is."""
+    chosen = {"file": str(file)} | options
+    EDMNetwork.check(chosen)
+    model: EDMNetwork = plugins.build("models", "edm", chosen)
+    return model
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> EDMNetwork:
+    return build(pickled(tmp_path), trust_pickle=True)
+
+
+# ---- the velocity is the published sampler's ------------------------------------------------------------------------
+
+
+def heun(network: torch.nn.Module, scale: float) -> Callable[[Tensor, int], Tensor]:
+    """EDM's deterministic sampler (Karras et al. 2022, Algorithm 1, rho = 7), up to sigma_min.
+
+    Guided in the denoiser; a dropped label is all zeros.
+    """
+    labels = torch.eye(own_networks.CLASSES)
+
+    def denoised(x: Tensor, sigma: float) -> Tensor:
+        def ask(label: Tensor) -> Tensor:
+            return network(x.float(), torch.full((len(x),), sigma), label).double()
+
+        if scale == 1:
+            return ask(labels[LABELS])
+        dropped = ask(torch.zeros(len(x), own_networks.CLASSES))
+        return dropped + scale * (ask(labels[LABELS]) - dropped)
+
+    def sampler(x0: Tensor, steps: int) -> Tensor:
+        r = np.linspace(0, 1, steps + 1)
+        sigmas = (80 ** (1 / 7) + r * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+        x = 80 * x0
+        for sigma, following in itertools.pairwise(sigmas.tolist()):
+            slope = (x - denoised(x, sigma)) / sigma
+            euler = x + (following - sigma) * slope
+            x = x + (following - sigma) * (slope + (euler - denoised(euler, following)) / following) / 2
+        return x
+
+    return sampler
+
+
+@pytest.mark.parametrize("scale", [1.0, GUIDANCE])
+def test_ground_truth_is_what_edms_own_sampler_tends_to(model: EDMNetwork, scale: float) -> None:
+    """Within 1 % at 200 steps, and Heun's second order: a quarter of the error at twice the steps."""
+    sampler = heun(own_networks.Denoiser(**KWARGS), scale)
+    coarse, middle, fine = errors(model, sampler, (20, 40, 200), scale)
+    assert fine < 1e-3
+    assert 3 < coarse / middle < 6
+    assert fine < middle / 10
+
+
+def test_the_velocity_depends_on_everything(model: EDMNetwork) -> None:
+    """State, noise level, label and guidance each move it by more than 1 %."""
+    assert min(influences(model).values()) > 0.01
+
+
+@pytest.mark.parametrize("t", [0.0, 0.4, 0.99])
+def test_the_velocity_is_the_papers_slope(model: EDMNetwork, t: float) -> None:
+    """dx/dsigma = (x - D) / sigma (eq. 3 and 4 at s = 1), times dsigma/dt = -80: the input goes in as it is."""
+    sigma, x = 80 * (1 - t), 3 * noise(model.shape)
+    one_hot = torch.eye(own_networks.CLASSES)[LABELS]
+    with torch.no_grad():
+        answer = own_networks.Denoiser(**KWARGS)(x.float(), torch.full((4,), sigma), one_hot).double()
+    found = model.field(LABELS, 1.0)(x, torch.tensor(t, dtype=torch.float64))
+    torch.testing.assert_close(found, -80 * (x - answer) / sigma, rtol=1e-5, atol=1e-4)
+
+
+def test_each_sample_may_bring_a_time_of_its_own(model: EDMNetwork) -> None:
+    """As if it were asked alone."""
+    x, times = noise(model.shape), torch.tensor([0.1, 0.8, 0.3, 0.999], dtype=torch.float64)
+    together = model.predict(x, times, LABELS)
+    alone = torch.cat([model.predict(x[i : i + 1], times[i], LABELS[i : i + 1]) for i in range(len(x))])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_a_dropped_label_is_all_zeros(model: EDMNetwork) -> None:
+    """As the published networks were trained with."""
+    x, t = noise(model.shape), torch.tensor(0.9, dtype=torch.float64)
+    with torch.no_grad():
+        expected = own_networks.Denoiser(**KWARGS)(x.float(), torch.full((4,), 8.0), torch.zeros(4, 3)).double()
+    torch.testing.assert_close(model.predict(x, t, model.null_condition(LABELS)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_without_labels_is_asked_without(tmp_path: Path) -> None:
+    """label_dim is 0, every conditioning is the same, and guidance is refused: it would change nothing."""
+    network = own_networks.Denoiser(2, 3)
+    model = build(pickled(tmp_path, network), trust_pickle=True)
+    x, t = noise(model.shape), torch.tensor(0.9, dtype=torch.float64)
+    with torch.no_grad():
+        expected = network(x.float(), torch.full((4,), 8.0)).double()
+    torch.testing.assert_close(model.predict(x, t, LABELS + 100), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ConfigError, match=r"guidance scale 2\.5 needs the label of a dropped condition, and network-s"):
+        model.field(LABELS, GUIDANCE)
+
+
+# ---- what it says of itself ---------------------------------------------------------------------------------------
+
+
+def test_the_facts_are_the_networks_own(model: EDMNetwork) -> None:
+    """Shape and labels; the noise levels of the published sampler, where the network has them all."""
+    assert (model.shape, model.classes, model.prediction, model.scheduler.name) == ((3, 2, 2), 3, "sample", "edm")
+    assert (model.native.sigma(0.0), model.native.sigma(model.native.t_max)) == (80, pytest.approx(0.002))
+
+
+def test_noise_levels_are_limited_to_the_networks(tmp_path: Path) -> None:
+    """As in the published sampler."""
+    network = own_networks.Denoiser(**KWARGS)
+    network.sigma_min, network.sigma_max = 0.02, 50.0
+    native = build(pickled(tmp_path, network), trust_pickle=True).native
+    assert (native.sigma(0.0), native.sigma(native.t_max)) == (50, pytest.approx(0.02))
+
+
+def test_noise_levels_beyond_the_networks_are_refused(tmp_path: Path) -> None:
+    """Asked for, they are an error; the default alone is limited."""
+    network = own_networks.Denoiser(**KWARGS)
+    network.sigma_max = 50.0
+    model = build(pickled(tmp_path, network), trust_pickle=True, sigma_max=80)
+    with pytest.raises(ConfigError, match=r"noise levels from 0\.002 to 80 are not within those of .*, 0 to 50; mend"):
+        _ = model.native
+
+
+def test_a_network_that_rounds_noise_levels_is_refused(tmp_path: Path) -> None:
+    """Its velocity jumps in time."""
+    model = build(pickled(tmp_path, own_networks.TableDenoiser(**KWARGS)), trust_pickle=True)
+    with pytest.raises(ConfigError, match=r"TableDenoiser rounds noise levels to a table, so its velocity jumps in ti"):
+        model.to("cpu")
+
+
+def test_a_network_of_another_interface_is_refused(tmp_path: Path) -> None:
+    """With the adapter that can be told everything."""
+    model = build(pickled(tmp_path, own_networks.Flow()), trust_pickle=True)
+    with pytest.raises(ConfigError, match=r"Flow has not the interface of EDM's networks: img_resolution, .*'torch_"):
+        model.to("cpu")
+
+
+def test_the_digest_is_that_of_the_file_and_the_noise_levels(tmp_path: Path, model: EDMNetwork) -> None:
+    """Elsewhere the same model; with other noise levels another."""
+    (tmp_path / "copy.pkl").write_bytes(model.source.read_bytes())
+    copy = build(tmp_path / "copy.pkl", trust_pickle=True)
+    assert copy.digest == model.digest != build(model.source, trust_pickle=True, sigma_max=50).digest
+
+
+# ---- pickles ------------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """A pickle that runs code."""
+
+    def __reduce__(self) -> Any:
+        return print, ("boom",)
+
+
+def test_a_pickle_is_not_opened_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And the reason is given, with the two ways on."""
+    path = pickled(tmp_path, Bomb())
+    with pytest.raises(ConfigError, match=r"is a pickle, and opening one runs code of whoever wrote it; set trust_pic"):
+        build(path)
+    assert "boom" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("trust", [1, "yes"])
+def test_trust_is_said_plainly(tmp_path: Path, trust: Any) -> None:
+    """True, and nothing that passes for it."""
+    with pytest.raises(ConfigError, match="runs code of whoever wrote it; set trust_pickle: true"):
+        build(pickled(tmp_path), trust_pickle=trust)
+
+
+@pytest.mark.parametrize(
+    ("network", "key", "message"),
+    [
+        (None, "model", r"must be a pickled dictionary with the network as 'ema', got the keys model, loss_fn, datase"),
+        ([1], "ema", r"'ema' of .* is no torch module but list"),
+    ],
+)
+def test_a_pickle_of_something_else_is_refused(tmp_path: Path, network: Any, key: str, message: str) -> None:
+    """With what it holds."""
+    with pytest.raises(ConfigError, match=message):
+        build(pickled(tmp_path, network, key=key), trust_pickle=True).to("cpu")
+
+
+def test_a_pickle_that_needs_its_repository_says_so(tmp_path: Path) -> None:
+    """The published ones import torch_utils and dnnlib."""
+    path = tmp_path / "published.pkl"
+    path.write_bytes(b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n.")
+    with pytest.raises(ConfigError, match=r"No module named 'torch_utils'; set path to the folder of the repository"):
+        build(path, trust_pickle=True).to("cpu")
+
+
+def test_a_pickle_finds_its_repository_by_path(tmp_path: Path) -> None:
+    """A module that no process knows of, in the folder that the option names."""
+    (tmp_path / "edm_repository").mkdir()
+    (tmp_path / "edm_repository" / "edm_networks.py").write_text(
+        "from own_networks import Denoiser\n\n\ndef remade():\n    return Denoiser(2, 3, 3)\n", encoding="utf-8"
+    )
+    path = tmp_path / "published.pkl"
+    path.write_bytes(b"(dS'ema'\ncedm_networks\nremade\n(tRs.")
+    assert build(path, trust_pickle=True, path=str(tmp_path / "edm_repository")).shape == (3, 2, 2)
+
+
+# ---- safetensors --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """The network as its owner exports it, once."""
+    network = own_networks.Denoiser(**KWARGS)
+    return export_safetensors(network, tmp_path / "edm.safetensors", FACTORY["factory"], KWARGS, FACTORY["path"])
+
+
+def test_an_exported_network_has_the_same_velocity(model: EDMNetwork, exported: Path) -> None:
+    """To the bit, without a pickle."""
+    x, t = noise(model.shape), torch.tensor(0.7, dtype=torch.float64)
+    copy = build(exported, **FACTORY)
+    assert torch.equal(copy.field(LABELS, GUIDANCE)(x, t), model.field(LABELS, GUIDANCE)(x, t))
+
+
+def test_published_networks_remember_their_arguments(tmp_path: Path) -> None:
+    """init_kwargs, which the published code keeps, need not be given."""
+    network = own_networks.Denoiser(**KWARGS)
+    network.init_kwargs = KWARGS
+    path = export_safetensors(network, tmp_path / "edm.safetensors", FACTORY["factory"], path=FACTORY["path"])
+    assert build(path, **FACTORY).shape == (3, 2, 2)
+
+
+def test_the_file_does_not_choose_what_is_called(exported: Path) -> None:
+    """It comes from anywhere, and a name in it could be any function: the class is the user's to name."""
+    with pytest.raises(ConfigError, match=r"says that it was made with 'own_networks:Denoiser'; set factory to the cl"):
+        build(exported)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trust_pickle": True}, r"trust_pickle has no effect on safetensors, which run no code; leave it out"),
+        (FACTORY | {"factory": "own_networks:Flow"}, r"own_networks:Flow with kwargs .* fails: TypeError"),
+        (FACTORY | {"sigma_min": 0}, r"sigma_min must be a positive number, got 0"),
+        (FACTORY | {"data_range": None}, r"data_range must be a positive number, got None"),
+        (FACTORY | {"sigma": 1}, r"has no option 'sigma' \(did you mean 'sigma_min'\?\)"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_by_the_check(
+    exported: Path, options: dict[str, Any], message: str
+) -> None:
+    """Before any actor starts."""
+    with pytest.raises(ConfigError, match=message):
+        build(exported, **options)
+
+
+def test_a_factory_beside_a_pickle_is_refused(tmp_path: Path) -> None:
+    """It would have no effect."""
+    with pytest.raises(ConfigError, match="factory has no effect on a pickle, which names its own class; leave it out"):
+        build(pickled(tmp_path), trust_pickle=True, **FACTORY)
+
+
+def test_weights_that_do_not_fit_are_refused_by_name(exported: Path) -> None:
+    """From the header, before anything starts."""
+    from safetensors import safe_open
+
+    with safe_open(exported, framework="pt") as file:
+        metadata = file.metadata()
+    weights = {name: value for name, value in load_file(exported).items() if name != "core.label"}
+    save_file(weights, exported, metadata=metadata)
+    with pytest.raises(ConfigError, match=r"do not fit Denoiser: missing: core\.label; give the factory's arguments"):
+        build(exported, **FACTORY)
+
+
+def test_safetensors_of_something_else_are_refused(tmp_path: Path) -> None:
+    """With what writes the right ones."""
+    save_file({"weight": torch.zeros(2)}, tmp_path / "net.safetensors")
+    with pytest.raises(ConfigError, match=r"does not say how to make its network \('bespoke_edm'\); write it with exp"):
+        build(tmp_path / "net.safetensors", **FACTORY)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (KWARGS | {"sigma_data": 0.6}, r"and the same weights answers otherwise than the network; give the arguments"),
+        (KWARGS | {"img_resolution": 4}, r"do not fit Denoiser: of another shape: core\.inward"),
+        (KWARGS | {"depth": 4}, r"own_networks:Denoiser with kwargs .* fails: TypeError"),
+        (None, r"Denoiser does not remember the arguments that it was made with; give them as kwargs"),
+    ],
+)
+def test_an_export_that_would_not_be_the_network_is_not_written(tmp_path: Path, kwargs: Any, message: str) -> None:
+    """The copy is made and asked before the file is there."""
+    network, path = own_networks.Denoiser(**KWARGS), tmp_path / "edm.safetensors"
+    with pytest.raises(ConfigError, match=message):
+        export_safetensors(network, path, FACTORY["factory"], kwargs, FACTORY["path"])
+    assert not path.exists()

@@ -1,0 +1,329 @@
+"""``onnx_session``: a black box is sampled, scored and distilled, and never differentiated by mistake."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import own_networks
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from proofs import GUIDANCE, LABELS, errors, guided, influences, noise
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from orchestrator import plugins
+from orchestrator.config import ExperimentConfig, parse_config
+from orchestrator.errors import ConfigError
+from orchestrator.host import HostSettings
+from orchestrator.models.onnx_session import OnnxSession
+from orchestrator.pairs.make import ensure_pairs
+from orchestrator.pool import LocalPool
+from orchestrator.storage import Storage
+from solvers.grids import Grid
+from solvers.ns import ThetaArtifact
+from sweeps.space import SolverChoice, learned_points, pair_specs
+from sweeps.trial import TrialContext, run_point
+
+DROPPED = torch.full_like(LABELS, own_networks.DROPPED)
+
+
+def graph(batch: Any = "B", time: int = TensorProto.FLOAT, outputs: tuple[str, ...] = ("velocity",)) -> onnx.ModelProto:
+    """:class:`own_networks.Flow` as a graph: what an exporter would have written."""
+    core = own_networks.Flow().core
+    arrays = {name: value.detach().numpy() for name, value in core.named_parameters()}
+    arrays |= {"two": np.float32(2), "damping": np.float32(0.3), "row": np.array([-1, 1]), "flat": np.array([-1, 6])}
+    arrays["image"] = np.array([-1, 1, 2, 3])
+    nodes = [
+        ("Cast", ["t"], ["seconds"], {"to": TensorProto.FLOAT}),
+        ("Mul", ["seconds", "two"], ["angle"], {}),
+        ("Sin", ["angle"], ["sine"], {}),
+        ("Cos", ["angle"], ["cosine"], {}),
+        ("Reshape", ["sine", "row"], ["sines"], {}),
+        ("Reshape", ["cosine", "row"], ["cosines"], {}),
+        ("Concat", ["sines", "cosines"], ["waves"], {"axis": 1}),
+        ("MatMul", ["waves", "time"], ["timed"], {}),
+        ("Gather", ["label", "y"], ["labelled"], {}),
+        ("Reshape", ["x", "flat"], ["flattened"], {}),
+        ("MatMul", ["flattened", "inward"], ["seen"], {}),
+        ("Add", ["seen", "timed"], ["sum"], {}),
+        ("Add", ["sum", "labelled"], ["hidden"], {}),
+        ("Tanh", ["hidden"], ["bent"], {}),
+        ("MatMul", ["bent", "outward"], ["answer"], {}),
+        ("Reshape", ["answer", "image"], ["shaped"], {}),
+        ("Mul", ["x", "damping"], ["damped"], {}),
+        ("Sub", ["shaped", "damped"], ["velocity"], {}),
+    ]
+    return helper.make_model(
+        helper.make_graph(
+            [helper.make_node(kind, ins, outs, **settings) for kind, ins, outs, settings in nodes],
+            "flow",
+            [
+                helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 1, 2, 3]),
+                helper.make_tensor_value_info("t", time, [batch]),
+                helper.make_tensor_value_info("y", TensorProto.INT64, [batch]),
+            ],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+            [numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=9,
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The flow network as an ONNX file."""
+    path = tmp_path_factory.mktemp("exported") / "flow.onnx"
+    onnx.save(graph(), path)
+    return path
+
+
+def options(file: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "file": str(file),
+        "shape": [1, 2, 3],
+        "prediction": "velocity",
+        "native_scheduler": "cond_ot",
+        "call": "x, t, y",
+        "classes": own_networks.CLASSES,
+        "null_label": own_networks.DROPPED,
+    } | changes
+
+
+def build(file: Path, **changes: Any) -> OnnxSession:
+    """The adapter, checked first as a configuration is."""
+    chosen = options(file, **changes)
+    OnnxSession.check(chosen)
+    model: OnnxSession = plugins.build("models", "onnx_session", chosen)
+    return model
+
+
+# ---- the velocity is the network's --------------------------------------------------------------------------------
+
+
+def test_ground_truth_is_what_a_loop_over_the_session_tends_to(exported: Path) -> None:
+    """Euler on ONNX Runtime itself, guided: within 1 % at 200 steps, and nearer by half at twice the steps."""
+    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+
+    def sampler(x0: Tensor, steps: int) -> Tensor:
+        x = x0.numpy().astype(np.float32)
+        for t, following in itertools.pairwise(np.linspace(0, 1, steps + 1, dtype=np.float32)):
+            feed = {"x": x, "t": np.full(len(x), t)}
+            velocity = guided(lambda y, feed=feed: session.run(None, feed | {"y": y.numpy()})[0], DROPPED, GUIDANCE)
+            x = x + (following - t) * velocity
+        return torch.from_numpy(x).double()
+
+    coarse, middle, fine = errors(build(exported), sampler, (50, 100, 200), GUIDANCE)
+    assert fine < 1e-2
+    assert coarse / middle == pytest.approx(2, rel=0.15)
+    assert middle / fine == pytest.approx(2, rel=0.15)
+
+
+def test_the_velocity_depends_on_everything(exported: Path) -> None:
+    """State, time, label and guidance each move it by more than 1 %."""
+    assert min(influences(build(exported)).values()) > 0.01
+
+
+def test_it_answers_as_the_module_that_was_exported(exported: Path) -> None:
+    """To float32's rounding, at a time of each sample's own."""
+    x, t = noise((1, 2, 3)), torch.tensor([0.1, 0.9, 0.4, 0.6], dtype=torch.float64)
+    found = build(exported).predict(x, t, LABELS)
+    with torch.no_grad():
+        expected = own_networks.Flow()(x.float(), t.float(), LABELS)
+    torch.testing.assert_close(found, expected.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_inputs_are_given_by_name_in_any_order(exported: Path) -> None:
+    """As a call with names says."""
+    x, t = noise((1, 2, 3)), torch.tensor(0.3)
+    first, second = (build(exported, call=call).predict(x, t, LABELS) for call in ("x, t, y", "y=y, x=x, t=t"))
+    assert torch.equal(first, second)
+
+
+def test_the_facts_are_read_from_the_file(exported: Path) -> None:
+    """Weights that are counted, and a digest that does not depend on the folder."""
+    model = build(exported)
+    assert model.parameters == sum(p.numel() for p in own_networks.Flow().parameters()) + 2  # two constants
+    copy = exported.parent / "copy.onnx"
+    copy.write_bytes(exported.read_bytes())
+    assert build(copy).digest == model.digest != build(exported, time="1-t").digest
+
+
+def test_weights_beside_the_file_are_part_of_the_digest(tmp_path: Path) -> None:
+    """A large model keeps them in another file, and other weights are another model."""
+    path = tmp_path / "large.onnx"
+    onnx.save(
+        graph(), path, save_as_external_data=True, location="large.bin", size_threshold=100, convert_attribute=False
+    )
+    model = build(path)
+    before = model.digest
+    assert torch.isfinite(model.predict(noise((1, 2, 3)), torch.tensor(0.3), LABELS)).all()
+    data = bytearray((tmp_path / "large.bin").read_bytes())
+    data[3] ^= 1
+    (tmp_path / "large.bin").write_bytes(data)
+    assert build(path).digest != before
+
+
+# ---- never differentiated by mistake ------------------------------------------------------------------------------
+
+NO_DERIVATIVES = r"flow is a black box that has no derivatives; distil with 'method: levenberg_marquardt' and jacobian"
+
+
+@pytest.mark.parametrize("of", ["state", "time"])
+def test_a_gradient_is_refused(exported: Path, of: str) -> None:
+    """The part of the velocity that bypasses the network would still have one, a wrong one."""
+    x, t = noise((1, 2, 3)), torch.tensor(0.3, dtype=torch.float64)
+    (x if of == "state" else t).requires_grad_()
+    with pytest.raises(ConfigError, match=NO_DERIVATIVES):
+        build(exported).field(LABELS, 1.0)(x, t)
+
+
+@pytest.mark.parametrize("of", ["state", "time"])
+def test_a_forward_derivative_is_refused(exported: Path, of: str) -> None:
+    """'jvp' of Levenberg-Marquardt, likewise."""
+    x, t = noise((1, 2, 3)), torch.tensor(0.3, dtype=torch.float64)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x if of == "state" else t, torch.ones_like(x if of == "state" else t))
+        asked = (dual, t) if of == "state" else (x, dual)
+        with pytest.raises(ConfigError, match=NO_DERIVATIVES):
+            build(exported).field(LABELS, 1.0)(*asked)
+
+
+# ---- distilled ----------------------------------------------------------------------------------------------------
+
+
+def experiment(file: Path, **learned: Any) -> ExperimentConfig:
+    """A distillation at 4 evaluations from Euler, with guidance."""
+    config = parse_config(
+        {
+            "name": "black-box",
+            "model": {"name": "onnx_session", "options": options(file)},
+            "conditioning": {"name": "labels", "options": {"classes": own_networks.CLASSES}},
+            "guidance_scale": 2.0,
+            "pairs": {
+                "train": 32,
+                "validation": 32,
+                "test": 32,
+                "rtol": 1e-5,
+                "atol": 1e-5,
+                "batch_size": 32,
+                "shard_size": 32,
+            },
+            "nfe": 4,
+            "fixed": ["euler"],
+            "grid_search": None,
+            "learned": [{"family": "bns", "start": "euler", "batch_size": 32} | learned],
+        },
+        "the experiment",
+    )
+    config.check()
+    return config
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """Where the module's pairs lie: those of all its experiments are the same."""
+    return Storage.at(tmp_path_factory.mktemp("store"))
+
+
+def distil(config: ExperimentConfig, storage: Storage) -> tuple[Any, ThetaArtifact]:
+    """Through hosts, pairs and a trial, as a sweep does it."""
+    pool = LocalPool(HostSettings(adapter="onnx_session", options=config.model.options, storage=storage.root))
+    facts = pool.call("facts")
+    specs = pair_specs(config, facts)
+    ensure_pairs(storage, list(specs.values()), pool, wait=True, note=lambda sentence: None)
+    euler = SolverChoice(family="euler", options={}, label="Euler", grid=Grid())
+    (point,) = learned_points(config, specs, {(4, 2.0, 1.0): [euler]}, facts.scheduler)
+    context = TrialContext(
+        storage=storage.root,
+        tracking_uri="",
+        experiment_id="",
+        parent_run_id="",
+        pool="",
+        hosts=1,
+        facts=facts,
+        validation_count=32,
+    )
+    result = run_point(point, context, pool, storage, lambda values: None)
+    return result, ThetaArtifact.load(Path(storage.path(f"points/{point.key}/theta.json")))
+
+
+def test_levenberg_marquardt_distils_a_black_box(exported: Path, store: Storage) -> None:
+    """Ten iterations are 10 dB and more above the start, on test pairs, without one backward pass."""
+    config = experiment(exported, method="levenberg_marquardt", iterations=10, validate_every=5)
+    result, theta = distil(config, store)
+    assert result.metrics["psnr_db"]["mean"] > result.start_metrics["psnr_db"]["mean"] + 10
+    assert result.backwards == 0
+    assert theta.model_digest == build(exported).digest
+
+
+@pytest.mark.parametrize("method", [{"method": "adam"}, {"method": "levenberg_marquardt", "jacobian": "jvp"}])
+def test_methods_that_need_derivatives_are_refused_at_their_first_step(
+    exported: Path, store: Storage, method: dict[str, Any]
+) -> None:
+    """And told what works instead."""
+    with pytest.raises(ConfigError, match=NO_DERIVATIVES):
+        distil(experiment(exported, iterations=2, validate_every=1, **method), store)
+
+
+# ---- refusals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        (
+            {},
+            {"call": "x, t", "classes": None, "null_label": None},
+            r"does not fit net\.onnx, whose inputs are x, t, y",
+        ),
+        ({}, {"call": "x, t, label=y"}, r"call='x, t, label=y' does not fit net\.onnx, whose inputs are x, t, y; name"),
+        (
+            {},
+            {"shape": [1, 3, 3]},
+            r"has shape \(any, 1, 2, 3\), and \(any, 1, 3, 3\) is what comes; export it with a ",
+        ),
+        ({"batch": 4}, {}, r"input 'x' of net\.onnx, which is given x, has shape \(4, 1, 2, 3\), and \(any, 1, 2, 3\)"),
+        ({"time": TensorProto.INT64}, {}, r"input 't' .*, is INT64, and must be one of FLOAT, .*fractions of a timest"),
+        ({"outputs": ("velocity", "bent")}, {}, r"net\.onnx has 2 outputs, and must have one, the prediction; export"),
+    ],
+)
+def test_a_file_that_does_not_fit_the_options_is_refused(
+    tmp_path: Path, model: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    """Before any actor starts, from what the file declares."""
+    onnx.save(graph(**model), tmp_path / "net.onnx")
+    with pytest.raises(ConfigError, match=message):
+        build(tmp_path / "net.onnx", **changes)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    """By name."""
+    (tmp_path / "net.onnx").write_bytes(b"PK nothing")
+    with pytest.raises(ConfigError, match=r"net\.onnx is no ONNX file: .*; export the network again"):
+        build(tmp_path / "net.onnx")
+
+
+def test_a_device_without_a_provider_is_refused(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime would silently run on the CPU."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    model = build(exported).to("cuda:0")
+    with pytest.raises(ConfigError, match=r"no CUDAExecutionProvider for device 'cuda:0'; install onnxruntime-gpu"):
+        _ = model.net
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_missing_package_is_told_with_how_to_install_it(
+    exported: Path, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both come with the extra."""
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"needs the package {package} .*pip install 'bespoke-solvers\[onnx\]'"):
+        build(exported)

@@ -1,0 +1,437 @@
+"""``torch_module``: somebody's own network is sampled as its author samples it, and wrong options are told at once."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import own_networks
+import pytest
+import torch
+from proofs import GUIDANCE, LABELS, distance, errors, guided, influences, noise
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from orchestrator import plugins
+from orchestrator.errors import ConfigError
+from orchestrator.host import HostSettings
+from orchestrator.models.torch_module import TorchModule
+from solvers.schedulers.discrete_vp import linear_betas
+
+HERE = Path(__file__).parent
+COUNT = 400
+BETAS = list(linear_betas(count=COUNT))
+DISCRETE = {"name": "discrete_vp", "options": {"betas": BETAS}}
+DROPPED = torch.full_like(LABELS, own_networks.DROPPED)
+
+FLOW: dict[str, Any] = {
+    "factory": "own_networks:Flow",
+    "path": str(HERE),
+    "shape": [1, 2, 3],
+    "prediction": "velocity",
+    "native_scheduler": "cond_ot",
+    "call": "x, t, y",
+    "classes": own_networks.CLASSES,
+    "null_label": own_networks.DROPPED,
+}
+REVERSED = FLOW | {
+    "factory": "own_networks:ReversedFlow",
+    "call": "x, timestep=t, class_labels=y",
+    "time": "1-t",
+    "time_scale": 1000,
+}
+NOISE = FLOW | {
+    "factory": "own_networks:Noise",
+    "kwargs": {"count": COUNT},
+    "prediction": "epsilon",
+    "native_scheduler": DISCRETE,
+    "time": "timestep",
+}
+ECHO = {k: FLOW[k] for k in ("path", "shape", "prediction", "native_scheduler")} | {"factory": "own_networks:Echo"}
+
+
+def build(options: dict[str, Any], **changes: Any) -> TorchModule:
+    """The adapter, checked first as a configuration is; None takes an option away."""
+    chosen = {name: value for name, value in (options | changes).items() if value is not None}
+    TorchModule.check(chosen)
+    model: TorchModule = plugins.build("models", "torch_module", chosen)
+    return model
+
+
+# ---- the velocity is the network's --------------------------------------------------------------------------------
+
+
+def euler(network: nn.Module, time: Callable[[float], float], scale: float) -> Callable[[Tensor, int], Tensor]:
+    """The sampler of flow matching: Euler on the velocity, in the network's own time."""
+
+    def sampler(x: Tensor, steps: int) -> Tensor:
+        for t, following in itertools.pairwise(np.linspace(0, 1, steps + 1)):
+            asked, now = torch.full((len(x),), time(t), dtype=torch.float64), x
+            velocity = guided(lambda y, now=now, asked=asked: network(now, asked, y), DROPPED, scale)
+            x = x + (following - t) * velocity
+        return x
+
+    return sampler
+
+
+def ddim(network: nn.Module, scale: float) -> Callable[[Tensor, int], Tensor]:
+    """DDIM (eta = 0) over a part of the training timesteps, from the noisiest to 0, as diffusion libraries have it."""
+    products = np.cumprod(1 - np.array(BETAS))
+
+    def sampler(x: Tensor, steps: int) -> Tensor:
+        timesteps = np.linspace(COUNT - 1, 0, steps + 1).round().astype(int)
+        x = x * float(np.sqrt(1 - products[-1]))
+        for k, following in itertools.pairwise(timesteps):
+            asked, now = torch.full((len(x),), float(k), dtype=torch.float64), x
+            noise = guided(lambda y, now=now, asked=asked: network(now, asked, y), DROPPED, scale)
+            clean = (x - float(np.sqrt(1 - products[k])) * noise) / float(np.sqrt(products[k]))
+            x = float(np.sqrt(products[following])) * clean + float(np.sqrt(1 - products[following])) * noise
+        return x
+
+    return sampler
+
+
+SAMPLERS = {
+    "flow": (FLOW, lambda scale: euler(own_networks.Flow().double(), lambda t: t, scale)),
+    "reversed flow": (
+        REVERSED,
+        lambda scale: euler(own_networks.ReversedFlow().double(), lambda t: 1000 - 1000 * t, scale),
+    ),
+    "noise": (NOISE, lambda scale: ddim(own_networks.Noise(COUNT).double(), scale)),
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, GUIDANCE])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_ground_truth_is_what_the_libraries_own_sampler_tends_to(name: str, scale: float) -> None:
+    """Within 1 % at 200 steps, and nearer by half at twice the steps: both solve the same equation, to first order."""
+    options, sampler = SAMPLERS[name]
+    coarse, middle, fine = errors(build(options), sampler(scale), (50, 100, 200), scale)
+    assert fine < 1e-2
+    assert coarse / middle == pytest.approx(2, rel=0.15)
+    assert middle / fine == pytest.approx(2, rel=0.15)
+
+
+@pytest.mark.parametrize("options", [FLOW, REVERSED, NOISE], ids=["flow", "reversed flow", "noise"])
+def test_the_velocity_depends_on_everything(options: dict[str, Any]) -> None:
+    """State, time, label and guidance each move it by more than 1 %: the agreement above leaves none of them out."""
+    assert min(influences(build(options)).values()) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("time", "scheduler", "scale", "expected"),
+    [
+        ("t", "cond_ot", 1, 0.25),
+        ("1-t", "cond_ot", 1, 0.75),
+        ("1-t", "cond_ot", 1000, 750),
+        ("timestep", "discrete_vp", 1, 749),
+        ("sigma", "edm", 1, 60),
+        ("sigma", {"name": "edm", "options": {"sigma_max": 8}}, 2, 12),
+    ],
+)
+def test_a_network_is_asked_in_its_own_time(time: str, scheduler: Any, scale: float, expected: float) -> None:
+    """What our t = 0.25 is to it."""
+    model = build(ECHO, time=time, native_scheduler=scheduler, time_scale=scale)
+    answer = model.predict(noise((1, 2, 3)), torch.tensor(0.25, dtype=torch.float64), LABELS)
+    torch.testing.assert_close(answer, torch.full_like(answer, expected), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("options", [FLOW, REVERSED, NOISE], ids=["flow", "reversed flow", "noise"])
+def test_each_sample_may_bring_a_time_of_its_own(options: dict[str, Any]) -> None:
+    """As if it were asked alone."""
+    model, x = build(options), noise((1, 2, 3))
+    times = torch.tensor([0.1, 0.8, 0.3, 0.5], dtype=torch.float64)
+    together = model.predict(x, times, LABELS)
+    alone = torch.cat([model.predict(x[i : i + 1], times[i], LABELS[i : i + 1]) for i in range(len(x))])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_answer_has_the_dtype_of_the_question(dtype: torch.dtype) -> None:
+    """Ground truth keeps a float64 state around a float32 network."""
+    assert build(FLOW).predict(noise((1, 2, 3)).to(dtype), torch.tensor(0.5), LABELS).dtype == dtype
+
+
+def test_a_network_in_half_precision_still_hears_every_timestep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In half precision 748.5 would be 748: the time goes in as float32."""
+    monkeypatch.setattr(TorchModule, "dtype", torch.bfloat16)
+    model = build(ECHO, time="timestep", native_scheduler="discrete_vp")
+    assert float(model.predict(noise((1, 2, 3)), torch.tensor(0.2505).double(), LABELS)[0, 0, 0, 0]) == 748.5
+
+
+# ---- weights ------------------------------------------------------------------------------------------------------
+
+
+def other_weights(seed: int = 7) -> dict[str, Tensor]:
+    return own_networks.Flow(seed).state_dict()
+
+
+def saved(folder: Path, suffix: str, weights: Any = None) -> str:
+    """A file of weights; by default those of another seed than the factory's own."""
+    path = folder / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(weights or other_weights(), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
+def test_weights_come_from_the_file(tmp_path: Path, suffix: str) -> None:
+    """Whichever of the formats it has."""
+    model = build(FLOW, weights=saved(tmp_path, suffix))
+    assert all(torch.equal(found, other_weights()[name]) for name, found in model.net.state_dict().items())
+    assert model.name == "weights"
+
+
+def test_a_tied_weight_has_one_name_in_the_file(tmp_path: Path) -> None:
+    """safetensors keeps shared memory once."""
+    tied = own_networks.Tied()
+    weights = {name: value for name, value in tied.state_dict().items() if name != "second.weight"}
+    model = build(ECHO, factory="own_networks:Tied", weights=saved(tmp_path, ".safetensors", weights))
+    assert torch.equal(model.net.second.weight, tied.first.weight)
+
+
+class Bomb:
+    """A pickle that runs code."""
+
+    def __reduce__(self) -> Any:
+        return print, ("boom",)
+
+
+def test_a_file_that_would_run_code_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """weights_only, always: whole pickled modules included."""
+    path = saved(tmp_path, ".pt", {"core.time": Bomb()})
+    with pytest.raises(ConfigError, match=r"holds more than tensors, or is damaged, and is not read: a pickle runs"):
+        build(FLOW, weights=path)
+    assert "boom" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("suffix", "weights", "message"),
+    [
+        (".safetensors", {"core.time": torch.zeros(2, 16)}, r"missing: core\.inward, core\.label, core\.outward; give"),
+        (".safetensors", other_weights() | {"head": torch.zeros(1)}, r"do not fit Flow: left over: head; give the fac"),
+        (
+            ".pt",
+            other_weights() | {"core.time": torch.zeros(2, 8)},
+            r"of another shape: core\.time \(2, 8\) for \(2, 16\)",
+        ),
+        (
+            ".safetensors",
+            {f"layer{i}": torch.zeros(1) for i in range(9)},
+            r"left over: layer0, .*layer4 and 4 more; gi",
+        ),
+        (".pt", {"state_dict": other_weights()}, r"is no state dictionary but a mapping with state_dict; save the mod"),
+        (".pt", [torch.zeros(1)], r"is no state dictionary but list; save the module's state_dict\(\) alone"),
+    ],
+)
+def test_weights_of_something_else_are_refused_by_name(tmp_path: Path, suffix: str, weights: Any, message: str) -> None:
+    """Before anything starts, from shapes alone."""
+    with pytest.raises(ConfigError, match=message):
+        build(FLOW, weights=saved(tmp_path, suffix, weights))
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    """By name."""
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"PK no weights")
+    with pytest.raises(ConfigError, match=r"weights\.safetensors is not safetensors"):
+        build(FLOW, weights=str(path))
+
+
+def test_without_a_file_every_host_makes_the_same_weights() -> None:
+    """A constructor without a seed of its own gets one, and nobody else's random numbers move."""
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    first, second = (build(ECHO, factory="own_networks:Unset").net.layer.weight for _ in range(2))
+    assert torch.equal(first, second)
+    torch.manual_seed(3)
+    _ = build(ECHO, factory="own_networks:Unset").net
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_constructor_that_computes_is_checked_all_the_same() -> None:
+    """It cannot run without numbers, so it is run with them."""
+    assert build(ECHO, factory="own_networks:Computing").parameters == 42
+
+
+# ---- the digest ---------------------------------------------------------------------------------------------------
+
+
+def test_the_digest_is_that_of_bytes_and_options_wherever_they_lie(tmp_path: Path) -> None:
+    """The same model in another folder is the same model."""
+    places = [tmp_path / name for name in ("here", "there")]
+    for place in places:
+        place.mkdir()
+    here, there = (build(FLOW, weights=saved(place, ".safetensors")).digest for place in places)
+    assert here == there
+
+
+@pytest.mark.parametrize("changes", [{"data_range": 1.0}, {"time": "1-t"}, {"null_label": 0}, {"kwargs": {"seed": 1}}])
+def test_another_option_is_another_model(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Stored pairs of one must not serve the other."""
+    path = saved(tmp_path, ".safetensors")
+    assert build(FLOW, weights=path).digest != build(FLOW, weights=path, **changes).digest
+
+
+def test_other_weights_are_another_model(tmp_path: Path) -> None:
+    """By their bytes."""
+    first = build(FLOW, weights=saved(tmp_path, ".safetensors")).digest
+    assert build(FLOW, weights=saved(tmp_path, ".safetensors", other_weights(8))).digest != first
+
+
+def test_without_a_file_the_source_tells_models_apart(tmp_path: Path) -> None:
+    """A line changed in the network's file changes the digest."""
+    source = (HERE / "own_networks.py").read_text(encoding="utf-8")
+    (tmp_path / "first_version.py").write_text(source, encoding="utf-8")
+    (tmp_path / "second_version.py").write_text(source.replace("- 0.3 * x", "- 0.4 * x"), encoding="utf-8")
+    (tmp_path / "third_version.py").write_text(source, encoding="utf-8")
+    model = build(FLOW, path=str(tmp_path), factory="first_version:Flow")
+    other = build(FLOW, path=str(tmp_path), factory="second_version:Flow")
+    assert list(model.identity())[1:] != list(other.identity())[1:]
+    same = build(FLOW, path=str(tmp_path), factory="third_version:Flow")
+    assert list(model.identity())[1:] == list(same.identity())[1:]
+
+
+# ---- found in other processes -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> dict[str, Any]:
+    """Options of a network in a folder that no process knows of."""
+    source = (HERE / "own_networks.py").read_text(encoding="utf-8")
+    (tmp_path / "network_elsewhere.py").write_text(source, encoding="utf-8")
+    return FLOW | {"factory": "network_elsewhere:Flow", "path": str(tmp_path)}
+
+
+def test_a_fresh_process_finds_the_module_by_its_folder(elsewhere: dict[str, Any]) -> None:
+    """As a host does that is started from settings alone, in another working directory."""
+    code = (
+        "import sys; from orchestrator import plugins; "
+        f"print(plugins.build('models', 'torch_module', {elsewhere!r}).digest)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == build(elsewhere).digest
+
+
+@pytest.mark.cluster
+def test_a_host_actor_finds_the_module_by_its_folder(
+    elsewhere: dict[str, Any], ray_pool: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The same in an actor of Ray."""
+    pool = ray_pool(HostSettings(adapter="torch_module", options=elsewhere, storage=str(tmp_path / "store")), 1)
+    assert pool.call("facts").digest == build(elsewhere).digest
+
+
+# ---- refusals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "message"),
+    [
+        (FLOW, {"factry": "x"}, r"no option 'factry' \(did you mean 'factory'\?\); its options are: "),
+        (FLOW, {"shape": None}, r"missing 1 required keyword-only argument: 'shape'"),
+        (FLOW, {"shape": [1, 0]}, r"shape must list the sizes of one sample, e\.g\. \[3, 32, 32\], got \[1, 0\]"),
+        (
+            FLOW,
+            {"prediction": "epsilo"},
+            r"unknown prediction 'epsilo' \(did you mean 'epsilon'\?\); choose one of eps",
+        ),
+        (FLOW, {"native_scheduler": "condot"}, r"unknown scheduler 'condot' \(did you mean 'cond_ot'\?\)"),
+        (FLOW, {"native_scheduler": {"name": "vp", "options": {"beta": 1}}}, r"scheduler 'vp' has no option 'beta'"),
+        (FLOW, {"native_scheduler": {"nam": "vp"}}, r"native_scheduler must be a name or \{name: \.\.\., options: "),
+        (FLOW, {"prediction": "epsilon"}, r"an epsilon prediction on 'cond_ot' says nothing about the data where samp"),
+        (FLOW, {"prediction": "sample"}, r"a sample prediction on 'cond_ot' says nothing about the noise where sampli"),
+        (
+            FLOW,
+            {"prediction": "v_prediction"},
+            r"v_prediction needs alpha\^2 \+ sigma\^2 = 1, and 'cond_ot' has 0\.5; c",
+        ),
+        (FLOW, {"time": "timestep"}, r"time 'timestep' counts the training timesteps of 'discrete_vp', and the schedu"),
+        (FLOW, {"time": "T"}, r"time must be one of 't', '1-t', 'timestep', 'sigma', got 'T'"),
+        (FLOW, {"time_scale": 0}, r"time_scale must be a positive number, got 0"),
+        (FLOW, {"data_range": "2"}, r"data_range must be a positive number, got '2'"),
+        (FLOW, {"call": "x"}, r"call='x' must name x \(the state\) and t \(the time\) once each"),
+        (FLOW, {"call": "x, t, y, y"}, r"must name x \(the state\) and t \(the time\) once each, and y"),
+        (FLOW, {"call": "x=x, t"}, r"call='x=x, t': 't' cannot stand there; write it like 'x, t, class_labels=y'"),
+        (FLOW, {"call": "x, t"}, r"classes has no effect: call='x, t' takes no y; add it, or leave it out"),
+        (FLOW, {"classes": None}, r"call='x, t, y' takes labels; set classes to their number, got None"),
+        (FLOW, {"null_label": "none"}, r"null_label must be an integer, got 'none'"),
+        (FLOW, {"kwargs": [1]}, r"kwargs must be a mapping of argument names to values, got \[1\]"),
+        (FLOW, {"kwargs": {"width": 3}}, r"own_networks:Flow with kwargs \{'width': 3\} fails: TypeError: .*'width'"),
+        (FLOW, {"factory": "own_networks"}, r"names no class or function; write it as 'package\.module:name'"),
+        (FLOW, {"factory": "own_networks:Flo"}, r"the module 'own_networks' has no 'Flo'"),
+        (FLOW, {"factory": "own_networks:SHAPE"}, r"has no class or function 'SHAPE', only tuple"),
+        (FLOW, {"factory": "nowhere:Net"}, r"'nowhere:Net' cannot be imported \(ModuleNotFoundError: .*looked for in "),
+        (FLOW, {"factory": "nowhere:Net", "path": None}, r"set path to the folder that holds it"),
+        (
+            FLOW,
+            {"factory": "json:JSONEncoder"},
+            r"is taken from .*json/__init__\.py, not from path .*: another module h",
+        ),
+        (FLOW, {"path": "/no/such/folder"}, r"path: there is no folder /no/such/folder; every machine that runs a ho"),
+        (FLOW, {"weights": "/no/such.pt"}, r"weights: there is no file /no/such\.pt; every machine that runs a host "),
+        (
+            FLOW,
+            {"weights": "net.ckpt"},
+            r"weights must be a file that ends in \.safetensors or \.pt or \.pth, got 'net",
+        ),
+        (ECHO, {"factory": "own_networks:not_a_module"}, r"must make a torch\.nn\.Module, got int"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_the_check(
+    options: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    """Before any actor starts, naming the option, its value and the remedy."""
+    chosen = {name: value for name, value in (options | changes).items() if value is not None}
+    with pytest.raises(ConfigError, match=message):
+        TorchModule.check(chosen)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "scheduler"),
+    [
+        ("epsilon", {"name": "cond_ot", "options": {"t_min": 0.001}}),
+        ("sample", {"name": "cond_ot", "options": {"t_max": 0.999}}),
+        ("v_prediction", "cosine"),
+        ("epsilon", "vp"),
+        ("sample", "edm"),
+    ],
+)
+def test_what_the_refusals_advise_is_accepted(prediction: str, scheduler: Any) -> None:
+    """Each remedy that they name."""
+    assert build(ECHO, prediction=prediction, native_scheduler=scheduler).prediction == prediction
+
+
+@pytest.mark.parametrize(("what", "got"), [("twice", r"shape \(4, 2, 2, 3\)"), ("tuple", "tuple")])
+def test_an_answer_of_another_shape_is_refused(what: str, got: str) -> None:
+    """A learned variance, say, must be cut off by whoever knows where it is."""
+    with pytest.raises(ConfigError, match=rf"Echo must answer x of shape \(4, 1, 2, 3\) with one .*, got {got}; wrap"):
+        build(ECHO, kwargs={"what": what}).predict(noise((1, 2, 3)), torch.tensor(0.5), LABELS)
+
+
+def test_guidance_needs_a_dropped_label() -> None:
+    """Nothing is made up for it."""
+    with pytest.raises(
+        ConfigError, match=r"guidance scale 2\.5 needs the label of a dropped condition, and Flow has n"
+    ):
+        build(FLOW, null_label=None).field(LABELS, GUIDANCE)
+
+
+def test_a_label_that_the_network_does_not_know_is_refused() -> None:
+    """With what to set."""
+    with pytest.raises(
+        ConfigError, match=r"label 3 is none of Flow's 3 classes; set conditioning\.options\.classes to 3"
+    ):
+        build(FLOW).check_condition(torch.tensor([0, 3]))
+
+
+def test_a_network_without_labels_ignores_them() -> None:
+    """It is the same model for every conditioning."""
+    model, t = build(ECHO, factory="own_networks:Unset"), torch.tensor(0.5)
+    model.check_condition(LABELS + 100)
+    assert distance(*(model.predict(noise((1, 2, 3)), t, labels) for labels in (LABELS, DROPPED))) == 0
