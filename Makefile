@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+BENCH_RESULTS ?= bespoke-data/benchmarks
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-all lint format ui bench clean
@@ -40,8 +41,9 @@ format: $(VENV)/.installed  ## Format the code
 ui: $(VENV)/.installed  ## Open MLflow on the demo's results
 	$(BIN)/bespoke ui
 
-bench: $(VENV)/.installed  ## Run the benchmarks; they print ratios
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+bench: $(VENV)/.installed  ## Run the benchmarks, the long ones in quick mode; they print ratios (minutes)
+	$(BIN)/python benchmarks/bench_distillation.py --pairs 128 --validation-pairs 128 --lm-iterations 8 --name distillation-quick
+	for name in sampling_overhead pairs sharing memory; do $(BIN)/python benchmarks/bench_$$name.py --quick --results $(BENCH_RESULTS) || exit 1; done
 
 clean:  ## Remove the environment and the demo's results
 	rm -rf $(VENV) bespoke-data

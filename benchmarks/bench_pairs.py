@@ -1,58 +1,235 @@
-"""Making and storing ground-truth pairs against a bare torchdiffeq loop over the same batches.
+"""Ground-truth pairs through the product against a bare torchdiffeq loop.
+
+The product draws noise and labels, solves, writes Parquet shards and the manifest: in this process (LocalPool), and
+through the router and Ray actors (RayPool, 1 and 2 hosts). The bare loop has noise and labels in memory already and
+keeps nothing; batches, tolerances, norm and last step are the same, and so are its samples, which is checked. A pool
+of n hosts is compared with n processes that run the bare loop at the same time, so that both share the cores.
+Loading the model is timed in none of them, and all run at one priority.
+
+Seconds suffer from whatever else the machine does; CPU seconds (the driver's, the hosts', the router's) much less.
 
 python benchmarks/bench_pairs.py
+python benchmarks/bench_pairs.py --pairs 512 --tolerance 1e-5 --rounds 5
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import shutil
+import statistics
 import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
 
+import click
+import ray
 import torch
-from timing import interleaved, report
+from processes import SAME_PRIORITY, cpu_seconds
+from publishing import command, load, publish, quick_option, results_option, table
+from timing import interleaved_rounds, paired_ratio
+from torch import Tensor
 from torchdiffeq import odeint
 
-from orchestrator.host import Host, HostSettings
-from orchestrator.pairs import PairSpec
+from orchestrator import plugins
+from orchestrator.host import HostSettings, ModelFacts
+from orchestrator.models.zoo import ZooModel
+from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.ground_truth import largest_sample_rms
+from orchestrator.pool import LocalPool, Pool, PoolSettings, RayPool, Request, connect
+from orchestrator.progress import bar
 from orchestrator.randomness import noise
+from orchestrator.storage import Storage
 
-PAIRS, BATCH = 256, 64
+MODEL = "digits_fm_ot"
+HOSTS = (1, 2)
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as storage:
-        host = Host(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=storage, threads=1))
-        spec = PairSpec(
-            model_digest=host.model.digest,
-            conditioning={"name": "labels", "options": {"classes": 10}},
-            guidance_scale=1.0,
-            shape=host.model.shape,
-            seed=0,
-            count=PAIRS,
-            batch_size=BATCH,
-            shard_size=PAIRS,
-            rtol=1e-6,
-            atol=1e-6,
-            device_class="cpu",
+class BareLoop:
+    """torchdiffeq over some shards of a spec, its noise and labels drawn beforehand."""
+
+    def __init__(self, spec: PairSpec, shards: list[int]):
+        self.model = ZooModel(MODEL)
+        torch.set_num_threads(1)  # as a host's
+        self.tolerances = {"rtol": spec.rtol, "atol": spec.atol}
+        conditioning = plugins.build("datasets", spec.conditioning["name"], spec.conditioning["options"])
+        self.batches = [
+            (
+                torch.from_numpy(noise(spec.seed, batch, spec.shape)).double(),
+                torch.from_numpy(conditioning.conditions(spec.seed, list(batch))),
+            )
+            for shard in shards
+            for batch in spec.batches(shard)
+        ]
+
+    @torch.no_grad()
+    def run(self) -> list[Tensor]:
+        """x(1) of every batch, float64."""
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        options = {"norm": largest_sample_rms, "step_t": ends[1:]}
+        net = self.model.net
+
+        def solved(x0: Tensor, label: Tensor) -> Tensor:
+            def velocity(t: Tensor, x: Tensor) -> Tensor:
+                return net(x.float(), t.float().expand(len(x)), label).double()
+
+            return odeint(velocity, x0, ends, **self.tolerances, method="dopri5", options=options)[-1]
+
+        return [solved(x0, label) for x0, label in self.batches]
+
+
+def _bare_process(connection: Connection, spec: PairSpec, shards: list[int]) -> None:
+    """Runs the bare loop once for every 'go', until told otherwise."""
+    loop = BareLoop(spec, shards)
+    connection.send("ready")
+    with suppress(EOFError):  # the process that asks is gone
+        while connection.recv() == "go":
+            loop.run()
+            connection.send("done")
+
+
+class BareProcesses:
+    """``count`` processes with the bare loop ready in each, the shards dealt out to them. A context manager."""
+
+    def __init__(self, spec: PairSpec, count: int):
+        context = multiprocessing.get_context("spawn")
+        self.processes, self.connections = [], []
+        for first in range(count):
+            ours, theirs = context.Pipe()
+            shards = list(range(first, spec.shards, count))
+            process = context.Process(target=_bare_process, args=(theirs, spec, shards), daemon=True)
+            process.start()
+            theirs.close()  # or a process that died would be waited for without end
+            self.processes.append(process)
+            self.connections.append(ours)
+
+    def __enter__(self) -> BareProcesses:
+        for connection in self.connections:
+            connection.recv()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for connection in self.connections:
+            connection.send("stop")
+        for process in self.processes:
+            process.join()
+
+    def run(self) -> None:
+        for connection in self.connections:
+            connection.send("go")
+        for connection in self.connections:
+            connection.recv()
+
+
+def pair_spec(facts: ModelFacts, pairs: int, batch: int, tolerance: float) -> PairSpec:
+    """Pairs in shards of which every host gets the same number."""
+    if pairs % (2 * max(HOSTS) * batch):
+        raise click.BadParameter(
+            f"--pairs {pairs} is no multiple of {2 * max(HOSTS)} x --batch {batch}: every host is given the same "
+            f"number of whole batches, in two shards"
         )
-        labels = torch.arange(PAIRS) % 10
+    return PairSpec(
+        model_digest=facts.digest,
+        conditioning={"name": "labels", "options": {"classes": 10}},
+        guidance_scale=1.0,
+        shape=facts.shape,
+        seed=0,
+        count=pairs,
+        batch_size=batch,
+        shard_size=pairs // (2 * max(HOSTS)),
+        rtol=tolerance,
+        atol=tolerance,
+        device_class=facts.device_class,
+    )
 
-        def bare() -> None:
-            ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-            options = {"norm": largest_sample_rms, "step_t": ends[1:]}
-            for first in range(0, PAIRS, BATCH):
-                indices = range(first, first + BATCH)
-                x0 = torch.from_numpy(noise(0, indices, host.model.shape)).double()
-                label = labels[first : first + BATCH]
 
-                def velocity(t: torch.Tensor, x: torch.Tensor, label: torch.Tensor = label) -> torch.Tensor:
-                    return host.model.predict(x, t, label)
+def making(pool: Pool, storage: Storage, spec: PairSpec) -> Callable[[], None]:
+    """Makes the whole store anew: every shard and the manifest."""
+    store = PairStore(storage, spec)
+    requests = [Request("make_shard", {"spec": spec, "shard": shard}) for shard in range(spec.shards)]
 
-                with torch.no_grad():
-                    odeint(velocity, x0, ends, rtol=1e-6, atol=1e-6, method="dopri5", options=options)
+    def make() -> None:
+        shutil.rmtree(storage.path(store.folder), ignore_errors=True)
+        store.commit(pool.gather(requests))
 
-        medians = interleaved({"bare torchdiffeq": bare, "Host.make_shard": lambda: host.make_shard(spec, 0)}, 7)
-        report(f"{PAIRS} pairs of digits_fm_ot in batches of {BATCH}", medians, "bare torchdiffeq")
+    return make
+
+
+def check_same(bare: list[Tensor], store: PairStore) -> None:
+    """Refuse to compare what is not the same work."""
+    difference = float((torch.cat(bare).float() - store.load().x1).abs().max())
+    if difference > 1e-4:
+        raise click.ClickException(f"the bare loop and the product differ by {difference:.1e}: not the same work")
+
+
+def with_cpu_seconds(run: Callable[[], object], spent: list[float]) -> Callable[[], None]:
+    """``run``, writing down the CPU seconds that this process and those below it took for it."""
+
+    def measured() -> None:
+        before = cpu_seconds(os.getpid())
+        run()
+        spent.append(cpu_seconds(os.getpid()) - before)
+
+    return measured
+
+
+@command(__doc__)
+@click.option("--pairs", default=1024, help="Pairs a round.")
+@click.option("--batch", default=64, help="Pairs that are solved together.")
+@click.option("--tolerance", default=1e-6, help="rtol and atol of dopri5.")
+@click.option("--rounds", default=9, help="Times every alternative is run, in turns.")
+@quick_option
+@results_option
+def main(pairs: int, batch: int, tolerance: float, rounds: int, quick: bool, results: Path) -> None:
+    load_before = load()
+    if quick:
+        pairs, rounds = min(pairs, 256), min(rounds, 3)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        storage = Storage.at(folder)
+        settings = HostSettings(adapter="zoo", options={"weights": MODEL}, storage=storage.root, threads=1)
+        local = LocalPool(settings)
+        spec = pair_spec(local.call("facts"), pairs, batch, tolerance)
+        os.environ.update(SAME_PRIORITY)
+        connect(None, max(HOSTS))
+        stack.callback(ray.shutdown)
+        loop = BareLoop(spec, list(range(spec.shards)))
+        alternatives: dict[str, Callable[[], object]] = {
+            "bare loop, this process": loop.run,
+            "LocalPool": making(local, storage, spec),
+        }
+        for hosts in HOSTS:
+            bare = stack.enter_context(BareProcesses(spec, hosts))
+            pool = RayPool.start(f"bench-{hosts}", settings, PoolSettings(hosts=hosts, cpus=1 / 2))
+            alternatives[f"bare loop, {hosts} process(es)"] = bare.run
+            alternatives[f"RayPool, {hosts} host(s)"] = making(pool, storage, spec)
+        spent: dict[str, list[float]] = {name: [] for name in alternatives}
+        measured = {name: with_cpu_seconds(run, spent[name]) for name, run in alternatives.items()}
+        with bar(len(alternatives) * (rounds + 1), "run", "pairs") as progress:
+            seconds = interleaved_rounds(measured, rounds, tick=progress.update)
+        store = PairStore(storage, spec)
+        check_same(loop.run(), store)
+        nfe = [record.nfe_sum / record.rows for record in store.records()]
+    names = list(alternatives)
+    rows = []
+    for bare_name, name in zip(names[::2], names[1::2], strict=True):
+        for alternative in (bare_name, name):
+            median = statistics.median(seconds[alternative])
+            share = paired_ratio(seconds[bare_name], seconds[alternative])
+            cpu = statistics.median(spent[alternative][1:])  # the first is the warm-up
+            cpu_share = paired_ratio(spent[bare_name][1:], spent[alternative][1:])
+            found = [f"{median:.2f}", f"{pairs / median:.0f}", f"{100 * share:.1f} %"]
+            rows.append([alternative, *found, f"{cpu:.2f}", f"{100 * cpu_share:.1f} %"])
+    note = (
+        f"{pairs} pairs of {MODEL} in {spec.shards} shards, batches of {batch}, tolerance {tolerance:g}, "
+        f"{statistics.mean(nfe):.0f} evaluations a pair; medians of {rounds} interleaved rounds.\nShares "
+        f"are medians over rounds of the product's throughput (pairs a second, pairs a CPU second) over that of the\n"
+        f"bare loop above it, as many processes each."
+    )
+    heading = ["", "seconds", "pairs / s", "share of the bare loop's", "CPU seconds", "share of the bare loop's"]
+    title = "Pair generation against a bare torchdiffeq loop"
+    publish(results, "pairs", title, [note, table(heading, rows)], quick=quick, load_before=load_before)
 
 
 if __name__ == "__main__":

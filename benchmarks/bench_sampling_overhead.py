@@ -1,40 +1,158 @@
-"""What NSSolver costs over the bare model calls that it makes: python benchmarks/bench_sampling_overhead.py"""
+"""What NSSolver costs over the bare model calls that it makes, and diffusers' DPMSolverMultistepScheduler beside it.
+
+The solver is a dense theta, as a distilled one is: no weight is zero. Networks are perceptrons of several widths, so
+that calls of several lengths meet states of several sizes. A block of 32 MiB is freed beforehand, as any network does
+whose activations are larger than its states: malloc then keeps what is freed, and page faults are not measured.
+
+CPU seconds are compared where --clock is cpu: they suffer less from whatever else the machine does.
+
+python benchmarks/bench_sampling_overhead.py
+python benchmarks/bench_sampling_overhead.py --clock wall --rounds 31
+"""
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
 import torch
-from timing import interleaved, report
+from diffusers import DPMSolverMultistepScheduler
+from publishing import command, load, publish, quick_option, results_option, table
+from timing import paired_ratio
+from torch import Tensor
 
-from solvers.families import GridSolver
-from solvers.families.euler import Euler
-from solvers.field import FunctionField
-from solvers.grids import Grid
-from solvers.schedulers import CondOT
+from solvers import NSSolver
 
-NFE = 8
+CASES = (
+    (64, 64, 256),
+    (64, 64, 2048),
+    (64, 768, 1024),
+    (64, 3072, 256),
+    (64, 3072, 1024),
+    (64, 3072, 2048),
+    (16, 12288, 1024),
+    (64, 12288, 1024),
+)
+"""Batch, dimensions of a sample, width of the network."""
+
+QUICK = CASES[1:6:2]
+CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    solver = GridSolver(Euler(), NFE, Grid()).to_ns(CondOT())
-    for width, batch in ((256, 64), (1024, 64), (2048, 64)):
+@dataclass(frozen=True)
+class Case:
+    """Samplers of the same network from the same noise, with as many calls."""
+
+    x0: Tensor
+    net: torch.nn.Module
+    nfe: int
+
+    @classmethod
+    def of(cls, batch: int, dimensions: int, width: int, nfe: int) -> Case:
         net = torch.nn.Sequential(
-            torch.nn.Linear(3072, width), torch.nn.SiLU(), torch.nn.Linear(width, width), torch.nn.SiLU()
+            torch.nn.Linear(dimensions, width),
+            torch.nn.SiLU(),
+            torch.nn.Linear(width, width),
+            torch.nn.SiLU(),
+            torch.nn.Linear(width, dimensions),
         )
-        net.append(torch.nn.Linear(width, 3072)).requires_grad_(False)
-        x0 = torch.randn(batch, 3072)
-        field = FunctionField(lambda x, t, net=net: net(x), CondOT())
-        t = torch.zeros((), dtype=torch.float64)
+        return cls(torch.randn(batch, dimensions), net.requires_grad_(False), nfe)
 
-        def bare(field: FunctionField = field, x0: torch.Tensor = x0, t: torch.Tensor = t) -> None:
-            for _ in range(NFE):
-                field(x0, t)
+    def bare(self) -> None:
+        for _ in range(self.nfe):
+            self.net(self.x0)
 
-        with torch.no_grad():
-            medians = interleaved(
-                {"bare model calls": bare, "NSSolver.sample": lambda f=field, x=x0: solver.sample(f, x)}, rounds=31
-            )
-        report(f"{NFE} calls of a {width}-wide network, batch {batch} x 3072", medians, "bare model calls")
+    def ns_solver(self, solver: NSSolver) -> Callable[[], object]:
+        return lambda: solver.sample(lambda x, t: self.net(x), self.x0)  # type: ignore[arg-type]
+
+    def dpm_solver(self) -> Callable[[], object]:
+        """The scheduler's own loop, as a pipeline writes it."""
+        scheduler = DPMSolverMultistepScheduler(solver_order=2)
+
+        def run() -> Tensor:
+            scheduler.set_timesteps(self.nfe)
+            x = self.x0
+            for t in scheduler.timesteps:
+                x = scheduler.step(self.net(x), t, x, return_dict=False)[0]
+            return x
+
+        return run
+
+
+def dense_theta(nfe: int) -> NSSolver:
+    """A solver with no weight of zero."""
+    generator = torch.Generator().manual_seed(0)
+    return NSSolver.from_flat(torch.rand(nfe * (nfe + 5) // 2 + 1, generator=generator, dtype=torch.float64))
+
+
+def seconds(
+    alternatives: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Seconds of each in every round, taken in turns."""
+    for run in alternatives.values():
+        run()
+    found: dict[str, list[float]] = {name: [] for name in alternatives}
+    for _ in range(rounds):
+        for name, run in alternatives.items():
+            begin = clock()
+            run()
+            found[name].append(clock() - begin)
+    return found
+
+
+@command(__doc__)
+@click.option("--nfe", default=8, help="Model calls a sample.")
+@click.option("--rounds", default=21, help="Times each is run.")
+@click.option("--clock", default="cpu", type=click.Choice(list(CLOCKS)), help="What is measured.")
+@quick_option
+@results_option
+@torch.no_grad()
+def main(nfe: int, rounds: int, clock: str, quick: bool, results: Path) -> None:
+    torch.set_num_threads(1)
+    load_before = load()
+    keep_freed_memory()
+    solver = dense_theta(nfe)
+    rows = []
+    for batch, dimensions, width in QUICK if quick else CASES:
+        case = Case.of(batch, dimensions, width, nfe)
+        found = seconds(
+            {"bare": case.bare, "ns": case.ns_solver(solver), "dpm": case.dpm_solver()}, rounds, CLOCKS[clock]
+        )
+        call = statistics.median(found["bare"]) / nfe
+        ratios = [paired_ratio(found[name], found["bare"]) for name in ("ns", "dpm")]
+        added = [(ratio - 1) * call * 1e3 for ratio in ratios]
+        rows.append(
+            [
+                f"{batch} x {dimensions}",
+                f"{case.x0.numel() * 4 / 1e6:.2f}",
+                f"{call * 1e3:.2f}",
+                *(f"{ratio:.3f}" for ratio in ratios),
+                *(f"{ms:.3f}" for ms in added),
+            ]
+        )
+        click.echo("  ".join(rows[-1]))
+    heading = ["state", "MB", "call (ms)", "NSSolver / bare", "DPM++(2M) / bare", "NSSolver adds (ms a call)"]
+    publish(
+        results,
+        "sampling-overhead",
+        f"What sampling costs over {nfe} bare model calls",
+        [
+            f"Medians over {rounds} interleaved rounds of ratios taken within a round, {clock} seconds, one thread, "
+            f"float32, dense theta of NFE {nfe}.",
+            table([*heading, "DPM++(2M) adds (ms a call)"], rows),
+        ],
+        quick=quick,
+        load_before=load_before,
+    )
+
+
+def keep_freed_memory() -> None:
+    """Free a large block: glibc's malloc then keeps blocks up to its size instead of giving them back each time."""
+    torch.empty(32 * 2**20 - 4096, dtype=torch.uint8)
 
 
 if __name__ == "__main__":

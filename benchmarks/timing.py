@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 
-def interleaved(alternatives: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each alternative, taken in turns so that drift of the machine hits all alike."""
+def interleaved_rounds(
+    alternatives: Mapping[str, Callable[[], object]], rounds: int, tick: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each alternative in every round, taken in turns so that drift of the machine hits all alike.
+
+    Args:
+        alternatives: What to time, by name; each runs once before the first round to warm up.
+        rounds: Times each is run.
+        tick: Called after every run, the warm-up's too, outside what is timed.
+    """
     for run in alternatives.values():
-        run()  # warm-up
+        run()
+        tick()
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for _ in range(rounds):
         for name, run in alternatives.items():
             begin = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            tick()
+    return seconds
+
+
+def interleaved(alternatives: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each alternative over :func:`interleaved_rounds`."""
+    return {name: statistics.median(values) for name, values in interleaved_rounds(alternatives, rounds).items()}
+
+
+def paired_ratio(of: Sequence[float], to: Sequence[float]) -> float:
+    """Median over rounds of ``of / to``: a slow round of the machine is in both, and cancels."""
+    return statistics.median(one / other for one, other in zip(of, to, strict=True))
 
 
 def report(title: str, medians: Mapping[str, float], baseline: str) -> None:

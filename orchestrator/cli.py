@@ -311,9 +311,37 @@ def distil_network(
     click.echo(f"figure: {found.figure}")
 
 
+@main.command()
+@click.argument("theta", metavar="THETA")
+@click.option("--to", "to", required=True, metavar="NAME", help="The format; `bespoke list exporters` shows them.")
+@click.argument("destination", type=click.Path(path_type=Path), metavar="DESTINATION")
+def export(theta: str, to: str, destination: Path) -> None:
+    """Write a THETA artifact in the form that another program reads. A file at DESTINATION is replaced.
+
+    \b
+    Examples:
+      bespoke export theta.json --to python sampler.py
+      bespoke export theta.json --to safetensors theta.safetensors
+    """
+    from orchestrator import plugins
+
+    exporter = plugins.load("exporters", to)()
+    from orchestrator.export.safetensors import load_theta
+
+    try:
+        artifact = load_theta(theta)
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from error
+    for path in exporter.export(artifact, destination):
+        click.echo(path)
+
+
 @main.command(name="list")
 @click.argument(
-    "kind", type=click.Choice(["families", "models", "datasets", "metrics", "objectives", "features", "schedulers"])
+    "kind",
+    type=click.Choice(
+        ["families", "models", "datasets", "metrics", "objectives", "features", "schedulers", "exporters"]
+    ),
 )
 def list_plugins(kind: str) -> None:
     """List what configurations can name: solver families, models, datasets, metrics, objectives and so on."""

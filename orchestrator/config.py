@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from orchestrator import plugins
 from orchestrator.distillation import Settings
 from orchestrator.errors import ConfigError
+from orchestrator.models.base import Precision
 from orchestrator.objectives.base import Objective
 from solvers.distil.adam import AdamSettings
 from solvers.distil.levenberg_marquardt import LMSettings
@@ -279,8 +280,18 @@ class Resources(_Strict):
     device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     host_memory_gb: float = Field(1.0, gt=0)
     """What a distillation step may hold on a host beside the model, in 10^9 bytes; batches shrink to fit."""
+    precision: Precision = "float32"
+    """What the network computes in while a solver is distilled: bfloat16 and float16 are torch's autocast, on any
+    device. Losses, states and theta keep theirs; ground truth and scores are always the network's own."""
+    checkpoint: bool = Field(False, strict=True)
+    """Gradients keep the activations of one evaluation, and evaluate again: less memory, 1.5 to 2 times the time."""
+    compile: bool = Field(False, strict=True)
+    """Distil with the network compiled by torch.compile, which must succeed; it needs a C++ or CUDA compiler."""
     request_timeout: float | None = Field(None, gt=0)
     """Seconds after which a host that gives no answer is taken for hung and started again; none by default."""
+    merge: int = Field(8, ge=1, strict=True)
+    """Most runs of one NFE that a host advances in shared model batches, where it measures that to be faster. What
+    runs learn then depends on their company by rounding; with 1, a sweep repeats to the bit."""
 
     @model_validator(mode="after")
     def _device_matches(self) -> Resources:
@@ -375,6 +386,18 @@ class ExperimentConfig(_Strict):
 
     def _check_learned(self, learned: LearnedConfig) -> None:
         family = learned.build()
+        if learned.jacobian == "jvp" and self.resources.precision != "float32":
+            raise ConfigError(
+                f"'jacobian: jvp' of {learned.family!r} needs float32, and resources.precision is "
+                f"{self.resources.precision!r}; use 'forward' or 'central'"
+            )
+        adapter = plugins.load("models", self.model.name)
+        gradients = learned.method == "adam" or learned.jacobian == "jvp"
+        if gradients and not getattr(adapter, "differentiable", True):
+            raise ConfigError(
+                f"models of adapter {self.model.name!r} cannot be differentiated; distil {learned.family!r} with "
+                f"'method: levenberg_marquardt' and its default 'jacobian: forward'"
+            )
         try:
             learned.build_objective().check(family)
         except ValueError as error:

@@ -7,7 +7,7 @@ rebuilt from the model and the pair store, so it may die at any moment. It never
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, TypedDict
@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, TypedDict
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from orchestrator import plugins
 from orchestrator.distillation import LearnedRun, State, advance
@@ -22,7 +23,7 @@ from orchestrator.errors import StoreError
 from orchestrator.lockstep import Ask, in_step
 from orchestrator.merging import Merging, MergingStatistics
 from orchestrator.metrics.base import Metric
-from orchestrator.models.base import ModelAdapter
+from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter, Precision
 from orchestrator.objectives.base import FamilyObjective, SolverObjective
 from orchestrator.pairs import PairSet, PairSpec, PairStore, ShardRecord, concatenate
 from orchestrator.pairs.ground_truth import solve
@@ -31,9 +32,10 @@ from orchestrator.storage import Storage, canonical_json
 from solvers.distil.least_squares import fit
 from solvers.distil.normal_equations import Jacobian, NormalEquations, normal_equations
 from solvers.distil.pair_field import PairField
+from solvers.field import VelocityField
 from solvers.gits import gits_grid
 from solvers.losses import psnr_loss
-from solvers.ns import NSSolver
+from solvers.ns import CheckpointedField, NSSolver
 from solvers.schedulers.base import Scheduler
 
 SCORING_BATCH = 512
@@ -51,6 +53,11 @@ class HostSettings:
         device: 'cpu' or a CUDA device.
         threads: torch threads; more than the host's share of cores makes it many times slower.
         memory_bytes: What a distillation step may hold beside the model: batches shrink to fit.
+        precision: What the network computes in during distillation steps, by torch's autocast.
+        checkpoint: Whether gradients keep no activations but those of one evaluation.
+        compile: Whether distillation steps use the network compiled by torch.compile.
+
+    The last three concern distillation alone: pairs, grids, starts and scores are of the network as it was loaded.
     """
 
     adapter: str
@@ -59,6 +66,9 @@ class HostSettings:
     device: str = "cpu"
     threads: int = 1
     memory_bytes: int = 10**9
+    precision: Precision = "float32"
+    checkpoint: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +109,9 @@ class Host:
         torch.set_num_threads(settings.threads)
         self._pairs: dict[str, tuple[PairSpec, PairSet]] = {}
         self._objectives: dict[str, Any] = {}
-        self._merging = Merging(self._ask, self._select, self.model.field)
+        # What is distilled on: the very model, or its twin with a compiled network.
+        self._distilled_on = self.model.compiled() if settings.compile else self.model
+        self._merging = Merging(self._ask, self._select, self._distillation_field)
 
     @cached_property
     def device_class(self) -> str:
@@ -152,6 +164,8 @@ class Host:
     def _solve(self, spec: PairSpec, indices: list[int], conditioning: Any) -> PairSet:
         x0 = torch.from_numpy(noise(spec.seed, indices, spec.shape))
         condition = torch.from_numpy(conditioning.conditions(spec.seed, indices))
+        # Text is encoded here, once: the pairs keep what the network is conditioned on.
+        condition = self.model.encode_conditions(condition, conditioning)
         self.model.check_condition(condition)
         device = self.settings.device
         field = self.model.field(condition.to(device), spec.guidance_scale)
@@ -179,7 +193,7 @@ class Host:
         """
         loss_of: SolverObjective = self._objective(objective, objective_options or {})
         flat = torch.from_numpy(theta).clone().requires_grad_(True)
-        batch, velocity = self._batch(pairs, indices)
+        batch, velocity = self._distillation_batch(pairs, indices)
         loss = loss_of.per_sample(NSSolver.from_flat(flat), velocity, batch).to(torch.float64).sum()
         (gradient,) = torch.autograd.grad(loss, flat)
         return loss.item(), gradient.numpy()
@@ -190,7 +204,7 @@ class Host:
         """The same for a loss of the family's own steps (:class:`FamilyObjective`), in the family's parameters."""
         loss_of: FamilyObjective = self._objective(run.objective, run.objective_options)
         of = torch.from_numpy(parameters).clone().requires_grad_(True)
-        batch, velocity = self._batch(run.train, indices)
+        batch, velocity = self._distillation_batch(run.train, indices)
         loss = loss_of.per_sample(run.build(), of, run.sigma0, velocity, batch).to(torch.float64).sum()
         (gradient,) = torch.autograd.grad(loss, of)
         return loss.item(), gradient.numpy()
@@ -225,17 +239,18 @@ class Host:
         batch = whole.select(list(indices)).to(self.settings.device)
         return normal_equations(
             NSSolver.from_flat(torch.from_numpy(theta)),
-            self._pair_field(batch, spec),
+            self._pair_field(batch, spec, self._distillation_field),
             batch.x0,
             batch.x1,
             memory_bytes=self.settings.memory_bytes,
             jacobian=jacobian,
             free=None if free is None else torch.from_numpy(free),
+            precision=AUTOCAST[self.settings.precision],
         )
 
     def loss(self, theta: npt.NDArray[np.float64], pairs: str, indices: Sequence[int]) -> float:
         """Sum over these pairs of the PSNR loss of theta."""
-        batch, velocity = self._batch(pairs, indices)
+        batch, velocity = self._distillation_batch(pairs, indices)
         with torch.no_grad():
             sample = NSSolver.from_flat(torch.from_numpy(theta)).sample(velocity, batch.x0)
             return psnr_loss(sample, batch.x1).to(torch.float64).sum().item()
@@ -279,12 +294,21 @@ class Host:
             raise StoreError(f"pair store {pairs} holds no trajectories; make it with `bespoke pairs`")
         batch, grid = whole.to(self.settings.device), torch.from_numpy(times)
         assert batch.path is not None
-        fitted = fit(self._pair_field(batch, spec), batch.x0, batch.path.state(grid), grid, batch_size=SCORING_BATCH)
+        pair_field = self._pair_field(batch, spec, self.model.field)
+        fitted = fit(pair_field, batch.x0, batch.path.state(grid), grid, batch_size=SCORING_BATCH)
         return fitted.flat().numpy()
 
-    def _pair_field(self, batch: PairSet, spec: PairSpec) -> PairField:
-        """The field of any rows of a batch."""
-        return lambda rows: self.model.field(batch.condition[rows.to(batch.condition.device)], spec.guidance_scale)
+    def _pair_field(self, batch: PairSet, spec: PairSpec, field: Callable[[Tensor, float], VelocityField]) -> PairField:
+        """The field of any rows of a batch, from the field of a conditioning and guidance scale."""
+        return lambda rows: field(batch.condition[rows.to(batch.condition.device)], spec.guidance_scale)
+
+    def _distillation_field(self, condition: Tensor, guidance_scale: float) -> VelocityField:
+        """The model's field as distillation steps use it: in the precision, and with the memory, of the settings."""
+        field: VelocityField = self._distilled_on.field(condition, guidance_scale)
+        dtype = AUTOCAST[self.settings.precision]
+        if dtype is not None:
+            field = AutocastField(field, dtype)
+        return CheckpointedField(field) if self.settings.checkpoint else field
 
     # ---- grids from these pairs -------------------------------------------------------------------------------
 
@@ -362,6 +386,11 @@ class Host:
         spec, pairs = self._load(digest)
         batch = pairs.select(list(indices)).to(self.settings.device)
         return batch, self.model.field(batch.condition, spec.guidance_scale)
+
+    def _distillation_batch(self, digest: str, indices: Sequence[int]) -> tuple[PairSet, VelocityField]:
+        spec, pairs = self._load(digest)
+        batch = pairs.select(list(indices)).to(self.settings.device)
+        return batch, self._distillation_field(batch.condition, spec.guidance_scale)
 
     def _select(self, digest: str, indices: Sequence[int]) -> tuple[float, PairSet]:
         """The guidance scale of a pair store, and these of its pairs without their trajectories."""

@@ -4,6 +4,9 @@ A request is a method name of :class:`orchestrator.host.Host` and its arguments.
 at each host (one running, one waiting, so that the device never idles), gives work to the least loaded, and asks
 again when a host dies: alone on a host, so that a request which kills hosts takes no other with it. A request that
 keeps failing is set aside and reported, and the rest goes on.
+
+Requests that carry equal merge keys and wait at the same time are handed to a host as one call. They take a host
+that is idle, and all of it: while every host is busy they gather. A shared call that fails is asked again one by one.
 """
 
 from __future__ import annotations
@@ -36,6 +39,9 @@ from orchestrator.host import Host, HostSettings
 NAMESPACE = "bespoke"
 IN_FLIGHT_PER_HOST = 2
 MAX_ATTEMPTS = 3
+PATIENCE = 50
+"""Requests a host may be given while one that can be merged waits for an idle host; then it takes any place."""
+
 CONNECT_SECONDS = 5.0
 
 HOST_LOSSES = (
@@ -53,10 +59,18 @@ HOPELESS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
 
 
 class Request(NamedTuple):
-    """A host method and its arguments."""
+    """A host method and its arguments.
+
+    Attributes:
+        method: Name of the method.
+        arguments: Its keyword arguments.
+        merge_key: Requests to one method with equal keys may be answered together, where the host has a method for
+            that (:attr:`Host.TOGETHER`) and the pool allows it; None: alone.
+    """
 
     method: str
     arguments: dict[str, Any]
+    merge_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +115,7 @@ class Pool(ABC):
 
 
 class LocalPool(Pool):
-    """One host in this process, without Ray: notebooks and tests."""
+    """One host in this process, without Ray: notebooks and tests. Answers one by one, whatever the merge keys."""
 
     def __init__(self, settings: HostSettings):
         self.host = Host(settings)
@@ -122,12 +136,15 @@ class PoolSettings:
         hosts: Number of host actors.
         cpus, gpus: Resources of each; fractions share a device.
         request_timeout: Seconds after which a silent host is taken for hung and restarted; None never.
+        merge: Most requests with equal merge keys that a host is given as one call; 1: none are ever merged, and every
+            answer is that of its request alone, to the bit.
     """
 
     hosts: int = 1
     cpus: float = 0.5
     gpus: float = 0.0
     request_timeout: float | None = None
+    merge: int = 1
 
 
 @dataclass
@@ -140,11 +157,53 @@ class _Seat:
     up: bool = True
 
 
+class _Attempt(NamedTuple):
+    """How asking a host once went.
+
+    Attributes:
+        value: The answer.
+        error: It cannot be answered: asking again would give the same.
+        failure: It was not answered this time.
+        lost: The host was lost with it.
+    """
+
+    value: Any = None
+    error: Exception | None = None
+    failure: Exception | None = None
+    lost: bool = False
+
+
+@dataclass(eq=False)
+class _Gathered:
+    """A request that waits for a host in company.
+
+    Attributes:
+        arguments: The arguments.
+        arrival: Places that had been given away when it came.
+        attempt: How the first attempt went, for it and for those it shared the call with.
+        taken: Whether a host has been found, by this request or by another that took it along.
+    """
+
+    arguments: dict[str, Any]
+    arrival: int
+    attempt: asyncio.Future[_Attempt]
+    taken: bool = False
+
+
 @dataclass
 class RouterStatistics:
-    """What the router has seen."""
+    """What the router has seen.
+
+    Attributes:
+        answered: Calls that a host answered; a shared one counts once.
+        shared_calls, shared_requests: Those of them that answered several requests, and how many these were.
+        retried, set_aside: Requests that were asked again, and that were given up.
+        per_host: Calls answered by each host.
+    """
 
     answered: int = 0
+    shared_calls: int = 0
+    shared_requests: int = 0
     retried: int = 0
     set_aside: int = 0
     per_host: list[int] = field(default_factory=list)
@@ -168,65 +227,150 @@ class Router:
         self.seats = [_Seat(self.make()) for _ in range(pool.hosts)]
         self.free = asyncio.Condition()
         self.waiting_alone = 0
+        self.given = 0
+        self.gathered: dict[tuple[str, str], list[_Gathered]] = {}
         self.revivals: set[asyncio.Task[None]] = set()
         self.statistics = RouterStatistics()
 
-    async def request(self, method: str, arguments: dict[str, Any]) -> tuple[Any, Exception | None]:
+    async def request(
+        self, method: str, arguments: dict[str, Any], merge_key: str | None = None
+    ) -> tuple[Any, Exception | None]:
         """The answer of whichever host is free, or the error the request is set aside with."""
-        failure: Exception | None = None
-        alone = False
-        for attempt in range(MAX_ATTEMPTS):
-            if attempt:
-                self.statistics.retried += 1
-            seat, taken = await self._seat(alone)
-            try:
-                value = await self._ask(seat, method, arguments)
-                self.statistics.answered += 1
-                seat.answered += 1
-                return value, None
-            except RayTaskError as error:
-                cause = error.cause if isinstance(error.cause, Exception) else error
-                if isinstance(cause, UserError):
-                    return None, cause
-                if isinstance(cause, HOPELESS):
-                    self.statistics.set_aside += 1
-                    return None, PoolError(f"{method}({_brief(arguments)}) failed: {type(cause).__name__}: {cause}")
-                failure = cause
-            except (TimeoutError, *HOST_LOSSES, GetTimeoutError) as error:
-                failure, alone = error, True
-                self._revive(seat)
-            finally:
-                async with self.free:
-                    seat.in_flight -= taken
-                    self.free.notify_all()
+        if merge_key is not None and self.pool.merge > 1 and method in Host.TOGETHER:
+            attempt = await self._in_company(method, arguments, merge_key)
+        else:
+            attempt = await self._by_itself(method, arguments, alone=False)
+        for _ in range(MAX_ATTEMPTS - 1):
+            if attempt.failure is None:
+                break
+            self.statistics.retried += 1
+            attempt = await self._by_itself(method, arguments, alone=attempt.lost)
+        if attempt.failure is None and not isinstance(attempt.error, PoolError):
+            return attempt.value, attempt.error
         self.statistics.set_aside += 1
-        return None, PoolError(
+        return None, attempt.error or PoolError(
             f"{method}({_brief(arguments)}) failed {MAX_ATTEMPTS} times and is set aside; the last time: "
-            f"{type(failure).__name__}: {failure}"
+            f"{type(attempt.failure).__name__}: {attempt.failure}"
         )
+
+    async def _by_itself(self, method: str, arguments: dict[str, Any], *, alone: bool) -> _Attempt:
+        """One attempt at a request that shares no call; ``alone``: nor a host."""
+        seat, taken = await self._seat(alone)
+        return await self._attempt(seat, taken, method, arguments)
+
+    async def _attempt(self, seat: _Seat, taken: int, method: str, arguments: dict[str, Any]) -> _Attempt:
+        """Ask once, and give back the places that were taken of the host."""
+        try:
+            value = await self._ask(seat, method, arguments)
+            self.statistics.answered += 1
+            seat.answered += 1
+            return _Attempt(value)
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, UserError):
+                return _Attempt(error=cause)
+            if isinstance(cause, HOPELESS):
+                text = f"{method}({_brief(arguments)}) failed: {type(cause).__name__}: {cause}"
+                return _Attempt(error=PoolError(text))
+            return _Attempt(failure=cause)
+        except (TimeoutError, *HOST_LOSSES, GetTimeoutError) as error:
+            self._revive(seat)
+            return _Attempt(failure=error, lost=True)
+        finally:
+            async with self.free:
+                seat.in_flight -= taken
+                self.free.notify_all()
+
+    # ---- requests that may be answered together ---------------------------------------------------------------
+
+    async def _in_company(self, method: str, arguments: dict[str, Any], merge_key: str) -> _Attempt:
+        """The first attempt at a request, in one call with those of its key that wait when a host becomes idle.
+
+        The longest waiting one takes the host, and the next ones along.
+        """
+        waiting = self.gathered.setdefault((method, merge_key), [])
+        mine = _Gathered(arguments, self.given, asyncio.get_running_loop().create_future())
+        waiting.append(mine)
+        found = await self._idle_seat(mine, waiting)
+        if found is not None:
+            seat, taken, group = found
+            try:
+                attempts = await self._shared(seat, taken, method, group)
+                for gathered, attempt in zip(group, attempts, strict=True):
+                    gathered.attempt.set_result(attempt)
+            except Exception as error:  # whatever it was, the others must not wait without end
+                for gathered in group:
+                    gathered.attempt.set_exception(error)
+        return await mine.attempt
+
+    async def _shared(self, seat: _Seat, taken: int, method: str, group: Sequence[_Gathered]) -> list[_Attempt]:
+        """One call for these requests; the attempt of each.
+
+        A shared call that is not answered tells nothing of any one request in it, whatever the error: all have failed.
+        """
+        if len(group) == 1:
+            return [await self._attempt(seat, taken, method, group[0].arguments)]
+        calls = [gathered.arguments for gathered in group]
+        attempt = await self._attempt(seat, taken, Host.TOGETHER[method], {"calls": calls})
+        if attempt.error is None and attempt.failure is None:
+            self.statistics.shared_calls += 1
+            self.statistics.shared_requests += len(group)
+            return [_Attempt(value) for value in attempt.value]
+        return [attempt._replace(error=None, failure=attempt.failure or attempt.error)] * len(group)
+
+    async def _idle_seat(
+        self, gathered: _Gathered, waiting: list[_Gathered]
+    ) -> tuple[_Seat, int, list[_Gathered]] | None:
+        """An idle host, with all of its places, and who goes there; None where another has taken this one along.
+
+        All of it: a short request behind a shared call would wait for the whole of it, and elsewhere it need not.
+        """
+
+        def places() -> int:
+            # A stream of other requests may never leave a host idle.
+            return 1 if self.given - gathered.arrival > PATIENCE * len(self.seats) else IN_FLIGHT_PER_HOST
+
+        async with self.free:
+            await self.free.wait_for(
+                lambda: gathered.taken or (gathered is waiting[0] and self._least_loaded(places()) is not None)
+            )
+            if gathered.taken:
+                return None
+            group = waiting[: self.pool.merge]
+            del waiting[: len(group)]
+            for one in group:
+                one.taken = True
+            self.free.notify_all()  # those that are left have another longest waiting one
+            return *self._take(places()), group
+
+    # ---- which host -------------------------------------------------------------------------------------------
 
     async def _seat(self, alone: bool) -> tuple[_Seat, int]:
         """The least loaded host that is up, and how many of its places are taken: one, or all of them."""
+        places = IN_FLIGHT_PER_HOST if alone else 1
         async with self.free:
             self.waiting_alone += alone
             try:
-                await self.free.wait_for(lambda: self._least_loaded(alone) is not None)
+                await self.free.wait_for(lambda: self._least_loaded(places, alone) is not None)
             finally:
                 if alone:
                     self.waiting_alone -= 1
                     self.free.notify_all()
-            seat = self._least_loaded(alone)
-            assert seat is not None
-            taken = IN_FLIGHT_PER_HOST if alone else 1
-            seat.in_flight += taken
-            return seat, taken
+            return self._take(places)
 
-    def _least_loaded(self, alone: bool) -> _Seat | None:
+    def _take(self, places: int) -> tuple[_Seat, int]:
+        seat = self._least_loaded(places, alone=True)
+        assert seat is not None
+        seat.in_flight += places
+        self.given += 1
+        return seat, places
+
+    def _least_loaded(self, places: int, alone: bool = False) -> _Seat | None:
+        """The least loaded host that is up and has so many places free."""
         if self.waiting_alone and not alone:
             return None  # or a host would never run dry
-        limit = 1 if alone else IN_FLIGHT_PER_HOST
         return min(
-            (seat for seat in self.seats if seat.up and seat.in_flight < limit),
+            (seat for seat in self.seats if seat.up and seat.in_flight + places <= IN_FLIGHT_PER_HOST),
             key=lambda seat: seat.in_flight,
             default=None,
         )
@@ -309,7 +453,7 @@ class RayPool(Pool):
         while True:
             while len(pending) < self.window and (item := next(waiting, None)) is not None:
                 index, request = item
-                pending[self.router.request.remote(request.method, request.arguments)] = index
+                pending[self.router.request.remote(*request)] = index
             if not pending:
                 return
             (done,), _ = ray.wait(list(pending), num_returns=1)
@@ -318,7 +462,7 @@ class RayPool(Pool):
             yield Outcome(index, value, error)
 
     def statistics(self) -> dict[str, Any]:
-        """Requests answered, retried and set aside, and answered per host."""
+        """What the router has seen: the fields of :class:`RouterStatistics`."""
         return ray.get(self.router.stats.remote())
 
 

@@ -16,14 +16,54 @@ class VelocityField(Protocol):
 
     ``scheduler`` names the Gaussian path that u belongs to; its ``t_min`` is where sampling starts, from
     ``scheduler.sigma(t_min) * x0`` with x0 ~ N(0, I).
+
+    Solvers ask with one time for the whole batch. Where several solvers share a batch, each sample brings the time of
+    its own solver; a field that cannot answer that serves every solver alone, and no shared batch.
     """
 
     @property
     def scheduler(self) -> Scheduler: ...
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """u_t(x) of the shape and dtype of ``x``; ``t`` is a 0-d float64 tensor."""
+        """u_t(x), each sample as if it were asked alone.
+
+        Args:
+            x: Shape (B, ...).
+            t: 0-d float64, the time of every sample, or (B,) float64, one time a sample.
+
+        Returns:
+            The shape and dtype of ``x``.
+        """
         ...
+
+
+def check_time_shape(t: Tensor, x: Tensor) -> None:
+    """Refuse times that are neither one for all samples nor one for each.
+
+    Raises:
+        ValueError: ``t`` is not 0-d, and not of shape (B,) for ``x`` of shape (B, ...).
+    """
+    if t.ndim and t.shape != x.shape[:1]:
+        raise ValueError(
+            f"times of shape {tuple(t.shape)} for a batch of {len(x)} samples; give one time (0-d), or one time a "
+            f"sample ({len(x)},)"
+        )
+
+
+def per_sample(value: Tensor, x: Tensor) -> Tensor:
+    """A function of time in the form that multiplies samples: what is 0-d stays so, (B,) becomes (B, 1, ..., 1).
+
+    Args:
+        value: 0-d or (B,), as the time it comes from.
+        x: Samples, shape (B, ...); the result has their dtype and, where it has their length, their device.
+
+    Raises:
+        ValueError: ``value`` has another shape.
+    """
+    check_time_shape(value, x)
+    if value.ndim == 0:
+        return value.to(x.dtype)
+    return value.to(device=x.device, dtype=x.dtype).view(-1, *(1,) * (x.ndim - 1))
 
 
 class FunctionField:
@@ -67,7 +107,7 @@ class GuidedPrediction:
     so guiding the prediction guides the velocity alike.
 
     Args:
-        predict: ``predict(x, t, condition)``, the network's output for a batch.
+        predict: ``predict(x, t, condition)``, the network's output for a batch; asked with times as it is asked.
         condition: Conditioning of the batch, shape (B, ...).
         null_condition: The conditioning of a dropped label, same shape.
     """
@@ -88,5 +128,6 @@ class GuidedPrediction:
         if self.guidance_scale == 1:
             return self.predict(x, t, self.condition)
         # One doubled batch rather than two calls: the device is better filled.
-        conditional, unconditional = self.predict(torch.cat([x, x]), t, self.condition).chunk(2)
+        times = t if t.ndim == 0 else torch.cat([t, t])
+        conditional, unconditional = self.predict(torch.cat([x, x]), times, self.condition).chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)

@@ -10,15 +10,18 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint as recompute
 
 from solvers.field import VelocityField
+from solvers.schedulers.base import Scheduler
 
 THETA_FORMAT = "bespoke-theta"
 THETA_VERSION = 1
@@ -65,30 +68,38 @@ class NSSolver:
         """Velocity evaluations per sample."""
         return self.times.shape[0]
 
-    def sample(self, velocity: VelocityField, x0: Tensor) -> Tensor:
+    def sample(self, velocity: VelocityField, x0: Tensor, *, checkpoint: bool = False) -> Tensor:
         """Algorithm 1: the sample x_n, of the shape and dtype of ``x0``.
 
         Args:
             velocity: ``u(x, t)``: any callable of a batch and a 0-d float64 time.
             x0: Noise ~ N(0, I), shape (B, ...).
+            checkpoint: For gradients: see :class:`CheckpointedField`. Without gradients it changes nothing.
 
-        Gradients flow into times, a and b where they require them.
+        Gradients flow into times, a and b where they require them, once: there are no second derivatives. Beside what
+        the network keeps for its own backward pass, n states and n velocities are held.
         """
-        for x in self.states(velocity, x0):
+        for x in self.states(velocity, x0, checkpoint=checkpoint):
             sample = x
         return sample
 
-    def states(self, velocity: VelocityField, x0: Tensor) -> Iterator[Tensor]:
-        """x_0, ..., x_n in turn, each of the shape and dtype of ``x0``; x_k is where the velocity is asked at t_k."""
-        needs_graph = torch.is_grad_enabled() and any(p.requires_grad for p in (self.times, self.a, self.b))
-        combine = _combine_with_graph if needs_graph else _combine
+    def states(self, velocity: VelocityField, x0: Tensor, *, checkpoint: bool = False) -> Iterator[Tensor]:
+        """x_0, ..., x_n in turn, each of the shape and dtype of ``x0``; x_k is where the velocity is asked at t_k.
+
+        Args: those of :meth:`sample`.
+        """
+        needs_graph = torch.is_grad_enabled() and (self.a.requires_grad or self.b.requires_grad)
+        field = CheckpointedField(velocity) if checkpoint else velocity
+        a, b = self.a.tolist(), self.b.tolist()
         velocities: list[Tensor] = []
-        x = combine(self.a[0], x0, self.b[0], velocities)
-        yield x
-        for k in range(self.nfe):
-            velocities.append(velocity(x, self.times[k]))
-            x = combine(self.a[k + 1], x0, self.b[k + 1], velocities)
+        for k in range(self.nfe + 1):
+            if needs_graph:
+                x: Tensor = _Combination.apply(self.a[k], self.b[k], x0, *velocities)
+            else:
+                x = _combine(a[k], b[k], x0, velocities)
             yield x
+            if k < self.nfe:
+                velocities.append(field(x, self.times[k]))
 
     def flat(self) -> Tensor:
         """Every number of theta in one float64 vector: times, a, then the lower triangle of b by rows."""
@@ -137,20 +148,73 @@ def nfe_of_flat(length: int) -> int:
     return n
 
 
-def _combine(a: Tensor, x0: Tensor, b: Tensor, velocities: list[Tensor]) -> Tensor:
-    """a x0 + sum_j b_j u_j in place: no graph, no stacked copy of the velocities."""
-    x = x0 * float(a)
-    for weight, velocity in zip(b.tolist(), velocities, strict=False):
+class CheckpointedField:
+    """A velocity field that keeps only its inputs for the backward pass, and is evaluated again there.
+
+    Activation checkpointing (Chen et al. 2016, "Training deep nets with sublinear memory cost") with one segment per
+    velocity: what a solver holds for its gradient is then n states and n velocities, and the activations of a single
+    evaluation while they are needed, for one more forward per evaluation. The gradient is the same.
+
+    Args:
+        field: Deterministic: its second evaluation must equal the first. What counts its evaluations counts both.
+    """
+
+    def __init__(self, field: VelocityField):
+        self.field = field
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """That of the field itself."""
+        return self.field.scheduler
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """u_t(x), as the field itself."""
+        if not torch.is_grad_enabled():
+            return self.field(x, t)
+        return recompute(self.field, x, t, use_reentrant=False, preserve_rng_state=False)
+
+
+def _combine(a: float, b: list[float], x0: Tensor, velocities: Sequence[Tensor]) -> Tensor:
+    """a x0 + sum_j b_j u_j in place: no stacked copy of the velocities."""
+    x = x0 * a
+    for weight, velocity in zip(b, velocities, strict=False):
         if weight:
             x.add_(velocity, alpha=weight)
     return x
 
 
-def _combine_with_graph(a: Tensor, x0: Tensor, b: Tensor, velocities: list[Tensor]) -> Tensor:
-    x = a.to(x0.dtype) * x0
-    if velocities:
-        x = x + torch.tensordot(b[: len(velocities)].to(x0.dtype), torch.stack(velocities), dims=1)
-    return x
+class _Combination(torch.autograd.Function):
+    """:func:`_combine` with gradients in a, b, x0 and the u_j; keeps references to x0 and the u_j, and no copy.
+
+    Inputs: a (0-d), b (n,) of which the first entries are used, x0, and the velocities so far, of the shape of x0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, x0: Tensor, *velocities: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b, x0, *velocities)
+        return _combine(float(a), b.tolist(), x0, velocities)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # As plain tensors: a solver may be run on ones that watch it for what is not linear, and products are not.
+        a, b, x0, *velocities = (saved.as_subclass(Tensor) for saved in ctx.saved_tensors)
+        gradient = gradient.as_subclass(Tensor)
+        # Sums over a whole batch: never in less than float32.
+        wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        needs_a, needs_b, *needs_terms = ctx.needs_input_grad
+        of_a = (wide * x0).sum().to(a) if needs_a else None
+        of_b = None
+        if needs_b:
+            of_b = torch.zeros_like(b)
+            if velocities:
+                of_b[: len(velocities)] = torch.stack([(wide * velocity).sum() for velocity in velocities]).to(b)
+        weights = [float(a), *b.tolist()]
+        terms = [
+            gradient * weight if needed and weight else None
+            for weight, needed in zip(weights, needs_terms, strict=False)
+        ]
+        return of_a, of_b, *terms
 
 
 @dataclass(frozen=True)

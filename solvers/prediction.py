@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from solvers.field import per_sample
 from solvers.scale_time import SchedulerChange
 from solvers.schedulers.base import PathPoint, Scheduler
 
@@ -41,7 +42,7 @@ def endpoints(prediction: Prediction, output: Tensor, x: Tensor, point: PathPoin
             alpha^2 + sigma^2 = 1.
         output: The network's output, shape (B, ...).
         x: The network's input, same shape.
-        point: The scheduler at the network's time.
+        point: The scheduler at the network's time: 0-d, or of a shape that multiplies x, one time a sample.
 
     Raises:
         ValueError: An unknown prediction, v-prediction on a path that is not variance preserving, or a time at which
@@ -49,7 +50,7 @@ def endpoints(prediction: Prediction, output: Tensor, x: Tensor, point: PathPoin
     """
     alpha, sigma = point.alpha, point.sigma
     blind = {"epsilon": ("data", "alpha", alpha), "sample": ("noise", "sigma", sigma)}.get(prediction)
-    if blind is not None and float(blind[2].detach()) == 0:
+    if blind is not None and bool((blind[2].detach() == 0).any()):
         raise ValueError(
             f"a prediction of {prediction!r} does not determine the {blind[0]} where {blind[1]} = 0; choose a time "
             f"grid or a domain of the scheduler that leaves this time out"
@@ -60,9 +61,10 @@ def endpoints(prediction: Prediction, output: Tensor, x: Tensor, point: PathPoin
         case "sample":
             return Endpoints(output, (x - alpha * output) / sigma)
         case "v_prediction":
-            norm = float((alpha**2 + sigma**2).detach())
-            if abs(norm - 1) > 1e-6:
-                raise ValueError(f"v_prediction needs alpha^2 + sigma^2 = 1, got {norm:.6g}; use 'velocity'")
+            norms = (alpha**2 + sigma**2).detach()
+            off = norms[(norms - 1).abs() > 1e-6]
+            if len(off):
+                raise ValueError(f"v_prediction needs alpha^2 + sigma^2 = 1, got {float(off[0]):.6g}; use 'velocity'")
             return Endpoints(alpha * x - sigma * output, sigma * x + alpha * output)
         case "velocity":
             return endpoints_from_velocity(output, x, point)
@@ -77,7 +79,7 @@ class PredictionField:
     Presenting a variance-preserving network under ``CondOT`` gives a velocity that is finite on the closed domain.
 
     Args:
-        predict: ``predict(x, t)``: the network at native time ``t`` (0-d float64).
+        predict: ``predict(x, t)``: the network at native time ``t``, float64: 0-d, or (B,) where the field is asked so.
         prediction: What it predicts.
         native: The scheduler it was trained with.
         scheduler: The scheduler of the velocity; default ``native``. Its domain is cut to what ``native`` covers.
@@ -103,11 +105,11 @@ class PredictionField:
             native_t, native_x, inner = t, x, outer
         else:
             native_t, scale = self.change.time_and_scale(t)
-            native_x, inner = x / scale.to(x.dtype), self.native(native_t)
+            native_x, inner = x / per_sample(scale, x), self.native(native_t)
         output = self.predict(native_x, native_t)
         if self.prediction == "velocity" and self.change is None:
             return output
-        inner, outer = (PathPoint(*(value.to(x.dtype) for value in p)) for p in (inner, outer))
+        inner, outer = (PathPoint(*(per_sample(value, x) for value in p)) for p in (inner, outer))
         data, noise = endpoints(self.prediction, output, native_x, inner)
         return outer.d_alpha * data + outer.d_sigma * noise
 

@@ -42,12 +42,16 @@ class Session:
             device=resources.device,
             threads=resources.host_threads,
             memory_bytes=int(resources.host_memory_gb * 1e9),
+            precision=resources.precision,
+            checkpoint=resources.checkpoint,
+            compile=resources.compile,
         )
         pool = PoolSettings(
             hosts=resources.hosts,
             cpus=resources.host_cpus,
             gpus=resources.host_gpus,
             request_timeout=resources.request_timeout,
+            merge=resources.merge,
         )
         # A name of its own: a pool that is found by a shared one may be that of a session which is ending.
         self.pool_name = f"pool-{config.name}-{uuid.uuid4().hex[:8]}"

@@ -112,6 +112,7 @@ class Point:
         settings: The method's settings of a learned family.
         objective, objective_options: What a learned family minimises.
         method: How it is learned: a key of :data:`orchestrator.distillation.SETTINGS`.
+        precision: What the network computes in while it is distilled.
         data_parallel: Whether every batch is split over all hosts.
         validate_every: Iterations between validations of a learned family.
         early_stopping: Whether the search may end it early; what it then has is no result of the full run.
@@ -137,6 +138,7 @@ class Point:
     settings: Settings | None = None
     objective: str = "psnr"
     objective_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    precision: str = "float32"
     data_parallel: bool = False
     validate_every: int = 0
     early_stopping: bool = False
@@ -266,6 +268,7 @@ def learned_points(
                     settings=settings,
                     objective=learned.objective.name,
                     objective_options=learned.objective.options,
+                    precision=config.resources.precision,
                     data_parallel=learned.data_parallel,
                     validate_every=learned.length.validate_every,
                     early_stopping=config.search.scheduler == "asha",

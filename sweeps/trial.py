@@ -243,7 +243,8 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
         if point.data_parallel:
             state = advance(run, state, point.validate_every, scheduler, ask)
         else:
-            state = pool.call("advance", run=run, state=state, steps=point.validate_every)
+            step = {"run": run, "state": state, "steps": point.validate_every}
+            (state,) = pool.gather([Request("advance", step, run.merge_key(point.nfe, point.guidance_scale))])
         state = validated(state)
 
     best = state.best

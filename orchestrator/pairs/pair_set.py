@@ -18,7 +18,7 @@ class PairSet:
     Attributes:
         x0: Noise, (N, ...), float32.
         x1: Ground truth, (N, ...), float32.
-        condition: Conditioning, (N, ...), int64.
+        condition: Conditioning, (N, ...), int64, or float32 where the adapter encodes it (texts).
         nfe: Velocity evaluations that the ground truth took, (N,), int32.
         path: The trajectories from x0 to x1 on the adaptive solver's own steps; None where they were not kept.
     """

@@ -98,10 +98,19 @@ class Scheduler(ABC):
     def check_velocity_time(self, t: float | Tensor) -> None:
         """Refuse a time at which the velocity does not exist.
 
+        Args:
+            t: A time, or several of any shape.
+
         Raises:
-            ValueError: ``t`` lies outside [t_min, t_max], or at 1 where the velocity is infinite.
+            ValueError: A time lies outside [t_min, t_max], or at 1 where the velocity is infinite.
         """
-        time = float(as_time(t).detach())
+        times = as_time(t).detach()
+        if times.ndim:
+            # The domain is an interval: with its extremes, all times lie inside. NaN is both of them.
+            for extreme in times.aminmax():
+                self.check_velocity_time(extreme)
+            return
+        time = float(times)
         if not math.isfinite(time) or not self.t_min - TIME_TOLERANCE <= time <= self.t_max + TIME_TOLERANCE:
             raise ValueError(
                 f"velocity queried at t={time:.6g}, outside the domain [{self.t_min:.6g}, {self.t_max:.6g}] of "

@@ -123,7 +123,7 @@ def test_every_mistake_is_told_at_once(load: Callable[..., ExperimentConfig]) ->
         ),
         (["metrics=[psnr, sssim]"], r"unknown metric 'sssim'.*there are: psnr, rmse, snr"),
         (["metrics=[snr]"], r"metrics must include 'psnr'"),
-        (["model.name=diffuser"], r"unknown model adapter 'diffuser'; there are: zoo"),
+        (["model.name=zooo"], r"unknown model adapter 'zooo' \(did you mean 'zoo'\?\); there are: diffusers, edm,"),
         (["model.options={}"], r"model adapter 'zoo' takes one option, 'weights', a name or a path; got \{\}"),
         (["model.options.weights=digits_fm_to"], r"no zoo model 'digits_fm_to' \(did you mean 'digits_fm_ot'\?\)"),
         (["conditioning.name=label"], r"unknown dataset 'label' \(did you mean 'labels'\?\)"),

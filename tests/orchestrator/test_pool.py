@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import ActorUnavailableError, RayTaskError
 
-from orchestrator.distillation import to_numpy
-from orchestrator.errors import PoolError, StoreError
+from orchestrator.distillation import LearnedRun, to_numpy
+from orchestrator.errors import PoolError, StoreError, UserError
 from orchestrator.host import HostSettings, ModelFacts
 from orchestrator.pairs import PairSpec
-from orchestrator.pool import NAMESPACE, LocalPool, RayPool, Request, check_fits, connect
+from orchestrator.pool import NAMESPACE, LocalPool, PoolSettings, RayPool, Request, Router, check_fits, connect
 from orchestrator.storage import Storage
+from solvers.distil.adam import AdamSettings
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
@@ -117,6 +121,9 @@ def _deadly() -> Any:
 
     class Deadly:
         def __len__(self) -> int:
+            os._exit(1)
+
+        def __radd__(self, other: int) -> int:
             os._exit(1)
 
     return Deadly()
@@ -301,3 +308,212 @@ def test_a_cluster_that_is_not_there_is_said_so_at_once(monkeypatch: pytest.Monk
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(PoolError, match=r"no Ray cluster at '127\.0\.0\.1:1': .*refused.*; start one with `ray up"):
         connect("127.0.0.1:1", cpus=1)
+
+
+# ---- requests that are answered together --------------------------------------------------------------------------
+
+
+class _Method:
+    """A host's method as Ray offers it: ``remote(**arguments)``."""
+
+    def __init__(self, answer: Callable[..., Any]):
+        self.remote = answer
+
+
+class _Actor:
+    """A host that answers when it is told to, and remembers what it was asked."""
+
+    def __init__(self, log: list[tuple[str, Any]], gate: asyncio.Event, poison: dict[Any, Exception]):
+        self.log, self.gate, self.poison = log, gate, poison
+
+    def __getattr__(self, method: str) -> _Method:
+        async def answer(**arguments: Any) -> Any:
+            calls = arguments.get("calls", [arguments])
+            numbers = [call.get("number") for call in calls]
+            self.log.append((method, numbers if "calls" in arguments else numbers[0]))
+            await self.gate.wait()
+            for number in numbers:
+                if number in self.poison:
+                    raise self.poison[number]
+            answers = [f"{method} {number}" for number in numbers]
+            return answers if "calls" in arguments else answers[0]
+
+        return _Method(answer)
+
+
+class _Hosts:
+    """A router of hosts that are none, whose work begins with :meth:`open`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, hosts: int, merge: int):
+        self.log: list[tuple[str, Any]] = []
+        self.gate = asyncio.Event()
+        self.poison: dict[Any, Exception] = {}
+        actor = _Method(lambda settings: _Actor(self.log, self.gate, self.poison))
+        remote = SimpleNamespace(options=lambda **options: actor)
+        monkeypatch.setattr("orchestrator.pool.ray.remote", lambda cls: remote)
+        settings = HostSettings(adapter="none", options={}, storage="none")
+        self.router = Router(settings, PoolSettings(hosts=hosts, merge=merge))
+
+    def ask(self, method: str, number: int, key: str | None) -> asyncio.Task[tuple[Any, Exception | None]]:
+        return asyncio.create_task(self.router.request(method, {"number": number}, key))
+
+    async def settle(self) -> None:
+        """Let everything happen that can without an answer."""
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+    async def answers(self, tasks: Sequence[asyncio.Task[tuple[Any, Exception | None]]]) -> list[Any]:
+        self.gate.set()
+        return await asyncio.wait_for(asyncio.gather(*tasks), 20)
+
+
+def _routed(scenario: Callable[[_Hosts], Any], monkeypatch: pytest.MonkeyPatch, hosts: int = 1, merge: int = 3) -> Any:
+    """Run a scenario with a router of such hosts."""
+
+    async def run() -> Any:
+        return await scenario(_Hosts(monkeypatch, hosts, merge))
+
+    return asyncio.run(run())
+
+
+async def _six(there: _Hosts, keys: str) -> list[Any]:
+    """Six requests that come one after the other, each with its key."""
+    tasks = []
+    for number, key in enumerate(keys):
+        tasks.append(there.ask("advance", number, key))
+        await there.settle()
+    return await there.answers(tasks)
+
+
+def test_requests_that_wait_with_equal_keys_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first takes the idle host; while it works, those of one key gather, up to the limit, in order."""
+
+    async def scenario(there: _Hosts) -> None:
+        answers = await _six(there, "aaaaaa")
+        assert there.log == [("advance", 0), ("advance_many", [1, 2, 3]), ("advance_many", [4, 5])]
+        assert answers[:2] == [("advance 0", None), ("advance_many 1", None)]
+        assert [value.split()[1] for value, _ in answers] == list("012345")
+        statistics = await there.router.stats()
+        assert (statistics["answered"], statistics["shared_calls"], statistics["shared_requests"]) == (3, 2, 5)
+
+    _routed(scenario, monkeypatch)
+
+
+def test_requests_of_other_keys_are_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The router knows nothing of what keys mean, only whether they are equal."""
+
+    async def scenario(there: _Hosts) -> None:
+        await _six(there, "aababb")
+        assert there.log == [("advance", 0), ("advance_many", [1, 3]), ("advance_many", [2, 4, 5])]
+
+    _routed(scenario, monkeypatch)
+
+
+@pytest.mark.parametrize(("method", "key", "merge"), [("advance", "a", 1), ("score", "a", 3), ("advance", None, 3)])
+def test_what_may_not_be_merged_is_asked_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, method: str, key: str | None, merge: int
+) -> None:
+    """With merge 1, of a method that has no shared form, or without a key: two at the host, as ever."""
+
+    async def scenario(there: _Hosts) -> None:
+        tasks = [there.ask(method, number, key) for number in range(4)]
+        await there.settle()
+        assert there.log == [(method, 0), (method, 1)]
+        await there.answers(tasks)
+        assert there.log == [(method, number) for number in range(4)]
+
+    _routed(scenario, monkeypatch, merge=merge)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ActorUnavailableError("the host died", None),
+        RayTaskError("advance_many", "", ValueError("a bad theta")),
+        RayTaskError("advance_many", "", StoreError("no such pairs")),
+        RayTaskError("advance_many", "", RuntimeError("out of luck")),
+    ],
+    ids=["lost host", "hopeless", "user error", "failure"],
+)
+def test_a_request_that_spoils_a_shared_call_is_set_aside_alone(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The call tells nothing of any one request in it: each is asked again alone, and the others have answers."""
+
+    async def scenario(there: _Hosts) -> None:
+        there.poison[2] = error
+        answers = await _six(there, "aaaa")
+        assert [value for value, _ in answers] == ["advance 0", "advance 1", None, "advance 3"]
+        assert isinstance(answers[2][1], UserError)
+        assert there.log[1] == ("advance_many", [1, 2, 3])
+        assert {call for call in there.log[2:] if call[0] != "process_id"} == {("advance", i) for i in (1, 2, 3)}
+
+    _routed(scenario, monkeypatch)
+
+
+def test_an_unforeseen_error_reaches_all_who_share_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever breaks in the router, nobody waits for an answer that will not come."""
+
+    async def scenario(there: _Hosts) -> None:
+        there.poison[2] = KeyError("unforeseen")
+        tasks = [there.ask("advance", number, "a") for number in range(4)]
+        await there.settle()
+        there.gate.set()
+        found = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+        assert [type(answer) for answer in found[1:]] == [KeyError] * 3
+
+    _routed(scenario, monkeypatch)
+
+
+def test_a_short_request_does_not_wait_behind_a_shared_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shared call takes all places of its host: what comes next goes elsewhere, or to who is free first."""
+
+    async def scenario(there: _Hosts) -> None:
+        tasks = [there.ask("advance", 0, "a"), *(there.ask("score", number, None) for number in range(1, 4))]
+        await there.settle()
+        assert there.log == [("advance", 0), ("score", 1), ("score", 2)]
+        await there.answers(tasks)
+
+    _routed(scenario, monkeypatch, hosts=2)
+
+
+def test_a_stream_of_others_starves_no_request_that_can_be_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that is never idle: after PATIENCE others it takes any place."""
+    monkeypatch.setattr("orchestrator.pool.PATIENCE", 5)
+
+    async def scenario(there: _Hosts) -> None:
+        stream = [there.ask("score", number, None) for number in range(2)]
+        await there.settle()
+        waiting = there.ask("advance", 99, "a")
+        await there.settle()
+        stream += [there.ask("score", number, None) for number in range(2, 20)]
+        await there.answers([*stream, waiting])
+        assert there.log.index(("advance", 99)) < len(there.log) - 1
+
+    _routed(scenario, monkeypatch)
+
+
+@pytest.mark.cluster
+def test_runs_are_advanced_together_by_actors_and_a_deadly_one_alone(
+    ray_session: None, made: Storage, host_settings: Callable[..., HostSettings], facts: ModelFacts, specs: Any
+) -> None:
+    """On Ray, with a run that takes its host with it: the others learn what they learn alone."""
+    import ray
+
+    train = specs[PairKey("train", 1.0, 0)].digest
+    settings = AdamSettings(learning_rate=5e-3, iterations=20, batch_size=16, training_pairs=48)
+    run = LearnedRun(family="bns", options={}, sigma0=1.0, train=train, settings=settings)
+    state = run.begin(run.build().start(GridSolver(Midpoint(), 4, Grid()), facts.scheduler))
+    calls = [{"run": run, "state": state, "steps": 3} for _ in range(6)]
+    calls[4]["steps"] = _deadly()
+    pool = RayPool.start(f"merging-{os.getpid()}", host_settings(made), PoolSettings(hosts=1, cpus=0.5, merge=4))
+    try:
+        pool.window = len(calls)
+        outcomes = {found.index: found for found in pool.map([Request("advance", call, "a key") for call in calls])}
+        assert [i for i, outcome in outcomes.items() if outcome.error is not None] == [4]
+        expected = LocalPool(host_settings(made)).call("advance", **calls[0]).parameters
+        for i in (0, 1, 2, 3, 5):
+            np.testing.assert_allclose(outcomes[i].value.parameters, expected, rtol=1e-4, atol=1e-5)
+        assert pool.statistics()["shared_calls"] >= 1
+    finally:
+        ray.kill(pool.router)

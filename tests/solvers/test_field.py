@@ -8,9 +8,9 @@ from oracles import affordable_nfe, noise, nonlinear_field
 from torch import Tensor
 
 from solvers.families.base import Family, GridSolver
-from solvers.field import CountingField, GuidedPrediction
+from solvers.field import CountingField, GuidedPrediction, per_sample
 from solvers.grids import UNIFORM
-from solvers.schedulers import CondOT
+from solvers.schedulers import VP, CondOT
 
 
 def test_a_family_makes_exactly_the_evaluations_it_is_given(family: Family) -> None:
@@ -61,3 +61,45 @@ def test_guidance_extrapolates_from_the_unconditional_output_in_one_doubled_batc
     assert (network.batches, guided.forwards_per_evaluation) == ([8], 2)
     conditional, unconditional = x * condition[:, None] + 0.25, x * null[:, None] + 0.25
     torch.testing.assert_close(found, unconditional + scale * (conditional - unconditional))
+
+
+def test_guidance_doubles_the_times_with_the_batch() -> None:
+    """One time a sample: both halves of the doubled batch are asked at the sample's own time."""
+
+    def network(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        return x * condition[:, None] + per_sample(t, x)
+
+    x, t, condition = noise(4, 3), torch.linspace(0, 1, 4, dtype=torch.float64), torch.arange(4.0, dtype=torch.float64)
+    guided = GuidedPrediction(network, condition, -condition, guidance_scale=3.0)
+    alone = torch.stack([guided(x, time)[i] for i, time in enumerate(t)])
+    torch.testing.assert_close(guided(x, t), alone, rtol=0, atol=0)
+
+
+def test_a_function_of_time_takes_the_form_that_multiplies_samples() -> None:
+    """0-d stays 0-d, and one number a sample multiplies all of that sample's dimensions, in its dtype."""
+    x = torch.ones(2, 3, 1)
+    assert per_sample(torch.tensor(0.5, dtype=torch.float64), x).shape == ()
+    found = per_sample(torch.tensor([1.0, 2.0], dtype=torch.float64), x) * x
+    torch.testing.assert_close(found, torch.tensor([[[1.0]] * 3, [[2.0]] * 3]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1,), (2, 1)])
+def test_times_that_are_neither_one_nor_one_a_sample_are_refused(shape: tuple[int, ...]) -> None:
+    """A vector of another length would be spread over the dimensions of a sample without a sign."""
+    with pytest.raises(ValueError, match=r"times of shape .* for a batch of 2 samples; give one time \(0-d\), or one"):
+        per_sample(torch.zeros(shape, dtype=torch.float64), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([0.5, 1.2, 0.1], r"velocity queried at t=1\.2, outside the domain \[0, 1\] of the vp scheduler"),
+        ([0.5, -0.3, 0.1], r"velocity queried at t=-0\.3, outside the domain"),
+        ([0.5, float("nan"), 0.1], r"velocity queried at t=nan, outside the domain"),
+        ([0.5, 1.0, 0.1], r"the velocity of the vp scheduler is infinite at t=1"),
+    ],
+)
+def test_one_bad_time_among_many_is_refused(times: list[float], message: str) -> None:
+    """The domain is checked for every sample, and the offender is named."""
+    with pytest.raises(ValueError, match=message):
+        VP().check_velocity_time(torch.tensor(times, dtype=torch.float64))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,15 @@ from solvers.families.adams_bashforth import AdamsBashforth
 from solvers.families.base import GridSolver
 from solvers.field import CountingField
 from solvers.grids import UNIFORM
-from solvers.ns import MAX_NFE, InvalidThetaError, NSSolver, ThetaArtifact, lower_triangle, nfe_of_flat
+from solvers.ns import (
+    MAX_NFE,
+    CheckpointedField,
+    InvalidThetaError,
+    NSSolver,
+    ThetaArtifact,
+    lower_triangle,
+    nfe_of_flat,
+)
 from solvers.schedulers import CondOT
 
 
@@ -105,6 +114,138 @@ def test_parts_of_the_wrong_shape_are_refused(times: tuple[int, ...], a: tuple[i
     match = r"an NS solver of n=\d evaluations has times \(n,\), a \(n\+1,\) and b \(n\+1, n\); got "
     with pytest.raises(InvalidThetaError, match=match):
         NSSolver(torch.zeros(times), torch.zeros(a), torch.zeros(b))
+
+
+# --- What sampling holds for its gradient ------------------------------------------------------------------------
+
+
+class _Saved:
+    """Bytes of distinct storages that autograd was given to save, and how many of a velocity's inputs stay alive."""
+
+    def __init__(self) -> None:
+        self.storages: dict[int, int] = {}
+        self.asked: list[weakref.ref[Tensor]] = []
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self.storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def bytes_of(self, nfe: int, velocity: Callable[[Tensor, Tensor], Tensor], *, checkpoint: bool) -> int:
+        """Held between the forward and the backward pass of one sampling from ``BIG``, in bytes."""
+
+        def watched(x: Tensor, t: Tensor) -> Tensor:
+            self.asked.append(weakref.ref(x))
+            return velocity(x, t)
+
+        solver = NSSolver.from_flat(random_solver(nfe).flat().requires_grad_())
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
+            sample = solver.sample(watched, BIG, checkpoint=checkpoint)  # type: ignore[arg-type]
+        for held in (reference() for reference in self.asked):
+            if held is not None:
+                self._pack(held)
+        assert sample.requires_grad  # the graph is alive until here
+        return sum(self.storages.values())
+
+
+BIG = noise(8, 512).float()
+STATE_BYTES = BIG.numel() * BIG.element_size()
+
+
+def _hungry(x: Tensor, t: Tensor) -> Tensor:
+    """A velocity that saves ten tensors of the state's size for its backward pass."""
+    for _ in range(10):
+        x = torch.sin(x) + t.to(x.dtype)
+    return x
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("nfe", [4, 8, 16])
+def test_combining_holds_no_copy_of_the_velocities(nfe: int, checkpoint: bool) -> None:
+    """With a velocity that saves its input alone, x_i and u_i are all that is held: linear in n, and not n^2 / 2."""
+    held = _Saved().bytes_of(nfe, lambda x, t: torch.sin(x), checkpoint=checkpoint)
+    assert held < (2 * nfe + 2) * STATE_BYTES
+
+
+@pytest.mark.parametrize("nfe", [4, 8, 16])
+def test_with_checkpointing_an_evaluation_adds_its_state_and_its_velocity(nfe: int) -> None:
+    """The activations inside the velocity are not held; without checkpointing they are, all of them."""
+    with_it = _Saved().bytes_of(nfe, _hungry, checkpoint=True)
+    without = _Saved().bytes_of(nfe, _hungry, checkpoint=False)
+    assert with_it < (2 * nfe + 2) * STATE_BYTES
+    assert without > 10 * nfe * STATE_BYTES
+
+
+@pytest.mark.parametrize("nfe", [1, 5])
+def test_checkpointing_changes_no_gradient(nfe: int) -> None:
+    """The same operations in the same order, some of them twice: equal to the last bit."""
+    field, x0 = nonlinear_field(CondOT()), noise(3, 2)
+    gradients = []
+    for checkpoint in (False, True):
+        flat = random_solver(nfe).flat().requires_grad_()
+        sample = NSSolver.from_flat(flat).sample(field, x0, checkpoint=checkpoint)
+        gradients.append(torch.autograd.grad(sample.square().sum(), flat)[0])
+    assert torch.equal(*gradients)
+
+
+def test_checkpointing_evaluates_every_velocity_once_more_and_only_for_a_gradient() -> None:
+    """Its price: n forwards in the backward pass; none where no gradient is asked for."""
+    counted, x0 = CountingField(nonlinear_field(CondOT())), noise(3, 2)
+    flat = random_solver(5).flat().requires_grad_()
+    with torch.no_grad():
+        NSSolver.from_flat(flat).sample(counted, x0, checkpoint=True)
+    assert counted.nfe == 5
+    sample = NSSolver.from_flat(flat).sample(counted, x0, checkpoint=True)
+    assert counted.nfe == 10
+    sample.sum().backward()
+    assert counted.nfe == 15
+
+
+def test_a_checkpointed_field_is_the_field() -> None:
+    """Same velocities, same scheduler: it can stand wherever a field is asked for."""
+    field, x, t = nonlinear_field(CondOT()), noise(3, 2), torch.tensor(0.3, dtype=torch.float64)
+    assert torch.equal(CheckpointedField(field)(x, t), field(x, t))
+    assert CheckpointedField(field).scheduler == field.scheduler
+
+
+def test_gradients_reach_the_noise_and_the_velocity_beside_theta() -> None:
+    """All inputs of a combination: a, b, x0, and (through a factor of the velocity) every u_j."""
+    x0 = noise(2, 2).requires_grad_()
+    factor = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    flat = random_solver(3).flat().requires_grad_()
+
+    def sample(theta: Tensor, start: Tensor, scale: Tensor) -> Tensor:
+        return NSSolver.from_flat(theta).sample(lambda x, t: scale * torch.sin(x + t), start)  # type: ignore[arg-type]
+
+    assert torch.autograd.gradcheck(sample, (flat, x0, factor), atol=1e-6)
+
+
+def test_a_weight_of_zero_still_has_a_gradient() -> None:
+    """Zeros are skipped as terms, not as unknowns: a start such as Midpoint's has many, and learns them."""
+    flat = random_solver(3).flat()
+    flat[7:10] = 0  # b_10, b_20, b_21
+    field, x0 = nonlinear_field(CondOT()), noise(2, 2)
+    sample = lambda theta: NSSolver.from_flat(theta).sample(field, x0)  # noqa: E731
+    assert torch.autograd.gradcheck(sample, flat.requires_grad_(), atol=1e-6)
+
+
+def test_the_gradient_of_a_large_batch_survives_bfloat16() -> None:
+    """Products over a batch are taken and summed in float32: theta's gradient is float64's to bfloat16's own error."""
+    gradients = []
+    for dtype in (torch.float64, torch.bfloat16):
+        flat = random_solver(1).flat().requires_grad_()
+        sample = NSSolver.from_flat(flat).sample(lambda x, t: x, torch.ones(4096, 1, dtype=dtype))  # type: ignore[arg-type]
+        gradients.append(torch.autograd.grad(sample.sum(), flat, allow_unused=True)[0])
+    assert relative_error(gradients[1], gradients[0]) < 0.01
+
+
+def test_a_second_derivative_is_refused() -> None:
+    """The combination is differentiable once; a silent zero would be worse."""
+    flat = random_solver(2).flat().requires_grad_()
+    sample = NSSolver.from_flat(flat).sample(nonlinear_field(CondOT()), noise(2, 2))
+    (gradient,) = torch.autograd.grad(sample.sum(), flat, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 # --- theta as one vector -----------------------------------------------------------------------------------------

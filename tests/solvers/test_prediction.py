@@ -8,6 +8,7 @@ import pytest
 import torch
 from oracles import inside, mixture, noise
 
+from solvers.field import per_sample
 from solvers.prediction import (
     PREDICTIONS,
     PredictionField,
@@ -148,3 +149,34 @@ def test_a_v_prediction_at_a_learned_time_gives_no_warning(recwarn: pytest.Warni
     point: PathPoint = Cosine()(t)
     endpoints("v_prediction", noise(1, 2), noise(1, 2), point)
     assert [str(warning.message) for warning in recwarn] == []
+
+
+def _network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """A network that answers one time or one a sample, as those of models do."""
+    return torch.tanh(x * per_sample(1 + t, x))
+
+
+@pytest.mark.parametrize("target", [None, CondOT()], ids=["native", "as cond_ot"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_samples_with_times_of_their_own_have_the_velocities_they_have_alone(
+    prediction: str, target: Scheduler | None, scheduler: Scheduler
+) -> None:
+    """Solvers that share a batch ask at different times: every sample's numbers are those of the 0-d call.
+
+    Schedulers whose inverse is found by iteration stop it for all times at once, which may move the last bit.
+    """
+    if prediction == "v_prediction" and not _is_variance_preserving(scheduler):
+        pytest.skip("v-prediction is defined on variance-preserving paths")
+    field = PredictionField(_network, prediction, scheduler, target)
+    times = inside(field.scheduler, 6)
+    x = noise(6, 2, 3)
+    alone = torch.stack([field(x, t)[i] for i, t in enumerate(times)])
+    torch.testing.assert_close(field(x, times), alone, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(("prediction", "where"), [("epsilon", 0.0), ("sample", 1.0)])
+def test_one_sample_whose_prediction_is_blind_is_refused(prediction: str, where: float) -> None:
+    """alpha = 0 or sigma = 0 at a single sample of many."""
+    field = PredictionField(_network, prediction, CondOT())
+    with pytest.raises(ValueError, match=rf"a prediction of '{prediction}' does not determine the"):
+        field(noise(2, 3), torch.tensor([0.5, where], dtype=torch.float64))

@@ -70,6 +70,7 @@ OTHER: dict[str, Any] = {
     "settings": AdamSettings(learning_rate=1e-3),
     "objective": "rmse",
     "objective_options": {"x": 1},
+    "precision": "bfloat16",
     "data_parallel": True,
     "validate_every": 50,
     "early_stopping": True,

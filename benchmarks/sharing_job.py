@@ -1,0 +1,164 @@
+"""What bench_sharing.py starts, each in a process of its own: python sharing_job.py sweep|trial|pairs|imports FILE.
+
+``sweep`` runs all trials as the product does (hosts, Ray Tune, MLflow, report); ``trial`` runs one of them by itself,
+on a model that it loads; ``pairs`` makes the pairs that both find; ``imports`` only imports what a trial of the sweep
+does. FILE is JSON: the experiment's configuration, and for a trial the index of its point. Each writes what it found
+to FILE.out.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ADAPTERS = str(Path(__file__).parent / "adapters")
+
+
+def find_adapters() -> None:
+    """Let this process find the benchmarks' model adapters beside the product's."""
+    import orchestrator.models
+
+    if ADAPTERS not in orchestrator.models.__path__:
+        orchestrator.models.__path__.append(ADAPTERS)
+
+
+def sweep(job: dict[str, Any]) -> dict[str, Any]:
+    """The whole sweep; the best validation PSNR of each of its points."""
+    import ray
+
+    from orchestrator.config import cpu_budget, parse_config
+    from orchestrator.pool import NAMESPACE
+    from orchestrator.results import ResultStore
+    from orchestrator.storage import Storage
+    from sweeps.run import run_sweep
+
+    find_adapters()
+    config = parse_config(job["config"], "the benchmark's configuration")
+    config.check()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    begin = time.perf_counter()
+    # As orchestrator.pool.connect does, and with a hook: its workers must find the adapters too.
+    ray.init(
+        address="local",
+        num_cpus=cpu_budget(config.resources),
+        include_dashboard=False,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        logging_level="error",
+        runtime_env={"worker_process_setup_hook": find_adapters},
+    )
+    ray_seconds = time.perf_counter() - begin
+    outcome = run_sweep(config, address=None, wait=False, announce=lambda sentence: None)
+    if outcome.failed:
+        raise RuntimeError(f"trials failed: {outcome.failed}")
+    storage = Storage.at(config.storage)
+    results = [ResultStore(storage, key).load() for key in storage.names("points")]
+    return {"psnr_db": [result.validation_psnr_db for result in results], "ray_seconds": ray_seconds}
+
+
+def trial(job: dict[str, Any]) -> dict[str, Any]:
+    """The trial of point ``index``: the same questions as the sweep's trial asks, of a host in this process."""
+    begin = time.perf_counter()
+    import numpy as np
+    import torch
+
+    from orchestrator.distillation import to_numpy
+    from orchestrator.evaluate import evaluate
+    from orchestrator.pool import LocalPool
+    from sweeps.space import learned_points, pair_specs
+
+    find_adapters()
+    config, settings, run = _configured(job)
+    imports = time.perf_counter() - begin
+    pool = LocalPool(settings)
+    loaded = time.perf_counter() - begin - imports
+    facts = pool.call("facts")
+    specs = pair_specs(config, facts)
+    point = learned_points(config, specs, {}, facts.scheduler)[job["index"]]
+    assert point.start is not None
+    learned = run(point)
+    family, scheduler = learned.build(), facts.scheduler
+    start = point.start.solver(point.nfe, point.sigma0)
+
+    def solver_at(parameters: list[float]) -> Any:
+        return family.to_ns(torch.tensor(parameters, dtype=torch.float64), scheduler, point.sigma0)
+
+    def validated(state: Any) -> Any:
+        theta = to_numpy(solver_at(state.parameters).flat())
+        scores = pool.call("score", theta=theta, pairs=point.validation, metrics=["psnr"])["psnr"]
+        return state.with_validation(float(np.mean(scores)))
+
+    state = validated(learned.begin(family.start(start, scheduler)))
+    while state.status == "running":
+        state = validated(pool.call("advance", run=learned, state=state, steps=point.validate_every))
+    best = solver_at(state.best["parameters"])
+    for solver in (best, start.to_ns(scheduler)):
+        evaluate(pool, solver, point.test, point.metrics)
+    return {"psnr_db": state.best["psnr_db"], "import_seconds": imports, "load_seconds": loaded}
+
+
+def pairs(job: dict[str, Any]) -> dict[str, Any]:
+    """Make the pairs of the experiment."""
+    from orchestrator.pairs.make import ensure_pairs
+    from orchestrator.pool import LocalPool
+    from orchestrator.storage import Storage
+    from sweeps.space import pair_specs
+
+    find_adapters()
+    config, settings, _ = _configured(job)
+    pool = LocalPool(settings)
+    specs = list(pair_specs(config, pool.call("facts")).values())
+    ensure_pairs(Storage.at(config.storage), specs, pool, wait=False, note=lambda sentence: None)
+    return {}
+
+
+def imports(job: dict[str, Any]) -> dict[str, Any]:
+    """What a trial of the sweep holds before it does anything: memory and seconds after each of its large imports."""
+    from processes import memory
+
+    steps = []
+    for module in ("torch", "ray.tune", "mlflow", "sweeps.run"):
+        begin = time.perf_counter()
+        importlib.import_module(module)
+        held = memory(os.getpid())
+        assert held is not None
+        steps.append(
+            {"module": module, "seconds": time.perf_counter() - begin, "rss": held.rss, "private": held.private}
+        )
+    return {"steps": steps}
+
+
+def _configured(job: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The configuration, the settings of a host for it, and how a point becomes a distillation run."""
+    from orchestrator.config import parse_config
+    from orchestrator.distillation import LearnedRun
+    from orchestrator.host import HostSettings
+
+    config = parse_config(job["config"], "the benchmark's configuration")
+    settings = HostSettings(adapter=config.model.name, options=dict(config.model.options), storage=config.storage)
+
+    def run(point: Any) -> LearnedRun:
+        return LearnedRun(
+            family=point.family,
+            options=point.options,
+            sigma0=point.sigma0,
+            train=point.train,
+            settings=point.settings,
+            objective=point.objective,
+            objective_options=point.objective_options,
+        )
+
+    return config, settings, run
+
+
+JOBS = {"sweep": sweep, "trial": trial, "pairs": pairs, "imports": imports}
+
+if __name__ == "__main__":
+    file = Path(sys.argv[2])
+    found = JOBS[sys.argv[1]](json.loads(file.read_text(encoding="utf-8")))
+    Path(f"{file}.out").write_text(json.dumps(found), encoding="utf-8")
