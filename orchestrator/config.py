@@ -25,7 +25,8 @@ from solvers.distil.adam import AdamSettings
 from solvers.distil.levenberg_marquardt import LMSettings
 from solvers.families import Family, LearnableFamily
 from solvers.families.bns import BNS
-from solvers.grids import Grid
+from solvers.grids import KINDS, Grid
+from solvers.schedulers import CondOT
 
 
 def _as_list(value: Any) -> Any:
@@ -94,6 +95,11 @@ def _as_grid(value: Any) -> Any:
     content = {"kind": value} if isinstance(value, str) else value
     if not isinstance(content, dict) or content.get("kind") == "gits":
         return content
+    kinds = [*KINDS, "gits"]
+    kind = content.get("kind", "uniform")
+    if kind not in kinds:
+        hint = plugins.did_you_mean(str(kind), kinds)
+        raise ValueError(f"unknown time grid {kind!r}{hint}; choose one of {', '.join(kinds)}")
     known = [f.name for f in dataclasses.fields(Grid)]
     for key in content:
         if key not in known:
@@ -377,6 +383,11 @@ class ExperimentConfig(_Strict):
     def _check_nfe(self, solver: SolverConfig) -> None:
         family = solver.build()
         for nfe in solver.nfes(self.nfe):
+            if isinstance(solver.grid, Grid) and solver.grid.kind == "given" and _affords(family, nfe):
+                try:
+                    solver.grid.times(family.steps(nfe), CondOT())
+                except ValueError as error:
+                    raise ConfigError(f"grid of fixed family {solver.family!r} at nfe {nfe}: {error}") from error
             try:
                 family.steps(nfe)
             except ValueError as error:

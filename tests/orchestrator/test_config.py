@@ -245,7 +245,7 @@ def test_the_grids_are_a_solvers_own_and_every_one_of_the_search_once(load: Call
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ("logsnr", r"unknown time grid 'logsnr'; choose one of uniform, warped, log_snr"),
+        ("logsnr", r"unknown time grid 'logsnr' \(did you mean 'log_snr'\?\); choose one of uniform, .*, ays, gits"),
         ("{kind: edm, roh: 5}", r"a time grid has no 'roh' \(did you mean 'rho'\?\); it has: kind, p, q, rho"),
         ("{kind: uniform, rho: 5}", r"rho belongs to the 'polynomial' and 'edm' grid, not to 'uniform'"),
         ("{kind: gits, gama: 1}", r"gama: unknown key"),
@@ -256,6 +256,14 @@ def test_a_grid_that_does_not_exist_is_refused(load: Callable[..., ExperimentCon
     """In the grid's own words."""
     with pytest.raises(ConfigError, match=message):
         load(f"fixed=[{{family: euler, grid: {grid}}}]")
+
+
+def test_listed_times_must_make_the_steps_of_every_nfe(load: Callable[..., ExperimentConfig]) -> None:
+    """They are of one length, and an NFE list rarely is: known before any pair is made."""
+    grid = "{kind: given, listed: [0.2, 0.5, 0.8]}"
+    load(f"fixed=[{{family: euler, grid: {grid}, nfe: [4]}}, midpoint]", "nfe=[4, 8]")
+    with pytest.raises(ConfigError, match=r"grid of fixed family 'euler' at nfe 8: 3 listed times .* make 4 steps"):
+        load(f"fixed=[{{family: euler, grid: {grid}}}]", "nfe=[4, 8]")
 
 
 def test_one_family_on_two_grids_is_two_solvers_and_on_one_is_a_mistake(load: Callable[..., ExperimentConfig]) -> None:
