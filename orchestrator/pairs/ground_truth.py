@@ -40,11 +40,13 @@ class _Watched:
     def __init__(self, field: CountingField, keep: bool):
         self.field = field
         self.keep = keep
+        self.t_max = field.scheduler.t_max
         self.last: tuple[Tensor, Tensor] | None = None
         self.knots: list[tuple[float, Tensor, Tensor]] = []
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        velocity = self.field(x, t.cpu())
+        # The guess of a first step tries a time that may lie beyond the end, where the velocity begins very small.
+        velocity = self.field(x, t.cpu().clamp(max=self.t_max))
         if self.keep:
             if not self.knots:
                 self.knots.append((float(t), x.float(), velocity.float()))

@@ -152,3 +152,16 @@ def test_a_velocity_that_is_not_finite_is_told(velocity: Callable[[Tensor, Tenso
         FloatingPointError, match=r"ground truth .* not finite; check the model, its data range and the guidance scale"
     ):
         solve(FunctionField(velocity, CondOT()), torch.ones(4, 3), 1e-4, 1e-4)
+
+
+def test_a_velocity_that_begins_small_is_not_asked_beyond_the_end() -> None:
+    """The first step is guessed from the velocity at the start: where that is small, the guess leaves the domain."""
+    asked: list[float] = []
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        asked.append(float(t))
+        return (1e-4 + 9 * t**8) * torch.ones_like(x)
+
+    x1, *_ = solve(FunctionField(velocity, CondOT()), torch.ones(2, 3), 1e-6, 1e-6)
+    torch.testing.assert_close(x1, torch.full((2, 3), 2.0001, dtype=torch.float64), rtol=0, atol=1e-5)
+    assert max(asked) <= 1
