@@ -505,14 +505,18 @@ def test_runs_are_advanced_together_by_actors_and_a_deadly_one_alone(
     run = LearnedRun(family="bns", options={}, sigma0=1.0, train=train, settings=settings)
     state = run.begin(run.build().start(GridSolver(Midpoint(), 4, Grid()), facts.scheduler))
     calls = [{"run": run, "state": state, "steps": 3} for _ in range(6)]
-    # Who shares a call with whom follows from when the host is up: the answers must not.
-    calls[5]["steps"] = _deadly()
+    expected = LocalPool(host_settings(made)).call("advance", **calls[0]).parameters
     pool = RayPool.start(f"merging-{os.getpid()}", host_settings(made), PoolSettings(hosts=1, cpus=0.5, merge=4))
     try:
         pool.window = len(calls)
+        # The first takes the host that is still starting; whatever the order of the rest, four of them then share.
+        for state in pool.gather([Request("advance", call, "a key") for call in calls]):
+            np.testing.assert_allclose(state.parameters, expected, rtol=1e-4, atol=1e-5)
+        assert pool.statistics()["shared_calls"] >= 1
+        # Who shares a call with the deadly one is not known: the answers must not depend on it.
+        calls[5]["steps"] = _deadly()
         outcomes = {found.index: found for found in pool.map([Request("advance", call, "a key") for call in calls])}
         assert [i for i, outcome in outcomes.items() if outcome.error is not None] == [5]
-        expected = LocalPool(host_settings(made)).call("advance", **calls[0]).parameters
         for i in range(5):
             np.testing.assert_allclose(outcomes[i].value.parameters, expected, rtol=1e-4, atol=1e-5)
     finally:
