@@ -38,6 +38,9 @@ from solvers.losses import psnr_loss
 from solvers.ns import CheckpointedField, NSSolver
 from solvers.schedulers.base import Scheduler
 
+FieldOf = Callable[[Tensor, float], VelocityField]
+"""``field(condition, guidance_scale)``: the velocity of a batch."""
+
 SCORING_BATCH = 512
 """Pairs per model call when no gradient is needed."""
 
@@ -193,7 +196,7 @@ class Host:
         """
         loss_of: SolverObjective = self._objective(objective, objective_options or {})
         flat = torch.from_numpy(theta).clone().requires_grad_(True)
-        batch, velocity = self._distillation_batch(pairs, indices)
+        batch, velocity = self._batch(pairs, indices, self._distillation_field)
         loss = loss_of.per_sample(NSSolver.from_flat(flat), velocity, batch).to(torch.float64).sum()
         (gradient,) = torch.autograd.grad(loss, flat)
         return loss.item(), gradient.numpy()
@@ -204,7 +207,7 @@ class Host:
         """The same for a loss of the family's own steps (:class:`FamilyObjective`), in the family's parameters."""
         loss_of: FamilyObjective = self._objective(run.objective, run.objective_options)
         of = torch.from_numpy(parameters).clone().requires_grad_(True)
-        batch, velocity = self._distillation_batch(run.train, indices)
+        batch, velocity = self._batch(run.train, indices, self._distillation_field)
         loss = loss_of.per_sample(run.build(), of, run.sigma0, velocity, batch).to(torch.float64).sum()
         (gradient,) = torch.autograd.grad(loss, of)
         return loss.item(), gradient.numpy()
@@ -216,7 +219,7 @@ class Host:
             self._objectives[key] = plugins.build("objectives", name, options)
         return self._objectives[key]
 
-    # ---- normal equations at theta on these pairs -------------------------------------------------------------
+    # ---- normal equations and loss at theta on these pairs ----------------------------------------------------
 
     def normal_equations(
         self,
@@ -250,10 +253,12 @@ class Host:
 
     def loss(self, theta: npt.NDArray[np.float64], pairs: str, indices: Sequence[int]) -> float:
         """Sum over these pairs of the PSNR loss of theta."""
-        batch, velocity = self._distillation_batch(pairs, indices)
+        batch, velocity = self._batch(pairs, indices, self._distillation_field)
         with torch.no_grad():
             sample = NSSolver.from_flat(torch.from_numpy(theta)).sample(velocity, batch.x0)
             return psnr_loss(sample, batch.x1).to(torch.float64).sum().item()
+
+    # ---- steps of a distillation ------------------------------------------------------------------------------
 
     def advance(self, run: LearnedRun, state: State, steps: int) -> State:
         """``steps`` optimiser steps from this state: used where a round trip per step would cost too much."""
@@ -282,6 +287,20 @@ class Host:
     def _ask(self, method: str, arguments: dict[str, Any]) -> Any:
         return getattr(self, method)(**arguments)
 
+    def _pair_field(self, batch: PairSet, spec: PairSpec, field: FieldOf) -> PairField:
+        """The field of any rows of a batch, from the field of a conditioning and guidance scale."""
+        return lambda rows: field(batch.condition[rows.to(batch.condition.device)], spec.guidance_scale)
+
+    def _distillation_field(self, condition: Tensor, guidance_scale: float) -> VelocityField:
+        """The model's field as distillation steps use it: in the precision, and with the memory, of the settings."""
+        field: VelocityField = self._distilled_on.field(condition, guidance_scale)
+        dtype = AUTOCAST[self.settings.precision]
+        if dtype is not None:
+            field = AutocastField(field, dtype)
+        return CheckpointedField(field) if self.settings.checkpoint else field
+
+    # ---- starts and grids from the trajectories of these pairs ------------------------------------------------
+
     def least_squares(self, pairs: str, times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """theta fitted row by row to the trajectories of all these pairs (:mod:`solvers.distil.least_squares`).
 
@@ -297,20 +316,6 @@ class Host:
         pair_field = self._pair_field(batch, spec, self.model.field)
         fitted = fit(pair_field, batch.x0, batch.path.state(grid), grid, batch_size=SCORING_BATCH)
         return fitted.flat().numpy()
-
-    def _pair_field(self, batch: PairSet, spec: PairSpec, field: Callable[[Tensor, float], VelocityField]) -> PairField:
-        """The field of any rows of a batch, from the field of a conditioning and guidance scale."""
-        return lambda rows: field(batch.condition[rows.to(batch.condition.device)], spec.guidance_scale)
-
-    def _distillation_field(self, condition: Tensor, guidance_scale: float) -> VelocityField:
-        """The model's field as distillation steps use it: in the precision, and with the memory, of the settings."""
-        field: VelocityField = self._distilled_on.field(condition, guidance_scale)
-        dtype = AUTOCAST[self.settings.precision]
-        if dtype is not None:
-            field = AutocastField(field, dtype)
-        return CheckpointedField(field) if self.settings.checkpoint else field
-
-    # ---- grids from these pairs -------------------------------------------------------------------------------
 
     def gits_grid(
         self, pairs: str, steps: int, gamma: float, loss: Literal["error", "deviation"], trajectories: int, knots: int
@@ -382,15 +387,13 @@ class Host:
             self._pairs[digest] = (store.spec, store.load())
         return self._pairs[digest]
 
-    def _batch(self, digest: str, indices: Sequence[int]) -> tuple[PairSet, Any]:
+    def _batch(
+        self, digest: str, indices: Sequence[int], field: FieldOf | None = None
+    ) -> tuple[PairSet, VelocityField]:
+        """These pairs on the device, and their velocity: the model's own unless another is asked for."""
         spec, pairs = self._load(digest)
         batch = pairs.select(list(indices)).to(self.settings.device)
-        return batch, self.model.field(batch.condition, spec.guidance_scale)
-
-    def _distillation_batch(self, digest: str, indices: Sequence[int]) -> tuple[PairSet, VelocityField]:
-        spec, pairs = self._load(digest)
-        batch = pairs.select(list(indices)).to(self.settings.device)
-        return batch, self._distillation_field(batch.condition, spec.guidance_scale)
+        return batch, (field or self.model.field)(batch.condition, spec.guidance_scale)
 
     def _select(self, digest: str, indices: Sequence[int]) -> tuple[float, PairSet]:
         """The guidance scale of a pair store, and these of its pairs without their trajectories."""

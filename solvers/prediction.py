@@ -100,15 +100,16 @@ class PredictionField:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.scheduler.check_velocity_time(t)
-        outer = self.scheduler(t)
         if self.change is None:
-            native_t, native_x, inner = t, x, outer
+            native_t, native_x = t, x
         else:
             native_t, scale = self.change.time_and_scale(t)
-            native_x, inner = x / per_sample(scale, x), self.native(native_t)
+            native_x = x / per_sample(scale, x)
         output = self.predict(native_x, native_t)
         if self.prediction == "velocity" and self.change is None:
             return output
+        outer = self.scheduler(t)
+        inner = outer if self.change is None else self.native(native_t)
         inner, outer = (PathPoint(*(per_sample(value, x) for value in p)) for p in (inner, outer))
         data, noise = endpoints(self.prediction, output, native_x, inner)
         return outer.d_alpha * data + outer.d_sigma * noise
