@@ -369,6 +369,11 @@ class ExperimentConfig(_Strict):
         for learned in self.learned:
             self._check_learned(learned)
         _refuse_twice("learned", [learned.label for learned in self.learned])
+        if self.resources.checkpoint and not any(learned.method == "adam" for learned in self.learned):
+            raise ConfigError(
+                "resources.checkpoint is of use to gradients alone, and no learned family has 'method: adam'; leave it "
+                "out"
+            )
 
     def _lists(self) -> dict[str, tuple[Any, ...]]:
         """Lists whose entries name runs and files, and so must differ."""

@@ -319,8 +319,8 @@ class Host:
 
     def gits_grid(
         self, pairs: str, steps: int, gamma: float, loss: Literal["error", "deviation"], trajectories: int, knots: int
-    ) -> npt.NDArray[np.float64]:
-        """The grid that GITS finds on the trajectories of the first of these pairs, shape (steps + 1,), float64.
+    ) -> tuple[npt.NDArray[np.float64], int]:
+        """The grid that GITS finds on the trajectories of the first of these pairs.
 
         Args:
             pairs: Digest of a pair store that holds trajectories.
@@ -328,6 +328,9 @@ class Host:
             gamma, loss: See :func:`solvers.gits.gits_grid`.
             trajectories: How many pairs to look at; all where there are fewer.
             knots: Uniform times between which it chooses; at least 4 a step are taken.
+
+        Returns:
+            Times, shape (steps + 1,), float64; and the velocity evaluations spent, of one sample each.
         """
         batch, field = self._batch(pairs, range(min(trajectories, len(self._load(pairs)[1]))))
         if batch.path is None:
@@ -338,8 +341,9 @@ class Host:
         with torch.no_grad():
             # No step starts at the last knot.
             velocities = [field(x, t) for x, t in zip(states[:-1], times[:-1], strict=True)]
+        spent = len(velocities) * len(batch)
         velocities.append(torch.zeros_like(velocities[0]))
-        return gits_grid(states, torch.stack(velocities), times, steps, gamma, loss).numpy()
+        return gits_grid(states, torch.stack(velocities), times, steps, gamma, loss).numpy(), spent
 
     # ---- sample and score theta on these pairs ----------------------------------------------------------------
 

@@ -135,7 +135,8 @@ def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultSto
     family = plugins.build("families", point.family, point.options)
     scheduler = context.facts.scheduler
     found = [_gits_grid(settings, point, family.steps(point.nfe), pool) for settings in point.gits]
-    grids, solvers = _usable([*point.grids, *found], point, family, scheduler)
+    grids, solvers = _usable([*point.grids, *(grid for grid, _ in found)], point, family, scheduler)
+    looked_up = sum(spent for _, spent in found)
     finalists = list(range(len(solvers)))
     evaluations = 0
     if len(solvers) > FINALISTS:
@@ -161,17 +162,17 @@ def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultSto
         status="finished",
         validation_psnr_db=psnr,
         metrics=evaluate(pool, solver, point.test, point.metrics),
-        forwards=evaluations * point.nfe * _forwards(point) if len(solvers) > 1 else 0,
+        forwards=((evaluations * point.nfe if len(solvers) > 1 else 0) + looked_up) * _forwards(point),
         chosen_grid=asdict(grid),
     )
     store.save(result, _artifact(point, context, solver, psnr, start=None).to_json(), iterates=[])
     return result
 
 
-def _gits_grid(settings: dict[str, Any], point: Point, steps: int, pool: Pool) -> Grid:
-    """The grid that GITS finds on the training pairs."""
-    times = pool.call("gits_grid", pairs=point.train, steps=steps, **settings)
-    return Grid("given", listed=tuple(times.tolist()))
+def _gits_grid(settings: dict[str, Any], point: Point, steps: int, pool: Pool) -> tuple[Grid, int]:
+    """The grid that GITS finds on the training pairs, and the velocity evaluations that it looked at."""
+    times, evaluations = pool.call("gits_grid", pairs=point.train, steps=steps, **settings)
+    return Grid("given", listed=tuple(times.tolist())), evaluations
 
 
 def _usable(
@@ -250,7 +251,9 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
     best = state.best
     solver = solver_at(best["parameters"])
     forwards, backwards = run.passes(state, point.nfe, _forwards(point))
-    validations = len(state.validated) * context.validation_count * point.nfe * _forwards(point)
+    evaluations = len(state.validated) * context.validation_count * point.nfe
+    if point.start.family == LEAST_SQUARES:
+        evaluations += point.settings.training_pairs * point.nfe
     result = Result(
         key=point.key,
         point=point.to_dict(),
@@ -264,7 +267,7 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
         metrics=evaluate(pool, solver, point.test, point.metrics),
         start_metrics=evaluate(pool, start, point.test, point.metrics),
         start_validation_psnr_db=state.validated[0]["psnr_db"],
-        forwards=forwards + validations,
+        forwards=forwards + evaluations * _forwards(point),
         backwards=backwards,
         history=[[entry["iteration"], entry["psnr_db"]] for entry in state.validated],
     )

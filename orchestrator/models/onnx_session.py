@@ -34,18 +34,8 @@ class OnnxSession(DescribedModel):
 
     Attributes:
         file: The .onnx file.
-        shape: Shape of one sample.
-        prediction: What it predicts: epsilon, sample, v_prediction or velocity.
-        native_scheduler: Scheduler it was trained with: a name, or ``{name: ..., options: {...}}``.
-        data_range: Largest minus smallest value of the data; 2 for [-1, 1].
-        call: Its arguments: x, t and, with labels, y, by position or as ``name=y``.
-        time: What it takes for t: 't' (0 noise, 1 data), '1-t', 'timestep' (of discrete_vp), or 'sigma'.
-        time_scale: Factor of that number.
-        classes: Number of labels; with a y in ``call``.
-        null_label: Label that it was trained to take for "dropped"; needed for guidance.
 
-    Raises:
-        ConfigError: An option that cannot work, or two that contradict each other.
+    Its shape and conventions are told by the options of :class:`DescribedModel`, which also says what it raises.
     """
 
     file: str

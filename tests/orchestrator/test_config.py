@@ -112,6 +112,10 @@ def test_every_mistake_is_told_at_once(load: Callable[..., ExperimentConfig]) ->
             ["learned=[{family: bns, method: levenberg_marquardt, learning_rate: 1.0e-3}]"],
             r"'learning_rate' has no meaning for method 'levenberg_marquardt'; leave it out",
         ),
+        (
+            ["learned=[{family: bns, method: levenberg_marquardt}]", "resources.checkpoint=true"],
+            r"resources.checkpoint is of use to gradients alone, and no learned family has 'method: adam'",
+        ),
         (["learned.0.jacobian=jvp"], r"'jacobian' has no meaning for method 'adam'; leave it out"),
         (
             ["learned=[{family: bns, method: levenberg_marquardt, objective: rmse}]"],

@@ -462,6 +462,7 @@ def test_a_grid_found_by_dynamic_programming_is_one_of_the_candidates(
     assert chosen.kind == "given"
     assert len(chosen.times(4, CondOT())) == 5
     assert on_gits.metrics["psnr_db"]["mean"] > on_uniform.metrics["psnr_db"]["mean"]
+    assert (on_uniform.forwards, on_gits.forwards) == (0, 60 * 48)  # 61 knots of all 48 trajectories, but the last
 
 
 def test_trajectories_that_were_not_kept_are_told(pool: LocalPool, learned: Point) -> None:
@@ -485,3 +486,8 @@ def test_a_least_squares_start_is_fitted_to_the_trajectories(
     assert fitted.grid == "from least squares, uniform"
     assert (fitted.start_metrics or {})["psnr_db"]["mean"] > (euler.start_metrics or {})["psnr_db"]["mean"] + 3
     assert fitted.metrics["psnr_db"]["mean"] > (fitted.start_metrics or {})["psnr_db"]["mean"]
+    # One iteration less of nothing but validations: what is left besides is the fit, n evaluations a training pair.
+    alone = dataclasses.replace(points[0], settings=dataclasses.replace(points[0].settings, iterations=1))
+    from_euler = dataclasses.replace(points[1], settings=alone.settings)
+    spent = [run_point(point, context, pool, copied, lambda values: None).forwards for point in (alone, from_euler)]
+    assert spent[0] - spent[1] == 48 * 4
