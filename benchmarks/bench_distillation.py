@@ -1,26 +1,36 @@
 """Distillation without a backward pass against Adam: model evaluations and time to reach a validation PSNR.
 
-python benchmarks/bench_distillation.py --nfe 8 --models digits_fm_ot --methods lm
-python benchmarks/bench_distillation.py --methods lm,adam-published,adam-tuned --seeds 0,1,2 --guidance 1,3   # hours
+python benchmarks/bench_distillation.py --nfe 8 --methods lm                           # half a minute
+python benchmarks/bench_distillation.py --nfe 4,8,12,16 --seeds 0,1,2 --storage DIR    # hours; goes on where it stopped
+
+Adam runs once for each learning rate; 5e-4 is Algorithm 2 as published. All Adam runs of one NFE share model batches,
+which is faster and changes their numbers by rounding alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import hashlib
+import json
 import os
 import platform
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
 from torch import Tensor
 
 from orchestrator.host import HostSettings
+from orchestrator.lockstep import Ask, Question, in_step
 from orchestrator.models.base import ModelAdapter
 from orchestrator.models.zoo import ZooModel
 from orchestrator.pairs import PairSet, PairSpec, PairStore
@@ -42,10 +52,13 @@ from solvers.families.euler import Euler
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
 from solvers.losses import per_sample_mse, psnr_db, psnr_loss
+from solvers.stacked import sample_stacked
 
 STARTS = {"euler": Euler(), "midpoint": Midpoint(), "ab2": AdamsBashforth(2), "ab3": AdamsBashforth(3)}
-METHODS = ("lm", "adam-published", "adam-tuned")
-LEARNING_RATES = {"adam-published": 5e-4, "adam-tuned": 5e-3}
+METHODS = ("lm", "adam")
+PUBLISHED_RATE = 5e-4
+WITHIN_DB = 0.2
+"""How near the best Adam counts as having reached it."""
 RESULTS = Path(__file__).parent / "results"
 SCORING_BATCH = 512
 
@@ -78,15 +91,35 @@ class Task:
         return float(psnr_db(mse, self.model.data_range).mean())
 
 
+class Run(NamedTuple):
+    """One distillation; ``rate`` is Adam's learning rate, 0 for Levenberg-Marquardt."""
+
+    model: str
+    guidance: float
+    nfe: int
+    seed: int
+    method: str
+    rate: float = 0.0
+
+    @property
+    def label(self) -> str:
+        return f"adam {self.rate:g}" if self.method == "adam" else self.method
+
+
 @dataclass(frozen=True)
 class Mark:
-    """What a run had spent when it was validated: network forwards and backwards, and seconds without validation."""
+    """What a run had spent when it was validated: network forwards and backwards, on training pairs."""
 
     iteration: int
     psnr: float
     forwards: int
     backwards: int
     seconds: float
+    """Without validation; of a merged batch, an equal share."""
+
+    def cost(self, backward: float) -> float:
+        """In forwards, a backward charged as this many."""
+        return self.forwards + backward * self.backwards
 
 
 @dataclass(frozen=True)
@@ -97,6 +130,7 @@ class Method:
     advance: Callable[[DistillationState, int], DistillationState]
     spent: Callable[[DistillationState], tuple[int, int]]
     validate_every: int
+    clock: Callable[[], float] = time.perf_counter
 
 
 def levenberg_marquardt(task: Task, settings: LMSettings, memory_bytes: int) -> Method:
@@ -128,23 +162,70 @@ def levenberg_marquardt(task: Task, settings: LMSettings, memory_bytes: int) -> 
     return Method(lambda parameters: LMState.begin(parameters, settings), advance, spent, validate_every=1)
 
 
-def adam_method(task: Task, nfe: int, settings: AdamSettings, validate_every: int) -> Method:
+class MergedLosses:
+    """Losses and gradients of many theta of one NFE in one model batch.
+
+    Attributes:
+        tasks: The task of each seed; they differ in their training pairs alone.
+        seconds: Each run's share of the time so far.
+    """
+
+    def __init__(self, tasks: dict[int, Task]):
+        self.tasks = tasks
+        self.seconds = 0.0
+
+    def answer(self, questions: list[Question]) -> list[list[LossAndGradient]]:
+        begin = time.perf_counter()
+        calls = [call for question in questions for call in question.calls]
+        pairs = [self.tasks[call["seed"]].train.select(call["indices"]) for call in calls]
+        task = next(iter(self.tasks.values()))
+        field = task.model.field(torch.cat([batch.condition for batch in pairs]), task.guidance_scale)
+        thetas = torch.stack([call["theta"] for call in calls]).requires_grad_()
+        samples = sample_stacked(thetas, field, torch.stack([batch.x0 for batch in pairs]))
+        x1 = torch.stack([batch.x1 for batch in pairs])
+        losses = psnr_loss(samples.flatten(0, 1), x1.flatten(0, 1)).double().view(len(calls), -1).mean(dim=1)
+        (gradients,) = torch.autograd.grad(losses.sum(), thetas)
+        self.seconds += (time.perf_counter() - begin) / len(calls)
+        return [
+            [LossAndGradient(float(loss), gradient)] for loss, gradient in zip(losses.detach(), gradients, strict=True)
+        ]
+
+
+def adam_method(
+    task: Task, run: Run, settings: AdamSettings, validate_every: int, merged: MergedLosses, ask: Ask
+) -> Method:
     def objective(solver: NSSolver, indices: list[int]) -> LossAndGradient:
-        pairs = task.train.select(indices)
-        theta = solver.flat().requires_grad_()
-        loss = psnr_loss(task.sample(NSSolver.from_flat(theta), pairs), pairs.x1).double().mean()
-        (gradient,) = torch.autograd.grad(loss, theta)
-        return LossAndGradient(float(loss.detach()), gradient)
+        (answer,) = ask("loss", [{"theta": solver.flat(), "indices": indices, "seed": run.seed}])
+        assert isinstance(answer, LossAndGradient)
+        return answer
 
     def advance(state: DistillationState, steps: int) -> DistillationState:
         assert isinstance(state, AdamState)
         return adam.advance(state, steps, settings, BNS(), task.model.scheduler, 1.0, objective)
 
     def spent(state: DistillationState) -> tuple[int, int]:
-        evaluations = state.iteration * min(settings.batch_size, settings.training_pairs) * nfe * task.forwards
+        evaluations = state.iteration * min(settings.batch_size, settings.training_pairs) * run.nfe * task.forwards
         return evaluations, evaluations
 
-    return Method(AdamState.begin, advance, spent, validate_every)
+    return Method(AdamState.begin, advance, spent, validate_every, clock=lambda: merged.seconds)
+
+
+def backward_cost(task: Task, batch: int, repeats: int = 51) -> float:
+    """What a backward through the network costs, in forwards: the median over calls of Adam's batch."""
+    pairs = task.train.select(list(range(batch)))
+    field, t = task.model.field(pairs.condition, task.guidance_scale), torch.tensor(0.5, dtype=torch.float64)
+    x = pairs.x0.clone().requires_grad_()
+    ratios = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        with torch.no_grad():
+            field(x, t)
+        forward = time.perf_counter() - begin
+        # The forward of Adam keeps what its backward needs, and that too is the backward's doing.
+        begin = time.perf_counter()
+        torch.autograd.grad(field(x, t).sum(), x)
+        ratios.append((time.perf_counter() - begin - forward) / forward)
+    return statistics.median(ratios)
 
 
 def start_of(name: str, task: Task, nfe: int) -> Tensor:
@@ -164,20 +245,29 @@ def start_of(name: str, task: Task, nfe: int) -> Tensor:
     return BNS().start_from(solver, scheduler)
 
 
-def run(task: Task, method: Method, parameters: Tensor) -> Iterator[Mark]:
-    """The marks of one run, its start first."""
-    state = method.begin(parameters)
+def marks_of(run: Run, task: Task, method: Method, start: str) -> list[Mark]:
+    """The marks of one run, its start first, told as they are made."""
+    state = method.begin(start_of(start, task, run.nfe))
+    marks: list[Mark] = []
     seconds = 0.0
     while True:
         theta = torch.tensor(state.parameters, dtype=torch.float64)
         psnr = task.psnr(BNS().to_ns(theta, task.model.scheduler, 1.0))
         state = state.with_validation(psnr)
-        yield Mark(state.iteration, psnr, *method.spent(state), seconds)
+        marks.append(Mark(state.iteration, psnr, *method.spent(state), seconds))
+        tell(run, marks[-1])
         if state.status != "running":
-            return
-        begin = time.perf_counter()
+            return marks
+        begin = method.clock()
         state = method.advance(state, method.validate_every)
-        seconds += time.perf_counter() - begin
+        seconds += method.clock() - begin
+
+
+def tell(run: Run, mark: Mark) -> None:
+    click.echo(
+        f"{run.model} w={run.guidance:g} NFE {run.nfe:2d} seed {run.seed} {run.label:11s} {mark.iteration:6d}  "
+        f"{mark.psnr:6.2f} dB  {mark.forwards:11,} forwards  {mark.backwards:11,} backwards  {mark.seconds:8.1f} s"
+    )
 
 
 @dataclass(frozen=True)
@@ -188,7 +278,6 @@ class Options:
     pairs: int
     validation_pairs: int
     tolerance: float
-    storage: str
     jacobian: Jacobian
     lm_batch: int
     lm_iterations: int
@@ -198,25 +287,35 @@ class Options:
     memory_mb: int
 
 
-def make_method(name: str, task: Task, nfe: int, seed: int, options: Options) -> Method:
-    if name == "lm":
-        lm_settings = LMSettings(
-            iterations=options.lm_iterations,
-            batch_size=options.lm_batch,
-            seed=seed,
-            training_pairs=options.pairs,
-            jacobian=options.jacobian,
-        )
-        return levenberg_marquardt(task, lm_settings, options.memory_mb * 2**20)
-    adam_settings = AdamSettings(
-        learning_rate=LEARNING_RATES[name],
-        iterations=options.adam_iterations,
-        batch_size=options.adam_batch,
-        decay="polynomial",
-        seed=seed,
+def run_lm(run: Run, task: Task, options: Options) -> list[Mark]:
+    settings = LMSettings(
+        iterations=options.lm_iterations,
+        batch_size=options.lm_batch,
+        seed=run.seed,
         training_pairs=options.pairs,
+        jacobian=options.jacobian,
     )
-    return adam_method(task, nfe, adam_settings, options.validate_every)
+    return marks_of(run, task, levenberg_marquardt(task, settings, options.memory_mb * 2**20), options.start)
+
+
+def run_adam(runs: Sequence[Run], tasks: dict[int, Task], options: Options) -> list[list[Mark]]:
+    """The marks of several runs of one model, guidance scale and NFE, in step."""
+    merged = MergedLosses(tasks)
+
+    def one(run: Run, ask: Ask) -> list[Mark]:
+        settings = AdamSettings(
+            learning_rate=run.rate,
+            iterations=options.adam_iterations,
+            batch_size=options.adam_batch,
+            decay="polynomial",
+            seed=run.seed,
+            training_pairs=options.pairs,
+        )
+        task = tasks[run.seed]
+        method = adam_method(task, run, settings, options.validate_every, merged, ask)
+        return marks_of(run, task, method, options.start)
+
+    return in_step([partial(one, run) for run in runs], merged.answer)
 
 
 def make_task(name: str, guidance_scale: float, seed: int, options: Options, storage: Storage) -> Task:
@@ -249,40 +348,84 @@ def make_task(name: str, guidance_scale: float, seed: int, options: Options, sto
     return Task(ZooModel(name), guidance_scale, train, validation)
 
 
+class Done:
+    """Marks of finished runs, kept in a store so that the same command goes on where it stopped."""
+
+    def __init__(self, storage: Storage, options: Options):
+        self.storage, self.options = storage, options
+
+    def _key(self, run: Run) -> str:
+        asked = json.dumps([run._asdict(), vars(self.options)], sort_keys=True)
+        return f"benchmarks/distillation/{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
+
+    def load(self, run: Run) -> list[Mark] | None:
+        if not self.storage.exists(self._key(run)):
+            return None
+        return [Mark(**mark) for mark in json.loads(self.storage.read(self._key(run)))]
+
+    def save(self, run: Run, marks: Sequence[Mark]) -> None:
+        self.storage.write(self._key(run), json.dumps([dataclasses.asdict(mark) for mark in marks]).encode())
+
+
 def table(rows: Sequence[Sequence[str]], heading: Sequence[str]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [heading, ["---"] * len(heading), *rows])
 
 
-def first_above(marks: list[Mark], target: float) -> Mark | None:
-    return next((mark for mark in marks if mark.psnr >= target), None)
+def best_of(marks: Sequence[Mark]) -> Mark:
+    return max(marks, key=lambda mark: mark.psnr)
 
 
-def summary(runs: dict[tuple[str, ...], list[Mark]], targets: Sequence[float]) -> str:
-    """What each run had spent when it first reached each PSNR, and its best."""
+def share(lm_marks: Sequence[Mark], target: float, cost: float, backward: float) -> str:
+    """What Levenberg-Marquardt spent to reach a PSNR, as a share of a cost."""
+    mark = next((mark for mark in lm_marks if mark.psnr >= target), None)
+    return f"1/{cost / max(1, mark.cost(backward)):.0f}" if mark else "not reached"
+
+
+def ratios(runs: dict[Run, list[Mark]], backward: float) -> str:
+    """Levenberg-Marquardt beside Algorithm 2 as published, and beside the best of all learning rates."""
     rows = []
-    for key, marks in runs.items():
-        best = max(marks, key=lambda mark: mark.psnr)
-        for goal, mark in [*((f"{target:g}", first_above(marks, target)) for target in targets), ("best", best)]:
-            if mark is None:
-                rows.append([*key, goal, "not reached", "", "", "", ""])
-            else:
-                spent = (f"{mark.forwards:,}", f"{mark.backwards:,}", f"{mark.seconds:.1f}")
-                rows.append([*key, goal, f"{mark.psnr:.2f}", str(mark.iteration), *spent])
-    heading = ["model", "guidance", "NFE", "seed", "method", "goal (dB)", "PSNR (dB)", "iteration"]
-    return table(rows, [*heading, "forwards", "backwards", "seconds"])
+    for run, marks in runs.items():
+        adams = {other.rate: found for other, found in runs.items() if other[:4] == run[:4] and other.method == "adam"}
+        if run.method != "lm" or not adams:
+            continue
+        rate, tuned = max(adams.items(), key=lambda item: best_of(item[1]).psnr)
+        aim = best_of(tuned).psnr
+        row = [run.model, f"{run.guidance:g}", str(run.nfe), str(run.seed), f"{best_of(marks).psnr:.2f}"]
+        published = adams.get(PUBLISHED_RATE)
+        if published is None:
+            row += ["not run", ""]
+        else:
+            cost = published[-1].cost(backward)
+            row += [f"{best_of(published).psnr:.2f}", share(marks, best_of(published).psnr, cost, backward)]
+        row += [f"{aim:.2f} ({rate:g})", share(marks, aim - WITHIN_DB, tuned[-1].cost(backward), backward)]
+        rows.append([*row, f"{best_of(marks).psnr - aim:+.2f}"])
+    heading = ["model", "guidance", "NFE", "seed", "LM (dB)", "published (dB)", "LM's cost to reach it"]
+    return table(
+        rows, [*heading, "best Adam (dB, rate)", f"LM's cost to {WITHIN_DB:g} dB below", "LM - best Adam (dB)"]
+    )
 
 
-def curves(runs: dict[tuple[str, ...], list[Mark]]) -> str:
-    """Every validation of every run."""
+def summary(runs: dict[Run, list[Mark]]) -> str:
+    """The best of each run, and what it had spent by then and in all."""
+    rows = []
+    for run, marks in runs.items():
+        best, last = best_of(marks), marks[-1]
+        row = [run.model, f"{run.guidance:g}", str(run.nfe), str(run.seed), run.label, f"{marks[0].psnr:.2f}"]
+        row += [f"{best.psnr:.2f}", str(best.iteration), f"{best.forwards:,}"]
+        rows.append([*row, str(last.iteration), f"{last.forwards:,}", f"{last.backwards:,}", f"{last.seconds:.1f}"])
+    heading = ["model", "guidance", "NFE", "seed", "method", "start (dB)", "best (dB)", "at iteration", "at forwards"]
+    return table(rows, [*heading, "iterations", "forwards", "backwards", "seconds"])
+
+
+def curves(runs: dict[Run, list[Mark]]) -> str:
+    """Validations of every run: all of the short ones, about 16 of the long ones, evenly spread and the best."""
     parts = []
-    for key, marks in runs.items():
-        rows = [
-            [str(m.iteration), f"{m.psnr:.2f}", f"{m.forwards:,}", f"{m.backwards:,}", f"{m.seconds:.1f}"]
-            for m in marks
-        ]
-        heading = ["iteration", "PSNR (dB)", "forwards", "backwards", "seconds"]
-        parts.append(f"### {', '.join(key)}\n\n{table(rows, heading)}")
-    return "\n\n".join(parts)
+    for run, marks in runs.items():
+        step = max(1, len(marks) // 16)
+        shown = [mark for i, mark in enumerate(marks) if i % step == 0 or mark in (best_of(marks), marks[-1])]
+        text = ", ".join(f"{mark.iteration}: {mark.psnr:.2f}" for mark in shown)
+        parts.append(f"- {run.model}, w={run.guidance:g}, NFE {run.nfe}, seed {run.seed}, {run.label}: {text}")
+    return "\n".join(parts)
 
 
 def split(kind: Callable[[str], object]) -> Callable[..., list[object]]:
@@ -308,19 +451,19 @@ def method_name(name: str) -> str:
 @click.option("--guidance", default="1", callback=split(float), help="Guidance scales.")
 @click.option("--nfe", default="8", callback=split(int), help="Evaluations per sample.")
 @click.option("--seeds", default="0", callback=split(int), help="Each has training pairs and a batch order of its own.")
-@click.option("--methods", default="lm", callback=split(method_name), help=f"Of {', '.join(METHODS)}.")
-@click.option("--targets", default="45,50,51.4,53.5,55", callback=split(float), help="PSNRs to reach, dB.")
+@click.option("--methods", default=",".join(METHODS), callback=split(method_name), help="Of these.")
+@click.option("--learning-rates", default="5e-4,2e-3,5e-3,1e-2", callback=split(float), help="Adam runs once for each.")
 @click.option("--start", default="midpoint", type=click.Choice([*STARTS, "least_squares"]), help="On the uniform grid.")
 @click.option("--pairs", default=520, help="Training pairs.")
 @click.option("--validation-pairs", default=1024, help="Validation pairs.")
 @click.option("--tolerance", default=1e-7, help="rtol and atol of the pairs.")
-@click.option("--storage", default="", help="Folder to keep the pairs in; a temporary one by default.")
+@click.option("--storage", default="", help="Folder to keep pairs and finished runs in; a temporary one by default.")
 @click.option("--jacobian", default="forward", type=click.Choice(["forward", "central", "jvp"]), help="For lm.")
 @click.option("--lm-batch", default=64, help="Pairs per iteration of lm.")
 @click.option("--lm-iterations", default=25, help="Iterations of lm.")
 @click.option("--adam-batch", default=40, help="Pairs per iteration of Adam.")
 @click.option("--adam-iterations", default=15_000, help="Iterations of Adam, and length of its decay.")
-@click.option("--validate-every", default=100, help="Iterations of Adam between validations; lm is validated at each.")
+@click.option("--validate-every", default=250, help="Iterations of Adam between validations; lm is validated at each.")
 @click.option("--memory-mb", default=256, help="Budget of the normal equations.")
 @click.option("--name", default="distillation", help="Name of the result file, after the date.")
 def main(
@@ -329,35 +472,42 @@ def main(
     nfe: list[int],
     seeds: list[int],
     methods: list[str],
-    targets: list[float],
+    learning_rates: list[float],
+    storage: str,
     name: str,
     **rest: object,
 ) -> None:
     torch.set_num_threads(1)
     options = Options(**rest)  # type: ignore[arg-type]  # click has checked and converted them
-    runs: dict[tuple[str, ...], list[Mark]] = {}
+    runs: dict[Run, list[Mark]] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        storage = Storage.at(options.storage or temporary)
-        for model, scale, seed in product(models, guidance, seeds):
-            task = make_task(model, scale, seed, options, storage)
-            for evaluations, method in product(nfe, methods):
-                key = (model, f"{scale:g}", str(evaluations), str(seed), method)
-                click.echo(", ".join(key))
-                runs[key] = []
-                prepared = make_method(method, task, evaluations, seed, options)
-                for mark in run(task, prepared, start_of(options.start, task, evaluations)):
-                    runs[key].append(mark)
-                    click.echo(
-                        f"  {mark.iteration:6d}  {mark.psnr:6.2f} dB  {mark.forwards:11,} forwards  "
-                        f"{mark.backwards:11,} backwards  {mark.seconds:8.1f} s"
-                    )
-    click.echo(summary(runs, targets))
-    write_report(runs, targets, options, name)
+        store = Storage.at(storage or temporary)
+        done = Done(store, options)
+        backward = 0.0
+        for model, scale in product(models, guidance):
+            tasks = {seed: make_task(model, scale, seed, options, store) for seed in seeds}
+            backward = backward or backward_cost(tasks[seeds[0]], options.adam_batch)
+            for evaluations in nfe:
+                asked = [Run(model, scale, evaluations, seed, "lm") for seed in seeds if "lm" in methods]
+                for seed, rate in product(seeds, learning_rates):
+                    asked += [Run(model, scale, evaluations, seed, "adam", rate)] if "adam" in methods else []
+                found = {run: done.load(run) for run in asked}
+                for run in asked:
+                    if run.method == "lm" and found[run] is None:
+                        found[run] = run_lm(run, tasks[run.seed], options)
+                        done.save(run, found[run] or [])
+                missing = [run for run in asked if found[run] is None]
+                for run, marks in zip(missing, run_adam(missing, tasks, options), strict=True):
+                    found[run] = marks
+                    done.save(run, marks)
+                runs |= {run: marks for run, marks in found.items() if marks}
+    click.echo(ratios(runs, backward))
+    write_report(runs, backward, options, name)
 
 
-def write_report(runs: dict[tuple[str, ...], list[Mark]], targets: list[float], options: Options, name: str) -> None:
+def write_report(runs: dict[Run, list[Mark]], backward: float, options: Options, name: str) -> None:
     today = datetime.date.today().isoformat()
-    settings = ", ".join(f"{key} {value}" for key, value in vars(options).items() if key != "storage")
+    settings = ", ".join(f"{key} {value}" for key, value in vars(options).items())
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{today}-{name}.md"
     path.write_text(
@@ -365,8 +515,11 @@ def write_report(runs: dict[tuple[str, ...], list[Mark]], targets: list[float], 
         f"{today} · {os.cpu_count()} CPU cores ({platform.machine()}), one thread · torch {torch.__version__} · made "
         f"by `python benchmarks/bench_distillation.py` with\n{settings}.\n\n"
         f"Forwards and backwards are passes of the network over one sample, spent on training pairs; making the pairs "
-        f"and\nvalidating is not counted, nor is it in the seconds. Goals are PSNRs on the validation pairs.\n\n"
-        f"{summary(runs, targets)}\n\n## Curves\n\n{curves(runs)}\n"
+        f"and\nvalidating is not counted, nor is it in the seconds. A backward is charged as {backward:.2f} forwards, "
+        f"as measured on this model\nand batch. A cost of Adam is that of its whole run, {options.adam_iterations:,} "
+        f"iterations; `published` is Algorithm 2 at {PUBLISHED_RATE:g}. PSNRs are of\nthe best validated iterate.\n\n"
+        f"{ratios(runs, backward)}\n\n## All runs\n\n{summary(runs)}\n\n## Curves\n\n"
+        f"Iteration and validation PSNR (dB).\n\n{curves(runs)}\n"
     )
     click.echo(f"wrote {path.relative_to(RESULTS.parent.parent)}")
 
