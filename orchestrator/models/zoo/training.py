@@ -10,32 +10,47 @@ import io
 import json
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from safetensors.torch import save
 from torch import Tensor
 
 from orchestrator import plugins
+from orchestrator.config import PluginConfig
+from orchestrator.datasets.base import LabelledSamples
 from orchestrator.errors import ConfigError
-from orchestrator.models.base import freeze
+from orchestrator.models.base import AUTOCAST, Precision, freeze
 from orchestrator.models.zoo.adapter import METADATA_KEY
 from orchestrator.models.zoo.nets import build_net
+from orchestrator.models.zoo.training_data import LabelledData, Split, TrainingData
 from orchestrator.storage import Storage
 from solvers.prediction import Prediction
 from solvers.schedulers.base import Scheduler
 
+VALIDATION_DRAWS = 50
+VALIDATION_BATCH = 256
+
 
 class PretrainConfig(BaseModel):
-    """What ``bespoke pretrain`` is asked to train."""
+    """What ``bespoke pretrain`` is asked to train.
+
+    Attributes:
+        dataset: Dataset plugin that has samples: a name, or ``{name: ..., options: {...}}``.
+        flip: Mirror every second training image.
+        precision: What the network computes in while it trains; weights, loss and optimiser are float32.
+        device: 'auto' takes the first GPU, or the CPU where there is none.
+        weights_dtype: What the weights are stored in. They are loaded as float32.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
-    dataset: str = "digits"
+    dataset: PluginConfig = PluginConfig(name="digits")
+    flip: bool = False
     architecture: dict[str, Any]
     prediction: Prediction
     scheduler: Literal["cond_ot", "cosine", "vp"]
@@ -48,43 +63,63 @@ class PretrainConfig(BaseModel):
     validation_share: float = Field(0.1, gt=0, lt=1)
     checkpoint_every: int = Field(1000, ge=1)
     seed: int = 0
+    precision: Precision = "float32"
+    device: str = "auto"
+    weights_dtype: Literal["float32", "float16"] = "float32"
     threads: int = Field(2, ge=1)
     storage: str = "bespoke-data"
 
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+ELSEWHERE = ("storage", "threads", "device")
+"""Settings that a run may go on with changed."""
 
 Progress = Callable[[int, float], None]
 """``progress(iteration, loss)``, called after each iteration."""
 
+Record = Callable[[int, Mapping[str, float]], None]
+"""``record(iteration, metrics)``, called at each checkpoint."""
 
-def train(config: PretrainConfig, output: Path, progress: Progress) -> dict[str, Any]:
+
+def train(config: PretrainConfig, output: Path, progress: Progress, record: Record | None = None) -> dict[str, Any]:
     """Train to the end, going on from the last checkpoint, and write ``{name}.safetensors`` and its model card.
 
     Args:
         config: The recipe.
         output: Folder for weights and card.
         progress: Told of every iteration.
+        record: Told of the losses at every checkpoint.
 
     Returns:
         The facts on the model card: final training and validation loss, sizes, versions.
 
     Raises:
-        ConfigError: The dataset has no reference samples to train on, or the architecture is none.
+        ConfigError: The dataset has no samples to train on, or the architecture is none.
     """
     torch.set_num_threads(config.threads)
-    data = _Data.load(config)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    data = training_data(config, device)
     storage = Storage.at(config.storage)
     checkpoint_key = f"pretrain/{config.name}/checkpoint.pt"
     try:
-        run = _Run(config, data)
+        run = _Run(config, data, device)
     except ValueError as error:
         raise ConfigError(f"pretraining {config.name!r}: {error}") from error
     if storage.exists(checkpoint_key):
         run.restore(storage.read(checkpoint_key))
+    losses: list[float] = []
     while run.iteration < config.iterations:
-        loss = run.step()
-        progress(run.iteration, loss)
+        losses.append(run.step())
+        progress(run.iteration, losses[-1])
         if run.iteration % config.checkpoint_every == 0 or run.iteration == config.iterations:
             storage.write(checkpoint_key, run.checkpoint())
+            if record is not None:
+                record(run.iteration, {"loss": sum(losses) / len(losses), **run.losses()})
+            losses.clear()
     facts = run.facts()
     output.mkdir(parents=True, exist_ok=True)
     target = Storage.at(output)
@@ -92,45 +127,43 @@ def train(config: PretrainConfig, output: Path, progress: Progress) -> dict[str,
         "architecture": config.architecture,
         "prediction": config.prediction,
         "scheduler": config.scheduler,
-        "data_range": data.range,
+        "data_range": data.data_range,
     }
-    weights = {name: tensor.contiguous() for name, tensor in run.ema.state_dict().items()}
+    dtype = getattr(torch, config.weights_dtype)
+    weights = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in run.ema.state_dict().items()}
     target.write(f"{config.name}.safetensors", save(weights, {METADATA_KEY: json.dumps(description, sort_keys=True)}))
     target.write(f"{config.name}.md", model_card(config, facts).encode())
     storage.delete(checkpoint_key)
     return facts
 
 
-class _Data:
-    """Samples and labels, a fixed share of them held out for the validation loss."""
+def training_data(config: PretrainConfig, device: str) -> TrainingData:
+    """The samples of a recipe, a fixed share of them held out.
 
-    def __init__(self, samples: Tensor, labels: Tensor, held_out: int):
-        self.range = float(samples.max() - samples.min())
-        self.train = samples[held_out:], labels[held_out:]
-        self.validation = samples[:held_out], labels[:held_out]
-
-    @classmethod
-    def load(cls, config: PretrainConfig) -> _Data:
-        reference = plugins.build("datasets", config.dataset).reference()
-        if reference is None:
-            raise ConfigError(
-                f"dataset {config.dataset!r} has no samples to train on; choose one that has, e.g. digits"
-            )
-        order = torch.randperm(len(reference.labels), generator=torch.Generator().manual_seed(config.seed))
-        samples = torch.from_numpy(reference.samples)[order]
-        labels = torch.from_numpy(reference.labels)[order]
-        return cls(samples, labels, max(1, round(config.validation_share * len(order))))
+    Raises:
+        ConfigError: The dataset has none, or its files are not there.
+    """
+    name = config.dataset.name
+    try:
+        reference = plugins.build("datasets", name, config.dataset.options).reference()
+    except ValueError as error:
+        raise ConfigError(f"dataset {name!r}: {error}") from error
+    if reference is None:
+        raise ConfigError(f"dataset {name!r} has no samples to train on; choose one that has, e.g. digits")
+    order = torch.randperm(len(reference.labels), generator=torch.Generator().manual_seed(config.seed)).numpy()
+    shuffled = LabelledSamples(reference.samples[order], reference.labels[order])
+    classes = int(config.architecture.get("classes", 0))
+    return LabelledData(shuffled, classes, config.validation_share, config.flip, device)
 
 
 class _Run:
     """One training run: network, EMA, optimiser, and the generator its randomness comes from."""
 
-    def __init__(self, config: PretrainConfig, data: _Data):
-        self.config, self.data = config, data
+    def __init__(self, config: PretrainConfig, data: TrainingData, device: str):
+        self.config, self.data, self.device = config, data, device
         torch.manual_seed(config.seed)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.net = build_net(config.architecture)
-        self.null_label = int(config.architecture["classes"])
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.net = build_net(config.architecture).to(device)
         self.ema = freeze(copy.deepcopy(self.net))
         self.scheduler: Scheduler = plugins.build("schedulers", config.scheduler)
         self.optimizer = torch.optim.AdamW(
@@ -142,11 +175,7 @@ class _Run:
         self.iteration = 0
 
     def step(self) -> float:
-        samples, labels = self.data.train
-        chosen = torch.randint(len(samples), (self.config.batch_size,), generator=self.generator)
-        dropped = torch.rand(self.config.batch_size, generator=self.generator) < self.config.label_dropout
-        label = torch.where(dropped, self.null_label, labels[chosen])
-        loss = self._loss(self.net, samples[chosen], label, self.generator)
+        loss = self._loss(self.net, "train", self.config.batch_size, self.config.label_dropout, self.generator)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
@@ -156,14 +185,19 @@ class _Run:
         # A short horizon at first: an average of initial weights helps nobody.
         decay = min(self.config.ema_decay, self.iteration / (self.iteration + 10))
         with torch.no_grad():
-            for average, weight in zip(self.ema.parameters(), self.net.parameters(), strict=True):
-                average.lerp_(weight, 1 - decay)
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
         return loss.item()
 
-    def _loss(self, net: torch.nn.Module, x1: Tensor, label: Tensor, generator: torch.Generator) -> Tensor:
+    def _loss(
+        self, net: torch.nn.Module, split: Split, count: int, label_dropout: float, generator: torch.Generator
+    ) -> Tensor:
         """Mean squared error of the prediction at x_t = alpha x1 + sigma eps, t uniform in the domain."""
-        t = torch.rand(len(x1), generator=generator)
-        noise = torch.randn(x1.shape, generator=generator)
+        x1, condition, weight = self.data.batch(split, count, generator)
+        if label_dropout:
+            drop = torch.rand(count, generator=generator, device=generator.device) < label_dropout
+            condition = self.data.dropped(condition, drop)
+        t = torch.rand(count, generator=generator, device=generator.device)
+        noise = torch.randn(x1.shape, generator=generator, device=generator.device)
         shape = (-1,) + (1,) * (x1.ndim - 1)
         # The derivative of sigma is infinite at t = 1 on some paths, and only velocity targets use it.
         point = self.scheduler(t.double())
@@ -178,7 +212,13 @@ class _Run:
                 target = noise
             case "sample":
                 target = x1
-        return (net(x_t, t, label) - target).square().mean()
+        dtype = AUTOCAST[self.config.precision]
+        with torch.autocast(torch.device(self.device).type, dtype, enabled=dtype is not None):
+            output = net(x_t, t, condition)
+        error = (output.float() - target).square()
+        if weight is None:
+            return error.mean()
+        return (error * weight).sum() / weight.expand_as(error).sum()
 
     def checkpoint(self) -> bytes:
         buffer = io.BytesIO()
@@ -191,7 +231,7 @@ class _Run:
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "generator": self.generator.get_state(),
-                "torch_generator": torch.get_rng_state(),
+                "torch_generator": _global_generator(self.device).get_state(),
             },
             buffer,
         )
@@ -203,9 +243,9 @@ class _Run:
         Raises:
             ConfigError: It was made with another recipe.
         """
-        state = torch.load(io.BytesIO(data), weights_only=True)
+        state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         ours, theirs = (json.loads(text) for text in (self.config.model_dump_json(), state["config"]))
-        changed = [key for key in ours if ours[key] != theirs.get(key) and key not in ("storage", "threads")]
+        changed = [key for key in ours if ours[key] != theirs.get(key) and key not in ELSEWHERE]
         if changed:
             raise ConfigError(
                 f"the checkpoint of {self.config.name!r} was made with another {', '.join(changed)}; restore those "
@@ -217,25 +257,35 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["torch_generator"])
+        _global_generator(self.device).set_state(state["torch_generator"])
+
+    def losses(self) -> dict[str, float]:
+        """Mean losses of the averaged weights on fixed draws, nothing dropped."""
+        found = {}
+        for split in ("train", "validation"):
+            generator = torch.Generator(self.device).manual_seed(1)
+            count = min(VALIDATION_BATCH, self.data.sizes["validation"])
+            with torch.no_grad():
+                draws = [self._loss(self.ema, split, count, 0.0, generator).item() for _ in range(VALIDATION_DRAWS)]
+            found[f"{split}_loss"] = round(sum(draws) / len(draws), 5)
+        return found
 
     def facts(self) -> dict[str, Any]:
-        """Losses of the averaged weights on fixed draws, and where they were trained."""
-        losses = {}
-        for name, (samples, labels) in {"train": self.data.train, "validation": self.data.validation}.items():
-            generator = torch.Generator().manual_seed(1)
-            count = min(len(samples), len(self.data.validation[0]))
-            with torch.no_grad():
-                draws = [self._loss(self.ema, samples[:count], labels[:count], generator).item() for _ in range(50)]
-            losses[f"{name}_loss"] = round(sum(draws) / len(draws), 5)
+        """Losses, sizes, and where the weights were trained."""
         return {
-            **losses,
+            **self.losses(),
             "parameters": sum(p.numel() for p in self.net.parameters()),
-            "training_samples": len(self.data.train[0]),
+            "training_samples": self.data.sizes["train"],
             "torch": torch.__version__,
             "python": platform.python_version(),
             "commit": _commit(),
         }
+
+
+def _global_generator(device: str) -> torch.Generator:
+    """The generator that dropout draws from."""
+    where = torch.device(device)
+    return torch.cuda.default_generators[where.index or 0] if where.type == "cuda" else torch.default_generator
 
 
 def _commit() -> str:
@@ -249,13 +299,15 @@ def _commit() -> str:
 def model_card(config: PretrainConfig, facts: dict[str, Any]) -> str:
     """The model card, Markdown."""
     architecture = ", ".join(f"{key} {value}" for key, value in config.architecture.items())
+    options = "".join(f", {key} {value}" for key, value in config.dataset.options.items() if key != "folder")
     return f"""# {config.name}
 
 A small class-conditional model of the zoo, for experiments with solvers. Not a model of record.
 
 | | |
 |---|---|
-| data | `{config.dataset}`, {facts["training_samples"]} training samples, {config.validation_share:.0%} held out |
+| data | `{config.dataset.name}`{options}, {facts["training_samples"]} training samples, \
+{config.validation_share:.0%} held out |
 | network | {architecture}; {facts["parameters"]:,} parameters |
 | prediction | {config.prediction} |
 | scheduler | {config.scheduler} |

@@ -1,32 +1,12 @@
-"""Networks of the zoo: plain torch modules ``net(x, t, label)``. Knows nothing of paths, training or files."""
+"""A residual perceptron for images of a few dozen pixels."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-
-class TimeFeatures(nn.Module):
-    """Sines and cosines of t in [0, 1] at geometrically spaced frequencies.
-
-    The highest frequency is kept low on purpose: it bounds how fast the velocity can wobble in time, and so how many
-    evaluations any solver needs.
-    """
-
-    frequencies: Tensor
-
-    def __init__(self, features: int, max_frequency: float = 32.0):
-        super().__init__()
-        half = features // 2
-        exponents = torch.arange(half) / max(half - 1, 1)
-        self.register_buffer("frequencies", math.pi / 2 * max_frequency**exponents, persistent=False)
-
-    def forward(self, t: Tensor) -> Tensor:
-        angles = t[:, None] * self.frequencies
-        return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
+from orchestrator.models.zoo.nets.time_features import TimeFeatures
 
 
 class FilmBlock(nn.Module):
@@ -104,22 +84,3 @@ class FilmMLP(nn.Module):
             return output
         skip, gain = (gate.view(-1, *(1,) * (x.ndim - 1)) for gate in self.gates(time).unbind(dim=1))
         return skip * x + gain * output
-
-
-NETS: dict[str, type[nn.Module]] = {"film_mlp": FilmMLP}
-
-
-def build_net(architecture: dict[str, Any]) -> nn.Module:
-    """The network that an ``{"net": name, **arguments}`` description names.
-
-    Raises:
-        ValueError: The name is unknown or the arguments do not fit it.
-    """
-    arguments = dict(architecture)
-    name = arguments.pop("net", None)
-    if name not in NETS:
-        raise ValueError(f"unknown network {name!r}; choose one of {', '.join(NETS)}")
-    try:
-        return NETS[name](**arguments)
-    except TypeError as error:
-        raise ValueError(f"network {name!r} does not take these arguments: {error}") from error

@@ -1,0 +1,81 @@
+"""CIFAR-10 (Krizhevsky 2009): 60,000 small colour photographs of ten classes, read from Parquet files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+
+from orchestrator.datasets.base import Dataset, LabelledSamples
+from orchestrator.randomness import generator
+
+SIDE = 32
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True)
+class Cifar10(Dataset):
+    """Labels drawn uniformly, as the classes are balanced: conditioning needs no file, only the reference set does.
+
+    Attributes:
+        folder: Where ``cifar10-train.parquet`` and ``cifar10-test.parquet`` are, with columns ``image`` (an encoded
+            32x32 image) and ``label``.
+        split: Which of the two is the reference set.
+        side: Height and width; below 32, pixels are averages of squares.
+        grayscale: One channel (ITU-R 601 luma) instead of three.
+
+    Raises:
+        ValueError: A split that is none, or a side that does not divide 32.
+    """
+
+    folder: str = "data"
+    split: Literal["train", "test"] = "train"
+    side: int = SIDE
+    grayscale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.split not in ("train", "test"):
+            raise ValueError(f"split must be train or test, got {self.split!r}")
+        if self.side < 1 or SIDE % self.side:
+            raise ValueError(f"side must divide {SIDE}, got {self.side}")
+
+    def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+        return np.array([generator(seed, i, "condition").integers(len(CLASSES)) for i in indices], dtype=np.int64)
+
+    def reference(self) -> LabelledSamples:
+        """Every image of the split, (N, C, side, side) in [-1, 1].
+
+        Raises:
+            ValueError: The file is not there, or is no file of such images.
+        """
+        path = Path(self.folder) / f"cifar10-{self.split}.parquet"
+        if not path.is_file():
+            raise ValueError(f"no file {path}; set the dataset's option 'folder' to where the CIFAR-10 files are")
+        table = pq.read_table(path)
+        if missing := {"image", "label"} - set(table.column_names):
+            raise ValueError(f"{path} has no column {min(missing)!r}; it has {', '.join(table.column_names)}")
+        labels = table["label"].to_numpy().astype(np.int64)
+        images = np.stack([self._decoded(encoded.as_py(), path) for encoded in table["image"]])
+        return LabelledSamples(images.astype(np.float32) / 127.5 - 1, labels)
+
+    def _decoded(self, encoded: bytes, path: Path) -> npt.NDArray[np.float32]:
+        try:
+            image = Image.open(io.BytesIO(encoded)).convert("L" if self.grayscale else "RGB")
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{path} holds bytes that are no image: {error}") from error
+        if image.size != (SIDE, SIDE):
+            raise ValueError(f"{path} holds an image of {image.size}; CIFAR-10's are {SIDE}x{SIDE}")
+        pixels = np.asarray(image, dtype=np.float32).reshape(SIDE, SIDE, -1).transpose(2, 0, 1)
+        block = SIDE // self.side
+        averaged: npt.NDArray[np.float32] = pixels.reshape(-1, self.side, block, self.side, block).mean(axis=(2, 4))
+        return averaged
+
+
+DATASET = Cifar10
