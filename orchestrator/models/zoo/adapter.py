@@ -13,9 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from orchestrator import plugins
+from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.errors import ConfigError
 from orchestrator.models.base import ModelAdapter, expand_time, freeze
 from orchestrator.models.zoo.nets import build_net
+from orchestrator.models.zoo.nets.infilling import Infilling
 
 WEIGHTS = Path(__file__).parent / "weights"
 METADATA_KEY = "bespoke_zoo"
@@ -52,7 +54,7 @@ class ZooModel(ModelAdapter):
     """
 
     weights: str
-    net: torch.nn.Module = field(init=False, repr=False)
+    net: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         path = weights_path(self.weights)
@@ -76,7 +78,6 @@ class ZooModel(ModelAdapter):
         freeze(self.net)
         self.name = path.stem
         self.shape = tuple(description["architecture"]["shape"])
-        self.classes = int(description["architecture"]["classes"])
         self.prediction = description["prediction"]
         self.native = plugins.build("schedulers", description["scheduler"])
         self.data_range = float(description["data_range"])
@@ -92,12 +93,21 @@ class ZooModel(ModelAdapter):
         return self.net(inner, expand_time(t, inner), condition).to(x.dtype)
 
     def check_condition(self, condition: Tensor) -> None:
-        unknown = condition[(condition < 0) | (condition >= self.classes)]
-        if len(unknown):
-            raise ConfigError(
-                f"label {int(unknown[0])} is none of {self.name}'s {self.classes} classes; set "
-                f"conditioning.options.classes to {self.classes}"
-            )
+        error = self.net.condition_error(condition)
+        if error is not None:
+            raise ConfigError(f"model {self.name!r}: {error}")
 
     def null_condition(self, condition: Tensor) -> Tensor:
-        return torch.full_like(condition, self.classes)
+        null: Tensor = self.net.null_condition(condition)
+        return null
+
+    def encode_conditions(self, condition: Tensor, dataset: Any) -> Tensor:
+        """Labels as they are; of a dataset of strings to be spoken, what is heard and what is to be said."""
+        if not isinstance(self.net, Infilling):
+            return condition
+        if not isinstance(dataset, SpokenDigits):
+            raise ConfigError(
+                f"model {self.name!r} fills in speech; set conditioning.name to spoken_digits, not "
+                f"{type(dataset).__name__}"
+            )
+        return dataset.infilling(condition.numpy())

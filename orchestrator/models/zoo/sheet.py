@@ -29,12 +29,12 @@ def write_sheet(weights: Path) -> Path:
     """
     model = ZooModel(str(weights))
     channels, height, width = model.shape
-    labels = torch.arange(model.classes).repeat(PER_CLASS)
+    labels = torch.arange(model.net.classes).repeat(PER_CLASS)
     x0 = torch.from_numpy(noise(0, range(len(labels)), model.shape))
     samples, *_ = solve(model.field(labels, 1.0), x0, rtol=1e-4, atol=1e-4)
     framed = torch.nn.functional.pad(samples, (0, 1, 0, 1))  # a grey line between neighbours
-    grid = framed.view(PER_CLASS, model.classes, channels, height + 1, width + 1).permute(0, 3, 1, 4, 2)
-    pixels = grid.reshape(PER_CLASS * (height + 1), model.classes * (width + 1), channels).clamp(-1, 1)
+    grid = framed.view(PER_CLASS, model.net.classes, channels, height + 1, width + 1).permute(0, 3, 1, 4, 2)
+    pixels = grid.reshape(PER_CLASS * (height + 1), model.net.classes * (width + 1), channels).clamp(-1, 1)
     picture = Image.fromarray(((pixels + 1) * 127.5).to(torch.uint8).squeeze(-1).numpy())
     buffer = io.BytesIO()
     picture.resize((picture.width * ENLARGED, picture.height * ENLARGED), Image.Resampling.NEAREST).save(buffer, "PNG")

@@ -22,11 +22,12 @@ from torch import Tensor
 from orchestrator import plugins
 from orchestrator.config import PluginConfig
 from orchestrator.datasets.base import LabelledSamples
+from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.errors import ConfigError
 from orchestrator.models.base import AUTOCAST, Precision, freeze
 from orchestrator.models.zoo.adapter import METADATA_KEY
 from orchestrator.models.zoo.nets import build_net
-from orchestrator.models.zoo.training_data import LabelledData, Split, TrainingData
+from orchestrator.models.zoo.training_data import LabelledData, Split, SpokenStrings, TrainingData
 from orchestrator.storage import Storage
 from solvers.prediction import Prediction
 from solvers.schedulers.base import Scheduler
@@ -144,16 +145,18 @@ def training_data(config: PretrainConfig, device: str) -> TrainingData:
         ConfigError: The dataset has none, or its files are not there.
     """
     name = config.dataset.name
+    dataset = plugins.build("datasets", name, config.dataset.options)
     try:
-        reference = plugins.build("datasets", name, config.dataset.options).reference()
+        if isinstance(dataset, SpokenDigits):
+            return SpokenStrings(dataset, SpokenDigits(), device)
+        reference = dataset.reference()
     except ValueError as error:
         raise ConfigError(f"dataset {name!r}: {error}") from error
     if reference is None:
         raise ConfigError(f"dataset {name!r} has no samples to train on; choose one that has, e.g. digits")
     order = torch.randperm(len(reference.labels), generator=torch.Generator().manual_seed(config.seed)).numpy()
     shuffled = LabelledSamples(reference.samples[order], reference.labels[order])
-    classes = int(config.architecture.get("classes", 0))
-    return LabelledData(shuffled, classes, config.validation_share, config.flip, device)
+    return LabelledData(shuffled, config.validation_share, config.flip, device)
 
 
 class _Run:
@@ -163,7 +166,7 @@ class _Run:
         self.config, self.data, self.device = config, data, device
         torch.manual_seed(config.seed)
         self.generator = torch.Generator(device).manual_seed(config.seed)
-        self.net = build_net(config.architecture).to(device)
+        self.net: Any = build_net(config.architecture).to(device)
         self.ema = freeze(copy.deepcopy(self.net))
         self.scheduler: Scheduler = plugins.build("schedulers", config.scheduler)
         self.optimizer = torch.optim.AdamW(
@@ -192,10 +195,11 @@ class _Run:
         self, net: torch.nn.Module, split: Split, count: int, label_dropout: float, generator: torch.Generator
     ) -> Tensor:
         """Mean squared error of the prediction at x_t = alpha x1 + sigma eps, t uniform in the domain."""
-        x1, condition, weight = self.data.batch(split, count, generator)
+        x1, condition = self.data.batch(split, count, generator)
         if label_dropout:
             drop = torch.rand(count, generator=generator, device=generator.device) < label_dropout
-            condition = self.data.dropped(condition, drop)
+            drop = drop.view(-1, *(1,) * (condition.ndim - 1))
+            condition = torch.where(drop, self.net.null_condition(condition), condition)
         t = torch.rand(count, generator=generator, device=generator.device)
         noise = torch.randn(x1.shape, generator=generator, device=generator.device)
         shape = (-1,) + (1,) * (x1.ndim - 1)
@@ -215,10 +219,7 @@ class _Run:
         dtype = AUTOCAST[self.config.precision]
         with torch.autocast(torch.device(self.device).type, dtype, enabled=dtype is not None):
             output = net(x_t, t, condition)
-        error = (output.float() - target).square()
-        if weight is None:
-            return error.mean()
-        return (error * weight).sum() / weight.expand_as(error).sum()
+        return (output.float() - target).square().mean()
 
     def checkpoint(self) -> bytes:
         buffer = io.BytesIO()

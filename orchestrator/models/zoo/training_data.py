@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from orchestrator.audio import SILENCE
 from orchestrator.datasets.base import LabelledSamples
+from orchestrator.datasets.spoken_digits import FRAMES, LOUDEST, SpokenDigits
 
 Split = Literal["train", "validation"]
 
@@ -19,12 +22,10 @@ class Batch(NamedTuple):
     Attributes:
         x1: Data, shape (B, \\*shape), float32.
         condition: Shape (B, ...), as the network takes it.
-        weight: Where the loss counts, broadcast to ``x1``; None: everywhere.
     """
 
     x1: Tensor
     condition: Tensor
-    weight: Tensor | None = None
 
 
 class TrainingData(ABC):
@@ -42,27 +43,22 @@ class TrainingData(ABC):
     def batch(self, split: Split, count: int, generator: torch.Generator) -> Batch:
         """``count`` samples drawn with replacement, on the generator's device."""
 
-    @abstractmethod
-    def dropped(self, condition: Tensor, drop: Tensor) -> Tensor:
-        """The conditioning with that of the samples marked in ``drop``, shape (B,), taken away."""
-
 
 class LabelledData(TrainingData):
     """Images of classes.
 
     Args:
         reference: The samples, in random order.
-        classes: Number of classes; label ``classes`` means "dropped".
         held_out: Share of the samples that validate, the first ones.
         flip: Mirror every second training image.
         device: Where the samples are kept.
     """
 
-    def __init__(self, reference: LabelledSamples, classes: int, held_out: float, flip: bool, device: str):
+    def __init__(self, reference: LabelledSamples, held_out: float, flip: bool, device: str):
         samples = torch.from_numpy(reference.samples).to(device)
         labels = torch.from_numpy(reference.labels).to(device)
         self.data_range = float(samples.max() - samples.min())
-        self.classes, self.flip = classes, flip
+        self.flip = flip
         count = max(1, round(held_out * len(labels)))
         self._splits: dict[Split, tuple[Tensor, Tensor]] = {
             "train": (samples[count:], labels[count:]),
@@ -79,5 +75,32 @@ class LabelledData(TrainingData):
             x1 = torch.where(mirrored.view(-1, 1, 1, 1), x1.flip(-1), x1)
         return Batch(x1, labels[chosen])
 
-    def dropped(self, condition: Tensor, drop: Tensor) -> Tensor:
-        return torch.where(drop, self.classes, condition)
+
+class SpokenStrings(TrainingData):
+    """Strings of spoken digits; held out are those of other recordings.
+
+    Every second mask is the dataset's own, all but the first digit; the others are spans anywhere, of any length from
+    a third to the whole.
+
+    Args:
+        train, validation: The two sets of recordings.
+        device: Where batches are put.
+    """
+
+    def __init__(self, train: SpokenDigits, validation: SpokenDigits, device: str):
+        self._datasets: dict[Split, SpokenDigits] = {"train": train, "validation": validation}
+        self.device = device
+        self.sizes = {split: len(dataset.recordings.digits) for split, dataset in self._datasets.items()}
+        self.data_range = LOUDEST - SILENCE
+
+    def batch(self, split: Split, count: int, generator: torch.Generator) -> Batch:
+        dataset = self._datasets[split]
+        seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+        plans = dataset.conditions(seed, range(count))
+        if split == "train":
+            rng = np.random.default_rng(seed)
+            lengths = rng.integers(FRAMES // 3, FRAMES + 1, size=count)
+            firsts = rng.integers(0, FRAMES - lengths + 1)
+            spans = np.stack([firsts, firsts + lengths], axis=1)
+            plans[:, -2:] = np.where(rng.random((count, 1)) < 0.5, spans, plans[:, -2:])
+        return Batch(dataset.real(plans).to(self.device), dataset.infilling(plans).to(self.device))

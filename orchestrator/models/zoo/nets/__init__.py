@@ -1,4 +1,8 @@
-"""Networks of the zoo: plain torch modules ``net(x, t, condition)``. They know nothing of paths, training or files."""
+"""Networks of the zoo: plain torch modules ``net(x, t, condition)``. They know nothing of paths, training or files.
+
+A network also says what its conditioning is when it is dropped (``null_condition``), and what is wrong with some that
+it cannot take (``condition_error``).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,10 @@ from typing import Any
 from torch import nn
 
 from orchestrator.models.zoo.nets.film_mlp import FilmMLP
+from orchestrator.models.zoo.nets.infilling import Infilling
 from orchestrator.models.zoo.nets.unet import UNet
 
-NETS: dict[str, type[nn.Module]] = {"film_mlp": FilmMLP, "unet": UNet}
+NETS: dict[str, type[nn.Module]] = {"film_mlp": FilmMLP, "unet": UNet, "infilling": Infilling}
 
 
 def build_net(architecture: dict[str, Any]) -> nn.Module:

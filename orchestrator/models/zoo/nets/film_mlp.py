@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor, nn
 
+from orchestrator.models.zoo.nets.labels import LabelConditioned
 from orchestrator.models.zoo.nets.time_features import TimeFeatures
 
 
@@ -30,7 +31,7 @@ class FilmBlock(nn.Module):
         return x + self.down(self.dropout(nn.functional.silu(self.up(hidden))))
 
 
-class FilmMLP(nn.Module):
+class FilmMLP(LabelConditioned, nn.Module):
     """Residual perceptron over flattened images, conditioned on time and class label.
 
     Args:
@@ -55,7 +56,7 @@ class FilmMLP(nn.Module):
         gated_skip: bool = False,
     ):
         super().__init__()
-        self.shape = tuple(shape)
+        self.shape, self.classes = tuple(shape), classes
         dimensions = math.prod(shape)
         self.time = nn.Sequential(TimeFeatures(32), nn.Linear(32, condition_width), nn.SiLU())
         self.time_out = nn.Linear(condition_width, condition_width)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from orchestrator.models.zoo.nets.labels import LabelConditioned
 from orchestrator.models.zoo.nets.time_features import TimeFeatures
 
 GROUPS = 8
@@ -57,7 +58,7 @@ class Attention(nn.Module):
         return x + self.outward(mixed.transpose(-1, -2).reshape(batch, channels, height, width))
 
 
-class UNet(nn.Module):
+class UNet(LabelConditioned, nn.Module):
     """A class-conditional U-Net of images.
 
     Args:
@@ -99,7 +100,7 @@ class UNet(nn.Module):
         self.time = nn.Sequential(TimeFeatures(channels), nn.Linear(channels, embedding), nn.SiLU())
         self.time_out = nn.Linear(embedding, embedding)
         self.label = nn.Embedding(classes + 1, embedding)
-        self.patch = patch
+        self.patch, self.classes = patch, classes
         self.inward = nn.Conv2d(shape[0] * patch**2, channels, 3, padding=1)
 
         def level(inward: int, outward: int, height: int) -> nn.ModuleList:

@@ -1,0 +1,188 @@
+"""Spoken digits: strings of them by one speaker, of which the first is heard and the others are to be spoken.
+
+Recordings are those of the Free Spoken Digit Dataset (CC BY-SA 4.0), as log-mel frames: its test split travels with the
+package, the training split is read from a folder.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from orchestrator.audio import MELS, SILENCE, log_mel
+from orchestrator.datasets.base import Dataset
+from orchestrator.errors import ConfigError
+from orchestrator.randomness import generator
+
+FRAMES = 96
+"""Frames of one string: 1.5 s."""
+LONGEST = 5
+"""Recordings a string holds at most."""
+DIGITS = 10
+NO_DIGIT, UNKNOWN = 10, 11
+"""Tokens of frames between digits, and of frames whose digit is not told."""
+TEST_TAKES = 5
+"""Takes below it are the test split, as the data set's authors have it."""
+SHIPPED = Path(__file__).parent / "data" / "spoken_digits.safetensors"
+METADATA_KEY = "bespoke_recordings"
+STEPS = 255
+"""Levels of a stored log-mel value between silence and :data:`LOUDEST`."""
+LOUDEST = 3.0
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+
+class Recordings(NamedTuple):
+    """Recordings of single digits.
+
+    Attributes:
+        features: Normalised log-mel amplitudes of each, (MELS, its frames).
+        digits: (N,).
+        speakers: Name of each one's speaker.
+    """
+
+    features: list[FloatArray]
+    digits: IntArray
+    speakers: list[str]
+
+
+@dataclass(frozen=True)
+class SpokenDigits(Dataset):
+    """Strings of digits, :data:`FRAMES` frames each: recordings of one speaker with short pauses, the first a prompt.
+
+    A condition is a plan, int64 (2 LONGEST + 2,): number and first frame of each recording (-1: none), then the first
+    and last-but-one frame of the part to be spoken. :meth:`infilling` makes of it what a model is conditioned on.
+
+    Attributes:
+        folder: Where ``fsdd.parquet`` is (columns ``audio``, a WAV file, ``digit``, ``speaker``, ``take``); without
+            one, the recordings of the test split that travel with the package.
+        split: Which recordings of the folder.
+        speaker: Of this speaker only.
+
+    Raises:
+        ValueError: An unknown split or speaker, or the training split without a folder.
+    """
+
+    folder: str | None = None
+    split: Literal["train", "test"] = "test"
+    speaker: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in ("train", "test"):
+            raise ValueError(f"split must be train or test, got {self.split!r}")
+        if self.split == "train" and self.folder is None:
+            raise ValueError("the training split does not travel with the package; set folder to where fsdd.parquet is")
+        if self.speaker is not None and self.speaker not in self.speakers:
+            raise ValueError(f"no speaker {self.speaker!r}; there are: {', '.join(self.speakers)}")
+
+    @cached_property
+    def recordings(self) -> Recordings:
+        return shipped_recordings() if self.folder is None else read_recordings(Path(self.folder), self.split)
+
+    @cached_property
+    def speakers(self) -> list[str]:
+        return sorted(set(self.recordings.speakers))
+
+    def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
+        return np.stack([self._plan(generator(seed, i, "condition")) for i in indices])
+
+    def _plan(self, rng: np.random.Generator) -> IntArray:
+        speaker = self.speaker or self.speakers[rng.integers(len(self.speakers))]
+        own = self._of_speaker[speaker]
+        row = np.full(2 * LONGEST + 2, -1, dtype=np.int64)
+        frame = 0
+        for place in range(LONGEST):
+            number = own[rng.integers(len(own))]
+            length = self.recordings.features[number].shape[1]
+            first = frame + int(rng.integers(2, 6))
+            if first + length > FRAMES - 2:
+                break
+            row[2 * place : 2 * place + 2] = number, first
+            frame = first + length
+            if place == 0:
+                row[-2:] = frame + 1, FRAMES
+        return row if row[-1] > 0 and row[2] >= 0 else self._plan(rng)  # at least a prompt and a digit to speak
+
+    @cached_property
+    def _of_speaker(self) -> dict[str, IntArray]:
+        names = np.array(self.recordings.speakers)
+        return {speaker: np.flatnonzero(names == speaker) for speaker in set(self.recordings.speakers)}
+
+    def real(self, conditions: IntArray) -> Tensor:
+        """The strings as they were spoken, (B, MELS, FRAMES), float32."""
+        strings = np.full((len(conditions), MELS, FRAMES), SILENCE, dtype=np.float32)
+        for string, row in zip(strings, conditions, strict=True):
+            for number, first in self._placed(row):
+                features = self.recordings.features[number]
+                string[:, first : first + features.shape[1]] = features
+        return torch.from_numpy(strings)
+
+    def infilling(self, conditions: IntArray) -> Tensor:
+        """What a model is conditioned on, (B, MELS + 2, FRAMES), float32: the prompt, 0 where it is masked; 1 where it
+        is masked; the token of each frame, a digit or :data:`NO_DIGIT`."""
+        masked = np.zeros((len(conditions), 1, FRAMES), dtype=np.float32)
+        tokens = np.full((len(conditions), 1, FRAMES), NO_DIGIT, dtype=np.float32)
+        for span, token, row in zip(masked, tokens, conditions, strict=True):
+            span[:, row[-2] : row[-1]] = 1
+            for number, first in self._placed(row):
+                length = self.recordings.features[number].shape[1]
+                token[:, first : first + length] = self.recordings.digits[number]
+        mask = torch.from_numpy(masked)
+        return torch.cat([self.real(conditions) * (1 - mask), mask, torch.from_numpy(tokens)], dim=1)
+
+    def texts(self, conditions: IntArray) -> list[list[int]]:
+        """The digits of each string that are to be spoken, in order."""
+        return [[int(self.recordings.digits[number]) for number, _ in self._placed(row)[1:]] for row in conditions]
+
+    @staticmethod
+    def _placed(row: IntArray) -> list[tuple[int, int]]:
+        pairs = row[:-2].reshape(-1, 2)
+        return [(int(number), int(first)) for number, first in pairs if number >= 0]
+
+
+def read_recordings(folder: Path, split: str) -> Recordings:
+    """The recordings of a split as log-mel frames.
+
+    Raises:
+        ValueError: The file is not there, or lacks a column.
+    """
+    try:
+        import soundfile
+    except ImportError as error:
+        raise ConfigError("reading sound needs soundfile; pip install 'bespoke-solvers[audio]'") from error
+    path = folder / "fsdd.parquet"
+    if not path.is_file():
+        raise ValueError(f"no file {path}; set the dataset's option 'folder' to where fsdd.parquet is")
+    table = pq.read_table(path)
+    if missing := {"audio", "digit", "speaker", "take"} - set(table.column_names):
+        raise ValueError(f"{path} has no column {min(missing)!r}; it has {', '.join(table.column_names)}")
+    rows = [row for row in table.to_pylist() if (row["take"] < TEST_TAKES) == (split == "test")]
+    waves = (soundfile.read(io.BytesIO(row["audio"]), dtype="float32")[0] for row in rows)
+    features = [log_mel(wave)[:, : FRAMES // 2] for wave in waves]  # a few are far longer than any digit takes
+    return Recordings(features, np.array([row["digit"] for row in rows]), [row["speaker"] for row in rows])
+
+
+def shipped_recordings() -> Recordings:
+    """The recordings that travel with the package, their values rounded to :data:`STEPS` levels."""
+    with safe_open(SHIPPED, framework="np") as file:
+        described = json.loads(file.metadata()[METADATA_KEY])
+        stored, lengths, digits = (file.get_tensor(name) for name in ("features", "lengths", "digits"))
+    values = (stored.astype(np.float32) / STEPS) * (LOUDEST - SILENCE) + SILENCE
+    features = np.split(values.astype(np.float32), np.cumsum(lengths)[:-1], axis=1)
+    return Recordings(features, digits.astype(np.int64), described["speakers"])
+
+
+DATASET = SpokenDigits
