@@ -350,8 +350,10 @@ class ExperimentConfig(_Strict):
             plugins.load("metrics", metric)
         if "psnr" not in self.metrics:
             raise ConfigError("metrics must include 'psnr': it is what iterates and grids are chosen by")
-        plugins.load("models", self.model.name).check(self.model.options)
-        plugins.build("datasets", self.conditioning.name, self.conditioning.options)
+        adapter = plugins.load("models", self.model.name)
+        adapter.check(self.model.options)
+        dataset = plugins.build("datasets", self.conditioning.name, self.conditioning.options)
+        adapter.check_conditioning(self.model.options, dataset)
         if not self.fixed and not self.learned:
             raise ConfigError("the sweep is empty: list families under 'fixed', 'learned', or both")
         for name, values in self._lists().items():
@@ -535,8 +537,10 @@ def validated(model: type[M], content: dict[str, Any], origin: str) -> M:
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML mapping with ``key=value`` overrides applied.
 
+    A file may hold ``variants``, named mappings of overrides; ``variant=NAME`` applies one, before the other overrides.
+
     Raises:
-        ConfigError: No such file, not YAML, not a mapping, or an override that is no ``key=value``.
+        ConfigError: No such file, not YAML, not a mapping, an override that is no ``key=value``, or an unknown variant.
     """
     source = Path(path)
     if not source.is_file():
@@ -547,8 +551,19 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         raise ConfigError(f"{source} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{source} must be a mapping of keys to values, got {type(content).__name__}")
+    variants = content.pop("variants", {})
+    names = [override.partition("=")[2] for override in overrides if override.startswith("variant=")]
+    for name in names:
+        if name not in variants:
+            listed = ", ".join(variants) or "none"
+            raise ConfigError(
+                f"{source} has no variant {name!r}{plugins.did_you_mean(name, variants)}; it has: {listed}"
+            )
+        for key, value in variants[name].items():
+            _set(content, key, value, f"{key} of variant {name}")
     for override in overrides:
-        _apply(content, override)
+        if not override.startswith("variant="):
+            _apply(content, override)
     return content
 
 
@@ -560,6 +575,11 @@ def _apply(content: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of override {override!r} is not YAML: {error}") from error
+    _set(content, key, value, override)
+
+
+def _set(content: dict[str, Any], key: str, value: Any, override: str) -> None:
+    """Set a dotted key; ``override`` is what errors call it."""
     *parents, last = key.split(".")
     target: Any = content
     for part in parents:

@@ -23,6 +23,7 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from orchestrator.audio import LOUDEST, SILENCE
 from orchestrator.config import ExperimentConfig
 from orchestrator.gallery import Panel
 from orchestrator.host import ModelFacts
@@ -218,27 +219,31 @@ def gallery(panel: Panel) -> Figure:
     truth = panel.strips[0].samples
     count = len(truth)
     rows = 2 * len(panel.strips) - 1
+    width = 0.72 * truth.shape[-1] / truth.shape[-2]
     figure, grid = plt.subplots(
         rows,
         count,
-        figsize=(0.72 * count + 2.2, 0.74 * rows),
+        figsize=(width * count + 2.2, 0.74 * rows),
         squeeze=False,
         gridspec_kw={"wspace": 0.05, "hspace": 0.08},
     )
     line = 0
     for strip in panel.strips:
         named = strip.title if strip.psnr_db is None else f"{strip.title}\n{strip.psnr_db:.1f} dB"
-        _strip(grid[line], strip.samples, named)
+        _strip(grid[line], [_picture(sample) for sample in strip.samples], named)
         line += 1
         if strip is not panel.strips[0]:
-            _strip(grid[line], DIFFERENCE_GAIN * (strip.samples - truth), f"difference ×{DIFFERENCE_GAIN}", "coolwarm")
+            differences = [_difference(sample) for sample in DIFFERENCE_GAIN * (strip.samples - truth)]
+            _strip(grid[line], differences, f"difference ×{DIFFERENCE_GAIN}", "coolwarm")
             line += 1
     return figure
 
 
-def _strip(axes: npt.NDArray[Any], samples: npt.NDArray[np.float32], title: str, colours: str = "gray") -> None:
-    for axis, sample in zip(axes, samples, strict=True):
-        axis.imshow(_picture(sample), cmap=colours, vmin=-1, vmax=1, interpolation="nearest")
+def _strip(
+    axes: npt.NDArray[Any], pictures: Sequence[npt.NDArray[np.float32]], title: str, colours: str = "gray"
+) -> None:
+    for axis, picture in zip(axes, pictures, strict=True):
+        axis.imshow(picture, cmap=colours, vmin=-1, vmax=1, interpolation="nearest")
         axis.set_xticks([])
         axis.set_yticks([])
         for spine in axis.spines.values():
@@ -247,10 +252,17 @@ def _strip(axes: npt.NDArray[Any], samples: npt.NDArray[np.float32], title: str,
 
 
 def _picture(sample: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """A sample as imshow takes it: (H, W) in [-1, 1], or (H, W, 3) in [0, 1]."""
+    """A sample as imshow takes it: (H, W) in [-1, 1], or (H, W, 3) in [0, 1]; sound with low frequencies below."""
+    if sample.ndim == 2:
+        return np.clip(2 * (sample[::-1] - SILENCE) / (LOUDEST - SILENCE) - 1, -1, 1)
     if sample.ndim == 3 and sample.shape[0] == 3:
         return np.clip(sample.transpose(1, 2, 0) / 2 + 0.5, 0, 1)
     return np.clip(sample.reshape(sample.shape[-2:]), -1, 1)
+
+
+def _difference(difference: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """As :func:`_picture`, with 0 in the middle whatever the samples are."""
+    return np.clip(difference[::-1], -1, 1) if difference.ndim == 2 else _picture(difference)
 
 
 def _tidy(axes: Axes, x: str, y: str) -> None:

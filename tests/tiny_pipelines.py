@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.pipelines.stable_audio import StableAudioProjectionModel
 
 # The extra 'diffusers' has it, 'dev' alone does not.
 transformers = pytest.importorskip("transformers")
@@ -236,6 +237,42 @@ def flux(guidance_embeds: bool = True) -> Any:
     )
 
 
+def stable_audio() -> Any:
+    """Stable Audio: v on the continuous cosine path, in latent frames of sound, conditioned on text and length."""
+    encoder, tokenizer = t5(16)
+    tokenizer.model_max_length = 12
+    transformer = diffusers.StableAudioDiTModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        num_key_value_attention_heads=1,
+        cross_attention_dim=16,
+        cross_attention_input_dim=16,
+        global_states_input_dim=32,
+        time_proj_dim=16,
+    )
+    sound = diffusers.AutoencoderOobleck(
+        encoder_hidden_size=8,
+        downsampling_ratios=[2, 4],
+        channel_multiples=[1, 2],
+        decoder_channels=8,
+        decoder_input_channels=4,
+        audio_channels=1,
+        sampling_rate=64,
+    )
+    return diffusers.StableAudioPipeline(
+        vae=liven(sound),
+        text_encoder=encoder,
+        projection_model=liven(StableAudioProjectionModel(16, 16, min_value=0, max_value=4)),
+        tokenizer=tokenizer,
+        transformer=liven(transformer),
+        scheduler=diffusers.CosineDPMSolverMultistepScheduler(),
+    )
+
+
 #: (how to make it, the guidance scale it is tested at) by name.
 KINDS: dict[str, tuple[Callable[[], Any], float]] = {
     "ddpm-epsilon": (ddpm, 1.0),
@@ -246,6 +283,7 @@ KINDS: dict[str, tuple[Callable[[], Any], float]] = {
     "sdxl": (stable_diffusion_xl, 3.0),
     "sd3": (stable_diffusion_3, 3.0),
     "flux": (flux, 3.5),
+    "stable-audio": (stable_audio, 3.0),
 }
 
 PROMPTS = ["a cat", "two dogs at sea"]
@@ -294,7 +332,18 @@ def run(pipe: Any, scheduler: Any, steps: int, scale: float, shape: tuple[int, .
         if isinstance(pipe, diffusers.DiTPipeline):
             pipe(LABELS, generator=generator, num_inference_steps=steps, guidance_scale=scale, output_type="pt")
             return states[-1][:2]
-        start, (channels, height, width) = noise(shape, seed), shape
+        start = noise(shape, seed)
+        if isinstance(pipe, diffusers.StableAudioPipeline):
+            pipe(
+                PROMPTS,
+                latents=start,
+                num_inference_steps=steps,
+                guidance_scale=scale,
+                output_type="latent",
+                audio_end_in_s=None,
+            )
+            return states[-1]
+        channels, height, width = shape
         packs = isinstance(pipe, diffusers.FluxPipeline)
         pipe(
             PROMPTS,

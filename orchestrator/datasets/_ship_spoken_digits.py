@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from orchestrator.audio import SILENCE
-from orchestrator.datasets.spoken_digits import LOUDEST, METADATA_KEY, SHIPPED, STEPS, read_recordings
+from orchestrator.audio import LOUDEST, SILENCE
+from orchestrator.datasets.spoken_digits import METADATA_KEY, SHIPPED, STEPS, read_recordings
 from orchestrator.storage import Storage
 
 

@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from orchestrator.audio import MELS, SILENCE, log_mel
+from orchestrator.audio import LOUDEST, MELS, SILENCE, log_mel
 from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.randomness import generator
@@ -38,8 +38,7 @@ TEST_TAKES = 5
 SHIPPED = Path(__file__).parent / "data" / "spoken_digits.safetensors"
 METADATA_KEY = "bespoke_recordings"
 STEPS = 255
-"""Levels of a stored log-mel value between silence and :data:`LOUDEST`."""
-LOUDEST = 3.0
+"""Levels of a stored log-mel value between silence and the loudest."""
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -125,7 +124,7 @@ class SpokenDigits(Dataset):
         """The strings as they were spoken, (B, MELS, FRAMES), float32."""
         strings = np.full((len(conditions), MELS, FRAMES), SILENCE, dtype=np.float32)
         for string, row in zip(strings, conditions, strict=True):
-            for number, first in self._placed(row):
+            for number, first in self.placed(row):
                 features = self.recordings.features[number]
                 string[:, first : first + features.shape[1]] = features
         return torch.from_numpy(strings)
@@ -137,18 +136,19 @@ class SpokenDigits(Dataset):
         tokens = np.full((len(conditions), 1, FRAMES), NO_DIGIT, dtype=np.float32)
         for span, token, row in zip(masked, tokens, conditions, strict=True):
             span[:, row[-2] : row[-1]] = 1
-            for number, first in self._placed(row):
+            for number, first in self.placed(row):
                 length = self.recordings.features[number].shape[1]
                 token[:, first : first + length] = self.recordings.digits[number]
         mask = torch.from_numpy(masked)
         return torch.cat([self.real(conditions) * (1 - mask), mask, torch.from_numpy(tokens)], dim=1)
 
-    def texts(self, conditions: IntArray) -> list[list[int]]:
+    def said(self, conditions: IntArray) -> list[list[int]]:
         """The digits of each string that are to be spoken, in order."""
-        return [[int(self.recordings.digits[number]) for number, _ in self._placed(row)[1:]] for row in conditions]
+        return [[int(self.recordings.digits[number]) for number, _ in self.placed(row)[1:]] for row in conditions]
 
     @staticmethod
-    def _placed(row: IntArray) -> list[tuple[int, int]]:
+    def placed(row: IntArray) -> list[tuple[int, int]]:
+        """Number and first frame of each recording of a plan."""
         pairs = row[:-2].reshape(-1, 2)
         return [(int(number), int(first)) for number, first in pairs if number >= 0]
 

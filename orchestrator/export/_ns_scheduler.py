@@ -14,9 +14,11 @@ from torch import Tensor
 
 from solvers.ns import NSSolver
 from solvers.prediction import Prediction, PredictionField
-from solvers.schedulers import CondOT, DiscreteVP, Scheduler
+from solvers.schedulers import CondOT, Cosine, DiscreteVP, Scheduler
 
 FLOW = "flow_prediction"
+_CONTINUOUS: dict[bool, Scheduler] = {True: CondOT(), False: Cosine()}
+"""The path of what has no betas, by whether it is a flow."""
 
 
 class NSSchedulerOutput(NamedTuple):
@@ -46,7 +48,8 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         a: Weights of x0, n + 1 numbers.
         b: Rows 0..n of the lower triangle; row k has k numbers.
         prediction_type: 'epsilon', 'sample', 'v_prediction' or 'flow_prediction' (noise minus data).
-        trained_betas: The betas the network was trained with; None for flows.
+        trained_betas: The betas the network was trained with; None for flows, and for a v prediction on the continuous
+            cosine path (Stable Audio), whose timesteps are 1 - t.
         num_train_timesteps: Timesteps of training.
         guidance_scale: Guidance that theta was made for: what to call the pipeline with.
         model_digest: Model that theta was made for.
@@ -78,14 +81,18 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
             raise ValueError(
                 f"prediction_type {prediction_type!r} is unknown; choose epsilon, sample, v_prediction or {FLOW}"
             )
-        if flow == (trained_betas is not None) or flow != use_flow_sigmas:
-            raise ValueError(f"{FLOW} takes use_flow_sigmas and no trained_betas; the others take trained_betas alone")
+        continuous = prediction_type == "v_prediction" and trained_betas is None
+        if (flow or continuous) == (trained_betas is not None) or flow != use_flow_sigmas:
+            raise ValueError(
+                f"{FLOW} takes use_flow_sigmas and no trained_betas; epsilon and sample take trained_betas alone, "
+                f"v_prediction those or none"
+            )
         n = len(times)
         lower = torch.zeros(n + 1, n, dtype=torch.float64)
         for k, row in enumerate(b):
             lower[k, :k] = torch.tensor(row, dtype=torch.float64)
         self.solver = NSSolver(torch.tensor(times, dtype=torch.float64), torch.tensor(a, dtype=torch.float64), lower)
-        self.native: Scheduler = CondOT() if flow else DiscreteVP(betas=tuple(trained_betas or ()))
+        self.native: Scheduler = DiscreteVP(betas=tuple(trained_betas)) if trained_betas else _CONTINUOUS[flow]
         self.predicts: Prediction = "velocity" if flow else prediction_type  # type: ignore[assignment]
         self._train_timesteps = num_train_timesteps
         self.init_noise_sigma = float(self.solver.a[0])
@@ -97,7 +104,7 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         if isinstance(self.native, DiscreteVP):
             timesteps = self.native.timestep(times)
         else:
-            timesteps = self._train_timesteps * (1 - times)
+            timesteps = (self._train_timesteps if self.predicts == "velocity" else 1) * (1 - times)
         self.timesteps = timesteps.to(device=device, dtype=torch.float32)
         self._x0: Tensor | None = None
         self._velocities: list[Tensor] = []

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from orchestrator.models.base import freeze
-from orchestrator.moments import WEIGHTS
+from orchestrator.features._classifier import ClassifierFeatures
 
-METADATA_KEY = "bespoke_features"
-NAME = "digits_cnn"
 FEATURES = 64
 
 
@@ -42,44 +37,10 @@ class DigitsNet(nn.Module):
 
 
 @dataclass
-class DigitsCNN:
-    """64 features of a digit: the hidden layer of a classifier (test accuracy in ``facts``).
+class DigitsCNN(ClassifierFeatures):
+    """64 features of a digit."""
 
-    Samples are clipped to [-1, 1] first, as a viewer would: what is out of range looks like what is at its end.
-
-    Attributes:
-        net: The classifier, frozen.
-        facts: What the weights' file says of them: test accuracy, sizes of the sets, seed, versions.
-    """
-
-    net: DigitsNet = field(init=False, repr=False)
-    facts: dict[str, float | int | str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        with safe_open(WEIGHTS / f"{NAME}.safetensors", framework="pt") as file:
-            self.facts = json.loads(file.metadata()[METADATA_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        self.net = DigitsNet()
-        self.net.load_state_dict(tensors)
-        freeze(self.net)
-
-    @property
-    def name(self) -> str:
-        return NAME
-
-    @property
-    def dim(self) -> int:
-        return FEATURES
-
-    def __call__(self, samples: Tensor) -> Tensor:
-        """Features, shape (B, 64), float32, of samples of shape (B, 1, 8, 8) in [-1, 1]; differentiable.
-
-        Raises:
-            ValueError: Samples of another shape.
-        """
-        if samples.shape[1:] != (1, 8, 8):
-            raise ValueError(f"{NAME} takes samples of shape (B, 1, 8, 8), got {tuple(samples.shape)}")
-        return self.net.to(samples.device).features(samples.float().clamp(-1, 1))
+    NAME, DIM, SHAPE, NET = "digits_cnn", FEATURES, (1, 8, 8), DigitsNet
 
 
 EXTRACTOR = DigitsCNN

@@ -29,6 +29,7 @@ class PipelineNetwork(ABC):
         component: Name of the pipeline's component that is the network.
         encoders: Names of the components that turn text into conditioning.
         is_flow: Whether it predicts noise minus data along the straight path; otherwise it predicts epsilon, v or x.
+        is_continuous: Whether it predicts v on the cosine path, at times 0..1; otherwise it is asked at timesteps.
         scales_noise: Whether the pipeline multiplies its noise by the scheduler's ``init_noise_sigma``.
         guidance: Classifier-free, an input of the network, or none at all.
         channels: Channels of a sample, as the network takes it.
@@ -39,6 +40,7 @@ class PipelineNetwork(ABC):
     component: ClassVar[str]
     encoders: ClassVar[tuple[str, ...]] = ()
     is_flow: ClassVar[bool] = False
+    is_continuous: ClassVar[bool] = False
     scales_noise: ClassVar[bool] = False
     guidance: Guidance = "none"
 
@@ -87,7 +89,7 @@ class PipelineNetwork(ABC):
         return condition
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Images in [-1, 1] (not clamped), shape (B, channels, height, width), float32."""
+        """Images in [-1, 1] (not clamped), shape (B, channels, height, width), or sound, (B, channels, samples)."""
         return samples.float()
 
 
@@ -338,9 +340,63 @@ class Flux(_Text):
         return {"prompt_embeds": given, "pooled_prompt_embeds": pooled}, None
 
 
+class StableAudio(_Text):
+    """Stable Audio Open: a transformer over latent frames of sound, conditioned on text and length (Evans et al. 2024).
+
+    Every sample is as long as the model allows. A dropped prompt is zeros; the length stays.
+    """
+
+    pipelines = ("StableAudioPipeline",)
+    component = "transformer"
+    encoders = ("text_encoder", "projection_model")
+    is_continuous = True
+    scales_noise = True
+
+    def _shape(self, sample_size: int | None) -> tuple[int, ...]:
+        if sample_size is not None:
+            raise ConfigError(
+                f"sample_size is {sample_size}, but StableAudioPipeline always samples "
+                f"{self.config.sample_size} frames; leave it out"
+            )
+        return (self.config.in_channels, self.config.sample_size)
+
+    def __call__(self, x: Tensor, timestep: Tensor, condition: Tensor, guidance_scale: float) -> Tensor:
+        from diffusers.models.embeddings import get_1d_rotary_pos_embed
+
+        parts = self.unpack(condition)
+        positions = get_1d_rotary_pos_embed(
+            self.pipe.rotary_embed_dim, x.shape[2] + 1, use_real=True, repeat_interleave_real=False
+        )
+        return self.net(
+            x,
+            timestep,
+            encoder_hidden_states=parts["prompt_embeds"],
+            global_hidden_states=parts["duration_embeds"],
+            rotary_embedding=tuple(part.to(x.device) for part in positions),
+            return_dict=False,
+        )[0]
+
+    def _embed(self, prompts: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        pipe = self.pipe
+        text = pipe.encode_prompt(prompts, pipe.device, False)
+        seconds = self.config.sample_size * pipe.vae.hop_length / pipe.vae.config.sampling_rate
+        start, end = pipe.encode_duration(0.0, seconds, pipe.device, False, len(prompts))
+        given = torch.cat([text, start, end], dim=1)
+        lengths = torch.cat([start, end], dim=2)
+        return (
+            {"prompt_embeds": given, "duration_embeds": lengths},
+            {"prompt_embeds": torch.zeros_like(given), "duration_embeds": lengths},
+        )
+
+    def decode(self, samples: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        with torch.no_grad():
+            return vae.decode(samples.to(vae.dtype)).sample.float()
+
+
 NETWORKS: dict[str, type[PipelineNetwork]] = {
     pipeline: network
-    for network in (UNet2D, DiT, StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
+    for network in (UNet2D, DiT, StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, StableAudio)
     for pipeline in network.pipelines
 }
 """The network's class by the name of the pipeline's class, as ``model_index.json`` has it."""

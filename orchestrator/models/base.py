@@ -57,6 +57,18 @@ class ModelAdapter(ABC):
             ConfigError: Naming the option, its value and the remedy.
         """
 
+    @classmethod  # noqa: B027 (optional: most models take whatever conditioning has their labels)
+    def check_conditioning(cls, options: dict[str, Any], dataset: Any) -> None:
+        """Refuse a dataset whose conditioning is of another kind than the model's: called before any actor starts.
+
+        Args:
+            options: As :meth:`check` has accepted them.
+            dataset: The source of conditioning.
+
+        Raises:
+            ConfigError: Naming the dataset and one that suits.
+        """
+
     @abstractmethod
     def to(self, device: str) -> ModelAdapter:
         """Move the network, in place."""
@@ -83,6 +95,10 @@ class ModelAdapter(ABC):
             dataset: The dataset, which knows what its numbers stand for.
         """
         return condition
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """What people look at or listen to, of samples (B, \*shape): themselves, unless they are latents."""
+        return samples
 
     def check_condition(self, condition: Tensor) -> None:  # noqa: B027 (optional)
         """Refuse conditioning that the model does not know.

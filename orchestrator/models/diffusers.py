@@ -1,4 +1,4 @@
-"""Frozen diffusers pipelines: pixels or latents, classes or text, diffusion or flow, read from their own configuration.
+"""Frozen diffusers pipelines: images or sound, pixels or latents, classes or text, diffusion or flow, as saved.
 
 A flow's *shift* (SD3, FLUX) is no property of its velocity: it only moves the pipeline's own time grid, so nothing of
 it is read here, and the distilled grid takes its place. The same goes for timestep spacing and offsets.
@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from orchestrator.models._diffusers_networks import NETWORKS, PipelineNetwork, _
 from orchestrator.models.base import ModelAdapter, freeze
 from orchestrator.storage import canonical_json
 from solvers.prediction import Prediction, PredictionField
-from solvers.schedulers import CondOT, DiscreteVP, Scheduler
+from solvers.schedulers import CondOT, Cosine, DiscreteVP, Scheduler
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOW_TIMESTEPS = 1000
@@ -30,6 +31,7 @@ FLOW_TIMESTEPS = 1000
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _INDEX = "model_index.json"
+_SCHEDULER = "scheduler/scheduler_config.json"
 
 
 def pipeline_index(pipeline: str) -> dict[str, Any]:
@@ -41,11 +43,16 @@ def pipeline_index(pipeline: str) -> dict[str, Any]:
     Raises:
         ConfigError: Neither, or the hub cannot be reached; with the remedy.
     """
+    return _json_of(pipeline, _INDEX)
+
+
+def _json_of(pipeline: str, file: str) -> dict[str, Any]:
+    """A JSON file of a pipeline; errors as of :func:`pipeline_index`."""
     folder = Path(pipeline)
     if folder.is_dir():
-        if not (folder / _INDEX).is_file():
-            raise ConfigError(f"{folder} holds no {_INDEX}: it is no pipeline; make one with pipe.save_pretrained(…)")
-        return _parsed(folder / _INDEX)
+        if not (folder / file).is_file():
+            raise ConfigError(f"{folder} holds no {file}: it is no pipeline; make one with pipe.save_pretrained(…)")
+        return _parsed(folder / file)
     if not _HUB_ID.fullmatch(pipeline):
         raise ConfigError(
             f"no pipeline folder at {pipeline}, and it is no hub id 'owner/name' either; give a folder that "
@@ -54,7 +61,7 @@ def pipeline_index(pipeline: str) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
 
     try:
-        return _parsed(Path(hf_hub_download(pipeline, _INDEX)))
+        return _parsed(Path(hf_hub_download(pipeline, file)))
     # Whatever keeps the file away (offline, no such repository, a gate, a proxy), the remedy is the same.
     except Exception as error:
         raise ConfigError(
@@ -105,14 +112,17 @@ def _check_class(pipeline: str, index: dict[str, Any]) -> None:
         )
 
 
-def native_path(network: PipelineNetwork) -> tuple[Prediction, Scheduler]:
-    """What the network predicts, and the path it was trained on, as the pipeline's scheduler has them.
+def native_path(network: type[PipelineNetwork], name: str, config: Mapping[str, Any]) -> tuple[Prediction, Scheduler]:
+    """What a network predicts, and the path it was trained on, as its pipeline's scheduler has them.
+
+    Args:
+        network: The kind of network.
+        name: Class of the pipeline's scheduler.
+        config: Its configuration.
 
     Raises:
         ConfigError: A scheduler that says neither, or of another kind than the network.
     """
-    scheduler = network.pipe.scheduler
-    config, name = scheduler.config, type(scheduler).__name__
     predicts = config.get("prediction_type", "flow_prediction" if name.startswith("FlowMatch") else "epsilon")
     if network.is_flow != (predicts == "flow_prediction"):
         raise ConfigError(
@@ -121,6 +131,15 @@ def native_path(network: PipelineNetwork) -> tuple[Prediction, Scheduler]:
         )
     if network.is_flow:
         return "velocity", CondOT()
+    if network.is_continuous:
+        if predicts != "v_prediction" or config.get("sigma_data") != 1.0:
+            raise ConfigError(
+                f"the pipeline's scheduler {name} has prediction_type {predicts!r} and sigma_data "
+                f"{config.get('sigma_data')}, but its network was trained for v_prediction and 1.0; give it the "
+                f"scheduler it was published with"
+            )
+        # sigma = tan(pi t' / 2) at the network's time t', its input scaled to unit variance: the cosine path.
+        return predicts, Cosine()
     if predicts not in ("epsilon", "sample", "v_prediction") or name.startswith("EDM"):
         raise ConfigError(
             f"the pipeline's scheduler {name} has prediction_type {predicts!r}; known are epsilon, sample and "
@@ -152,10 +171,10 @@ _PATH_KEYS = (
 
 @dataclass
 class DiffusersModel(ModelAdapter):
-    """A pipeline in the format of diffusers: DDPM/DDIM, DiT, Stable Diffusion 1, 2, XL and 3, FLUX.
+    """A pipeline in the format of diffusers: DDPM/DDIM, DiT, Stable Diffusion 1, 2, XL and 3, FLUX, Stable Audio.
 
-    Latent models are sampled and scored in latents; :meth:`decode` gives images. PSNR counts a data range of 2 in
-    latents too, which have no bounds: differences between solvers do not depend on it.
+    Latent models are sampled and scored in latents; :meth:`decode` gives images or sound. PSNR counts a data
+    range of 2 in latents too, which have no bounds: differences between solvers do not depend on it.
 
     The guidance scale is that of the pipeline: classifier-free, or, for FLUX.1 dev, the input of the network. Ground
     truth is not clipped or thresholded, whatever the pipeline's own scheduler does.
@@ -197,6 +216,15 @@ class DiffusersModel(ModelAdapter):
         missing = [package for package in needed if importlib.util.find_spec(package) is None]
         if missing:
             raise ConfigError(f"{index['_class_name']} needs {missing[0]}; pip install 'bespoke-solvers[diffusers]'")
+        _, scheduler = index.get("scheduler") or (None, None)
+        if scheduler is None:
+            raise ConfigError(f"pipeline {pipeline!r} has no scheduler; give it the one it was published with")
+        native_path(NETWORKS[index["_class_name"]], scheduler, _json_of(pipeline, _SCHEDULER))
+
+    @classmethod
+    def check_conditioning(cls, options: dict[str, Any], dataset: Any) -> None:
+        index = pipeline_index(options["pipeline"])
+        _check_kind(options["pipeline"], NETWORKS[index["_class_name"]], dataset)
 
     @classmethod
     def of(cls, pipe: Any, sample_size: int | None = None) -> DiffusersModel:
@@ -218,7 +246,8 @@ class DiffusersModel(ModelAdapter):
         for component in pipe.components.values():
             if isinstance(component, torch.nn.Module):
                 freeze(component)
-        self.prediction, self.native = native_path(self.network)
+        scheduler = pipe.scheduler
+        self.prediction, self.native = native_path(type(self.network), type(scheduler).__name__, scheduler.config)
         self.name, self.shape, self.data_range = name, self.network.shape, 2.0
         self.parameters = sum(parameter.numel() for parameter in self.network.net.parameters())
         self.digest = _digest(self.network, self.prediction, self.native)
@@ -241,7 +270,9 @@ class DiffusersModel(ModelAdapter):
 
     def timestep(self, t: Tensor) -> Tensor:
         """The pipeline's timestep at our time ``t``: real-valued, of its shape, float64."""
-        return self.native.timestep(t) if isinstance(self.native, DiscreteVP) else FLOW_TIMESTEPS * (1 - t)
+        if isinstance(self.native, DiscreteVP):
+            return self.native.timestep(t)
+        return 1 - t if self.network.is_continuous else FLOW_TIMESTEPS * (1 - t)
 
     def encode_conditions(self, condition: Tensor, dataset: Any) -> Tensor:
         """What the network is conditioned on, for a dataset's conditions: text is encoded, labels are kept.
@@ -256,13 +287,7 @@ class DiffusersModel(ModelAdapter):
         Raises:
             ConfigError: A model of text and a dataset without it, or the other way round.
         """
-        has_texts = hasattr(dataset, "texts")
-        if isinstance(self.network, _Text) != has_texts:
-            kind, wanted = ("text", "prompts") if not has_texts else ("no text", "labels")
-            raise ConfigError(
-                f"{self.name} is a model of {kind}, and {type(dataset).__name__} does not suit it; set "
-                f"conditioning.name to {wanted}"
-            )
+        _check_kind(self.name, type(self.network), dataset)
         if not isinstance(self.network, _Text):
             return condition
         return self.network.encode(dataset.texts(condition.tolist())).cpu()
@@ -293,8 +318,18 @@ class DiffusersModel(ModelAdapter):
         )
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Images in about [-1, 1] of samples (B, *shape): through the VAE for latent models; float32."""
+        """Images in about [-1, 1], or sound, of samples (B, *shape): through the VAE for latent models; float32."""
         return self.network.decode(samples)
+
+
+def _check_kind(name: str, network: type[PipelineNetwork], dataset: Any) -> None:
+    has_texts = hasattr(dataset, "texts")
+    if issubclass(network, _Text) != has_texts:
+        kind, wanted = ("text", "prompts") if not has_texts else ("no text", "labels")
+        raise ConfigError(
+            f"{name} is a model of {kind}, and {type(dataset).__name__} does not suit it; set conditioning.name to "
+            f"{wanted}"
+        )
 
 
 def _digest(network: PipelineNetwork, prediction: str, native: Scheduler) -> str:
@@ -308,8 +343,9 @@ def _digest(network: PipelineNetwork, prediction: str, native: Scheduler) -> str
         digest.update(canonical_json([name, type(module).__name__ if module is not None else None]).encode())
         if module is not None:
             _update_with_module(digest, module)
-        tokenizer = getattr(network.pipe, name.replace("text_encoder", "tokenizer"), None)
-        if tokenizer is not None and name in network.encoders:
+        reads_text = name.startswith("text_encoder")
+        tokenizer = getattr(network.pipe, name.replace("text_encoder", "tokenizer"), None) if reads_text else None
+        if tokenizer is not None:
             digest.update(canonical_json(dict(sorted(tokenizer.get_vocab().items()))).encode())
     betas = native.betas if isinstance(native, DiscreteVP) else None
     zeros = network.pipe.config.get("force_zeros_for_empty_prompt")

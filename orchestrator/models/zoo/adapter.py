@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from orchestrator import plugins
+from orchestrator.datasets.labels import Labels
 from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.errors import ConfigError
 from orchestrator.models.base import ModelAdapter, expand_time, freeze
 from orchestrator.models.zoo.nets import build_net
-from orchestrator.models.zoo.nets.infilling import Infilling
 
 WEIGHTS = Path(__file__).parent / "weights"
 METADATA_KEY = "bespoke_zoo"
@@ -45,6 +45,21 @@ def weights_path(weights: str) -> Path:
     return path
 
 
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a file says of its network, and its weights.
+
+    Raises:
+        ConfigError: It is none of a zoo model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = json.loads((file.metadata() or {})[METADATA_KEY])
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is no zoo model: {error}; make one with `bespoke pretrain`") from error
+    return description, tensors
+
+
 @dataclass
 class ZooModel(ModelAdapter):
     """A model trained by ``bespoke pretrain``.
@@ -58,19 +73,31 @@ class ZooModel(ModelAdapter):
 
     def __post_init__(self) -> None:
         path = weights_path(self.weights)
-        try:
-            with safe_open(path, framework="pt") as file:
-                description = json.loads((file.metadata() or {})[METADATA_KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path} is no zoo model: {error}; make one with `bespoke pretrain`") from error
-        self._load(path, description, tensors)
+        self._load(path, *_read(path))
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:
         if set(options) != {"weights"} or not isinstance(options["weights"], str):
             raise ConfigError(f"model adapter 'zoo' takes one option, 'weights', a name or a path; got {options}")
         weights_path(options["weights"])
+
+    @classmethod
+    def check_conditioning(cls, options: dict[str, Any], dataset: Any) -> None:
+        path = weights_path(options["weights"])
+        architecture = _read(path)[0]["architecture"]
+        speech = architecture["net"] == "infilling"
+        if speech != isinstance(dataset, SpokenDigits):
+            wanted = "spoken_digits" if speech else "labels"
+            raise ConfigError(
+                f"model {path.stem!r} is conditioned on {'strings to be spoken' if speech else 'class labels'}, and "
+                f"{type(dataset).__name__} gives none; set conditioning.name to {wanted}"
+            )
+        classes = architecture.get("classes")
+        if isinstance(dataset, Labels) and dataset.classes > classes:
+            raise ConfigError(
+                f"conditioning draws from {dataset.classes} classes, and model {path.stem!r} knows {classes}; set "
+                f"conditioning.options.classes to {classes}"
+            )
 
     def _load(self, path: Path, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.net = build_net(description["architecture"])
@@ -103,11 +130,4 @@ class ZooModel(ModelAdapter):
 
     def encode_conditions(self, condition: Tensor, dataset: Any) -> Tensor:
         """Labels as they are; of a dataset of strings to be spoken, what is heard and what is to be said."""
-        if not isinstance(self.net, Infilling):
-            return condition
-        if not isinstance(dataset, SpokenDigits):
-            raise ConfigError(
-                f"model {self.name!r} fills in speech; set conditioning.name to spoken_digits, not "
-                f"{type(dataset).__name__}"
-            )
-        return dataset.infilling(condition.numpy())
+        return dataset.infilling(condition.numpy()) if isinstance(dataset, SpokenDigits) else condition

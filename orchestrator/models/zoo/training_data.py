@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.audio import SILENCE
+from orchestrator.audio import LOUDEST, SILENCE
 from orchestrator.datasets.base import LabelledSamples
-from orchestrator.datasets.spoken_digits import FRAMES, LOUDEST, SpokenDigits
+from orchestrator.datasets.spoken_digits import FRAMES, SpokenDigits
 
 Split = Literal["train", "validation"]
 

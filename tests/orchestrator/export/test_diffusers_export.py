@@ -244,7 +244,7 @@ def test_a_step_too_many_is_refused(scheduler: Any) -> None:
             r"prediction_type 'velocity' is unknown; choose epsilon, sample, v_prediction",
         ),
         ({"prediction_type": "flow_prediction"}, r"flow_prediction takes use_flow_sigmas and no trained_betas"),
-        ({"prediction_type": "epsilon"}, r"the others take trained_betas alone"),
+        ({"prediction_type": "epsilon"}, r"epsilon and sample take trained_betas alone"),
         ({"times": [0.0, 0.5]}, r"an NS solver of n=2 evaluations has times"),
     ],
 )

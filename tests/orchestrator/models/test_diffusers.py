@@ -65,9 +65,17 @@ def test_the_velocity_feels_every_input(kind: str) -> None:
     assert {name: relative(other, u) for name, other in changed.items() if relative(other, u) < 0.01} == {}
 
 
+class _ContinuousDPM(diffusers.EDMDPMSolverMultistepScheduler):
+    """Stable Audio's own sampler is stochastic; this one has its scalings and time, and is not."""
+
+    precondition_noise = diffusers.CosineDPMSolverMultistepScheduler.precondition_noise
+
+
 def own_sampler(model: DiffusersModel) -> Any:
     """The pipeline's sampler for the same ODE, to its last trained time: DDIM, or Euler on the flow's shifted grid."""
     config = model.network.pipe.scheduler.config
+    if model.network.is_continuous:
+        return _ContinuousDPM(sigma_min=1e-3, sigma_max=500, sigma_data=1.0, prediction_type="v_prediction")
     if model.network.is_flow:
         return diffusers.FlowMatchEulerDiscreteScheduler.from_config(config)
     wanted = {"timestep_spacing": "trailing", "set_alpha_to_one": False, "clip_sample": False}

@@ -124,7 +124,7 @@ def test_a_network_that_cannot_be_built_is_refused(architecture: dict[str, objec
 @pytest.mark.parametrize("label", [10, 11, -1])
 def test_a_label_that_the_model_was_not_trained_on_is_refused(label: int) -> None:
     """Label 10 of ten classes means "dropped": as conditioning it would silently be unconditional."""
-    with pytest.raises(ConfigError, match=rf"label {label} is none of digits_fm_ot's 10 classes; set condition"):
+    with pytest.raises(ConfigError, match=rf"model 'digits_fm_ot': label {label} is none of its 10 classes; set cond"):
         ZooModel("digits_fm_ot").check_condition(torch.tensor([0, 9, label]))
 
 

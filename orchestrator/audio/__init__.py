@@ -24,6 +24,8 @@ CENTRE, SPREAD = -4.3, 1.9
 """Log amplitudes are normalised by these to a mean near 0 and a deviation near 1 (natural logarithms)."""
 SILENCE = float((np.log(FLOOR) - CENTRE) / SPREAD)
 """The normalised value of a silent bin."""
+LOUDEST = 3.0
+"""No normalised value of the recordings is above it."""
 GRIFFIN_LIM_ITERATIONS = 60
 
 FloatArray = npt.NDArray[np.float32]

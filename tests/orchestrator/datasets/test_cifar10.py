@@ -1,0 +1,96 @@
+"""CIFAR-10: images from Parquet files, conditioning without any."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from orchestrator.datasets.cifar10 import CLASSES, Cifar10
+
+
+def _encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def _write(folder: Path, **columns: list[Any]) -> None:
+    pq.write_table(pa.table(columns), folder / "cifar10-train.parquet")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two images: one of noise, one white but for a black 2x2 square in the corner."""
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    square = np.full((32, 32, 3), 255, dtype=np.uint8)
+    square[:2, :2] = 0
+    _write(tmp_path, image=[_encoded(noise), _encoded(square)], label=[3, 9])
+    return tmp_path
+
+
+def test_images_come_as_they_are(photos: Path) -> None:
+    """Channels first, 0..255 to -1..1."""
+    samples, labels = Cifar10(str(photos)).reference()
+    assert (samples.shape, samples.dtype, labels.tolist()) == ((2, 3, 32, 32), np.float32, [3, 9])
+    assert samples[1, :, 0, 0].tolist() == [-1, -1, -1]
+    assert samples[1, :, 5, 5].tolist() == [1, 1, 1]
+
+
+def test_a_smaller_image_has_the_means_of_squares(photos: Path) -> None:
+    """Half the side: each pixel the mean of four, no ringing; grey has one channel."""
+    samples, _ = Cifar10(str(photos), side=16, grayscale=True).reference()
+    assert samples.shape == (2, 1, 16, 16)
+    assert samples[1, 0, 0, 0] == -1
+    assert (samples[1].ravel()[1:] == 1).all()
+    whole, _ = Cifar10(str(photos), side=1, grayscale=True).reference()
+    np.testing.assert_allclose(whole.ravel(), samples.mean(axis=(1, 2, 3)), atol=1e-5)
+
+
+def test_conditioning_needs_no_file() -> None:
+    """Labels are a function of (seed, index), uniform over the classes."""
+    dataset = Cifar10("no-such-folder")
+    labels = dataset.conditions(0, range(2000))
+    assert labels.tolist() == [int(dataset.conditions(0, [i])[0]) for i in range(2000)]
+    assert np.bincount(labels, minlength=len(CLASSES)).min() > 150
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "validation"}, r"split must be train or test, got 'validation'"),
+        ({"side": 12}, r"side must divide 32, got 12"),
+        ({"side": 0}, r"side must divide 32, got 0"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    """Before any file is read."""
+    with pytest.raises(ValueError, match=message):
+        Cifar10(**options)
+
+
+def test_a_missing_file_is_named_with_the_option_to_set(tmp_path: Path) -> None:
+    """The package has no images."""
+    with pytest.raises(ValueError, match=r"no file .*cifar10-test\.parquet; set the dataset's option 'folder'"):
+        Cifar10(str(tmp_path), split="test").reference()
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": [b"no image"], "label": [0]}, r"holds bytes that are no image"),
+        ({"image": [_encoded(np.zeros((8, 8, 3), dtype=np.uint8))], "label": [0]}, r"an image of \(8, 8\); CIFAR-10's"),
+        ({"picture": [b""], "label": [0]}, r"has no column 'image'; it has picture, label"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    """With what is wrong about it."""
+    _write(tmp_path, **columns)
+    with pytest.raises(ValueError, match=message):
+        Cifar10(str(tmp_path)).reference()

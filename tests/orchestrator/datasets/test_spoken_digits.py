@@ -1,0 +1,98 @@
+"""Strings of spoken digits: what is heard, what is to be said, and that they fit together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.audio import LOUDEST, MELS, SILENCE
+from orchestrator.datasets.spoken_digits import DIGITS, FRAMES, NO_DIGIT, SpokenDigits
+
+
+@pytest.fixture(scope="module")
+def dataset() -> SpokenDigits:
+    return SpokenDigits()
+
+
+def test_the_test_split_travels_with_the_package(dataset: SpokenDigits) -> None:
+    """Five takes of ten digits by six speakers, in the range that they are stored in."""
+    recordings = dataset.recordings
+    assert len(recordings.features) == 5 * 10 * 6
+    assert np.bincount(recordings.digits).tolist() == [30] * DIGITS
+    assert len(dataset.speakers) == 6
+    values = np.concatenate(recordings.features, axis=1)
+    assert values.shape[0] == MELS
+    assert SILENCE <= values.min() < values.max() <= LOUDEST
+
+
+def test_a_plan_is_a_function_of_seed_and_index(dataset: SpokenDigits) -> None:
+    """Whoever else is in the batch; another seed's is another."""
+    plans = dataset.conditions(3, range(20))
+    assert np.array_equal(plans[7:9], dataset.conditions(3, [7, 8]))
+    assert not np.array_equal(plans, dataset.conditions(4, range(20)))
+
+
+def test_strings_are_of_one_speaker_and_do_not_overlap(dataset: SpokenDigits) -> None:
+    """A pause between two digits, all within the string, and at least one digit after the prompt."""
+    for plan in dataset.conditions(0, range(200)):
+        placed = dataset.placed(plan)
+        assert len({dataset.recordings.speakers[number] for number, _ in placed}) == 1
+        ends = [0, *(first + dataset.recordings.features[number].shape[1] for number, first in placed)]
+        assert all(first >= end + 2 for (_, first), end in zip(placed, ends, strict=False))
+        assert ends[-1] <= FRAMES
+        assert len(placed) >= 2
+
+
+def test_conditioning_is_the_prompt_the_mask_and_a_token_a_frame(dataset: SpokenDigits) -> None:
+    """What is masked is not told; tokens are; together with what was spoken they give the string back."""
+    plans = dataset.conditions(1, range(32))
+    real, condition = dataset.real(plans), dataset.infilling(plans)
+    prompt, mask, tokens = condition[:, :MELS], condition[:, MELS], condition[:, MELS + 1]
+    assert condition.shape == (32, MELS + 2, FRAMES)
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    assert (prompt.masked_select(mask[:, None].bool()) == 0).all()
+    torch.testing.assert_close(torch.where(mask[:, None].bool(), real, prompt), real)
+    assert ((tokens == NO_DIGIT) == (real == SILENCE).all(dim=1)).float().mean() > 0.95
+
+
+def test_what_is_to_be_said_are_the_digits_after_the_prompt(dataset: SpokenDigits) -> None:
+    """In order, as the tokens of the masked frames have them."""
+    plans = dataset.conditions(2, range(32))
+    condition = dataset.infilling(plans)
+    for row, said in zip(condition, dataset.said(plans), strict=True):
+        tokens = row[MELS + 1][row[MELS].bool()].long().tolist()
+        runs = [token for token, before in zip(tokens, [NO_DIGIT, *tokens], strict=False) if token != before]
+        assert [token for token in runs if token != NO_DIGIT] == said
+
+
+def test_a_speaker_of_its_own_is_a_set_of_its_own() -> None:
+    """Six sets of one speaker each."""
+    one = SpokenDigits(speaker="theo")
+    spoken = {
+        one.recordings.speakers[number] for plan in one.conditions(0, range(20)) for number, _ in one.placed(plan)
+    }
+    assert spoken == {"theo"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "dev"}, r"split must be train or test, got 'dev'"),
+        ({"split": "train"}, r"the training split does not travel with the package; set folder"),
+        ({"speaker": "nobody"}, r"no speaker 'nobody'; there are: george, jackson, lucas"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    """Before anything is sampled."""
+    with pytest.raises(ValueError, match=message):
+        SpokenDigits(**options)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """With the option that says where it is."""
+    with pytest.raises(ValueError, match=r"no file .*fsdd\.parquet; set the dataset's option 'folder'"):
+        SpokenDigits(str(tmp_path)).conditions(0, [0])
