@@ -255,28 +255,40 @@ def _json_row(result: Any, theta: str, selected: bool) -> dict[str, Any]:
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--output", default=".", show_default=True, help="Folder for the weights and the model card.")
-def pretrain(config: str, overrides: tuple[str, ...], output: str) -> None:
-    """Train a zoo model, and draw a sheet of its samples; goes on from its last checkpoint.
+@_tracked
+def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri: str) -> None:
+    """Train a zoo model, and draw a sheet of its samples; goes on from its last checkpoint. Losses go to MLflow.
 
     \b
-    Example:
+    Examples:
       bespoke pretrain sweeps/configs/pretrain/digits_fm_ot.yaml --output my-models
+      bespoke pretrain sweeps/configs/pretrain/cifar10_fm_ot.yaml dataset.options.folder=/data/cifar10
     """
-    from orchestrator.config import read_yaml, validated
+    from orchestrator.config import read_yaml, resolve_tracking_uri, validated
     from orchestrator.models.zoo.sheet import write_sheet
     from orchestrator.models.zoo.training import PretrainConfig, train
     from orchestrator.progress import bar
+    from orchestrator.storage import Storage
+    from orchestrator.tracking import open_experiment
 
     loaded = validated(PretrainConfig, read_yaml(config, overrides), config)
+    uri = resolve_tracking_uri(tracking_uri, loaded.storage)
+    tracker, experiment = open_experiment(uri, "pretrain", Storage.at(loaded.storage))
+    run = tracker.run(experiment, f"pretrain/{loaded.name}", loaded.name)
+    run.parameters(loaded.model_dump(exclude={"storage", "threads", "device"}))
     with bar(loaded.iterations, "iteration", loaded.name) as progress:
 
         def told(iteration: int, loss: float) -> None:
             progress.update(iteration - progress.n)
             progress.set_postfix_str(f" loss {loss:.4f}", refresh=False)
 
-        facts = train(loaded, Path(output), told)
+        facts = train(loaded, Path(output), told, lambda iteration, losses: run.metrics(losses, iteration))
     weights = Path(output) / f"{loaded.name}.safetensors"
-    click.echo(f"samples to look at: {write_sheet(weights)}")
+    sheet = write_sheet(weights)
+    for path in (sheet, weights.with_suffix(".md")):
+        run.file(path)
+    run.finish({name: facts[name] for name in ("train_loss", "validation_loss")})
+    click.echo(f"samples to look at: {sheet}")
     click.echo(f"{weights}: held-out loss {facts['validation_loss']:.4f}, {facts['parameters']:,} parameters")
 
 

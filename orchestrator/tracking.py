@@ -26,6 +26,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UserError
+from orchestrator.storage import Storage
 
 # Its notices on setting up a new store are no news to the user.
 for _name in ("mlflow", "alembic"):
@@ -223,6 +224,21 @@ class Tracker:
         # A sweep that is run again goes on in its old run: what counts is when it was last at work.
         latest = max(sweeps, key=lambda run: (run.data.tags.get(UPDATED, ""), run.info.start_time))
         return list(self.runs_of(experiment.experiment_id, latest.info.run_id, "trial").values())
+
+
+def open_experiment(uri: str, name: str, storage: Storage) -> tuple[Tracker, str]:
+    """MLflow and the id of an experiment in it, both made where they are not there yet.
+
+    A server keeps artifacts where it was told to; a local store's belong beside the data.
+
+    Args:
+        uri: The tracking store.
+        name: Of the experiment.
+        storage: The data.
+    """
+    tracker = Tracker(uri)
+    artifacts = storage.location("mlartifacts") if uri.startswith("sqlite:") else None
+    return tracker, tracker.experiment(name, artifacts)
 
 
 def check_readable(uri: str) -> None:

@@ -42,7 +42,7 @@ from orchestrator.pool import LocalPool, connect
 from orchestrator.progress import Note, bar, note
 from orchestrator.results import Result, ResultStore, Row, rows
 from orchestrator.storage import Storage, canonical_json
-from orchestrator.tracking import NOTE, PARENT, ROLE, RunLog, Tracker
+from orchestrator.tracking import NOTE, PARENT, ROLE, RunLog, open_experiment
 from solvers.distil.adam import AdamSettings
 from solvers.families import GridSolver
 from solvers.ns import ThetaArtifact
@@ -158,9 +158,7 @@ class _Work:
         """The comparison's own run, found or made before any work."""
         uri = resolve_tracking_uri(self.config.tracking_uri, self.config.storage)
         self.tracking_uri = uri
-        self.tracker = Tracker(uri)
-        artifacts = self.storage.location("mlartifacts") if uri.startswith("sqlite:") else None
-        self.mlflow_experiment = self.tracker.experiment(self.config.name, artifacts)
+        self.tracker, self.mlflow_experiment = open_experiment(uri, self.config.name, self.storage)
         # By what is compared on: other test pairs or features are another comparison.
         key = f"network-distillation/{self.test.digest}/{self.config.features}"
         parent = self.tracker.run(

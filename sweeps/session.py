@@ -14,7 +14,7 @@ from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool import PoolSettings, RayPool, check_fits, connect
 from orchestrator.progress import Note, note
 from orchestrator.storage import Storage
-from orchestrator.tracking import Tracker
+from orchestrator.tracking import Tracker, open_experiment
 from sweeps.space import SPLITS, PairKey, Split, pair_specs
 
 
@@ -81,8 +81,4 @@ class Session:
 
         Called on the driver before any trial: several processes that open a new SQLite store together fail.
         """
-        tracker = Tracker(self.tracking_uri)
-        # A server keeps artifacts where it was told to; a local store's belong beside the data.
-        local = self.tracking_uri.startswith("sqlite:")
-        artifacts = self.storage.location("mlartifacts") if local else None
-        return tracker, tracker.experiment(self.config.name, artifacts)
+        return open_experiment(self.tracking_uri, self.config.name, self.storage)

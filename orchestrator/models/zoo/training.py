@@ -300,10 +300,18 @@ def _commit() -> str:
 def model_card(config: PretrainConfig, facts: dict[str, Any]) -> str:
     """The model card, Markdown."""
     architecture = ", ".join(f"{key} {value}" for key, value in config.architecture.items())
+    classes = config.architecture.get("classes")
+    kind = "class-conditional model" if classes is not None else "model of speech that fills in what is masked"
+    if classes is not None:
+        columns = "Samples, one column a class"
+        dropped = f'Label {classes} means "dropped": guidance mixes its prediction with the labelled one.'
+    else:
+        columns = "What is heard, what was sampled, and what was spoken"
+        dropped = "With nothing heard and nothing told it is unconditional: guidance mixes the two predictions."
     options = "".join(f", {key} {value}" for key, value in config.dataset.options.items() if key != "folder")
     return f"""# {config.name}
 
-A small class-conditional model of the zoo, for experiments with solvers. Not a model of record.
+A small {kind} of the zoo, for experiments with solvers. Not a model of record.
 
 | | |
 |---|---|
@@ -319,9 +327,9 @@ labels dropped {config.label_dropout:.0%} |
 | loss of the averaged weights | training {facts["train_loss"]:.4f}, held out {facts["validation_loss"]:.4f} |
 | trained with | torch {facts["torch"]}, Python {facts["python"]}, commit {facts["commit"]} |
 
-![Samples, one column a class]({config.name}.png)
+![{columns}]({config.name}.png)
 
-Label {config.architecture["classes"]} means "dropped": guidance mixes its prediction with the labelled one.
+{dropped}
 
 Made again by `bespoke pretrain sweeps/configs/pretrain/{config.name}.yaml`.
 """

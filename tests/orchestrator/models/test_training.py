@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.errors import ConfigError
 from orchestrator.models.zoo import ZooModel
 from orchestrator.models.zoo.adapter import WEIGHTS
-from orchestrator.models.zoo.sheet import ENLARGED, PER_CLASS, write_sheet
+from orchestrator.models.zoo.sheet import ENLARGED, PER_CLASS, STRINGS, write_sheet
 from orchestrator.models.zoo.training import PretrainConfig, train
 
 
@@ -105,6 +106,48 @@ def test_an_unknown_network_is_refused(tmp_path: Path) -> None:
     """A misspelt architecture is the user's to mend: told as such."""
     with pytest.raises(ConfigError, match=r"pretraining 'tiny': unknown network 'film_mpl'; choose one of film_mlp"):
         train(_recipe(tmp_path, architecture={"net": "film_mpl"}), tmp_path, _silent)
+
+
+def test_a_missing_data_folder_is_refused(tmp_path: Path) -> None:
+    """With the option that says where it is."""
+    dataset = {"name": "cifar10", "options": {"folder": str(tmp_path)}}
+    with pytest.raises(
+        ConfigError, match=r"dataset 'cifar10': no file .*cifar10-train\.parquet; set the dataset's opt"
+    ):
+        train(_recipe(tmp_path, dataset=dataset), tmp_path, _silent)
+
+
+def test_losses_are_recorded_at_every_checkpoint(tmp_path: Path) -> None:
+    """The mean since the last one, and those of the averaged weights on training and held-out samples."""
+    found: dict[int, Any] = {}
+    train(_recipe(tmp_path), tmp_path, _silent, lambda iteration, losses: found.update({iteration: losses}))
+    assert list(found) == [2, 4, 6]
+    assert all(set(losses) == {"loss", "train_loss", "validation_loss"} for losses in found.values())
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"weights_dtype": "float16"}, {"flip": True}], ids=str)
+def test_settings_of_large_models_work_on_small_ones(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Autocast, weights of half the size, mirrored images: each ends in a model that loads, in float32."""
+    train(_recipe(tmp_path, iterations=2, **changes), tmp_path / "out", _silent)
+    train(_recipe(tmp_path, name="plain", iterations=2), tmp_path / "out", _silent)
+    model, plain = (ZooModel(str(tmp_path / f"out/{name}.safetensors")) for name in ("tiny", "plain"))
+    weights, others = (m.net.inward.weight for m in (model, plain))
+    assert weights.dtype == torch.float32
+    assert not torch.equal(weights, others)
+    torch.testing.assert_close(weights, others, rtol=0, atol=0.02)
+
+
+def test_speech_is_trained_on_strings_of_digits(tmp_path: Path) -> None:
+    """The recordings that travel with the package serve as the training split; card and sheet are those of speech."""
+    architecture = {"net": "infilling", "shape": [40, 96], "tokens": 12, "width": 16, "depth": 1}
+    recipe = _recipe(tmp_path, dataset="spoken_digits", architecture=architecture, iterations=3, batch_size=4)
+    train(recipe, tmp_path / "out", _silent)
+    model = ZooModel(str(tmp_path / "out/tiny.safetensors"))
+    condition = SpokenDigits().infilling(SpokenDigits().conditions(0, range(2)))
+    assert torch.isfinite(model.field(condition, 2.0)(torch.zeros(2, 40, 96), torch.tensor(0.5).double())).all()
+    assert "model of speech" in (tmp_path / "out/tiny.md").read_text(encoding="utf-8")
+    picture = np.asarray(Image.open(write_sheet(tmp_path / "out/tiny.safetensors")))
+    assert picture.shape == (STRINGS * 41 * 2, 3 * 97 * 2)
 
 
 def test_the_sheet_of_a_shipped_model_shows_its_samples(tmp_path: Path) -> None:
