@@ -352,7 +352,7 @@ def export(theta: str, to: str, destination: Path) -> None:
 @click.argument(
     "kind",
     type=click.Choice(
-        ["families", "models", "datasets", "metrics", "objectives", "features", "schedulers", "exporters"]
+        ["families", "models", "datasets", "metrics", "objectives", "features", "decoders", "schedulers", "exporters"]
     ),
 )
 def list_plugins(kind: str) -> None:

@@ -60,11 +60,11 @@ def make_gallery(pool: Pool, storage: Storage, tests: Mapping[float, PairSpec], 
             continue
         shown = _chosen([row for row in table if (row.guidance_scale, row.nfe) == (scale, nfe)])
         pairs, indices = tests[scale].digest, list(range(min(SAMPLES, tests[scale].count)))
-        requests = [Request("ground_truth", {"pairs": pairs, "indices": indices})]
+        requests = [Request("pictures", {"theta": None, "pairs": pairs, "indices": indices})]
         for row in shown:
             artifact = ThetaArtifact.from_json(ResultStore(storage, row.keys[0]).read_theta(), origin=row.keys[0])
             theta = to_numpy(artifact.solver.flat().to(torch.float64))
-            requests.append(Request("sample", {"theta": theta, "pairs": pairs, "indices": indices}))
+            requests.append(Request("pictures", {"theta": theta, "pairs": pairs, "indices": indices}))
         truth, *samples = pool.gather(requests)
         strips = [Strip("Ground truth (dopri5)", truth, None)]
         strips += [

@@ -377,9 +377,25 @@ class Host:
         """One metric of several theta on the same pairs: a grid search in one request."""
         return [self.score(theta, pairs, [metric], indices)[metric] for theta in thetas]
 
-    def ground_truth(self, pairs: str, indices: Sequence[int]) -> npt.NDArray[np.float32]:
-        """The ground-truth samples of these pairs."""
-        return self._load(pairs)[1].select(list(indices)).x1.numpy()
+    def pictures(
+        self, theta: npt.NDArray[np.float64] | None, pairs: str, indices: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """What people look at, of samples of theta from the noise of these pairs, or of their ground truth.
+
+        Images (N, C, H, W), latents decoded; sound as the frames (N, F, T) that the model samples.
+
+        Args:
+            theta: Flat; None for ground truth.
+            pairs: Digest of the pair set.
+            indices: Which pairs.
+        """
+        if theta is None:
+            samples = self._load(pairs)[1].select(list(indices)).x1
+        else:
+            samples = torch.from_numpy(self.sample(theta, pairs, indices))
+        if samples.ndim == 4:
+            samples = self.model.decode(samples.to(self.settings.device)).float().cpu()
+        return samples.numpy()
 
     # ---- pairs in memory --------------------------------------------------------------------------------------
 

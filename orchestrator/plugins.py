@@ -31,6 +31,7 @@ KINDS = {
     "metrics": Kind("orchestrator.metrics", "METRIC", "metric"),
     "features": Kind("orchestrator.features", "EXTRACTOR", "feature extractor"),
     "objectives": Kind("orchestrator.objectives", "OBJECTIVE", "objective"),
+    "decoders": Kind("orchestrator.decoders", "DECODER", "decoder"),
     "exporters": Kind("orchestrator.export", "EXPORTER", "exporter"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
@@ -81,6 +82,8 @@ class DescribedModel(ExternalModel):
         time_scale: Factor of that number; 1000 for flow networks that count 1-t in thousandths.
         classes: Number of labels, 0 to classes - 1; with a y in ``call``.
         null_label: Label that it was trained to take for "dropped"; needed for guidance.
+        decoder: For a model of latents, what makes images or sound of its samples: ``{name: ..., options: {...}}``. It
+            is no part of the digest.
 
     Raises:
         ConfigError: An option that cannot work, or two that contradict each other.
@@ -98,6 +101,7 @@ class DescribedModel(ExternalModel):
     time_scale: float = 1.0
     classes: int | None = None
     null_label: int | None = None
+    decoder: Any = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.shape, list | tuple) or not self.shape or not all(_is_count(n) for n in self.shape):
@@ -118,6 +122,23 @@ class DescribedModel(ExternalModel):
         except (ValueError, AttributeError) as error:
             raise self.refused(str(error)) from error
         self._check_labels()
+        if self.decoder is not None:
+            if not isinstance(self.decoder, Mapping) or not {"name"} <= set(self.decoder) <= {"name", "options"}:
+                raise self.refused(f"decoder must be {{name: ..., options: {{...}}}}, got {self.decoder!r}")
+            plugins.load("decoders", self.decoder["name"])
+
+    @classmethod
+    def check(cls, options: dict[str, Any]) -> None:
+        super().check(options)
+        if options.get("decoder") is not None:
+            plugins.build("decoders", **options["decoder"])
+
+    @cached_property
+    def _decoder(self) -> Any:
+        return None if self.decoder is None else plugins.build("decoders", **self.decoder)
+
+    def decode(self, samples: Tensor) -> Tensor:
+        return samples if self._decoder is None else self._decoder(samples)
 
     def _build_scheduler(self) -> Scheduler:
         given = self.native_scheduler
@@ -194,7 +215,8 @@ class DescribedModel(ExternalModel):
 
     def options(self) -> dict[str, Any]:
         """What the digest depends on beside files."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in self.local}
+        left_out = (*self.local, "decoder")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in left_out}
 
 
 def _is_count(value: Any) -> bool:

@@ -99,7 +99,7 @@ def test_a_panel_shows_solvers_from_the_same_noise_beside_ground_truth(
     ]
     assert all(strip.samples.shape == (SAMPLES, 1, 8, 8) for strip in panel.strips)
     np.testing.assert_array_equal(
-        panel.strips[0].samples, pool.call("ground_truth", pairs=pairs, indices=range(SAMPLES))
+        panel.strips[0].samples, pool.call("pictures", theta=None, pairs=pairs, indices=range(SAMPLES))
     )
     errors = [float(np.square(strip.samples - panel.strips[0].samples).mean()) for strip in panel.strips]
     assert errors[0] == 0

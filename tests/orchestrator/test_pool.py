@@ -40,7 +40,7 @@ def scoring(facts: ModelFacts, specs: dict[PairKey, PairSpec]) -> list[Request]:
     ]
 
 
-UNANSWERABLE = Request("ground_truth", {"pairs": "0123", "indices": [0]})
+UNANSWERABLE = Request("pictures", {"theta": None, "pairs": "0123", "indices": [0]})
 
 
 def test_an_error_that_a_user_can_mend_is_an_outcome_beside_the_others(pool: LocalPool, scoring: list[Request]) -> None:
