@@ -257,7 +257,7 @@ def _json_row(result: Any, theta: str, selected: bool) -> dict[str, Any]:
 @click.option("--output", default=".", show_default=True, help="Folder for the weights and the model card.")
 @_tracked
 def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri: str) -> None:
-    """Train a zoo model, and draw a sheet of its samples; goes on from its last checkpoint. Losses go to MLflow.
+    """Train a zoo model, draw and judge its samples; goes on from its last checkpoint. Losses go to MLflow.
 
     \b
     Examples:
@@ -265,6 +265,7 @@ def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri:
       bespoke pretrain sweeps/configs/pretrain/cifar10_fm_ot.yaml dataset.options.folder=/data/cifar10
     """
     from orchestrator.config import read_yaml, resolve_tracking_uri, validated
+    from orchestrator.models.zoo.judge import write_judgement
     from orchestrator.models.zoo.sheet import write_sheet
     from orchestrator.models.zoo.training import PretrainConfig, train
     from orchestrator.progress import bar
@@ -285,6 +286,8 @@ def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri:
         facts = train(loaded, Path(output), told, lambda iteration, losses: run.metrics(losses, iteration))
     weights = Path(output) / f"{loaded.name}.safetensors"
     sheet = write_sheet(weights)
+    if judged := write_judgement(weights):
+        click.echo(judged)
     for path in (sheet, weights.with_suffix(".md")):
         run.file(path)
     run.finish({name: facts[name] for name in ("train_loss", "validation_loss")})

@@ -17,7 +17,7 @@ from orchestrator.datasets.labels import Labels
 from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.errors import ConfigError
 from orchestrator.models.base import ModelAdapter, expand_time, freeze
-from orchestrator.models.zoo.nets import build_net
+from orchestrator.models.zoo.nets import NETS, build_net
 
 WEIGHTS = Path(__file__).parent / "weights"
 METADATA_KEY = "bespoke_zoo"
@@ -85,9 +85,9 @@ class ZooModel(ModelAdapter):
     def check_conditioning(cls, options: dict[str, Any], dataset: Any) -> None:
         path = weights_path(options["weights"])
         architecture = _read(path)[0]["architecture"]
-        speech = architecture["net"] == "infilling"
+        wanted = NETS[architecture["net"]].conditioning
+        speech = wanted == "spoken_digits"
         if speech != isinstance(dataset, SpokenDigits):
-            wanted = "spoken_digits" if speech else "labels"
             raise ConfigError(
                 f"model {path.stem!r} is conditioned on {'strings to be spoken' if speech else 'class labels'}, and "
                 f"{type(dataset).__name__} gives none; set conditioning.name to {wanted}"

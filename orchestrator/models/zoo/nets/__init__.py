@@ -14,7 +14,7 @@ from orchestrator.models.zoo.nets.film_mlp import FilmMLP
 from orchestrator.models.zoo.nets.infilling import Infilling
 from orchestrator.models.zoo.nets.unet import UNet
 
-NETS: dict[str, type[nn.Module]] = {"film_mlp": FilmMLP, "unet": UNet, "infilling": Infilling}
+NETS: dict[str, Any] = {"film_mlp": FilmMLP, "unet": UNet, "infilling": Infilling}
 
 
 def build_net(architecture: dict[str, Any]) -> nn.Module:

@@ -65,7 +65,12 @@ class Infilling(nn.Module):
         heads: Heads of an attention block.
         patch: Frames that make one step of the sequence.
         token_width: Width of a token's embedding.
+
+    Attributes:
+        conditioning: The dataset plugin that draws such conditioning.
     """
+
+    conditioning = "spoken_digits"
 
     def __init__(
         self,

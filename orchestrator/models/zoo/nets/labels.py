@@ -7,8 +7,14 @@ from torch import Tensor
 
 
 class LabelConditioned:
-    """Part of a network whose conditioning is a label, int64, shape (B,); label ``classes`` means "dropped"."""
+    """Part of a network whose conditioning is a label, int64, shape (B,); label ``classes`` means "dropped".
 
+    Attributes:
+        conditioning: The dataset plugin that draws such conditioning.
+        classes: Number of labels.
+    """
+
+    conditioning = "labels"
     classes: int
 
     def null_condition(self, condition: Tensor) -> Tensor:
