@@ -24,7 +24,7 @@ CLASSIFIERS = {(1, 8, 8): "digits_cnn", (1, 16, 16): "cifar10_gray16_cnn"}
 BATCH = 100
 
 
-def judge(model: ZooModel, count: int = 500) -> str:
+def judge(model: ZooModel, count: int = 200) -> str:
     """What a judge finds in ground-truth samples, as a paragraph of Markdown; empty where there is no judge.
 
     Args:
