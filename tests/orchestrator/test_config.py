@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from orchestrator.config import ExperimentConfig, cpu_budget, load_config, read_yaml, resolve_tracking_uri, validated
 from orchestrator.errors import ConfigError
+from orchestrator.models.zoo.adapter import zoo_names
+from orchestrator.models.zoo.nets import build_net
 from orchestrator.models.zoo.training import PretrainConfig
 from solvers.grids import Grid
 
@@ -39,10 +41,36 @@ def test_every_shipped_experiment_loads_and_checks(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "pretrain").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_training_recipe_loads(path: Path) -> None:
-    """Each zoo model has the recipe that it was trained with, under its own name."""
+    """Under its own name, and for a network whose weights may travel with the package."""
     recipe = validated(PretrainConfig, read_yaml(path), str(path))
     assert recipe.name == path.stem
-    assert (Path(__file__).resolve().parents[2] / f"orchestrator/models/zoo/weights/{path.stem}.safetensors").is_file()
+    bytes_a_weight = {"float32": 4, "float16": 2}[recipe.weights_dtype]
+    weights = sum(parameter.numel() for parameter in build_net(recipe.architecture).parameters())
+    assert bytes_a_weight * weights < 12_000_000
+
+
+def test_every_shipped_model_has_the_recipe_it_was_trained_with() -> None:
+    """Under its own name."""
+    assert {path.stem for path in (CONFIGS / "pretrain").glob("*.yaml")} >= set(zoo_names())
+
+
+def test_a_variant_is_a_set_of_overrides_and_others_come_after(tmp_path: Path) -> None:
+    """One override for full size; dotted keys as anywhere; without it the file as it is."""
+    path = tmp_path / "with.yaml"
+    path.write_text("name: small\npairs: {train: 8, test: 9}\nvariants: {full: {name: large, pairs.train: 99}}\n")
+    assert read_yaml(path) == {"name": "small", "pairs": {"train": 8, "test": 9}}
+    assert read_yaml(path, ["pairs.test=7", "variant=full"]) == {"name": "large", "pairs": {"train": 99, "test": 7}}
+    with pytest.raises(ConfigError, match=r"has no variant 'ful' .did you mean 'full'\?.; it has: full"):
+        read_yaml(path, ["variant=ful"])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "spoken_digits"])
+def test_full_size_is_one_override_away(name: str) -> None:
+    """What runs reduced on a laptop."""
+    reduced, full = (load_config(CONFIGS / f"{name}.yaml", overrides) for overrides in ([], ["variant=full"]))
+    assert set(full.nfe) > set(reduced.nfe)
+    assert full.pairs.test > reduced.pairs.test
+    assert {learned.method for learned in full.learned} == {"adam", "levenberg_marquardt"}
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,7 @@ class _Run:
             **self.losses(),
             "parameters": sum(p.numel() for p in self.net.parameters()),
             "training_samples": self.data.sizes["train"],
+            "held_out_samples": self.data.sizes["validation"],
             "torch": torch.__version__,
             "python": platform.python_version(),
             "commit": _commit(),
@@ -301,7 +302,7 @@ def model_card(config: PretrainConfig, facts: dict[str, Any]) -> str:
     """The model card, Markdown."""
     architecture = ", ".join(f"{key} {value}" for key, value in config.architecture.items())
     classes = config.architecture.get("classes")
-    kind = "class-conditional model" if classes is not None else "model of speech that fills in what is masked"
+    kind = "class-conditional model" if classes is not None else "speech model, which fills in what is masked,"
     if classes is not None:
         columns = "Samples, one column a class"
         dropped = f'Label {classes} means "dropped": guidance mixes its prediction with the labelled one.'
@@ -315,8 +316,8 @@ A small {kind} of the zoo, for experiments with solvers. Not a model of record.
 
 | | |
 |---|---|
-| data | `{config.dataset.name}`{options}, {facts["training_samples"]} training samples, \
-{config.validation_share:.0%} held out |
+| data | `{config.dataset.name}`{options}, {facts["training_samples"]:,} training samples, \
+{facts["held_out_samples"]:,} held out |
 | network | {architecture}; {facts["parameters"]:,} parameters |
 | prediction | {config.prediction} |
 | scheduler | {config.scheduler} |

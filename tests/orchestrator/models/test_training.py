@@ -145,7 +145,7 @@ def test_speech_is_trained_on_strings_of_digits(tmp_path: Path) -> None:
     model = ZooModel(str(tmp_path / "out/tiny.safetensors"))
     condition = SpokenDigits().infilling(SpokenDigits().conditions(0, range(2)))
     assert torch.isfinite(model.field(condition, 2.0)(torch.zeros(2, 40, 96), torch.tensor(0.5).double())).all()
-    assert "model of speech" in (tmp_path / "out/tiny.md").read_text(encoding="utf-8")
+    assert "speech model" in (tmp_path / "out/tiny.md").read_text(encoding="utf-8")
     picture = np.asarray(Image.open(write_sheet(tmp_path / "out/tiny.safetensors")))
     assert picture.shape == (STRINGS * 41 * 2, 3 * 97 * 2)
 

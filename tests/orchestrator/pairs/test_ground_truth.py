@@ -110,13 +110,13 @@ def test_the_state_is_double_and_the_count_is_that_of_the_evaluations() -> None:
 def test_ground_truth_of_a_shipped_model_stands_under_a_ten_times_tighter_tolerance(
     repository: Path, weights: str
 ) -> None:
-    """At the tolerance of its experiment no value moves by 1e-4: what solvers are compared with is not noise."""
+    """At the tolerance of its experiment no value moves by 1/20,000 of the data range: no noise to compare with."""
     experiment = {"cifar10_gray16_fm_ot": "cifar10", "spoken_digits_fm_ot": "spoken_digits"}.get(weights, "digits")
     pairs = load_config(repository / f"sweeps/configs/{experiment}.yaml").pairs
     field, x0 = _field(weights, PAIRS if experiment == "digits" else 2)
     loose, *_ = solve(field, x0, pairs.rtol, pairs.atol)
     tight, *_ = solve(field, x0, pairs.rtol / 10, pairs.atol / 10)
-    assert float((loose - tight).abs().max()) < 1e-4
+    assert float((loose - tight).abs().max()) < 5e-5 * _model(weights).data_range
 
 
 @pytest.mark.parametrize("weights", zoo_names())
