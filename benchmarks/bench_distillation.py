@@ -31,7 +31,7 @@ from torch import Tensor
 
 from orchestrator.host import HostSettings
 from orchestrator.lockstep import Ask, Question, in_step
-from orchestrator.models.base import ModelAdapter
+from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter, Precision
 from orchestrator.models.zoo import ZooModel
 from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
@@ -49,12 +49,14 @@ from solvers.families import GridSolver
 from solvers.families.adams_bashforth import AdamsBashforth
 from solvers.families.bns import BNS
 from solvers.families.euler import Euler
+from solvers.families.heun import Heun
 from solvers.families.midpoint import Midpoint
+from solvers.field import VelocityField
 from solvers.grids import Grid
 from solvers.losses import per_sample_mse, psnr_db, psnr_loss
 from solvers.stacked import sample_stacked
 
-STARTS = {"euler": Euler(), "midpoint": Midpoint(), "ab2": AdamsBashforth(2), "ab3": AdamsBashforth(3)}
+STARTS = {"euler": Euler(), "midpoint": Midpoint(), "heun": Heun(), "ab2": AdamsBashforth(2), "ab3": AdamsBashforth(3)}
 METHODS = ("lm", "adam")
 PUBLISHED_RATE = 5e-4
 WITHIN_DB = 0.2
@@ -71,6 +73,13 @@ class Task:
     guidance_scale: float
     train: PairSet
     validation: PairSet
+    precision: Precision = "float32"
+
+    def field(self, condition: Tensor) -> VelocityField:
+        """The velocity as distillation asks for it."""
+        found: VelocityField = self.model.field(condition, self.guidance_scale)
+        dtype = AUTOCAST[self.precision]
+        return found if dtype is None else AutocastField(found, dtype)
 
     @property
     def forwards(self) -> int:
@@ -78,7 +87,7 @@ class Task:
         return self.model.forwards_per_evaluation(self.guidance_scale)
 
     def sample(self, solver: NSSolver, pairs: PairSet) -> Tensor:
-        return solver.sample(self.model.field(pairs.condition, self.guidance_scale), pairs.x0)
+        return solver.sample(self.field(pairs.condition), pairs.x0)
 
     @torch.no_grad()
     def psnr(self, solver: NSSolver) -> float:
@@ -87,7 +96,9 @@ class Task:
             self.validation.select(slice(first, first + SCORING_BATCH))
             for first in range(0, len(self.validation), SCORING_BATCH)
         ]
-        mse = torch.cat([per_sample_mse(self.sample(solver, part), part.x1) for part in parts])
+        # Scores are the network's own, whatever it is distilled in.
+        samples = [solver.sample(self.model.field(part.condition, self.guidance_scale), part.x0) for part in parts]
+        mse = torch.cat([per_sample_mse(found, part.x1) for found, part in zip(samples, parts, strict=True)])
         return float(psnr_db(mse, self.model.data_range).mean())
 
 
@@ -138,7 +149,7 @@ def levenberg_marquardt(task: Task, settings: LMSettings, memory_bytes: int) -> 
         pairs = task.train.select(indices)
         return normal_equations(
             solver,
-            lambda rows: task.model.field(pairs.condition[rows], task.guidance_scale),
+            lambda rows: task.field(pairs.condition[rows]),
             pairs.x0,
             pairs.x1,
             memory_bytes=memory_bytes,
@@ -179,7 +190,7 @@ class MergedLosses:
         calls = [call for question in questions for call in question.calls]
         pairs = [self.tasks[call["seed"]].train.select(call["indices"]) for call in calls]
         task = next(iter(self.tasks.values()))
-        field = task.model.field(torch.cat([batch.condition for batch in pairs]), task.guidance_scale)
+        field = task.field(torch.cat([batch.condition for batch in pairs]))
         thetas = torch.stack([call["theta"] for call in calls]).requires_grad_()
         samples = sample_stacked(thetas, field, torch.stack([batch.x0 for batch in pairs]))
         x1 = torch.stack([batch.x1 for batch in pairs])
@@ -212,7 +223,7 @@ def adam_method(
 
 def backward_cost(task: Task, batch: int, repeats: int = 51) -> float:
     """What a backward through the network costs, in forwards: the median over calls of Adam's batch."""
-    pairs = task.train.select(list(range(batch)))
+    pairs = task.train.select(list(range(min(batch, len(task.train)))))
     field, t = task.model.field(pairs.condition, task.guidance_scale), torch.tensor(0.5, dtype=torch.float64)
     x = pairs.x0.clone().requires_grad_()
     ratios = []
@@ -285,6 +296,7 @@ class Options:
     adam_iterations: int
     validate_every: int
     memory_mb: int
+    precision: Precision
 
 
 def run_lm(run: Run, task: Task, options: Options) -> list[Mark]:
@@ -345,7 +357,7 @@ def make_task(name: str, guidance_scale: float, seed: int, options: Options, sto
     ]
     ensure_pairs(storage, specs, pool, wait=True, note=click.echo)
     train, validation = (PairStore(storage, each).load() for each in specs)
-    return Task(ZooModel(name), guidance_scale, train, validation)
+    return Task(ZooModel(name), guidance_scale, train, validation, options.precision)
 
 
 class Done:
@@ -355,7 +367,8 @@ class Done:
         self.storage, self.options = storage, options
 
     def _key(self, run: Run) -> str:
-        asked = json.dumps([run._asdict(), vars(self.options)], sort_keys=True)
+        options = {key: value for key, value in vars(self.options).items() if (key, value) != ("precision", "float32")}
+        asked = json.dumps([run._asdict(), options], sort_keys=True)
         return f"benchmarks/distillation/{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
 
     def load(self, run: Run) -> list[Mark] | None:
@@ -465,6 +478,7 @@ def method_name(name: str) -> str:
 @click.option("--adam-iterations", default=15_000, help="Iterations of Adam, and length of its decay.")
 @click.option("--validate-every", default=250, help="Iterations of Adam between validations; lm is validated at each.")
 @click.option("--memory-mb", default=256, help="Budget of the normal equations.")
+@click.option("--precision", default="float32", type=click.Choice(list(AUTOCAST)), help="Of the network, by autocast.")
 @click.option("--name", default="distillation", help="Name of the result file, after the date.")
 def main(
     models: list[str],

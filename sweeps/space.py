@@ -273,7 +273,7 @@ def learned_points(
                     validate_every=learned.length.validate_every,
                     early_stopping=config.search.scheduler == "asha",
                 )
-                for settings in learned.settings(seed, config.pairs.train)
+                for settings in learned.settings(seed, config.pairs.train, config.resources.precision)
             ]
     return points
 

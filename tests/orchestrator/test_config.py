@@ -11,11 +11,20 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from orchestrator.config import ExperimentConfig, cpu_budget, load_config, read_yaml, resolve_tracking_uri, validated
+from orchestrator.config import (
+    ExperimentConfig,
+    LearnedConfig,
+    cpu_budget,
+    load_config,
+    read_yaml,
+    resolve_tracking_uri,
+    validated,
+)
 from orchestrator.errors import ConfigError
 from orchestrator.models.zoo.adapter import zoo_names
 from orchestrator.models.zoo.nets import build_net
 from orchestrator.models.zoo.training import PretrainConfig
+from solvers.distil.levenberg_marquardt import LMSettings
 from solvers.grids import Grid
 
 CONFIGS = Path(__file__).resolve().parents[2] / "sweeps" / "configs"
@@ -355,3 +364,14 @@ def test_a_local_ray_gets_the_configured_cores_or_all_of_them(
     monkeypatch.setattr("os.cpu_count", lambda: 7)
     assert cpu_budget(load("resources.local_cpus=3").resources) == 3
     assert cpu_budget(load("resources.local_cpus=null").resources) == 7
+
+
+@pytest.mark.parametrize(("precision", "differences"), [("float32", "forward"), ("float16", "central")])
+def test_differences_are_central_where_rounding_is_coarse(precision: Any, differences: str) -> None:
+    """Forward ones drown in the rounding of half precision; what is asked for by name is kept."""
+    learned = {"family": "bns", "method": "levenberg_marquardt"}
+    (settings,) = LearnedConfig(**learned).settings(0, 64, precision)
+    (told,) = LearnedConfig(**learned, jacobian="forward").settings(0, 64, precision)
+    assert isinstance(settings, LMSettings)
+    assert isinstance(told, LMSettings)
+    assert (settings.jacobian, told.jacobian) == (differences, "forward")

@@ -190,12 +190,26 @@ def test_scores_do_not_depend_on_the_batch_size(
     np.testing.assert_allclose(cut["rmse"], whole["rmse"], rtol=1e-4)
 
 
+def test_pictures_are_decoded_samples(
+    host: Host, specs: dict[PairKey, PairSpec], theta: npt.NDArray[np.float64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a model of latents decodes; frames of sound stay as they are sampled."""
+    digest = specs[TEST].digest
+    samples = host.sample(theta, digest, INDICES[:2])
+    monkeypatch.setattr(host.model, "decode", lambda latents: latents.repeat(1, 3, 2, 2))
+    pictures = host.pictures(theta, digest, INDICES[:2])
+    assert pictures.shape == (2, 3, 16, 16)
+    np.testing.assert_array_equal(pictures[:, 1, 8:, :8], samples[:, 0])
+    monkeypatch.setattr(host, "sample", lambda *asked: samples[:, 0])
+    np.testing.assert_array_equal(host.pictures(theta, digest, INDICES[:2]), samples[:, 0])
+
+
 def test_scores_are_those_of_the_samples_against_ground_truth(
     host: Host, specs: dict[PairKey, PairSpec], theta: npt.NDArray[np.float64]
 ) -> None:
     """In the order of the indices that were asked for."""
     digest = specs[TEST].digest
-    samples, truth = host.sample(theta, digest, INDICES[:3]), host.ground_truth(digest, INDICES[:3])
+    samples, truth = host.sample(theta, digest, INDICES[:3]), host.pictures(None, digest, INDICES[:3])
     np.testing.assert_array_equal(truth, PairStore.open(host.storage, digest).load().x1.numpy()[INDICES[:3]])
     expected = 10 * np.log10(4 / np.square(samples - truth, dtype=np.float64).mean(axis=(1, 2, 3)))
     np.testing.assert_allclose(host.score(theta, digest, ["psnr"], INDICES[:3])["psnr"], expected, rtol=1e-6)

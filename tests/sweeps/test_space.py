@@ -194,7 +194,7 @@ def test_the_shipped_experiments_have_every_point_of_their_axes_once(
     assert len(fixed) == 2 * runs * len(config.guidance_scale) * len(config.fixed_sigma0)
     cells = list(itertools.product(config.nfe, config.guidance_scale, config.fixed_sigma0))
     learned = learned_points(config, specs, {cell: [START] for cell in cells}, CondOT())
-    per_cell = sum(len(f.sigma0) * len(f.start) * len(f.settings(0, 1)) for f in config.learned)
+    per_cell = sum(len(f.sigma0) * len(f.start) * len(f.settings(0, 1, "float32")) for f in config.learned)
     assert len(learned) == per_cell * len(config.nfe) * len(config.guidance_scale) * len(config.seeds)
     assert len({point.key for point in [*fixed, *learned]}) == len(fixed) + len(learned)
     searched = [point for point in fixed if point.kind == "best grid"]
