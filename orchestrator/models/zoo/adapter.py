@@ -103,6 +103,7 @@ class ZooModel(ModelAdapter):
         self.net = build_net(description["architecture"])
         self.net.load_state_dict(tensors)
         freeze(self.net)
+        self._own = self.net  # what knows the conditioning; ``net`` may be compiled
         self.name = path.stem
         self.shape = tuple(description["architecture"]["shape"])
         self.prediction = description["prediction"]
@@ -120,12 +121,12 @@ class ZooModel(ModelAdapter):
         return self.net(inner, expand_time(t, inner), condition).to(x.dtype)
 
     def check_condition(self, condition: Tensor) -> None:
-        error = self.net.condition_error(condition)
+        error = self._own.condition_error(condition)
         if error is not None:
             raise ConfigError(f"model {self.name!r}: {error}")
 
     def null_condition(self, condition: Tensor) -> Tensor:
-        null: Tensor = self.net.null_condition(condition)
+        null: Tensor = self._own.null_condition(condition)
         return null
 
     def encode_conditions(self, condition: Tensor, dataset: Any) -> Tensor:
