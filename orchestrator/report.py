@@ -154,9 +154,9 @@ def curves(table: Sequence[Row], column: str) -> Figure:
     learned = _strongest(table, ("learned",), len(LEARNED_COLOURS))
     colours |= {label: LEARNED_COLOURS[i % len(LEARNED_COLOURS)] for i, label in enumerate(learned)}
     styles: dict[str, dict[str, Any]] = {
-        "common grid": {"linestyle": "--", "linewidth": 0.9, "alpha": 0.45},
-        "best grid": {"linestyle": "-", "linewidth": 1.4},
-        "start": {"linestyle": ":", "linewidth": 2},
+        "common grid": {"linestyle": "--", "linewidth": 0.9, "alpha": 0.45, "marker": "."},
+        "best grid": {"linestyle": "-", "linewidth": 1.4, "marker": "."},
+        "start": {"linestyle": ":", "linewidth": 2, "marker": "."},
         "learned": {"linestyle": "-", "linewidth": 3, "marker": "o", "zorder": 5},
     }
     for kind, style in styles.items():
