@@ -382,3 +382,94 @@ def test_flux_packs_an_even_number_of_latents() -> None:
     """Its patches are 2x2."""
     with pytest.raises(ConfigError, match=r"sample_size is 9, but FLUX packs latents in 2x2 patches; give an even"):
         DiffusersModel.of(tiny.flux(), 9)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Saved pipelines: a flow, a diffusion model of text, and one of the continuous path."""
+    made = {}
+    for kind in ("sd3", "sd-epsilon", "stable-audio"):
+        made[kind] = tmp_path_factory.mktemp(kind)
+        adapter(kind).network.pipe.save_pretrained(made[kind])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "message"),
+    [
+        ("sd3", {"_class_name": "DDIMScheduler"}, r"scheduler DDIMScheduler is for a prediction of 'epsilon', .* flow"),
+        (
+            "sd-epsilon",
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            r"for a prediction of 'flow_pred.* diffusion",
+        ),
+        (
+            "sd-epsilon",
+            {"prediction_type": "noise"},
+            r"has prediction_type 'noise'; known are epsilon, sample and v_pred",
+        ),
+        (
+            "stable-audio",
+            {"prediction_type": "epsilon"},
+            r"trained for v_prediction and 1\.0; give it the scheduler it wa",
+        ),
+        (
+            "stable-audio",
+            {"sigma_data": 0.5},
+            r"and sigma_data 0\.5, but its network was trained for v_prediction and 1",
+        ),
+    ],
+)
+def test_a_scheduler_that_contradicts_its_network_is_refused_from_the_files(
+    folders: dict[str, Path], tmp_path: Path, kind: str, config: dict[str, Any], message: str
+) -> None:
+    """By the check of a configuration: no weights are read, and no actor started."""
+    folder = tmp_path / kind
+    (folder / "scheduler").mkdir(parents=True)
+    index = json.loads((folders[kind] / "model_index.json").read_text())
+    whole = json.loads((folders[kind] / "scheduler/scheduler_config.json").read_text())
+    index["scheduler"][1] = config.get("_class_name", index["scheduler"][1])
+    if "_class_name" in config:
+        whole.pop("prediction_type", None)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps({**whole, **config}))
+    with pytest.raises(ConfigError, match=message):
+        DiffusersModel.check({"pipeline": str(folder)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "dataset", "message"),
+    [
+        ("sd3", Labels(), r"is a model of text, and Labels does not suit it; set conditioning\.name to prompts"),
+        (
+            "stable-audio",
+            Labels(),
+            r"is a model of text, and Labels does not suit it; set conditioning\.name to prompts",
+        ),
+    ],
+)
+def test_conditioning_of_the_wrong_kind_is_refused_from_the_files(
+    folders: dict[str, Path], kind: str, dataset: Any, message: str
+) -> None:
+    """Before any actor starts."""
+    options = {"pipeline": str(folders[kind])}
+    DiffusersModel.check(options)
+    DiffusersModel.check_conditioning(options, Prompts())
+    with pytest.raises(ConfigError, match=message):
+        DiffusersModel.check_conditioning(options, dataset)
+
+
+def test_sound_is_decoded_by_the_pipelines_own_decoder() -> None:
+    """Latent frames to samples of sound: as the pipeline itself does."""
+    model = adapter("stable-audio")
+    pipe, latents = model.network.pipe, tiny.noise(model.shape)
+    sound = model.decode(latents)
+    with torch.no_grad():
+        torch.testing.assert_close(sound, pipe.vae.decode(latents).sample)
+    assert sound.shape == (2, 1, model.shape[1] * pipe.vae.hop_length)
+
+
+def test_the_length_of_sound_is_the_models() -> None:
+    """The pipeline samples all frames, whatever is asked for."""
+    with pytest.raises(ConfigError, match=r"sample_size is 4, but StableAudioPipeline always samples 8 frames; leave"):
+        DiffusersModel.of(adapter("stable-audio").network.pipe, sample_size=4)
