@@ -290,7 +290,7 @@ def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri:
         click.echo(judged)
     for path in (sheet, weights.with_suffix(".md")):
         run.file(path)
-    run.finish({name: facts[name] for name in ("train_loss", "validation_loss")})
+    run.finish({})
     click.echo(f"samples to look at: {sheet}")
     click.echo(f"{weights}: held-out loss {facts['validation_loss']:.4f}, {facts['parameters']:,} parameters")
 

@@ -22,7 +22,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 @dataclass(frozen=True)
 class Cifar10(Dataset):
-    """Labels drawn uniformly, as the classes are balanced: conditioning needs no file, only the reference set does.
+    """CIFAR-10's labels, drawn uniformly: conditioning needs no file, only the reference set does.
 
     Attributes:
         folder: Where ``cifar10-train.parquet`` and ``cifar10-test.parquet`` are, with columns ``image`` (an encoded

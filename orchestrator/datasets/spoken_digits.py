@@ -60,7 +60,7 @@ class Recordings(NamedTuple):
 
 @dataclass(frozen=True)
 class SpokenDigits(Dataset):
-    """Strings of digits, :data:`FRAMES` frames each: recordings of one speaker with short pauses, the first a prompt.
+    """Strings of spoken digits, 1.5 seconds each: recordings of one speaker with short pauses, the first a prompt.
 
     A condition is a plan, int64 (2 LONGEST + 2,): number and first frame of each recording (-1: none), then the first
     and last-but-one frame of the part to be spoken. :meth:`infilling` makes of it what a model is conditioned on.

@@ -12,6 +12,7 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from mlflow import MlflowClient
 
 from orchestrator import plugins
 from orchestrator.cli import main
@@ -354,3 +355,13 @@ def test_pretrain_writes_a_model_that_loads(bespoke: Bespoke, tmp_path: Path) ->
     assert result.exit_code == 0, result.output
     assert "tiny.safetensors: held-out loss " in result.stdout
     assert ZooModel(str(tmp_path / "out/tiny.safetensors")).prediction == "velocity"
+    card = (tmp_path / "out/tiny.md").read_text(encoding="utf-8")
+    assert "finds the label that was asked for in" in card
+    client = MlflowClient(f"sqlite:///{tmp_path}/storage/mlflow.db")
+    experiment = client.get_experiment_by_name("pretrain")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.params["learning_rate"] == "0.002"
+    (held_out,) = client.get_metric_history(run.info.run_id, "validation_loss")
+    assert held_out.step == 2
+    assert f"held-out loss {held_out.value:.4f}" in result.stdout
+    assert {entry.path for entry in client.list_artifacts(run.info.run_id)} == {"tiny.md", "tiny.png"}
