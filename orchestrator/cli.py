@@ -267,16 +267,18 @@ def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri:
     from orchestrator.config import read_yaml, resolve_tracking_uri, validated
     from orchestrator.models.zoo.judge import write_judgement
     from orchestrator.models.zoo.sheet import write_sheet
-    from orchestrator.models.zoo.training import PretrainConfig, train
+    from orchestrator.models.zoo.training import ELSEWHERE, PretrainConfig, train
     from orchestrator.progress import bar
-    from orchestrator.storage import Storage
+    from orchestrator.storage import Storage, digest_of
     from orchestrator.tracking import open_experiment
 
     loaded = validated(PretrainConfig, read_yaml(config, overrides), config)
     uri = resolve_tracking_uri(tracking_uri, loaded.storage)
     tracker, experiment = open_experiment(uri, "pretrain", Storage.at(loaded.storage))
-    run = tracker.run(experiment, f"pretrain/{loaded.name}", loaded.name)
-    run.parameters(loaded.model_dump(exclude={"storage", "threads", "device"}))
+    # A run for each recipe: the same one goes on, another's parameters would contradict it.
+    recipe = loaded.model_dump(mode="json", exclude=set(ELSEWHERE))
+    run = tracker.run(experiment, f"pretrain/{digest_of(recipe)}", loaded.name)
+    run.parameters(recipe)
     with bar(loaded.iterations, "iteration", loaded.name) as progress:
 
         def told(iteration: int, loss: float) -> None:

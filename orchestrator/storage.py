@@ -6,6 +6,7 @@ The root is a path or a URI (``file://``, ``s3://``, ``gs://``). A reader sees a
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import posixpath
@@ -168,6 +169,11 @@ class Storage:
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no NaN: equal values give equal text, so it can be hashed."""
     return json.dumps(value, sort_keys=True, allow_nan=False, indent=1) + "\n"
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of a value's canonical JSON, 16 hex digits: a name for whatever depends on it."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
 def _write_local(path: Path, data: memoryview) -> None:

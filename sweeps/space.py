@@ -7,7 +7,6 @@ since PSNR rises with NFE and a search across cells would just pick the largest.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from orchestrator.config import LEAST_SQUARES, ExperimentConfig, GITSConfig
 from orchestrator.distillation import SETTINGS, Settings
 from orchestrator.host import ModelFacts
 from orchestrator.pairs import PairSpec
-from orchestrator.storage import canonical_json
+from orchestrator.storage import digest_of
 from solvers.distil.adam import AdamSettings
 from solvers.families import GridSolver, LearnableFamily
 from solvers.grids import Grid
@@ -153,7 +152,7 @@ class Point:
     @property
     def key(self) -> str:
         """Name of the point's folder: a digest of everything its result depends on."""
-        return hashlib.sha256(canonical_json(dataclasses.asdict(self)).encode()).hexdigest()[:16]
+        return digest_of(dataclasses.asdict(self))
 
     @property
     def cell(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from orchestrator.models.zoo import ZooModel
 from orchestrator.models.zoo.adapter import METADATA_KEY, weights_path
-from orchestrator.storage import Storage, canonical_json
+from orchestrator.storage import Storage, digest_of
 from solvers.families import GridSolver
 from solvers.families.ddim import DDIM
 from solvers.families.midpoint import Midpoint
@@ -82,7 +81,7 @@ def recipe_key(recipe: Any, leave_out: tuple[str, ...]) -> str:
     """Name of a recipe's folder: a digest of everything that its students depend on."""
     content = {name: value for name, value in asdict(recipe).items() if name not in leave_out}
     content |= {"recipe": type(recipe).__name__, "format": STUDENT_FORMAT}
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
+    return digest_of(content)
 
 
 class Student:

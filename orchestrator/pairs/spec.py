@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.storage import canonical_json
+from orchestrator.storage import digest_of
 
 FORMAT = 1
 """Raised whenever the same spec would give other bytes."""
@@ -52,7 +51,7 @@ class PairSpec:
         content = dataclasses.asdict(self)
         if not self.trajectory:
             del content["trajectory"]  # as it was before there were any: such stores are still good
-        return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
+        return digest_of(content)
 
     @property
     def shards(self) -> int:
