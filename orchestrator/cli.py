@@ -265,6 +265,7 @@ def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri:
       bespoke pretrain sweeps/configs/pretrain/cifar10_fm_ot.yaml dataset.options.folder=/data/cifar10
     """
     from orchestrator.config import read_yaml, resolve_tracking_uri, validated
+    from orchestrator.errors import ConfigError
     from orchestrator.models.zoo.judge import write_judgement
     from orchestrator.models.zoo.sheet import write_sheet
     from orchestrator.models.zoo.training import ELSEWHERE, PretrainConfig, train
@@ -285,7 +286,11 @@ def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri:
             progress.update(iteration - progress.n)
             progress.set_postfix_str(f" loss {loss:.4f}", refresh=False)
 
-        facts = train(loaded, Path(output), told, lambda iteration, losses: run.metrics(losses, iteration))
+        try:
+            facts = train(loaded, Path(output), told, lambda iteration, losses: run.metrics(losses, iteration))
+        except ConfigError:
+            run.finish({}, status="FAILED")
+            raise
     weights = Path(output) / f"{loaded.name}.safetensors"
     sheet = write_sheet(weights)
     if judged := write_judgement(weights):

@@ -363,6 +363,8 @@ def test_pretrain_writes_a_model_that_loads(bespoke: Bespoke, tmp_path: Path) ->
     again = bespoke("pretrain", path, "iterations=3", "batch_size=8", "--output", tmp_path / "out")
     assert again.exit_code == 0, again.output  # another recipe under the same name is another run
     assert len(client.search_runs([experiment.experiment_id])) == 2
+    _refused(bespoke("pretrain", path, "dataset=labels"), "dataset 'labels' has no samples to train on")
+    assert client.search_runs([experiment.experiment_id])[0].info.status == "FAILED"
     assert run.data.params["learning_rate"] == "0.002"
     (held_out,) = client.get_metric_history(run.info.run_id, "validation_loss")
     assert held_out.step == 2
