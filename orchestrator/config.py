@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from orchestrator import plugins
 from orchestrator.distillation import Settings
 from orchestrator.errors import ConfigError
+from orchestrator.metrics.base import PairMetric
 from orchestrator.models.base import Precision
 from orchestrator.objectives.base import Objective
 from solvers.distil.adam import AdamSettings
@@ -351,7 +352,11 @@ class ExperimentConfig(_Strict):
             ConfigError: Naming the key, the value and the remedy.
         """
         for metric in self.metrics:
-            plugins.load("metrics", metric)
+            if not isinstance(plugins.build("metrics", metric), PairMetric):
+                raise ConfigError(
+                    f"metrics: {metric!r} is not measured while a sweep runs, only 'psnr', 'snr' and their like are; name "
+                    f"it under evaluation.metrics"
+                )
         if "psnr" not in self.metrics:
             raise ConfigError("metrics must include 'psnr': it is what iterates and grids are chosen by")
         adapter = plugins.load("models", self.model.name)

@@ -38,7 +38,7 @@ def evaluate(
         [Request("score", {"theta": theta, "pairs": pairs, "metrics": list(metrics), "indices": c}) for c in chunks]
     )
     return {
-        plugins.load("metrics", name).column: asdict(
+        plugins.build("metrics", name).column: asdict(
             summarise(torch.from_numpy(np.concatenate([part[name] for part in parts])))
         )
         for name in metrics

@@ -22,7 +22,7 @@ from orchestrator.distillation import LearnedRun, State, advance
 from orchestrator.errors import StoreError
 from orchestrator.lockstep import Ask, in_step
 from orchestrator.merging import Merging, MergingStatistics
-from orchestrator.metrics.base import Metric
+from orchestrator.metrics.base import PairMetric
 from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter, Precision
 from orchestrator.objectives.base import FamilyObjective, SolverObjective
 from orchestrator.pairs import PairSet, PairSpec, PairStore, ShardRecord, concatenate
@@ -365,7 +365,7 @@ class Host:
         chosen = list(range(count)) if indices is None else list(indices)
         samples = torch.from_numpy(self.sample(theta, pairs, chosen))
         reference = self._load(pairs)[1].select(chosen).x1
-        scorers: dict[str, Metric] = {name: plugins.load("metrics", name)() for name in metrics}
+        scorers: dict[str, PairMetric] = {name: plugins.build("metrics", name) for name in metrics}
         return {
             name: scorer.per_sample(samples, reference, self.model.data_range).numpy()
             for name, scorer in scorers.items()

@@ -289,7 +289,7 @@ class _Work:
         key = f"network-distillation/scores/{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
         if not self.storage.exists(key):
             samples = sample()
-            psnr = plugins.load("metrics", "psnr")().per_sample(samples, self.inputs.x1, self.facts.data_range)
+            psnr = plugins.build("metrics", "psnr").per_sample(samples, self.inputs.x1, self.facts.data_range)
             summary = summarise(psnr)
             fid = frechet_distance(feature_moments(self.extractor, samples), self.reference)
             # Ground truth has no finite PSNR to itself, nor JSON a number for it.

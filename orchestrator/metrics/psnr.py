@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from orchestrator.metrics.base import Metric, check_comparable
+from orchestrator.metrics.base import PairMetric, check_comparable
 from solvers.losses import per_sample_mse, psnr_db
 
 
-class PSNR(Metric):
+@dataclass(frozen=True)
+class PSNR(PairMetric):
     """10 log10(range^2 / MSE) of each sample, dB, on unclipped floats (BNS section 5).
 
     The papers state no range; here it is the model's own, 2 for data in [-1, 1]. +inf for an exact sample.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from orchestrator.metrics.base import Metric, check_comparable
+from orchestrator.metrics.base import PairMetric, check_comparable
 from solvers.losses import per_sample_mse
 
 
-class RMSE(Metric):
+@dataclass(frozen=True)
+class RMSE(PairMetric):
     """sqrt(||x_n - x(1)||^2) of each sample, the norm a mean over dimensions (BST eq. 6)."""
 
     column = "rmse"

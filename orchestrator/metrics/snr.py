@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from orchestrator.metrics.base import Metric, check_comparable
+from orchestrator.metrics.base import PairMetric, check_comparable
 
 
-class SNR(Metric):
+@dataclass(frozen=True)
+class SNR(PairMetric):
     """10 log10(sum x^2 / sum (x - x-hat)^2) of each sample, dB (BNS section 5.4, for audio features).
 
     Unlike PSNR it is relative to each sample's own energy. +inf for an exact sample.

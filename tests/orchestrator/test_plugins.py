@@ -18,7 +18,7 @@ from orchestrator.decoders.base import Decoder
 from orchestrator.errors import ConfigError
 from orchestrator.export.base import Exporter
 from orchestrator.listing import describe, first_sentence
-from orchestrator.metrics.base import Metric
+from orchestrator.metrics.base import Metric, PairMetric
 from orchestrator.models.base import ModelAdapter
 from orchestrator.objectives.base import Objective
 from solvers.families import Family, LearnableFamily
@@ -39,9 +39,9 @@ BASES = {
 EVERY = [(kind, name, plugin) for kind in plugins.KINDS for name, plugin in plugins.every(kind)]
 
 
-def of(kind: str) -> Any:
-    """Parametrises a test over the plugins of one kind."""
-    found = list(plugins.every(kind))
+def of(kind: str, base: type = object) -> Any:
+    """Parametrises a test over the plugins of one kind, or over those of them that are of a base class."""
+    found = [(name, plugin) for name, plugin in plugins.every(kind) if issubclass(plugin, base)]
     return pytest.mark.parametrize("plugin", [plugin for _, plugin in found], ids=[name for name, _ in found])
 
 
@@ -97,8 +97,10 @@ def test_a_value_that_a_plugin_refuses_is_told_with_the_plugins_name() -> None:
 def test_a_new_file_in_the_folder_is_a_new_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Adding a metric is one file: nothing is registered anywhere."""
     (tmp_path / "largest_error.py").write_text(
-        "from orchestrator.metrics.base import Metric\n\n\n"
-        "class LargestError(Metric):\n"
+        "from dataclasses import dataclass\n\n"
+        "from orchestrator.metrics.base import PairMetric\n\n\n"
+        "@dataclass(frozen=True)\n"
+        "class LargestError(PairMetric):\n"
         '    """The largest error of any value."""\n\n'
         '    column = "largest_error"\n'
         "    higher_is_better = False\n\n"
@@ -109,7 +111,7 @@ def test_a_new_file_in_the_folder_is_a_new_plugin(tmp_path: Path, monkeypatch: p
     )
     monkeypatch.setattr(orchestrator.metrics, "__path__", [*orchestrator.metrics.__path__, str(tmp_path)])
     assert "largest_error" in plugins.names("metrics")
-    metric = plugins.load("metrics", "largest_error")()
+    metric = plugins.build("metrics", "largest_error")
     assert metric.per_sample(torch.zeros(2, 3), torch.ones(2, 3), 2.0).tolist() == [1.0, 1.0]
     assert any("The largest error of any value." in line for line in describe("metrics"))
 
@@ -150,8 +152,8 @@ def test_a_reference_set_is_what_models_are_trained_on(plugin: type[Dataset]) ->
     assert set(dataset.conditions(0, range(50)).tolist()) <= set(reference.labels.tolist())
 
 
-@of("metrics")
-def test_a_metric_gives_one_finite_number_a_sample(plugin: type[Metric]) -> None:
+@of("metrics", PairMetric)
+def test_a_metric_gives_one_finite_number_a_sample(plugin: type[PairMetric]) -> None:
     """Per-sample values in float64, of samples and ground truth in any float type."""
     generator = torch.Generator().manual_seed(0)
     reference = torch.randn(5, 1, 4, 4, generator=generator)
@@ -161,16 +163,16 @@ def test_a_metric_gives_one_finite_number_a_sample(plugin: type[Metric]) -> None
     assert torch.isfinite(values).all()
 
 
-@of("metrics")
-def test_a_metric_knows_which_way_is_better(plugin: type[Metric]) -> None:
+@of("metrics", PairMetric)
+def test_a_metric_knows_which_way_is_better(plugin: type[PairMetric]) -> None:
     """A larger error is worse, in the metric's own direction."""
     reference = torch.linspace(-1, 1, 32).reshape(2, 1, 4, 4)
     near, far = (plugin().per_sample(reference + error, reference, 2.0).mean() for error in (0.01, 0.5))
     assert (near > far) == plugin.higher_is_better
 
 
-@of("metrics")
-def test_a_metric_does_not_depend_on_the_batch_size(plugin: type[Metric]) -> None:
+@of("metrics", PairMetric)
+def test_a_metric_does_not_depend_on_the_batch_size(plugin: type[PairMetric]) -> None:
     """A sample's number is its own: in one batch or one by one."""
     generator = torch.Generator().manual_seed(1)
     reference = torch.randn(7, 1, 8, 8, generator=generator)
@@ -180,8 +182,8 @@ def test_a_metric_does_not_depend_on_the_batch_size(plugin: type[Metric]) -> Non
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=0)
 
 
-@of("metrics")
-def test_a_metric_refuses_samples_of_another_shape(plugin: type[Metric]) -> None:
+@of("metrics", PairMetric)
+def test_a_metric_refuses_samples_of_another_shape(plugin: type[PairMetric]) -> None:
     """Broadcasting would compare what does not belong together."""
     with pytest.raises(ValueError, match=r"samples of shape \(2, 1, 4, 4\) against \(2, 1, 8, 8\) of ground truth"):
         plugin().per_sample(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 8, 8), 2.0)
@@ -189,7 +191,7 @@ def test_a_metric_refuses_samples_of_another_shape(plugin: type[Metric]) -> None
 
 def test_no_two_metrics_share_a_column() -> None:
     """A column of a table and of MLflow belongs to one metric."""
-    columns = [plugin.column for _, plugin in plugins.every("metrics")]
+    columns = [plugin().column for _, plugin in plugins.every("metrics")]
     assert len(set(columns)) == len(columns)
 
 
