@@ -142,17 +142,19 @@ def sweep(
 
 
 @main.command()
-@click.argument("thetas", nargs=-1, required=True, metavar="THETA...")
-@click.option("--config", required=True, help="The experiment whose model and test pairs to use.")
+@click.argument("thetas", nargs=-1, metavar="[THETA]...")
+@click.option("--config", required=True, help="Whose model to use; its section 'evaluation' says on what.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the configuration.")
+@click.option("--experiment", metavar="NAME", help="Also every learned theta that this experiment's table shows.")
 @click.option("--allow-transfer", is_flag=True, help="Score theta also on another model than it was made for.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @_runs_hosts
 @_tracked
 def evaluate(
     thetas: tuple[str, ...],
     config: str,
     overrides: tuple[str, ...],
+    experiment: str | None,
     allow_transfer: bool,
     as_json: bool,
     address: str,
@@ -160,39 +162,108 @@ def evaluate(
     storage: str,
     no_wait: bool,
 ) -> None:
-    """Score THETA artifacts on the test pairs of a configuration; each becomes a run in MLflow.
+    """Score THETA artifacts on datasets by metrics: tables, pictures, MLflow. Resumable: run it again.
+
+    A THETA is a file, an MLflow run (runs:/ID) or a registered model (models:/NAME@ALIAS, models:/NAME/VERSION).
+    What is scored on what, and by what, is the section 'evaluation' of the configuration; without one, the test pairs
+    of the experiment by the metrics of its sweep. What was measured before is not measured again.
 
     \b
     Examples:
       bespoke evaluate theta.json --config sweeps/configs/digits.yaml
-      bespoke evaluate bespoke-data/points/*/theta.json --config sweeps/configs/digits.yaml --json
+      bespoke evaluate --experiment digits --config sweeps/configs/digits.yaml
+      bespoke evaluate models:/digits@champion --config sweeps/configs/digits.yaml \\
+              --set evaluation.samples=50000 --set 'evaluation.baselines=[euler, midpoint]'
     """
     loaded = _config(config, overrides, storage, tracking_uri)
-    from solvers.ns import ThetaArtifact
+    from sweeps.evaluation import check_evaluation, evaluate_thetas
 
-    artifacts = []
-    for path in thetas:
+    check_evaluation(loaded)
+    found = _find_thetas(thetas, experiment, loaded)
+    outcome = evaluate_thetas(loaded, found, address=address, wait=not no_wait, allow_transfer=allow_transfer)
+    if as_json:
+        from orchestrator.evaluation.tables import to_rows
+
+        click.echo(json.dumps(to_rows(outcome.scores), indent=1))
+    else:
+        click.echo("\n".join(table.markdown() for table in outcome.tables))
+        click.echo(f"report: {outcome.report}")
+    for name, reason in outcome.failed.items():
+        click.echo(f"failed: {name}: {reason}", err=True)
+    if outcome.failed:
+        sys.exit(FAILED)
+
+
+def _find_thetas(thetas: Sequence[str], experiment: str | None, config: ExperimentConfig) -> list[Any]:
+    """The theta of these names: files, MLflow runs, registered models, and those of an experiment."""
+    from orchestrator.config import resolve_tracking_uri
+    from orchestrator.results import rows
+    from orchestrator.run_records import read_run
+    from orchestrator.tracking import Tracker, check_readable
+    from solvers.ns import ThetaArtifact
+    from sweeps.evaluation import FoundTheta
+
+    if not thetas and experiment is None:
+        raise UserError("nothing to evaluate: give files, runs:/ID, models:/NAME@ALIAS, or --experiment NAME")
+    uri = resolve_tracking_uri(config.tracking_uri, config.storage)
+    names = list(thetas)
+    if experiment is not None or any(name.startswith(("runs:/", "models:/")) for name in thetas):
+        check_readable(uri)
+        tracker = Tracker(uri)
+    if experiment is not None:
+        runs = tracker.latest_trials(experiment)
+        records = {read_run(run)[0].key: run for run in runs}
+        table = rows(read_run(run)[0] for run in runs)
+        names += [f"runs:/{records[row.keys[0]].info.run_id}" for row in table if row.kind == "learned"]
+    found = []
+    for name in names:
+        if name.startswith(("runs:/", "models:/")):
+            text, run_id = tracker.read_theta(name)
+            found.append(FoundTheta(name, ThetaArtifact.from_json(text, origin=name), run_id))
+            continue
         try:
-            artifacts.append(ThetaArtifact.load(path))
+            found.append(FoundTheta(name, ThetaArtifact.load(name)))
         except FileNotFoundError as error:
             raise UserError(str(error)) from error
-    from sweeps.evaluation import evaluate_thetas
+    return found
 
-    found = evaluate_thetas(
-        loaded,
-        dict(zip(thetas, artifacts, strict=True)),
-        address=address,
-        wait=not no_wait,
-        allow_transfer=allow_transfer,
-    )
-    if as_json:
-        click.echo(json.dumps(found, indent=1))
-        return
-    for entry in found:
-        numbers = "  ".join(
-            f"{column} {entry[column]:.4g} ± {entry[column + '_stderr']:.2g}" for column in entry["columns"]
-        )
-        click.echo(f"{entry['theta']}  guidance {entry['guidance_scale']:g}  NFE {entry['nfe']}  {numbers}")
+
+@main.command()
+@click.argument("theta", metavar="THETA")
+@click.option("--name", required=True, help="Of the registered model; made where there is none.")
+@click.option("--alias", help="Let this alias point to the new version, e.g. champion.")
+@click.option("--experiment", default="registered", show_default=True, help="Where the run of a THETA file goes.")
+@_tracked
+@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Root that holds mlflow.db.")
+def register(theta: str, name: str, alias: str | None, experiment: str, tracking_uri: str | None, storage: str) -> None:
+    """Register THETA, a file or runs:/ID, as a version of a model in MLflow's registry.
+
+    \b
+    Examples:
+      bespoke register bespoke-data/experiments/digits/thetas/bns-lm-nfe8.json --name digits-nfe8 --alias champion
+      bespoke evaluate models:/digits-nfe8@champion --config sweeps/configs/digits.yaml
+    """
+    from orchestrator.config import resolve_tracking_uri
+    from orchestrator.storage import Storage
+    from orchestrator.tracking import THETA, THETA_FILE, Tracker, open_experiment
+    from solvers.ns import ThetaArtifact
+
+    uri = resolve_tracking_uri(tracking_uri, storage)
+    if theta.startswith("runs:/"):
+        tracker = Tracker(uri)
+        _, run_id = tracker.read_theta(theta)
+    else:
+        try:
+            artifact = ThetaArtifact.load(theta)
+        except FileNotFoundError as error:
+            raise UserError(str(error)) from error
+        tracker, experiment_id = open_experiment(uri, experiment, Storage.at(storage))
+        log = tracker.run(experiment_id, f"theta/{artifact.family}/{artifact.digest}", Path(theta).stem)
+        log.tags({THETA: artifact.digest})
+        log.finish({"nfe": artifact.solver.nfe}, texts={THETA_FILE: artifact.to_json()})
+        run_id = log.run_id
+    version = tracker.register(name, run_id, alias)
+    click.echo(f"models:/{name}/{version}" + (f" is now models:/{name}@{alias}" if alias else ""))
 
 
 @main.command()

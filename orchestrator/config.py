@@ -313,6 +313,82 @@ class Resources(_Strict):
         return self
 
 
+def _as_plugin(value: Any) -> Any:
+    """A bare name is a plugin with its defaults."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class BaselineConfig(_Strict):
+    """A fixed solver evaluated beside the theta, at each of their NFEs that it can run at; a bare name is its defaults.
+
+    With ``sigma0`` it is the preconditioned solver that a distillation starts from.
+    """
+
+    family: str
+    options: dict[str, Any] = {}
+    grid: AnyGrid = Grid()
+    sigma0: Positive = 1.0
+
+    def build(self) -> Family:
+        return SolverConfig(family=self.family, options=self.options).build()
+
+    @property
+    def fixed_grid(self) -> Grid:
+        """The grid that it steps on.
+
+        Raises:
+            ConfigError: One that has to be found on training pairs first.
+        """
+        if not isinstance(self.grid, Grid):
+            raise ConfigError(f"baseline {self.family!r} cannot step on grid 'gits', which is found in a sweep")
+        return self.grid
+
+    @property
+    def label(self) -> str:
+        label = SolverConfig(family=self.family, options=self.options, grid=self.grid).label
+        return label if self.sigma0 == 1 else f"{label}, σ0={self.sigma0:g}"
+
+
+class EvaluationConfig(_Strict):
+    """What ``bespoke evaluate`` scores solvers by, and on what.
+
+    Attributes:
+        datasets: Sources of conditioning (and of real samples, prompts, voices) by the name they have in tables; none:
+            the experiment's own conditioning.
+        metrics: Metrics, with options where they have some; none: those of the sweep.
+        samples: Samples of each solver on each dataset; None: as many as there are test pairs.
+        baselines: Fixed solvers beside the theta.
+        ground_truth: Whether ground truth is a row of its own.
+        training_passes: Passes of one sample through the network that its training took (a backward counted as two):
+            the share that a distillation cost is told where it is given.
+        scorers: Actors that hold the networks of metrics.
+        scorer_cpus, scorer_gpus, scorer_device: What each of them takes.
+        batch_size: Samples that go through a metric's network at once.
+        pictures: Samples that are shown of each solver.
+    """
+
+    datasets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")], PluginConfig] = {}
+    metrics: tuple[Annotated[PluginConfig, BeforeValidator(_as_plugin)], ...] = ()
+    samples: int | None = Field(None, ge=1, strict=True)
+    baselines: tuple[
+        Annotated[BaselineConfig, BeforeValidator(lambda v: {"family": v} if isinstance(v, str) else v)], ...
+    ] = ()
+    ground_truth: bool = Field(True, strict=True)
+    training_passes: int | None = Field(None, ge=1, strict=True)
+    scorers: int = Field(1, ge=1, strict=True)
+    scorer_cpus: float = Field(0.5, gt=0)
+    scorer_gpus: float = Field(0, ge=0)
+    scorer_device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    batch_size: int = Field(64, ge=1, strict=True)
+    pictures: int = Field(8, ge=1, le=64, strict=True)
+
+    @model_validator(mode="after")
+    def _device_matches(self) -> EvaluationConfig:
+        if self.scorer_device.startswith("cuda") and self.scorer_gpus == 0:
+            raise ValueError(f"scorer_device {self.scorer_device!r} needs scorer_gpus above 0, e.g. 1 or 0.5")
+        return self
+
+
 class ExperimentConfig(_Strict):
     """One experiment: a model, its pairs, the solvers to compare, and where everything goes."""
 
@@ -329,6 +405,7 @@ class ExperimentConfig(_Strict):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000, strict=True)], ...], Several] = (0,)
     metrics: tuple[str, ...] = ("psnr", "snr", "rmse")
     search: SearchConfig = SearchConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     resources: Resources = Resources()
     storage: str = "bespoke-data"
     tracking_uri: str | None = None
@@ -354,8 +431,8 @@ class ExperimentConfig(_Strict):
         for metric in self.metrics:
             if not isinstance(plugins.build("metrics", metric), PairMetric):
                 raise ConfigError(
-                    f"metrics: {metric!r} is not measured while a sweep runs, only 'psnr', 'snr' and their like are; name "
-                    f"it under evaluation.metrics"
+                    f"metrics lists {metric!r}, which is not measured while a sweep runs: psnr, snr and their like "
+                    f"are; list it under evaluation.metrics"
                 )
         if "psnr" not in self.metrics:
             raise ConfigError("metrics must include 'psnr': it is what iterates and grids are chosen by")

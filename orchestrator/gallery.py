@@ -19,6 +19,12 @@ from solvers.ns import ThetaArtifact
 SAMPLES = 12
 FIXED_SHOWN = 3
 LEARNED_SHOWN = 4
+HEARD = 4
+"""Samples that can be listened to."""
+GROUND_TRUTH = "Ground truth (dopri5)"
+
+Entry = tuple[str, npt.NDArray[np.float64] | None, float | None]
+"""Title, theta (None: ground truth) and PSNR of a solver that is shown."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,15 @@ class Strip:
         title: The solver.
         samples: (N, ...), float32.
         psnr_db: On the whole test set; None for ground truth.
+        waves: The first of them as sound, (M, samples); None for pictures.
+        rate: Samples a second.
     """
 
     title: str
     samples: npt.NDArray[np.float32]
     psnr_db: float | None
+    waves: npt.NDArray[np.float32] | None = None
+    rate: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,9 @@ class Panel:
     strips: tuple[Strip, ...]
 
 
-def make_gallery(pool: Pool, storage: Storage, tests: Mapping[float, PairSpec], table: Sequence[Row]) -> list[Panel]:
+def make_gallery(
+    pool: Pool, storage: Storage, tests: Mapping[float, PairSpec], table: Sequence[Row], rate: int | None
+) -> list[Panel]:
     """Panels for every NFE and guidance scale: the best learned solvers, the best fixed ones, and Euler.
 
     Args:
@@ -53,25 +65,49 @@ def make_gallery(pool: Pool, storage: Storage, tests: Mapping[float, PairSpec], 
         storage: Where theta are.
         tests: Test pairs by guidance scale; its first pairs are shown.
         table: The comparison.
+        rate: Of a model of sound: samples a second.
     """
     panels = []
     for scale, nfe in sorted({(row.guidance_scale, row.nfe) for row in table}):
         if scale not in tests:
             continue
         shown = _chosen([row for row in table if (row.guidance_scale, row.nfe) == (scale, nfe)])
-        pairs, indices = tests[scale].digest, list(range(min(SAMPLES, tests[scale].count)))
-        requests = [Request("pictures", {"theta": None, "pairs": pairs, "indices": indices})]
+        solvers: list[Entry] = [(GROUND_TRUTH, None, None)]
         for row in shown:
             artifact = ThetaArtifact.from_json(ResultStore(storage, row.keys[0]).read_theta(), origin=row.keys[0])
             theta = to_numpy(artifact.solver.flat().to(torch.float64))
-            requests.append(Request("pictures", {"theta": theta, "pairs": pairs, "indices": indices}))
-        truth, *samples = pool.gather(requests)
-        strips = [Strip("Ground truth (dopri5)", truth, None)]
-        strips += [
-            Strip(row.title, sample, row.metrics.get("psnr_db")) for row, sample in zip(shown, samples, strict=True)
-        ]
-        panels.append(Panel(nfe, scale, tuple(strips)))
+            solvers.append((row.title, theta, row.metrics.get("psnr_db")))
+        panels.append(Panel(nfe, scale, make_strips(pool, tests[scale], solvers, rate)))
     return panels
+
+
+def make_strips(
+    pool: Pool, pairs: PairSpec, solvers: Sequence[Entry], rate: int | None, count: int = SAMPLES
+) -> tuple[Strip, ...]:
+    """Samples of these solvers from the noise of the first pairs.
+
+    Args:
+        pool: Hosts of the model.
+        pairs: The pair set.
+        solvers: Title, theta and PSNR of each.
+        rate: Of a model of sound: samples a second.
+        count: How many samples.
+    """
+    indices = list(range(min(count, pairs.count)))
+
+    def asked(method: str, indices: list[int]) -> list[npt.NDArray[np.float32]]:
+        return pool.gather(
+            [Request(method, {"theta": theta, "pairs": pairs.digest, "indices": indices}) for _, theta, _ in solvers]
+        )
+
+    pictures = asked("pictures", indices)
+    waves: Sequence[npt.NDArray[np.float32] | None] = [None] * len(solvers)
+    if rate is not None:
+        waves = asked("sound", indices[:HEARD])
+    return tuple(
+        Strip(title, samples, psnr_db, heard, rate)
+        for (title, _, psnr_db), samples, heard in zip(solvers, pictures, waves, strict=True)
+    )
 
 
 def _chosen(found: Sequence[Row]) -> list[Row]:

@@ -20,9 +20,11 @@ from torch import Tensor
 from orchestrator import plugins
 from orchestrator.distillation import LearnedRun, State, advance
 from orchestrator.errors import StoreError
+from orchestrator.evaluation.measurements import MetricSpec, write_values
 from orchestrator.lockstep import Ask, in_step
+from orchestrator.media import MediaShard
 from orchestrator.merging import Merging, MergingStatistics
-from orchestrator.metrics.base import PairMetric
+from orchestrator.metrics.base import Batch, Media, PairMetric
 from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter, Precision
 from orchestrator.objectives.base import FamilyObjective, SolverObjective
 from orchestrator.pairs import PairSet, PairSpec, PairStore, ShardRecord, concatenate
@@ -87,6 +89,7 @@ class ModelFacts:
     data_range: float
     device_class: str
     parameters: int
+    rate: int | None
 
 
 class AdvanceCall(TypedDict):
@@ -135,6 +138,7 @@ class Host:
             data_range=model.data_range,
             device_class=self.device_class,
             parameters=model.parameters,
+            rate=model.rate,
         )
 
     def process_id(self) -> int:
@@ -349,13 +353,8 @@ class Host:
 
     def sample(self, theta: npt.NDArray[np.float64], pairs: str, indices: Sequence[int]) -> npt.NDArray[np.float32]:
         """Samples of theta from the noise of these pairs, shape (len(indices), ...)."""
-        solver = NSSolver.from_flat(torch.from_numpy(theta))
-        parts = []
-        with torch.no_grad():
-            for first in range(0, len(indices), SCORING_BATCH):
-                batch, field = self._batch(pairs, indices[first : first + SCORING_BATCH])
-                parts.append(solver.sample(field, batch.x0).float().cpu())
-        return torch.cat(parts).numpy()
+        spec, whole = self._load(pairs)
+        return self._sample(theta, whole.select(list(indices)), spec).numpy()
 
     def score(
         self, theta: npt.NDArray[np.float64], pairs: str, metrics: Sequence[str], indices: Sequence[int] | None = None
@@ -370,6 +369,77 @@ class Host:
             name: scorer.per_sample(samples, reference, self.model.data_range).numpy()
             for name, scorer in scorers.items()
         }
+
+    def measure_shard(
+        self,
+        theta: npt.NDArray[np.float64] | None,
+        pairs: str,
+        shard: int,
+        metrics: Sequence[MetricSpec],
+        keys: Sequence[str],
+        finite: str,
+        media: str | None = None,
+    ) -> int:
+        """Sample the pairs of one shard, measure what compares with ground truth, and write what was measured.
+
+        Args:
+            theta: Flat; None for ground truth itself.
+            pairs: Digest of the pair set.
+            shard: Number of its shard: no other is read.
+            metrics: Metrics that compare; not for ground truth.
+            keys: Where the numbers of each of them go.
+            finite: Where the record goes of which samples are finite, written last.
+            media: Where the samples go as images or sound, for scorers; None: they are not kept.
+
+        Returns:
+            Samples in the shard.
+        """
+        store = PairStore.open(self.storage, pairs)
+        whole = store.load_shard(shard)
+        samples = whole.x1 if theta is None else self._sample(theta, whole, store.spec)
+        seen = {"samples": (samples, whole.x1, self.model.data_range)}
+        if any(spec.metric.sees == "images" for spec in metrics):
+            seen["images"] = (self._shown(samples), self._shown(whole.x1), 2.0)
+        conditioning = plugins.build("datasets", store.spec.conditioning["name"], store.spec.conditioning["options"])
+        for spec, key in zip(metrics, keys, strict=True):
+            mine, reference, data_range = seen[spec.metric.sees]
+            values = spec.metric.measure(Batch(mine, None, conditioning, reference, data_range))
+            write_values(self.storage, key, values.numpy())
+        good = torch.isfinite(samples.flatten(1)).all(dim=1)
+        if media is not None:
+            kept = samples[good]
+            shown = self._heard(kept) if self.model.rate else self._shown(kept)
+            form: Media = "sound" if self.model.rate else "images"
+            MediaShard(shown, good.numpy(), form, self.model.rate).write(self.storage, media)
+        write_values(self.storage, finite, good.numpy()[:, None])
+        return len(whole)
+
+    def _sample(self, theta: npt.NDArray[np.float64], pairs: PairSet, spec: PairSpec) -> Tensor:
+        """Samples of theta from the noise of these pairs."""
+        solver = NSSolver.from_flat(torch.from_numpy(theta))
+        parts = []
+        with torch.no_grad():
+            for first in range(0, len(pairs), SCORING_BATCH):
+                batch = pairs.select(slice(first, first + SCORING_BATCH)).to(self.settings.device)
+                field = self.model.field(batch.condition, spec.guidance_scale)
+                parts.append(solver.sample(field, batch.x0).float().cpu())
+        return torch.cat(parts)
+
+    def _shown(self, samples: Tensor) -> Tensor:
+        """Images of samples, latents decoded."""
+        return self.model.decode(samples.to(self.settings.device)).float().cpu()
+
+    def _heard(self, samples: Tensor) -> Tensor:
+        """Waves of samples."""
+        return self.model.sound(samples.to(self.settings.device)).float().cpu()
+
+    def sound(
+        self, theta: npt.NDArray[np.float64] | None, pairs: str, indices: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """Waves (N, samples) of theta from the noise of these pairs, or of their ground truth where it is None."""
+        spec, whole = self._load(pairs)
+        chosen = whole.select(list(indices))
+        return self._heard(chosen.x1 if theta is None else self._sample(theta, chosen, spec)).numpy()
 
     def score_many(
         self, thetas: Sequence[npt.NDArray[np.float64]], pairs: str, metric: str, indices: Sequence[int]
@@ -393,9 +463,7 @@ class Host:
             samples = self._load(pairs)[1].select(list(indices)).x1
         else:
             samples = torch.from_numpy(self.sample(theta, pairs, indices))
-        if samples.ndim == 4:
-            samples = self.model.decode(samples.to(self.settings.device)).float().cpu()
-        return samples.numpy()
+        return (self._shown(samples) if samples.ndim == 4 else samples).numpy()
 
     # ---- pairs in memory --------------------------------------------------------------------------------------
 

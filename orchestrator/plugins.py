@@ -79,6 +79,13 @@ def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any
         raise ConfigError(f"{noun} {name!r}: {error}") from error
 
 
+def describe(kind: str, plugin: Any) -> dict[str, Any]:
+    """The name and options that :func:`build` makes an equal plugin of."""
+    name = type(plugin).__module__.removeprefix(f"{KINDS[kind].package}.")
+    options = {f.name: getattr(plugin, f.name) for f in dataclasses.fields(plugin) if f.init}
+    return {"name": name, "options": options}
+
+
 def every(kind: str) -> Iterator[tuple[str, Any]]:
     """(name, plugin) for all plugins of a kind."""
     for name in names(kind):

@@ -1,6 +1,7 @@
 """The pool of hosts: in this process, or as Ray actors behind one router. Knows nothing of what it is asked.
 
-A request is a method name of :class:`orchestrator.host.Host` and its arguments. The router keeps at most two requests
+Scorers are pooled in the same way. A request is a method name of :class:`orchestrator.host.Host` (or of
+:class:`orchestrator.scorer.Scorer`) and its arguments. The router keeps at most two requests
 at each host (one running, one waiting, so that the device never idles), gives work to the least loaded, and asks
 again when a host dies: alone on a host, so that a request which kills hosts takes no other with it. A request that
 keeps failing is set aside and reported, and the rest goes on.
@@ -16,7 +17,7 @@ import logging
 import os
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ from ray.exceptions import (
 
 from orchestrator.errors import PoolError, UserError
 from orchestrator.host import Host, HostSettings
+from orchestrator.scorer import Scorer, ScorerSettings
 
 NAMESPACE = "bespoke"
 IN_FLIGHT_PER_HOST = 2
@@ -56,6 +58,10 @@ HOST_LOSSES = (
 
 HOPELESS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, NotImplementedError)
 """Errors that follow from the request itself: asking again would give the same."""
+
+
+WORKERS: dict[type, Any] = {HostSettings: Host, ScorerSettings: Scorer}
+"""What settings make."""
 
 
 class Request(NamedTuple):
@@ -86,8 +92,8 @@ class Pool(ABC):
     """Hosts that answer requests."""
 
     @abstractmethod
-    def map(self, requests: Sequence[Request]) -> Iterator[Outcome]:
-        """The outcomes of these requests, as they are done, in any order."""
+    def map(self, requests: Iterable[Request]) -> Iterator[Outcome]:
+        """The outcomes of these requests, as they are done, in any order; a request is taken when there is room."""
 
     def call(self, method: str, **arguments: Any) -> Any:
         """The answer to one request.
@@ -117,10 +123,10 @@ class Pool(ABC):
 class LocalPool(Pool):
     """One host in this process, without Ray: notebooks and tests. Answers one by one, whatever the merge keys."""
 
-    def __init__(self, settings: HostSettings):
-        self.host = Host(settings)
+    def __init__(self, settings: HostSettings | ScorerSettings):
+        self.host = WORKERS[type(settings)](settings)
 
-    def map(self, requests: Sequence[Request]) -> Iterator[Outcome]:
+    def map(self, requests: Iterable[Request]) -> Iterator[Outcome]:
         for index, request in enumerate(requests):
             try:
                 yield Outcome(index, getattr(self.host, request.method)(**request.arguments), None)
@@ -212,9 +218,10 @@ class RouterStatistics:
 class Router:
     """Owns the host actors and the queue. Runs as one asyncio actor, so its state needs no lock."""
 
-    def __init__(self, host: HostSettings, pool: PoolSettings):
+    def __init__(self, host: HostSettings | ScorerSettings, pool: PoolSettings):
         self.pool = pool
-        actor_class = ray.remote(Host)
+        self.worker = WORKERS[type(host)]
+        actor_class = ray.remote(self.worker)
         self.options = {
             "num_cpus": pool.cpus,
             "num_gpus": pool.gpus,
@@ -236,7 +243,7 @@ class Router:
         self, method: str, arguments: dict[str, Any], merge_key: str | None = None
     ) -> tuple[Any, Exception | None]:
         """The answer of whichever host is free, or the error the request is set aside with."""
-        if merge_key is not None and self.pool.merge > 1 and method in Host.TOGETHER:
+        if merge_key is not None and self.pool.merge > 1 and method in self.worker.TOGETHER:
             attempt = await self._in_company(method, arguments, merge_key)
         else:
             attempt = await self._by_itself(method, arguments, alone=False)
@@ -311,7 +318,7 @@ class Router:
         if len(group) == 1:
             return [await self._attempt(seat, taken, method, group[0].arguments)]
         calls = [gathered.arguments for gathered in group]
-        attempt = await self._attempt(seat, taken, Host.TOGETHER[method], {"calls": calls})
+        attempt = await self._attempt(seat, taken, self.worker.TOGETHER[method], {"calls": calls})
         if attempt.error is None and attempt.failure is None:
             self.statistics.shared_calls += 1
             self.statistics.shared_requests += len(group)
@@ -420,7 +427,7 @@ class RayPool(Pool):
         self.window = hosts * IN_FLIGHT_PER_HOST
 
     @classmethod
-    def start(cls, name: str, host: HostSettings, pool: PoolSettings) -> RayPool:
+    def start(cls, name: str, host: HostSettings | ScorerSettings, pool: PoolSettings) -> RayPool:
         """Start the router and its hosts, or find those of this name that are up already."""
         router = (
             ray.remote(Router)
@@ -447,7 +454,7 @@ class RayPool(Pool):
         with suppress(Exception):  # a cluster that is gone has ended them
             ray.kill(self.router)
 
-    def map(self, requests: Sequence[Request]) -> Iterator[Outcome]:
+    def map(self, requests: Iterable[Request]) -> Iterator[Outcome]:
         waiting = iter(enumerate(requests))
         pending: dict[Any, int] = {}
         while True:
@@ -519,22 +526,37 @@ def _check_listens(address: str) -> None:
             pass
 
 
-def check_fits(hosts: int, host_cpus: float, host_gpus: float, trial_cpus: float) -> None:
-    """Refuse resources with which the sweep would wait for itself.
+def check_fits(
+    hosts: int,
+    host_cpus: float,
+    host_gpus: float,
+    other_cpus: float,
+    other_gpus: float = 0.0,
+    others: str = "one trial",
+    keys: str = "resources.trial_cpus",
+) -> None:
+    """Refuse resources with which the work would wait for itself.
+
+    Args:
+        hosts: Number of hosts.
+        host_cpus, host_gpus: What each takes.
+        other_cpus, other_gpus: What must run beside all of them.
+        others: What that is.
+        keys: What to change to make it less.
 
     Raises:
         PoolError: Naming what is asked, what there is, and what to change.
     """
     there = ray.cluster_resources()
-    for unit, of_host, of_trial in (("CPU", host_cpus, trial_cpus), ("GPU", host_gpus, 0.0)):
-        need, have = hosts * of_host + of_trial, there.get(unit, 0.0)
+    for unit, of_host, of_others in (("CPU", host_cpus, other_cpus), ("GPU", host_gpus, other_gpus)):
+        need, have = hosts * of_host + of_others, there.get(unit, 0.0)
         if need <= have + 1e-9:
             continue
-        trial = f" and one trial of {of_trial:g} {unit}" if of_trial else ""
-        keys = "resources.hosts or resources.host_cpus or resources.trial_cpus"
+        beside = f" and {others} of {of_others:g} {unit}" if of_others else ""
+        remedy = f"resources.hosts or resources.host_cpus or {keys}"
         if unit == "GPU":
-            keys = "resources.hosts or resources.host_gpus, or set resources.device to cpu"
+            remedy = "resources.hosts or resources.host_gpus, or set resources.device to cpu"
         raise PoolError(
-            f"{hosts} hosts of {of_host:g} {unit}{trial} need {need:g} {unit}s, but the cluster has {have:g}; "
-            f"lower {keys}"
+            f"{hosts} hosts of {of_host:g} {unit}{beside} need {need:g} {unit}s, but the cluster has {have:g}; "
+            f"lower {remedy}"
         )

@@ -29,6 +29,7 @@ from orchestrator.gallery import Panel
 from orchestrator.host import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.results import Result, Row
+from orchestrator.sound import players
 
 LEARNED_COLOURS = ("#c2185b", "#7b1fa2", "#e65100", "#00838f", "#5d4037", "#33691e")
 #: tab10 without its grey, which the legend uses for line styles.
@@ -79,7 +80,7 @@ def write_report(
                 "scale": scale,
                 "curves": [(UNITS.get(c, c), save(curves(part, c), f"{c}_vs_nfe_{suffix}.png")) for c in columns],
                 "training": save(training(histories), f"training_{suffix}.png") if histories else None,
-                "galleries": [(p.nfe, save(gallery(p), f"samples_{suffix}_nfe{p.nfe}.png")) for p in mine],
+                "galleries": [(p.nfe, save(gallery(p), f"samples_{suffix}_nfe{p.nfe}.png"), players(p)) for p in mine],
                 "nfes": sorted({row.nfe for row in part}),
                 "summary": summary(part),
                 "rows": sorted(part, key=lambda row: (row.nfe, -row.metrics["psnr_db"])),
@@ -89,16 +90,11 @@ def write_report(
     sheet = folder / "comparison.csv"
     sheet.write_text(comparison_csv(table), encoding="utf-8")
     files.append(sheet)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     report = folder / "report.html"
     report.write_text(
-        environment.get_template("report.html.j2").render(
+        environment()
+        .get_template("report.html.j2")
+        .render(
             config=config,
             facts=facts,
             pairs=sum(spec.count for spec in specs),
@@ -113,6 +109,17 @@ def write_report(
     )
     files.append(report)
     return files
+
+
+def environment() -> jinja2.Environment:
+    """Where the reports' templates are."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
 
 
 def summary(table: Sequence[Row]) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.results import Result, ResultStore
+from orchestrator.tracking import THETA, THETA_FILE
+from solvers.ns import ThetaArtifact
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -33,9 +35,11 @@ def write_run(log: RunLog, result: Result, store: ResultStore) -> None:
                 metrics[prefix + column + NOT_FINITE] = summary["not_finite"]
     if result.start_validation_psnr_db is not None:
         metrics[START + "validation_psnr_db"] = result.start_validation_psnr_db
+    theta = store.read_theta()
+    log.tags({THETA: ThetaArtifact.from_json(theta, origin=store.theta_location).digest})
     log.finish(
         metrics,
-        texts={"theta.json": store.read_theta()},
+        texts={THETA_FILE: theta},
         parameters={"grid": result.grid, "status": result.status, "theta": store.theta_location}
         | ({"reason": result.reason} if result.reason else {}),
     )

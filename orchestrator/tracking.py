@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-# Before the import: both are read when mlflow loads.
+# Before the import: these are read when mlflow loads.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UserError
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, digest_of
 
 # Its notices on setting up a new store are no news to the user.
 for _name in ("mlflow", "alembic"):
@@ -39,6 +41,11 @@ PARENT = "mlflow.parentRunId"
 ROLE = "bespoke.role"
 SWEEP = "bespoke.sweep"
 UPDATED = "bespoke.updated"
+THETA = "bespoke.theta_digest"
+"""Of a trial's run: the digest of its theta's numbers, by which an evaluation finds it."""
+LOGGED = "bespoke.evaluated/"
+"""Of a run, with a key behind it: digest of the numbers that an evaluation has logged there."""
+THETA_FILE = "theta.json"
 
 #: Makes the UI show runs, curves and datasets first, instead of traces of language models.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -101,6 +108,16 @@ class RunLog:
         dataset = DatasetEntity(name=name, digest=digest, source_type="local", source=f'{{"uri": "{location}"}}')
         entry = DatasetInput(dataset, tags=[InputTag("mlflow.data.context", context)])
         _retrying(lambda: self.client.log_inputs(self.run_id, datasets=[entry]))
+
+    def curves_once(self, key: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+        """Log these metrics at their steps, unless these very numbers were logged under ``key`` before."""
+        digest = digest_of([[name, [[step, repr(value)] for step, value in points]] for name, points in curves.items()])
+        tags = _retrying(lambda: self.client.get_run(self.run_id)).data.tags
+        if tags.get(LOGGED + key) == digest:
+            return
+        for name, points in curves.items():
+            self.curve(name, points)
+        self.tags({LOGGED + key: digest})
 
     def finish(
         self,
@@ -199,6 +216,73 @@ class Tracker:
             token = page.token
             if not token:
                 return found
+
+    def thetas(self, experiment_id: str) -> dict[str, Run]:
+        """The newest finished trial run of every theta of an experiment, by the digest of its numbers."""
+        query = f"tags.`{ROLE}` = 'trial' and attributes.status = 'FINISHED'"
+        found: dict[str, Run] = {}
+        token: str | None = None
+        while True:
+            page = self._search(experiment_id, query, token)
+            for run in page:
+                if (digest := run.data.tags.get(THETA)) is not None:
+                    found.setdefault(digest, run)  # newest first
+            token = page.token
+            if not token:
+                return found
+
+    def read_theta(self, uri: str) -> tuple[str, str]:
+        """theta as JSON, and the id of the run that it is from.
+
+        Args:
+            uri: ``runs:/RUN_ID``, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+
+        Raises:
+            UserError: There is no such run or model, or it has no theta.
+        """
+        try:
+            run_id = uri.removeprefix("runs:/") if uri.startswith("runs:/") else self._run_of_model(uri)
+            with tempfile.TemporaryDirectory() as folder:
+                path = self.client.download_artifacts(run_id, THETA_FILE, folder)
+                return Path(path).read_text(encoding="utf-8"), run_id
+        except (MlflowException, OSError) as error:
+            raise UserError(f"no theta at {uri} in MLflow at {self.uri}: {error}") from error
+
+    def _run_of_model(self, uri: str) -> str:
+        name, at, alias = uri.removeprefix("models:/").partition("@")
+        if at:
+            version = self.client.get_model_version_by_alias(name, alias)
+        else:
+            name, slash, number = name.rpartition("/")
+            if not slash or not number.isdecimal():
+                raise UserError(f"{uri!r} names no model version; write models:/NAME@ALIAS or models:/NAME/VERSION")
+            version = self.client.get_model_version(name, number)
+        if not version.run_id:
+            raise UserError(f"{uri} was not made by `bespoke register`: its version names no run")
+        return version.run_id
+
+    def register(self, name: str, run_id: str, alias: str | None) -> str:
+        """A new version of a registered model, of the theta of a run; its number.
+
+        Args:
+            name: Of the model; made where there is none.
+            run_id: The run that holds theta.
+            alias: Name that points to this version from now on.
+
+        Raises:
+            UserError: MLflow refuses the name or the alias.
+        """
+        try:
+            with suppress(RestException, MlflowException):  # it is there already: told apart below
+                self.client.create_registered_model(name)
+            run = self.client.get_run(run_id)
+            source = f"{run.info.artifact_uri}/{THETA_FILE}"
+            version = self.client.create_model_version(name, source, run_id)
+            if alias is not None:
+                self.client.set_registered_model_alias(name, alias, version.version)
+        except MlflowException as error:
+            raise UserError(f"theta cannot be registered as {name!r}: {error}") from error
+        return str(version.version)
 
     def _search(self, experiment_id: str, query: str, token: str | None) -> Any:
         return _retrying(lambda: self.client.search_runs([experiment_id], query, max_results=1000, page_token=token))

@@ -260,7 +260,7 @@ class _Sweep:
     def _report(self, table: Sequence[Row], results: Sequence[Result]) -> str:
         """Write the report beside the experiment and into the parent run."""
         tests = {scale: spec for (split, scale, _), spec in self.session.specs.items() if split == "test"}
-        panels = make_gallery(self.session.pool, self.storage, tests, table)
+        panels = make_gallery(self.session.pool, self.storage, tests, table, self.session.facts.rate)
         with tempfile.TemporaryDirectory() as folder:
             files = write_report(
                 Path(folder), self.config, self.session.facts, self.session.specs.values(), table, results, panels

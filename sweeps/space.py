@@ -39,6 +39,11 @@ class PairKey(NamedTuple):
     seed: int
 
 
+STREAMS: dict[Split, int] = {"validation": 0, "test": 1, "train": 2}
+SEED_STRIDE = 1002
+"""Noise of pairs.seed s begins at s times this; training pairs of seed k are k streams on."""
+
+
 def pair_specs(config: ExperimentConfig, facts: ModelFacts) -> dict[PairKey, PairSpec]:
     """Every pair set of the experiment; noise of different sets never overlaps."""
     specs: dict[PairKey, PairSpec] = {}
@@ -51,13 +56,13 @@ def pair_specs(config: ExperimentConfig, facts: ModelFacts) -> dict[PairKey, Pai
             if split == "train" and not config.needs_training_pairs:
                 continue
             for seed in config.seeds if split == "train" else (0,):
-                stream = {"validation": 0, "test": 1, "train": 2 + seed}[split]
+                stream = STREAMS[split] + seed
                 specs[PairKey(split, scale, seed)] = PairSpec(
                     model_digest=facts.digest,
                     conditioning=config.conditioning.model_dump(),
                     guidance_scale=scale,
                     shape=facts.shape,
-                    seed=pairs.seed * 1002 + stream,
+                    seed=pairs.seed * SEED_STRIDE + stream,
                     count=count,
                     batch_size=pairs.batch_size,
                     shard_size=pairs.shard_size,

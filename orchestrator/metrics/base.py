@@ -75,12 +75,14 @@ class Metric(ABC):
         sees: What of a sample it is given.
         compares: Whether it needs ground truth; ground truth itself is then not scored.
         paired: Whether summaries of two solvers can be compared pair by pair (:meth:`resampled`).
+        summary_options: Options that only the summary depends on, not what is measured of a sample.
     """
 
     higher_is_better: ClassVar[bool]
     sees: ClassVar[Media] = "samples"
     compares: ClassVar[bool] = False
     paired: ClassVar[bool] = True
+    summary_options: ClassVar[frozenset[str]] = frozenset()
 
     @property
     @abstractmethod

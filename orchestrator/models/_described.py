@@ -137,6 +137,11 @@ class DescribedModel(ExternalModel):
     def _decoder(self) -> Any:
         return None if self.decoder is None else plugins.build("decoders", **self.decoder)
 
+    @property
+    def rate(self) -> int | None:  # type: ignore[override]
+        """Of the decoder's sound; None without one, and for images."""
+        return getattr(self._decoder, "rate", None)
+
     def decode(self, samples: Tensor) -> Tensor:
         return samples if self._decoder is None else self._decoder(samples)
 

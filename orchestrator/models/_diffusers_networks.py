@@ -34,6 +34,7 @@ class PipelineNetwork(ABC):
         guidance: Classifier-free, an input of the network, or none at all.
         channels: Channels of a sample, as the network takes it.
         shape: Shape of one sample.
+        rate: Samples a second of decoded sound; None for images.
     """
 
     pipelines: ClassVar[tuple[str, ...]]
@@ -43,6 +44,7 @@ class PipelineNetwork(ABC):
     is_continuous: ClassVar[bool] = False
     scales_noise: ClassVar[bool] = False
     guidance: Guidance = "none"
+    rate: int | None = None
 
     def __init__(self, pipe: Any, sample_size: int | None = None):
         self.pipe = pipe
@@ -387,6 +389,10 @@ class StableAudio(_Text):
             {"prompt_embeds": given, "duration_embeds": lengths},
             {"prompt_embeds": torch.zeros_like(given), "duration_embeds": lengths},
         )
+
+    @property
+    def rate(self) -> int:  # type: ignore[override]
+        return int(self.pipe.vae.config.sampling_rate)
 
     def decode(self, samples: Tensor) -> Tensor:
         vae = self.pipe.vae

@@ -39,6 +39,7 @@ class ModelAdapter(ABC):
         data_range: Largest minus smallest value of the data, for PSNR: 2 for [-1, 1].
         digest: sha256 of weights and architecture.
         parameters: Number of the network's weights.
+        rate: Samples a second of the sound that samples stand for; None for a model of images.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ModelAdapter(ABC):
     data_range: float
     digest: str
     parameters: int
+    rate: int | None = None
 
     @classmethod  # noqa: B027 (optional: most adapters have nothing to check)
     def check(cls, options: dict[str, Any]) -> None:
@@ -99,6 +101,11 @@ class ModelAdapter(ABC):
     def decode(self, samples: Tensor) -> Tensor:
         """What people look at or listen to, of samples (B, \*shape): themselves, unless they are latents."""
         return samples
+
+    def sound(self, samples: Tensor) -> Tensor:
+        """Waves (B, N) of samples (B, \*shape) at :attr:`rate`, channels averaged; for models of sound alone."""
+        waves = self.decode(samples).float()
+        return waves.mean(dim=1) if waves.ndim == 3 else waves
 
     def check_condition(self, condition: Tensor) -> None:  # noqa: B027 (optional)
         """Refuse conditioning that the model does not know.

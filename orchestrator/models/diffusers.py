@@ -249,6 +249,7 @@ class DiffusersModel(ModelAdapter):
         scheduler = pipe.scheduler
         self.prediction, self.native = native_path(type(self.network), type(scheduler).__name__, scheduler.config)
         self.name, self.shape, self.data_range = name, self.network.shape, 2.0
+        self.rate = self.network.rate
         self.parameters = sum(parameter.numel() for parameter in self.network.net.parameters())
         self.digest = _digest(self.network, self.prediction, self.native)
 

@@ -145,19 +145,27 @@ class PairStore:
             StoreError: The store is not complete.
             DamagedShardError: A shard's bytes are not those of the manifest.
         """
-        parts = []
-        for record in self.records():
-            key = self.shard_key(record.shard)
-            if not self.storage.exists(key):
-                raise DamagedShardError(f"shard {self.storage.location(key)} is missing; {REMEDY}")
-            data = self.storage.read(key)
-            if hashlib.sha256(data).hexdigest() != record.sha256:
-                raise DamagedShardError(
-                    f"shard {self.storage.location(key)} is damaged: {len(data):,} bytes whose sha256 is not the "
-                    f"manifest's; {REMEDY}"
-                )
-            parts.append(self._parse(record.shard, data))
-        return concatenate(parts)
+        return concatenate([self._checked(record) for record in self.records()])
+
+    def load_shard(self, shard: int) -> PairSet:
+        """The pairs of one shard of a complete store, in order of index.
+
+        Raises:
+            StoreError: See :meth:`load`.
+        """
+        return self._checked(self.records()[shard])
+
+    def _checked(self, record: ShardRecord) -> PairSet:
+        key = self.shard_key(record.shard)
+        if not self.storage.exists(key):
+            raise DamagedShardError(f"shard {self.storage.location(key)} is missing; {REMEDY}")
+        data = self.storage.read(key)
+        if hashlib.sha256(data).hexdigest() != record.sha256:
+            raise DamagedShardError(
+                f"shard {self.storage.location(key)} is damaged: {len(data):,} bytes whose sha256 is not the "
+                f"manifest's; {REMEDY}"
+            )
+        return self._parse(record.shard, data)
 
     def _parse(self, shard: int, data: bytes) -> PairSet:
         """A shard's bytes as pairs, checked against the spec.

@@ -27,9 +27,12 @@ from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
 from solvers.ns import ThetaArtifact
+from solvers.schedulers.cond_ot import CondOT
 from sweeps.run import SweepOutcome
 
 Bespoke = Callable[..., Result]
+
+THETA = ThetaArtifact(GridSolver(Midpoint(), 4, Grid()).to_ns(CondOT())).to_json()
 
 
 @pytest.fixture
@@ -212,7 +215,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Point
         experiment = tracker.experiment(name, str(root / "artifacts"))
         sweep = tracker.run(experiment, f"sweep/{name}", name, {ROLE: "sweep"})
         for result in results if name == "digits" else []:
-            ResultStore(storage, result.key).save(result, "{}", [])
+            ResultStore(storage, result.key).save(result, THETA, [])
             parameters = {**result.point, "label": result.label, "kind": result.kind}
             log = tracker.trial_run(experiment, sweep.run_id, result.key, result.name, parameters)
             write_run(log, result, ResultStore(storage, result.key))
@@ -244,7 +247,7 @@ def test_compare_as_json_has_a_row_for_every_point(bespoke: Bespoke, recorded: t
         for key in ("family", "nfe", "sigma0", "guidance_scale", "seed"):
             assert row[key] == expected.point[key]
         assert (row["snr_db"], row["rmse"], row["forwards"], row["status"]) == (9.0, 0.1, 1000, "finished")
-        assert Path(row["theta"]).read_text(encoding="utf-8") == "{}"
+        assert Path(row["theta"]).read_text(encoding="utf-8") == THETA
         assert row["start_psnr_db"] == (28.0 if expected.kind == "learned" else None)
     assert not found["BNS", "learned", 4, 34.0]["selected"]
     assert sum(row["selected"] for row in found.values()) == 4
@@ -299,41 +302,97 @@ def test_a_theta_that_cannot_be_read_is_refused_before_anything_starts(
     _refused(bespoke("evaluate", broken, "--config", small), "'a' holds 'x', which is not a number")
 
 
-def test_a_theta_for_another_guidance_scale_is_refused(
-    bespoke: Bespoke, small: Path, theta: Callable[..., Path]
+def test_nothing_to_evaluate_and_a_run_that_is_not_there_are_refused(
+    bespoke: Bespoke, small: Path, storage: Storage
 ) -> None:
-    """With the option that adds it."""
-    result = bespoke("evaluate", theta(guidance_scale=3.0), "--config", small)
-    _refused(result, "was made for guidance scale 3, the configuration has [1.0]; add it with --set guidance_scale=[3]")
+    """With what can be given, and where it was looked for."""
+    _refused(bespoke("evaluate", "--config", small), "nothing to evaluate: give files, runs:/ID, models:/NAME@ALIAS")
+    arguments = ("--config", small, "--storage", storage.root)
+    _refused(bespoke("evaluate", "runs:/abc", *arguments), "no MLflow store at")
+    Tracker(f"sqlite:///{storage.root}/mlflow.db").experiment("small", None)
+    _refused(bespoke("evaluate", "runs:/abc", *arguments), "no theta at runs:/abc in MLflow")
+    _refused(bespoke("evaluate", "models:/none@champion", *arguments), "no theta at models:/none@champion in MLflow")
+    _refused(bespoke("evaluate", "models:/none", *arguments), "write models:/NAME@ALIAS or models:/NAME/VERSION")
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("evaluation.metrics=[psnrr]", "unknown metric 'psnrr' (did you mean 'psnr'?)"),
+        ("evaluation.metrics=[psnr, psnr]", "evaluation.metrics has 'psnr_db' twice; leave one out"),
+        ("evaluation.datasets={speech: {name: spoken_digits}}", "is conditioned on class labels, and SpokenDigits"),
+        ("evaluation.baselines=[bns]", "family 'bns' is learned; list it under 'learned'"),
+        ("evaluation.baselines=[{family: euler, grid: gits}]", "baseline 'euler' cannot step on grid 'gits'"),
+        ("evaluation.samples=0", "evaluation.samples: Input should be greater than or equal to 1"),
+        ("evaluation.scorer_device=cuda", "scorer_device 'cuda' needs scorer_gpus above 0"),
+    ],
+)
+def test_an_evaluation_that_cannot_work_is_refused_before_anything_starts(
+    bespoke: Bespoke, small: Path, theta: Callable[..., Path], override: str, problem: str
+) -> None:
+    """Not after an hour of sampling."""
+    _refused(bespoke("evaluate", theta(), "--config", small, "--set", override), problem)
+
+
+def test_a_registered_theta_is_found_by_its_alias(
+    bespoke: Bespoke, theta: Callable[..., Path], storage: Storage
+) -> None:
+    """What `bespoke register` has put into the registry is the same artifact again; a new version takes the alias."""
+    path = theta()
+    first = bespoke("register", path, "--name", "digits", "--alias", "champion", "--storage", storage.root)
+    assert first.stdout == "models:/digits/1 is now models:/digits@champion\n", first.output
+    tracker = Tracker(f"sqlite:///{storage.root}/mlflow.db")
+    text, run_id = tracker.read_theta("models:/digits@champion")
+    assert ThetaArtifact.from_json(text, origin="registry").digest == ThetaArtifact.load(path).digest
+    second = bespoke("register", f"runs:/{run_id}", "--name", "digits", "--storage", storage.root)
+    assert second.stdout == "models:/digits/2\n", second.output
+    assert tracker.read_theta("models:/digits/2") == (text, run_id)
 
 
 @pytest.mark.cluster
-def test_a_theta_made_for_another_model_is_refused_unless_transfer_is_asked_for(
+def test_thetas_are_evaluated_into_tables_mlflow_and_a_report(
     bespoke: Bespoke, small: Path, theta: Callable[..., Path], copied: Storage, ray_session: None
 ) -> None:
-    """Its samples would be off, and nobody would see why."""
+    """A theta of another model asks for transfer; two names of the same numbers are two rows; again is the same run."""
     other = theta(model_digest=ZooModel("digits_fm_v_cs").digest)
-    arguments = ("evaluate", other, "--config", small, "--storage", copied.root, "--json")
-    _refused(bespoke(*arguments), "this theta was made for model ")
-    _refused(bespoke(*arguments), "pass --allow-transfer")
-    result = bespoke(*arguments, "--allow-transfer")
+    where = ("--config", small, "--storage", copied.root, "--set", "evaluation.baselines=[euler]")
+    _refused(bespoke("evaluate", other, *where), "this theta was made for model ")
+    _refused(bespoke("evaluate", other, *where), "pass --allow-transfer")
+    result = bespoke("evaluate", other, *where, "--json", "--allow-transfer")
     assert result.exit_code == 0, result.output
-    (found,) = json.loads(result.stdout)
-    assert (found["theta"], found["family"], found["nfe"]) == (str(other), "midpoint", 4)
-    numbers = f"psnr_db {found['psnr_db']:.4g} ± "
+    rows = {(row["solver"], row["metric"]): row for row in json.loads(result.stdout)}
+    assert {solver for solver, _ in rows} == {"Midpoint", "Euler", "Ground truth (dopri5)"}
+    assert rows["Midpoint", "psnr_db"]["value"] > rows["Euler", "psnr_db"]["value"]
+    assert rows["Midpoint", "psnr_db"]["origin"] == str(other)
 
     # Another file with the same numbers: one family's name is not the other's.
     twin = theta(name="twin.json", family="twin")
-    plain = bespoke("evaluate", theta(), twin, "--config", small, "--storage", copied.root)
+    plain = bespoke("evaluate", theta(), twin, *where)
     assert plain.exit_code == 0, plain.output
-    assert [numbers in line for line in plain.stdout.splitlines()] == [True, True]
+    value = f"{rows['Midpoint', 'psnr_db']['value']:.1f}"
+    assert [
+        line.split("|")[1].strip()
+        for line in plain.stdout.splitlines()
+        if f"| **{value}" in line or f"| {value}" in line
+    ] == [
+        "Midpoint",
+        "twin",
+    ]
+    folder = Path(copied.root) / "experiments" / "small" / "evaluation"
+    assert {path.name for path in folder.iterdir()} == {
+        "scores.parquet",
+        "tables.md",
+        "tables.tex",
+        "report.html",
+        "samples_labels_guidance1_nfe4.png",
+    }
     tracker = Tracker(f"sqlite:///{copied.root}/mlflow.db")
     runs = tracker.client.search_runs([tracker.experiment("small", None)], f"tags.`{ROLE}` = 'evaluation'")
-    assert {run.data.params["family"]: run.data.metrics["psnr_db"] for run in runs} == {
-        "midpoint": found["psnr_db"],
-        "twin": found["psnr_db"],
-    }
-    assert len(runs) == 2, "the same theta again is the same run"
+    assert {run.data.params["label"]: run.data.metrics.get("labels/psnr_db") for run in runs} == {
+        "Midpoint": pytest.approx(rows["Midpoint", "psnr_db"]["value"]),
+        "twin": pytest.approx(rows["Midpoint", "psnr_db"]["value"]),
+        "Euler": pytest.approx(rows["Euler", "psnr_db"]["value"]),
+    }, "the same theta again is the same run"
 
 
 def test_an_artifact_of_the_fixture_is_whole(theta: Callable[..., Path]) -> None:

@@ -38,6 +38,7 @@ FACTS = ModelFacts(
     data_range=2.0,
     device_class="cpu",
     parameters=648_000,
+    rate=None,
 )
 
 

@@ -15,6 +15,13 @@ from orchestrator.results import Result, ResultStore, rows
 from orchestrator.run_records import read_run, write_run
 from orchestrator.storage import Storage
 from orchestrator.tracking import KEY, PARENT, ROLE, SWEEP, RunLog, Tracker, check_readable
+from solvers.families import GridSolver
+from solvers.families.midpoint import Midpoint
+from solvers.grids import Grid
+from solvers.ns import ThetaArtifact
+from solvers.schedulers.cond_ot import CondOT
+
+THETA = ThetaArtifact(GridSolver(Midpoint(), 4, Grid()).to_ns(CondOT())).to_json()
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +252,7 @@ def test_a_run_is_read_back_as_the_result_it_records(
 ) -> None:
     """Every number of a comparison, to the last bit, from parameters and metrics alone."""
     store = ResultStore(storage, result.key)
-    store.save(result, "theta", [])
+    store.save(result, THETA, [])
     log = tracker.trial_run(experiment, parent.run_id, result.key, result.name, _parameters(result))
     write_run(log, result, store)
     read, theta = read_run(tracker.client.get_run(log.run_id))

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from orchestrator import plugins
+from orchestrator.audio import RATE, vocode
 from orchestrator.datasets.labels import Labels
 from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.errors import ConfigError
@@ -109,6 +111,7 @@ class ZooModel(ModelAdapter):
         self.prediction = description["prediction"]
         self.native = plugins.build("schedulers", description["scheduler"])
         self.data_range = float(description["data_range"])
+        self.rate = RATE if self.net.conditioning == "spoken_digits" else None
         self.parameters = sum(parameter.numel() for parameter in self.net.parameters())
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -119,6 +122,10 @@ class ZooModel(ModelAdapter):
     def predict(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         inner = x.to(torch.float32)
         return self.net(inner, expand_time(t, inner), condition).to(x.dtype)
+
+    def sound(self, samples: Tensor) -> Tensor:
+        """Waves of log-mel frames, by Griffin and Lim's algorithm."""
+        return torch.from_numpy(np.stack([vocode(frames) for frames in samples.float().cpu().numpy()]))
 
     def check_condition(self, condition: Tensor) -> None:
         error = self._own.condition_error(condition)

@@ -1,0 +1,396 @@
+"""Fills in what has not been measured yet, on hosts and scorers at the same time, and summarises what has.
+
+The unit of work is one shard of one solver on one set of pairs: a host samples it, measures what compares with ground
+truth, and leaves images or sound for scorers, which measure the rest. Stopped at any moment, the same call goes on:
+every number that was published is found again.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from orchestrator import plugins
+from orchestrator.datasets.base import Dataset
+from orchestrator.errors import UserError
+from orchestrator.evaluation.measurements import FINITE, Measured, MetricSpec
+from orchestrator.evaluation.subjects import Subject
+from orchestrator.metrics.base import Array, MeanMetric, RateMetric, Summary
+from orchestrator.pairs import PairSpec
+from orchestrator.pool import Outcome, Pool, Request
+from orchestrator.progress import bar
+from orchestrator.storage import Storage, digest_of
+
+REAL = "real"
+"""Source of measurements of real samples."""
+REAL_SHARD = 1000
+"""Real samples a shard."""
+WAITING_MEDIA = 8
+"""Shards of media that may wait for a scorer: what is on disk at once stays bounded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A solver on a dataset.
+
+    Attributes:
+        subject: The solver.
+        dataset: The dataset's name in tables.
+        pairs: The pairs that it is evaluated on.
+    """
+
+    subject: Subject
+    dataset: str
+    pairs: PairSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One metric of one solver on one dataset.
+
+    Attributes:
+        case: The solver and the dataset.
+        metric: The metric.
+        summary: The value.
+        nfe: Evaluations a sample; of ground truth the mean over its samples.
+        not_finite: Indices of samples that are not finite, at most ten of them.
+        failure: Why there is no value, or None.
+    """
+
+    case: Case
+    metric: MetricSpec
+    summary: Summary
+    nfe: float
+    not_finite: tuple[int, ...] = ()
+    failure: str | None = None
+
+
+@dataclass
+class Evaluation:
+    """One run over cases and metrics.
+
+    Attributes:
+        storage: Where pairs and measurements are.
+        hosts: Hosts of the model.
+        scorers: Where metrics' networks are; None where no metric needs one.
+        cases: What to evaluate.
+        metrics: By what.
+        failures: Why a shard could not be measured, by its case's place and the identity of the metric.
+    """
+
+    storage: Storage
+    hosts: Pool
+    scorers: Pool | None
+    cases: Sequence[Case]
+    metrics: Sequence[MetricSpec]
+    failures: dict[tuple[int, str], str] = field(default_factory=dict)
+    _sources: dict[tuple[str, str], tuple[Measured, dict[str, Any], int] | None] = field(default_factory=dict)
+
+    # ---- measuring --------------------------------------------------------------------------------------------
+
+    def measure(self) -> None:
+        """Measure what is missing. What cannot be measured is noted in :attr:`failures`, and the rest goes on."""
+        # Two names of one theta are one piece of work.
+        shards = {
+            (case.subject.digest, case.pairs.digest, shard): self._shard(number, shard)
+            for number, case in enumerate(self.cases)
+            for shard in range(case.pairs.shards)
+        }
+        work = [shard for shard in shards.values() if shard.is_missing]
+        real = self._real_work()
+        total = sum(shard.steps for shard in work) + sum(len(item.indices) for item in real)
+        with bar(total, "sample", "evaluation") as progress:
+            for outcome, item in _answers(self.scorers, real, lambda item: item.request()):
+                if outcome.error is not None:
+                    raise outcome.error
+                progress.update(len(item.indices))
+            lock = threading.Lock()  # hosts and scorers are waited for in two threads
+
+            def update(samples: int) -> None:
+                with lock:
+                    progress.update(samples)
+
+            self._measure_samples(work, update)
+        for case in self.cases:
+            self._delete_media(case)
+
+    def _measure_samples(self, work: Sequence[_Shard], update: Any) -> None:
+        """Hosts in a thread of their own, scorers here: both are busy at once."""
+        waiting: queue.Queue[_Shard | BaseException | None] = queue.Queue(WAITING_MEDIA)
+        stop = threading.Event()
+
+        def put(item: _Shard | BaseException | None) -> None:
+            while not stop.is_set():
+                try:
+                    waiting.put(item, timeout=0.2)
+                    return
+                except queue.Full:
+                    continue
+
+        def sample() -> None:
+            try:
+                unsampled = [shard for shard in work if shard.needs_host]
+                for shard in work:
+                    if not shard.needs_host:
+                        put(shard)
+                for outcome in self.hosts.map(shard.host_request() for shard in unsampled):
+                    shard = unsampled[outcome.index]
+                    if outcome.error is not None:
+                        self._fail(shard, outcome.error, [*shard.compared, *shard.scored])
+                        update(shard.steps)
+                        continue
+                    update(shard.rows)
+                    if shard.scored:
+                        put(shard)
+                    if stop.is_set():
+                        return
+                put(None)
+            except BaseException as error:  # to be raised where somebody waits
+                put(error)
+
+        def scored() -> Iterator[_Shard]:
+            while (item := waiting.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+
+        thread = threading.Thread(target=sample, daemon=True, name="sampling")
+        thread.start()
+        try:
+            for outcome, shard in _answers(self.scorers, scored(), lambda shard: shard.scorer_request()):
+                if outcome.error is not None:
+                    self._fail(shard, outcome.error, shard.scored)
+                update(shard.rows * len(shard.scored))
+                self.storage.delete(shard.media)
+        finally:
+            stop.set()
+            thread.join()
+
+    def _fail(self, shard: _Shard, error: Exception, metrics: Sequence[MetricSpec]) -> None:
+        for spec in metrics:
+            self.failures.setdefault((shard.number, spec.identity), str(error))
+
+    def _shard(self, number: int, shard: int) -> _Shard:
+        case = self.cases[number]
+        finite = self._finite(case)
+        missing = [spec for spec in self.metrics if self._applies(spec, case) and self._lacks(case, spec, shard)]
+        unique = list({spec.identity: spec for spec in missing}.values())
+        return _Shard(
+            number=number,
+            shard=shard,
+            case=case,
+            compared=[spec for spec in unique if spec.metric.compares],
+            scored=[spec for spec in unique if not spec.metric.compares],
+            keys={spec.identity: self._measured(case, spec).key(shard) for spec in unique},
+            finite=finite.key(shard),
+            lacks_finite=not self.storage.exists(finite.key(shard)),
+            media=f"{_media_folder(case)}/shard-{shard:05d}.safetensors",
+            storage=self.storage,
+        )
+
+    def _lacks(self, case: Case, spec: MetricSpec, shard: int) -> bool:
+        return not self.storage.exists(self._measured(case, spec).key(shard))
+
+    @staticmethod
+    def _applies(spec: MetricSpec, case: Case) -> bool:
+        """Ground truth is not compared with itself."""
+        return not (spec.metric.compares and case.subject.kind == "ground truth")
+
+    def _measured(self, case: Case, spec: MetricSpec) -> Measured:
+        return Measured(self.storage, case.subject.digest, case.pairs.digest, spec.identity, case.pairs.shards)
+
+    def _finite(self, case: Case) -> Measured:
+        return Measured(self.storage, case.subject.digest, case.pairs.digest, FINITE, case.pairs.shards)
+
+    def _delete_media(self, case: Case) -> None:
+        for name in self.storage.names(_media_folder(case)):
+            self.storage.delete(f"{_media_folder(case)}/{name}")
+
+    # ---- real samples -----------------------------------------------------------------------------------------
+
+    def _real(self, spec: MetricSpec, pairs: PairSpec) -> tuple[Measured, dict[str, Any], int] | None:
+        """Where the numbers of the real samples are that a metric needs, of which dataset, and how many there are."""
+        key = (digest_of([spec.name, dict(spec.options)]), digest_of(pairs.conditioning))
+        if key not in self._sources:
+            dataset = self.dataset(pairs)
+            source = spec.metric.real(dataset)
+            self._sources[key] = None
+            if source is not None:
+                described = pairs.conditioning if source is dataset else plugins.describe("datasets", source)
+                count = source.real_count()
+                shards = -(-count // REAL_SHARD)
+                measured = Measured(self.storage, REAL, digest_of(described), spec.identity, shards)
+                self._sources[key] = (measured, described, count)
+        return self._sources[key]
+
+    def _real_work(self) -> list[_RealShard]:
+        found: dict[str, _RealShard] = {}
+        for case in self.cases:
+            for spec in self.metrics:
+                real = self._real(spec, case.pairs)
+                if real is None:
+                    continue
+                measured, described, count = real
+                for shard in measured.missing():
+                    indices = range(shard * REAL_SHARD, min((shard + 1) * REAL_SHARD, count))
+                    found[measured.key(shard)] = _RealShard(spec, measured.key(shard), described, indices)
+        return list(found.values())
+
+    @staticmethod
+    def dataset(pairs: PairSpec) -> Dataset:
+        """The dataset that conditioned these pairs."""
+        return plugins.build("datasets", pairs.conditioning["name"], pairs.conditioning["options"])
+
+    # ---- summaries --------------------------------------------------------------------------------------------
+
+    def scores(self, ground_truth_nfe: Mapping[str, float]) -> list[Score]:
+        """A score for every case and metric. Ground truth is at no distance from itself.
+
+        Args:
+            ground_truth_nfe: Mean evaluations of ground truth, by digest of the pair set.
+        """
+        found = []
+        for number, case in enumerate(self.cases):
+            dataset = self.dataset(case.pairs)
+            not_finite = self._not_finite(case)
+            nfe = case.subject.nfe or ground_truth_nfe[case.pairs.digest]
+            for spec in self.metrics:
+                failure = None
+                if self._applies(spec, case):
+                    summary, failure = self._summary(number, case, spec, dataset, len(not_finite))
+                else:
+                    exact = math.inf if spec.metric.higher_is_better else 0.0
+                    summary = Summary(exact, 0.0, case.pairs.count, 0)
+                found.append(
+                    Score(case=case, metric=spec, summary=summary, nfe=nfe, not_finite=not_finite[:10], failure=failure)
+                )
+        return found
+
+    def _summary(
+        self, number: int, case: Case, spec: MetricSpec, dataset: Dataset, not_finite: int
+    ) -> tuple[Summary, str | None]:
+        nothing = Summary(math.nan, math.nan, 0, not_finite)
+        if (failure := self.failures.get((number, spec.identity))) is not None:
+            return nothing, failure
+        if not_finite and not isinstance(spec.metric, MeanMetric | RateMetric):
+            # What is left would be another distribution than the solver's.
+            return nothing, f"{not_finite} samples are not finite"
+        real = self._real(spec, case.pairs)
+        try:
+            return spec.metric.summarise(self._measured(case, spec), dataset, real[0] if real else None), None
+        except (UserError, ValueError) as error:
+            return nothing, str(error)
+
+    def _not_finite(self, case: Case) -> tuple[int, ...]:
+        """Indices of the samples that are not finite."""
+        measured = self._finite(case)
+        if measured.missing():
+            return ()
+        good = np.concatenate([shard[:, 0] for shard in measured])
+        return tuple(int(i) for i in np.flatnonzero(~good.astype(bool)))
+
+    def per_sample(self, case: Case, spec: MetricSpec) -> Array:
+        """What was measured of every sample, (N, K), in the order of the pairs."""
+        return np.concatenate(list(self._measured(case, spec)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    """One shard of one case, and what is missing of it."""
+
+    number: int
+    shard: int
+    case: Case
+    compared: list[MetricSpec]
+    scored: list[MetricSpec]
+    keys: dict[str, str]
+    finite: str
+    lacks_finite: bool
+    media: str
+    storage: Storage
+
+    @property
+    def is_missing(self) -> bool:
+        return bool(self.compared or self.scored or self.lacks_finite)
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether it has to be sampled; media that a killed run left are good."""
+        return bool(self.compared or self.lacks_finite or (self.scored and not self.storage.exists(self.media)))
+
+    @property
+    def rows(self) -> int:
+        return len(self.case.pairs.shard_indices(self.shard))
+
+    @property
+    def steps(self) -> int:
+        """Samples to be made and samples to be scored."""
+        return self.rows * (self.needs_host + len(self.scored))
+
+    def host_request(self) -> Request:
+        return Request(
+            "measure_shard",
+            {
+                "theta": self.case.subject.theta,
+                "pairs": self.case.pairs.digest,
+                "shard": self.shard,
+                "metrics": self.compared,
+                "keys": [self.keys[spec.identity] for spec in self.compared],
+                "finite": self.finite,
+                "media": self.media if self.scored else None,
+            },
+        )
+
+    def scorer_request(self) -> Request:
+        pairs = self.case.pairs
+        return Request(
+            "measure",
+            {
+                "metrics": self.scored,
+                "keys": [self.keys[spec.identity] for spec in self.scored],
+                "media": self.media,
+                "dataset": pairs.conditioning,
+                "seed": pairs.seed,
+                "first": pairs.shard_indices(self.shard).start,
+            },
+        )
+
+
+@dataclass(frozen=True)
+class _RealShard:
+    """Some real samples that a metric has not measured yet."""
+
+    spec: MetricSpec
+    key: str
+    dataset: dict[str, Any]
+    indices: range
+
+    def request(self) -> Request:
+        arguments = {"metric": self.spec, "key": self.key, "dataset": self.dataset, "indices": self.indices}
+        return Request("measure_real", arguments)
+
+
+def _media_folder(case: Case) -> str:
+    return f"measurements/media/{case.pairs.digest}-{case.subject.digest}"
+
+
+def _answers(pool: Pool | None, work: Any, request: Any) -> Iterator[tuple[Outcome, Any]]:
+    """Outcomes with the work that they are of; work is taken when there is room for it."""
+    taken = []
+
+    def requests() -> Iterator[Request]:
+        for item in work:
+            taken.append(item)
+            yield request(item)
+
+    if pool is None:
+        assert not list(requests()), "a metric that needs a scorer, and none was started"
+        return
+    for outcome in pool.map(requests()):
+        yield outcome, taken[outcome.index]

@@ -1,0 +1,248 @@
+"""Every solver on every dataset by every metric: nothing is measured twice, and nothing that failed is hidden."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.errors import PoolError
+from orchestrator.evaluate import evaluate
+from orchestrator.evaluation.measurements import MetricSpec
+from orchestrator.evaluation.run import Case, Evaluation, Score
+from orchestrator.evaluation.subjects import Subject
+from orchestrator.host import HostSettings, ModelFacts
+from orchestrator.pairs import PairSpec, PairStore
+from orchestrator.pool import LocalPool, Outcome, Pool, Request
+from orchestrator.scorer import ScorerSettings
+from orchestrator.storage import Storage
+from solvers.families import GridSolver
+from solvers.families.midpoint import Midpoint
+from solvers.grids import Grid
+from solvers.ns import NSSolver
+from sweeps.space import PairKey
+
+
+class Watched(Pool):
+    """A pool that notes what it is asked, and may break on the way."""
+
+    def __init__(self, pool: LocalPool, breaks_after: int | None = None, refuses: Any = None):
+        self.pool, self.breaks_after, self.refuses = pool, breaks_after, refuses
+        self.asked: list[Request] = []
+
+    def map(self, requests: Iterable[Request]) -> Iterator[Outcome]:
+        def noted() -> Iterator[Request]:
+            for request in requests:
+                if self.breaks_after is not None and len(self.asked) == self.breaks_after:
+                    raise KeyboardInterrupt
+                self.asked.append(request)
+                yield request
+
+        for outcome in self.pool.map(noted()):
+            if self.refuses is not None and self.refuses(self.asked[-1]):
+                yield Outcome(outcome.index, None, PoolError("set aside by the test"))
+            else:
+                yield outcome
+
+
+@pytest.fixture
+def hosts(copied: Storage) -> Watched:
+    """A host on a copy of the small experiment's pairs."""
+    return Watched(LocalPool(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=copied.root)))
+
+
+@pytest.fixture
+def scorers(copied: Storage) -> Watched:
+    """A scorer on the same storage, in batches that do not divide a shard."""
+    return Watched(LocalPool(ScorerSettings(storage=copied.root, batch_size=7)))
+
+
+@pytest.fixture
+def pairs(specs: dict[PairKey, PairSpec]) -> PairSpec:
+    """The 40 test pairs, in shards of 16."""
+    return specs[PairKey("test", 1.0, 0)]
+
+
+@pytest.fixture
+def midpoint(facts: ModelFacts) -> NSSolver:
+    return GridSolver(Midpoint(), 4, Grid()).to_ns(facts.scheduler)
+
+
+def _theta(solver: NSSolver, title: str = "Midpoint") -> Subject:
+    return Subject(kind="theta", title=title, guidance_scale=1.0, solver=solver)
+
+
+TRUTH = Subject(kind="ground truth", title="Ground truth", guidance_scale=1.0)
+
+
+def _scores(evaluation: Evaluation, pairs: PairSpec) -> dict[tuple[str, str], Score]:
+    evaluation.measure()
+    found = evaluation.scores({pairs.digest: 100.0})
+    return {(s.case.subject.title, s.metric.metric.column): s for s in found}
+
+
+def _evaluation(
+    storage: Storage, hosts: Pool, scorers: Pool, pairs: PairSpec, subjects: Sequence[Subject], metrics: Sequence[Any]
+) -> Evaluation:
+    cases = [Case(subject=subject, dataset="labels", pairs=pairs) for subject in subjects]
+    return Evaluation(
+        storage, hosts, scorers, cases, [m if isinstance(m, MetricSpec) else MetricSpec(m) for m in metrics]
+    )
+
+
+def test_scores_are_those_of_a_sweep(
+    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver
+) -> None:
+    """Shard by shard or all pairs at once: the same means, to the rounding of the network's batches."""
+    found = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr", "snr", "rmse"]), pairs)
+    for column, summary in evaluate(hosts.pool, midpoint, pairs.digest, ["psnr", "snr", "rmse"]).items():
+        assert found["Midpoint", column].summary.mean == pytest.approx(summary["mean"], rel=1e-5)
+        assert found["Midpoint", column].summary.count == 40
+
+
+def test_a_scorer_sees_every_sample_once(
+    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, brightness: str
+) -> None:
+    """What it measures through shards of media is what one would measure on the samples themselves."""
+    found = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint), TRUTH], [brightness]), pairs)
+    samples = hosts.pool.call("sample", theta=midpoint.flat().numpy(), pairs=pairs.digest, indices=range(40))
+    assert found["Midpoint", "brightness"].summary.mean == pytest.approx(float(samples.mean()), abs=1e-6)
+    truth = PairStore(copied, pairs).load().x1
+    assert found["Ground truth", "brightness"].summary.mean == pytest.approx(float(truth.mean()), abs=1e-6)
+    assert not copied.names("measurements/media/" + f"{pairs.digest}-{_theta(midpoint).digest}"), "media are deleted"
+
+
+def test_nothing_is_measured_twice(
+    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, brightness: str
+) -> None:
+    """Again: no request at all. Another metric of hosts: scorers rest. Another of scorers: each shard once more."""
+
+    def again(*metrics: Any) -> tuple[int, int]:
+        hosts.asked.clear()
+        scorers.asked.clear()
+        _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], metrics), pairs)
+        return len(hosts.asked), len(scorers.asked)
+
+    assert again("psnr", brightness) == (3, 3)
+    assert again("psnr", brightness) == (0, 0)
+    assert again("psnr", "snr", brightness) == (3, 0)
+    assert again("psnr", brightness, "rmse") == (3, 0)
+
+
+def test_two_names_of_one_theta_are_one_piece_of_work(
+    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, brightness: str
+) -> None:
+    """And two rows of the table."""
+    subjects = [_theta(midpoint), _theta(midpoint, "its twin")]
+    found = _scores(_evaluation(copied, hosts, scorers, pairs, subjects, [brightness]), pairs)
+    assert (len(hosts.asked), len(scorers.asked)) == (3, 3)
+    assert found["Midpoint", "brightness"].summary == found["its twin", "brightness"].summary
+
+
+@pytest.mark.parametrize("breaks", ["hosts", "scorers"])
+def test_an_interrupted_evaluation_goes_on(
+    copied: Storage,
+    hosts: Watched,
+    scorers: Watched,
+    pairs: PairSpec,
+    midpoint: NSSolver,
+    brightness: str,
+    breaks: str,
+) -> None:
+    """Stopped after two shards, hosts or scorers: the same call measures the rest, and the numbers are the same."""
+    subjects = [_theta(midpoint), TRUTH]
+    broken = {"hosts": hosts, "scorers": scorers}
+    broken[breaks] = Watched(broken[breaks].pool, breaks_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        _evaluation(copied, broken["hosts"], broken["scorers"], pairs, subjects, ["psnr", brightness]).measure()
+    scorers.asked.clear()
+    resumed = _scores(_evaluation(copied, hosts, scorers, pairs, subjects, ["psnr", brightness]), pairs)
+    assert 1 <= len(scorers.asked) < 6
+    whole = evaluate(hosts.pool, midpoint, pairs.digest, ["psnr"])["psnr_db"]["mean"]
+    assert resumed["Midpoint", "psnr_db"].summary.mean == pytest.approx(whole, rel=1e-5)
+    assert resumed["Ground truth", "brightness"].summary.count == 40
+
+
+def test_samples_that_are_not_finite_are_counted_and_named(
+    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, brightness: str
+) -> None:
+    """A solver that blows up on some noise: left out of the means, never averaged away, never seen by a network."""
+    wild = NSSolver(midpoint.times, midpoint.a, midpoint.b)
+    found = _evaluation(copied, _SpoilsTwo(hosts), scorers, pairs, [_theta(wild)], ["psnr", brightness])
+    scores = _scores(found, pairs)
+    for column in ("psnr_db", "brightness"):
+        score = scores["Midpoint", column]
+        assert (score.summary.count, score.summary.not_finite) == (38, 2)
+        assert math.isfinite(score.summary.mean)
+        assert score.not_finite == (3, 17)
+
+
+class _SpoilsTwo(Pool):
+    """Makes samples 3 and 17 NaN, as a solver that diverges there would."""
+
+    def __init__(self, hosts: Watched):
+        self.hosts = hosts
+        host = hosts.pool.host
+        sample = host._sample
+
+        def spoiled(theta: Any, pairs: Any, spec: Any) -> torch.Tensor:
+            samples = sample(theta, pairs, spec)
+            for index in (3, 17):
+                noise = torch.from_numpy(_noise_of(spec, index))
+                samples[(pairs.x0 == noise).flatten(1).all(1)] = math.nan
+            return samples
+
+        host._sample = spoiled
+
+    def map(self, requests: Iterable[Request]) -> Iterator[Outcome]:
+        return self.hosts.map(requests)
+
+
+def _noise_of(spec: PairSpec, index: int) -> Any:
+    from orchestrator.randomness import noise
+
+    return noise(spec.seed, [index], spec.shape)
+
+
+def test_what_cannot_be_measured_is_told_and_the_rest_goes_on(
+    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, brightness: str
+) -> None:
+    """A shard that no scorer can answer costs its own metric its value, with the reason; PSNR is there."""
+    scorers.refuses = lambda request: request.arguments["first"] == 16
+    scores = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr", brightness]), pairs)
+    assert math.isfinite(scores["Midpoint", "psnr_db"].summary.mean)
+    assert scores["Midpoint", "brightness"].failure == "set aside by the test"
+    assert math.isnan(scores["Midpoint", "brightness"].summary.mean)
+
+
+def test_ground_truth_is_at_no_distance_from_itself(
+    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec
+) -> None:
+    """Its row has its evaluations; what compares with ground truth is exact by definition and not computed."""
+    scores = _scores(_evaluation(copied, hosts, scorers, pairs, [TRUTH], ["psnr", "rmse"]), pairs)
+    assert scores["Ground truth", "psnr_db"].summary.mean == math.inf
+    assert scores["Ground truth", "rmse"].summary.mean == 0
+    assert scores["Ground truth", "rmse"].nfe == 100
+
+
+def test_options_of_what_is_measured_are_part_of_its_name(brightness: str) -> None:
+    """Numbers of another offset are other numbers; equal options are found again."""
+    plain, moved = MetricSpec(brightness), MetricSpec(brightness, {"offset": 1.0})
+    assert plain.identity != moved.identity
+    assert moved.identity == MetricSpec(brightness, {"offset": 1.0}).identity
+
+
+def test_per_sample_numbers_are_in_the_order_of_the_pairs(
+    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver
+) -> None:
+    """What the bootstrap compares pair by pair belongs to the same pair."""
+    evaluation = _evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr"])
+    evaluation.measure()
+    direct = hosts.pool.call("score", theta=midpoint.flat().numpy(), pairs=pairs.digest, metrics=["psnr"])["psnr"]
+    np.testing.assert_allclose(
+        evaluation.per_sample(evaluation.cases[0], evaluation.metrics[0])[:, 0], direct, rtol=1e-4
+    )
