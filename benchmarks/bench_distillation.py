@@ -29,7 +29,7 @@ import click
 import torch
 from torch import Tensor
 
-from orchestrator.host import HostSettings
+from orchestrator.host_interface import HostSettings
 from orchestrator.lockstep import Ask, Question, in_step
 from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter, Precision
 from orchestrator.models.zoo import ZooModel

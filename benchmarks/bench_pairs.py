@@ -34,7 +34,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from orchestrator import plugins
-from orchestrator.host import HostSettings, ModelFacts
+from orchestrator.host_interface import HostSettings, ModelFacts
 from orchestrator.models.zoo import ZooModel
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.ground_truth import largest_sample_rms

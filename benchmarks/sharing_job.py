@@ -137,7 +137,7 @@ def _configured(job: dict[str, Any]) -> tuple[Any, Any, Any]:
     """The configuration, the settings of a host for it, and how a point becomes a distillation run."""
     from orchestrator.config import parse_config
     from orchestrator.distillation import LearnedRun
-    from orchestrator.host import HostSettings
+    from orchestrator.host_interface import HostSettings
 
     config = parse_config(job["config"], "the benchmark's configuration")
     settings = HostSettings(adapter=config.model.name, options=dict(config.model.options), storage=config.storage)

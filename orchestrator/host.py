@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, TypedDict
 
@@ -21,11 +21,12 @@ from orchestrator import plugins
 from orchestrator.distillation import LearnedRun, State, advance
 from orchestrator.errors import StoreError
 from orchestrator.evaluation.measurements import MetricSpec, write_values
+from orchestrator.host_interface import HostSettings, ModelFacts
 from orchestrator.lockstep import Ask, in_step
 from orchestrator.media import MediaShard
 from orchestrator.merging import Merging, MergingStatistics
 from orchestrator.metrics.base import Batch, Media, PairMetric
-from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter, Precision
+from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter
 from orchestrator.objectives.base import FamilyObjective, SolverObjective
 from orchestrator.pairs import PairSet, PairSpec, PairStore, ShardRecord, concatenate
 from orchestrator.pairs.ground_truth import solve
@@ -38,58 +39,12 @@ from solvers.field import VelocityField
 from solvers.gits import gits_grid
 from solvers.losses import psnr_loss
 from solvers.ns import CheckpointedField, NSSolver
-from solvers.schedulers.base import Scheduler
 
 FieldOf = Callable[[Tensor, float], VelocityField]
 """``field(condition, guidance_scale)``: the velocity of a batch."""
 
 SCORING_BATCH = 512
 """Pairs per model call when no gradient is needed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostSettings:
-    """How to make a host: what is sent to an actor instead of the model.
-
-    Attributes:
-        adapter: Model adapter plugin.
-        options: The adapter's options.
-        storage: Storage root of the pairs.
-        device: 'cpu' or a CUDA device.
-        threads: torch threads; more than the host's share of cores makes it many times slower.
-        memory_bytes: What a distillation step may hold beside the model: batches shrink to fit.
-        precision: What the network computes in during distillation steps, by torch's autocast.
-        checkpoint: Whether gradients keep no activations but those of one evaluation.
-        compile: Whether distillation steps use the network compiled by torch.compile.
-
-    The last three concern distillation alone: pairs, grids, starts and scores are of the network as it was loaded.
-    """
-
-    adapter: str
-    options: dict[str, Any]
-    storage: str
-    device: str = "cpu"
-    threads: int = 1
-    memory_bytes: int = 10**9
-    precision: Precision = "float32"
-    checkpoint: bool = False
-    compile: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFacts:
-    """What the rest of the system needs to know of a model without holding it."""
-
-    name: str
-    digest: str
-    shape: tuple[int, ...]
-    prediction: str
-    scheduler: Scheduler
-    native_scheduler: str
-    data_range: float
-    device_class: str
-    parameters: int
-    rate: int | None
 
 
 class AdvanceCall(TypedDict):

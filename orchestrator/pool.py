@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 from ray.exceptions import (
@@ -35,8 +35,10 @@ from ray.exceptions import (
 )
 
 from orchestrator.errors import PoolError, UserError
-from orchestrator.host import Host, HostSettings
-from orchestrator.scorer import Scorer, ScorerSettings
+
+if TYPE_CHECKING:
+    from orchestrator.host_interface import HostSettings
+    from orchestrator.scorer import ScorerSettings
 
 NAMESPACE = "bespoke"
 IN_FLIGHT_PER_HOST = 2
@@ -58,10 +60,6 @@ HOST_LOSSES = (
 
 HOPELESS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, NotImplementedError)
 """Errors that follow from the request itself: asking again would give the same."""
-
-
-WORKERS: dict[type, Any] = {HostSettings: Host, ScorerSettings: Scorer}
-"""What settings make."""
 
 
 class Request(NamedTuple):
@@ -124,7 +122,7 @@ class LocalPool(Pool):
     """One host in this process, without Ray: notebooks and tests. Answers one by one, whatever the merge keys."""
 
     def __init__(self, settings: HostSettings | ScorerSettings):
-        self.host = WORKERS[type(settings)](settings)
+        self.host = settings.worker()(settings)
 
     def map(self, requests: Iterable[Request]) -> Iterator[Outcome]:
         for index, request in enumerate(requests):
@@ -220,7 +218,7 @@ class Router:
 
     def __init__(self, host: HostSettings | ScorerSettings, pool: PoolSettings):
         self.pool = pool
-        self.worker = WORKERS[type(host)]
+        self.worker: Any = host.worker()
         actor_class = ray.remote(self.worker)
         self.options = {
             "num_cpus": pool.cpus,

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from orchestrator.audio import LOUDEST, SILENCE
 from orchestrator.config import ExperimentConfig
 from orchestrator.gallery import Panel
-from orchestrator.host import ModelFacts
+from orchestrator.host_interface import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.results import Result, Row
 from orchestrator.sound import players
@@ -180,7 +180,7 @@ def curves(table: Sequence[Row], column: str) -> Figure:
             )
     axes.plot([], [], color="grey", label="best grid", **styles["best grid"])
     axes.plot([], [], color="grey", label="common grid", **styles["common grid"])
-    _tidy(axes, "velocity evaluations (NFE)", UNITS.get(column, column))
+    tidy(axes, "velocity evaluations (NFE)", UNITS.get(column, column))
     axes.set_xticks(sorted({row.nfe for row in table}))
     if column == "rmse":
         axes.set_yscale("log")
@@ -216,7 +216,7 @@ def training(results: Sequence[Result]) -> Figure:
         axes.plot([], [], color=colour, label=f"NFE {nfe}", linewidth=2)
     if len({result.point.get("method") for result in results}) > 1:
         axes.set_xscale("symlog", linthresh=1)
-    _tidy(axes, "iteration", "validation PSNR (dB)")
+    tidy(axes, "iteration", "validation PSNR (dB)")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
@@ -272,7 +272,8 @@ def _difference(difference: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.clip(difference[::-1], -1, 1) if difference.ndim == 2 else _picture(difference)
 
 
-def _tidy(axes: Axes, x: str, y: str) -> None:
+def tidy(axes: Axes, x: str, y: str) -> None:
+    """Labels, a faint grid, and no frame."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)

@@ -38,6 +38,10 @@ class ScorerSettings:
     threads: int = 1
     batch_size: int = 64
 
+    def worker(self) -> type:
+        """The class that these are settings of."""
+        return Scorer
+
 
 class Scorer:
     """The networks of metrics on one device."""

@@ -26,7 +26,7 @@ from orchestrator.config import resolve_tracking_uri
 from orchestrator.distillation import to_numpy
 from orchestrator.errors import UserError
 from orchestrator.features.base import fid_metric
-from orchestrator.host import HostSettings, ModelFacts
+from orchestrator.host_interface import HostSettings, ModelFacts
 from orchestrator.metrics.base import summarise
 from orchestrator.models.zoo import ZooModel
 from orchestrator.moments import feature_moments, frechet_distance, reference_moments

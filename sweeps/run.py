@@ -196,9 +196,7 @@ class _Sweep:
         name = f"{self.config.name}-{description.replace(' ', '-')}-{uuid.uuid4().hex[:8]}"
         with _Display(points, description) as display:
             tuner = Tuner(
-                tune.with_resources(
-                    tune.with_parameters(_trainable, context=self.context), {"cpu": resources.trial_cpus}
-                ),
+                tune.with_resources(tune.with_parameters(trial, context=self.context), {"cpu": resources.trial_cpus}),
                 param_space={"point": tune.grid_search([point.to_dict() for point in points])},
                 tune_config=TuneConfig(scheduler=scheduler, reuse_actors=True, trial_dirname_creator=_trial_name),
                 run_config=RunConfig(
@@ -319,11 +317,6 @@ def _description(name: str, table: Sequence[Row], report: str) -> str:
         f"Curves against NFE: the chart view of the experiment's runs. Figures, samples and `report.html` are among "
         f"this run's artifacts (also at {report}); a solver's theta is an artifact of its own run."
     )
-
-
-def _trainable(config: dict[str, Any], context: TrialContext) -> None:
-    """Module-level, so that workers import it instead of unpickling a closure."""
-    trial(config, context)
 
 
 def _cell(config: dict[str, Any]) -> str:

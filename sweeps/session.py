@@ -8,7 +8,7 @@ from types import TracebackType
 
 from orchestrator.config import ExperimentConfig, cpu_budget, resolve_tracking_uri
 from orchestrator.errors import PoolError
-from orchestrator.host import HostSettings, ModelFacts
+from orchestrator.host_interface import HostSettings, ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool import PoolSettings, RayPool, check_fits, connect

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from orchestrator import plugins
 from orchestrator.config import LEAST_SQUARES, ExperimentConfig, GITSConfig
 from orchestrator.distillation import SETTINGS, Settings
-from orchestrator.host import ModelFacts
+from orchestrator.host_interface import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.storage import digest_of
 from solvers.distil.adam import AdamSettings

@@ -19,7 +19,7 @@ from orchestrator.config import LEAST_SQUARES
 from orchestrator.distillation import LearnedRun, State, advance, to_numpy
 from orchestrator.errors import UserError
 from orchestrator.evaluate import evaluate
-from orchestrator.host import ModelFacts
+from orchestrator.host_interface import ModelFacts
 from orchestrator.pool import Pool, RayPool, Request
 from orchestrator.results import Result, ResultStore
 from orchestrator.run_records import write_run

@@ -17,7 +17,7 @@ import torch
 
 if TYPE_CHECKING:
     from orchestrator.config import ExperimentConfig
-    from orchestrator.host import HostSettings, ModelFacts
+    from orchestrator.host_interface import HostSettings, ModelFacts
     from orchestrator.pairs import PairSpec
     from orchestrator.pool import LocalPool, RayPool
     from orchestrator.storage import Storage
@@ -83,7 +83,7 @@ def config() -> ExperimentConfig:
 @pytest.fixture(scope="session")
 def host_settings() -> Callable[..., HostSettings]:
     """Settings of a host of a zoo model, by the storage it works on."""
-    from orchestrator.host import HostSettings
+    from orchestrator.host_interface import HostSettings
 
     def settings(storage: Storage, weights: str = "digits_fm_ot") -> HostSettings:
         return HostSettings(adapter="zoo", options={"weights": weights}, storage=storage.root)

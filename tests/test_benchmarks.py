@@ -27,7 +27,7 @@ from timing import interleaved_rounds, paired_ratio  # noqa: E402
 from orchestrator import plugins  # noqa: E402
 from orchestrator.config import parse_config  # noqa: E402
 from orchestrator.errors import ConfigError  # noqa: E402
-from orchestrator.host import ModelFacts  # noqa: E402
+from orchestrator.host_interface import ModelFacts  # noqa: E402
 from orchestrator.pairs import PairStore  # noqa: E402
 from orchestrator.pool import LocalPool  # noqa: E402
 from orchestrator.storage import Storage  # noqa: E402

@@ -10,13 +10,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import yaml
+from matplotlib.figure import Figure
 
 from orchestrator.config import ExperimentConfig
 from orchestrator.evaluation.run import Score
-from orchestrator.evaluation.tables import Table, to_parquet
+from orchestrator.evaluation.tables import Table, heading, to_parquet
 from orchestrator.gallery import Panel
-from orchestrator.host import ModelFacts
-from orchestrator.report import DIFFERENCE_GAIN, environment, gallery
+from orchestrator.host_interface import ModelFacts
+from orchestrator.report import DIFFERENCE_GAIN, environment, gallery, tidy
 from orchestrator.sound import players, wav
 
 
@@ -47,6 +48,15 @@ def write_evaluation(
     save("scores.parquet", to_parquet(scores))
     save("tables.md", "\n".join(table.markdown() for table in tables).encode())
     save("tables.tex", "\n".join(table.latex() for table in tables).encode())
+    curves = []
+    for dataset, scale in sorted({(s.case.dataset, s.case.subject.guidance_scale) for s in scores}):
+        part = [s for s in scores if (s.case.dataset, s.case.subject.guidance_scale) == (dataset, scale)]
+        figure = score_curves(part)
+        name = f"scores_{dataset}_guidance{scale:g}.png"
+        figure.savefig(folder / name, dpi=130, bbox_inches="tight")
+        plt.close(figure)
+        files.append(folder / name)
+        curves.append((dataset, scale, base64.b64encode((folder / name).read_bytes()).decode()))
     shown = []
     for dataset, panel in panels:
         name = f"samples_{dataset}_guidance{panel.guidance_scale:g}_nfe{panel.nfe}"
@@ -67,6 +77,7 @@ def write_evaluation(
             facts=facts,
             tables=tables,
             panels=shown,
+            curves=curves,
             gain=DIFFERENCE_GAIN,
             configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -74,3 +85,33 @@ def write_evaluation(
     )
     save("report.html", text.encode())
     return files
+
+
+def score_curves(scores: Sequence[Score]) -> Figure:
+    """Every metric against NFE on one dataset at one guidance scale: a line a solver, ground truth's level dashed."""
+    metrics = list(dict.fromkeys(heading(score) for score in scores))
+    figure, axes = plt.subplots(1, len(metrics), figsize=(4.2 * len(metrics), 3.4), squeeze=False)
+    titles = list(dict.fromkeys(s.case.subject.title for s in scores if s.case.subject.kind != "ground truth"))
+    colours = {title: plt.get_cmap("tab10")(i % 10) for i, title in enumerate(titles)}
+    for axis, name in zip(axes[0], metrics, strict=True):
+        here = [s for s in scores if heading(s) == name and np.isfinite(s.summary.mean)]
+        for title in titles:
+            found = sorted((s for s in here if s.case.subject.title == title), key=lambda s: s.nfe)
+            learned = any(s.case.subject.kind == "theta" for s in found)
+            axis.errorbar(
+                [s.nfe for s in found],
+                [s.summary.mean for s in found],
+                yerr=[s.summary.stderr if np.isfinite(s.summary.stderr) else 0 for s in found],
+                color=colours[title],
+                label=title,
+                marker="o" if learned else ".",
+                linewidth=2.5 if learned else 1.2,
+                capsize=2,
+            )
+        for score in here:
+            if score.case.subject.kind == "ground truth" and not score.metric.metric.compares:
+                axis.axhline(score.summary.mean, color="grey", linestyle="--", linewidth=1, label="ground truth")
+        axis.set_xticks(sorted({int(s.nfe) for s in here if s.case.subject.kind != "ground truth"}))
+        tidy(axis, "velocity evaluations (NFE)", name)
+    axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure

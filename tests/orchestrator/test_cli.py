@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from orchestrator import plugins
 from orchestrator.cli import main
-from orchestrator.host import ModelFacts
+from orchestrator.host_interface import ModelFacts
 from orchestrator.models.zoo import ZooModel
 from orchestrator.results import Result as PointResult
 from orchestrator.results import ResultStore, rows
@@ -385,6 +385,7 @@ def test_thetas_are_evaluated_into_tables_mlflow_and_a_report(
         "tables.tex",
         "report.html",
         "samples_labels_guidance1_nfe4.png",
+        "scores_labels_guidance1.png",
     }
     tracker = Tracker(f"sqlite:///{copied.root}/mlflow.db")
     runs = tracker.client.search_runs([tracker.experiment("small", None)], f"tags.`{ROLE}` = 'evaluation'")

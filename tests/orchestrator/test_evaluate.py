@@ -12,7 +12,7 @@ import pytest
 from orchestrator import evaluate as evaluate_module
 from orchestrator.evaluate import evaluate
 from orchestrator.gallery import SAMPLES, make_gallery
-from orchestrator.host import HostSettings, ModelFacts
+from orchestrator.host_interface import HostSettings, ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool import LocalPool

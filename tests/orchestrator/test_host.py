@@ -14,7 +14,8 @@ from orchestrator import distillation, plugins
 from orchestrator import host as host_module
 from orchestrator.distillation import BLOCK, LearnedRun, blocks, mean_of_blocks, to_numpy
 from orchestrator.errors import StoreError
-from orchestrator.host import Host, HostSettings, ModelFacts
+from orchestrator.host import Host
+from orchestrator.host_interface import HostSettings, ModelFacts
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pool import LocalPool
 from orchestrator.storage import Storage

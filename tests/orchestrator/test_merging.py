@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from orchestrator.config import Resources
 from orchestrator.distillation import LearnedRun, Settings
-from orchestrator.host import AdvanceCall, Host, HostSettings, ModelFacts
+from orchestrator.host import AdvanceCall, Host
+from orchestrator.host_interface import HostSettings, ModelFacts
 from orchestrator.lockstep import Question
 from orchestrator.merging import Merging, Shape
 from orchestrator.pairs import PairSpec

@@ -18,7 +18,7 @@ from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from orchestrator.distillation import LearnedRun, to_numpy
 from orchestrator.errors import PoolError, StoreError, UserError
-from orchestrator.host import HostSettings, ModelFacts
+from orchestrator.host_interface import HostSettings, ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pool import NAMESPACE, LocalPool, PoolSettings, RayPool, Request, Router, check_fits, connect
 from orchestrator.storage import Storage

@@ -16,7 +16,8 @@ from torch import Tensor
 from orchestrator.config import parse_config
 from orchestrator.distillation import LearnedRun, to_numpy
 from orchestrator.errors import ConfigError
-from orchestrator.host import Host, HostSettings, ModelFacts
+from orchestrator.host import Host
+from orchestrator.host_interface import HostSettings, ModelFacts
 from orchestrator.models.base import AUTOCAST, AutocastField, CompiledNetwork, Precision
 from orchestrator.models.zoo import ZooModel
 from orchestrator.pairs import PairSpec

@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.config import ExperimentConfig
 from orchestrator.gallery import Panel, Strip
-from orchestrator.host import ModelFacts
+from orchestrator.host_interface import ModelFacts
 from orchestrator.report import (
     LEARNED_COLOURS,
     comparison_csv,

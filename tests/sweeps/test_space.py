@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.config import ExperimentConfig, load_config, parse_config
-from orchestrator.host import ModelFacts
+from orchestrator.host_interface import ModelFacts
 from orchestrator.pairs import PairSpec
 from solvers.distil.adam import AdamSettings
 from solvers.distil.levenberg_marquardt import LMSettings

@@ -16,7 +16,7 @@ from orchestrator.config import ExperimentConfig, parse_config
 from orchestrator.distillation import to_numpy
 from orchestrator.errors import StoreError, UserError
 from orchestrator.evaluate import evaluate
-from orchestrator.host import HostSettings, ModelFacts
+from orchestrator.host_interface import HostSettings, ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool import LocalPool, Pool

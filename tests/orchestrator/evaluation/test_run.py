@@ -15,7 +15,7 @@ from orchestrator.evaluate import evaluate
 from orchestrator.evaluation.measurements import MetricSpec
 from orchestrator.evaluation.run import Case, Evaluation, Score
 from orchestrator.evaluation.subjects import Subject
-from orchestrator.host import HostSettings, ModelFacts
+from orchestrator.host_interface import HostSettings, ModelFacts
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pool import LocalPool, Outcome, Pool, Request
 from orchestrator.scorer import ScorerSettings

@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 from orchestrator import plugins
 from orchestrator.config import ExperimentConfig, parse_config
 from orchestrator.errors import ConfigError
-from orchestrator.host import HostSettings
+from orchestrator.host_interface import HostSettings
 from orchestrator.models.onnx_session import OnnxSession
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool import LocalPool

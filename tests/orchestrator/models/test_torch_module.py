@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from orchestrator import plugins
 from orchestrator.errors import ConfigError
-from orchestrator.host import HostSettings
+from orchestrator.host_interface import HostSettings
 from orchestrator.models.torch_module import TorchModule
 from solvers.schedulers.discrete_vp import linear_betas
 

@@ -14,7 +14,8 @@ from orchestrator import plugins
 from orchestrator.config import parse_config
 from orchestrator.distillation import LearnedRun, to_numpy
 from orchestrator.errors import ConfigError
-from orchestrator.host import Host, HostSettings
+from orchestrator.host import Host
+from orchestrator.host_interface import HostSettings
 from orchestrator.objectives.base import FamilyObjective, SolverObjective
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import PoolError, StoreError
-from orchestrator.host import HostSettings
+from orchestrator.host_interface import HostSettings
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool import LocalPool, Outcome, Pool, RayPool, Request

@@ -13,7 +13,7 @@ import torch
 
 from orchestrator import plugins
 from orchestrator.errors import DamagedManifestError, DamagedShardError, StoreError
-from orchestrator.host import HostSettings
+from orchestrator.host_interface import HostSettings
 from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.pool import LocalPool
 from orchestrator.randomness import noise
