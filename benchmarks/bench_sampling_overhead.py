@@ -1,8 +1,10 @@
 """What NSSolver costs over the bare model calls that it makes, and diffusers' DPMSolverMultistepScheduler beside it.
 
-The solver is a dense theta, as a distilled one is: no weight is zero. Networks are perceptrons of several widths, so
-that calls of several lengths meet states of several sizes. A block of 32 MiB is freed beforehand, as any network does
-whose activations are larger than its states: malloc then keeps what is freed, and page faults are not measured.
+The solver is a dense theta, as a distilled one is: no weight is zero. Networks are those of the zoo, and perceptrons
+of several widths, so that calls of several lengths meet states of several sizes: a perceptron does less arithmetic for
+each number of the state than any convolutional network or transformer. A block of 32 MiB is freed beforehand, as any
+network does whose activations are larger than its states: malloc then keeps what is freed, and page faults are not
+measured.
 
 CPU seconds are compared where --clock is cpu: they suffer less from whatever else the machine does.
 
@@ -16,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -25,6 +28,8 @@ from publishing import command, load, publish, quick_option, results_option, tab
 from timing import paired_ratio
 from torch import Tensor
 
+from orchestrator.datasets.spoken_digits import SpokenDigits
+from orchestrator.models.zoo import ZooModel
 from solvers import NSSolver
 
 CASES = (
@@ -39,6 +44,9 @@ CASES = (
 )
 """Batch, dimensions of a sample, width of the network."""
 
+ZOO = (("digits_fm_ot", 512), ("cifar10_gray16_fm_ot", 4), ("cifar10_gray16_fm_ot", 64), ("spoken_digits_fm_ot", 8))
+"""Model, batch."""
+
 QUICK = CASES[1:6:2]
 CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
 
@@ -47,8 +55,9 @@ CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time
 class Case:
     """Samplers of the same network from the same noise, with as many calls."""
 
+    name: str
     x0: Tensor
-    net: torch.nn.Module
+    net: Callable[[Tensor], Tensor]
     nfe: int
 
     @classmethod
@@ -60,7 +69,17 @@ class Case:
             torch.nn.SiLU(),
             torch.nn.Linear(width, dimensions),
         )
-        return cls(torch.randn(batch, dimensions), net.requires_grad_(False), nfe)
+        name = f"perceptron of width {width}, {batch} x {dimensions}"
+        return cls(name, torch.randn(batch, dimensions), net.requires_grad_(False), nfe)
+
+    @classmethod
+    def of_zoo(cls, weights: str, batch: int, nfe: int) -> Case:
+        model = ZooModel(weights)
+        speech = SpokenDigits()
+        labels = torch.arange(batch) % 10
+        condition = speech.infilling(speech.conditions(0, range(batch))) if model.rate else labels
+        field, half = model.field(condition, 1.0), torch.tensor(0.5, dtype=torch.float64)
+        return cls(f"{weights}, {batch}", torch.randn(batch, *model.shape), lambda x: field(x, half), nfe)
 
     def bare(self) -> None:
         for _ in range(self.nfe):
@@ -117,8 +136,10 @@ def main(nfe: int, rounds: int, clock: str, quick: bool, results: Path) -> None:
     keep_freed_memory()
     solver = dense_theta(nfe)
     rows = []
-    for batch, dimensions, width in QUICK if quick else CASES:
-        case = Case.of(batch, dimensions, width, nfe)
+    cases = [partial(Case.of, *case) for case in (QUICK if quick else CASES)]
+    cases += [partial(Case.of_zoo, *case) for case in (ZOO[:1] if quick else ZOO)]
+    for make in cases:
+        case = make(nfe=nfe)
         found = seconds(
             {"bare": case.bare, "ns": case.ns_solver(solver), "dpm": case.dpm_solver()}, rounds, CLOCKS[clock]
         )
@@ -127,7 +148,7 @@ def main(nfe: int, rounds: int, clock: str, quick: bool, results: Path) -> None:
         added = [(ratio - 1) * call * 1e3 for ratio in ratios]
         rows.append(
             [
-                f"{batch} x {dimensions}",
+                case.name,
                 f"{case.x0.numel() * 4 / 1e6:.2f}",
                 f"{call * 1e3:.2f}",
                 *(f"{ratio:.3f}" for ratio in ratios),
@@ -135,7 +156,14 @@ def main(nfe: int, rounds: int, clock: str, quick: bool, results: Path) -> None:
             ]
         )
         click.echo("  ".join(rows[-1]))
-    heading = ["state", "MB", "call (ms)", "NSSolver / bare", "DPM++(2M) / bare", "NSSolver adds (ms a call)"]
+    heading = [
+        "network and batch",
+        "state, MB",
+        "call (ms)",
+        "NSSolver / bare",
+        "DPM++(2M) / bare",
+        "NSSolver adds (ms a call)",
+    ]
     publish(
         results,
         "sampling-overhead",
@@ -143,7 +171,7 @@ def main(nfe: int, rounds: int, clock: str, quick: bool, results: Path) -> None:
         [
             f"Medians over {rounds} interleaved rounds of ratios taken within a round, {clock} seconds, one thread, "
             f"float32, dense theta of NFE {nfe}.",
-            table([*heading, "DPM++(2M) adds (ms a call)"], rows),
+            table([*heading, "NSSolver adds (ms a call)", "DPM++(2M) adds (ms a call)"], rows),
         ],
         quick=quick,
         load_before=load_before,
