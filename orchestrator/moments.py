@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +42,35 @@ class Moments:
         count: Number of samples.
         mean: Shape (F,), float64.
         covariance: Shape (F, F), float64, normalised by count - 1.
+        samples: Features of some of the samples, (M, F), float32: what kernel distances need; None: none were kept.
     """
 
     features: str
     count: int
     mean: Array
     covariance: Array
+    samples: npt.NDArray[np.float32] | None = None
 
     def to_bytes(self, **facts: str) -> bytes:
         """As a safetensors file; ``facts`` are kept beside the numbers for people to read."""
         described = {"features": self.features, "count": self.count, **facts}
-        return save({"mean": self.mean, "covariance": self.covariance}, {"bespoke_moments": json.dumps(described)})
+        tensors: dict[str, npt.NDArray[Any]] = {"mean": self.mean, "covariance": self.covariance}
+        if self.samples is not None:
+            tensors["samples"] = self.samples.astype(np.float16)  # half the bytes; kernel distances are far noisier
+        return save(tensors, {"bespoke_moments": json.dumps(described)})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Moments:
-        """The inverse of :meth:`to_bytes`."""
+        """The inverse of :meth:`to_bytes`, but for the samples' rounding to 16 bits.
+
+        Raises:
+            ValueError, KeyError: They are no such bytes.
+        """
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         described = json.loads(header["__metadata__"]["bespoke_moments"])
         tensors = load(data)
-        return cls(described["features"], int(described["count"]), tensors["mean"], tensors["covariance"])
+        samples = tensors["samples"].astype(np.float32) if "samples" in tensors else None
+        return cls(described["features"], int(described["count"]), tensors["mean"], tensors["covariance"], samples)
 
 
 class FeatureStatistics:
@@ -81,7 +91,7 @@ class FeatureStatistics:
         self._sums = np.zeros((2, dim))
         self._products = np.zeros((3, dim, dim))
 
-    def add(self, features: Tensor) -> None:
+    def add(self, features: Tensor | npt.NDArray[Any]) -> None:
         """Take in the features of a batch, shape (B, F).
 
         Raises:
@@ -90,7 +100,8 @@ class FeatureStatistics:
         dim = self._sums.shape[1]
         if features.ndim != 2 or features.shape[1] != dim:
             raise ValueError(f"features of {self.features} are (B, {dim}), got {tuple(features.shape)}")
-        values = features.detach().cpu().to(torch.float64).numpy()
+        values = features.detach().cpu().numpy() if isinstance(features, Tensor) else features
+        values = values.astype(np.float64)
         finite = np.isfinite(values).all(axis=1)
         if not finite.all():
             raise ValueError(
@@ -127,14 +138,17 @@ class FeatureStatistics:
         if self.count + more > MAX_COUNT:
             raise ValueError(f"statistics of more than {MAX_COUNT:,} samples would not be exact; use fewer samples")
 
-    def moments(self) -> Moments:
+    def moments(self, at_least: int | None = None) -> Moments:
         """Mean and covariance of all samples taken in.
 
+        Args:
+            at_least: Samples that there must be; None: more than features.
+
         Raises:
-            ValueError: Not more samples than features: the covariance would be singular, the distance all bias.
+            ValueError: Fewer samples. With no more than features the covariance is singular, and a distance all bias.
         """
         dim = self._sums.shape[1]
-        if self.count <= dim:
+        if self.count < (dim + 1 if at_least is None else at_least):
             raise ValueError(
                 f"{self.count} samples do not determine the covariance of {dim} features; use more than {dim}, "
                 f"better ten times as many"
@@ -145,8 +159,13 @@ class FeatureStatistics:
         return Moments(self.features, self.count, mean, covariance)
 
 
-def feature_moments(extractor: FeatureExtractor, samples: Tensor) -> Moments:
+def feature_moments(extractor: FeatureExtractor, samples: Tensor, keep: int = 0) -> Moments:
     """Moments of the features of ``samples``, shape (N, ...), in batches of :data:`BATCH`.
+
+    Args:
+        extractor: The network.
+        samples: (N, ...).
+        keep: How many samples' features to keep with them, evenly spread.
 
     Raises:
         ValueError: See :meth:`FeatureStatistics.add` and :meth:`FeatureStatistics.moments`.
@@ -154,7 +173,17 @@ def feature_moments(extractor: FeatureExtractor, samples: Tensor) -> Moments:
     statistics = FeatureStatistics(extractor.name, extractor.dim)
     for first in range(0, len(samples), BATCH):
         statistics.add(extractor(samples[first : first + BATCH]))
-    return statistics.moments()
+    moments = statistics.moments()
+    if not keep:
+        return moments
+    chosen = samples[spread(len(samples), keep)]
+    parts = [extractor(chosen[i : i + BATCH]).detach().cpu() for i in range(0, len(chosen), BATCH)]
+    return replace(moments, samples=torch.cat(parts).float().numpy())
+
+
+def spread(count: int, keep: int) -> list[int]:
+    """Indices of at most ``keep`` of ``count`` samples, evenly spread and in order."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, keep))})
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

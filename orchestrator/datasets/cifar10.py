@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
@@ -49,29 +51,49 @@ class Cifar10(Dataset):
     def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
         return np.array([generator(seed, i, "condition").integers(len(CLASSES)) for i in indices], dtype=np.int64)
 
+    @cached_property
+    def _table(self) -> pa.Table:
+        """The split as it is stored: images are decoded when they are asked for.
+
+        Raises:
+            ValueError: The file is not there, or lacks a column.
+        """
+        if not self.path.is_file():
+            raise ValueError(f"no file {self.path}; set the dataset's option 'folder' to where the CIFAR-10 files are")
+        table = pq.read_table(self.path)
+        if missing := {"image", "label"} - set(table.column_names):
+            raise ValueError(f"{self.path} has no column {min(missing)!r}; it has {', '.join(table.column_names)}")
+        return table
+
+    @property
+    def path(self) -> Path:
+        """The split's file."""
+        return Path(self.folder) / f"cifar10-{self.split}.parquet"
+
     def reference(self) -> LabelledSamples:
         """Every image of the split, (N, C, side, side) in [-1, 1].
 
         Raises:
             ValueError: The file is not there, or is no file of such images.
         """
-        path = Path(self.folder) / f"cifar10-{self.split}.parquet"
-        if not path.is_file():
-            raise ValueError(f"no file {path}; set the dataset's option 'folder' to where the CIFAR-10 files are")
-        table = pq.read_table(path)
-        if missing := {"image", "label"} - set(table.column_names):
-            raise ValueError(f"{path} has no column {min(missing)!r}; it has {', '.join(table.column_names)}")
-        labels = table["label"].to_numpy().astype(np.int64)
-        images = np.stack([self._decoded(encoded.as_py(), path) for encoded in table["image"]])
-        return LabelledSamples(images.astype(np.float32) / 127.5 - 1, labels)
+        return LabelledSamples(
+            self.real_samples(range(len(self._table))), self._table["label"].to_numpy().astype(np.int64)
+        )
 
-    def _decoded(self, encoded: bytes, path: Path) -> npt.NDArray[np.float32]:
+    def real_count(self) -> int:
+        return len(self._table) if self.path.is_file() else 0
+
+    def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
+        images = np.stack([self._decoded(self._table["image"][i].as_py()) for i in indices])
+        return images.astype(np.float32) / 127.5 - 1
+
+    def _decoded(self, encoded: bytes) -> npt.NDArray[np.float32]:
         try:
             image = Image.open(io.BytesIO(encoded)).convert("L" if self.grayscale else "RGB")
         except UnidentifiedImageError as error:
-            raise ValueError(f"{path} holds bytes that are no image: {error}") from error
+            raise ValueError(f"{self.path} holds bytes that are no image: {error}") from error
         if image.size != (SIDE, SIDE):
-            raise ValueError(f"{path} holds an image of {image.size}; CIFAR-10's are {SIDE}x{SIDE}")
+            raise ValueError(f"{self.path} holds an image of {image.size}; CIFAR-10's are {SIDE}x{SIDE}")
         pixels = np.asarray(image, dtype=np.float32).reshape(SIDE, SIDE, -1).transpose(2, 0, 1)
         block = SIDE // self.side
         averaged: npt.NDArray[np.float32] = pixels.reshape(-1, self.side, block, self.side, block).mean(axis=(2, 4))

@@ -27,6 +27,8 @@ from orchestrator.progress import bar
 from orchestrator.storage import Storage
 
 DIGITS_HELD_OUT = 360
+KEPT = 4000
+"""Real samples whose features travel with the package: what kernel distances compare with."""
 
 
 class Labelled(NamedTuple):
@@ -155,7 +157,7 @@ def main(name: str, folder: str = "") -> None:
     target.write(f"{name}.safetensors", save(weights, {METADATA_KEY: json.dumps(facts, sort_keys=True)}))
     real = torch.from_numpy(Digits().reference().samples) if name == "digits_cnn" else training.samples
     reference, about = recipe.reference
-    moments = feature_moments(extractor(), real)
+    moments = feature_moments(extractor(), real, KEPT)
     target.write(f"{name}.{reference}.safetensors", moments.to_bytes(dataset=about))
     print(json.dumps(facts, indent=1))
 

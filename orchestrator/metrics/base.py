@@ -183,7 +183,12 @@ class RateMetric(Metric):
 
 def summarise(values: Tensor) -> Summary:
     """Mean and standard error of per-sample values, summed exactly (independent of order and blocks)."""
-    finite = values[torch.isfinite(values)].to(torch.float64).tolist()
+    return summarise_values(values.to(torch.float64).tolist())
+
+
+def summarise_values(values: Sequence[float]) -> Summary:
+    """The same of plain numbers."""
+    finite = [value for value in values if math.isfinite(value)]
     count = len(finite)
     if count == 0:
         return Summary(math.nan, math.nan, 0, len(values))

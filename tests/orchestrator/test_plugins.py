@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dataset_examples import example
 
 import orchestrator.metrics
 from orchestrator import plugins
@@ -122,9 +123,9 @@ def test_a_base_module_is_no_plugin() -> None:
 
 
 @of("datasets")
-def test_conditioning_of_a_pair_is_a_function_of_seed_and_index_alone(plugin: type[Dataset]) -> None:
+def test_conditioning_of_a_pair_is_a_function_of_seed_and_index_alone(plugin: type[Dataset], tmp_path: Path) -> None:
     """Whoever asks, in whatever order and company, pair i has the same conditioning."""
-    dataset = plugin()
+    dataset = example(plugin, tmp_path)
     indices = [0, 5, 17, 1000, 3]
     conditions = dataset.conditions(7, indices)
     assert conditions.dtype == np.int64
@@ -136,9 +137,24 @@ def test_conditioning_of_a_pair_is_a_function_of_seed_and_index_alone(plugin: ty
 
 
 @of("datasets")
-def test_a_reference_set_is_what_models_are_trained_on(plugin: type[Dataset]) -> None:
+def test_real_samples_are_those_that_are_asked_for(plugin: type[Dataset], tmp_path: Path) -> None:
+    """Images in [-1, 1], float32, whatever the order and the company; none where there are none."""
+    dataset = example(plugin, tmp_path)
+    count = dataset.real_count()
+    if not count:
+        return
+    last, first = dataset.real_samples([count - 1, 0])
+    np.testing.assert_array_equal(dataset.real_samples([0])[0], first)
+    np.testing.assert_array_equal(dataset.real_samples(range(count))[-1], last)
+    assert first.dtype == np.float32
+    assert first.ndim == 3
+    assert np.abs(first).max() <= 1
+
+
+@of("datasets")
+def test_a_reference_set_is_what_models_are_trained_on(plugin: type[Dataset], tmp_path: Path) -> None:
     """A reference set has as many labels as samples, finite float32 samples, and conditioning out of its labels."""
-    dataset = plugin()
+    dataset = example(plugin, tmp_path)
     if "folder" in vars(dataset) and dataset.reference.__func__ is not Dataset.reference:
         with pytest.raises(ValueError, match="set the dataset's option 'folder'"):
             dataset.reference()  # these samples do not travel with the package

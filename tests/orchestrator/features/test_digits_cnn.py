@@ -45,10 +45,10 @@ def test_the_reference_is_that_of_the_real_digits(extractor: DigitsCNN, real: Te
 
 
 def test_the_shipped_files_are_small_and_packaged(repository: Path) -> None:
-    """Weights and statistics below 200 kB, named in the package data."""
+    """Weights and statistics below 300 kB, named in the package data."""
     files = sorted(WEIGHTS.glob("digits_cnn*"))
     assert [path.name for path in files] == ["digits_cnn.digits.safetensors", "digits_cnn.safetensors"]
-    assert all(path.stat().st_size < 200_000 for path in files)
+    assert all(path.stat().st_size < 300_000 for path in files)
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))
     assert "features/weights/*" in project["tool"]["setuptools"]["package-data"]["orchestrator"]
 

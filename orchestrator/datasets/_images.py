@@ -1,0 +1,78 @@
+"""Reading of image files for datasets: decoded, cropped, resized; what is wrong is named."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+
+def decoded(
+    source: Path | bytes, where: str, side: int | None = None, grayscale: bool = False
+) -> npt.NDArray[np.float32]:
+    """An image as (C, H, W) in [-1, 1], float32.
+
+    Args:
+        source: A file, or an encoded image.
+        where: What it is called in errors.
+        side: Height and width of the centre square, resized with antialiasing; None: as it is.
+        grayscale: One channel (ITU-R 601 luma) instead of three.
+
+    Raises:
+        ValueError: It is no image.
+    """
+    try:
+        opened = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+        image = opened.convert("L" if grayscale else "RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{where} is no image that can be read: {error}; leave it out or mend it") from error
+    if side is not None and image.size != (side, side):
+        short = min(image.size)
+        left, top = ((length - short) // 2 for length in image.size)
+        image = image.crop((left, top, left + short, top + short))
+        image = image.resize((side, side), Image.Resampling.LANCZOS if side < short else Image.Resampling.BICUBIC)
+    pixels = np.asarray(image, dtype=np.float32)
+    channels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return channels / np.float32(127.5) - 1
+
+
+def stacked(images: list[npt.NDArray[np.float32]], names: list[str]) -> npt.NDArray[np.float32]:
+    """Images of one size as a batch, (B, C, H, W).
+
+    Raises:
+        ValueError: Two of different size, by name.
+    """
+    for image, name in zip(images, names, strict=True):
+        if image.shape != images[0].shape:
+            raise ValueError(
+                f"{name} is {image.shape[2]}x{image.shape[1]}, and {names[0]} is {images[0].shape[2]}x"
+                f"{images[0].shape[1]}; set the option 'side' to have all cut and resized to squares"
+            )
+    return np.stack(images)
+
+
+def check_side(side: int | None) -> None:
+    """Refuse a side below 1.
+
+    Raises:
+        ValueError: With the value.
+    """
+    if side is not None and side < 1:
+        raise ValueError(f"side must be at least 1, got {side}")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file ``name`` of a folder.
+
+    Raises:
+        ValueError: It is not there, or leads out of the folder.
+    """
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"{name!r} leads out of {folder}; files must lie inside it")
+    if not path.is_file():
+        raise ValueError(f"no file {name!r} in {folder}")
+    return path

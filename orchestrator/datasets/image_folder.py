@@ -1,0 +1,78 @@
+"""A folder of images, in subfolders by class where there are classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.datasets._images import check_side, decoded, stacked
+from orchestrator.datasets.base import Dataset
+from orchestrator.randomness import generator
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class ImageFolder(Dataset):
+    """Images in a folder (png, jpg, webp, bmp), read when they are asked for; subfolders are classes, by name.
+
+    Conditioning is the class of an image that is drawn uniformly, 0 where there are no classes.
+
+    Attributes:
+        folder: The folder.
+        side: Every image is cut to its centre square and resized to this; None: as they are, all of one size.
+        grayscale: One channel (ITU-R 601 luma) instead of three.
+
+    Raises:
+        ValueError: No such folder, or no images in it.
+    """
+
+    folder: str
+    side: int | None = None
+    grayscale: bool = False
+
+    def __post_init__(self) -> None:
+        check_side(self.side)
+        if not Path(self.folder).is_dir():
+            raise ValueError(f"no folder {self.folder}; give one that holds images")
+        if not self.files:
+            raise ValueError(f"no images in {self.folder}: none ends in {', '.join(SUFFIXES)}")
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """Every image, in order of its name."""
+        return sorted(path for path in Path(self.folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Names of the classes, in order of their numbers."""
+        return sorted({self._place(path)[0] for path in self.files if len(self._place(path)) > 1})
+
+    def _place(self, path: Path) -> tuple[str, ...]:
+        return path.relative_to(self.folder).parts
+
+    def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        drawn = [self.files[generator(seed, i, "condition").integers(len(self.files))] for i in indices]
+        return np.array([numbers.get(self._place(path)[0], 0) for path in drawn], dtype=np.int64)
+
+    def real_count(self) -> int:
+        return len(self.files)
+
+    def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
+        """These images, (len(indices), C, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: One that cannot be read, or of another size where ``side`` is not given.
+        """
+        chosen = [self.files[i] for i in indices]
+        images = [decoded(path, str(path), self.side, self.grayscale) for path in chosen]
+        return stacked(images, [str(path) for path in chosen])
+
+
+DATASET = ImageFolder

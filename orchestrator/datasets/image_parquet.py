@@ -1,0 +1,138 @@
+"""Parquet files of images, with labels or texts, as data sets are published on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from orchestrator.datasets._images import check_side, decoded, stacked
+from orchestrator.datasets.base import Dataset
+from orchestrator.randomness import generator
+
+
+class _RowGroup(NamedTuple):
+    file: Path
+    group: int
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class ImageParquet(Dataset):
+    """Encoded images in a column of Parquet files, one row group in memory at a time.
+
+    Conditioning is the label of a row that is drawn uniformly, or its number where there are texts.
+
+    Attributes:
+        path: A file, or a folder whose ``*.parquet`` are taken in order of name.
+        image_column: Encoded images: bytes, or a struct with a field ``bytes``.
+        label_column: Class labels, integers; None: there are none.
+        text_column: Prompts; None: there are none.
+        side: Every image is cut to its centre square and resized to this; None: as they are, all of one size.
+        grayscale: One channel (ITU-R 601 luma) instead of three.
+
+    Raises:
+        ValueError: No such file, no rows, a column that is not there, or labels and texts at once.
+    """
+
+    path: str
+    image_column: str = "image"
+    label_column: str | None = None
+    text_column: str | None = None
+    side: int | None = None
+    grayscale: bool = False
+    _held: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_side(self.side)
+        if self.label_column is not None and self.text_column is not None:
+            raise ValueError("conditioning is by labels or by texts; leave out label_column or text_column")
+        if not self.files:
+            raise ValueError(f"no Parquet file at {self.path}; give a file, or a folder that holds some")
+        for file in self.files:
+            there = pq.read_schema(file).names
+            for column in (self.image_column, self.label_column, self.text_column):
+                if column is not None and column not in there:
+                    raise ValueError(f"{file} has no column {column!r}; it has {', '.join(there)}")
+        if not self.real_count():
+            raise ValueError(f"{self.path} holds no rows")
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The Parquet files."""
+        path = Path(self.path)
+        return [path] if path.is_file() else sorted(path.glob("*.parquet"))
+
+    @cached_property
+    def _groups(self) -> list[_RowGroup]:
+        found, first = [], 0
+        for file in self.files:
+            metadata = pq.read_metadata(file)
+            for group in range(metadata.num_row_groups):
+                count = metadata.row_group(group).num_rows
+                found.append(_RowGroup(file, group, first, count))
+                first += count
+        return found
+
+    def _column(self, name: str) -> list[Any]:
+        return [value for file in self.files for value in pq.read_table(file, columns=[name])[name].to_pylist()]
+
+    @cached_property
+    def _labels(self) -> npt.NDArray[np.int64]:
+        assert self.label_column is not None
+        return np.array(self._column(self.label_column), dtype=np.int64)
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        assert self.text_column is not None
+        return [str(text) for text in self._column(self.text_column)]
+
+    def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+        drawn = np.array([generator(seed, i, "condition").integers(self.real_count()) for i in indices], dtype=np.int64)
+        if self.text_column is not None:
+            return drawn
+        return self._labels[drawn] if self.label_column is not None else np.zeros_like(drawn)
+
+    @property
+    def texts(self) -> Callable[[Sequence[int]], list[str]]:
+        """``texts(conditions)``: the prompts of these rows; not there without a text column."""
+        if self.text_column is None:
+            raise AttributeError("this dataset has no texts; set text_column")
+        return lambda conditions: [self._texts[number] for number in conditions]
+
+    def real_count(self) -> int:
+        return sum(group.rows for group in self._groups)
+
+    def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
+        """These images, (len(indices), C, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: One that cannot be read, or of another size where ``side`` is not given.
+        """
+        names = [f"row {i} of {self.path}" for i in indices]
+        encoded = zip(map(self._encoded, indices), names, strict=True)
+        return stacked([decoded(data, name, self.side, self.grayscale) for data, name in encoded], names)
+
+    def _encoded(self, index: int) -> bytes:
+        firsts = [group.first for group in self._groups]
+        place = int(np.searchsorted(firsts, index, side="right")) - 1
+        group = self._groups[place]
+        if place not in self._held:
+            self._held.clear()  # rows are asked for in order: one group is held, never all
+            table = pq.ParquetFile(group.file).read_row_group(group.group, columns=[self.image_column])
+            self._held[place] = table[self.image_column]
+        value = self._held[place][index - group.first].as_py()
+        value = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(value, bytes):
+            raise ValueError(f"row {index} of {self.path} holds no encoded image, but {type(value).__name__}")
+        return value
+
+
+DATASET = ImageParquet

@@ -1,0 +1,92 @@
+"""``inception``: the 2,048 features of the Frechet inception distance, by torch-fidelity's own network."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orchestrator.errors import ConfigError
+
+FILE = "weights-inception-2015-12-05-6726825d.pth"
+SOURCE = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
+FEATURES = 2048
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as a viewer would save them: clipped and rounded to 8 bits, (B, C, H, W), uint8."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Inception:
+    """InceptionV3 with the weights of the original FID (Heusel et al. 2017), as torch-fidelity distributes them.
+
+    Attributes:
+        weights: The file; by default where torch keeps what it has fetched from the net.
+
+    Raises:
+        ConfigError: There is no such file. It is not fetched.
+    """
+
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.path.is_file():
+            raise ConfigError(
+                f"features 'inception' need {FILE}, and there is none at {self.path}; fetch it from {SOURCE}, or set "
+                f"the option 'weights' to where it is"
+            )
+
+    @property
+    def path(self) -> Path:
+        """Where the weights are looked for."""
+        return Path(self.weights or Path(torch.hub.get_dir()) / "checkpoints" / FILE).expanduser()
+
+    @property
+    def name(self) -> str:
+        return "inception"
+
+    @property
+    def dim(self) -> int:
+        return FEATURES
+
+    @cached_property
+    def net(self) -> Any:
+        """The network.
+
+        Raises:
+            ConfigError: The file holds something else.
+        """
+        from torch_fidelity.feature_extractor_inceptionv3 import (  # type: ignore[import-untyped]
+            FeatureExtractorInceptionV3,
+        )
+
+        try:
+            # torch-fidelity unpickles whatever the file holds: looked at first, so that it is tensors alone.
+            torch.load(self.path, weights_only=True, map_location="cpu")
+            return FeatureExtractorInceptionV3("inception", [str(FEATURES)], str(self.path))
+        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            reason = str(error).split("\n", 1)[0]
+            raise ConfigError(f"{self.path} holds no weights of torch-fidelity's Inception: {reason}") from error
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """Features, (B, 2048), float32, of images (B, 1 or 3, H, W) in [-1, 1]. Not differentiable: images are rounded.
+
+        Raises:
+            ValueError: Another number of channels.
+        """
+        if samples.ndim != 4 or samples.shape[1] not in (1, 3):
+            raise ValueError(f"inception takes images (B, 1 or 3, H, W), got {tuple(samples.shape)}")
+        images = to_uint8(samples).expand(-1, 3, -1, -1)
+        with torch.no_grad():
+            (features,) = self.net.to(samples.device)(images)
+        return features.float()
+
+
+EXTRACTOR = Inception

@@ -1,0 +1,37 @@
+"""Where the weights of others' networks are on this machine. Nothing is ever downloaded behind a user's back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.errors import ConfigError
+
+
+def local_folder(weights: str, wanted: str) -> Path:
+    """The folder of a network in the format of transformers.
+
+    Args:
+        weights: A folder, or the name of a repository on the Hugging Face hub that is in the local cache.
+        wanted: What needs it, for errors.
+
+    Raises:
+        ConfigError: It is neither, with where it was looked for and how to get it.
+    """
+    folder = Path(weights).expanduser()
+    if folder.is_dir():
+        if not any(folder.glob("*config.json")):
+            raise ConfigError(f"{wanted} needs a network in the format of transformers: {folder} has no config.json")
+        return folder
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.constants import HF_HUB_CACHE
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise ConfigError(f"{wanted} needs transformers; pip install 'bespoke-solvers[diffusers]'") from error
+    try:
+        return Path(snapshot_download(weights, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        raise ConfigError(
+            f"{wanted} needs the weights {weights!r}, which are no folder here and not in the cache {HF_HUB_CACHE}; "
+            f"fetch them with `hf download {weights}`, or set the option to a folder"
+        ) from error

@@ -1,0 +1,76 @@
+"""Scores by CLIP models: how well an image fits the text it was made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from orchestrator.datasets.base import Dataset
+from orchestrator.errors import ConfigError
+from orchestrator.features.inception import to_uint8
+from orchestrator.local_weights import local_folder
+from orchestrator.metrics.base import Batch, MeanMetric, Media, needs
+from orchestrator.models.base import freeze
+
+
+@dataclass(frozen=True)
+class CLIPMetric(MeanMetric):
+    """A score by a CLIP model. A subclass says which.
+
+    Attributes:
+        weights: The model: a folder, or a repository of the hub that is in the local cache.
+        processor: The folder or repository of its processor; None: the model's own.
+    """
+
+    weights: str
+    processor: str | None = None
+
+    NAME: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+    sees: ClassVar[Media] = "images"
+
+    @property
+    def column(self) -> str:
+        return f"{self.NAME}[{self.weights.rstrip('/').rpartition('/')[2]}]"
+
+    def check(self, dataset: Dataset) -> None:
+        needs(dataset, "texts", self.NAME, "the text of each image")
+        try:
+            import transformers  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(f"{self.NAME} needs transformers; pip install 'bespoke-solvers[diffusers]'") from error
+        for name in (self.weights, self.processor):
+            if name is not None:
+                local_folder(name, f"metric {self.NAME!r}")
+
+    @cached_property
+    def _net(self) -> Any:
+        from transformers import CLIPModel
+
+        return freeze(CLIPModel.from_pretrained(local_folder(self.weights, self.NAME)))
+
+    @cached_property
+    def _processor(self) -> Any:
+        from transformers import CLIPProcessor
+
+        return CLIPProcessor.from_pretrained(local_folder(self.processor or self.weights, self.NAME))
+
+    def cosine(self, batch: Batch) -> Tensor:
+        """Cosine of image and text embeddings, (B, 1), float64."""
+        assert batch.conditions is not None
+        texts = needs(batch.dataset, "texts", self.NAME, "the text of each image")(batch.conditions)
+        pictures = list(to_uint8(batch.samples).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy())
+        device = batch.samples.device
+        inputs = self._processor(images=pictures, text=texts, return_tensors="pt", padding=True, truncation=True)
+        with torch.no_grad():
+            found = self._net.to(device)(**inputs.to(device))
+        return (found.image_embeds * found.text_embeds).sum(dim=1, keepdim=True).double()
+
+    @property
+    def scale(self) -> float:
+        """The factor that the model itself puts on cosines."""
+        return float(self._net.logit_scale.exp())

@@ -1,0 +1,119 @@
+"""What distances between distributions of features share: the features, and the real samples they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from orchestrator import plugins
+from orchestrator.datasets.base import Dataset
+from orchestrator.errors import ConfigError
+from orchestrator.features.base import FeatureExtractor
+from orchestrator.metrics.base import Array, Batch, Media, Metric
+from orchestrator.moments import FeatureStatistics, Moments, reference_moments
+
+
+@dataclass(frozen=True)
+class FeatureMetric(Metric):
+    """A distance between the features of samples and of real data.
+
+    Attributes:
+        features: Feature extractor plugin; part of the metric's name.
+        features_options: Its options.
+        reference: The real data: None for those of the dataset that is evaluated on; the name of statistics that travel
+            with the package; a file of statistics (``.safetensors`` of `bespoke reference`, or ``.npz`` with ``mu`` and
+            ``sigma``); or another dataset, ``{name: …, options: {…}}``.
+    """
+
+    features: str = "inception"
+    features_options: dict[str, Any] = field(default_factory=dict)
+    reference: Any = None
+
+    higher_is_better: ClassVar[bool] = False
+    sees: ClassVar[Media] = "images"
+    paired: ClassVar[bool] = False
+    summary_options: ClassVar[frozenset[str]] = frozenset({"reference"})
+
+    @property
+    def measured(self) -> str:
+        return f"features[{self.features}]"
+
+    @cached_property
+    def extractor(self) -> FeatureExtractor:
+        """The network."""
+        return plugins.build("features", self.features, self.features_options)
+
+    @cached_property
+    def statistics(self) -> Moments | None:
+        """The statistics that ``reference`` names; None where real samples have to be measured.
+
+        Raises:
+            ConfigError: There are none, they are of other features, or the file is no file of statistics.
+        """
+        if self.reference is None or isinstance(self.reference, dict):
+            return None
+        path = Path(str(self.reference))
+        if path.suffix not in (".npz", ".safetensors"):
+            return reference_moments(self.features, str(self.reference))
+        if not path.is_file():
+            raise ConfigError(f"no reference statistics at {path}; make them with `bespoke reference`")
+        found = _read(path, self.features)
+        if found.features != self.features:
+            raise ConfigError(
+                f"{path} holds statistics of features {found.features!r}, and the metric is of {self.features!r}"
+            )
+        return found
+
+    def check(self, dataset: Dataset) -> None:
+        _ = self.extractor, self.statistics
+        if self.reference is None and not dataset.real_count():
+            raise ConfigError(
+                f"{type(dataset).__name__} has no real samples to compare with; set the option 'reference' to shipped "
+                f"statistics, to a file of `bespoke reference`, or to another dataset"
+            )
+
+    def real(self, dataset: Dataset) -> Dataset | None:
+        if self.statistics is not None:
+            return None
+        if self.reference is None:
+            return dataset
+        if set(self.reference) - {"name", "options"} or "name" not in self.reference:
+            raise ConfigError(f"reference must be {{name: …, options: {{…}}}}, got {self.reference}")
+        return plugins.build("datasets", self.reference["name"], self.reference.get("options"))
+
+    def measure(self, batch: Batch) -> Tensor:
+        return self.extractor(batch.samples).float()
+
+
+def _read(path: Path, features: str) -> Moments:
+    """Statistics in a file; an ``.npz`` does not say of which features."""
+    try:
+        if path.suffix == ".safetensors":
+            return Moments.from_bytes(path.read_bytes())
+        with np.load(path, allow_pickle=False) as file:
+            mean, covariance = (file[name].astype(np.float64) for name in ("mu", "sigma"))
+            return Moments(features, 0, mean, covariance)
+    except (KeyError, ValueError, OSError) as error:
+        raise ConfigError(f"{path} holds no statistics: {error}; make them with `bespoke reference`") from error
+
+
+def moments_of(features: str, shards: Iterable[Array]) -> Moments:
+    """Moments of stored features, (rows, F) each, one shard in memory at a time.
+
+    Raises:
+        ValueError: Fewer than two samples, or features that are not finite.
+    """
+    statistics: FeatureStatistics | None = None
+    for shard in shards:
+        if statistics is None:
+            statistics = FeatureStatistics(features, shard.shape[1])
+        statistics.add(shard)
+    if statistics is None:
+        raise ValueError("there are no samples")
+    return statistics.moments(at_least=2)

@@ -1,0 +1,27 @@
+"""CLIP score: how well an image fits its prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from orchestrator.metrics._clip import CLIPMetric
+from orchestrator.metrics.base import Batch
+
+
+@dataclass(frozen=True)
+class CLIPScore(CLIPMetric):
+    """Cosine of CLIP's embeddings of image and prompt (Radford et al. 2021), about 0.25 for good images (BNS Table 2).
+
+    Others multiply it by 100 or 2.5; here it is the cosine itself.
+    """
+
+    weights: str = "openai/clip-vit-base-patch32"
+    NAME = "clip_score"
+
+    def measure(self, batch: Batch) -> Tensor:
+        return self.cosine(batch)
+
+
+METRIC = CLIPScore

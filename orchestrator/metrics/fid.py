@@ -1,0 +1,48 @@
+"""Frechet distance between features of samples and of real data: FID, where the features are Inception's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from orchestrator.datasets.base import Dataset
+from orchestrator.metrics._features import FeatureMetric, moments_of
+from orchestrator.metrics.base import Array, Summary
+from orchestrator.moments import Moments, frechet_distance
+
+
+@dataclass(frozen=True)
+class FID(FeatureMetric):
+    """Frechet distance of features (Heusel et al. 2017), by torch-fidelity's formula, from exactly merged moments.
+
+    It is biased upwards by about F / N: compare numbers of the same features and the same number of samples alone. With
+    no more samples than features it is defined, as torch-fidelity has it, and says little.
+    """
+
+    @property
+    def column(self) -> str:
+        return f"fid[{self.features}]"
+
+    @cached_property
+    def _real(self) -> dict[Hashable, Moments]:
+        """Moments of real samples, once for all solvers."""
+        return {}
+
+    def summarise(self, shards: Iterable[Array], dataset: Dataset, real: Iterable[Array] | None = None) -> Summary:
+        samples = moments_of(self.features, shards)
+        return Summary(frechet_distance(samples, self._reference(real)), math.nan, samples.count, 0)
+
+    def _reference(self, real: Iterable[Array] | None) -> Moments:
+        if self.statistics is not None:
+            return self.statistics
+        assert real is not None
+        if not isinstance(real, Hashable):
+            return moments_of(self.features, real)
+        if real not in self._real:
+            self._real[real] = moments_of(self.features, real)
+        return self._real[real]
+
+
+METRIC = FID

@@ -1,0 +1,25 @@
+"""PickScore: which image people would prefer for a prompt, by a model of their choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from orchestrator.metrics._clip import CLIPMetric
+from orchestrator.metrics.base import Batch
+
+
+@dataclass(frozen=True)
+class PickScore(CLIPMetric):
+    """The logit of a CLIP model that was trained on people's choices (Kirstain et al. 2023), about 21 (BNS Table 2)."""
+
+    weights: str = "yuvalkirstain/PickScore_v1"
+    processor: str | None = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    NAME = "pick_score"
+
+    def measure(self, batch: Batch) -> Tensor:
+        return self.scale * self.cosine(batch)
+
+
+METRIC = PickScore

@@ -1,0 +1,73 @@
+"""A small example of every dataset that needs files: what the contract tests of datasets build."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from orchestrator.datasets.base import Dataset
+
+COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (20, 40, 60))
+
+
+def write_pictures(folder: Path, count: int = 6, side: int = 8) -> list[Path]:
+    """Plain pictures, each of its own colour: 0.png, 1.png, …"""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number}.png" for number in range(count)]
+    for path, colour in zip(paths, COLOURS, strict=False):
+        Image.new("RGB", (side, side), colour).save(path)
+    return paths
+
+
+def image_folder(folder: Path) -> dict[str, Any]:
+    """Two classes of three pictures."""
+    for path in write_pictures(folder / "pictures"):
+        place = folder / "pictures" / ("cats" if int(path.stem) % 2 else "dogs")
+        place.mkdir(exist_ok=True)
+        path.rename(place / path.name)
+    return {"folder": str(folder / "pictures")}
+
+
+def image_parquet(folder: Path) -> dict[str, Any]:
+    """Six pictures in row groups of two, with labels and texts."""
+    encoded = [path.read_bytes() for path in write_pictures(folder / "source")]
+    table = pa.table(
+        {
+            "image": [{"bytes": data, "path": None} for data in encoded],
+            "label": list(range(6)),
+            "text": [f"picture {number}" for number in range(6)],
+        }
+    )
+    pq.write_table(table, folder / "pictures.parquet", row_group_size=2)
+    return {"path": str(folder / "pictures.parquet"), "label_column": "label"}
+
+
+def coco_captions(folder: Path) -> dict[str, Any]:
+    """Six pictures with two captions each."""
+    paths = write_pictures(folder / "val2014")
+    content = {
+        "images": [{"id": i, "file_name": path.name} for i, path in enumerate(paths)],
+        "annotations": [{"image_id": i // 2, "caption": f"caption {i}"} for i in range(12)],
+    }
+    (folder / "captions.json").write_text(json.dumps(content), encoding="utf-8")
+    return {"annotations": str(folder / "captions.json"), "images": str(folder / "val2014")}
+
+
+OPTIONS = {"image_folder": image_folder, "image_parquet": image_parquet, "coco_captions": coco_captions}
+
+
+def example(plugin: type[Dataset], folder: Path) -> Dataset:
+    """A dataset of this kind, its files in ``folder`` where it needs some."""
+    make = OPTIONS.get(plugin.__module__.rpartition(".")[2])
+    return plugin(**make(folder)) if make else plugin()
+
+
+def plain(colour: int) -> np.ndarray:
+    """A picture of :func:`write_pictures` as a dataset gives it, (3, 1, 1): one colour throughout."""
+    return np.array(COLOURS[colour], dtype=np.float32)[:, None, None] / 127.5 - 1

@@ -1,0 +1,135 @@
+"""Folders, Parquet files and captions: images are read when they are asked for, and what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from dataset_examples import coco_captions, image_folder, image_parquet, plain, write_pictures
+from PIL import Image
+
+from orchestrator.datasets.coco_captions import CocoCaptions
+from orchestrator.datasets.image_folder import ImageFolder
+from orchestrator.datasets.image_parquet import ImageParquet
+
+
+def test_a_folder_has_its_images_in_order_of_name(tmp_path: Path) -> None:
+    """Whatever the file system lists first."""
+    write_pictures(tmp_path)
+    found = ImageFolder(str(tmp_path)).real_samples([2, 0])
+    np.testing.assert_array_equal(found, np.broadcast_to([plain(2), plain(0)], (2, 3, 8, 8)))
+
+
+def test_subfolders_are_classes(tmp_path: Path) -> None:
+    """Conditioning is the class of an image that is drawn: each about as often as it has images."""
+    dataset = ImageFolder(**image_folder(tmp_path))
+    assert dataset.classes == ["cats", "dogs"]
+    labels = dataset.conditions(0, range(400))
+    assert 150 < labels.sum() < 250
+
+
+def test_images_are_cut_to_their_centre_and_resized(tmp_path: Path) -> None:
+    """A wide picture loses its sides; grey is one channel."""
+    wide = np.zeros((8, 16, 3), dtype=np.uint8)
+    wide[:, 4:12] = 255
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    (found,) = ImageFolder(str(tmp_path), side=4, grayscale=True).real_samples([0])
+    assert found.shape == (1, 4, 4)
+    np.testing.assert_array_equal(found, np.ones_like(found))
+
+
+def test_images_of_several_sizes_ask_for_a_side(tmp_path: Path) -> None:
+    """With the two that differ."""
+    write_pictures(tmp_path, 1)
+    Image.new("RGB", (4, 8)).save(tmp_path / "z.png")
+    with pytest.raises(ValueError, match=r"z\.png is 4x8, and .*0\.png is 8x8; set the option 'side'"):
+        ImageFolder(str(tmp_path)).real_samples([0, 1])
+
+
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    """Not at the start (there may be a million), but when it is read."""
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"broken\.png is no image that can be read"):
+        ImageFolder(str(tmp_path)).real_samples([0])
+
+
+@pytest.mark.parametrize("name", ["empty", "missing"])
+def test_a_folder_without_images_is_refused(tmp_path: Path, name: str) -> None:
+    """Before anything starts."""
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no images in .*empty|no folder .*missing"):
+        ImageFolder(str(tmp_path / name))
+
+
+def test_a_parquet_file_is_read_by_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six rows in three groups: going through them in order reads every group once, and holds one."""
+    dataset = ImageParquet(**image_parquet(tmp_path))
+    read = []
+    original = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_group", lambda self, i, **kw: (read.append(i), original(self, i, **kw))[1]
+    )
+    found = dataset.real_samples(range(6))
+    np.testing.assert_array_equal(found[:, :, :1, :1], [plain(i) for i in range(6)])
+    assert read == [0, 1, 2]
+
+
+def test_a_parquet_row_has_a_label_or_a_text(tmp_path: Path) -> None:
+    """Labels are what a class-conditional model takes; texts make it a dataset of prompts."""
+    options = image_parquet(tmp_path)
+    labelled = ImageParquet(**options)
+    assert set(labelled.conditions(0, range(100)).tolist()) == set(range(6))
+    assert not hasattr(labelled, "texts")
+    captioned = ImageParquet(**options | {"label_column": None, "text_column": "text"})
+    assert captioned.texts([4, 0]) == ["picture 4", "picture 0"]
+    with pytest.raises(ValueError, match="by labels or by texts"):
+        ImageParquet(**options | {"text_column": "text"})
+
+
+def test_a_parquet_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    """With the columns that it has; a cell that is no image by its row."""
+    options = image_parquet(tmp_path)
+    with pytest.raises(ValueError, match="has no column 'img'; it has image, label, text"):
+        ImageParquet(**options | {"image_column": "img"})
+    with pytest.raises(ValueError, match=r"row 3 of .* holds no encoded image, but str"):
+        ImageParquet(**options | {"image_column": "text"}).real_samples([3])
+    with pytest.raises(ValueError, match="no Parquet file at"):
+        ImageParquet(str(tmp_path / "none"))
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "empty.parquet")
+    with pytest.raises(ValueError, match="holds no rows"):
+        ImageParquet(str(tmp_path / "empty.parquet"))
+
+
+def test_captions_are_drawn_and_images_found(tmp_path: Path) -> None:
+    """Several captions an image, as in MS-COCO: prompts are captions, real samples are images."""
+    dataset = CocoCaptions(**coco_captions(tmp_path))
+    assert set(dataset.conditions(0, range(300)).tolist()) == set(range(12))
+    assert dataset.texts([11, 0]) == ["caption 11", "caption 0"]
+    assert dataset.real_count() == 6
+    np.testing.assert_array_equal(dataset.real_samples([5])[:, :, :1, :1], [plain(5)])
+    assert CocoCaptions(dataset.annotations).real_count() == 0
+
+
+def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    """An annotation file is somebody else's: it must not read what it was not given."""
+    options = coco_captions(tmp_path)
+    content = json.loads(Path(options["annotations"]).read_text(encoding="utf-8"))
+    for name, problem in (("../captions.json", "leads out of"), ("/etc/passwd", "leads out of"), ("7.png", "no file")):
+        content["images"][0]["file_name"] = name
+        Path(options["annotations"]).write_text(json.dumps(content), encoding="utf-8")
+        with pytest.raises(ValueError, match=problem):
+            CocoCaptions(**options).real_samples([0])
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"images": []}', '{"images": [{}], "annotations": []}', '{"images": [], "annotations": []}']
+)
+def test_a_file_that_is_no_annotation_file_is_refused(tmp_path: Path, text: str) -> None:
+    """With what one has, or that there are no captions."""
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no file of captions in COCO's format|holds no captions"):
+        CocoCaptions(str(tmp_path / "a.json"))
