@@ -229,6 +229,54 @@ def _find_thetas(thetas: Sequence[str], experiment: str | None, config: Experime
 
 
 @main.command()
+@click.argument("dataset")
+@click.argument("options", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--features", default="inception", show_default=True, help="`bespoke list features` shows them.")
+@click.option("--weights", metavar="FILE", help="Weights of the features' network, where they are not in their place.")
+@click.option("--to", "to", required=True, type=click.Path(path_type=Path), metavar="FILE", help="A .safetensors file.")
+@click.option("--keep", default=4000, show_default=True, help="Samples whose features are kept too, for KID.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--batch-size", default=64, show_default=True, help="Images that go through the network at once.")
+@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Where features are kept.")
+def reference(
+    dataset: str,
+    options: tuple[str, ...],
+    features: str,
+    weights: str | None,
+    to: Path,
+    keep: int,
+    device: str,
+    batch_size: int,
+    storage: str,
+) -> None:
+    """Statistics of a DATASET's real images, for FID and KID: option 'reference' of those metrics. Resumable.
+
+    \b
+    Examples:
+      bespoke reference cifar10 folder=/data/cifar10 --features inception --to cifar10.safetensors
+      bespoke reference image_folder folder=/data/cats side=256 --to cats.safetensors --device cuda
+    """
+    import resource
+
+    from orchestrator.config import parse_options
+    from orchestrator.evaluation.real import reference_statistics
+    from orchestrator.pool import LocalPool
+    from orchestrator.scorer import ScorerSettings
+    from orchestrator.storage import Storage
+
+    if to.suffix != ".safetensors":
+        raise UserError(f"statistics are a .safetensors file, got --to {to}")
+    place = Storage.at(storage)
+    place.check_writable()
+    scorers = LocalPool(ScorerSettings(storage=place.root, device=device, batch_size=batch_size))
+    described = {"name": dataset, "options": parse_options(options)}
+    moments = reference_statistics(place, scorers, features, {"weights": weights} if weights else {}, described, keep)
+    Storage.at(to.absolute().parent).write(to.name, moments.to_bytes(dataset=dataset))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    click.echo(f"{to}: {moments.count:,} images, {len(moments.mean)} features; peak memory {peak:,.0f} MiB")
+
+
+@main.command()
 @click.argument("theta", metavar="THETA")
 @click.option("--name", required=True, help="Of the registered model; made where there is none.")
 @click.option("--alias", help="Let this alias point to the new version, e.g. champion.")

@@ -653,6 +653,18 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     return content
 
 
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` texts as a mapping; values are YAML.
+
+    Raises:
+        ConfigError: One that is no ``key=value``.
+    """
+    content: dict[str, Any] = {}
+    for option in options:
+        _apply(content, option)
+    return content
+
+
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:

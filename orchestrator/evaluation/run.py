@@ -20,6 +20,7 @@ from orchestrator import plugins
 from orchestrator.datasets.base import Dataset
 from orchestrator.errors import UserError
 from orchestrator.evaluation.measurements import FINITE, Measured, MetricSpec
+from orchestrator.evaluation.real import RealSamples, RealShard
 from orchestrator.evaluation.subjects import Subject
 from orchestrator.metrics.base import Array, MeanMetric, RateMetric, Summary
 from orchestrator.pairs import PairSpec
@@ -27,10 +28,6 @@ from orchestrator.pool import Outcome, Pool, Request
 from orchestrator.progress import bar
 from orchestrator.storage import Storage, digest_of
 
-REAL = "real"
-"""Source of measurements of real samples."""
-REAL_SHARD = 1000
-"""Real samples a shard."""
 WAITING_MEDIA = 8
 """Shards of media that may wait for a scorer: what is on disk at once stays bounded."""
 
@@ -90,7 +87,7 @@ class Evaluation:
     cases: Sequence[Case]
     metrics: Sequence[MetricSpec]
     failures: dict[tuple[int, str], str] = field(default_factory=dict)
-    _sources: dict[tuple[str, str], tuple[Measured, dict[str, Any], int] | None] = field(default_factory=dict)
+    _real_samples: dict[tuple[str, str], RealSamples | None] = field(default_factory=dict)
 
     # ---- measuring --------------------------------------------------------------------------------------------
 
@@ -214,33 +211,22 @@ class Evaluation:
 
     # ---- real samples -----------------------------------------------------------------------------------------
 
-    def _real(self, spec: MetricSpec, pairs: PairSpec) -> tuple[Measured, dict[str, Any], int] | None:
-        """Where the numbers of the real samples are that a metric needs, of which dataset, and how many there are."""
+    def _real(self, spec: MetricSpec, pairs: PairSpec) -> RealSamples | None:
+        """The real samples that a metric needs measured too."""
         key = (digest_of([spec.name, dict(spec.options)]), digest_of(pairs.conditioning))
-        if key not in self._sources:
+        if key not in self._real_samples:
             dataset = self.dataset(pairs)
             source = spec.metric.real(dataset)
-            self._sources[key] = None
+            self._real_samples[key] = None
             if source is not None:
                 described = pairs.conditioning if source is dataset else plugins.describe("datasets", source)
-                count = source.real_count()
-                shards = -(-count // REAL_SHARD)
-                measured = Measured(self.storage, REAL, digest_of(described), spec.identity, shards)
-                self._sources[key] = (measured, described, count)
-        return self._sources[key]
+                self._real_samples[key] = RealSamples(self.storage, spec, described, source.real_count())
+        return self._real_samples[key]
 
-    def _real_work(self) -> list[_RealShard]:
-        found: dict[str, _RealShard] = {}
-        for case in self.cases:
-            for spec in self.metrics:
-                real = self._real(spec, case.pairs)
-                if real is None:
-                    continue
-                measured, described, count = real
-                for shard in measured.missing():
-                    indices = range(shard * REAL_SHARD, min((shard + 1) * REAL_SHARD, count))
-                    found[measured.key(shard)] = _RealShard(spec, measured.key(shard), described, indices)
-        return list(found.values())
+    def _real_work(self) -> list[RealShard]:
+        needed = [self._real(spec, case.pairs) for case in self.cases for spec in self.metrics]
+        missing = [shard for real in needed if real is not None for shard in real.missing()]
+        return list({shard.key: shard for shard in missing}.values())
 
     @staticmethod
     def dataset(pairs: PairSpec) -> Dataset:
@@ -283,7 +269,7 @@ class Evaluation:
             return nothing, f"{not_finite} samples are not finite"
         real = self._real(spec, case.pairs)
         try:
-            return spec.metric.summarise(self._measured(case, spec), dataset, real[0] if real else None), None
+            return spec.metric.summarise(self._measured(case, spec), dataset, real.measured if real else None), None
         except (UserError, ValueError) as error:
             return nothing, str(error)
 
@@ -360,20 +346,6 @@ class _Shard:
                 "first": pairs.shard_indices(self.shard).start,
             },
         )
-
-
-@dataclass(frozen=True)
-class _RealShard:
-    """Some real samples that a metric has not measured yet."""
-
-    spec: MetricSpec
-    key: str
-    dataset: dict[str, Any]
-    indices: range
-
-    def request(self) -> Request:
-        arguments = {"metric": self.spec, "key": self.key, "dataset": self.dataset, "indices": self.indices}
-        return Request("measure_real", arguments)
 
 
 def _media_folder(case: Case) -> str:

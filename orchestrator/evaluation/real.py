@@ -1,0 +1,122 @@
+"""Real samples, measured once: what distances between distributions compare with, shard by shard and resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from orchestrator import plugins
+from orchestrator.errors import ConfigError
+from orchestrator.evaluation.measurements import Measured, MetricSpec
+from orchestrator.metrics._features import moments_of
+from orchestrator.moments import Moments, spread
+from orchestrator.pool import Pool, Request
+from orchestrator.progress import bar
+from orchestrator.storage import Storage, digest_of
+
+SOURCE = "real"
+"""Source of measurements of real samples."""
+SHARD = 1000
+"""Real samples a shard."""
+
+
+@dataclass(frozen=True)
+class RealShard:
+    """Some real samples that a metric has not measured yet.
+
+    Attributes:
+        spec: The metric.
+        key: Where its numbers go.
+        dataset: Name and options of the dataset.
+        indices: Which of its samples.
+    """
+
+    spec: MetricSpec
+    key: str
+    dataset: Mapping[str, Any]
+    indices: range
+
+    def request(self) -> Request:
+        """What a scorer is asked."""
+        arguments = {"metric": self.spec, "key": self.key, "dataset": self.dataset, "indices": self.indices}
+        return Request("measure_real", arguments)
+
+
+@dataclass(frozen=True)
+class RealSamples:
+    """A metric's numbers of all real samples of a dataset.
+
+    Attributes:
+        storage: Where they are.
+        spec: The metric.
+        dataset: Name and options of the dataset.
+        count: How many real samples it has.
+    """
+
+    storage: Storage
+    spec: MetricSpec
+    dataset: Mapping[str, Any]
+    count: int
+
+    @property
+    def measured(self) -> Measured:
+        of = digest_of(dict(self.dataset))
+        return Measured(self.storage, SOURCE, of, self.spec.identity, -(-self.count // SHARD))
+
+    def missing(self) -> list[RealShard]:
+        """What is not measured yet."""
+        measured = self.measured
+        return [
+            RealShard(
+                self.spec, measured.key(shard), self.dataset, range(shard * SHARD, min((shard + 1) * SHARD, self.count))
+            )
+            for shard in measured.missing()
+        ]
+
+
+def reference_statistics(
+    storage: Storage,
+    scorers: Pool,
+    features: str,
+    features_options: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    keep: int,
+) -> Moments:
+    """Mean and covariance of the features of a dataset's real samples, and the features of some of them.
+
+    Args:
+        storage: Where features are kept while this goes on, and after it: killed and called again, it goes on.
+        scorers: Who measures.
+        features, features_options: Feature extractor plugin.
+        dataset: Name and options of the dataset.
+        keep: Samples whose features are kept, for kernel distances.
+
+    Raises:
+        ConfigError: The dataset has no real samples, or the extractor's weights are missing.
+        PoolError: Some samples could not be measured; the others are kept.
+    """
+    options = {"features": features} | ({"features_options": dict(features_options)} if features_options else {})
+    spec = MetricSpec("fid", options)
+    source = plugins.build("datasets", dataset["name"], dataset["options"])
+    count = source.real_count()
+    if not count:
+        raise ConfigError(f"dataset {dataset['name']!r} has no real samples here; look at its options")
+    spec.metric.check(source)
+    real = RealSamples(storage, spec, dataset, count)
+    missing = real.missing()
+    with bar(count, "image", f"features {features}") as progress:
+        progress.update(count - sum(len(shard.indices) for shard in missing))
+        for outcome in scorers.map(shard.request() for shard in missing):
+            if outcome.error is not None:
+                raise outcome.error
+            progress.update(outcome.value)
+    moments = moments_of(features, real.measured)
+    chosen, parts, first = np.array(spread(count, keep)), [], 0
+    for shard in real.measured:
+        parts.append(shard[chosen[(chosen >= first) & (chosen < first + len(shard))] - first])
+        first += len(shard)
+    samples = np.concatenate(parts).astype(np.float32)
+    return Moments(features, moments.count, moments.mean, moments.covariance, samples)
