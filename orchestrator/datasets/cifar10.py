@@ -11,10 +11,10 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
+from orchestrator.datasets._row_groups import RowGroups
 from orchestrator.datasets.base import Dataset, LabelledSamples
 from orchestrator.randomness import generator
 
@@ -52,7 +52,7 @@ class Cifar10(Dataset):
         return np.array([generator(seed, i, "condition").integers(len(CLASSES)) for i in indices], dtype=np.int64)
 
     @cached_property
-    def _table(self) -> pa.Table:
+    def _images(self) -> RowGroups:
         """The split as it is stored: images are decoded when they are asked for.
 
         Raises:
@@ -60,10 +60,10 @@ class Cifar10(Dataset):
         """
         if not self.path.is_file():
             raise ValueError(f"no file {self.path}; set the dataset's option 'folder' to where the CIFAR-10 files are")
-        table = pq.read_table(self.path)
-        if missing := {"image", "label"} - set(table.column_names):
-            raise ValueError(f"{self.path} has no column {min(missing)!r}; it has {', '.join(table.column_names)}")
-        return table
+        names = pq.read_schema(self.path).names
+        if missing := {"image", "label"} - set(names):
+            raise ValueError(f"{self.path} has no column {min(missing)!r}; it has {', '.join(names)}")
+        return RowGroups([self.path], "image")
 
     @property
     def path(self) -> Path:
@@ -76,15 +76,15 @@ class Cifar10(Dataset):
         Raises:
             ValueError: The file is not there, or is no file of such images.
         """
-        return LabelledSamples(
-            self.real_samples(range(len(self._table))), self._table["label"].to_numpy().astype(np.int64)
-        )
+        images = self.real_samples(range(len(self._images)))
+        labels = pq.read_table(self.path, columns=["label"])["label"].to_numpy()
+        return LabelledSamples(images, labels.astype(np.int64))
 
     def real_count(self) -> int:
-        return len(self._table) if self.path.is_file() else 0
+        return len(self._images) if self.path.is_file() else 0
 
     def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
-        images = np.stack([self._decoded(self._table["image"][i].as_py()) for i in indices])
+        images = np.stack([self._decoded(self._images[i]) for i in indices])
         return images.astype(np.float32) / 127.5 - 1
 
     def _decoded(self, encoded: bytes) -> npt.NDArray[np.float32]:

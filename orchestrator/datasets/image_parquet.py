@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from orchestrator.datasets._images import check_side, decoded, stacked
+from orchestrator.datasets._row_groups import RowGroups
 from orchestrator.datasets.base import Dataset
 from orchestrator.randomness import generator
-
-
-class _RowGroup(NamedTuple):
-    file: Path
-    group: int
-    first: int
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,6 @@ class ImageParquet(Dataset):
     text_column: str | None = None
     side: int | None = None
     grayscale: bool = False
-    _held: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_side(self.side)
@@ -71,15 +64,8 @@ class ImageParquet(Dataset):
         return [path] if path.is_file() else sorted(path.glob("*.parquet"))
 
     @cached_property
-    def _groups(self) -> list[_RowGroup]:
-        found, first = [], 0
-        for file in self.files:
-            metadata = pq.read_metadata(file)
-            for group in range(metadata.num_row_groups):
-                count = metadata.row_group(group).num_rows
-                found.append(_RowGroup(file, group, first, count))
-                first += count
-        return found
+    def _images(self) -> RowGroups:
+        return RowGroups(self.files, self.image_column)
 
     def _column(self, name: str) -> list[Any]:
         return [value for file in self.files for value in pq.read_table(file, columns=[name])[name].to_pylist()]
@@ -108,7 +94,7 @@ class ImageParquet(Dataset):
         return lambda conditions: [self._texts[number] for number in conditions]
 
     def real_count(self) -> int:
-        return sum(group.rows for group in self._groups)
+        return len(self._images)
 
     def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
         """These images, (len(indices), C, H, W) in [-1, 1].
@@ -121,14 +107,7 @@ class ImageParquet(Dataset):
         return stacked([decoded(data, name, self.side, self.grayscale) for data, name in encoded], names)
 
     def _encoded(self, index: int) -> bytes:
-        firsts = [group.first for group in self._groups]
-        place = int(np.searchsorted(firsts, index, side="right")) - 1
-        group = self._groups[place]
-        if place not in self._held:
-            self._held.clear()  # rows are asked for in order: one group is held, never all
-            table = pq.ParquetFile(group.file).read_row_group(group.group, columns=[self.image_column])
-            self._held[place] = table[self.image_column]
-        value = self._held[place][index - group.first].as_py()
+        value = self._images[index]
         value = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(value, bytes):
             raise ValueError(f"row {index} of {self.path} holds no encoded image, but {type(value).__name__}")
