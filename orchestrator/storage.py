@@ -82,9 +82,15 @@ class Storage:
             raise StoreError(f"{key!r} leads out of the storage root {self.root}")
         return posixpath.join(self._located[1], normal)
 
+    @property
+    def shown(self) -> str:
+        """The root as it may be shown: a URI without the credentials and the connection's options it may hold."""
+        parts = urlsplit(self.root)
+        return self.root if self.is_local else f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
     def location(self, key: str) -> str:
-        """``key`` as a user would write it: a path, or a URI."""
-        return self.path(key) if self.is_local else f"{self.root.rstrip('/')}/{key}"
+        """``key`` as a user would write it: a path, or a URI (see :attr:`shown`)."""
+        return self.path(key) if self.is_local else f"{self.shown.rstrip('/')}/{key}"
 
     def exists(self, key: str) -> bool:
         return self.filesystem.get_file_info(self.path(key)).type != pafs.FileType.NotFound
@@ -123,19 +129,22 @@ class Storage:
             raise
 
     def check_writable(self) -> None:
-        """Write and delete a probe: a storage that cannot be used is found before any work starts.
+        """Write, read and delete a probe: a storage that cannot be used is found before any work starts.
 
         Raises:
             ConfigError: Naming the root, and why.
         """
-        probe = f".probe-{uuid.uuid4().hex}"
+        probe, content = f".probe-{uuid.uuid4().hex}", uuid.uuid4().hex.encode()
         try:
-            self.write(probe, b"")
+            self.write(probe, content)
+            found = self.read(probe)
             self.delete(probe)
         except (OSError, pa.ArrowException) as error:
             raise ConfigError(
-                f"storage root {self.root} cannot be written: {error}; choose another --storage"
+                f"storage root {self.shown} cannot be written: {error}; choose another --storage"
             ) from error
+        if found != content:
+            raise ConfigError(f"storage root {self.shown} gives back other bytes than were written; choose another")
 
     def delete(self, key: str) -> None:
         """Remove the object; no error where there is none. A folder is left alone."""

@@ -71,7 +71,7 @@ class PairStore:
         """
         key = f"pairs/{digest}/manifest.json"
         if not storage.exists(key):
-            raise StoreError(f"no complete pair store {digest} under {storage.root}; make it with `bespoke pairs`")
+            raise StoreError(f"no complete pair store {digest} under {storage.shown}; make it with `bespoke pairs`")
         spec, _ = _read_manifest(storage, digest)
         return cls(storage, spec)
 
