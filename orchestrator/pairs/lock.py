@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import BusyStoreError
+from orchestrator.errors import BusyStoreError, StoreError
 from orchestrator.storage import Storage
 
 POLL_SECONDS = 1.0
@@ -104,7 +104,7 @@ def _lease(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Ite
 
     def renew() -> None:
         while not stop.wait(LEASE_SECONDS / 4):
-            with suppress(OSError):  # tried again in a quarter of the lease
+            with suppress(OSError, StoreError):  # tried again in a quarter of the lease
                 if _is_ours(storage, key, token):
                     _write_lease(storage, key, token)
 
