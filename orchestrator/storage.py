@@ -39,6 +39,9 @@ FIRST_PAUSE = 0.2
 HOPELESS = re.compile("ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|SIGNATURE_DOES_NOT_MATCH")
 """Errors of object stores that asking again does not mend."""
 
+NO_NAME = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors of a directory that follow from the name: a file where a folder is meant, or too long."""
+
 JSON_BYTES = 64 * 2**20
 """Larger than any JSON that is written here: a longer object is not read."""
 
@@ -96,8 +99,10 @@ class Storage:
             StoreError: ``key`` climbs out of the root, or a link under the root leads out of it.
         """
         normal = posixpath.normpath(key) if key else "."
-        if normal.startswith(("/", "..")) or "\0" in normal:
+        if normal.startswith(("/", "..")):
             raise StoreError(f"{key!r} leads out of the storage root {self.shown}")
+        if "\0" in normal or any("\ud800" <= character <= "\udfff" for character in normal):
+            raise StoreError(f"{key!r} can be the name of no file under {self.shown}")
         base = self._located[1]
         path = base if normal == "." else posixpath.join(base, normal)
         if self.is_local:
@@ -127,7 +132,12 @@ class Storage:
             FileNotFoundError: As the action does.
         """
         if self.is_local:
-            return action()
+            try:
+                return action()
+            except OSError as error:
+                if error.errno in NO_NAME or str(error).endswith("is a directory"):  # pyarrow's has no number
+                    raise StoreError(f"storage {self.shown} cannot {what}: {error}") from error
+                raise
         for attempt in range(ATTEMPTS):
             try:
                 return action()
@@ -187,10 +197,8 @@ class Storage:
         if path == self._located[1]:
             raise StoreError(f"{key!r} names no object under {self.shown}")
         try:
-            if self.is_local:
-                _write_local(Path(path), memoryview(data))
-            else:
-                self._persistently(f"write {key}", lambda: self._put(path, data))
+            put = _write_local if self.is_local else self._put
+            self._persistently(f"write {key}", lambda: put(path, data))
         except OSError as error:
             if _is_full(error):
                 raise StoreError(
@@ -214,8 +222,8 @@ class Storage:
             self.write(probe, content)
             found = self.read(probe)
             self.delete(probe)
-        except (OSError, pa.ArrowException, UnreachableStorageError) as error:
-            reason = error.__cause__ if isinstance(error, UnreachableStorageError) else error
+        except (OSError, pa.ArrowException, StoreError) as error:
+            reason = error.__cause__ or error
             raise ConfigError(
                 f"storage root {self.shown} cannot be written: {reason}; choose another --storage"
             ) from error
@@ -283,12 +291,13 @@ def _is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _write_local(path: Path, data: memoryview) -> None:
+def _write_local(name: str, data: bytes | pa.Buffer) -> None:
+    path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
         with open(temporary, "wb") as stream:
-            stream.write(data)
+            stream.write(memoryview(data))
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)

@@ -56,8 +56,8 @@ def _owner() -> dict[str, Any]:
 
 
 def _busy(where: str, owner: dict[str, Any]) -> str:
-    who = f"{owner.get('user', '?')} on {owner.get('host', '?')} (process {owner.get('pid', '?')})"
-    return f"{where} is in use by {who} since {owner.get('since', '?')}"
+    user, host, pid, since = (str(owner.get(key, "?"))[:64] for key in ("user", "host", "pid", "since"))
+    return f"{where} is in use by {user} on {host} (process {pid}) since {since}"
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def _flock(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Ite
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                sentence = _busy(storage.location(key.rpartition("/")[0]), _parse(path.read_text(encoding="utf-8")))
+                sentence = _busy(storage.location(key.rpartition("/")[0]), _parse(path.read_bytes()))
                 if not wait:
                     raise BusyStoreError(f"{sentence}; wait for it, or leave out --no-wait") from None
                 if not announced:
@@ -121,7 +121,8 @@ def _lease(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Ite
 
 def _try_lease(storage: Storage, key: str, token: str) -> bool:
     current = _current(storage, key)
-    if current and current.get("until", 0) > time.time():
+    until = current.get("until")
+    if isinstance(until, int | float) and until > time.time():
         return False
     _write_lease(storage, key, token)
     # Two may write at once; the last one stands, and after a moment both read the same.
@@ -141,14 +142,15 @@ def _write_lease(storage: Storage, key: str, token: str) -> None:
 
 def _current(storage: Storage, key: str) -> dict[str, Any]:
     try:
-        return _parse(storage.read(key).decode())
+        return _parse(storage.read(key))
     except FileNotFoundError:
         return {}
 
 
-def _parse(text: str) -> dict[str, Any]:
+def _parse(data: bytes) -> dict[str, Any]:
+    """Who holds a lock; empty where the file says nothing that can be read."""
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
