@@ -63,8 +63,12 @@ def _busy(where: str, owner: dict[str, Any]) -> str:
 @contextmanager
 def _flock(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Iterator[None]:
     path = Path(storage.path(key))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (the next statement closes it)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be made: {error}; free some space or choose another --storage") from error
+    with opened as file:
         announced = False
         while True:
             try:
@@ -78,13 +82,13 @@ def _flock(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Ite
                     announce(f"{sentence}; waiting for it to finish")
                     announced = True
                 time.sleep(POLL_SECONDS)
-        file.truncate(0)
-        file.write(json.dumps(_owner()))
-        file.flush()
+        with suppress(OSError):  # on a full disk the lock holds all the same, without a name
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), json.dumps(_owner()).encode())
         try:
             yield
         finally:
-            file.truncate(0)
+            os.ftruncate(file.fileno(), 0)
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
@@ -115,8 +119,9 @@ def _lease(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Ite
     finally:
         stop.set()
         renewer.join()
-        if _is_ours(storage, key, token):
-            storage.delete(key)
+        with suppress(OSError, StoreError):  # what was done is done, and the lease lapses by itself
+            if _is_ours(storage, key, token):
+                storage.delete(key)
 
 
 def _try_lease(storage: Storage, key: str, token: str) -> bool:
