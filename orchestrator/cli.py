@@ -98,7 +98,7 @@ def pairs(config: str, overrides: tuple[str, ...], address: str, storage: str, n
     from orchestrator.pairs import PairStore
     from sweeps.session import Session
 
-    with Session(loaded, address=address, wait=not no_wait) as session:
+    with Session(loaded, address=address, wait=not no_wait, tracked=False) as session:
         session.make_pairs()
         for (split, scale, seed), spec in session.specs.items():
             store = PairStore(session.storage, spec)
@@ -506,6 +506,31 @@ def ui(tracking_uri: str | None, storage: str, port: int, host: str) -> None:
     check_readable(uri)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port), "--host", host]
     sys.exit(subprocess.call(command))
+
+
+@main.command()
+@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Root to try.")
+@_tracked
+@click.option("--address", metavar="ADDR", help="Ray cluster to look at, node by node; default: can Ray start here?")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def doctor(storage: str, tracking_uri: str | None, address: str | None, as_json: bool) -> None:
+    """What is there, what is missing, what to do: packages, cores, GPUs, Ray, storage, MLflow, weights.
+
+    \b
+    Examples:
+      bespoke doctor
+      bespoke doctor --address auto --storage s3://bucket/bespoke --tracking-uri http://head:5000
+    """
+    from rich.console import Console
+
+    from orchestrator.doctor import as_dict, diagnose, table, works
+
+    findings = list(diagnose(storage, tracking_uri, address))
+    if as_json:
+        click.echo(json.dumps(as_dict(findings), indent=1))
+    else:
+        Console(highlight=False).print(table(findings))
+    sys.exit(0 if works(findings) else FAILED)
 
 
 def _print_table(table: Sequence[Row]) -> None:

@@ -21,6 +21,10 @@ class DamagedManifestError(StoreError):
     """A manifest that is not the one that was written; its shards may be whole."""
 
 
+class UnreachableStorageError(StoreError):
+    """Remote storage that did not answer, or refused, also when it was asked again."""
+
+
 class BusyStoreError(StoreError):
     """Somebody else works on the store, and waiting was not asked for."""
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 # Before the import: these are read when mlflow loads.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -67,6 +69,12 @@ def _retrying(action: Callable[[], T]) -> T:
                 raise
             time.sleep(0.5 * 2**attempt)
     raise AssertionError("the loop returns or raises")
+
+
+PING_SECONDS = 5.0
+
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+"""For a ping: the client itself asks again for minutes."""
 
 
 class RunLog:
@@ -334,3 +342,29 @@ def check_readable(uri: str) -> None:
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.is_file():
         raise UserError(f"no MLflow store at {path}; run `bespoke sweep` first, or give --storage or --tracking-uri")
+
+
+def ping(uri: str) -> None:
+    """Ask the tracking store for anything at all, within seconds. A SQLite file that is not there yet is no error.
+
+    Raises:
+        UserError: Naming the address and what is wrong with it.
+    """
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return  # the first sweep makes it; opening it here would
+    before = {name: os.environ.get(name) for name in IMPATIENT}
+    try:
+        parts = urlsplit(uri)
+        if parts.scheme in ("http", "https"):
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.hostname or "", port), timeout=PING_SECONDS).close()
+        os.environ.update(IMPATIENT)
+        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
+        raise UserError(f"MLflow at {uri} cannot be used: {error}; check --tracking-uri") from error
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import reprlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ MAX_NFE = 1000
 
 MAX_NUMBER = 1e6
 """Larger than any coefficient of a usable solver."""
+
+MAX_BYTES = 28 * (MAX_NFE * (MAX_NFE + 5) // 2 + 1) + 2**20
+"""The numbers of the largest theta at full length, and a generous rest: a longer file is no theta, and is not read."""
 
 
 class InvalidThetaError(ValueError):
@@ -309,9 +313,20 @@ class ThetaArtifact:
             InvalidThetaError: The file is no theta artifact, or its numbers are not those of a solver.
         """
         source = Path(path)
-        if not source.is_file():
-            raise FileNotFoundError(f"no theta artifact at {source}")
-        return cls.from_json(source.read_text(encoding="utf-8", errors="replace"), origin=str(source))
+        try:
+            if not source.is_file():
+                raise FileNotFoundError(f"no theta artifact at {source}")
+            with source.open("rb") as stream:
+                data = stream.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise InvalidThetaError(f"{source} is not a usable theta artifact: it cannot be read ({error})") from error
+        if len(data) > MAX_BYTES:
+            raise InvalidThetaError(
+                f"{source} is not a usable theta artifact: it has more than the {MAX_BYTES:,} bytes of the largest"
+            )
+        return cls.from_json(data.decode("utf-8", errors="replace"), origin=str(source))
 
     @classmethod
     def from_json(cls, text: str, *, origin: str = "theta") -> ThetaArtifact:
@@ -328,10 +343,10 @@ class ThetaArtifact:
             raise invalid(f"its 'format' is not {THETA_FORMAT!r}")
         version = content.get("version")
         if version != THETA_VERSION or isinstance(version, bool):
-            raise invalid(f"version {version!r} is unknown, this release reads version {THETA_VERSION}")
+            raise invalid(f"version {_brief(version)} is unknown, this release reads version {THETA_VERSION}")
         nfe = content.get("nfe")
         if not isinstance(nfe, int) or isinstance(nfe, bool) or not 1 <= nfe <= MAX_NFE:
-            raise invalid(f"'nfe' must be an integer from 1 to {MAX_NFE}, got {nfe!r}")
+            raise invalid(f"'nfe' must be an integer from 1 to {MAX_NFE}, got {_brief(nfe)}")
         times = _numbers(content.get("times"), nfe, "times", invalid)
         a = _numbers(content.get("a"), nfe + 1, "a", invalid)
         rows = content.get("b")
@@ -371,9 +386,9 @@ def _numbers(values: Any, length: int, name: str, invalid: Any) -> Tensor:
         raise invalid(f"{name!r} must be a list of {length} numbers, got {got}")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise invalid(f"{name!r} holds {value!r}, which is not a number")
+            raise invalid(f"{name!r} holds {_brief(value)}, which is not a number")
         if not abs(value) <= MAX_NUMBER:  # also false for NaN
-            raise invalid(f"{name!r} holds {value!r}; every number must be finite and at most 1e6 in size")
+            raise invalid(f"{name!r} holds {_brief(value)}; every number must be finite and at most 1e6 in size")
     return torch.tensor(values, dtype=torch.float64)
 
 
@@ -399,15 +414,20 @@ def _provenance(content: dict[str, Any], invalid: Any) -> dict[str, Any]:
             continue
         value = content[key]
         if not isinstance(value, types) or isinstance(value, bool):
-            raise invalid(f"{key!r} is {value!r}, expected {' or '.join(t.__name__ for t in types)}")
+            raise invalid(f"{key!r} is {_brief(value)}, expected {' or '.join(t.__name__ for t in types)}")
         if isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:
-            raise invalid(f"{key!r} must be finite, got {value!r}")
+            raise invalid(f"{key!r} must be finite, got {_brief(value)}")
         found[key] = value
     if not found.get("sigma0", 1) > 0:
         raise invalid(f"'sigma0' must be positive, got {found['sigma0']!r}")
     if not all(isinstance(version, str) for version in found.get("packages", {}).values()):
         raise invalid("'packages' must map names to versions as text")
     return found
+
+
+def _brief(value: Any) -> str:
+    """A value of a file for an error message: whatever its length or depth."""
+    return reprlib.repr(value)
 
 
 def _short(digest: str | None) -> str:

@@ -39,6 +39,7 @@ from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.pairs.lock import exclusive
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool import LocalPool, connect
+from orchestrator.preflight import check_nodes
 from orchestrator.progress import Note, bar, note
 from orchestrator.results import Result, ResultStore, Row, rows
 from orchestrator.storage import Storage, canonical_json
@@ -414,6 +415,7 @@ def train(
         if workers == 1 and address is None:
             return [(job, job.run(storage, progress.update)) for job in jobs]
         connect(address, workers)
+        check_nodes(storage, None)  # MLflow is this process's alone
         found: dict[int, list[StudentResult]] = {}
         for index, results in _as_tasks(jobs, storage):
             found[index] = results

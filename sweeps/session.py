@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection
+from functools import cached_property
 from types import TracebackType
 
 from orchestrator.config import ExperimentConfig, cpu_budget, resolve_tracking_uri
@@ -12,6 +13,7 @@ from orchestrator.host_interface import HostSettings, ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool import PoolSettings, RayPool, check_fits, connect
+from orchestrator.preflight import check_nodes
 from orchestrator.progress import Note, note
 from orchestrator.storage import Storage
 from orchestrator.tracking import Tracker, open_experiment
@@ -21,13 +23,33 @@ from sweeps.space import SPLITS, PairKey, Split, pair_specs
 class Session:
     """An experiment with everything it runs on: storage, hosts, MLflow. A context manager: its hosts end with it."""
 
-    def __init__(self, config: ExperimentConfig, *, address: str | None, wait: bool, announce: Note = note):
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        *,
+        address: str | None,
+        wait: bool,
+        announce: Note = note,
+        tracked: bool = True,
+    ):
+        """
+        Args:
+            config: A checked configuration.
+            address: Ray cluster; None for a local one.
+            wait: Whether to wait for another process on the same pairs.
+            announce: Told what happens, in sentences.
+            tracked: Whether MLflow will be used: it is then resolved, and every node must reach it.
+
+        Raises:
+            UserError: Something in the configuration or the environment cannot work.
+        """
         self.config, self.wait = config, wait
         self.storage = Storage.at(config.storage)
-        self.tracking_uri = resolve_tracking_uri(config.tracking_uri, config.storage)
+        asked = self.tracking_uri if tracked else None
         self.storage.check_writable()
         resources = config.resources
         connect(address, cpu_budget(resources))
+        known = check_nodes(self.storage, asked)
         try:
             check_fits(resources.hosts, resources.host_cpus, resources.host_gpus, resources.trial_cpus)
         except PoolError as error:
@@ -58,10 +80,21 @@ class Session:
         self.pool = RayPool.start(self.pool_name, host, pool)
         try:
             self.facts: ModelFacts = self.pool.call("facts")
+            # A cluster that scales has started its nodes only now, for the hosts.
+            check_nodes(self.storage, asked, known)
             self.specs: dict[PairKey, PairSpec] = pair_specs(config, self.facts)
         except BaseException:
             self.pool.close()
             raise
+
+    @cached_property
+    def tracking_uri(self) -> str:
+        """Where MLflow is.
+
+        Raises:
+            ConfigError: None was given, and there can be none beside the storage.
+        """
+        return resolve_tracking_uri(self.config.tracking_uri, self.config.storage)
 
     def __enter__(self) -> Session:
         return self

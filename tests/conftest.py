@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
+    from s3_server import S3Server
+
     from orchestrator.config import ExperimentConfig
     from orchestrator.host_interface import HostSettings, ModelFacts
     from orchestrator.pairs import PairSpec
@@ -196,3 +199,44 @@ def object_store(monkeypatch: pytest.MonkeyPatch) -> Storage:
     filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(memory))
     monkeypatch.setattr(Storage, "_located", property(lambda self: (filesystem, "bucket/root")))
     return Storage("s3://bucket/root")
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[S3Server]:
+    from s3_server import S3Server
+
+    server = S3Server()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_server(_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """An S3 server on this machine, and credentials for it in the environment; undisturbed unless the test says so."""
+    from s3_server import CREDENTIALS
+
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    _s3_server.fault = None
+    yield _s3_server
+    _s3_server.fault = None
+
+
+@pytest.fixture
+def s3_storage(s3_server: S3Server) -> Storage:
+    """An empty storage in a bucket of the test's own."""
+    from orchestrator.storage import Storage
+
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    s3_server.make_bucket(bucket)
+    return Storage.at(s3_server.root(bucket))
+
+
+@pytest.fixture
+def copied_to_s3(made: Storage, specs: dict[PairKey, PairSpec], s3_storage: Storage) -> Storage:
+    """The small experiment's pairs on S3, to damage."""
+    for folder in made.names("pairs"):
+        for name in made.names(f"pairs/{folder}"):
+            s3_storage.write(f"pairs/{folder}/{name}", made.read(f"pairs/{folder}/{name}"))
+    return s3_storage

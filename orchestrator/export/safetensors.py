@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,18 @@ def load_safetensors(path: str | Path) -> ThetaArtifact:
         InvalidThetaError: The file is no theta, or its numbers are not those of a solver.
     """
     source = Path(path)
-    if not source.is_file():
-        raise FileNotFoundError(f"no theta artifact at {source}")
 
     def invalid(problem: str) -> InvalidThetaError:
         return InvalidThetaError(f"{source} is not a usable theta artifact: {problem}")
 
-    size = source.stat().st_size
+    try:
+        if not source.is_file():
+            raise FileNotFoundError(f"no theta artifact at {source}")
+        size = source.stat().st_size
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise invalid(f"it cannot be read ({error})") from error
     if size > MAX_BYTES:
         raise invalid(f"it has {size:,} bytes, and the largest theta has {MAX_BYTES:,}")
     try:
@@ -65,6 +71,8 @@ def load_safetensors(path: str | Path) -> ThetaArtifact:
             tensors = {name: file.get_tensor(name) for name in TENSORS}
     except SafetensorError as error:
         raise invalid(f"it is not safetensors ({error})") from error
+    except OSError as error:
+        raise invalid(f"it cannot be read ({error})") from error
     b = tensors["b"]
     # NaN is not equal to 0 either.
     if bool((b.triu() != 0).any()):
@@ -75,7 +83,11 @@ def load_safetensors(path: str | Path) -> ThetaArtifact:
         "b": [row[:k] for k, row in enumerate(b.tolist())],
     }
     # One validation for both formats: that of the JSON.
-    return ThetaArtifact.from_json(json.dumps(content | numbers), origin=str(source))
+    try:
+        text = json.dumps(content | numbers)
+    except RecursionError:
+        raise invalid(f"its {METADATA_KEY!r} is nested too deeply") from None
+    return ThetaArtifact.from_json(text, origin=str(source))
 
 
 def load_theta(path: str | Path) -> ThetaArtifact:
@@ -103,7 +115,7 @@ def _provenance(file: Any, invalid: Any) -> dict[str, Any]:
 def _check_shapes(file: Any, nfe: Any, invalid: Any) -> None:
     """Names, shapes and dtypes as the header declares them, before a number is read."""
     if not isinstance(nfe, int) or isinstance(nfe, bool) or not 1 <= nfe <= MAX_NFE:
-        raise invalid(f"'nfe' must be an integer from 1 to {MAX_NFE}, got {nfe!r}")
+        raise invalid(f"'nfe' must be an integer from 1 to {MAX_NFE}, got {reprlib.repr(nfe)}")
     names = sorted(file.keys())
     if names != sorted(TENSORS):
         raise invalid(f"its tensors must be {', '.join(TENSORS)}, got {', '.join(names[:8]) or 'none'}")

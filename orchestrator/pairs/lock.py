@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import BusyStoreError
+from orchestrator.errors import BusyStoreError, StoreError
 from orchestrator.storage import Storage
 
 POLL_SECONDS = 1.0
@@ -56,35 +56,39 @@ def _owner() -> dict[str, Any]:
 
 
 def _busy(where: str, owner: dict[str, Any]) -> str:
-    who = f"{owner.get('user', '?')} on {owner.get('host', '?')} (process {owner.get('pid', '?')})"
-    return f"{where} is in use by {who} since {owner.get('since', '?')}"
+    user, host, pid, since = (str(owner.get(key, "?"))[:64] for key in ("user", "host", "pid", "since"))
+    return f"{where} is in use by {user} on {host} (process {pid}) since {since}"
 
 
 @contextmanager
 def _flock(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Iterator[None]:
     path = Path(storage.path(key))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (the next statement closes it)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be made: {error}; free some space or choose another --storage") from error
+    with opened as file:
         announced = False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                sentence = _busy(storage.location(key.rpartition("/")[0]), _parse(path.read_text(encoding="utf-8")))
+                sentence = _busy(storage.location(key.rpartition("/")[0]), _parse(path.read_bytes()))
                 if not wait:
                     raise BusyStoreError(f"{sentence}; wait for it, or leave out --no-wait") from None
                 if not announced:
                     announce(f"{sentence}; waiting for it to finish")
                     announced = True
                 time.sleep(POLL_SECONDS)
-        file.truncate(0)
-        file.write(json.dumps(_owner()))
-        file.flush()
+        with suppress(OSError):  # on a full disk the lock holds all the same, without a name
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), json.dumps(_owner()).encode())
         try:
             yield
         finally:
-            file.truncate(0)
+            os.ftruncate(file.fileno(), 0)
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
@@ -104,7 +108,7 @@ def _lease(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Ite
 
     def renew() -> None:
         while not stop.wait(LEASE_SECONDS / 4):
-            with suppress(OSError):  # tried again in a quarter of the lease
+            with suppress(OSError, StoreError):  # tried again in a quarter of the lease
                 if _is_ours(storage, key, token):
                     _write_lease(storage, key, token)
 
@@ -115,13 +119,15 @@ def _lease(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Ite
     finally:
         stop.set()
         renewer.join()
-        if _is_ours(storage, key, token):
-            storage.delete(key)
+        with suppress(OSError, StoreError):  # what was done is done, and the lease lapses by itself
+            if _is_ours(storage, key, token):
+                storage.delete(key)
 
 
 def _try_lease(storage: Storage, key: str, token: str) -> bool:
     current = _current(storage, key)
-    if current and current.get("until", 0) > time.time():
+    until = current.get("until")
+    if isinstance(until, int | float) and until > time.time():
         return False
     _write_lease(storage, key, token)
     # Two may write at once; the last one stands, and after a moment both read the same.
@@ -141,14 +147,15 @@ def _write_lease(storage: Storage, key: str, token: str) -> None:
 
 def _current(storage: Storage, key: str) -> dict[str, Any]:
     try:
-        return _parse(storage.read(key).decode())
+        return _parse(storage.read(key))
     except FileNotFoundError:
         return {}
 
 
-def _parse(text: str) -> dict[str, Any]:
+def _parse(data: bytes) -> dict[str, Any]:
+    """Who holds a lock; empty where the file says nothing that can be read."""
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

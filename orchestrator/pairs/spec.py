@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,4 +73,34 @@ class PairSpec:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> PairSpec:
-        return cls(**{**content, "shape": tuple(content["shape"])})
+        """The spec of a manifest, which may hold anything.
+
+        Raises:
+            ValueError, KeyError, TypeError: It is no spec; where a field is wrong, its name and what it is.
+        """
+        spec = cls(**{**content, "shape": tuple(content["shape"])})
+        for names, holds in _FIELDS.items():
+            for name in names:
+                if not holds(getattr(spec, name)):
+                    raise ValueError(f"its {name!r} is {reprlib.repr(getattr(spec, name))}")
+        return spec
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+_FIELDS: dict[tuple[str, ...], Callable[[Any], bool]] = {
+    ("model_digest", "device_class"): lambda value: isinstance(value, str),
+    ("conditioning",): lambda value: isinstance(value, dict) and isinstance(value.get("name"), str),
+    ("guidance_scale", "rtol", "atol"): _number,
+    ("shape",): lambda value: len(value) <= 8 and all(_whole(size, 1) for size in value),
+    ("count", "batch_size", "shard_size"): lambda value: _whole(value, 1),
+    ("seed", "format"): lambda value: _whole(value, 0),
+    ("trajectory",): lambda value: isinstance(value, bool),
+}
+"""What each field of a spec must be."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,11 @@ from orchestrator.storage import Storage
 from solvers.trajectory import DensePath
 
 ROW_GROUP = 256
+PATH_COLUMNS = ("path_times", "path_states", "path_velocities")
+
+MAX_PADDING = 64
+"""How many times larger than its columns a shard's trajectories may become, padded to the longest."""
+
 REMEDY = "run `bespoke pairs` on the same configuration: damaged shards are made again, the rest is kept"
 
 
@@ -71,7 +77,7 @@ class PairStore:
         """
         key = f"pairs/{digest}/manifest.json"
         if not storage.exists(key):
-            raise StoreError(f"no complete pair store {digest} under {storage.root}; make it with `bespoke pairs`")
+            raise StoreError(f"no complete pair store {digest} under {storage.shown}; make it with `bespoke pairs`")
         spec, _ = _read_manifest(storage, digest)
         return cls(storage, spec)
 
@@ -145,7 +151,17 @@ class PairStore:
             StoreError: The store is not complete.
             DamagedShardError: A shard's bytes are not those of the manifest.
         """
-        return concatenate([self._checked(record) for record in self.records()])
+        parts: list[PairSet] = []
+        for record in self.records():
+            part = self._checked(record)
+            first = parts[0].condition if parts else part.condition
+            if (part.condition.shape[1:], part.condition.dtype) != (first.shape[1:], first.dtype):
+                raise DamagedShardError(
+                    f"shard {self.storage.location(self.shard_key(record.shard))} has other conditions than "
+                    f"{self.storage.location(self.shard_key(0))}: one of them is damaged; {REMEDY}"
+                )
+            parts.append(part)
+        return concatenate(parts)
 
     def load_shard(self, shard: int) -> PairSet:
         """The pairs of one shard of a complete store, in order of index.
@@ -175,11 +191,13 @@ class PairStore:
         """
         where = self.storage.location(self.shard_key(shard))
         try:
-            table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+            file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+            _check_layout(file, self.spec, len(self.spec.shard_indices(shard)))
+            table = file.read()
             footer = table.schema.metadata or {}
             pairs = _from_table(table, self.spec)
             index = table.column("index").combine_chunks().to_numpy()
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        except (pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
             raise DamagedShardError(f"shard {where} is damaged: {error}; {REMEDY}") from error
         if footer.get(b"bespoke.spec") != self.spec.digest.encode():
             raise DamagedShardError(f"shard {where} belongs to another spec; {REMEDY}")
@@ -193,13 +211,28 @@ def _read_manifest(storage: Storage, digest: str) -> tuple[PairSpec, list[ShardR
     key = f"pairs/{digest}/manifest.json"
     try:
         content = storage.read_json(key)
-        spec, records = PairSpec.from_dict(content["spec"]), [ShardRecord(**record) for record in content["shards"]]
-        fits = spec.digest == digest and [record.shard for record in records] == list(range(spec.shards))
-    except (ValueError, KeyError, TypeError) as error:
+        spec, records = PairSpec.from_dict(content["spec"]), [_as_record(record) for record in content["shards"]]
+        # The number first: a spec may claim more shards than there can be.
+        fits = spec.digest == digest and len(records) == spec.shards
+        fits = fits and [record.shard for record in records] == list(range(spec.shards))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedManifestError(f"manifest {storage.location(key)} is damaged: {error}; {REMEDY}") from error
     if not fits:
         raise DamagedManifestError(f"manifest {storage.location(key)} is not that of its folder; {REMEDY}")
     return spec, records
+
+
+def _as_record(content: dict[str, Any]) -> ShardRecord:
+    """A line of a manifest, which may hold anything.
+
+    Raises:
+        ValueError, TypeError: It is no record.
+    """
+    record = ShardRecord(**content)
+    numbers = (record.shard, record.rows, record.nfe_min, record.nfe_max, record.nfe_sum)
+    if not isinstance(record.sha256, str) or any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError(f"a shard is {reprlib.repr(content)}")
+    return record
 
 
 def _record(shard: int, data: bytes | pa.Buffer, nfe: npt.NDArray[np.int32]) -> ShardRecord:
@@ -251,6 +284,35 @@ def _to_parquet(spec: PairSpec, shard: int, pairs: PairSet) -> pa.Buffer:
     return sink.getvalue()
 
 
+def _check_layout(file: pq.ParquetFile, spec: PairSpec, rows: int) -> None:
+    """Rows, columns and types as the footer declares them, before a value is read.
+
+    Not what it says of single column chunks: pyarrow ends the process where that is nonsense.
+
+    Raises:
+        ValueError: The file is not laid out as a shard of this spec.
+    """
+    schema = file.schema_arrow
+    if file.metadata.num_rows != rows:
+        raise ValueError(f"{file.metadata.num_rows:,} rows instead of {rows:,}")
+    wanted = ["index", "condition", "nfe", "x0", "x1", *(PATH_COLUMNS if spec.trajectory else ())]
+    if schema.names != wanted:
+        raise ValueError(f"its columns are {', '.join(schema.names)[:200]}, not {', '.join(wanted)}")
+    sample = pa.fixed_shape_tensor(pa.float32(), spec.shape)
+    for name, kind in {"index": pa.int64(), "nfe": pa.int32(), "x0": sample, "x1": sample}.items():
+        if schema.field(name).type != kind:
+            raise ValueError(f"column {name!r} is {schema.field(name).type}, not {kind}")
+    condition = schema.field("condition").type
+    value = condition.value_type if isinstance(condition, pa.FixedShapeTensorType) else condition
+    if value not in (pa.int64(), pa.float32()):
+        raise ValueError(f"column 'condition' is {condition}")
+    for name in wanted[5:]:
+        if not pa.types.is_large_list(schema.field(name).type) or not pa.types.is_floating(
+            schema.field(name).type.value_type
+        ):
+            raise ValueError(f"column {name!r} is {schema.field(name).type}, not large lists of numbers")
+
+
 def _path_columns(path: DensePath) -> dict[str, pa.Array]:
     """One list a row, as long as its batch took steps: padding is left out."""
     count, knots = path.times.shape
@@ -285,15 +347,15 @@ def _path_from(table: pa.Table, spec: PairSpec) -> DensePath:
     Raises:
         ValueError: Lists whose lengths do not belong together.
     """
-    times, states, velocities = (
-        _whole_column(table, name) for name in ("path_times", "path_states", "path_velocities")
-    )
+    times, states, velocities = (_whole_column(table, name) for name in PATH_COLUMNS)
     lengths = np.diff(times.offsets.to_numpy())
     width = math.prod(spec.shape)
     if lengths.min(initial=1) < 1 or any(
         not np.array_equal(np.diff(lists.offsets.to_numpy()), lengths * width) for lists in (states, velocities)
     ):
         raise ValueError("the trajectory columns are not of one length")
+    if len(lengths) * int(lengths.max(initial=1)) > MAX_PADDING * max(1, int(lengths.sum())):
+        raise ValueError(f"trajectories of {lengths.min()} to {lengths.max()} knots in one shard")
     starts = times.offsets.to_numpy()[:-1, None]
     knots = starts + np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
 

@@ -24,9 +24,14 @@ from orchestrator.storage import Storage
 
 KEY = "pairs/digest/.lock"
 
-HOLDER = """
+LEASE_SECONDS = 4.0
+"""Of the other process; long enough for a busy machine to renew it in time."""
+
+HOLDER = f"""
 import sys, time
+from orchestrator.pairs import lock
 from orchestrator.pairs.lock import exclusive
+lock.LEASE_SECONDS = {LEASE_SECONDS}
 from orchestrator.storage import Storage
 with exclusive(Storage.at(sys.argv[1]), sys.argv[2], wait=False, announce=print):
     print("held", flush=True)
@@ -73,10 +78,10 @@ def _until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture(params=["directory", "object store"])
-def place(request: pytest.FixtureRequest, storage: Storage) -> Storage:
-    """Each kind of storage: on one the lock is flock, on the other a lease."""
-    return storage if request.param == "directory" else request.getfixturevalue("object_store")
+@pytest.fixture(params=["storage", "object_store", "s3_storage"])
+def place(request: pytest.FixtureRequest) -> Storage:
+    """Each kind of storage: on a directory the lock is flock, on the others a lease."""
+    return request.getfixturevalue(request.param)
 
 
 def test_the_second_waits_and_says_for_whom(place: Storage) -> None:
@@ -127,8 +132,15 @@ def test_two_stores_are_worked_on_at_once(place: Storage) -> None:
         pass
 
 
-def test_another_process_is_named_and_its_death_frees_the_lock(storage: Storage) -> None:
-    """Killed with SIGKILL it can clean up nothing: the kernel does."""
+@pytest.fixture(params=["storage", "s3_storage"])
+def shared(request: pytest.FixtureRequest) -> Storage:
+    """What two processes can share."""
+    return request.getfixturevalue(request.param)
+
+
+def test_another_process_is_named_and_its_death_frees_the_lock(shared: Storage) -> None:
+    """Killed with SIGKILL it can clean up nothing: the kernel does, or its lease lapses."""
+    storage = shared
     told: list[str] = []
     with _other_process(storage) as process:
         with (

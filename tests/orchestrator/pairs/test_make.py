@@ -208,14 +208,22 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(
     assert _files(storage, spec) == expected
 
 
+@pytest.mark.parametrize("kind", ["object_store", "s3_storage"])
 def test_pairs_on_an_object_store_are_the_same_bytes(
-    pool: LocalPool, spec: PairSpec, expected: dict[str, bytes], object_store: Storage, monkeypatch: pytest.MonkeyPatch
+    pool: LocalPool,
+    spec: PairSpec,
+    expected: dict[str, bytes],
+    kind: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Any filesystem: a store without folders or locks holds what a directory holds."""
+    place: Storage = request.getfixturevalue(kind)
     monkeypatch.setattr("orchestrator.pairs.lock.POLL_SECONDS", 0.001)
-    monkeypatch.setattr(pool.host, "storage", object_store)
-    _ensure(object_store, spec, pool)
-    assert _files(object_store, spec) == expected
+    monkeypatch.setattr(pool.host, "storage", place)
+    _ensure(place, spec, pool)
+    assert _files(place, spec) == expected
+    assert _ensure(place, spec, pool) == []
 
 
 @pytest.mark.cluster

@@ -1,0 +1,583 @@
+"""Files that somebody else made: whatever they hold, the answer is a clear error with the file's name, or sound data.
+
+Fuzzed by hypothesis: BESPOKE_FUZZ_EXAMPLES sets the examples of each fuzzed test (docs/reliability.md has the count
+of a long run). Beside the error, most tests watch the process's memory: a small file must not make it grow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+import resource
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from orchestrator.errors import BusyStoreError, DamagedManifestError, DamagedShardError, StoreError
+from orchestrator.export.safetensors import METADATA_KEY, Safetensors, load_safetensors, load_theta
+from orchestrator.pairs import PairSet, PairSpec, PairStore, lock
+from orchestrator.storage import Storage, canonical_json, digest_of
+from solvers.families import GridSolver
+from solvers.families.midpoint import Midpoint
+from solvers.grids import Grid
+from solvers.ns import MAX_BYTES, InvalidThetaError, ThetaArtifact
+from solvers.schedulers import CondOT
+
+EXAMPLES = int(os.environ.get("BESPOKE_FUZZ_EXAMPLES", "60"))
+fuzzed = settings(
+    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+
+LARGE_ALLOCATION = 2**28
+"""Bytes by which reading a hostile file may raise the process's peak; all files here but the sparse ones are small."""
+
+MESSAGE = 2_000
+"""Characters of an error message, paths included: what is wrong is quoted, and not in full."""
+
+THETA = ThetaArtifact(GridSolver(Midpoint(), 4, Grid()).to_ns(CondOT()), family="midpoint", packages={"torch": "2"})
+
+SPEC = PairSpec(
+    model_digest="model",
+    conditioning={"name": "labels", "options": {}},
+    guidance_scale=1.0,
+    shape=(1, 4, 4),
+    seed=0,
+    count=12,
+    batch_size=4,
+    shard_size=8,
+    rtol=1e-4,
+    atol=1e-4,
+    device_class="cpu",
+)
+
+numbers = st.one_of(
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.integers(-10, 10),
+    st.sampled_from([10**15, 2**63, -(2**63), 10**400, -1, 0, 1e308, 5e-324, True, False]),
+)
+values: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(numbers, st.none(), st.text(max_size=20)),
+    lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=5), inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+@contextmanager
+def no_large_allocation() -> Iterator[None]:
+    """The peak of the process's memory stays where it was."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    assert grown < LARGE_ALLOCATION, f"{grown / 1e6:.0f} MB"
+
+
+def _answer(action: Callable[[], Any], *refusals: type[Exception]) -> tuple[Any, Exception | None]:
+    """What an action gives, or which of these errors it ends with; no other."""
+    try:
+        return action(), None
+    except refusals as error:
+        return None, error
+
+
+def _refused_or_sound(load: Callable[[Path], ThetaArtifact], data: bytes, suffix: str) -> Exception | None:
+    """Load these bytes as theta: an error that names the file, or a solver of finite numbers."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"theta{suffix}"
+        path.write_bytes(data)
+        with no_large_allocation():
+            artifact, error = _answer(lambda: load(path), InvalidThetaError)
+        if error is not None:
+            assert str(error).startswith(f"{path} is not a usable theta artifact: ")
+            assert len(str(error)) < MESSAGE
+            return error
+        flat = artifact.solver.flat()
+        assert bool(torch.isfinite(flat).all())
+        assert float(flat.abs().max()) <= 1e6
+        assert json.loads(artifact.to_json())["nfe"] == artifact.solver.nfe
+        return None
+
+
+# ---- theta as JSON ------------------------------------------------------------------------------------------------
+
+CONTENT: dict[str, Any] = json.loads(THETA.to_json())
+
+
+@fuzzed
+@given(key=st.sampled_from(sorted(CONTENT)), value=values)
+@example(key="nfe", value=10**12)
+@example(key="nfe", value=-1)
+@example(key="times", value=[float("nan")] * 4)
+@example(key="a", value=[float("inf")] * 5)
+@example(key="b", value=[[]] * 5)
+@example(key="version", value=10**400)
+@example(key="family", value="\ud800")
+@example(key="packages", value={"x": {"y": []}})
+def test_a_theta_with_one_field_replaced_is_refused_or_sound(key: str, value: Any) -> None:
+    """NaN, infinities, huge and negative sizes, other types: every field is looked at before it is used."""
+    _refused_or_sound(ThetaArtifact.load, json.dumps({**CONTENT, key: value}).encode(), ".json")
+
+
+@fuzzed
+@given(
+    key=st.sampled_from(["times", "a"]),
+    position=st.integers(0, 3),
+    value=st.one_of(numbers, st.text(max_size=3), st.lists(st.none(), max_size=2)),
+)
+def test_a_theta_with_one_number_replaced_is_refused_or_sound(key: str, position: int, value: Any) -> None:
+    """One number in the middle of a list is as hostile as a whole one."""
+    listed = list(CONTENT[key])
+    listed[position] = value
+    _refused_or_sound(ThetaArtifact.load, json.dumps({**CONTENT, key: listed}).encode(), ".json")
+
+
+@fuzzed
+@given(data=st.one_of(st.binary(max_size=200), values.map(lambda value: json.dumps(value).encode())))
+@example(data=b"")
+@example(data=pickle.dumps({"times": [0.0]}))
+def test_any_bytes_are_refused_as_a_theta(data: bytes) -> None:
+    """Other JSON, other encodings, other programs' files."""
+    assert _refused_or_sound(ThetaArtifact.load, data, ".json") is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 1_000_000,
+        '{"format":' * 100_000,
+        json.dumps({**CONTENT, "packages": {"x": 0}}).replace("0}", "[" * 900 + "]" * 900 + "}"),
+        json.dumps({**CONTENT, "nfe": 1}).replace('"nfe": 1', '"nfe": ' + "9" * 5000),
+        json.dumps({**CONTENT, "sigma0": "x" * 1_000_000}),
+    ],
+    ids=["brackets", "braces", "deep value", "long integer", "long text"],
+)
+def test_deep_or_long_json_is_refused(text: str) -> None:
+    """The parser's own limits come out as the same error."""
+    assert _refused_or_sound(ThetaArtifact.load, text.encode(), ".json") is not None
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path, suffix: str) -> None:
+    """Ten gigabytes (a sparse file) under the name of a theta."""
+    path = tmp_path / f"theta{suffix}"
+    path.touch()
+    os.truncate(path, 10 * 2**30)
+    with no_large_allocation(), pytest.raises(InvalidThetaError, match=rf"{path} is not a usable .* bytes"):
+        load_theta(path)
+
+
+def test_the_largest_theta_is_within_the_limits(tmp_path: Path) -> None:
+    """Full-length numbers: the limit refuses no file that could have been written."""
+    per_number = len(json.dumps(-1.2345678901234567e-300)) + len(", ")
+    assert per_number <= 28
+    assert per_number * (1000 * 1005 // 2 + 1) < MAX_BYTES
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_what_is_no_file_is_no_theta(tmp_path: Path, suffix: str) -> None:
+    """A folder, and a name that no file can have."""
+    (tmp_path / f"folder{suffix}").mkdir()
+    with pytest.raises(FileNotFoundError, match="no theta artifact at"):
+        load_theta(tmp_path / f"folder{suffix}")
+    with pytest.raises(InvalidThetaError, match="it cannot be read"):
+        load_theta(tmp_path / ("x" * 300 + suffix))
+
+
+# ---- theta as safetensors -----------------------------------------------------------------------------------------
+
+
+def _safetensors() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        (path,) = Safetensors().export(THETA, Path(folder) / "theta.safetensors")
+        return path.read_bytes()
+
+
+WHOLE = _safetensors()
+
+
+def _with_header(header: bytes, length: int | None = None, tail: bytes = b"\0" * 64) -> bytes:
+    return struct.pack("<Q", len(header) if length is None else length) + header + tail
+
+
+class _Bomb:
+    """Unpickled, it would leave a trace."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (os.environ["BESPOKE_TRACE"],)
+
+
+def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch.save writes it and bare, under either name: no code of the file is run."""
+    monkeypatch.setenv("BESPOKE_TRACE", str(tmp_path / "run"))
+    torch.save({"times": _Bomb()}, tmp_path / "zip.pt")
+    for data in (pickle.dumps(_Bomb()), (tmp_path / "zip.pt").read_bytes()):
+        for suffix in (".json", ".safetensors"):
+            assert _refused_or_sound(load_theta, data, suffix) is not None
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("length", [10 * 10**9, 2**64 - 1, 2**63, 99 * 10**6, 0])
+def test_a_header_that_claims_gigabytes_is_refused(length: int) -> None:
+    """The length is the file's own word; it is compared with the file."""
+    assert _refused_or_sound(load_safetensors, _with_header(b"{}", length), ".safetensors") is not None
+
+
+@pytest.mark.parametrize("size", [10**10, 2**62, -1])
+def test_tensors_that_claim_gigabytes_are_refused(size: int) -> None:
+    """A shape beyond the file's data, with a provenance that fits."""
+    provenance = {key: value for key, value in CONTENT.items() if key not in ("times", "a", "b")}
+    header = {
+        "__metadata__": {METADATA_KEY: json.dumps({**provenance, "nfe": 1000})},
+        "times": {"dtype": "F64", "shape": [size], "data_offsets": [0, max(0, 8 * size)]},
+    }
+    assert _refused_or_sound(load_safetensors, _with_header(json.dumps(header).encode()), ".safetensors") is not None
+
+
+@fuzzed
+@given(metadata=values, tensors=values, deep=st.sampled_from([0, 200, 100_000]))
+def test_any_header_is_refused(metadata: Any, tensors: Any, deep: int) -> None:
+    """JSON of any form where the header is meant, and in the metadata."""
+    told = {METADATA_KEY: "[" * deep + "]" * deep if deep else json.dumps(metadata)}
+    for header in ({"__metadata__": told, "times": tensors}, {"__metadata__": metadata}, tensors):
+        data = _with_header(json.dumps(header).encode("utf-8", "surrogatepass"))
+        assert _refused_or_sound(load_safetensors, data, ".safetensors") is not None
+
+
+@fuzzed
+@given(
+    position=st.integers(0, len(WHOLE) - 1),
+    byte=st.integers(0, 255),
+    cut=st.one_of(st.none(), st.integers(0, len(WHOLE))),
+)
+def test_a_damaged_safetensors_is_refused_or_sound(position: int, byte: int, cut: int | None) -> None:
+    """One byte changed, or the end missing."""
+    data = bytearray(WHOLE)
+    data[position] = byte
+    _refused_or_sound(load_safetensors, bytes(data[:cut]), ".safetensors")
+
+
+# ---- manifests ----------------------------------------------------------------------------------------------------
+
+
+def _pairs(spec: PairSpec, shard: int) -> PairSet:
+    rows = len(spec.shard_indices(shard))
+    x0 = torch.arange(rows * 16, dtype=torch.float32).reshape(rows, *spec.shape) + shard
+    return PairSet(x0, 2 * x0, torch.zeros(rows, dtype=torch.int64), torch.full((rows,), 7).int())
+
+
+@contextmanager
+def _store() -> Iterator[PairStore]:
+    """A complete store of two small shards."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = PairStore(Storage.at(folder), SPEC)
+        store.commit([store.write_shard(shard, _pairs(SPEC, shard)) for shard in range(2)])
+        yield store
+
+
+def _refused_store(storage: Storage, digest: str) -> None:
+    """Opening and reading end in an error that names the manifest or the shard."""
+    with no_large_allocation(), pytest.raises((DamagedManifestError, DamagedShardError)) as caught:
+        PairStore.open(storage, digest).load()
+    assert storage.location(f"pairs/{digest}/") in str(caught.value)
+    assert len(str(caught.value)) < MESSAGE
+
+
+with _store() as _example:
+    MANIFEST: dict[str, Any] = _example.storage.read_json(_example.manifest_key)
+
+
+@fuzzed
+@given(
+    data=st.one_of(
+        st.binary(max_size=100),
+        values.map(lambda value: json.dumps(value).encode()),
+        values.map(lambda value: json.dumps({**MANIFEST, "spec": value}).encode()),
+        values.map(lambda value: json.dumps({**MANIFEST, "shards": value}).encode()),
+        values.map(lambda value: json.dumps({**MANIFEST, "shards": [MANIFEST["shards"][0], value]}).encode()),
+    )
+)
+@example(data=b"[" * 1_000_000)
+@example(data=b"\xff\xfe")
+def test_a_manifest_that_is_none_is_refused(data: bytes) -> None:
+    """Not JSON, other JSON, other types inside."""
+    with _store() as store:
+        store.storage.write(store.manifest_key, data)
+        _refused_store(store.storage, SPEC.digest)
+
+
+@fuzzed
+@given(key=st.sampled_from(sorted(MANIFEST["spec"])), value=values)
+@example(key="count", value=10**15)
+@example(key="count", value=10**400)
+@example(key="shard_size", value=0)
+@example(key="shape", value=[2**40])
+@example(key="shape", value=[-4, -4])
+@example(key="conditioning", value=[])
+@example(key="trajectory", value=True)
+def test_a_spec_that_lies_in_the_folder_of_its_digest_is_refused(key: str, value: Any) -> None:
+    """The digest is easily made to fit: the spec itself must make sense, and its shards must be those it tells of."""
+    spec = {**MANIFEST["spec"], key: value}
+    if spec == MANIFEST["spec"]:
+        return
+    content = {name: kept for name, kept in spec.items() if name != "trajectory" or kept}
+    try:
+        digest = digest_of(content)
+    except ValueError:
+        return  # NaN has no digest, so there is no folder of it
+    with _store() as store:
+        text = json.dumps({**MANIFEST, "spec": spec}).encode()
+        store.storage.write(f"pairs/{digest}/manifest.json", text)
+        for shard in range(2):
+            store.storage.write(f"pairs/{digest}/shard-{shard:05d}.parquet", store.storage.read(store.shard_key(shard)))
+        _refused_store(store.storage, digest)
+
+
+@fuzzed
+@given(key=st.sampled_from(sorted(MANIFEST["shards"][0])), value=values)
+def test_a_line_that_lies_is_refused_or_changes_no_pair(key: str, value: Any) -> None:
+    """Another sha256 or number is found; counts are only told, and must be counts."""
+    with _store() as store:
+        changed = [{**MANIFEST["shards"][0], key: value}, MANIFEST["shards"][1]]
+        store.storage.write(store.manifest_key, json.dumps({**MANIFEST, "shards": changed}).encode())
+        loaded, error = _answer(
+            lambda: PairStore.open(store.storage, SPEC.digest).load(), DamagedManifestError, DamagedShardError
+        )
+        if error is not None:
+            assert store.storage.location(store.folder) in str(error)
+            return
+        assert torch.equal(loaded.x0, torch.cat([_pairs(SPEC, shard).x0 for shard in range(2)]))
+        assert all(type(number) is int for record in store.records() for number in (record.rows, record.nfe_sum))
+
+
+def test_a_manifest_of_gigabytes_is_not_read() -> None:
+    """A sparse file of ten gigabytes."""
+    with _store() as store:
+        os.truncate(store.storage.path(store.manifest_key), 10 * 2**30)
+        with no_large_allocation(), pytest.raises(StoreError, match=r"manifest\.json has 10,737,418,240 bytes"):
+            store.load()
+
+
+# ---- shards -------------------------------------------------------------------------------------------------------
+
+
+def _refused_shard(store: PairStore, data: bytes) -> None:
+    """Bytes in the place of a shard, once with a manifest that vouches for them, once before there is one."""
+    store.storage.write(store.shard_key(0), data)
+    records = [dataclasses.replace(r, sha256=hashlib.sha256(data).hexdigest()) if r.shard == 0 else r for r in RECORDS]
+    store.commit(records)
+    with no_large_allocation(), pytest.raises(DamagedShardError) as caught:
+        store.load()
+    assert store.storage.location(store.shard_key(0)) in str(caught.value)
+    assert "run `bespoke pairs` on the same configuration" in str(caught.value)
+    assert len(str(caught.value)) < MESSAGE
+    store.storage.delete(store.manifest_key)
+    assert store.inspect_shard(0) is None
+
+
+with _store() as _example:
+    RECORDS = _example.records()
+    SHARD = _example.storage.read(_example.shard_key(0))
+TABLE = pq.read_table(pa.BufferReader(SHARD))
+
+arrays = st.one_of(
+    st.lists(st.integers(-(2**31), 2**31), min_size=8, max_size=8).map(pa.array),
+    st.lists(st.floats(), min_size=8, max_size=8).map(pa.array),
+    st.lists(st.text(max_size=4), min_size=8, max_size=8).map(pa.array),
+    st.lists(st.one_of(st.none(), st.booleans()), min_size=8, max_size=8).map(lambda v: pa.array(v, pa.bool_())),
+    st.lists(st.lists(st.floats(width=32), max_size=20), min_size=8, max_size=8).map(
+        lambda v: pa.array(v, pa.large_list(pa.float32()))
+    ),
+    st.sampled_from([(16,), (4, 4), (1, 4, 5), (4, 1, 4), (2, 1, 4, 4)]).map(
+        lambda shape: pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((8, *shape), np.float32))
+    ),
+    st.sampled_from([np.float64, np.float16, np.int64, np.uint8]).map(
+        lambda kind: pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((8, 1, 4, 4), kind))
+    ),
+)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+@fuzzed
+@given(name=st.sampled_from(TABLE.column_names), array=arrays)
+def test_a_shard_with_another_column_is_refused(name: str, array: pa.Array) -> None:
+    """Wrong dtypes, shapes, nesting: each under a column's right name."""
+    table = TABLE.set_column(TABLE.column_names.index(name), name, array)
+    if table.schema.equals(TABLE.schema):  # a label of other numbers, or other evaluations, are good Parquet
+        return
+    with _store() as store:
+        _refused_shard(store, _parquet(table.replace_schema_metadata(TABLE.schema.metadata)))
+
+
+@fuzzed
+@given(
+    change=st.one_of(
+        st.permutations(TABLE.column_names).filter(lambda names: names != TABLE.column_names).map(TABLE.select),
+        st.sets(st.sampled_from(TABLE.column_names), min_size=1).map(lambda names: TABLE.drop_columns(list(names))),
+        st.integers(0, 7).map(TABLE.slice).filter(lambda table: len(table) < 8),
+        st.integers(1, 5).map(lambda times: pa.concat_tables([TABLE] * (times + 1))),
+        st.text(max_size=20).map(lambda name: TABLE.append_column(name, pa.array(range(8)))),
+        st.binary(max_size=16).map(lambda digest: TABLE.replace_schema_metadata({b"bespoke.spec": digest})),
+    )
+)
+def test_a_shard_of_other_rows_or_columns_is_refused(change: pa.Table) -> None:
+    """Missing, more, in another order, or of another spec."""
+    with _store() as store:
+        _refused_shard(store, _parquet(change))
+
+
+@fuzzed
+@given(
+    position=st.integers(0, len(SHARD) - 1),
+    byte=st.integers(0, 255),
+    cut=st.one_of(st.none(), st.integers(0, len(SHARD))),
+)
+def test_a_damaged_shard_is_made_again(position: int, byte: int, cut: int | None) -> None:
+    """One byte or the end: found without a manifest, without a crash of the library that reads it."""
+    data = bytearray(SHARD)
+    data[position] = byte
+    changed = bytes(data[:cut])
+    if changed == SHARD:
+        return
+    with _store() as store:
+        store.storage.delete(store.manifest_key)
+        store.storage.write(store.shard_key(0), changed)
+        assert store.inspect_shard(0) is None
+
+
+def test_a_pickle_is_no_shard() -> None:
+    """Nor is anything else."""
+    with _store() as store:
+        for data in (pickle.dumps([1]), b"", b"PAR1", b"PAR1PAR1", b"PAR1" + b"\xff" * 64 + b"PAR1"):
+            _refused_shard(store, data)
+
+
+# ---- names --------------------------------------------------------------------------------------------------------
+
+NAMES = ["..", ".", "", "a", "folder", "file", "link", "within", "...", "é", "~", "x" * 300]
+ESCAPES = ["%2e%2e", "..%2f..", "..\\..", "\0", "\ud800"]
+parts = st.sampled_from([*NAMES, *ESCAPES])
+
+
+@fuzzed
+@given(key=st.lists(parts, max_size=6).map("/".join))
+@example(key="link/escaped")
+@example(key="folder/link/../../escaped")
+@example(key="/etc/passwd")
+@example(key="%2e%2e/escaped")
+@example(key="link")
+@example(key="")
+def test_no_name_leads_out_of_the_root(key: str) -> None:
+    """.., absolute, through a link, URL-encoded: an error that shows the name, or an object inside the root."""
+    with tempfile.TemporaryDirectory() as folder:
+        outside, root = Path(folder) / "outside", Path(folder) / "root"
+        (root / "folder").mkdir(parents=True)
+        outside.mkdir()
+        (outside / "secret").write_bytes(b"secret")
+        (root / "file").write_bytes(b"here")
+        (root / "link").symlink_to(outside)
+        (root / "folder/link").symlink_to("../../outside/secret")
+        (root / "within").symlink_to("folder")
+        storage = Storage.at(root)
+        for action in (
+            lambda: storage.write(key, b"data"),
+            lambda: storage.read(key),
+            lambda: storage.exists(key),
+            lambda: storage.delete(key),
+            lambda: storage.names(key),
+        ):
+            found, error = _answer(action, StoreError, FileNotFoundError)
+            assert found not in (b"secret", ["secret"])
+            assert len(str(error)) < MESSAGE + 4 * len(key)
+        assert sorted(path.name for path in Path(folder).iterdir()) == ["outside", "root"]
+        assert [path.name for path in outside.iterdir()] == ["secret"]
+        assert (outside / "secret").read_bytes() == b"secret"
+
+
+def test_a_link_out_of_the_root_is_told_with_its_target_and_the_remedy(tmp_path: Path) -> None:
+    """Somebody may have moved a folder to another disk: the message says where it is and what to do."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/pairs").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(
+        StoreError,
+        match=rf"'pairs/x' leads through a link to {tmp_path}/elsewhere/x, out of the storage root {tmp_path}/root; "
+        r"give --storage the place that the link points to",
+    ):
+        Storage.at(tmp_path / "root").write("pairs/x", b"data")
+
+
+def test_a_root_that_is_a_link_itself_is_good(tmp_path: Path) -> None:
+    """Which place the root is, is the user's to say."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "root").symlink_to(tmp_path / "elsewhere")
+    storage = Storage.at(tmp_path / "root")
+    storage.write("folder/object", b"data")
+    assert (tmp_path / "elsewhere/folder/object").read_bytes() == b"data"
+
+
+@fuzzed
+@given(digest=st.lists(parts, max_size=4).map("/".join))
+def test_no_digest_opens_a_store_elsewhere(digest: str) -> None:
+    """A digest comes from files and command lines: it is a name like others."""
+    with _store() as store, pytest.raises(StoreError):
+        PairStore.open(store.storage, f"{digest}/../x")
+
+
+# ---- locks --------------------------------------------------------------------------------------------------------
+
+
+@fuzzed
+@given(data=st.one_of(st.binary(max_size=50), values.map(lambda value: canonical_or_not(value))))
+@example(data=b"[" * 1_000_000)
+@example(data=b'{"until": "tomorrow"}')
+@example(data=b'{"until": 1e400, "user": []}')
+def test_a_lock_file_of_any_content_is_read(data: bytes) -> None:
+    """It decides at most who is named, and for how long a lease is waited for."""
+    with tempfile.TemporaryDirectory() as folder:
+        storage = Storage.at(folder)
+        storage.write("store/.lock", data)
+        with lock.exclusive(storage, "store/.lock", wait=False, announce=lambda sentence: None):
+            storage.write("other/.lock", data)
+            assert isinstance(lock._current(storage, "other/.lock"), dict)
+        sentence = lock._busy("store", lock._parse(data))
+        assert len(sentence) < MESSAGE
+
+
+def canonical_or_not(value: Any) -> bytes:
+    try:
+        return canonical_json({"user": value, "until": value}).encode()
+    except ValueError:
+        return json.dumps({"user": value, "until": value}).encode()
+
+
+def test_a_lease_that_says_nonsense_is_taken(object_store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time that can be waited for: nobody holds it. One that lasts is respected, whoever wrote it."""
+    monkeypatch.setattr(lock, "POLL_SECONDS", 0.01)
+    for content in (b"\xff", b"[1]", b'{"until": "for ever"}', b'{"until": null}', b'{"until": NaN}'):
+        object_store.write("store/.lock", content)
+        with lock.exclusive(object_store, "store/.lock", wait=False, announce=lambda sentence: None):
+            pass
+    object_store.write("store/.lock", b'{"until": 1e18}')
+    with (
+        pytest.raises(BusyStoreError, match=r"in use by \? on \? \(process \?\) since \?"),
+        lock.exclusive(object_store, "store/.lock", wait=False, announce=lambda sentence: None),
+    ):
+        pytest.fail("a lease was taken over")

@@ -1,0 +1,63 @@
+"""An S3 server on this machine (moto), whose answers a test can disturb."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyarrow.fs as pafs
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "nobody",
+    "AWS_SECRET_ACCESS_KEY": "nothing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+Fault = Callable[[dict[str, Any]], bool]
+"""Given a request; whether it is answered with an error instead. It may also take its time."""
+
+
+class S3Server:
+    """Objects in memory behind S3's interface, on a free port of the loopback.
+
+    Attributes:
+        requests: (method, path, query) of every request.
+        fault: Decides which requests fail with HTTP 500; None: none.
+    """
+
+    def __init__(self) -> None:
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self.requests: list[tuple[str, str, str]] = []
+        self.fault: Fault | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def make_bucket(self, name: str) -> None:
+        address = f"127.0.0.1:{self._server.server_port}"
+        pafs.S3FileSystem(endpoint_override=address, scheme="http", allow_bucket_creation=True).create_dir(name)
+
+    def root(self, bucket: str, folder: str = "root") -> str:
+        """A storage root in a bucket; credentials come from the environment."""
+        return f"s3://{bucket}/{folder}?scheme=http&endpoint_override=127.0.0.1:{self._server.server_port}"
+
+    def _answer(self, request: dict[str, Any], start: Any) -> Iterable[bytes]:
+        self.requests.append((request["REQUEST_METHOD"], request["PATH_INFO"], request.get("QUERY_STRING", "")))
+        if self.fault is not None and self.fault(request):
+            request["wsgi.input"].read(int(request.get("CONTENT_LENGTH") or 0))
+            start("500 Internal Server Error", [("Content-Type", "text/plain"), ("Content-Length", "0")])
+            return [b""]
+        return self._app(request, start)
