@@ -13,6 +13,7 @@ import torch
 
 import orchestrator.metrics
 from orchestrator import plugins
+from orchestrator.datasets.audio_folder import AudioFolder
 from orchestrator.datasets.base import Dataset
 from orchestrator.decoders.base import Decoder
 from orchestrator.errors import ConfigError
@@ -21,6 +22,8 @@ from orchestrator.listing import describe, first_sentence
 from orchestrator.metrics.base import Metric, PairMetric
 from orchestrator.models.base import ModelAdapter
 from orchestrator.objectives.base import Objective
+from orchestrator.recognisers.base import Recogniser
+from orchestrator.speaker_encoders.base import SpeakerEncoder
 from solvers.families import Family, LearnableFamily
 from solvers.schedulers.base import Scheduler
 
@@ -33,6 +36,8 @@ BASES = {
     "objectives": Objective,
     "decoders": Decoder,
     "exporters": Exporter,
+    "recognisers": Recogniser,
+    "speaker_encoders": SpeakerEncoder,
     "features": object,  # a protocol: checked by what its tests call
 }
 
@@ -121,10 +126,22 @@ def test_a_base_module_is_no_plugin() -> None:
     assert all("base" not in plugins.names(kind) for kind in plugins.KINDS)
 
 
+def example(plugin: type[Dataset], folder: Path) -> Dataset:
+    """A dataset as it is without options; one that is nothing without a folder is given one with two recordings."""
+    if plugin is not AudioFolder:
+        return plugin()
+    rows = ["path,transcript"]
+    for name in ("one", "two"):
+        (folder / f"{name}.wav").touch()
+        rows.append(f"{name}.wav,{name}")
+    (folder / "manifest.csv").write_text("\n".join(rows), encoding="utf-8")
+    return AudioFolder(str(folder))
+
+
 @of("datasets")
-def test_conditioning_of_a_pair_is_a_function_of_seed_and_index_alone(plugin: type[Dataset]) -> None:
+def test_conditioning_of_a_pair_is_a_function_of_seed_and_index_alone(plugin: type[Dataset], tmp_path: Path) -> None:
     """Whoever asks, in whatever order and company, pair i has the same conditioning."""
-    dataset = plugin()
+    dataset = example(plugin, tmp_path)
     indices = [0, 5, 17, 1000, 3]
     conditions = dataset.conditions(7, indices)
     assert conditions.dtype == np.int64
@@ -136,9 +153,9 @@ def test_conditioning_of_a_pair_is_a_function_of_seed_and_index_alone(plugin: ty
 
 
 @of("datasets")
-def test_a_reference_set_is_what_models_are_trained_on(plugin: type[Dataset]) -> None:
+def test_a_reference_set_is_what_models_are_trained_on(plugin: type[Dataset], tmp_path: Path) -> None:
     """A reference set has as many labels as samples, finite float32 samples, and conditioning out of its labels."""
-    dataset = plugin()
+    dataset = example(plugin, tmp_path)
     if "folder" in vars(dataset) and dataset.reference.__func__ is not Dataset.reference:
         with pytest.raises(ValueError, match="set the dataset's option 'folder'"):
             dataset.reference()  # these samples do not travel with the package
