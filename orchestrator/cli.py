@@ -481,7 +481,19 @@ def export(theta: str, to: str, destination: Path) -> None:
 @click.argument(
     "kind",
     type=click.Choice(
-        ["families", "models", "datasets", "metrics", "objectives", "features", "decoders", "schedulers", "exporters"]
+        [
+            "families",
+            "models",
+            "datasets",
+            "metrics",
+            "objectives",
+            "features",
+            "decoders",
+            "recognisers",
+            "speaker_encoders",
+            "schedulers",
+            "exporters",
+        ]
     ),
 )
 def list_plugins(kind: str) -> None:

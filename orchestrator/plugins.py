@@ -32,6 +32,8 @@ KINDS = {
     "features": Kind("orchestrator.features", "EXTRACTOR", "feature extractor"),
     "objectives": Kind("orchestrator.objectives", "OBJECTIVE", "objective"),
     "decoders": Kind("orchestrator.decoders", "DECODER", "decoder"),
+    "recognisers": Kind("orchestrator.recognisers", "RECOGNISER", "recogniser"),
+    "speaker_encoders": Kind("orchestrator.speaker_encoders", "ENCODER", "speaker encoder"),
     "exporters": Kind("orchestrator.export", "EXPORTER", "exporter"),
 }
 

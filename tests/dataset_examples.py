@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from orchestrator.datasets.base import Dataset
@@ -59,7 +60,23 @@ def coco_captions(folder: Path) -> dict[str, Any]:
     return {"annotations": str(folder / "captions.json"), "images": str(folder / "val2014")}
 
 
-OPTIONS = {"image_folder": image_folder, "image_parquet": image_parquet, "coco_captions": coco_captions}
+def audio_folder(folder: Path) -> dict[str, Any]:
+    """Two short tones."""
+    soundfile = pytest.importorskip("soundfile")
+    rows = ["path,transcript"]
+    for number, name in enumerate(("one", "two"), start=1):
+        soundfile.write(folder / f"{name}.wav", 0.5 * np.sin(np.arange(800) * 0.1 * number), 8000)
+        rows.append(f"{name}.wav,{name}")
+    (folder / "manifest.csv").write_text("\n".join(rows), encoding="utf-8")
+    return {"folder": str(folder)}
+
+
+OPTIONS = {
+    "audio_folder": audio_folder,
+    "image_folder": image_folder,
+    "image_parquet": image_parquet,
+    "coco_captions": coco_captions,
+}
 
 
 def example(plugin: type[Dataset], folder: Path) -> Dataset:

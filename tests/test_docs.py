@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -95,3 +98,14 @@ def test_every_command_in_the_readme_exists() -> None:
     for command in commands:
         shown = CliRunner().invoke(main, shlex.split(f"{command} --help"))
         assert shown.exit_code == 0
+
+
+def test_the_recogniser_of_the_how_to_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/extending.md: the file as shown hears what it says it hears, under its own name."""
+    monkeypatch.setitem(sys.modules, "parrot", types.ModuleType("parrot"))  # where dataclasses looks annotations up
+    names: dict[str, Any] = {"__name__": "parrot"}
+    exec(compile(code_block("docs/extending.md", "python", 1), "parrot.py", "exec", dont_inherit=True), names)
+    recogniser = names["RECOGNISER"](word="Two!")
+    assert recogniser.name == "parrot"
+    heard = recogniser.transcribe([np.zeros(8, np.float32)] * 2, 8000)
+    assert [recogniser.words(text) for text in heard] == [["two"], ["two"]]

@@ -71,3 +71,16 @@ def vocode(features: FloatArray) -> FloatArray:
         length=(features.shape[1] - 1) * HOP,
     )
     return wave
+
+
+def resampled(wave: FloatArray, rate: int, wanted: int) -> FloatArray:
+    """A wave of shape (samples,) at another rate, float32; itself where the rates agree."""
+    if rate == wanted:
+        return wave
+    found: FloatArray = _librosa().resample(wave, orig_sr=rate, target_sr=wanted).astype(np.float32)
+    return found
+
+
+def audible(wave: FloatArray) -> bool:
+    """Whether there is anything to hear: some sample, all of them finite, not all of them 0."""
+    return wave.size > 0 and bool(np.isfinite(wave).all()) and float(np.abs(wave).max()) > 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ BLANK = 10
 STRIDE = 2
 """Frames that make one step of the output."""
 WIDTH = 128
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+"""What the digits are called."""
 
 
 class Recogniser(nn.Module):
@@ -75,7 +77,7 @@ def understood(waves: Sequence[FloatArray]) -> list[list[int]]:
     return [net.strings(torch.from_numpy(log_mel(wave))[None])[0] for wave in waves]
 
 
-def word_errors(said: Sequence[int], heard: Sequence[int]) -> int:
+def word_errors(said: Sequence[Hashable], heard: Sequence[Hashable]) -> int:
     """Fewest insertions, deletions and substitutions of words that turn one string into the other (Levenshtein)."""
     row = list(range(len(heard) + 1))
     for i, word in enumerate(said, start=1):
@@ -85,7 +87,7 @@ def word_errors(said: Sequence[int], heard: Sequence[int]) -> int:
     return row[-1]
 
 
-def word_error_rate(said: Sequence[Sequence[int]], heard: Sequence[Sequence[int]]) -> float:
+def word_error_rate(said: Sequence[Sequence[Hashable]], heard: Sequence[Sequence[Hashable]]) -> float:
     """Word errors of all strings as a share of all words that were said.
 
     Raises:

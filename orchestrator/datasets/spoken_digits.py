@@ -21,7 +21,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from orchestrator.audio import LOUDEST, MELS, SILENCE, log_mel
+from orchestrator.audio import HOP, LOUDEST, MELS, RATE, SILENCE, log_mel, vocode
+from orchestrator.audio.recogniser import WORDS
 from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.randomness import generator
@@ -145,6 +146,21 @@ class SpokenDigits(Dataset):
     def said(self, conditions: IntArray) -> list[list[int]]:
         """The digits of each string that are to be spoken, in order."""
         return [[int(self.recordings.digits[number]) for number, _ in self.placed(row)[1:]] for row in conditions]
+
+    def transcripts(self, conditions: IntArray) -> list[str]:
+        """The same in English words: "seven one"."""
+        return [" ".join(WORDS[digit] for digit in digits) for digits in self.said(conditions)]
+
+    def spoken(self, conditions: IntArray) -> list[tuple[float, float]]:
+        """First and last second of the part of each string that is to be spoken: what follows the prompt."""
+        return [(int(row[-2]) * HOP / RATE, int(row[-1]) * HOP / RATE) for row in conditions]
+
+    def voices(self, conditions: IntArray) -> list[tuple[FloatArray, int]]:
+        """The prompt of each string as it sounds, and its samples a second.
+
+        It is vocoded, as what a model makes is: an encoder then hears two voices, and not two ways of recording.
+        """
+        return [(vocode(self.recordings.features[self.placed(row)[0][0]]), RATE) for row in conditions]
 
     @staticmethod
     def placed(row: IntArray) -> list[tuple[int, int]]:

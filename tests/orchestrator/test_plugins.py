@@ -22,6 +22,8 @@ from orchestrator.listing import describe, first_sentence
 from orchestrator.metrics.base import Metric, PairMetric
 from orchestrator.models.base import ModelAdapter
 from orchestrator.objectives.base import Objective
+from orchestrator.recognisers.base import Recogniser
+from orchestrator.speaker_encoders.base import SpeakerEncoder
 from solvers.families import Family, LearnableFamily
 from solvers.schedulers.base import Scheduler
 
@@ -34,6 +36,8 @@ BASES = {
     "objectives": Objective,
     "decoders": Decoder,
     "exporters": Exporter,
+    "recognisers": Recogniser,
+    "speaker_encoders": SpeakerEncoder,
     "features": object,  # a protocol: checked by what its tests call
 }
 
@@ -138,7 +142,7 @@ def test_conditioning_of_a_pair_is_a_function_of_seed_and_index_alone(plugin: ty
 
 @of("datasets")
 def test_real_samples_are_those_that_are_asked_for(plugin: type[Dataset], tmp_path: Path) -> None:
-    """Images in [-1, 1], float32, whatever the order and the company; none where there are none."""
+    """Images or waves in [-1, 1], float32, whatever the order and the company; none where there are none."""
     dataset = example(plugin, tmp_path)
     count = dataset.real_count()
     if not count:
@@ -147,7 +151,7 @@ def test_real_samples_are_those_that_are_asked_for(plugin: type[Dataset], tmp_pa
     np.testing.assert_array_equal(dataset.real_samples([0])[0], first)
     np.testing.assert_array_equal(dataset.real_samples(range(count))[-1], last)
     assert first.dtype == np.float32
-    assert first.ndim == 3
+    assert first.ndim in (1, 3)
     assert np.abs(first).max() <= 1
 
 

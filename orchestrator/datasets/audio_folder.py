@@ -1,0 +1,208 @@
+"""Recordings in a folder with a manifest, as most speech corpora are: what is to be said, and in whose voice."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from orchestrator.audio import FloatArray, resampled
+from orchestrator.datasets.base import Dataset
+from orchestrator.errors import ConfigError
+from orchestrator.randomness import generator
+
+KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+class Recording(NamedTuple):
+    """A row of a manifest."""
+
+    path: Path
+    transcript: str
+    speaker: str | None
+
+
+@dataclass(frozen=True)
+class AudioFolder(Dataset):
+    """Recordings drawn uniformly from a manifest: LibriSpeech, Common Voice and the like (BNS appendix D.5).
+
+    A condition is a row's number. What is to be said is its transcript; the voice is that of another recording of its
+    speaker (the next in the manifest), or its own where there is no other or no speaker is told.
+
+    Attributes:
+        folder: Where the recordings are, in any format that libsndfile reads.
+        manifest: The list of them in that folder: ``.csv``, ``.tsv`` (unquoted), ``.jsonl`` or ``.parquet``.
+        path: Column of each recording's path, relative to the folder.
+        transcript: Column of what is said in it.
+        speaker: Column of who says it, if any.
+        sha256: Of the manifest's bytes, so that pairs of a changed one are never taken for those of another; it is
+            refused where it differs. Checked where it is given.
+
+    Raises:
+        ValueError: No manifest, one of another kind or with no rows, a column that it lacks, a row without its path or
+            transcript, a path that leads out of the folder, or a recording that is not there.
+    """
+
+    folder: str
+    manifest: str = "manifest.csv"
+    path: str = "path"
+    transcript: str = "transcript"
+    speaker: str | None = None
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        for recording in self.recordings:
+            if not recording.path.is_file():
+                raise ValueError(
+                    f"{self._manifest} lists {recording.path}, and there is no such file; add or unlist it"
+                )
+
+    @property
+    def _manifest(self) -> Path:
+        return Path(self.folder) / self.manifest
+
+    @cached_property
+    def recordings(self) -> list[Recording]:
+        """The rows of the manifest, in its order."""
+        rows = [self._recording(number, row) for number, row in enumerate(self._rows(), start=1)]
+        if not rows:
+            raise ValueError(f"{self._manifest} lists no recordings; give at least one")
+        return rows
+
+    def _rows(self) -> list[dict[str, Any]]:
+        manifest = self._manifest
+        if manifest.suffix not in KINDS:
+            raise ValueError(f"manifest {manifest} is none of {', '.join(KINDS)}")
+        if not manifest.is_file():
+            raise ValueError(f"no manifest at {manifest}; set the dataset's options 'folder' and 'manifest'")
+        found = hashlib.sha256(manifest.read_bytes()).hexdigest()
+        if self.sha256 is not None and found != self.sha256:
+            raise ValueError(f"{manifest} has sha256 {found}, not {self.sha256}; give the one those pairs were made of")
+        rows, columns = _read(manifest)
+        for column in filter(None, (self.path, self.transcript, self.speaker)):
+            if columns and column not in columns:
+                raise ValueError(f"{manifest} has no column {column!r}; its columns are: {', '.join(columns)}")
+        return rows
+
+    def _recording(self, number: int, row: dict[str, Any]) -> Recording:
+        path, transcript = row.get(self.path), row.get(self.transcript)
+        for column, value in ((self.path, path), (self.transcript, transcript)):
+            if not isinstance(value, str) or (column == self.path and not value):
+                raise ValueError(f"row {number} of {self._manifest} has no text in column {column!r}, but {value!r}")
+        assert isinstance(path, str)
+        assert isinstance(transcript, str)
+        within = os.path.normpath(path)
+        absolute = PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
+        if absolute or within.split(os.sep)[0] == os.pardir:
+            raise ValueError(f"row {number} of {self._manifest} leads out of its folder: {path!r}; use paths within it")
+        speaker = row.get(self.speaker) if self.speaker else None
+        return Recording(Path(self.folder) / within, transcript, None if speaker is None else str(speaker))
+
+    @cached_property
+    def _voices(self) -> list[int]:
+        """Number of the recording that is each one's prompt."""
+        of: dict[str, list[int]] = {}
+        for number, recording in enumerate(self.recordings):
+            if recording.speaker is not None:
+                of.setdefault(recording.speaker, []).append(number)
+        prompts = list(range(len(self.recordings)))
+        for numbers in of.values():
+            for place, number in enumerate(numbers):
+                prompts[number] = numbers[(place + 1) % len(numbers)]
+        return prompts
+
+    def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+        count = len(self.recordings)
+        return np.array([generator(seed, i, "condition").integers(count) for i in indices], dtype=np.int64)
+
+    def texts(self, conditions: Sequence[int]) -> list[str]:
+        """What is said in these recordings."""
+        return [self.recordings[number].transcript for number in conditions]
+
+    transcripts = texts
+
+    def spoken(self, conditions: Sequence[int]) -> list[tuple[float, float]]:
+        """All of each recording: 0 and its length, seconds."""
+        return [(0.0, self._opened(number, "info").duration) for number in conditions]
+
+    def voices(self, conditions: Sequence[int]) -> list[tuple[FloatArray, int]]:
+        """The recording that each voice is told by, and its samples a second."""
+        return [self.wave(self._voices[number]) for number in conditions]
+
+    def wave(self, number: int) -> tuple[FloatArray, int]:
+        """A recording, (samples,), float32 in [-1, 1], its channels averaged, and its samples a second.
+
+        Raises:
+            ConfigError: soundfile is missing, or the file cannot be read.
+        """
+        channels, rate = self._opened(number, "read", dtype="float32", always_2d=True)
+        return np.ascontiguousarray(channels.mean(axis=1)), int(rate)
+
+    @cached_property
+    def rate(self) -> int:
+        """Samples a second of :meth:`real_samples`: the first recording's."""
+        return int(self._opened(0, "info").samplerate)
+
+    def real_count(self) -> int:
+        return len(self.recordings)
+
+    def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
+        """These recordings as waves at :attr:`rate`, (len(indices), N), followed by silence up to the longest."""
+        waves = [resampled(*self.wave(number), self.rate) for number in indices]
+        found = np.zeros((len(waves), max(map(len, waves), default=0)), dtype=np.float32)
+        for row, wave in zip(found, waves, strict=True):
+            row[: len(wave)] = wave
+        return found
+
+    def _opened(self, number: int, function: str, **options: Any) -> Any:
+        try:
+            import soundfile
+        except ImportError as error:
+            raise ConfigError("reading sound needs soundfile; pip install 'bespoke-solvers[audio]'") from error
+        path = self.recordings[number].path
+        try:
+            return getattr(soundfile, function)(str(path), **options)
+        except (OSError, soundfile.LibsndfileError) as error:
+            raise ConfigError(
+                f"{path} cannot be read as sound: {error}; mend it or take it off the manifest"
+            ) from error
+
+
+def _read(manifest: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows and columns of a manifest; no columns where nothing tells them (an empty JSONL)."""
+    if manifest.suffix == ".parquet":
+        table = pq.read_table(manifest)
+        return table.to_pylist(), table.column_names
+    text = manifest.read_text(encoding="utf-8-sig")
+    if manifest.suffix == ".jsonl":
+        rows = []
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"line {number} of {manifest} is no JSON: {error}") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number} of {manifest} is no JSON object, but {line!r}")
+                rows.append(row)
+        return rows, sorted({column for row in rows for column in row})
+    lines = io.StringIO(text, newline="")
+    if manifest.suffix == ".tsv":
+        reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.DictReader(lines)
+    return list(reader), list(reader.fieldnames or [])
+
+
+DATASET = AudioFolder

@@ -1,0 +1,62 @@
+"""Speaker similarity: whether it is the voice that was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from orchestrator import plugins
+from orchestrator.metrics._spoken import spoken_part
+from orchestrator.metrics.base import Batch, MeanMetric, needs
+
+if TYPE_CHECKING:
+    from orchestrator.datasets.base import Dataset
+    from orchestrator.speaker_encoders.base import SpeakerEncoder
+
+
+@dataclass(frozen=True)
+class SpeakerSimilarity(MeanMetric):
+    """Cosine between the voice of what is spoken and that of the prompt (BNS appendix D.5), -1 to 1.
+
+    NaN where either cannot be heard: counted, and not averaged.
+
+    Attributes:
+        encoder: Who compares: a plugin of ``orchestrator/speaker_encoders/``.
+        encoder_options: Its options.
+    """
+
+    higher_is_better = True
+    sees = "sound"
+
+    encoder: str = "digits_speakers"
+    encoder_options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def column(self) -> str:
+        return f"speaker_similarity[{self._encoder().name}]"
+
+    def _encoder(self) -> SpeakerEncoder:
+        found: SpeakerEncoder = plugins.build("speaker_encoders", self.encoder, self.encoder_options)
+        return found
+
+    def check(self, dataset: Dataset) -> None:
+        needs(dataset, "voices", "speaker_similarity", "a recording of each voice")
+        needs(dataset, "spoken", "speaker_similarity", "which part of each sample is to be spoken")
+        self._encoder().check()
+
+    def measure(self, batch: Batch) -> Tensor:
+        """The similarity of each sample, shape (B, 1), float64."""
+        if batch.conditions is None:
+            raise ValueError("speaker similarity needs the voice that was asked for; real samples come without one")
+        assert batch.rate is not None
+        encoder = self._encoder().to(str(batch.samples.device))
+        voices = needs(batch.dataset, "voices", "speaker_similarity", "a recording of each voice")(batch.conditions)
+        wanted = torch.cat([encoder.embed([wave], rate) for wave, rate in voices])
+        found = encoder.embed(spoken_part(batch, "speaker_similarity"), batch.rate)
+        return (found.double() * wanted.double()).sum(dim=1, keepdim=True)
+
+
+METRIC = SpeakerSimilarity

@@ -1,0 +1,1 @@
+"""Recognisers: what was understood of sound."""

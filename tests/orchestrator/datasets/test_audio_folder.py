@@ -1,0 +1,180 @@
+"""Folders of recordings with a manifest: every format of it, and every way in which one can be wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from orchestrator import plugins
+from orchestrator.datasets.audio_folder import AudioFolder
+from orchestrator.errors import ConfigError
+from orchestrator.metrics.base import Batch
+from orchestrator.metrics.speaker_similarity import SpeakerSimilarity
+from orchestrator.metrics.wer import WER
+
+soundfile = pytest.importorskip("soundfile")
+
+ROWS = [
+    {"path": "a/0.wav", "transcript": 'she said "one, two"', "speaker": "ann"},
+    {"path": "a/1.wav", "transcript": "three", "speaker": "ann"},
+    {"path": "b.flac", "transcript": "four five", "speaker": "bob"},
+]
+RATES = (8000, 16000, 8000)
+SECONDS = (0.5, 0.25, 1.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three recordings by two speakers; the second has two channels and another rate."""
+    (tmp_path / "a").mkdir()
+    for number, (row, rate, seconds) in enumerate(zip(ROWS, RATES, SECONDS, strict=True)):
+        wave = 0.5 * np.sin(2 * np.pi * (200 + 100 * number) * np.arange(int(rate * seconds)) / rate)
+        soundfile.write(tmp_path / row["path"], np.stack([wave, 0 * wave], 1) if number == 1 else wave, rate)
+    return tmp_path
+
+
+def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    columns = list(rows[0]) if rows else ["path", "transcript"]
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), folder / name)
+    elif name.endswith(".jsonl"):
+        (folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    elif name.endswith(".tsv"):
+        lines = ["\t".join(row[column] for column in columns) for row in rows]
+        (folder / name).write_text("\n".join(["\t".join(columns), *lines]), encoding="utf-8")
+    else:
+        lines = [",".join('"' + row[column].replace('"', '""') + '"' for column in columns) for row in rows]
+        (folder / name).write_text("\n".join([",".join(columns), *lines]), encoding="utf-8")
+
+
+def listed(folder: Path, rows: list[dict[str, Any]] = ROWS, **options: Any) -> AudioFolder:
+    write(folder, "manifest.csv", rows)
+    found: AudioFolder = plugins.build("datasets", "audio_folder", {"folder": str(folder), **options})
+    return found
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_manifest_says_the_same_in_every_format(folder: Path, kind: str) -> None:
+    """The same rows in the same order, quotes and commas and all: the same pair has the same words."""
+    write(folder, f"list.{kind}", ROWS)
+    dataset = AudioFolder(str(folder), manifest=f"list.{kind}", speaker="speaker")
+    assert dataset.transcripts([0, 1, 2]) == dataset.texts([0, 1, 2]) == [row["transcript"] for row in ROWS]
+    assert dataset.conditions(3, range(30)).tolist() == listed(folder).conditions(3, range(30)).tolist()
+    assert set(dataset.conditions(3, range(30)).tolist()) == {0, 1, 2}
+
+
+def test_columns_have_the_names_that_the_corpus_gives_them(folder: Path) -> None:
+    """Common Voice says sentence and client_id."""
+    rows = [{"file": row["path"], "sentence": row["transcript"], "client_id": row["speaker"]} for row in ROWS]
+    dataset = listed(folder, rows, path="file", transcript="sentence", speaker="client_id")
+    assert dataset.transcripts([2]) == ["four five"]
+    assert dataset.recordings[2].speaker == "bob"
+
+
+def test_recordings_are_read_when_they_are_asked_for(folder: Path) -> None:
+    """Channels averaged, at their own rate; real samples at the first one's, with silence after the shorter."""
+    dataset = listed(folder)
+    wave, rate = dataset.wave(1)
+    assert rate == 16000
+    assert wave.shape == (4000,)
+    assert np.abs(wave).max() == pytest.approx(0.25, abs=1e-3)
+    assert dataset.spoken([0, 1, 2]) == [(0.0, seconds) for seconds in SECONDS]
+    assert dataset.real_count() == 3
+    assert dataset.rate == 8000
+    real = dataset.real_samples([1, 2])
+    assert real.shape == (2, 8000)
+    assert real.dtype == np.float32
+    assert (real[0, 2000:] == 0).all()
+    assert np.abs(real[0, :2000]).max() > 0.2
+
+
+def test_a_voice_is_told_by_another_recording_of_its_speaker(folder: Path) -> None:
+    """The next one's; its own where there is none, or where nobody says who speaks."""
+    told, untold = listed(folder, speaker="speaker"), listed(folder)
+
+    def rates(dataset: AudioFolder) -> list[int]:
+        return [rate for _, rate in dataset.voices([0, 1, 2])]
+
+    assert rates(told) == [16000, 8000, 8000]
+    assert rates(untold) == list(RATES)
+    np.testing.assert_array_equal(told.voices([1])[0][0], told.wave(0)[0])
+    np.testing.assert_array_equal(told.voices([2])[0][0], told.wave(2)[0])
+
+
+def test_metrics_of_speech_take_such_a_folder(folder: Path) -> None:
+    """Words, spans and voices are all there; a recording is as like itself as can be, and a tone says no words."""
+    dataset = listed(folder)
+    batch = Batch(torch.from_numpy(dataset.real_samples([0, 2])), np.array([0, 2]), dataset, rate=dataset.rate)
+    for metric in (WER(), SpeakerSimilarity()):
+        metric.check(dataset)
+    assert WER().measure(batch)[:, 1].tolist() == [4, 2]
+    torch.testing.assert_close(SpeakerSimilarity().measure(batch)[:, 0], torch.ones(2).double(), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (ROWS, {"manifest": "none.csv"}, r"no manifest at .*none\.csv; set the dataset's options 'folder' and"),
+        (ROWS, {"manifest": "list.xlsx"}, r"list\.xlsx is none of \.csv, \.tsv, \.jsonl, \.parquet"),
+        (ROWS, {"transcript": "text"}, r"has no column 'text'; its columns are: path, transcript, speaker"),
+        (ROWS, {"speaker": "who"}, r"has no column 'who'; its columns are: path, transcript, speaker"),
+        ([], {}, r"manifest\.csv lists no recordings; give at least one"),
+        ([{**ROWS[0], "path": "c.wav"}], {}, r"manifest\.csv lists .*c\.wav, and there is no such file; add or unlist"),
+        (
+            [{**ROWS[0], "path": "../c.wav"}],
+            {},
+            r"row 1 of .* leads out of its folder: '\.\./c\.wav'; use paths within",
+        ),
+        ([{**ROWS[0], "path": "a/../../c.wav"}], {}, r"row 1 of .* leads out of its folder: 'a/\.\./\.\./c\.wav'"),
+        ([{**ROWS[0], "path": "/c.wav"}], {}, r"row 1 of .* leads out of its folder: '/c\.wav'"),
+        ([{**ROWS[0], "path": ""}], {}, r"row 1 of .* has no text in column 'path', but ''"),
+    ],
+)
+def test_a_manifest_that_is_wrong_is_refused(
+    folder: Path, rows: list[dict[str, Any]], options: dict[str, Any], message: str
+) -> None:
+    """While the configuration is read, with what is wrong and where."""
+    with pytest.raises(ConfigError, match=message):
+        listed(folder, rows, **options)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{oops", r"line 1 of .*list\.jsonl is no JSON: "),
+        ("[1]", r"line 1 of .*list\.jsonl is no JSON object, but '\[1\]'"),
+        ('{"path": "b.flac", "transcript": null}', r"row 1 of .* has no text in column 'transcript', but None"),
+    ],
+)
+def test_a_line_that_is_no_row_is_refused(folder: Path, line: str, message: str) -> None:
+    """With its number."""
+    (folder / "list.jsonl").write_text(line, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        AudioFolder(str(folder), manifest="list.jsonl")
+
+
+def test_what_is_no_sound_is_named(folder: Path) -> None:
+    """When it is opened: a corpus is not read through at the start."""
+    dataset = listed(folder)
+    (folder / "b.flac").write_text("no sound", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"b\.flac cannot be read as sound: .*; mend it or take it off the manifest"):
+        dataset.wave(2)
+    with pytest.raises(ConfigError, match=r"b\.flac cannot be read as sound"):
+        dataset.spoken([2])
+
+
+def test_a_manifest_that_changed_is_refused(folder: Path) -> None:
+    """Where its sha256 is part of the configuration, stored pairs never belong to other recordings."""
+    write(folder, "manifest.csv", ROWS)
+    sha256 = hashlib.sha256((folder / "manifest.csv").read_bytes()).hexdigest()
+    assert listed(folder, sha256=sha256).real_count() == 3
+    with pytest.raises(ConfigError, match=rf"has sha256 \w+, not {sha256}; give the one those pairs were made of"):
+        listed(folder, ROWS[:2], sha256=sha256)
