@@ -182,9 +182,9 @@ def test_missing_weights_are_told_with_place_and_remedy(kind: str, name: str) ->
     with pytest.raises(ConfigError) as caught:
         plugins.build(kind, name, {"weights": "nobody/nothing"}).check()
     message = str(caught.value)
-    assert "no weights 'nobody/nothing': there is no such folder, nor are they in the cache" in message
+    assert "needs the weights 'nobody/nothing', which are no folder here and not in the cache" in message
     assert str(constants.HF_HUB_CACHE) in message
-    assert "run `hf download nobody/nothing` first, or give a folder" in message
+    assert "fetch them with `hf download nobody/nothing`, or set the option to a folder" in message
 
 
 def test_another_network_is_refused(wavlm: Path, whisper: Path, tmp_path: Path) -> None:

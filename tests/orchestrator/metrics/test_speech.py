@@ -146,7 +146,7 @@ def test_a_dataset_that_does_not_speak_is_refused(name: str, message: str) -> No
             {"recogniser": "whisper", "recogniser_options": {"weights": "nobody/none"}},
             r"`hf download nobody/none",
         ),
-        ("speaker_similarity", {"encoder": "wavlm", "encoder_options": {"weights": "a/b"}}, r"no weights 'a/b'"),
+        ("speaker_similarity", {"encoder": "wavlm", "encoder_options": {"weights": "a/b"}}, r"needs the weights 'a/b'"),
     ],
 )
 def test_networks_that_are_not_there_are_refused(
