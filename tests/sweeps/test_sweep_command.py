@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -159,3 +161,41 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
         assert place.files(pattern) == undisturbed.files(pattern)
     leftovers = [path for path in place.root.glob("p*/**/.*") if path.is_file() and path.name != ".lock"]
     assert len(leftovers) <= 6, "at most the objects in flight at each kill: one a host"
+
+
+EVALUATE = (
+    *("evaluate", "--experiment", "tiny", "--config", "tiny.yaml"),
+    *("--set", "evaluation.samples=192", "--set", "evaluation.baselines=[euler, midpoint]"),
+    *("--set", "evaluation.metrics=[psnr, {name: fid, options: {features: digits_cnn, reference: digits}}]"),
+)
+
+
+def _scores(place: Place) -> list[dict[str, Any]]:
+    rows = pq.read_table(place.root / "experiments/tiny/evaluation/scores.parquet").to_pylist()
+    return [{key: str(row[key]) for key in row if key != "origin"} for row in rows]
+
+
+def test_an_evaluation_that_is_killed_goes_on_to_the_same_scores(undisturbed: Place, tmp_path: Path) -> None:
+    """SIGKILL while ground truth is made, and while solvers are sampled and scored: nothing is lost or doubled."""
+    place = Place(tmp_path / "killed")
+    shutil.copytree(undisturbed.root, place.root)
+    undisturbed.run(*EVALUATE)
+
+    def measured(at_least: int) -> Callable[[], bool]:
+        return lambda: sum(1 for _ in place.root.glob("measurements/*/*/*/shard-*")) >= at_least
+
+    before = len(place.files("pairs/*/*.parquet"))
+    place.kill_when(lambda: len(place.files("pairs/*/*.parquet")) > before, *EVALUATE)
+    place.kill_when(measured(60), *EVALUATE)
+    assert not place.files("experiments/tiny/evaluation/*")
+    output = place.run(*EVALUATE)
+    assert "| Ground truth (dopri5) |" in output
+    assert _scores(place) == _scores(undisturbed)
+    assert place.files("measurements/*/*/*/shard-*") == undisturbed.files("measurements/*/*/*/shard-*")
+    assert not place.files("measurements/media/*/*"), "samples are kept no longer than they are needed"
+    # Numbers of a theta are on the run of the trial that found it, and on its solver's curve.
+    tracker = Tracker(resolve_tracking_uri(None, str(place.root)))
+    found = tracker.client.search_runs([tracker.experiment("tiny", None)], "params.kind = 'learned'")
+    names = {name for run in found for name in run.data.metrics}
+    assert {"labels/psnr_db", "labels/fid/digits_cnn"} <= names
+    assert "labels/fid/digits_cnn_vs_nfe" in names
