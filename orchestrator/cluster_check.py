@@ -69,13 +69,18 @@ def check_cluster_file(path: str | Path, *, for_launch: bool = False) -> list[Pr
     if isinstance(raw, Problem):
         return [raw]
 
-    head_problems = list(_head_type_problems(raw))
+    # Ray makes the one node type of one's own machines itself.
+    own_machines = _mapping(raw.get("provider")).get("type") == "local"
+    head_problems = [] if own_machines else list(_head_type_problems(raw))
     prepared, ray_problems = _ray_problems(raw, head_type_is_known_bad=bool(head_problems))
     problems = head_problems + ray_problems
     # Ray's defaults decide what a key left out means. Where it could not apply them, the rest would be guesswork.
     if prepared is not None:
-        problems += _worker_limit_problems(prepared)
-        problems += _resource_problems(prepared)
+        if own_machines:
+            problems += _own_machine_problems(raw)
+        else:
+            problems += _worker_limit_problems(prepared)
+            problems += _resource_problems(prepared)
         problems += _idle_timeout_problems(raw)
         problems += _ray_version_problems(raw, prepared, path.parent / "constraints.txt")
         problems += _start_command_problems(prepared)
@@ -243,6 +248,24 @@ def _resource_problems(cluster: Mapping[str, Any]) -> Iterator[Problem]:
             "available_node_types",
             "no worker type declares a GPU, so hosts that ask for one wait for ever",
             "Add a worker type with GPU in its resources",
+        )
+
+
+def _own_machine_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    """For machines that are there anyway: all of them work, and the head does not."""
+    workers = _strings(_mapping(raw.get("provider")).get("worker_ips"))
+    for key in ("min_workers", "max_workers"):
+        # Ray takes every machine where the key is left out.
+        if key in raw and raw[key] != len(workers):
+            yield Problem(key, f"it is {raw[key]}, and there are {len(workers)} worker_ips", "Give it their number")
+    if len(set(workers)) < len(workers):
+        yield Problem("provider.worker_ips", "an address is there twice", "Name each machine once")
+    starts = [command for command in _strings(raw.get("head_start_ray_commands")) if _RAY_START.search(command)]
+    if starts and not any(re.search(r"--num-cpus[=\s]+0\b", command) for command in starts):
+        yield Problem(
+            "head_start_ray_commands",
+            "the head advertises its cores, and trials would run beside the scheduler",
+            "Give `ray start --head` --num-cpus=0",
         )
 
 

@@ -46,13 +46,16 @@ class S3Server:
         self._thread.join()
         self._server.server_close()
 
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._server.server_port}"
+
     def make_bucket(self, name: str) -> None:
-        address = f"127.0.0.1:{self._server.server_port}"
-        pafs.S3FileSystem(endpoint_override=address, scheme="http", allow_bucket_creation=True).create_dir(name)
+        pafs.S3FileSystem(endpoint_override=self.address, scheme="http", allow_bucket_creation=True).create_dir(name)
 
     def root(self, bucket: str, folder: str = "root") -> str:
         """A storage root in a bucket; credentials come from the environment."""
-        return f"s3://{bucket}/{folder}?scheme=http&endpoint_override=127.0.0.1:{self._server.server_port}"
+        return f"s3://{bucket}/{folder}?scheme=http&endpoint_override={self.address}"
 
     def _answer(self, request: dict[str, Any], start: Any) -> Iterable[bytes]:
         self.requests.append((request["REQUEST_METHOD"], request["PATH_INFO"], request.get("QUERY_STRING", "")))

@@ -405,3 +405,49 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_importing_the_check_does_not_import_ray() -> None:
     code = "import sys, orchestrator.cluster_check; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+VARIANTS = [REPOSITORY / "docs" / name for name in ("ray_cluster.gcp.yaml", "ray_cluster.ssh.yaml")]
+OWN_MACHINES = VARIANTS[1]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda path: path.name)
+def test_variants_have_no_problems_but_what_is_to_be_filled_in(variant: Path, tmp_path: Path) -> None:
+    assert [str(problem) for problem in check_cluster_file(variant)] == []
+    # As the file's first lines say: it is used from the repository's folder.
+    text = variant.read_text(encoding="utf-8")
+    assert "cp docs/" + variant.name in text
+    copy = tmp_path / variant.name
+    copy.write_text(text, encoding="utf-8")
+    problems = check_cluster_file(copy, for_launch=True)
+    assert {problem.what for problem in problems if not problem.where.startswith("file_mounts")} == {
+        "REPLACE-ME has not been replaced"
+    }
+    assert re.findall(r"EDIT (\d)", text) in (["1", "2", "3", "4"], ["1", "2", "3"])
+
+
+@pytest.mark.parametrize(
+    ("edit", "what"),
+    [
+        (put("max_workers", value=3), "it is 3, and there are 2 worker_ips"),
+        (put("min_workers", value=0), "it is 0, and there are 2 worker_ips"),
+        (put("provider", "worker_ips", value=["a", "a"]), "an address is there twice"),
+        (
+            replace("head_start_ray_commands", " --num-cpus=0", ""),
+            "the head advertises its cores, and trials would run",
+        ),
+        (
+            replace("head_start_ray_commands", "127.0.0.1 --dash", "0.0.0.0 --dash"),
+            "the dashboard, which runs the jobs",
+        ),
+        (replace("worker_start_ray_commands", "RAY_AUTH_MODE=token ", ""), None),
+    ],
+)
+def test_mistakes_with_own_machines_are_found(tmp_path: Path, edit: Edit, what: str | None) -> None:
+    cluster = yaml.safe_load(OWN_MACHINES.read_text(encoding="utf-8"))
+    edit(cluster)
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump(cluster), encoding="utf-8")
+    problems = [problem.what for problem in check_cluster_file(path)]
+    # Without the token in the command the profile that the setup writes still sets it.
+    assert problems == [] if what is None else any(what in problem for problem in problems), problems

@@ -1,0 +1,663 @@
+"""How many trials and hosts the pool's one router and one MLflow store carry: a discrete-event simulation, checked.
+
+Trials ask as sweeps/trial.py does (validate; advance, validate, log, and so on; the test pairs at the end). The
+router's policy is that of orchestrator/pool.py: at most two requests at a host, the least loaded first, requests with
+equal keys together on a host that is idle. Every request costs the router time, more the more wait; every log costs
+MLflow time.
+
+The parameters are measured here: the router's CPU time per request (its process, in a real pool whose hosts answer at
+once), what a waiting request adds (the real router, without Ray), a log (SQLite), and what a host takes to advance and
+to score (the digits model, one core). The simulation is then compared with a real run: Ray, the router, 4 host actors
+that sleep instead of computing, 16 trials as threads, MLflow. Where they differ by more than --tolerance, it ends with
+an error; else 1,000 trials on 64 hosts are simulated, and what limits them is named.
+
+python benchmarks/simulate_pool.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import os
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import click
+import numpy as np
+from processes import SAME_PRIORITY
+from publishing import command, load, publish, results_option, table
+
+from orchestrator import pool as pool_module
+from orchestrator.host import Host, HostSettings
+from orchestrator.pool import IN_FLIGHT_PER_HOST, NAMESPACE, PATIENCE, PoolSettings, RayPool, Request, Router
+
+TRIALS_REAL, HOSTS_REAL = 16, 4
+TRIALS, HOSTS = 1000, 64
+PAYLOAD = np.zeros(1000)
+"""What a request carries: a few hundred numbers of theta and of an optimiser's state."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds.
+
+    Attributes:
+        advance: A host's for the iterations between two validations of one trial.
+        merged: The same for 2, 4 and 8 trials together, as multiples of ``advance``.
+        score: A host's for one validation.
+        router: The router's for a request, to and fro.
+        router_per_waiting: What each request that waits adds to that, each time a host has done something.
+        log: MLflow's for one batch of metrics.
+        own: A trial's between an answer and its next request.
+        wire: Of a request's way through Ray, to and fro, in which the router does nothing.
+    """
+
+    advance: float
+    score: float
+    merged: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    router: float = 0.0
+    router_per_waiting: float = 0.0
+    log: float = 0.0
+    own: float = 0.0
+    wire: float = 0.0
+
+    def advance_many(self, count: int) -> float:
+        """Of ``count`` trials together, between the measured ones by straight lines."""
+        return self.advance * float(np.interp(count, [1, 2, 4, 8], [1.0, *self.merged]))
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked.
+
+    Attributes:
+        trials: All begin at once.
+        validations: Of each trial, after that of its start.
+        keys: Different merge keys among the trials; those of equal keys may be merged.
+    """
+
+    trials: int
+    validations: int
+    keys: int
+
+
+@dataclass
+class Outcome:
+    """What a run or a simulation of one gives.
+
+    Attributes:
+        seconds: From the first request to the last answer.
+        host_busy: Share of the hosts' time in which they worked.
+        latency: Mean seconds from a request to its answer.
+        logs_per_second: MLflow's rate.
+        shared: Share of advances that were answered together with others.
+        router_busy, log_busy: Share of the time in which the router and MLflow worked.
+    """
+
+    seconds: float
+    host_busy: float
+    latency: float
+    logs_per_second: float
+    shared: float
+    router_busy: float = float("nan")
+    log_busy: float = float("nan")
+
+
+# ---- the simulation -----------------------------------------------------------------------------------------------
+
+Step = tuple[str, str | None]
+Then = Callable[[], None]
+
+
+def steps(workload: Load, key: str) -> Generator[Step, None, None]:
+    """What a trial does, one thing after the other: ('advance' | 'score' | 'log' | 'own', merge key)."""
+    for validation in range(workload.validations + 1):
+        if validation:
+            yield "advance", key
+        yield "score", None
+        yield "log", None
+        yield "own", None
+    yield "score", None
+    yield "score", None
+
+
+class Clock:
+    """Events in order of time, those of one time in order of arrival."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._events: list[tuple[float, int, Then]] = []
+        self._number = itertools.count()
+
+    def after(self, seconds: float, then: Then) -> None:
+        heapq.heappush(self._events, (self.now + seconds, next(self._number), then))
+
+    def run(self) -> None:
+        while self._events:
+            self.now, _, then = heapq.heappop(self._events)
+            then()
+
+
+class Server:
+    """Does one thing after the other, in order of arrival."""
+
+    def __init__(self, clock: Clock):
+        self.clock, self.free, self.busy = clock, 0.0, 0.0
+
+    def take(self, seconds: float, then: Then) -> None:
+        begin = max(self.clock.now, self.free)
+        self.free = begin + seconds
+        self.busy += seconds
+        self.clock.after(self.free - self.clock.now, then)
+
+
+@dataclass
+class Waiting:
+    """A request at the router."""
+
+    kind: str
+    key: str | None
+    then: Then
+    arrival: int
+    number: int
+
+
+@dataclass
+class Simulation:
+    """One run."""
+
+    workload: Load
+    times: Times
+    hosts: int
+    merge: int
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        self.router, self.mlflow = Server(self.clock), Server(self.clock)
+        self.seats = [Server(self.clock) for _ in range(self.hosts)]
+        self.in_flight = [0] * self.hosts
+        self.waiting: dict[str | None, deque[Waiting]] = {}
+        self.numbers = itertools.count()
+        self.given = self.logs = self.advances = self.shared = 0
+        self.latencies: list[float] = []
+
+    def run(self) -> Outcome:
+        for number in range(self.workload.trials):
+            self._next(steps(self.workload, f"key {number % self.workload.keys}"))
+        self.clock.run()
+        seconds = self.clock.now
+        return Outcome(
+            seconds=seconds,
+            host_busy=sum(seat.busy for seat in self.seats) / (self.hosts * seconds),
+            latency=float(np.mean(self.latencies)),
+            logs_per_second=self.logs / seconds,
+            shared=self.shared / max(1, self.advances),
+            router_busy=self.router.busy / seconds,
+            log_busy=self.mlflow.busy / seconds,
+        )
+
+    def _next(self, trial: Generator[Step, None, None]) -> None:
+        step = next(trial, None)
+        if step is None:
+            return
+        kind, key = step
+        go_on = lambda: self._next(trial)  # noqa: E731
+        if kind == "log":
+            self.logs += 1
+            self.mlflow.take(self.times.log, go_on)
+        elif kind == "own":
+            self.clock.after(self.times.own, go_on)
+        else:
+            self._ask(kind, key if self.merge > 1 else None, go_on)
+
+    def _ask(self, kind: str, key: str | None, then: Then) -> None:
+        begin = self.clock.now
+
+        def answered() -> None:
+            self.latencies.append(self.clock.now - begin)
+            then()
+
+        def back() -> None:
+            self.clock.after(self.times.wire / 2, answered)
+
+        def arrived() -> None:
+            request = Waiting(kind, key, back, self.given, next(self.numbers))
+            self.waiting.setdefault(key, deque()).append(request)
+            self._place()
+
+        self.clock.after(self.times.wire / 2, lambda: self.router.take(self.times.router / 2, arrived))
+
+    def _place(self) -> None:
+        """Give places to whoever can have one, the longest waiting first; of a key, only its longest waiting looks."""
+        while True:
+            seat = min(range(self.hosts), key=self.in_flight.__getitem__)
+            room = IN_FLIGHT_PER_HOST - self.in_flight[seat]
+            able = [queue for queue in self.waiting.values() if queue and self._places(queue[0]) <= room]
+            if not able:
+                return
+            queue = min(able, key=lambda queue: queue[0].number)
+            places = self._places(queue[0])
+            size = self.merge if queue[0].key is not None else 1
+            self._give(seat, places, [queue.popleft() for _ in range(min(size, len(queue)))])
+
+    def _places(self, request: Waiting) -> int:
+        """How many of a host's places it takes: all where it may take others along, unless it has waited for long."""
+        overdue = self.given - request.arrival > PATIENCE * self.hosts
+        return 1 if request.key is None or overdue else IN_FLIGHT_PER_HOST
+
+    def _give(self, seat: int, places: int, group: list[Waiting]) -> None:
+        self.in_flight[seat] += places
+        self.given += 1
+        if group[0].kind == "advance":
+            self.advances += len(group)
+            self.shared += len(group) if len(group) > 1 else 0
+        seconds = self.times.advance_many(len(group)) if group[0].kind == "advance" else self.times.score
+
+        def done() -> None:
+            woken = self.times.router_per_waiting * sum(map(len, self.waiting.values()))
+            self.router.take(self.times.router / 2 * len(group) + woken, free)
+
+        def free() -> None:
+            self.in_flight[seat] -= places
+            self._place()
+            for request in group:
+                request.then()
+
+        self.seats[seat].take(seconds, done)
+
+
+# ---- the real thing, with hosts that sleep ------------------------------------------------------------------------
+
+
+class SleepingHost:
+    """Answers after the seconds that a host would work; without model and pairs."""
+
+    TOGETHER = Host.TOGETHER
+
+    def __init__(self, settings: HostSettings):
+        self.times = Times(**settings.options)
+
+    def process_id(self) -> int:
+        return os.getpid()
+
+    def advance(self, payload: Any) -> Any:
+        time.sleep(self.times.advance)
+        return payload
+
+    def advance_many(self, calls: Sequence[dict[str, Any]]) -> list[Any]:
+        time.sleep(self.times.advance_many(len(calls)))
+        return [call["payload"] for call in calls]
+
+    def score(self, payload: Any) -> Any:
+        time.sleep(self.times.score)
+        return payload
+
+
+def stand_in() -> None:
+    """In every worker process: the router makes hosts that sleep."""
+    pool_module.Host = SleepingHost  # type: ignore[misc,assignment]
+
+
+def start_ray(cpus: int) -> None:
+    import ray
+
+    os.environ.update(SAME_PRIORITY)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    here = str(Path(__file__).parent)
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        logging_level="error",
+        runtime_env={
+            "worker_process_setup_hook": stand_in,
+            "env_vars": {"PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])},
+        },
+    )
+
+
+def start_pool(name: str, times: Times, hosts: int, merge: int) -> RayPool:
+    options = {"advance": times.advance, "score": times.score, "merged": times.merged}
+    settings = HostSettings(adapter="none", options=options, storage="none")
+    pool = RayPool.start(name, settings, PoolSettings(hosts=hosts, cpus=0.01, merge=merge))
+    pids: set[int] = set()
+    while len(pids) < hosts:  # all of them are up
+        pids |= set(pool.gather([Request("process_id", {})] * 4 * hosts))
+    return pool
+
+
+def really(workload: Load, times: Times, hosts: int, merge: int, log: Callable[[int], None]) -> Outcome:
+    """The same trials as threads on a real pool."""
+    pool = start_pool(f"real-{merge}-{times.advance}", times, hosts, merge)
+    before = pool.statistics()
+    latencies: list[float] = []
+    logs = itertools.count()
+
+    def trial(number: int) -> None:
+        for kind, key in steps(workload, f"key {number % workload.keys}"):
+            if kind == "log":
+                log(number)
+                next(logs)
+            elif kind != "own":
+                begin = time.perf_counter()
+                pool.gather([Request(kind, {"payload": PAYLOAD}, key)])
+                latencies.append(time.perf_counter() - begin)
+
+    threads = [threading.Thread(target=trial, args=(number,)) for number in range(workload.trials)]
+    begin = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - begin
+    after = pool.statistics()
+    pool.close()
+    shared_requests = after["shared_requests"] - before["shared_requests"]
+    shared_calls = after["shared_calls"] - before["shared_calls"]
+    advances, scores = workload.trials * workload.validations, workload.trials * (workload.validations + 3)
+    # What a shared call took follows from how many it answered; only their mean is known.
+    mean = shared_requests / shared_calls if shared_calls else 1
+    worked = (advances - shared_requests) * times.advance + shared_calls * times.advance_many(mean)
+    return Outcome(
+        seconds=seconds,
+        host_busy=(worked + scores * times.score) / (hosts * seconds),
+        latency=float(np.mean(latencies)),
+        logs_per_second=next(logs) / seconds,
+        shared=shared_requests / advances,
+    )
+
+
+# ---- parameters ---------------------------------------------------------------------------------------------------
+
+
+def router_seconds(requests: int = 2000) -> tuple[float, float]:
+    """The router's process's CPU time for a request that its hosts answer at once; and how long one alone takes."""
+    import psutil
+
+    pool = start_pool("instant", Times(0.0, 0.0), 2, 1)
+    (router,) = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if any(part.startswith("ray::Router") for part in process.cmdline()[:1])
+    ]
+    # As many at once as the real trials of this file: more waiting ones are a cost of their own.
+    pool.window = TRIALS_REAL
+    pool.gather([Request("score", {"payload": PAYLOAD})] * 200)
+    before = sum(router.cpu_times()[:2])
+    pool.gather([Request("score", {"payload": PAYLOAD})] * requests)
+    spent = sum(router.cpu_times()[:2]) - before
+    begin = time.perf_counter()
+    for _ in range(200):
+        pool.call("score", payload=PAYLOAD)
+    alone = (time.perf_counter() - begin) / 200
+    pool.close()
+    return spent / requests, alone
+
+
+class _HeldMethod:
+    """A host's method that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: deque[asyncio.Future[None]] = deque()
+
+    def remote(self, **arguments: Any) -> asyncio.Future[None]:
+        answer = asyncio.get_running_loop().create_future()
+        self.asked.append(answer)
+        return answer
+
+
+def seconds_of_queue(waiting: int, hosts: int, answers: int = 50) -> float:
+    """CPU time of the real router, without Ray, for an answer and the request that follows it, while so many wait."""
+    score = _HeldMethod()
+    actor = SimpleNamespace(remote=lambda settings: SimpleNamespace(score=score))
+
+    async def ask() -> float:
+        router = Router(HostSettings(adapter="none", options={}, storage="none"), PoolSettings(hosts=hosts))
+        number = IN_FLIGHT_PER_HOST * hosts + waiting
+        requests = [asyncio.create_task(router.request("score", {})) for _ in range(number)]
+        while len(score.asked) < IN_FLIGHT_PER_HOST * hosts:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        begin = time.process_time()
+        for _ in range(answers):
+            requests.append(asyncio.create_task(router.request("score", {})))
+            score.asked.popleft().set_result(None)
+            await asyncio.sleep(0.02)  # CPU time is measured: that nothing happens here costs nothing
+        spent = time.process_time() - begin
+        for request in requests:
+            request.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
+        return spent / answers
+
+    made = SimpleNamespace(options=lambda **options: actor)
+    with mock.patch.object(pool_module.ray, "remote", return_value=made):
+        return asyncio.run(ask())
+
+
+def per_waiting(hosts: int, counts: Sequence[int]) -> tuple[float, list[tuple[int, float]]]:
+    """What each waiting request adds to the router's time for one, by a straight line; and the measurements."""
+    points = [(count, seconds_of_queue(count, hosts)) for count in counts]
+    slope, _ = np.polyfit(*zip(*points, strict=True), 1)
+    return max(0.0, float(slope)), points
+
+
+def digits_times(validate_every: int) -> Times:
+    """What a host takes for the digits model at NFE 8, as the shipped experiment asks: one core."""
+    from orchestrator.config import parse_config
+    from orchestrator.distillation import to_numpy
+    from orchestrator.pairs.make import ensure_pairs
+    from orchestrator.pool import LocalPool
+    from orchestrator.storage import Storage
+    from sweeps.space import learned_points, pair_specs
+
+    measured = 5
+    with tempfile.TemporaryDirectory() as folder:
+        content = {
+            "name": "times",
+            "model": {"name": "zoo", "options": {"weights": "digits_fm_ot"}},
+            "pairs": {"train": 512, "validation": 1024, "test": 64, "rtol": 1e-3, "atol": 1e-3},
+            "nfe": [8],
+            "learned": [{"family": "bns", "start": ["midpoint"], "iterations": 1000, "validate_every": measured}],
+            "storage": folder,
+        }
+        config = parse_config(content, "the benchmark's configuration")
+        local = LocalPool(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=folder))
+        facts = local.call("facts")
+        specs = pair_specs(config, facts)
+        ensure_pairs(Storage.at(folder), list(specs.values()), local, wait=False, note=lambda sentence: None)
+        (point,) = learned_points(config, specs, {}, facts.scheduler)
+        assert point.start is not None
+        from orchestrator.distillation import LearnedRun
+
+        run = LearnedRun(
+            family=point.family,
+            options=point.options,
+            sigma0=point.sigma0,
+            train=point.train,
+            settings=point.settings,
+        )
+        start = point.start.solver(point.nfe, point.sigma0)
+        state = run.begin(run.build().start(start, facts.scheduler))
+        theta = to_numpy(start.to_ns(facts.scheduler).flat())
+        calls = [{"run": run, "state": state, "steps": measured}] * 8
+
+        def best(action: Callable[[], Any]) -> float:
+            seconds = []
+            for _ in range(4):
+                begin = time.thread_time()
+                action()
+                seconds.append(time.thread_time() - begin)
+            return min(seconds[1:])
+
+        single = best(lambda: local.call("advance", **calls[0]))
+        together = [best(lambda n=n: local.call("advance_many", calls=calls[:n])) for n in (2, 4, 8)]
+        score = best(lambda: local.call("score", theta=theta, pairs=point.validation, metrics=["psnr"]))
+    two, four, eight = (seconds / single for seconds in together)
+    return Times(advance=single * validate_every / measured, merged=(two, four, eight), score=score)
+
+
+class Logger:
+    """An MLflow store in SQLite, with a run for each trial."""
+
+    def __init__(self, folder: str, runs: int):
+        from orchestrator.tracking import Tracker
+
+        tracker = Tracker(f"sqlite:///{folder}/mlflow.db")
+        experiment = tracker.experiment("pool", f"{folder}/artifacts")
+        self.runs = [tracker.run(experiment, f"trial {number}", f"trial {number}") for number in range(runs)]
+        self.steps = itertools.count()
+
+    def __call__(self, number: int) -> None:
+        self.runs[number].metrics({"validation_psnr_db": 40.0, "loss": 0.1}, step=next(self.steps))
+
+    def seconds(self, count: int = 100) -> float:
+        """Of one log, one after the other: the median, since what else the machine does is not MLflow's."""
+        for number in range(len(self.runs)):
+            self(number)
+        seconds = []
+        for number in range(count):
+            begin = time.perf_counter()
+            self(number % len(self.runs))
+            seconds.append(time.perf_counter() - begin)
+        return float(np.median(seconds))
+
+
+# ---- the command --------------------------------------------------------------------------------------------------
+
+
+def _row(name: str, outcome: Outcome) -> list[str]:
+    return [
+        name,
+        f"{outcome.seconds:.1f}",
+        f"{100 * (1 - outcome.host_busy):.1f}",
+        f"{1000 * outcome.latency:.0f}",
+        f"{outcome.logs_per_second:.2f}",
+        f"{100 * outcome.shared:.0f}",
+        *("—" if np.isnan(share) else f"{100 * share:.1f}" for share in (outcome.router_busy, outcome.log_busy)),
+    ]
+
+
+HEADING = ["run", "s", "hosts idle, %", "ms a request", "logs/s", "shared, %", "router busy, %", "MLflow busy, %"]
+
+
+def differences(real: Outcome, simulated: Outcome) -> dict[str, float]:
+    """Relative, of the simulation from the real run."""
+    return {
+        name: getattr(simulated, name) / getattr(real, name) - 1
+        for name in ("seconds", "host_busy", "latency", "logs_per_second")
+    }
+
+
+def bottleneck(outcome: Outcome) -> str:
+    """What is busy for the largest share of the time."""
+    busy = {"the hosts": outcome.host_busy, "the router": outcome.router_busy, "MLflow": outcome.log_busy}
+    name = max(busy, key=lambda key: busy[key])
+    return f"{name}, busy {100 * busy[name]:.0f} % of the time"
+
+
+@command(__doc__)
+@click.option("--tolerance", default=0.2, help="Largest relative difference between real and simulated.")
+@click.option("--validations", default=15, help="Validations of each of the 1,000 trials.")
+@click.option("--validate-every", default=100, help="Iterations between them.")
+@results_option
+def main(tolerance: float, validations: int, validate_every: int, results: Path) -> None:
+    """Measure, check, predict."""
+    import ray
+
+    load_before = load()
+    queue, queue_points = per_waiting(HOSTS, (0, 100, 300, 900))
+    small_queue, _ = per_waiting(HOSTS_REAL, (0, 10, 40, 100))
+    digits = digits_times(validate_every)
+    start_ray(cpus=2)
+    router, alone = router_seconds()
+    wire = max(0.0, alone - router)
+    check_load = Load(TRIALS_REAL, validations=10, keys=2)
+    sleeping = Times(
+        advance=0.4, score=0.1, merged=(1.2, 1.6, 2.4), router=router, router_per_waiting=small_queue, wire=wire
+    )
+    rows, worst, beyond = [], ("", 0.0), ""
+    with tempfile.TemporaryDirectory() as folder:
+        logger = Logger(folder, TRIALS_REAL)
+        sleeping = replace(sleeping, log=logger.seconds())
+        short = replace(sleeping, advance=sleeping.advance / 8, score=sleeping.score / 8)
+        cases = {"merge 1": (sleeping, 1), "merge 8": (sleeping, 8), "merge 8, an eighth of the sleep": (short, 8)}
+        for name, (asleep, merge) in cases.items():
+            real = really(check_load, asleep, HOSTS_REAL, merge, logger)
+            simulated = Simulation(check_load, asleep, HOSTS_REAL, merge).run()
+            rows += [_row(f"real, {name}", real), _row(f"simulated, {name}", simulated)]
+            found = max(differences(real, simulated).items(), key=lambda item: abs(item[1]))
+            if asleep is sleeping:
+                worst = max(worst, (f"{found[0]}, {name}", found[1]), key=lambda pair: abs(pair[1]))
+            else:
+                beyond = f"{found[0]} {100 * found[1]:+.0f} %"
+    ray.shutdown()
+    times = replace(digits, router=router, router_per_waiting=queue, log=sleeping.log, wire=wire)
+    fast = replace(times, advance=times.advance / 10, score=times.score / 10)
+    large = Load(TRIALS, validations=validations, keys=8)
+    no_waking = {"router_per_waiting": 0.0}
+    faster = replace(times, log=times.log / 4)
+    scenarios = {
+        "digits, merge 8": (times, 8),
+        "digits, merge 1": (times, 1),
+        "merge 8, MLflow 4 times as fast": (faster, 8),
+        "the same, if waiting cost the router nothing": (replace(faster, **no_waking), 8),
+        "MLflow 4 times, hosts 10 times as fast": (replace(fast, log=faster.log), 8),
+        "the same, if waiting cost the router nothing ": (replace(fast, log=faster.log, **no_waking), 8),
+    }
+    predicted = {name: Simulation(large, at, HOSTS, merge).run() for name, (at, merge) in scenarios.items()}
+    measured = table(
+        ["parameter", "measured"],
+        [
+            ["router, CPU ms a request", f"{1000 * router:.2f}"],
+            ["a request alone that is answered at once, ms", f"{1000 * alone:.1f}"],
+            ["router, for each request that waits, µs an answer (64 hosts)", f"{1e6 * queue:.1f}"],
+            ["the same, 4 hosts", f"{1e6 * small_queue:.1f}"],
+            *(
+                [f"router without Ray, {n} waiting, {HOSTS} hosts, ms an answer", f"{1000 * s:.2f}"]
+                for n, s in queue_points
+            ),
+            ["MLflow (SQLite), ms a log", f"{1000 * sleeping.log:.1f}"],
+            [f"digits, NFE 8: {validate_every} iterations on one core, s", f"{digits.advance:.2f}"],
+            ["2, 4, 8 trials together, times that", ", ".join(f"{factor:.2f}" for factor in digits.merged)],
+            ["digits, NFE 8: scoring 1,024 pairs, s", f"{digits.score:.2f}"],
+        ],
+    )
+    sections = [
+        measured,
+        f"{TRIALS_REAL} trials, {HOSTS_REAL} hosts that sleep {sleeping.advance} s to advance (2, 4, 8 together: times "
+        f"{', '.join(map(str, sleeping.merged))}) and {sleeping.score} s to score, 10 validations, two merge keys:",
+        table(HEADING, rows),
+        f"Largest difference: {worst[0]}, {100 * worst[1]:+.1f} %. With an eighth of the sleep requests take about as "
+        f"long as Ray and MLflow do, whose threads then wait for each other in ways that are not simulated: {beyond}. "
+        f"What is said below of fast hosts is a lower bound for the same reason.",
+        f"{TRIALS:,} trials, {HOSTS} hosts, {validations} validations, 8 merge keys, simulated:",
+        table(HEADING, [_row(name, outcome) for name, outcome in predicted.items()]),
+        "Most busy: "
+        + "; ".join(f"{name.strip()}: {bottleneck(outcome)}" for name, outcome in predicted.items())
+        + ".",
+    ]
+    publish(
+        results,
+        "simulated-pool",
+        f"{TRIALS:,} trials on {HOSTS} hosts, simulated",
+        sections,
+        quick=False,
+        load_before=load_before,
+    )
+    if abs(worst[1]) > tolerance:
+        raise click.ClickException(f"{worst[0]} differs by {100 * worst[1]:+.1f} %, more than {100 * tolerance:g} %")
+
+
+if __name__ == "__main__":
+    main()

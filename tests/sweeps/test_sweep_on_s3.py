@@ -1,0 +1,74 @@
+"""A whole sweep on S3, by a server that fails one request in twenty: done in one run, with the pairs of a directory."""
+
+from __future__ import annotations
+
+import collections
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from s3_server import CREDENTIALS, S3Server
+
+from orchestrator.pairs import PairSpec, PairStore
+from orchestrator.storage import Storage
+from orchestrator.tracking import KEY, ROLE, Tracker
+from sweeps.space import PairKey
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
+
+BESPOKE = Path(sys.executable).with_name("bespoke")
+
+
+def test_a_sweep_on_storage_that_fails_one_request_in_twenty(
+    experiment: dict[str, Any],
+    made: Storage,
+    specs: dict[PairKey, PairSpec],
+    s3_server: S3Server,
+    s3_storage: Storage,
+    tmp_path: Path,
+) -> None:
+    """Pairs, Tune's results, points, report: hosts, trials and driver all meet failures, and the user sees none."""
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(experiment), encoding="utf-8")
+    chance, failed = random.Random(0), collections.Counter[str]()
+
+    def fault(request: dict[str, Any]) -> bool:
+        failing = chance.random() < 0.05
+        failed[request["REQUEST_METHOD"]] += failing
+        return failing
+
+    s3_server.requests.clear()
+    s3_server.fault = fault
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | CREDENTIALS
+    environment["MLFLOW_S3_ENDPOINT_URL"] = f"http://{s3_server.address}"  # for its artifacts, which it puts by itself
+    done = subprocess.run(
+        [BESPOKE, "sweep", "small.yaml", "--storage", s3_storage.root, "--tracking-uri", uri],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+    s3_server.fault = None
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert s3_storage.location("experiments/small/report.html") in done.stdout
+    assert "endpoint_override" not in done.stdout
+    for spec in specs.values():
+        folder = PairStore(made, spec).folder
+        assert s3_storage.names(folder) == made.names(folder)
+        for name in made.names(folder):
+            assert s3_storage.read(f"{folder}/{name}") == made.read(f"{folder}/{name}"), name
+    tracker = Tracker(uri)
+    found = tracker.client.get_experiment_by_name("small")
+    assert found is not None
+    runs = tracker.client.search_runs([found.experiment_id], f"tags.`{ROLE}` = 'trial'")
+    keys = [run.data.tags[KEY] for run in runs]
+    assert sorted(key.rpartition("/")[2] for key in keys) == s3_storage.names("points")
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    print(f"{sum(failed.values())} of {len(s3_server.requests)} requests failed: {dict(failed)}")
