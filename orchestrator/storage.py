@@ -14,6 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -248,6 +249,12 @@ class Storage:
     def _listed(self, folder: str) -> list[pafs.FileInfo]:
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
         return self._persistently(f"list {folder or 'the root'}", lambda: self.filesystem.get_file_info(selector))
+
+    def delete_empty_folder(self, folder: str) -> None:
+        """Remove a folder of a directory in which nothing is left; on an object store there is none to remove."""
+        if self.is_local:
+            with suppress(OSError):  # not there, or somebody has put something into it
+                Path(self.path(folder)).rmdir()
 
     def delete_leftovers(self, folder: str) -> int:
         """Delete what writers that were killed left half-written directly under ``folder``; how many there were.

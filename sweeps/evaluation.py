@@ -179,6 +179,9 @@ class _Run:
     def _of_theta(self, found: FoundTheta) -> Subject:
         artifact = found.artifact
         run = self.runs.get(artifact.digest)
+        if found.run_id is not None:
+            named = self.tracker.client.get_run(found.run_id)
+            run = named if "label" in named.data.params and "forwards" in named.data.metrics else None
         if run is not None and run.data.params.get("family") != artifact.family:
             run = None  # another family with the same numbers, as Euler and DDIM on CondOT
         label = artifact.family

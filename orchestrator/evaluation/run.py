@@ -206,8 +206,10 @@ class Evaluation:
         return Measured(self.storage, case.subject.digest, case.pairs.digest, FINITE, case.pairs.shards)
 
     def _delete_media(self, case: Case) -> None:
+        self.storage.delete_leftovers(_media_folder(case))
         for name in self.storage.names(_media_folder(case)):
             self.storage.delete(f"{_media_folder(case)}/{name}")
+        self.storage.delete_empty_folder(_media_folder(case))
 
     # ---- real samples -----------------------------------------------------------------------------------------
 

@@ -165,17 +165,19 @@ def _table(dataset: str, scale: float, scores: Sequence[Score], training_passes:
 
 
 def _best(scores: Iterable[Score]) -> set[int]:
-    """The best score of each metric at each NFE, ground truth apart, by identity."""
+    """The best scores of each metric at each NFE, ground truth apart, by identity: all that are equally good."""
     cells: dict[tuple[str, str, float, float], list[Score]] = {}
     for score in scores:
         if score.case.subject.kind != "ground truth" and math.isfinite(score.summary.mean):
             place = (score.case.dataset, heading(score), score.case.subject.guidance_scale, score.nfe)
             cells.setdefault(place, []).append(score)
-    return {
-        id(max(found, key=lambda s: s.summary.mean if s.metric.metric.higher_is_better else -s.summary.mean))
-        for found in cells.values()
-        if len(found) > 1
-    }
+    best = set()
+    for found in cells.values():
+        choose = max if found[0].metric.metric.higher_is_better else min
+        value = choose(score.summary.mean for score in found)
+        if len(found) > 1:
+            best |= {id(score) for score in found if score.summary.mean == value}
+    return best
 
 
 def _percent(score: Score | None, truth: Score | None) -> str:
