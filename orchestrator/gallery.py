@@ -56,7 +56,7 @@ class Panel:
 
 
 def make_gallery(
-    pool: Pool, storage: Storage, tests: Mapping[float, PairSpec], table: Sequence[Row], rate: int | None
+    pool: Pool, storage: Storage, tests: Mapping[float, PairSpec], table: Sequence[Row], rate: int | None = None
 ) -> list[Panel]:
     """Panels for every NFE and guidance scale: the best learned solvers, the best fixed ones, and Euler.
 

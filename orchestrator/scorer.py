@@ -112,7 +112,7 @@ class Scorer:
         size = self.settings.batch_size
         with torch.no_grad():
             parts = [metric.measure(batch(slice(i, min(i + size, count)))).cpu() for i in range(0, count, size)]
-        return torch.cat(parts) if parts else torch.zeros(0, 1)
+        return torch.cat(parts) if parts else torch.zeros(0, metric.width)
 
     def _plugin(self, kind: str, name: str, options: Mapping[str, Any]) -> Any:
         """The plugin, built once: metrics hold networks, datasets read files."""

@@ -9,6 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for bytes that are no image, or half of one, or whose header claims more pixels than it allows."""
+
 
 def decoded(
     source: Path | bytes, where: str, side: int | None = None, grayscale: bool = False
@@ -26,8 +29,8 @@ def decoded(
     """
     try:
         opened = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
-        image = opened.convert("L" if grayscale else "RGB")
-    except (UnidentifiedImageError, OSError) as error:
+        image = _in_8_bits(opened).convert("L" if grayscale else "RGB")
+    except UNREADABLE as error:
         raise ValueError(f"{where} is no image that can be read: {error}; leave it out or mend it") from error
     if side is not None and image.size != (side, side):
         short = min(image.size)
@@ -37,6 +40,17 @@ def decoded(
     pixels = np.asarray(image, dtype=np.float32)
     channels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return channels / np.float32(127.5) - 1
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits scaled to 8: Pillow's own conversion clips, which makes nearly everything white."""
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are of Pillow's mode {image.mode!r}, whose white is unknown; save it with 8 or 16 bits"
+        )
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
 
 
 def stacked(images: list[npt.NDArray[np.float32]], names: list[str]) -> npt.NDArray[np.float32]:

@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from orchestrator.datasets._images import UNREADABLE
 from orchestrator.datasets._row_groups import RowGroups
 from orchestrator.datasets.base import Dataset, LabelledSamples
 from orchestrator.randomness import generator
@@ -90,7 +91,7 @@ class Cifar10(Dataset):
     def _decoded(self, encoded: bytes) -> npt.NDArray[np.float32]:
         try:
             image = Image.open(io.BytesIO(encoded)).convert("L" if self.grayscale else "RGB")
-        except UnidentifiedImageError as error:
+        except UNREADABLE as error:
             raise ValueError(f"{self.path} holds bytes that are no image: {error}") from error
         if image.size != (SIDE, SIDE):
             raise ValueError(f"{self.path} holds an image of {image.size}; CIFAR-10's are {SIDE}x{SIDE}")

@@ -76,6 +76,7 @@ class Metric(ABC):
         compares: Whether it needs ground truth; ground truth itself is then not scored.
         paired: Whether summaries of two solvers can be compared pair by pair (:meth:`resampled`).
         summary_options: Options that only the summary depends on, not what is measured of a sample.
+        width: K where it is known: what is kept of a shard in which no sample is finite.
     """
 
     higher_is_better: ClassVar[bool]
@@ -83,6 +84,7 @@ class Metric(ABC):
     compares: ClassVar[bool] = False
     paired: ClassVar[bool] = True
     summary_options: ClassVar[frozenset[str]] = frozenset()
+    width: ClassVar[int] = 1
 
     @property
     @abstractmethod
@@ -162,6 +164,8 @@ class PairMetric(MeanMetric):
 
 class RateMetric(Metric):
     """Errors of all samples as a share of all chances for one, K = 2: (errors, chances) of each sample."""
+
+    width = 2
 
     def summarise(self, shards: Iterable[Array], dataset: Dataset, real: Iterable[Array] | None = None) -> Summary:
         """The share; its standard error is that of a ratio estimator, to first order (Cochran 1977, 6.13)."""

@@ -12,6 +12,7 @@ import pytest
 from dataset_examples import coco_captions, image_folder, image_parquet, plain, write_pictures
 from PIL import Image
 
+from orchestrator.datasets._images import decoded
 from orchestrator.datasets.coco_captions import CocoCaptions
 from orchestrator.datasets.image_folder import ImageFolder
 from orchestrator.datasets.image_parquet import ImageParquet
@@ -55,6 +56,38 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"broken\.png is no image that can be read"):
         ImageFolder(str(tmp_path)).real_samples([0])
+
+
+def test_a_damaged_image_is_named_whatever_pillow_says_of_it(tmp_path: Path) -> None:
+    """Chunks that are none, and a header that claims more pixels than any machine has."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    first, *rest = (tmp_path / "a.png").read_bytes().split(b"IDAT")
+    assert len(rest) > 1
+    chunk = b"IDAT".join([first, rest[0]]) + b"\xfb\xb9\x0b\x00".join([b"", *rest[1:]])
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.bmp")
+    huge = bytearray((tmp_path / "b.bmp").read_bytes())
+    huge[18:26] = (60_000).to_bytes(4, "little") * 2
+    for name, content in (("a.png", chunk), ("b.bmp", bytes(huge))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} is no image that can be read: (broken|Image size)"):
+            decoded(tmp_path / name, name)
+
+
+@pytest.mark.parametrize("grayscale", [True, False])
+def test_16_bits_of_grey_are_scaled_not_clipped(tmp_path: Path, grayscale: bool) -> None:
+    """Medical images and depth maps: Pillow's own conversion makes nearly all of them white."""
+    levels = np.array([[0, 128 * 257], [64 * 257 + 100, 65535]], dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    found = (decoded(tmp_path / "a.png", "a.png", grayscale=grayscale) + 1) * 127.5
+    np.testing.assert_allclose(found, np.broadcast_to([[0, 128], [64, 255]], found.shape), atol=1e-4)
+
+
+def test_pixels_without_a_known_white_are_refused(tmp_path: Path) -> None:
+    """What 1.0 or 70,000 looks like, the file does not say."""
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match=r"a\.tiff is no image .* mode 'F', whose white is unknown; save it with 8"):
+        decoded(tmp_path / "a.tiff", "a.tiff")
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from orchestrator.datasets.digits import Digits
 from orchestrator.datasets.labels import Labels
 from orchestrator.errors import ConfigError
 from orchestrator.features.inception import Inception, to_uint8
+from orchestrator.metrics import kid
 from orchestrator.metrics.base import Array, Batch
 from orchestrator.metrics.fid import FID
 from orchestrator.metrics.kid import KID
@@ -130,13 +132,40 @@ def test_kid_of_the_same_distribution_is_about_zero(real: Tensor) -> None:
     assert abs(found.mean) < 3 * found.stderr
 
 
-def test_features_that_are_not_finite_have_no_distance(real: Tensor) -> None:
-    """Never averaged away."""
-    metric = _fid(reference="digits")
-    shards = _shards(metric, real, 1000)
-    shards[1][5, 3] = np.nan
-    with pytest.raises(ValueError, match="features of 1 of 797 samples are not finite"):
-        metric.summarise(shards, DIGITS)
+@pytest.mark.parametrize("arrange", ["sorted", "in turn"])
+def test_kid_does_not_depend_on_how_real_data_are_arranged(real: Tensor, arrange: str) -> None:
+    """Data sets come sorted by class, or with classes in turn: a block of real data stands for all classes."""
+    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
+    metric, labels = _kid(block=150), torch.from_numpy(DIGITS.reference().labels)
+    theirs = order[897:][labels[order[897:]].argsort(stable=True)]
+    if arrange == "in turn":
+        theirs = theirs.view(10, 90).T.flatten()
+    found = metric.summarise(_shards(metric, real[order[:897]], 100), DIGITS, _shards(metric, real[theirs], 70))
+    assert abs(found.mean) < 4 * found.stderr
+    assert found.stderr < 10
+
+
+def test_real_blocks_are_disjoint_and_gone_through_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fits in memory at once: the same blocks, from rows that are all different."""
+    rows = np.arange(1050, dtype=np.float64)[:, None]
+    shards = [rows[i : i + 37] for i in range(0, 1050, 37)]
+    blocks = list(itertools.islice(kid._drawn(shards, 100), 13))
+    assert len(set(np.concatenate(blocks[:10]).ravel().tolist())) == 1000
+    monkeypatch.setattr(kid, "AT_ONCE", 3)
+    for first, again in zip(blocks, itertools.islice(kid._drawn([rows], 100), 13), strict=True):
+        np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(blocks[10], blocks[0])
+
+
+@pytest.mark.parametrize("make", [_fid, _kid])
+@pytest.mark.parametrize("side", ["samples", "real"])
+def test_features_that_are_not_finite_have_no_distance(real: Tensor, make: Callable[[], FID | KID], side: str) -> None:
+    """Never averaged away: neither those of samples nor those of real data, by either distance."""
+    metric = make()
+    shards = {"samples": _shards(metric, real, 1000), "real": _shards(metric, real, 1000)}
+    shards[side][1][5, 3] = np.nan
+    with pytest.raises(ValueError, match=r"features of 1 of (797|1797) samples are not finite"):
+        metric.summarise(shards["samples"], DIGITS, shards["real"])
 
 
 def test_a_file_of_statistics_is_a_reference(tmp_path: Path, samples: Tensor, real: Tensor) -> None:

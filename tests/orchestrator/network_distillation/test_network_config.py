@@ -66,7 +66,7 @@ def test_the_solvers_part_is_an_experiment_on_the_same_pairs(small: Path) -> Non
         ("weights.0.rate=1", r"weights\.0\.rate: unknown key"),
         ("progressive.start_steps=12", r"4 is not reached from start_steps 12; use start_steps 16"),
         ("model.options.weights=digits_eps_vp", r"digits_eps_vp predicts epsilon"),
-        ("features=inception", r"unknown feature extractor 'inception'; there are: .*digits_cnn"),
+        ("features=inception", r"features 'inception' need weights-inception"),
         ("dataset=labels", r"no reference statistics digits_cnn\.labels; there are: .*digits_cnn\.digits"),
         ("pairs.test=64", r"pairs\.test is 64, and digits_cnn has 64 features: .* more samples than features"),
         ("wieghts=[]", r"wieghts: unknown key \(did you mean 'weights'\?\)"),

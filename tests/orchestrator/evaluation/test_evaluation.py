@@ -246,3 +246,17 @@ def test_per_sample_numbers_are_in_the_order_of_the_pairs(
     np.testing.assert_allclose(
         evaluation.per_sample(evaluation.cases[0], evaluation.metrics[0])[:, 0], direct, rtol=1e-4
     )
+
+
+def test_a_shard_without_a_finite_sample_is_counted_and_not_measured(
+    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, brightness: str
+) -> None:
+    """A solver that diverges everywhere: every sample is counted, no network sees one, and there is no value."""
+    nowhere = NSSolver.from_flat(midpoint.flat())
+    hosts.pool.host._sample = lambda theta, pairs, spec: torch.full_like(pairs.x0, math.nan)
+    scores = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(nowhere)], ["psnr", brightness]), pairs)
+    for column in ("psnr_db", "brightness"):
+        score = scores["Midpoint", column]
+        assert (score.summary.count, score.summary.not_finite) == (0, 40)
+        assert math.isnan(score.summary.mean)
+        assert score.not_finite == tuple(range(10))
