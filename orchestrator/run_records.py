@@ -47,7 +47,9 @@ def write_run(log: RunLog, result: Result, store: ResultStore) -> None:
 
 def read_run(run: Run) -> tuple[Result, str]:
     """The result that a finished run records, and where its theta is."""
-    parameters, metrics = run.data.params, run.data.metrics
+    parameters = run.data.params
+    # What an evaluation logs later on the same run has the dataset before a slash; it is no part of the sweep's result.
+    metrics = {name: value for name, value in run.data.metrics.items() if "/" not in name}
 
     def summaries(prefix: str) -> dict[str, dict[str, float]]:
         columns = [

@@ -391,9 +391,11 @@ class _Run:
             return
         # Two solvers may have the same numbers: the title tells them apart.
         key = f"evaluation/{subject.title}/{subject.digest}/{subject.guidance_scale:g}"
-        nfe = round(scores[0].nfe)
-        log = self.tracker.run(self.experiment, key, f"{subject.title} nfe{nfe}", {ROLE: "evaluation"})
-        log.parameters({"label": subject.title, "nfe": nfe, "guidance_scale": subject.guidance_scale})
+        # Ground truth takes another number of evaluations on other samples, and a parameter cannot change.
+        nfe = "adaptive" if subject.nfe is None else str(subject.nfe)
+        name = subject.title if subject.nfe is None else f"{subject.title} nfe{nfe}"
+        log = self.tracker.run(self.experiment, key, name, {ROLE: "evaluation", "bespoke.nfe": nfe})
+        log.parameters({"label": subject.title, "guidance_scale": subject.guidance_scale})
         texts = {}
         if subject.artifact is not None:
             log.tags({THETA: subject.artifact.digest, "bespoke.theta": subject.origin or ""})

@@ -265,6 +265,42 @@ def test_a_run_is_read_back_as_the_result_it_records(
     assert tracker.client.list_artifacts(log.run_id)[0].path == "theta.json"
 
 
+def test_scores_of_an_evaluation_are_no_part_of_the_sweeps_result(
+    tracker: Tracker, experiment: str, parent: RunLog, storage: Storage
+) -> None:
+    """They are logged on the same run, later, for some of the runs alone: the comparison stays what it was."""
+    result = _result()
+    store = ResultStore(storage, result.key)
+    store.save(result, THETA, [])
+    log = tracker.trial_run(experiment, parent.run_id, result.key, result.name, _parameters(result))
+    write_run(log, result, store)
+    before = read_run(tracker.client.get_run(log.run_id))
+    log.curves_once("scores", {"george/snr_db": [(0, 50.0)], "george/snr_db_stderr": [(0, 0.1)]})
+    assert tracker.client.get_run(log.run_id).data.metrics["george/snr_db"] == 50.0
+    assert read_run(tracker.client.get_run(log.run_id)) == before
+
+
+def test_the_same_curves_are_logged_once(tracker: Tracker, experiment: str, parent: RunLog) -> None:
+    """An evaluation that is run again adds nothing; with other numbers it does."""
+    for value in (1.0, 1.0, 2.0):
+        parent.curves_once("curves", {"digits/psnr_db_vs_nfe": [(4, value), (8, 3.0)]})
+    history = tracker.client.get_metric_history(parent.run_id, "digits/psnr_db_vs_nfe")
+    assert sorted((point.step, point.value) for point in history) == [(4, 1.0), (4, 2.0), (8, 3.0), (8, 3.0)]
+
+
+def test_the_newest_run_of_every_theta_is_found_by_its_numbers(
+    tracker: Tracker, experiment: str, parent: RunLog, storage: Storage
+) -> None:
+    """However the file is called: what an evaluation logs belongs to the trial that found it."""
+    result = _result()
+    store = ResultStore(storage, result.key)
+    store.save(result, THETA, [])
+    log = tracker.trial_run(experiment, parent.run_id, result.key, result.name, _parameters(result))
+    write_run(log, result, store)
+    digest = ThetaArtifact.from_json(THETA, origin="theta").digest
+    assert tracker.thetas(experiment)[digest].info.run_id == log.run_id
+
+
 def test_the_finished_trials_of_the_newest_sweep_are_compared(
     tracker: Tracker, experiment: str, request: pytest.FixtureRequest
 ) -> None:
