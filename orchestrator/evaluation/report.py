@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from orchestrator.config import ExperimentConfig
 from orchestrator.evaluation.run import Score
-from orchestrator.evaluation.tables import Table, heading, to_parquet
+from orchestrator.evaluation.tables import Table, heading, in_units, to_parquet
 from orchestrator.gallery import Panel
 from orchestrator.host_interface import ModelFacts
 from orchestrator.report import DIFFERENCE_GAIN, environment, gallery, tidy
@@ -51,6 +51,8 @@ def write_evaluation(
     curves = []
     for dataset, scale in sorted({(s.case.dataset, s.case.subject.guidance_scale) for s in scores}):
         part = [s for s in scores if (s.case.dataset, s.case.subject.guidance_scale) == (dataset, scale)]
+        if len({s.case.subject.nfe for s in part} - {None}) < 2:
+            continue  # a curve of one point says less than the table
         figure = score_curves(part)
         name = f"scores_{dataset}_guidance{scale:g}.png"
         figure.savefig(folder / name, dpi=130, bbox_inches="tight")
@@ -100,8 +102,8 @@ def score_curves(scores: Sequence[Score]) -> Figure:
             learned = any(s.case.subject.kind == "theta" for s in found)
             axis.errorbar(
                 [s.nfe for s in found],
-                [s.summary.mean for s in found],
-                yerr=[s.summary.stderr if np.isfinite(s.summary.stderr) else 0 for s in found],
+                [in_units(s)[0] for s in found],
+                yerr=[in_units(s)[1] if np.isfinite(s.summary.stderr) else 0 for s in found],
                 color=colours[title],
                 label=title,
                 marker="o" if learned else ".",
@@ -110,7 +112,7 @@ def score_curves(scores: Sequence[Score]) -> Figure:
             )
         for score in here:
             if score.case.subject.kind == "ground truth" and not score.metric.metric.compares:
-                axis.axhline(score.summary.mean, color="grey", linestyle="--", linewidth=1, label="ground truth")
+                axis.axhline(in_units(score)[0], color="grey", linestyle="--", linewidth=1, label="ground truth")
         axis.set_xticks(sorted({int(s.nfe) for s in here if s.case.subject.kind != "ground truth"}))
         tidy(axis, "velocity evaluations (NFE)", name)
     axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

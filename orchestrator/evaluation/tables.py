@@ -106,11 +106,15 @@ def heading(score: Score) -> str:
     return f"{name}{unit} {'↑' if score.metric.metric.higher_is_better else '↓'}"
 
 
+def in_units(score: Score) -> tuple[float, float]:
+    """A value and its standard error in the units of :func:`heading`."""
+    factor = 100 if score.metric.metric.column.startswith(PERCENT) else 1
+    return factor * score.summary.mean, factor * score.summary.stderr
+
+
 def shown(score: Score) -> str:
     """A value with its standard error, rounded to what the error leaves."""
-    mean, stderr = score.summary.mean, score.summary.stderr
-    if score.metric.metric.column.startswith(PERCENT):
-        mean, stderr = 100 * mean, 100 * stderr
+    mean, stderr = in_units(score)
     marked = f" ({score.summary.not_finite} not finite)" if score.summary.not_finite else ""
     if score.case.subject.kind == "ground truth" and score.metric.metric.compares:
         return "∞" if mean else "0"

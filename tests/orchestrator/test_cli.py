@@ -385,7 +385,6 @@ def test_thetas_are_evaluated_into_tables_mlflow_and_a_report(
         "tables.tex",
         "report.html",
         "samples_labels_guidance1_nfe4.png",
-        "scores_labels_guidance1.png",
     }
     tracker = Tracker(f"sqlite:///{copied.root}/mlflow.db")
     runs = tracker.client.search_runs([tracker.experiment("small", None)], f"tags.`{ROLE}` = 'evaluation'")
