@@ -103,7 +103,7 @@ def check_evaluation(config: ExperimentConfig) -> None:
                 if source is not None and source.real_count() == 0:
                     raise ConfigError(f"{type(source).__name__} has no real samples")
             except (ConfigError, ValueError) as error:
-                raise ConfigError(f"metric {spec.name!r} on dataset {name!r}: {error}") from error
+                raise ConfigError(f"evaluation on {name!r}: {error}") from error
     for baseline in config.evaluation.baselines:
         baseline.build()
         _ = baseline.fixed_grid

@@ -84,9 +84,17 @@ class Measured:
         return [shard for shard in range(self.shards) if f"shard-{shard:05d}.safetensors" not in there]
 
     def __iter__(self) -> Iterator[Array]:
-        """The shards' numbers, (rows, K) each, in order; one in memory at a time."""
+        """The shards' numbers, (rows, K) each, in order; one in memory at a time.
+
+        Raises:
+            StoreError: A damaged one, which is deleted: it is measured again when this is run again.
+        """
         for shard in range(self.shards):
-            yield read_values(self.storage, self.key(shard))
+            try:
+                yield read_values(self.storage, self.key(shard))
+            except StoreError:
+                self.storage.delete(self.key(shard))
+                raise
 
 
 def write_values(storage: Storage, key: str, values: npt.NDArray[Any]) -> None:
@@ -98,11 +106,11 @@ def read_values(storage: Storage, key: str) -> Array:
     """The inverse of :func:`write_values`.
 
     Raises:
-        StoreError: Damaged: deleting the file has it measured again.
+        StoreError: It is damaged.
     """
     try:
         return load(storage.read(key))["values"]
     except (SafetensorError, KeyError, ValueError) as error:
         raise StoreError(
-            f"measurement {storage.location(key)} is damaged: {error}; delete it and run the same command again"
+            f"measurement {storage.location(key)} is damaged: {error}; run the same command again"
         ) from error

@@ -260,3 +260,17 @@ def test_a_shard_without_a_finite_sample_is_counted_and_not_measured(
         assert (score.summary.count, score.summary.not_finite) == (0, 40)
         assert math.isnan(score.summary.mean)
         assert score.not_finite == tuple(range(10))
+
+
+def test_a_damaged_measurement_costs_its_metric_its_value_once(
+    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver
+) -> None:
+    """It is named and deleted; the same call measures it again, and the value is what it was."""
+    evaluation = _evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr", "snr"])
+    whole = _scores(evaluation, pairs)
+    copied.write(evaluation._measured(evaluation.cases[0], evaluation.metrics[0]).key(1), b"no measurement")
+    broken = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr", "snr"]), pairs)
+    assert "is damaged: " in str(broken["Midpoint", "psnr_db"].failure)
+    assert broken["Midpoint", "snr_db"].summary == whole["Midpoint", "snr_db"].summary
+    again = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr", "snr"]), pairs)
+    assert again["Midpoint", "psnr_db"].summary == whole["Midpoint", "psnr_db"].summary
