@@ -258,6 +258,7 @@ class _Run:
             if scorers is not None:
                 stack.callback(scorers.close)
             evaluation = Evaluation(self.storage, self.session.pool, scorers, cases, self.metrics)
+            evaluation.check_sizes()
             evaluation.measure()
         scores = evaluation.scores(self._ground_truth_nfe())
         tables = self._tables(evaluation, scores)

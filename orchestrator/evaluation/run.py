@@ -18,7 +18,7 @@ import numpy as np
 
 from orchestrator import plugins
 from orchestrator.datasets.base import Dataset
-from orchestrator.errors import UserError
+from orchestrator.errors import ConfigError, UserError
 from orchestrator.evaluation.measurements import FINITE, Measured, MetricSpec
 from orchestrator.evaluation.real import RealSamples, RealShard
 from orchestrator.evaluation.subjects import Subject
@@ -105,7 +105,7 @@ class Evaluation:
         with bar(total, "sample", "evaluation") as progress:
             for outcome, item in _answers(self.scorers, real, lambda item: item.request()):
                 if outcome.error is not None:
-                    raise outcome.error
+                    self._fail_everywhere(item.spec, outcome.error)
                 progress.update(len(item.indices))
             lock = threading.Lock()  # hosts and scorers are waited for in two threads
 
@@ -172,6 +172,33 @@ class Evaluation:
     def _fail(self, shard: _Shard, error: Exception, metrics: Sequence[MetricSpec]) -> None:
         for spec in metrics:
             self.failures.setdefault((shard.number, spec.identity), str(error))
+
+    def _fail_everywhere(self, spec: MetricSpec, error: Exception) -> None:
+        """Real samples that cannot be measured cost the metric its value, and no other its own."""
+        for number in range(len(self.cases)):
+            self.failures.setdefault((number, spec.identity), f"real samples: {error}")
+
+    def check_sizes(self) -> None:
+        """Refuse real images of another size than samples, before any is measured: they are other distributions.
+
+        Raises:
+            ConfigError: With both sizes and the options that change one.
+        """
+        for case in {case.pairs.digest: case for case in self.cases}.values():
+            for spec in self.metrics:
+                real = self._real(spec, case.pairs)
+                if real is None or spec.metric.sees != "images":
+                    continue
+                source = plugins.build("datasets", real.dataset["name"], real.dataset["options"])
+                theirs = tuple(source.real_samples([0]).shape[1:])
+                one = {"theta": None, "pairs": case.pairs.digest, "indices": [0]}
+                mine = tuple(self.hosts.call("pictures", **one).shape[1:])
+                if theirs != mine:
+                    raise ConfigError(
+                        f"metric {spec.metric.column!r} compares samples of shape {mine} with real images of "
+                        f"{real.dataset['name']!r} of shape {theirs}; set the dataset's options (side, grayscale), or "
+                        f"take another reference"
+                    )
 
     def _shard(self, number: int, shard: int) -> _Shard:
         case = self.cases[number]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from orchestrator.errors import PoolError
+from orchestrator.errors import ConfigError, PoolError
 from orchestrator.evaluate import evaluate
 from orchestrator.evaluation.measurements import MetricSpec
 from orchestrator.evaluation.run import Case, Evaluation, Score
@@ -274,3 +276,36 @@ def test_a_damaged_measurement_costs_its_metric_its_value_once(
     assert broken["Midpoint", "snr_db"].summary == whole["Midpoint", "snr_db"].summary
     again = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr", "snr"]), pairs)
     assert again["Midpoint", "psnr_db"].summary == whole["Midpoint", "psnr_db"].summary
+
+
+def test_real_images_of_another_size_are_refused_before_any_is_measured(
+    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, tmp_path: Path
+) -> None:
+    """With both sizes and what to set."""
+    evaluation = _against_pictures(copied, hosts, scorers, pairs, midpoint, tmp_path, side=6)
+    with pytest.raises(ConfigError, match=r"shape \(1, 8, 8\) with real images of 'image_folder' of shape \(1, 6, 6\)"):
+        evaluation.check_sizes()
+    assert not scorers.asked
+
+
+def test_real_samples_that_cannot_be_measured_cost_one_metric_its_value(
+    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, tmp_path: Path
+) -> None:
+    """And no other."""
+    evaluation = _against_pictures(copied, hosts, scorers, pairs, midpoint, tmp_path, side=8)
+    evaluation.check_sizes()
+    scorers.refuses = lambda request: request.method == "measure_real"
+    scores = _scores(evaluation, pairs)
+    assert scores["Midpoint", "fid[digits_cnn]"].failure == "real samples: set aside by the test"
+    assert math.isfinite(scores["Midpoint", "psnr_db"].summary.mean)
+
+
+def _against_pictures(
+    storage: Storage, hosts: Pool, scorers: Pool, pairs: PairSpec, solver: NSSolver, folder: Path, side: int
+) -> Evaluation:
+    """PSNR, and a distance to three plain pictures."""
+    for number in range(3):
+        Image.new("L", (side, side), 40 * number).save(folder / f"{number}.png")
+    pictures = {"name": "image_folder", "options": {"folder": str(folder), "grayscale": True}}
+    metrics = ["psnr", MetricSpec("fid", {"features": "digits_cnn", "reference": pictures})]
+    return _evaluation(storage, hosts, scorers, pairs, [_theta(solver)], metrics)
