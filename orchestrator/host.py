@@ -308,8 +308,12 @@ class Host:
 
     def sample(self, theta: npt.NDArray[np.float64], pairs: str, indices: Sequence[int]) -> npt.NDArray[np.float32]:
         """Samples of theta from the noise of these pairs, shape (len(indices), ...)."""
-        spec, whole = self._load(pairs)
-        return self._sample(theta, whole.select(list(indices)), spec).numpy()
+        parts = []
+        for first in range(0, len(indices), SCORING_BATCH):
+            chosen = indices[first : first + SCORING_BATCH]
+            spec, whole = self._load(pairs)
+            parts.append(self._sample(theta, whole.select(list(chosen)), spec))
+        return torch.cat(parts).numpy()
 
     def score(
         self, theta: npt.NDArray[np.float64], pairs: str, metrics: Sequence[str], indices: Sequence[int] | None = None
