@@ -1,4 +1,4 @@
-"""``bespoke doctor``: what is there, what is missing, what to do about it. Changes nothing."""
+"""``bespoke doctor``: what is there, what is missing, what to do about it. Leaves at most an empty storage folder."""
 
 from __future__ import annotations
 
