@@ -1,9 +1,8 @@
 """How many trials and hosts the pool's one router and one MLflow store carry: a discrete-event simulation, checked.
 
-Trials ask as sweeps/trial.py does (validate; advance, validate, log, and so on; the test pairs at the end). The
-router's policy is that of orchestrator/pool.py: at most two requests at a host, the least loaded first, requests with
-equal keys together on a host that is idle. Every request costs the router time, more the more wait; every log costs
-MLflow time.
+Trials ask as sweeps/trial.py does (validate; advance, validate, log, and so on; the test pairs at the end). Who is
+given to which host is said by the router's own orchestrator/waiting.py. Every request costs the router time, more the
+more wait; every log costs MLflow time.
 
 The parameters are measured here: the router's CPU time per request (its process, in a real pool whose hosts answer at
 once), what a waiting request adds (the real router, without Ray), a log (SQLite), and what a host takes to advance and
@@ -28,7 +27,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import click
@@ -37,8 +36,10 @@ from processes import SAME_PRIORITY
 from publishing import command, load, publish, results_option, table
 
 from orchestrator import pool as pool_module
-from orchestrator.host import Host, HostSettings
-from orchestrator.pool import IN_FLIGHT_PER_HOST, NAMESPACE, PATIENCE, PoolSettings, RayPool, Request, Router
+from orchestrator.host import Host
+from orchestrator.host_interface import HostSettings
+from orchestrator.pool import NAMESPACE, PoolSettings, RayPool, Request, Router
+from orchestrator.waiting import PLACES, Placement, Seat, Waiting
 
 TRIALS_REAL, HOSTS_REAL = 16, 4
 TRIALS, HOSTS = 1000, 64
@@ -160,15 +161,18 @@ class Server:
         self.clock.after(self.free - self.clock.now, then)
 
 
-@dataclass
-class Waiting:
+class Asked(NamedTuple):
     """A request at the router."""
 
     kind: str
-    key: str | None
     then: Then
-    arrival: int
-    number: int
+
+
+@dataclass(eq=False)
+class SimulatedHost(Seat):
+    """A host that takes its time."""
+
+    server: Server = field(kw_only=True)
 
 
 @dataclass
@@ -183,11 +187,9 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self.router, self.mlflow = Server(self.clock), Server(self.clock)
-        self.seats = [Server(self.clock) for _ in range(self.hosts)]
-        self.in_flight = [0] * self.hosts
-        self.waiting: dict[str | None, deque[Waiting]] = {}
-        self.numbers = itertools.count()
-        self.given = self.logs = self.advances = self.shared = 0
+        self.seats = [SimulatedHost(server=Server(self.clock)) for _ in range(self.hosts)]
+        self.waiting: Waiting[SimulatedHost, Asked] = Waiting(self.seats, self.merge)
+        self.logs = self.advances = self.shared = 0
         self.latencies: list[float] = []
 
     def run(self) -> Outcome:
@@ -197,7 +199,7 @@ class Simulation:
         seconds = self.clock.now
         return Outcome(
             seconds=seconds,
-            host_busy=sum(seat.busy for seat in self.seats) / (self.hosts * seconds),
+            host_busy=sum(seat.server.busy for seat in self.seats) / (self.hosts * seconds),
             latency=float(np.mean(self.latencies)),
             logs_per_second=self.logs / seconds,
             shared=self.shared / max(1, self.advances),
@@ -230,49 +232,33 @@ class Simulation:
             self.clock.after(self.times.wire / 2, answered)
 
         def arrived() -> None:
-            request = Waiting(kind, key, back, self.given, next(self.numbers))
-            self.waiting.setdefault(key, deque()).append(request)
+            self.waiting.add(Asked(kind, back), key)
             self._place()
 
         self.clock.after(self.times.wire / 2, lambda: self.router.take(self.times.router / 2, arrived))
 
     def _place(self) -> None:
-        """Give places to whoever can have one, the longest waiting first; of a key, only its longest waiting looks."""
-        while True:
-            seat = min(range(self.hosts), key=self.in_flight.__getitem__)
-            room = IN_FLIGHT_PER_HOST - self.in_flight[seat]
-            able = [queue for queue in self.waiting.values() if queue and self._places(queue[0]) <= room]
-            if not able:
-                return
-            queue = min(able, key=lambda queue: queue[0].number)
-            places = self._places(queue[0])
-            size = self.merge if queue[0].key is not None else 1
-            self._give(seat, places, [queue.popleft() for _ in range(min(size, len(queue)))])
+        for placement in self.waiting.placements():
+            self._give(placement)
 
-    def _places(self, request: Waiting) -> int:
-        """How many of a host's places it takes: all where it may take others along, unless it has waited for long."""
-        overdue = self.given - request.arrival > PATIENCE * self.hosts
-        return 1 if request.key is None or overdue else IN_FLIGHT_PER_HOST
-
-    def _give(self, seat: int, places: int, group: list[Waiting]) -> None:
-        self.in_flight[seat] += places
-        self.given += 1
-        if group[0].kind == "advance":
+    def _give(self, placement: Placement[SimulatedHost, Asked]) -> None:
+        group = placement.items
+        advancing = group[0].kind == "advance"
+        if advancing:
             self.advances += len(group)
             self.shared += len(group) if len(group) > 1 else 0
-        seconds = self.times.advance_many(len(group)) if group[0].kind == "advance" else self.times.score
 
         def done() -> None:
-            woken = self.times.router_per_waiting * sum(map(len, self.waiting.values()))
+            woken = self.times.router_per_waiting * len(self.waiting)
             self.router.take(self.times.router / 2 * len(group) + woken, free)
 
         def free() -> None:
-            self.in_flight[seat] -= places
+            self.waiting.leave(placement)
             self._place()
-            for request in group:
-                request.then()
+            for asked in group:
+                asked.then()
 
-        self.seats[seat].take(seconds, done)
+        placement.seat.server.take(self.times.advance_many(len(group)) if advancing else self.times.score, done)
 
 
 # ---- the real thing, with hosts that sleep ------------------------------------------------------------------------
@@ -283,8 +269,8 @@ class SleepingHost:
 
     TOGETHER = Host.TOGETHER
 
-    def __init__(self, settings: HostSettings):
-        self.times = Times(**settings.options)
+    def __init__(self, settings: SleepingSettings):
+        self.times = settings.times
 
     def process_id(self) -> int:
         return os.getpid()
@@ -302,9 +288,17 @@ class SleepingHost:
         return payload
 
 
-def stand_in() -> None:
-    """In every worker process: the router makes hosts that sleep."""
-    pool_module.Host = SleepingHost  # type: ignore[misc,assignment]
+@dataclass(frozen=True, kw_only=True)
+class SleepingSettings(HostSettings):
+    """How to make one: nothing is loaded."""
+
+    adapter: str = "none"
+    options: dict[str, Any] = field(default_factory=dict)
+    storage: str = "none"
+    times: Times
+
+    def worker(self) -> type:
+        return SleepingHost
 
 
 def start_ray(cpus: int) -> None:
@@ -320,17 +314,12 @@ def start_ray(cpus: int) -> None:
         namespace=NAMESPACE,
         log_to_driver=False,
         logging_level="error",
-        runtime_env={
-            "worker_process_setup_hook": stand_in,
-            "env_vars": {"PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])},
-        },
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}},
     )
 
 
 def start_pool(name: str, times: Times, hosts: int, merge: int) -> RayPool:
-    options = {"advance": times.advance, "score": times.score, "merged": times.merged}
-    settings = HostSettings(adapter="none", options=options, storage="none")
-    pool = RayPool.start(name, settings, PoolSettings(hosts=hosts, cpus=0.01, merge=merge))
+    pool = RayPool.start(name, SleepingSettings(times=times), PoolSettings(hosts=hosts, cpus=0.01, merge=merge))
     pids: set[int] = set()
     while len(pids) < hosts:  # all of them are up
         pids |= set(pool.gather([Request("process_id", {})] * 4 * hosts))
@@ -423,10 +412,10 @@ def seconds_of_queue(waiting: int, hosts: int, answers: int = 50) -> float:
     actor = SimpleNamespace(remote=lambda settings: SimpleNamespace(score=score))
 
     async def ask() -> float:
-        router = Router(HostSettings(adapter="none", options={}, storage="none"), PoolSettings(hosts=hosts))
-        number = IN_FLIGHT_PER_HOST * hosts + waiting
+        router = Router(SleepingSettings(times=Times(0.0, 0.0)), PoolSettings(hosts=hosts))
+        number = PLACES * hosts + waiting
         requests = [asyncio.create_task(router.request("score", {})) for _ in range(number)]
-        while len(score.asked) < IN_FLIGHT_PER_HOST * hosts:
+        while len(score.asked) < PLACES * hosts:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
         begin = time.process_time()

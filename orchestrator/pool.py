@@ -1,13 +1,12 @@
 """The pool of hosts: in this process, or as Ray actors behind one router. Knows nothing of what it is asked.
 
 Scorers are pooled in the same way. A request is a method name of :class:`orchestrator.host.Host` (or of
-:class:`orchestrator.scorer.Scorer`) and its arguments. The router keeps at most two requests
-at each host (one running, one waiting, so that the device never idles), gives work to the least loaded, and asks
+:class:`orchestrator.scorer.Scorer`) and its arguments. Which host gets it when is said by ``waiting``. The router asks
 again when a host dies: alone on a host, so that a request which kills hosts takes no other with it. A request that
 keeps failing is set aside and reported, and the rest goes on.
 
-Requests that carry equal merge keys and wait at the same time are handed to a host as one call. They take a host
-that is idle, and all of it: while every host is busy they gather. A shared call that fails is asked again one by one.
+Requests that carry equal merge keys and wait at the same time are handed to a host as one call. A shared call that
+fails is asked again one by one.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import logging
 import os
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,16 +34,14 @@ from ray.exceptions import (
 )
 
 from orchestrator.errors import PoolError, UserError
+from orchestrator.waiting import PLACES, Placement, Seat, Waiting
 
 if TYPE_CHECKING:
     from orchestrator.host_interface import HostSettings
     from orchestrator.scorer import ScorerSettings
 
 NAMESPACE = "bespoke"
-IN_FLIGHT_PER_HOST = 2
 MAX_ATTEMPTS = 3
-PATIENCE = 50
-"""Requests a host may be given while one that can be merged waits for an idle host; then it takes any place."""
 
 CONNECT_SECONDS = 5.0
 
@@ -151,14 +148,12 @@ class PoolSettings:
     merge: int = 1
 
 
-@dataclass
-class _Seat:
-    """A host actor and what it is doing."""
+@dataclass(eq=False)
+class _HostSeat(Seat):
+    """A host actor, and what it has done."""
 
-    actor: Any
-    in_flight: int = 0
+    actor: Any = field(kw_only=True)
     answered: int = 0
-    up: bool = True
 
 
 class _Attempt(NamedTuple):
@@ -177,21 +172,12 @@ class _Attempt(NamedTuple):
     lost: bool = False
 
 
-@dataclass(eq=False)
-class _Gathered:
-    """A request that waits for a host in company.
+class _Asked(NamedTuple):
+    """One attempt at a request, until it is known how that went."""
 
-    Attributes:
-        arguments: The arguments.
-        arrival: Places that had been given away when it came.
-        attempt: How the first attempt went, for it and for those it shared the call with.
-        taken: Whether a host has been found, by this request or by another that took it along.
-    """
-
+    method: str
     arguments: dict[str, Any]
-    arrival: int
     attempt: asyncio.Future[_Attempt]
-    taken: bool = False
 
 
 @dataclass
@@ -229,27 +215,22 @@ class Router:
             "runtime_env": {"env_vars": _thread_limits(host.threads)},
         }
         self.make = lambda: actor_class.options(**self.options).remote(host)  # type: ignore[attr-defined]
-        self.seats = [_Seat(self.make()) for _ in range(pool.hosts)]
-        self.free = asyncio.Condition()
-        self.waiting_alone = 0
-        self.given = 0
-        self.gathered: dict[tuple[str, str], list[_Gathered]] = {}
-        self.revivals: set[asyncio.Task[None]] = set()
+        self.seats = [_HostSeat(actor=self.make()) for _ in range(pool.hosts)]
+        self.waiting: Waiting[_HostSeat, _Asked] = Waiting(self.seats, pool.merge)
+        self.tasks: set[asyncio.Task[None]] = set()
         self.statistics = RouterStatistics()
 
     async def request(
         self, method: str, arguments: dict[str, Any], merge_key: str | None = None
     ) -> tuple[Any, Exception | None]:
         """The answer of whichever host is free, or the error the request is set aside with."""
-        if merge_key is not None and self.pool.merge > 1 and method in self.worker.TOGETHER:
-            attempt = await self._in_company(method, arguments, merge_key)
-        else:
-            attempt = await self._by_itself(method, arguments, alone=False)
+        mergeable = merge_key is not None and self.pool.merge > 1 and method in self.worker.TOGETHER
+        attempt = await self._attempt(method, arguments, key=(method, merge_key) if mergeable else None)
         for _ in range(MAX_ATTEMPTS - 1):
             if attempt.failure is None:
                 break
             self.statistics.retried += 1
-            attempt = await self._by_itself(method, arguments, alone=attempt.lost)
+            attempt = await self._attempt(method, arguments, alone=attempt.lost)
         if attempt.failure is None and not isinstance(attempt.error, PoolError):
             return attempt.value, attempt.error
         self.statistics.set_aside += 1
@@ -258,18 +239,57 @@ class Router:
             f"{type(attempt.failure).__name__}: {attempt.failure}"
         )
 
-    async def _by_itself(self, method: str, arguments: dict[str, Any], *, alone: bool) -> _Attempt:
-        """One attempt at a request that shares no call; ``alone``: nor a host."""
-        seat, taken = await self._seat(alone)
-        return await self._attempt(seat, taken, method, arguments)
+    async def _attempt(
+        self, method: str, arguments: dict[str, Any], *, key: tuple[str, str | None] | None = None, alone: bool = False
+    ) -> _Attempt:
+        """Wait for a host and ask it once; ``alone``: a host that has nothing else to do, and gets nothing else."""
+        asked = _Asked(method, arguments, asyncio.get_running_loop().create_future())
+        self.waiting.add(asked, key, alone=alone)
+        self._place()
+        return await asked.attempt
 
-    async def _attempt(self, seat: _Seat, taken: int, method: str, arguments: dict[str, Any]) -> _Attempt:
-        """Ask once, and give back the places that were taken of the host."""
+    def _place(self) -> None:
+        """After whatever happened: those who can have a host now are asked of it."""
+        for placement in self.waiting.placements():
+            self._begin(self._serve(placement))
+
+    async def _serve(self, placement: Placement[_HostSeat, _Asked]) -> None:
+        """Ask a host, free its places, and tell everybody who waits for the answer."""
+        attempts: Sequence[_Attempt | Exception]
+        try:
+            attempts = await self._ask_once(placement.seat, placement.items)
+        except Exception as error:  # whatever it was, nobody may wait without end
+            attempts = [error] * len(placement.items)
+        for asked, attempt in zip(placement.items, attempts, strict=True):
+            if asked.attempt.done():  # whoever asked has been cancelled
+                continue
+            if isinstance(attempt, Exception):
+                asked.attempt.set_exception(attempt)
+            else:
+                asked.attempt.set_result(attempt)
+        self.waiting.leave(placement)
+        self._place()
+
+    async def _ask_once(self, seat: _HostSeat, group: Sequence[_Asked]) -> list[_Attempt]:
+        """One call for these requests; the attempt of each.
+
+        A shared call that is not answered tells nothing of any one request in it, whatever the error: all have failed.
+        """
+        method = group[0].method
+        if len(group) == 1:
+            return [await self._answer(seat, method, group[0].arguments)]
+        calls = [asked.arguments for asked in group]
+        attempt = await self._answer(seat, self.worker.TOGETHER[method], {"calls": calls})
+        if attempt.error is None and attempt.failure is None:
+            self.statistics.shared_calls += 1
+            self.statistics.shared_requests += len(group)
+            return [_Attempt(value) for value in attempt.value]
+        return [attempt._replace(error=None, failure=attempt.failure or attempt.error)] * len(group)
+
+    async def _answer(self, seat: _HostSeat, method: str, arguments: dict[str, Any]) -> _Attempt:
+        """How asking this host goes."""
         try:
             value = await self._ask(seat, method, arguments)
-            self.statistics.answered += 1
-            seat.answered += 1
-            return _Attempt(value)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             if isinstance(cause, UserError):
@@ -281,106 +301,11 @@ class Router:
         except (TimeoutError, *HOST_LOSSES, GetTimeoutError) as error:
             self._revive(seat)
             return _Attempt(failure=error, lost=True)
-        finally:
-            async with self.free:
-                seat.in_flight -= taken
-                self.free.notify_all()
+        self.statistics.answered += 1
+        seat.answered += 1
+        return _Attempt(value)
 
-    # ---- requests that may be answered together ---------------------------------------------------------------
-
-    async def _in_company(self, method: str, arguments: dict[str, Any], merge_key: str) -> _Attempt:
-        """The first attempt at a request, in one call with those of its key that wait when a host becomes idle.
-
-        The longest waiting one takes the host, and the next ones along.
-        """
-        waiting = self.gathered.setdefault((method, merge_key), [])
-        mine = _Gathered(arguments, self.given, asyncio.get_running_loop().create_future())
-        waiting.append(mine)
-        found = await self._idle_seat(mine, waiting)
-        if found is not None:
-            seat, taken, group = found
-            try:
-                attempts = await self._shared(seat, taken, method, group)
-                for gathered, attempt in zip(group, attempts, strict=True):
-                    gathered.attempt.set_result(attempt)
-            except Exception as error:  # whatever it was, the others must not wait without end
-                for gathered in group:
-                    gathered.attempt.set_exception(error)
-        return await mine.attempt
-
-    async def _shared(self, seat: _Seat, taken: int, method: str, group: Sequence[_Gathered]) -> list[_Attempt]:
-        """One call for these requests; the attempt of each.
-
-        A shared call that is not answered tells nothing of any one request in it, whatever the error: all have failed.
-        """
-        if len(group) == 1:
-            return [await self._attempt(seat, taken, method, group[0].arguments)]
-        calls = [gathered.arguments for gathered in group]
-        attempt = await self._attempt(seat, taken, self.worker.TOGETHER[method], {"calls": calls})
-        if attempt.error is None and attempt.failure is None:
-            self.statistics.shared_calls += 1
-            self.statistics.shared_requests += len(group)
-            return [_Attempt(value) for value in attempt.value]
-        return [attempt._replace(error=None, failure=attempt.failure or attempt.error)] * len(group)
-
-    async def _idle_seat(
-        self, gathered: _Gathered, waiting: list[_Gathered]
-    ) -> tuple[_Seat, int, list[_Gathered]] | None:
-        """An idle host, with all of its places, and who goes there; None where another has taken this one along.
-
-        All of it: a short request behind a shared call would wait for the whole of it, and elsewhere it need not.
-        """
-
-        def places() -> int:
-            # A stream of other requests may never leave a host idle.
-            return 1 if self.given - gathered.arrival > PATIENCE * len(self.seats) else IN_FLIGHT_PER_HOST
-
-        async with self.free:
-            await self.free.wait_for(
-                lambda: gathered.taken or (gathered is waiting[0] and self._least_loaded(places()) is not None)
-            )
-            if gathered.taken:
-                return None
-            group = waiting[: self.pool.merge]
-            del waiting[: len(group)]
-            for one in group:
-                one.taken = True
-            self.free.notify_all()  # those that are left have another longest waiting one
-            return *self._take(places()), group
-
-    # ---- which host -------------------------------------------------------------------------------------------
-
-    async def _seat(self, alone: bool) -> tuple[_Seat, int]:
-        """The least loaded host that is up, and how many of its places are taken: one, or all of them."""
-        places = IN_FLIGHT_PER_HOST if alone else 1
-        async with self.free:
-            self.waiting_alone += alone
-            try:
-                await self.free.wait_for(lambda: self._least_loaded(places, alone) is not None)
-            finally:
-                if alone:
-                    self.waiting_alone -= 1
-                    self.free.notify_all()
-            return self._take(places)
-
-    def _take(self, places: int) -> tuple[_Seat, int]:
-        seat = self._least_loaded(places, alone=True)
-        assert seat is not None
-        seat.in_flight += places
-        self.given += 1
-        return seat, places
-
-    def _least_loaded(self, places: int, alone: bool = False) -> _Seat | None:
-        """The least loaded host that is up and has so many places free."""
-        if self.waiting_alone and not alone:
-            return None  # or a host would never run dry
-        return min(
-            (seat for seat in self.seats if seat.up and seat.in_flight + places <= IN_FLIGHT_PER_HOST),
-            key=lambda seat: seat.in_flight,
-            default=None,
-        )
-
-    def _revive(self, seat: _Seat) -> None:
+    def _revive(self, seat: _HostSeat) -> None:
         """Give a lost host no work until it is up again: while Ray restarts it, it refuses everything at once."""
         if not seat.up:
             return
@@ -391,15 +316,17 @@ class Router:
                 await seat.actor.process_id.options(max_task_retries=-1).remote()
             except Exception:  # whatever it was, a seat that stays empty would be waited for without end
                 seat.actor = self.make()
-            async with self.free:
-                seat.up = True
-                self.free.notify_all()
+            seat.up = True
+            self._place()
 
-        task = asyncio.create_task(revive())
-        self.revivals.add(task)  # the loop keeps no reference of its own
-        task.add_done_callback(self.revivals.discard)
+        self._begin(revive())
 
-    async def _ask(self, seat: _Seat, method: str, arguments: dict[str, Any]) -> Any:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self.tasks.add(task)  # the loop keeps no reference of its own
+        task.add_done_callback(self.tasks.discard)
+
+    async def _ask(self, seat: _HostSeat, method: str, arguments: dict[str, Any]) -> Any:
         reference = getattr(seat.actor, method).remote(**arguments)
         try:
             return await asyncio.wait_for(_as_coroutine(reference), self.pool.request_timeout)
@@ -422,7 +349,7 @@ class RayPool(Pool):
 
     def __init__(self, router: Any, hosts: int):
         self.router = router
-        self.window = hosts * IN_FLIGHT_PER_HOST
+        self.window = hosts * PLACES
 
     @classmethod
     def start(cls, name: str, host: HostSettings | ScorerSettings, pool: PoolSettings) -> RayPool:

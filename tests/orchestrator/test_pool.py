@@ -479,7 +479,7 @@ def test_a_short_request_does_not_wait_behind_a_shared_call(monkeypatch: pytest.
 
 def test_a_stream_of_others_starves_no_request_that_can_be_merged(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that is never idle: after PATIENCE others it takes any place."""
-    monkeypatch.setattr("orchestrator.pool.PATIENCE", 5)
+    monkeypatch.setattr("orchestrator.waiting.PATIENCE", 5)
 
     async def scenario(there: _Hosts) -> None:
         stream = [there.ask("score", number, None) for number in range(2)]
