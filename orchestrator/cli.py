@@ -545,6 +545,47 @@ def doctor(storage: str, tracking_uri: str | None, address: str | None, as_json:
     sys.exit(0 if works(findings) else FAILED)
 
 
+@main.group()
+def cluster() -> None:
+    """Clusters that `ray up` starts."""
+
+
+@cluster.command("check")
+@click.argument("file", default="ray_cluster.yaml")
+@click.option("--config", "configs", multiple=True, metavar="CONFIG", help="An experiment that is to run there.")
+@click.option("--for-launch", is_flag=True, help="Also report values still to be filled in, and files to be mounted.")
+def cluster_check(file: str, configs: tuple[str, ...], for_launch: bool) -> None:
+    """Find what is wrong with a `ray up` FILE without calling a cloud: versions, limits, open ports, secrets.
+
+    FILE is ray_cluster.yaml unless another is named. The exit code is 1 where there are problems.
+
+    \b
+    Examples:
+      bespoke cluster check
+      bespoke cluster check ray_cluster.gcp.yaml --for-launch --config sweeps/configs/digits.yaml
+    """
+    from orchestrator.cluster_check import Demand, check_cluster_file
+
+    demands = []
+    for name in configs:
+        asked = _config(name, (), None, None).resources
+        demands.append(
+            Demand(
+                name=name,
+                hosts=asked.hosts,
+                host_cpus=asked.host_cpus,
+                host_gpus=asked.host_gpus,
+                trial_cpus=asked.trial_cpus,
+            )
+        )
+    problems = check_cluster_file(file, demands=demands, for_launch=for_launch)
+    for problem in problems:
+        click.echo(str(problem))
+    if problems:
+        sys.exit(FAILED)
+    click.echo(f"{file}: no problems found")
+
+
 def _print_table(table: Sequence[Row]) -> None:
     """PSNR by solver and NFE; colours only on a terminal."""
     from rich.console import Console

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
-from orchestrator.cluster_check import PLACEHOLDER, Problem, check_cluster_file, main
+from orchestrator.cli import main
+from orchestrator.cluster_check import PLACEHOLDER, Demand, Problem, check_cluster_file
 
 pytest.importorskip("ray.autoscaler", reason="the cluster file is checked with Ray's own validation")
 
@@ -35,7 +37,7 @@ def shipped() -> Cluster:
 def problems_after(shipped: Cluster, tmp_path: Path) -> Callable[..., list[Problem]]:
     """The problems of a copy of the shipped file that an edit was made to."""
 
-    def check(edit: Edit, constraints: str | None = None, **options: bool) -> list[Problem]:
+    def check(edit: Edit, constraints: str | None = None, **options: Any) -> list[Problem]:
         cluster = copy.deepcopy(shipped)
         edit(cluster)
         path = tmp_path / "cluster.yaml"
@@ -395,11 +397,53 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(SHIPPED)]) == 0
-    assert "no problems found" in capsys.readouterr().out
-    assert main([str(tmp_path / "nowhere.yaml")]) == 1
-    assert "there is no such file" in capsys.readouterr().out
+def _command(*arguments: str) -> tuple[int, str]:
+    found = CliRunner().invoke(main, ["cluster", "check", *arguments])
+    return found.exit_code, found.output
+
+
+def test_command_line(tmp_path: Path) -> None:
+    digits = str(REPOSITORY / "sweeps" / "configs" / "digits.yaml")
+    code, output = _command(str(SHIPPED), "--config", digits)
+    assert (code, output) == (0, f"{SHIPPED}: no problems found\n")
+    code, output = _command(str(tmp_path / "nowhere.yaml"))
+    assert code == 1
+    assert "there is no such file" in output
+
+
+def _demand(**changes: Any) -> Demand:
+    values: dict[str, Any] = {"name": "big.yaml", "hosts": 4, "host_cpus": 1.0, "host_gpus": 0.5, "trial_cpus": 0.5}
+    return Demand(**values | changes)
+
+
+@pytest.mark.parametrize(
+    ("demand", "what"),
+    [
+        ({}, None),
+        # Eight GPU nodes at most, of one GPU and 8 cores.
+        ({"hosts": 16}, None),
+        ({"hosts": 17}, "wants 17 times a host of 1 CPU and 0.5 GPU, and the cluster never holds more than 16"),
+        ({"host_gpus": 2.0}, "wants a host of 1 CPU and 2 GPU, which fits on no worker type"),
+        ({"host_cpus": 9.0}, "wants a host of 9 CPU and 0.5 GPU, which fits on no worker type"),
+        # Ten nodes, whichever they are: 80 cores.
+        ({"host_gpus": 0.0, "hosts": 80}, "a trial of 0.5 CPU beside them, and all workers together have no core left"),
+        ({"host_gpus": 0.0, "hosts": 81}, "wants 81 times a host of 1 CPU, and the cluster never holds more than 80"),
+    ],
+)
+def test_what_an_experiment_asks_for_must_fit(demand: dict[str, Any], what: str | None) -> None:
+    problems = [str(problem) for problem in check_cluster_file(SHIPPED, demands=[_demand(**demand)])]
+    assert len(problems) == (what is not None)
+    if what is not None:
+        assert problems[0].split(": ", 1)[1].startswith("big.yaml wants ")
+        assert what in problems[0]
+
+
+def test_without_a_worker_type_nothing_fits(problems_after: Callable[..., list[Problem]], shipped: Cluster) -> None:
+    def edit(cluster: Cluster) -> None:
+        for name in ("gpu_on_demand", "gpu_spot"):
+            del cluster["available_node_types"][name]
+
+    assert any("fits on no worker type" in str(p) for p in problems_after(edit, demands=[_demand()]))
 
 
 def test_importing_the_check_does_not_import_ray() -> None:
