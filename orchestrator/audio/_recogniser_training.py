@@ -5,19 +5,17 @@ FOLDER holds fsdd.parquet. Some minutes on one core. Run by hand where the netwo
 
 from __future__ import annotations
 
-import json
 import sys
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from orchestrator.audio import SILENCE, vocode
 from orchestrator.audio.recogniser import BLANK, METADATA_KEY, STRIDE, WEIGHTS, Recogniser, word_error_rate
 from orchestrator.datasets.spoken_digits import FRAMES, SpokenDigits
 from orchestrator.progress import bar
-from orchestrator.storage import Storage
+from orchestrator.shipped_weights import ship
 
 BATCH = 64
 LEARNING_RATE = 2e-3
@@ -88,12 +86,7 @@ def main(folder: str, steps: str = "1500") -> None:
         "steps": int(steps),
         "torch": torch.__version__,
     }
-    weights = {
-        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in net.state_dict().items()
-    }
-    Storage.at(WEIGHTS.parent).write(WEIGHTS.name, save(weights, {METADATA_KEY: json.dumps(facts, sort_keys=True)}))
-    print(json.dumps(facts, indent=1))
+    ship(net, WEIGHTS, METADATA_KEY, facts)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,16 @@ It hears sound, not features: :func:`understood` takes waves. Its weights travel
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Hashable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from orchestrator.audio import MELS, FloatArray, log_mel
-from orchestrator.models.base import freeze
+from orchestrator.shipped_weights import load_shipped
 
 WEIGHTS = Path(__file__).parent / "weights" / "digits_recogniser.safetensors"
 METADATA_KEY = "bespoke_recogniser"
@@ -62,13 +60,7 @@ class Recogniser(nn.Module):
 @cache
 def recogniser() -> tuple[Recogniser, dict[str, Any]]:
     """The shipped recogniser, frozen, and what its file says of it."""
-    with safe_open(WEIGHTS, framework="pt") as file:
-        facts = json.loads(file.metadata()[METADATA_KEY])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    net = Recogniser()
-    net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    freeze(net)
-    return net, facts
+    return load_shipped(Recogniser(), WEIGHTS, METADATA_KEY)
 
 
 def understood(waves: Sequence[FloatArray]) -> list[list[int]]:

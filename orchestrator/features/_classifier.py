@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from orchestrator.models.base import freeze
 from orchestrator.moments import WEIGHTS
+from orchestrator.shipped_weights import load_shipped
 
 METADATA_KEY = "bespoke_features"
 
@@ -45,12 +43,7 @@ class ClassifierFeatures:
     facts: dict[str, float | int | str] = field(init=False)
 
     def __post_init__(self) -> None:
-        with safe_open(WEIGHTS / f"{self.NAME}.safetensors", framework="pt") as file:
-            self.facts = json.loads(file.metadata()[METADATA_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        self.net = self.NET()
-        self.net.load_state_dict(tensors)
-        freeze(self.net)
+        self.net, self.facts = load_shipped(self.NET(), WEIGHTS / f"{self.NAME}.safetensors", METADATA_KEY)
 
     @property
     def name(self) -> str:

@@ -7,14 +7,12 @@ changes, and the two files it writes are committed.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from orchestrator import plugins
@@ -24,6 +22,7 @@ from orchestrator.datasets.digits import Digits
 from orchestrator.features._classifier import METADATA_KEY
 from orchestrator.moments import WEIGHTS, feature_moments
 from orchestrator.progress import bar
+from orchestrator.shipped_weights import ship
 from orchestrator.storage import Storage
 
 DIGITS_HELD_OUT = 360
@@ -152,14 +151,11 @@ def main(name: str, folder: str = "") -> None:
         "epochs": recipe.epochs,
         "torch": torch.__version__,
     }
-    target = Storage.at(WEIGHTS)
-    weights = {key: tensor.contiguous() for key, tensor in net.state_dict().items()}
-    target.write(f"{name}.safetensors", save(weights, {METADATA_KEY: json.dumps(facts, sort_keys=True)}))
+    ship(net, WEIGHTS / f"{name}.safetensors", METADATA_KEY, facts, half=False)
     real = torch.from_numpy(Digits().reference().samples) if name == "digits_cnn" else training.samples
     reference, about = recipe.reference
     moments = feature_moments(extractor(), real, KEPT)
-    target.write(f"{name}.{reference}.safetensors", moments.to_bytes(dataset=about))
-    print(json.dumps(facts, indent=1))
+    Storage.at(WEIGHTS).write(f"{name}.{reference}.safetensors", moments.to_bytes(dataset=about))
 
 
 if __name__ == "__main__":

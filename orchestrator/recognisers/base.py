@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from orchestrator.audio import FloatArray
+from orchestrator.listener import Listener
 
 
-class Recogniser(ABC):
-    """Understands words. A subclass's dataclass fields are its options; its network is loaded when needed.
-
-    Word error rates of two recognisers are not comparable: its name is part of every number made with it.
-    """
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """Part of the metric's column: ``wer[name]``."""
-
-    def check(self) -> None:  # noqa: B027 (optional: weights may travel with the package)
-        """Refuse, without loading anything large, what cannot work.
-
-        Raises:
-            ConfigError: Naming the missing package or weights, where they were looked for, and the remedy.
-        """
-
-    def to(self, device: str) -> Recogniser:
-        """The recogniser on a device; itself where it stays on the CPU."""
-        return self
+class Recogniser(Listener):
+    """Understands words."""
 
     @abstractmethod
     def transcribe(self, waves: Sequence[FloatArray], rate: int) -> list[str]:

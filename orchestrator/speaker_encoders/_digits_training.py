@@ -6,20 +6,18 @@ file is committed.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from orchestrator.audio import HOP, MELS, RATE, SILENCE, FloatArray, log_mel, vocode
 from orchestrator.datasets.spoken_digits import Recordings, SpokenDigits
 from orchestrator.progress import bar
+from orchestrator.shipped_weights import ship
 from orchestrator.speaker_encoders.digits_speakers import METADATA_KEY, WEIGHTS, SpeakerNet
-from orchestrator.storage import Storage
 
 BATCH = 64
 FRAMES = 48
@@ -138,12 +136,7 @@ def main(folder: str, steps: str = "600") -> None:
         "seed": 0,
         "torch": torch.__version__,
     }
-    weights = {
-        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in net.state_dict().items()
-    }
-    Storage.at(WEIGHTS.parent).write(WEIGHTS.name, save(weights, {METADATA_KEY: json.dumps(facts, sort_keys=True)}))
-    print(json.dumps(facts, indent=1))
+    ship(net, WEIGHTS, METADATA_KEY, facts)
 
 
 if __name__ == "__main__":

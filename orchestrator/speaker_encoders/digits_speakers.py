@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from orchestrator.audio import MELS, RATE, FloatArray, audible, log_mel, resampled
-from orchestrator.models.base import freeze
+from orchestrator.shipped_weights import load_shipped
 from orchestrator.speaker_encoders.base import SpeakerEncoder
 
 WEIGHTS = Path(__file__).parent / "weights" / "digits_speakers.safetensors"
@@ -52,13 +50,7 @@ class SpeakerNet(nn.Module):
 @cache
 def encoder() -> tuple[SpeakerNet, dict[str, Any]]:
     """The shipped network, frozen, and what its file says of it."""
-    with safe_open(WEIGHTS, framework="pt") as file:
-        facts = json.loads(file.metadata()[METADATA_KEY])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    net = SpeakerNet()
-    net.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
-    freeze(net)
-    return net, facts
+    return load_shipped(SpeakerNet(), WEIGHTS, METADATA_KEY)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pair_spec_example import pair_spec
 
 from orchestrator.errors import BusyStoreError, DamagedManifestError, DamagedShardError, StoreError
 from orchestrator.export.safetensors import METADATA_KEY, Safetensors, load_safetensors, load_theta
@@ -50,19 +51,7 @@ MESSAGE = 2_000
 
 THETA = ThetaArtifact(GridSolver(Midpoint(), 4, Grid()).to_ns(CondOT()), family="midpoint", packages={"torch": "2"})
 
-SPEC = PairSpec(
-    model_digest="model",
-    conditioning={"name": "labels", "options": {}},
-    guidance_scale=1.0,
-    shape=(1, 4, 4),
-    seed=0,
-    count=12,
-    batch_size=4,
-    shard_size=8,
-    rtol=1e-4,
-    atol=1e-4,
-    device_class="cpu",
-)
+SPEC = pair_spec(shape=(1, 4, 4), count=12, batch_size=4, shard_size=8)
 
 numbers = st.one_of(
     st.floats(allow_nan=True, allow_infinity=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,23 @@ def test_another_error_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> No
         tracking._retrying(wrong)
 
 
+Recorded = Callable[[Result], tuple[RunLog, ResultStore]]
+
+
+@pytest.fixture
+def recorded(tracker: Tracker, experiment: str, parent: RunLog, storage: Storage) -> Recorded:
+    """A trial's result as it is kept: in the storage, and as a run of the sweep."""
+
+    def record(result: Result) -> tuple[RunLog, ResultStore]:
+        store = ResultStore(storage, result.key)
+        store.save(result, THETA, [])
+        log = tracker.trial_run(experiment, parent.run_id, result.key, result.name, _parameters(result))
+        write_run(log, result, store)
+        return log, store
+
+    return record
+
+
 @pytest.mark.parametrize(
     "result",
     [
@@ -247,14 +265,9 @@ def test_another_error_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> No
     ],
     ids=["learned", "fixed", "diverged", "partly exploded"],
 )
-def test_a_run_is_read_back_as_the_result_it_records(
-    tracker: Tracker, experiment: str, parent: RunLog, storage: Storage, result: Result
-) -> None:
+def test_a_run_is_read_back_as_the_result_it_records(tracker: Tracker, recorded: Recorded, result: Result) -> None:
     """Every number of a comparison, to the last bit, from parameters and metrics alone."""
-    store = ResultStore(storage, result.key)
-    store.save(result, THETA, [])
-    log = tracker.trial_run(experiment, parent.run_id, result.key, result.name, _parameters(result))
-    write_run(log, result, store)
+    log, store = recorded(result)
     read, theta = read_run(tracker.client.get_run(log.run_id))
     assert theta == store.theta_location
     for field in ("key", "point", "name", "kind", "label", "grid", "status", "validation_psnr_db", "metrics"):
@@ -265,15 +278,9 @@ def test_a_run_is_read_back_as_the_result_it_records(
     assert tracker.client.list_artifacts(log.run_id)[0].path == "theta.json"
 
 
-def test_scores_of_an_evaluation_are_no_part_of_the_sweeps_result(
-    tracker: Tracker, experiment: str, parent: RunLog, storage: Storage
-) -> None:
+def test_scores_of_an_evaluation_are_no_part_of_the_sweeps_result(tracker: Tracker, recorded: Recorded) -> None:
     """They are logged on the same run, later, for some of the runs alone: the comparison stays what it was."""
-    result = _result()
-    store = ResultStore(storage, result.key)
-    store.save(result, THETA, [])
-    log = tracker.trial_run(experiment, parent.run_id, result.key, result.name, _parameters(result))
-    write_run(log, result, store)
+    log, _ = recorded(_result())
     before = read_run(tracker.client.get_run(log.run_id))
     log.curves_once("scores", {"george/snr_db": [(0, 50.0)], "george/snr_db_stderr": [(0, 0.1)]})
     assert tracker.client.get_run(log.run_id).data.metrics["george/snr_db"] == 50.0
@@ -289,14 +296,10 @@ def test_the_same_curves_are_logged_once(tracker: Tracker, experiment: str, pare
 
 
 def test_the_newest_run_of_every_theta_is_found_by_its_numbers(
-    tracker: Tracker, experiment: str, parent: RunLog, storage: Storage
+    tracker: Tracker, experiment: str, recorded: Recorded
 ) -> None:
     """However the file is called: what an evaluation logs belongs to the trial that found it."""
-    result = _result()
-    store = ResultStore(storage, result.key)
-    store.save(result, THETA, [])
-    log = tracker.trial_run(experiment, parent.run_id, result.key, result.name, _parameters(result))
-    write_run(log, result, store)
+    log, _ = recorded(_result())
     digest = ThetaArtifact.from_json(THETA, origin="theta").digest
     assert tracker.thetas(experiment)[digest].info.run_id == log.run_id
 

@@ -7,6 +7,7 @@ import math
 
 import pyarrow.parquet as pq
 import pytest
+from pair_spec_example import pair_spec
 
 from orchestrator.evaluation.comparison import Comparison
 from orchestrator.evaluation.measurements import MetricSpec
@@ -14,26 +15,13 @@ from orchestrator.evaluation.run import Case, Score
 from orchestrator.evaluation.subjects import Subject
 from orchestrator.evaluation.tables import across_datasets, by_dataset, comparisons, shown, to_parquet
 from orchestrator.metrics.base import Summary
-from orchestrator.pairs import PairSpec
 from solvers import NSSolver
 from solvers.families import GridSolver
 from solvers.families.euler import Euler
 from solvers.grids import Grid
 from solvers.schedulers.cond_ot import CondOT
 
-PAIRS = PairSpec(
-    model_digest="0" * 64,
-    conditioning={"name": "labels", "options": {}},
-    guidance_scale=1.0,
-    shape=(1, 8, 8),
-    seed=0,
-    count=100,
-    batch_size=10,
-    shard_size=50,
-    rtol=1e-5,
-    atol=1e-5,
-    device_class="cpu",
-)
+PAIRS = pair_spec()
 
 
 def _solver(nfe: int) -> NSSolver:

@@ -6,22 +6,11 @@ import dataclasses
 import json
 
 import pytest
+from pair_spec_example import pair_spec
 
 from orchestrator.pairs import PairSpec
 
-SPEC = PairSpec(
-    model_digest="m",
-    conditioning={"name": "labels", "options": {"classes": 10}},
-    guidance_scale=1.0,
-    shape=(1, 8, 8),
-    seed=0,
-    count=40,
-    batch_size=8,
-    shard_size=16,
-    rtol=1e-6,
-    atol=1e-6,
-    device_class="cpu",
-)
+SPEC = pair_spec()
 
 OTHER = {
     "model_digest": "n",
