@@ -40,6 +40,7 @@ from orchestrator.host import Host
 from orchestrator.host_interface import HostSettings
 from orchestrator.pool import NAMESPACE, PoolSettings, RayPool, Request, Router
 from orchestrator.waiting import PLACES, Placement, Seat, Waiting
+from orchestrator.work import Work
 
 TRIALS_REAL, HOSTS_REAL = 16, 4
 TRIALS, HOSTS = 1000, 64
@@ -271,6 +272,7 @@ class SleepingHost:
 
     def __init__(self, settings: SleepingSettings):
         self.times = settings.times
+        self.work = Work()
 
     def process_id(self) -> int:
         return os.getpid()

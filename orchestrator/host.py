@@ -32,6 +32,7 @@ from orchestrator.pairs import PairSet, PairSpec, PairStore, ShardRecord, concat
 from orchestrator.pairs.ground_truth import solve
 from orchestrator.randomness import noise
 from orchestrator.storage import Storage, canonical_json
+from orchestrator.work import MeteredField, Work
 from solvers.distil.least_squares import fit
 from solvers.distil.normal_equations import Jacobian, NormalEquations, normal_equations
 from solvers.distil.pair_field import PairField
@@ -64,6 +65,7 @@ class Host:
 
     def __init__(self, settings: HostSettings):
         self.settings = settings
+        self.work = Work()
         self.storage = Storage.at(settings.storage)
         self.model: ModelAdapter = plugins.build("models", settings.adapter, settings.options).to(settings.device)
         # After every import: some libraries set the thread count when they load.
@@ -121,7 +123,10 @@ class Host:
             )
         conditioning = plugins.build("datasets", spec.conditioning["name"], spec.conditioning["options"])
         parts = [self._solve(spec, list(batch), conditioning) for batch in spec.batches(shard)]
-        return PairStore(self.storage, spec).write_shard(shard, concatenate(parts))
+        made = concatenate(parts)
+        record = PairStore(self.storage, spec).write_shard(shard, made)
+        self.work.pairs += len(made)
+        return record
 
     def _solve(self, spec: PairSpec, indices: list[int], conditioning: Any) -> PairSet:
         x0 = torch.from_numpy(noise(spec.seed, indices, spec.shape))
@@ -130,7 +135,7 @@ class Host:
         condition = self.model.encode_conditions(condition, conditioning)
         self.model.check_condition(condition)
         device = self.settings.device
-        field = self.model.field(condition.to(device), spec.guidance_scale)
+        field = self._field(condition.to(device), spec.guidance_scale)
         x1, nfe, path = solve(field, x0.to(device), spec.rtol, spec.atol, keep_path=spec.trajectory)
         spent = torch.full((len(indices),), nfe, dtype=torch.int32)
         return PairSet(x0, x1.float(), condition, spent, path).to("cpu")
@@ -250,9 +255,17 @@ class Host:
         """The field of any rows of a batch, from the field of a conditioning and guidance scale."""
         return lambda rows: field(batch.condition[rows.to(batch.condition.device)], spec.guidance_scale)
 
+    def _field(self, condition: Tensor, guidance_scale: float) -> VelocityField:
+        """The model's field as it was loaded: of ground truth, starts and scores."""
+        return self._metered(self.model, condition, guidance_scale)
+
+    def _metered(self, model: ModelAdapter, condition: Tensor, guidance_scale: float) -> VelocityField:
+        forwards = model.forwards_per_evaluation(guidance_scale)
+        return MeteredField(model.field(condition, guidance_scale), self.work, forwards)
+
     def _distillation_field(self, condition: Tensor, guidance_scale: float) -> VelocityField:
         """The model's field as distillation steps use it: in the precision, and with the memory, of the settings."""
-        field: VelocityField = self._distilled_on.field(condition, guidance_scale)
+        field = self._metered(self._distilled_on, condition, guidance_scale)
         dtype = AUTOCAST[self.settings.precision]
         if dtype is not None:
             field = AutocastField(field, dtype)
@@ -272,7 +285,7 @@ class Host:
             raise StoreError(f"pair store {pairs} holds no trajectories; make it with `bespoke pairs`")
         batch, grid = whole.to(self.settings.device), torch.from_numpy(times)
         assert batch.path is not None
-        pair_field = self._pair_field(batch, spec, self.model.field)
+        pair_field = self._pair_field(batch, spec, self._field)
         fitted = fit(pair_field, batch.x0, batch.path.state(grid), grid, batch_size=SCORING_BATCH)
         return fitted.flat().numpy()
 
@@ -364,6 +377,7 @@ class Host:
             mine, reference, data_range = seen[spec.metric.sees]
             values = spec.metric.measure(Batch(mine, None, conditioning, reference, data_range))
             write_values(self.storage, key, values.numpy())
+            self.work.scored += len(samples)
         good = torch.isfinite(samples.flatten(1)).all(dim=1)
         if media is not None:
             kept = samples[good]
@@ -380,7 +394,7 @@ class Host:
         with torch.no_grad():
             for first in range(0, len(pairs), SCORING_BATCH):
                 batch = pairs.select(slice(first, first + SCORING_BATCH)).to(self.settings.device)
-                field = self.model.field(batch.condition, spec.guidance_scale)
+                field = self._field(batch.condition, spec.guidance_scale)
                 parts.append(solver.sample(field, batch.x0).float().cpu())
         return torch.cat(parts)
 
@@ -440,7 +454,7 @@ class Host:
         """These pairs on the device, and their velocity: the model's own unless another is asked for."""
         spec, pairs = self._load(digest)
         batch = pairs.select(list(indices)).to(self.settings.device)
-        return batch, (field or self.model.field)(batch.condition, spec.guidance_scale)
+        return batch, (field or self._field)(batch.condition, spec.guidance_scale)
 
     def _select(self, digest: str, indices: Sequence[int]) -> tuple[float, PairSet]:
         """The guidance scale of a pair store, and these of its pairs without their trajectories."""

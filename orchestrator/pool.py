@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
@@ -34,6 +35,7 @@ from ray.exceptions import (
 )
 
 from orchestrator.errors import PoolError, UserError
+from orchestrator.pool_metrics import router_teller, telling, work_teller
 from orchestrator.waiting import PLACES, Placement, Seat, Waiting
 
 if TYPE_CHECKING:
@@ -202,10 +204,10 @@ class RouterStatistics:
 class Router:
     """Owns the host actors and the queue. Runs as one asyncio actor, so its state needs no lock."""
 
-    def __init__(self, host: HostSettings | ScorerSettings, pool: PoolSettings):
+    def __init__(self, host: HostSettings | ScorerSettings, pool: PoolSettings, name: str = "pool"):
         self.pool = pool
         self.worker: Any = host.worker()
-        actor_class = ray.remote(self.worker)
+        actor_class = ray.remote(telling(self.worker, partial(work_teller, name)))
         self.options = {
             "num_cpus": pool.cpus,
             "num_gpus": pool.gpus,
@@ -335,6 +337,14 @@ class Router:
             ray.kill(seat.actor, no_restart=False)
             raise
 
+    def now(self) -> dict[str, int]:
+        """What is waiting and running at this moment."""
+        return {
+            "waiting": len(self.waiting),
+            "in_flight": sum(seat.in_flight for seat in self.seats),
+            "hosts_up": sum(seat.up for seat in self.seats),
+        }
+
     async def stats(self) -> dict[str, Any]:
         self.statistics.per_host = [seat.answered for seat in self.seats]
         return asdict(self.statistics)
@@ -355,7 +365,7 @@ class RayPool(Pool):
     def start(cls, name: str, host: HostSettings | ScorerSettings, pool: PoolSettings) -> RayPool:
         """Start the router and its hosts, or find those of this name that are up already."""
         router = (
-            ray.remote(Router)
+            ray.remote(telling(Router, partial(router_teller, name)))
             .options(
                 name=name,
                 namespace=NAMESPACE,
@@ -365,7 +375,7 @@ class RayPool(Pool):
                 max_restarts=-1,
                 runtime_env={"env_vars": _thread_limits(1)},
             )
-            .remote(host, pool)
+            .remote(host, pool, name)
         )
         return cls(router, pool.hosts)
 

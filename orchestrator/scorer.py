@@ -20,6 +20,7 @@ from orchestrator.evaluation.measurements import MetricSpec, write_values
 from orchestrator.media import MediaShard
 from orchestrator.metrics.base import Batch, Metric
 from orchestrator.storage import Storage, canonical_json
+from orchestrator.work import Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class Scorer:
 
     def __init__(self, settings: ScorerSettings):
         self.settings = settings
+        self.work = Work()
         self.storage = Storage.at(settings.storage)
         self._built: dict[str, Any] = {}
         torch.set_num_threads(settings.threads)
@@ -112,6 +114,7 @@ class Scorer:
         size = self.settings.batch_size
         with torch.no_grad():
             parts = [metric.measure(batch(slice(i, min(i + size, count)))).cpu() for i in range(0, count, size)]
+        self.work.scored += count
         return torch.cat(parts) if parts else torch.zeros(0, metric.width)
 
     def _plugin(self, kind: str, name: str, options: Mapping[str, Any]) -> Any:

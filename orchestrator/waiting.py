@@ -78,7 +78,8 @@ class Waiting(Generic[S, T]):
         self._placed = 0
 
     def __len__(self) -> int:
-        return len(self._lone) + sum(map(len, self._by_key.values()))
+        # A copy: another thread may look, for the metrics.
+        return len(self._lone) + sum(map(len, list(self._by_key.values())))
 
     def add(self, content: T, key: Hashable = None, *, alone: bool = False) -> None:
         """Let it wait.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.config import ExperimentConfig
     from orchestrator.host_interface import HostSettings, ModelFacts
     from orchestrator.pairs import PairSpec
-    from orchestrator.pool import LocalPool, RayPool
+    from orchestrator.pool import LocalPool, RayPool, Request
     from orchestrator.storage import Storage
     from sweeps.space import PairKey
 
@@ -125,6 +125,24 @@ def specs(config: ExperimentConfig, facts: ModelFacts, made: Storage, pool: Loca
     found = pair_specs(config, facts)
     ensure_pairs(made, list(found.values()), pool, wait=True, note=lambda sentence: None)
     return found
+
+
+@pytest.fixture
+def scoring(facts: ModelFacts, specs: dict[PairKey, PairSpec]) -> list[Request]:
+    """Twelve requests to score Midpoint at NFE 4, each on three other pairs."""
+    from orchestrator.distillation import to_numpy
+    from orchestrator.pool import Request
+    from solvers.families import GridSolver
+    from solvers.families.midpoint import Midpoint
+    from solvers.grids import Grid
+    from sweeps.space import PairKey
+
+    theta = to_numpy(GridSolver(Midpoint(), 4, Grid()).to_ns(facts.scheduler).flat())
+    pairs = specs[PairKey("test", 1.0, 0)].digest
+    return [
+        Request("score", {"theta": theta, "pairs": pairs, "metrics": ["psnr"], "indices": [i, i + 1, i + 2]})
+        for i in range(12)
+    ]
 
 
 @pytest.fixture

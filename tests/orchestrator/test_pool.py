@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
-from orchestrator.distillation import LearnedRun, to_numpy
+from orchestrator.distillation import LearnedRun
 from orchestrator.errors import PoolError, StoreError, UserError
 from orchestrator.host_interface import HostSettings, ModelFacts
-from orchestrator.pairs import PairSpec
 from orchestrator.pool import NAMESPACE, LocalPool, PoolSettings, RayPool, Request, Router, check_fits, connect
 from orchestrator.storage import Storage
 from solvers.distil.adam import AdamSettings
@@ -27,18 +26,6 @@ from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
 from sweeps.space import PairKey
-
-
-@pytest.fixture
-def scoring(facts: ModelFacts, specs: dict[PairKey, PairSpec]) -> list[Request]:
-    """Twelve scoring requests, each about other pairs."""
-    theta = to_numpy(GridSolver(Midpoint(), 4, Grid()).to_ns(facts.scheduler).flat())
-    pairs = specs[PairKey("test", 1.0, 0)].digest
-    return [
-        Request("score", {"theta": theta, "pairs": pairs, "metrics": ["psnr"], "indices": [i, i + 1, i + 2]})
-        for i in range(12)
-    ]
-
 
 UNANSWERABLE = Request("pictures", {"theta": None, "pairs": "0123", "indices": [0]})
 
