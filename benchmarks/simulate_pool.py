@@ -1,12 +1,10 @@
 """How many trials and hosts the pool's one router and one MLflow store carry: a discrete-event simulation, checked.
 
-Trials ask as sweeps/trial.py does (validate; advance, validate, log, and so on; the test pairs at the end). Who is
-given to which host is said by the router's own orchestrator/waiting.py. Every request costs the router time, more the
-more wait; every log costs MLflow time.
+Every request costs the router time, every log costs MLflow time (benchmarks/pool_simulation.py).
 
 The parameters are measured here: the router's CPU time per request (its process, in a real pool whose hosts answer at
-once), what a waiting request adds (the real router, without Ray), a log (SQLite), and what a host takes to advance and
-to score (the digits model, one core). The simulation is then compared with a real run: Ray, the router, 4 host actors
+once; and without Ray, while few and many requests wait), a log (SQLite), and what a host takes to advance and to score
+(the digits model, one core). The simulation is then compared with a real run: Ray, the router, 4 host actors
 that sleep instead of computing, 16 trials as threads, MLflow. Where they differ by more than --tolerance, it ends with
 an error; else 1,000 trials on 64 hosts are simulated, and what limits them is named.
 
@@ -16,22 +14,22 @@ python benchmarks/simulate_pool.py
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 import os
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import click
 import numpy as np
+from pool_simulation import Load, Outcome, Simulation, Times, bottleneck, steps
 from processes import SAME_PRIORITY
 from publishing import command, load, publish, results_option, table
 
@@ -39,227 +37,13 @@ from orchestrator import pool as pool_module
 from orchestrator.host import Host
 from orchestrator.host_interface import HostSettings
 from orchestrator.pool import NAMESPACE, PoolSettings, RayPool, Request, Router
-from orchestrator.waiting import PLACES, Placement, Seat, Waiting
+from orchestrator.waiting import PLACES
 from orchestrator.work import Work
 
 TRIALS_REAL, HOSTS_REAL = 16, 4
 TRIALS, HOSTS = 1000, 64
 PAYLOAD = np.zeros(1000)
 """What a request carries: a few hundred numbers of theta and of an optimiser's state."""
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds.
-
-    Attributes:
-        advance: A host's for the iterations between two validations of one trial.
-        merged: The same for 2, 4 and 8 trials together, as multiples of ``advance``.
-        score: A host's for one validation.
-        router: The router's for a request, to and fro.
-        router_per_waiting: What each request that waits adds to that, each time a host has done something.
-        log: MLflow's for one batch of metrics.
-        own: A trial's between an answer and its next request.
-        wire: Of a request's way through Ray, to and fro, in which the router does nothing.
-    """
-
-    advance: float
-    score: float
-    merged: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    router: float = 0.0
-    router_per_waiting: float = 0.0
-    log: float = 0.0
-    own: float = 0.0
-    wire: float = 0.0
-
-    def advance_many(self, count: int) -> float:
-        """Of ``count`` trials together, between the measured ones by straight lines."""
-        return self.advance * float(np.interp(count, [1, 2, 4, 8], [1.0, *self.merged]))
-
-
-@dataclass(frozen=True)
-class Load:
-    """What is asked.
-
-    Attributes:
-        trials: All begin at once.
-        validations: Of each trial, after that of its start.
-        keys: Different merge keys among the trials; those of equal keys may be merged.
-    """
-
-    trials: int
-    validations: int
-    keys: int
-
-
-@dataclass
-class Outcome:
-    """What a run or a simulation of one gives.
-
-    Attributes:
-        seconds: From the first request to the last answer.
-        host_busy: Share of the hosts' time in which they worked.
-        latency: Mean seconds from a request to its answer.
-        logs_per_second: MLflow's rate.
-        shared: Share of advances that were answered together with others.
-        router_busy, log_busy: Share of the time in which the router and MLflow worked.
-    """
-
-    seconds: float
-    host_busy: float
-    latency: float
-    logs_per_second: float
-    shared: float
-    router_busy: float = float("nan")
-    log_busy: float = float("nan")
-
-
-# ---- the simulation -----------------------------------------------------------------------------------------------
-
-Step = tuple[str, str | None]
-Then = Callable[[], None]
-
-
-def steps(workload: Load, key: str) -> Generator[Step, None, None]:
-    """What a trial does, one thing after the other: ('advance' | 'score' | 'log' | 'own', merge key)."""
-    for validation in range(workload.validations + 1):
-        if validation:
-            yield "advance", key
-        yield "score", None
-        yield "log", None
-        yield "own", None
-    yield "score", None
-    yield "score", None
-
-
-class Clock:
-    """Events in order of time, those of one time in order of arrival."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._events: list[tuple[float, int, Then]] = []
-        self._number = itertools.count()
-
-    def after(self, seconds: float, then: Then) -> None:
-        heapq.heappush(self._events, (self.now + seconds, next(self._number), then))
-
-    def run(self) -> None:
-        while self._events:
-            self.now, _, then = heapq.heappop(self._events)
-            then()
-
-
-class Server:
-    """Does one thing after the other, in order of arrival."""
-
-    def __init__(self, clock: Clock):
-        self.clock, self.free, self.busy = clock, 0.0, 0.0
-
-    def take(self, seconds: float, then: Then) -> None:
-        begin = max(self.clock.now, self.free)
-        self.free = begin + seconds
-        self.busy += seconds
-        self.clock.after(self.free - self.clock.now, then)
-
-
-class Asked(NamedTuple):
-    """A request at the router."""
-
-    kind: str
-    then: Then
-
-
-@dataclass(eq=False)
-class SimulatedHost(Seat):
-    """A host that takes its time."""
-
-    server: Server = field(kw_only=True)
-
-
-@dataclass
-class Simulation:
-    """One run."""
-
-    workload: Load
-    times: Times
-    hosts: int
-    merge: int
-    clock: Clock = field(default_factory=Clock)
-
-    def __post_init__(self) -> None:
-        self.router, self.mlflow = Server(self.clock), Server(self.clock)
-        self.seats = [SimulatedHost(server=Server(self.clock)) for _ in range(self.hosts)]
-        self.waiting: Waiting[SimulatedHost, Asked] = Waiting(self.seats, self.merge)
-        self.logs = self.advances = self.shared = 0
-        self.latencies: list[float] = []
-
-    def run(self) -> Outcome:
-        for number in range(self.workload.trials):
-            self._next(steps(self.workload, f"key {number % self.workload.keys}"))
-        self.clock.run()
-        seconds = self.clock.now
-        return Outcome(
-            seconds=seconds,
-            host_busy=sum(seat.server.busy for seat in self.seats) / (self.hosts * seconds),
-            latency=float(np.mean(self.latencies)),
-            logs_per_second=self.logs / seconds,
-            shared=self.shared / max(1, self.advances),
-            router_busy=self.router.busy / seconds,
-            log_busy=self.mlflow.busy / seconds,
-        )
-
-    def _next(self, trial: Generator[Step, None, None]) -> None:
-        step = next(trial, None)
-        if step is None:
-            return
-        kind, key = step
-        go_on = lambda: self._next(trial)  # noqa: E731
-        if kind == "log":
-            self.logs += 1
-            self.mlflow.take(self.times.log, go_on)
-        elif kind == "own":
-            self.clock.after(self.times.own, go_on)
-        else:
-            self._ask(kind, key if self.merge > 1 else None, go_on)
-
-    def _ask(self, kind: str, key: str | None, then: Then) -> None:
-        begin = self.clock.now
-
-        def answered() -> None:
-            self.latencies.append(self.clock.now - begin)
-            then()
-
-        def back() -> None:
-            self.clock.after(self.times.wire / 2, answered)
-
-        def arrived() -> None:
-            self.waiting.add(Asked(kind, back), key)
-            self._place()
-
-        self.clock.after(self.times.wire / 2, lambda: self.router.take(self.times.router / 2, arrived))
-
-    def _place(self) -> None:
-        for placement in self.waiting.placements():
-            self._give(placement)
-
-    def _give(self, placement: Placement[SimulatedHost, Asked]) -> None:
-        group = placement.items
-        advancing = group[0].kind == "advance"
-        if advancing:
-            self.advances += len(group)
-            self.shared += len(group) if len(group) > 1 else 0
-
-        def done() -> None:
-            woken = self.times.router_per_waiting * len(self.waiting)
-            self.router.take(self.times.router / 2 * len(group) + woken, free)
-
-        def free() -> None:
-            self.waiting.leave(placement)
-            self._place()
-            for asked in group:
-                asked.then()
-
-        placement.seat.server.take(self.times.advance_many(len(group)) if advancing else self.times.score, done)
 
 
 # ---- the real thing, with hosts that sleep ------------------------------------------------------------------------
@@ -436,13 +220,6 @@ def seconds_of_queue(waiting: int, hosts: int, answers: int = 50) -> float:
         return asyncio.run(ask())
 
 
-def per_waiting(hosts: int, counts: Sequence[int]) -> tuple[float, list[tuple[int, float]]]:
-    """What each waiting request adds to the router's time for one, by a straight line; and the measurements."""
-    points = [(count, seconds_of_queue(count, hosts)) for count in counts]
-    slope, _ = np.polyfit(*zip(*points, strict=True), 1)
-    return max(0.0, float(slope)), points
-
-
 def digits_times(validate_every: int) -> Times:
     """What a host takes for the digits model at NFE 8, as the shipped experiment asks: one core."""
     from orchestrator.config import parse_config
@@ -550,11 +327,71 @@ def differences(real: Outcome, simulated: Outcome) -> dict[str, float]:
     }
 
 
-def bottleneck(outcome: Outcome) -> str:
-    """What is busy for the largest share of the time."""
-    busy = {"the hosts": outcome.host_busy, "the router": outcome.router_busy, "MLflow": outcome.log_busy}
-    name = max(busy, key=lambda key: busy[key])
-    return f"{name}, busy {100 * busy[name]:.0f} % of the time"
+def check(sleeping: Times) -> tuple[str, float, list[str]]:
+    """Real runs beside simulated ones; the largest difference and what it is in, and the report's sections."""
+    load_asked = Load(TRIALS_REAL, validations=10, keys=2)
+    rows, worst, beyond = [], ("", 0.0), ""
+    with tempfile.TemporaryDirectory() as folder:
+        logger = Logger(folder, TRIALS_REAL)
+        short = replace(sleeping, advance=sleeping.advance / 8, score=sleeping.score / 8)
+        cases = {"merge 1": (sleeping, 1), "merge 8": (sleeping, 8), "merge 8, an eighth of the sleep": (short, 8)}
+        for name, (asleep, merge) in cases.items():
+            real = really(load_asked, asleep, HOSTS_REAL, merge, logger)
+            simulated = Simulation(load_asked, asleep, HOSTS_REAL, merge).run()
+            rows += [_row(f"real, {name}", real), _row(f"simulated, {name}", simulated)]
+            found = max(differences(real, simulated).items(), key=lambda item: abs(item[1]))
+            if asleep is sleeping:
+                worst = max(worst, (f"{found[0]}, {name}", found[1]), key=lambda pair: abs(pair[1]))
+            else:
+                beyond = f"{found[0]} {100 * found[1]:+.0f} %"
+    sections = [
+        f"{TRIALS_REAL} trials, {HOSTS_REAL} hosts that sleep {sleeping.advance} s to advance (2, 4, 8 together: times "
+        f"{', '.join(map(str, sleeping.merged))}) and {sleeping.score} s to score, 10 validations, two merge keys:",
+        table(HEADING, rows),
+        f"Largest difference: {worst[0]}, {100 * worst[1]:+.1f} %. With an eighth of the sleep requests take about as "
+        f"long as Ray and MLflow do, whose threads then wait for each other in ways that are not simulated: {beyond}. "
+        f"What is said below of fast hosts is a lower bound for the same reason.",
+    ]
+    return *worst, sections
+
+
+def predict(times: Times, validations: int) -> list[str]:
+    """What a thousand trials would take, with these times and with faster parts; the report's sections."""
+    fast = replace(times, advance=times.advance / 10, score=times.score / 10)
+    faster_log = times.log / 4
+    scenarios = {
+        "digits, merge 8": (times, 8),
+        "digits, merge 1": (times, 1),
+        "MLflow 4 times as fast": (replace(times, log=faster_log), 8),
+        "hosts 10 times as fast": (fast, 8),
+        "hosts 10 times, MLflow 4 times as fast": (replace(fast, log=faster_log), 8),
+    }
+    large = Load(TRIALS, validations=validations, keys=8)
+    found = {name: Simulation(large, at, HOSTS, merge).run() for name, (at, merge) in scenarios.items()}
+    return [
+        f"{TRIALS:,} trials, {HOSTS} hosts, {validations} validations, 8 merge keys, simulated:",
+        table(HEADING, [_row(name, outcome) for name, outcome in found.items()]),
+        "Most busy: " + "; ".join(f"{name}: {bottleneck(outcome)}" for name, outcome in found.items()) + ".",
+    ]
+
+
+def measured(times: Times, alone: float, queue: dict[int, float], validate_every: int) -> str:
+    """The table of parameters."""
+    return table(
+        ["parameter", "measured"],
+        [
+            ["router, CPU ms a request", f"{1000 * times.router:.2f}"],
+            ["a request alone that is answered at once, ms", f"{1000 * alone:.1f}"],
+            *(
+                [f"router without Ray, {n} waiting, {HOSTS} hosts, CPU ms an answer", f"{1000 * s:.2f}"]
+                for n, s in queue.items()
+            ),
+            ["MLflow (SQLite), ms a log", f"{1000 * times.log:.1f}"],
+            [f"digits, NFE 8: {validate_every} iterations on one core, s", f"{times.advance:.2f}"],
+            ["2, 4, 8 trials together, times that", ", ".join(f"{factor:.2f}" for factor in times.merged)],
+            ["digits, NFE 8: scoring 1,024 pairs, s", f"{times.score:.2f}"],
+        ],
+    )
 
 
 @command(__doc__)
@@ -567,87 +404,26 @@ def main(tolerance: float, validations: int, validate_every: int, results: Path)
     import ray
 
     load_before = load()
-    queue, queue_points = per_waiting(HOSTS, (0, 100, 300, 900))
-    small_queue, _ = per_waiting(HOSTS_REAL, (0, 10, 40, 100))
+    queue = {count: seconds_of_queue(count, HOSTS) for count in (0, 100, 300, 900)}
     digits = digits_times(validate_every)
     start_ray(cpus=2)
     router, alone = router_seconds()
-    wire = max(0.0, alone - router)
-    check_load = Load(TRIALS_REAL, validations=10, keys=2)
-    sleeping = Times(
-        advance=0.4, score=0.1, merged=(1.2, 1.6, 2.4), router=router, router_per_waiting=small_queue, wire=wire
-    )
-    rows, worst, beyond = [], ("", 0.0), ""
+    parts = {"router": router, "wire": max(0.0, alone - router)}
     with tempfile.TemporaryDirectory() as folder:
-        logger = Logger(folder, TRIALS_REAL)
-        sleeping = replace(sleeping, log=logger.seconds())
-        short = replace(sleeping, advance=sleeping.advance / 8, score=sleeping.score / 8)
-        cases = {"merge 1": (sleeping, 1), "merge 8": (sleeping, 8), "merge 8, an eighth of the sleep": (short, 8)}
-        for name, (asleep, merge) in cases.items():
-            real = really(check_load, asleep, HOSTS_REAL, merge, logger)
-            simulated = Simulation(check_load, asleep, HOSTS_REAL, merge).run()
-            rows += [_row(f"real, {name}", real), _row(f"simulated, {name}", simulated)]
-            found = max(differences(real, simulated).items(), key=lambda item: abs(item[1]))
-            if asleep is sleeping:
-                worst = max(worst, (f"{found[0]}, {name}", found[1]), key=lambda pair: abs(pair[1]))
-            else:
-                beyond = f"{found[0]} {100 * found[1]:+.0f} %"
+        parts["log"] = Logger(folder, TRIALS_REAL).seconds()
+    name, difference, checked = check(Times(advance=0.4, score=0.1, merged=(1.2, 1.6, 2.4), **parts))
     ray.shutdown()
-    times = replace(digits, router=router, router_per_waiting=queue, log=sleeping.log, wire=wire)
-    fast = replace(times, advance=times.advance / 10, score=times.score / 10)
-    large = Load(TRIALS, validations=validations, keys=8)
-    no_waking = {"router_per_waiting": 0.0}
-    faster = replace(times, log=times.log / 4)
-    scenarios = {
-        "digits, merge 8": (times, 8),
-        "digits, merge 1": (times, 1),
-        "merge 8, MLflow 4 times as fast": (faster, 8),
-        "the same, if waiting cost the router nothing": (replace(faster, **no_waking), 8),
-        "MLflow 4 times, hosts 10 times as fast": (replace(fast, log=faster.log), 8),
-        "the same, if waiting cost the router nothing ": (replace(fast, log=faster.log, **no_waking), 8),
-    }
-    predicted = {name: Simulation(large, at, HOSTS, merge).run() for name, (at, merge) in scenarios.items()}
-    measured = table(
-        ["parameter", "measured"],
-        [
-            ["router, CPU ms a request", f"{1000 * router:.2f}"],
-            ["a request alone that is answered at once, ms", f"{1000 * alone:.1f}"],
-            ["router, for each request that waits, µs an answer (64 hosts)", f"{1e6 * queue:.1f}"],
-            ["the same, 4 hosts", f"{1e6 * small_queue:.1f}"],
-            *(
-                [f"router without Ray, {n} waiting, {HOSTS} hosts, ms an answer", f"{1000 * s:.2f}"]
-                for n, s in queue_points
-            ),
-            ["MLflow (SQLite), ms a log", f"{1000 * sleeping.log:.1f}"],
-            [f"digits, NFE 8: {validate_every} iterations on one core, s", f"{digits.advance:.2f}"],
-            ["2, 4, 8 trials together, times that", ", ".join(f"{factor:.2f}" for factor in digits.merged)],
-            ["digits, NFE 8: scoring 1,024 pairs, s", f"{digits.score:.2f}"],
-        ],
-    )
-    sections = [
-        measured,
-        f"{TRIALS_REAL} trials, {HOSTS_REAL} hosts that sleep {sleeping.advance} s to advance (2, 4, 8 together: times "
-        f"{', '.join(map(str, sleeping.merged))}) and {sleeping.score} s to score, 10 validations, two merge keys:",
-        table(HEADING, rows),
-        f"Largest difference: {worst[0]}, {100 * worst[1]:+.1f} %. With an eighth of the sleep requests take about as "
-        f"long as Ray and MLflow do, whose threads then wait for each other in ways that are not simulated: {beyond}. "
-        f"What is said below of fast hosts is a lower bound for the same reason.",
-        f"{TRIALS:,} trials, {HOSTS} hosts, {validations} validations, 8 merge keys, simulated:",
-        table(HEADING, [_row(name, outcome) for name, outcome in predicted.items()]),
-        "Most busy: "
-        + "; ".join(f"{name.strip()}: {bottleneck(outcome)}" for name, outcome in predicted.items())
-        + ".",
-    ]
+    times = replace(digits, **parts)
     publish(
         results,
         "simulated-pool",
         f"{TRIALS:,} trials on {HOSTS} hosts, simulated",
-        sections,
+        [measured(times, alone, queue, validate_every), *checked, *predict(times, validations)],
         quick=False,
         load_before=load_before,
     )
-    if abs(worst[1]) > tolerance:
-        raise click.ClickException(f"{worst[0]} differs by {100 * worst[1]:+.1f} %, more than {100 * tolerance:g} %")
+    if abs(difference) > tolerance:
+        raise click.ClickException(f"{name} differs by {100 * difference:+.1f} %, more than {100 * tolerance:g} %")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException, RestException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UserError
@@ -342,6 +344,18 @@ def check_readable(uri: str) -> None:
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.is_file():
         raise UserError(f"no MLflow store at {path}; run `bespoke sweep` first, or give --storage or --tracking-uri")
+
+
+def wants_system_metrics() -> bool:
+    """Whether MLflow's own switch asks for system metrics."""
+    return bool(MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get())
+
+
+def monitor_system(uri: str, run_id: str, node: str) -> SystemMetricsMonitor:
+    """MLflow's monitor of this machine, begun: it logs ``system/NODE/…`` to the run, after what the run has already."""
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, node_id=node, tracking_uri=uri)
+    monitor.start()
+    return monitor
 
 
 def ping(uri: str) -> None:

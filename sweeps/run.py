@@ -33,6 +33,7 @@ from orchestrator.report import markdown_table, write_report
 from orchestrator.results import Result, ResultStore, Row, rows
 from orchestrator.run_records import write_run
 from orchestrator.storage import Storage
+from orchestrator.system_metrics import SystemMetrics
 from orchestrator.tracking import NOTE, ROLE, UPDATED, RunLog
 from solvers.grids import Grid
 from sweeps.cell_scheduler import asha_per_cell
@@ -81,9 +82,11 @@ def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, anno
     ):
         # Before the long work: a tracking store that cannot be reached is found now.
         sweep = _Sweep(session, folder, announce)
-        session.make_pairs(announce)
         try:
-            return sweep.run()
+            with SystemMetrics(session.tracking_uri, sweep.parent.run_id) as machines:
+                session.make_pairs(announce)
+                machines.look()
+                return sweep.run()
         except KeyboardInterrupt:
             sweep.parent.finish({}, status="KILLED")
             raise

@@ -12,7 +12,8 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-from simulate_pool import Load, Outcome, Simulation, Times, bottleneck, differences, seconds_of_queue  # noqa: E402
+from pool_simulation import Load, Outcome, Simulation, Times, bottleneck  # noqa: E402
+from simulate_pool import differences, seconds_of_queue  # noqa: E402
 
 TIMES = Times(advance=2.0, score=0.5, merged=(1.2, 1.6, 2.4))
 
@@ -60,7 +61,6 @@ def test_what_limits_a_run_is_named() -> None:
     for change, name in (
         ({}, "the hosts"),
         ({"router": 1.0}, "the router"),
-        ({"router_per_waiting": 0.1}, "the router"),
         ({"log": 2.0}, "MLflow"),
     ):
         found = Simulation(workload, dataclasses.replace(TIMES, **change), hosts=8, merge=8).run()
@@ -82,14 +82,15 @@ def test_differences_are_relative_to_the_real_run() -> None:
 
 
 def test_the_real_routers_queue_is_measured_without_ray() -> None:
-    """It answers, and costs some CPU time."""
-    assert 0 < seconds_of_queue(waiting=5, hosts=2, answers=5) < 0.1
+    """It answers as many as it is asked to, and that costs some CPU time."""
+    assert seconds_of_queue(waiting=5, hosts=2, answers=5) > 0
 
 
 REAL = """
 import dataclasses, json, sys, tempfile
 sys.path.append(sys.argv[1])
-from simulate_pool import Load, Simulation, Times, differences, really, start_ray
+from pool_simulation import Load, Simulation, Times
+from simulate_pool import differences, really, start_ray
 
 start_ray(cpus=1)
 times = Times(advance=0.4, score=0.1, merged=(1.2, 1.6, 2.4))

@@ -1,0 +1,233 @@
+"""A discrete-event simulation of trials, the router, hosts and MLflow. Nothing of Ray runs here, and no clock ticks.
+
+Trials ask as sweeps/trial.py does (validate; advance, validate, log, and so on; the test pairs at the end). Who is
+given to which host is said by the router's own orchestrator/waiting.py.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from orchestrator.waiting import Placement, Seat, Waiting
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds.
+
+    Attributes:
+        advance: A host's for the iterations between two validations of one trial.
+        merged: The same for 2, 4 and 8 trials together, as multiples of ``advance``.
+        score: A host's for one validation.
+        router: The router's for a request, to and fro.
+        log: MLflow's for one batch of metrics.
+        own: A trial's between an answer and its next request.
+        wire: Of a request's way through Ray, to and fro, in which the router does nothing.
+    """
+
+    advance: float
+    score: float
+    merged: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    router: float = 0.0
+    log: float = 0.0
+    own: float = 0.0
+    wire: float = 0.0
+
+    def advance_many(self, count: int) -> float:
+        """Of ``count`` trials together, between the measured ones by straight lines."""
+        return self.advance * float(np.interp(count, [1, 2, 4, 8], [1.0, *self.merged]))
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked.
+
+    Attributes:
+        trials: All begin at once.
+        validations: Of each trial, after that of its start.
+        keys: Different merge keys among the trials; those of equal keys may be merged.
+    """
+
+    trials: int
+    validations: int
+    keys: int
+
+
+@dataclass
+class Outcome:
+    """What a run or a simulation of one gives.
+
+    Attributes:
+        seconds: From the first request to the last answer.
+        host_busy: Share of the hosts' time in which they worked.
+        latency: Mean seconds from a request to its answer.
+        logs_per_second: MLflow's rate.
+        shared: Share of advances that were answered together with others.
+        router_busy, log_busy: Share of the time in which the router and MLflow worked.
+    """
+
+    seconds: float
+    host_busy: float
+    latency: float
+    logs_per_second: float
+    shared: float
+    router_busy: float = float("nan")
+    log_busy: float = float("nan")
+
+
+Step = tuple[str, str | None]
+Then = Callable[[], None]
+
+
+def steps(workload: Load, key: str) -> Generator[Step, None, None]:
+    """What a trial does, one thing after the other: ('advance' | 'score' | 'log' | 'own', merge key)."""
+    for validation in range(workload.validations + 1):
+        if validation:
+            yield "advance", key
+        yield "score", None
+        yield "log", None
+        yield "own", None
+    yield "score", None
+    yield "score", None
+
+
+class Clock:
+    """Events in order of time, those of one time in order of arrival."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._events: list[tuple[float, int, Then]] = []
+        self._number = itertools.count()
+
+    def after(self, seconds: float, then: Then) -> None:
+        heapq.heappush(self._events, (self.now + seconds, next(self._number), then))
+
+    def run(self) -> None:
+        while self._events:
+            self.now, _, then = heapq.heappop(self._events)
+            then()
+
+
+class Server:
+    """Does one thing after the other, in order of arrival."""
+
+    def __init__(self, clock: Clock):
+        self.clock, self.free, self.busy = clock, 0.0, 0.0
+
+    def take(self, seconds: float, then: Then) -> None:
+        begin = max(self.clock.now, self.free)
+        self.free = begin + seconds
+        self.busy += seconds
+        self.clock.after(self.free - self.clock.now, then)
+
+
+class Asked(NamedTuple):
+    """A request at the router."""
+
+    kind: str
+    then: Then
+
+
+@dataclass(eq=False)
+class SimulatedHost(Seat):
+    """A host that takes its time."""
+
+    server: Server = field(kw_only=True)
+
+
+@dataclass
+class Simulation:
+    """One run."""
+
+    workload: Load
+    times: Times
+    hosts: int
+    merge: int
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        self.router, self.mlflow = Server(self.clock), Server(self.clock)
+        self.seats = [SimulatedHost(server=Server(self.clock)) for _ in range(self.hosts)]
+        self.waiting: Waiting[SimulatedHost, Asked] = Waiting(self.seats, self.merge)
+        self.logs = self.advances = self.shared = 0
+        self.latencies: list[float] = []
+
+    def run(self) -> Outcome:
+        for number in range(self.workload.trials):
+            self._next(steps(self.workload, f"key {number % self.workload.keys}"))
+        self.clock.run()
+        seconds = self.clock.now
+        return Outcome(
+            seconds=seconds,
+            host_busy=sum(seat.server.busy for seat in self.seats) / (self.hosts * seconds),
+            latency=float(np.mean(self.latencies)),
+            logs_per_second=self.logs / seconds,
+            shared=self.shared / max(1, self.advances),
+            router_busy=self.router.busy / seconds,
+            log_busy=self.mlflow.busy / seconds,
+        )
+
+    def _next(self, trial: Generator[Step, None, None]) -> None:
+        step = next(trial, None)
+        if step is None:
+            return
+        kind, key = step
+        go_on = lambda: self._next(trial)  # noqa: E731
+        if kind == "log":
+            self.logs += 1
+            self.mlflow.take(self.times.log, go_on)
+        elif kind == "own":
+            self.clock.after(self.times.own, go_on)
+        else:
+            self._ask(kind, key if self.merge > 1 else None, go_on)
+
+    def _ask(self, kind: str, key: str | None, then: Then) -> None:
+        begin = self.clock.now
+
+        def answered() -> None:
+            self.latencies.append(self.clock.now - begin)
+            then()
+
+        def back() -> None:
+            self.clock.after(self.times.wire / 2, answered)
+
+        def arrived() -> None:
+            self.waiting.add(Asked(kind, back), key)
+            self._place()
+
+        self.clock.after(self.times.wire / 2, lambda: self.router.take(self.times.router / 2, arrived))
+
+    def _place(self) -> None:
+        for placement in self.waiting.placements():
+            self._give(placement)
+
+    def _give(self, placement: Placement[SimulatedHost, Asked]) -> None:
+        group = placement.items
+        advancing = group[0].kind == "advance"
+        if advancing:
+            self.advances += len(group)
+            self.shared += len(group) if len(group) > 1 else 0
+
+        def done() -> None:
+            self.router.take(self.times.router / 2 * len(group), free)
+
+        def free() -> None:
+            self.waiting.leave(placement)
+            self._place()
+            for asked in group:
+                asked.then()
+
+        placement.seat.server.take(self.times.advance_many(len(group)) if advancing else self.times.score, done)
+
+
+def bottleneck(outcome: Outcome) -> str:
+    """What is busy for the largest share of the time."""
+    busy = {"the hosts": outcome.host_busy, "the router": outcome.router_busy, "MLflow": outcome.log_busy}
+    name = max(busy, key=lambda key: busy[key])
+    return f"{name}, busy {100 * busy[name]:.0f} % of the time"
