@@ -1,0 +1,1 @@
+"""What `bespoke` can do, command by command; `cli` puts them together."""
