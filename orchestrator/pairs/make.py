@@ -33,13 +33,23 @@ def ensure_pairs(
         BusyStoreError: Another process makes the same store and ``wait`` is false.
     """
     made: dict[str, list[ShardRecord]] = {}
+    failures: list[str] = []
     with bar(sum(spec.count for spec in specs), "pair", "ground-truth pairs") as progress:
         for spec in specs:
             store = PairStore(storage, spec)
             with exclusive(storage, f"{store.folder}/.lock", wait=wait, announce=note):
                 storage.delete_leftovers(store.folder)
-                made[spec.digest] = _ensure(store, pool, note, progress.update)
+                try:
+                    made[spec.digest] = _ensure(store, pool, note, progress.update)
+                except _ShardsSetAsideError as error:  # the other stores do not depend on it
+                    failures.append(str(error))
+    if failures:
+        raise PoolError(f"{'; '.join(failures)}; the others are kept, run the same command again")
     return made
+
+
+class _ShardsSetAsideError(PoolError):
+    """Shards of one store that no host could make."""
 
 
 def _ensure(store: PairStore, pool: Pool, note: Note, update: Callable[[int], object]) -> list[ShardRecord]:
@@ -69,11 +79,9 @@ def _ensure(store: PairStore, pool: Pool, note: Note, update: Callable[[int], ob
         records[shard] = outcome.value
         update(outcome.value.rows)
     if failures:
-        first = next(iter(failures.values()))
-        raise PoolError(
+        raise _ShardsSetAsideError(
             f"{len(failures)} of {store.spec.shards} shards of {store.storage.location(store.folder)} could not be "
-            f"made (shards {', '.join(map(str, sorted(failures)))}): {first}; the others are kept, run the same "
-            f"command again"
+            f"made (shards {', '.join(map(str, sorted(failures)))}): {next(iter(failures.values()))}"
         )
     store.commit(list(records.values()))
     return store.records()
