@@ -192,10 +192,15 @@ class _HeldMethod:
         return answer
 
 
+async def _up() -> None:
+    """A host that is up from the beginning."""
+
+
 def seconds_of_queue(waiting: int, hosts: int, answers: int = 50) -> float:
     """CPU time of the real router, without Ray, for an answer and the request that follows it, while so many wait."""
     score = _HeldMethod()
-    actor = SimpleNamespace(remote=lambda settings: SimpleNamespace(score=score))
+    up = SimpleNamespace(options=lambda **options: SimpleNamespace(remote=_up))
+    actor = SimpleNamespace(remote=lambda settings: SimpleNamespace(score=score, process_id=up))
 
     async def ask() -> float:
         router = Router(SleepingSettings(times=Times(0.0, 0.0)), PoolSettings(hosts=hosts))

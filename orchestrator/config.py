@@ -299,7 +299,8 @@ class Resources(_Strict):
     compile: bool = Field(False, strict=True)
     """Distil with the network compiled by torch.compile, which must succeed; it needs a C++ or CUDA compiler."""
     request_timeout: float | None = Field(None, gt=0)
-    """Seconds after which a host that gives no answer is taken for hung and started again; none by default."""
+    """Seconds after which a host that gives no answer is taken for hung and started again; none by default. The start
+    itself may take as long as it takes."""
     merge: int = Field(8, ge=1, strict=True)
     """Most runs of one NFE that a host advances in shared model batches, where it measures that to be faster. What
     runs learn then depends on their company by rounding; with 1, a sweep repeats to the bit."""

@@ -15,7 +15,9 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -33,6 +35,7 @@ from ray.exceptions import (
     RayActorError,
     RayTaskError,
 )
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import PoolError, UserError
 from orchestrator.pool_metrics import router_teller, telling, work_teller
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 
 NAMESPACE = "bespoke"
 MAX_ATTEMPTS = 3
+ROUTER_SECONDS = 2.0
+"""Before a lost router is asked again: while Ray starts it, it refuses everything at once."""
 
 CONNECT_SECONDS = 5.0
 
@@ -217,15 +222,24 @@ class Router:
             "runtime_env": {"env_vars": _thread_limits(host.threads)},
         }
         self.make = lambda: actor_class.options(**self.options).remote(host)  # type: ignore[attr-defined]
-        self.seats = [_HostSeat(actor=self.make()) for _ in range(pool.hosts)]
+        self.seats = [_HostSeat(actor=self.make(), up=False) for _ in range(pool.hosts)]
+        self.opened = False
         self.waiting: Waiting[_HostSeat, _Asked] = Waiting(self.seats, pool.merge)
         self.tasks: set[asyncio.Task[None]] = set()
         self.statistics = RouterStatistics()
+
+    def open(self) -> None:
+        """Give hosts work as they come up. At the first request, since there is no running loop before it."""
+        if not self.opened:
+            self.opened = True
+            for seat in self.seats:
+                self._begin(self._bring_up(seat))
 
     async def request(
         self, method: str, arguments: dict[str, Any], merge_key: str | None = None
     ) -> tuple[Any, Exception | None]:
         """The answer of whichever host is free, or the error the request is set aside with."""
+        self.open()
         mergeable = merge_key is not None and self.pool.merge > 1 and method in self.worker.TOGETHER
         attempt = await self._attempt(method, arguments, key=(method, merge_key) if mergeable else None)
         for _ in range(MAX_ATTEMPTS - 1):
@@ -301,27 +315,26 @@ class Router:
                 return _Attempt(error=PoolError(text))
             return _Attempt(failure=cause)
         except (TimeoutError, *HOST_LOSSES, GetTimeoutError) as error:
-            self._revive(seat)
+            self._lose(seat)
             return _Attempt(failure=error, lost=True)
         self.statistics.answered += 1
         seat.answered += 1
         return _Attempt(value)
 
-    def _revive(self, seat: _HostSeat) -> None:
+    def _lose(self, seat: _HostSeat) -> None:
         """Give a lost host no work until it is up again: while Ray restarts it, it refuses everything at once."""
-        if not seat.up:
-            return
-        seat.up = False
+        if seat.up:
+            seat.up = False
+            self._begin(self._bring_up(seat))
 
-        async def revive() -> None:
-            try:
-                await seat.actor.process_id.options(max_task_retries=-1).remote()
-            except Exception:  # whatever it was, a seat that stays empty would be waited for without end
-                seat.actor = self.make()
-            seat.up = True
-            self._place()
-
-        self._begin(revive())
+    async def _bring_up(self, seat: _HostSeat) -> None:
+        """Wait until a host answers, however long it takes to be scheduled and to load its model; then give it work."""
+        try:
+            await seat.actor.process_id.options(max_task_retries=-1).remote()
+        except Exception:  # whatever it was, the next request will meet it again, and tell
+            seat.actor = self.make()
+        seat.up = True
+        self._place()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -373,6 +386,8 @@ class RayPool(Pool):
                 num_cpus=0,
                 max_concurrency=10_000,
                 max_restarts=-1,
+                # With the driver, whose loss ends the work anyway: on another node it would be one more thing to lose.
+                scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
                 runtime_env={"env_vars": _thread_limits(1)},
             )
             .remote(host, pool, name)
@@ -390,17 +405,25 @@ class RayPool(Pool):
             ray.kill(self.router)
 
     def map(self, requests: Iterable[Request]) -> Iterator[Outcome]:
-        waiting = iter(enumerate(requests))
-        pending: dict[Any, int] = {}
+        waiting = ((index, request, 1) for index, request in enumerate(requests))
+        again: deque[tuple[int, Request, int]] = deque()
+        pending: dict[Any, tuple[int, Request, int]] = {}
         while True:
-            while len(pending) < self.window and (item := next(waiting, None)) is not None:
-                index, request = item
-                pending[self.router.request.remote(*request)] = index
+            while len(pending) < self.window and (item := again.popleft() if again else next(waiting, None)):
+                pending[self.router.request.remote(*item[1])] = item
             if not pending:
                 return
             (done,), _ = ray.wait(list(pending), num_returns=1)
-            index = pending.pop(done)
-            value, error = ray.get(done)
+            index, request, attempt = pending.pop(done)
+            try:
+                value, error = ray.get(done)
+            except HOST_LOSSES as lost:
+                # The router itself: Ray starts it again, and it makes its hosts anew.
+                if attempt == MAX_ATTEMPTS:
+                    raise PoolError(f"the pool's router was lost {MAX_ATTEMPTS} times; the last time: {lost}") from lost
+                time.sleep(ROUTER_SECONDS)
+                again.append((index, request, attempt + 1))
+                continue
             yield Outcome(index, value, error)
 
     def statistics(self) -> dict[str, Any]:

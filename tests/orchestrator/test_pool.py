@@ -313,6 +313,16 @@ class _Actor:
     def __init__(self, log: list[tuple[str, Any]], gate: asyncio.Event, poison: dict[Any, Exception]):
         self.log, self.gate, self.poison = log, gate, poison
 
+    class process_id:  # noqa: N801 (a method, as Ray offers it)
+        """It is up."""
+
+        @staticmethod
+        def options(**options: Any) -> _Method:
+            async def up() -> int:
+                return 0
+
+            return _Method(up)
+
     def __getattr__(self, method: str) -> _Method:
         async def answer(**arguments: Any) -> Any:
             calls = arguments.get("calls", [arguments])
@@ -358,7 +368,10 @@ def _routed(scenario: Callable[[_Hosts], Any], monkeypatch: pytest.MonkeyPatch, 
     """Run a scenario with a router of such hosts."""
 
     async def run() -> Any:
-        return await scenario(_Hosts(monkeypatch, hosts, merge))
+        there = _Hosts(monkeypatch, hosts, merge)
+        there.router.open()
+        await there.settle()
+        return await scenario(there)
 
     return asyncio.run(run())
 

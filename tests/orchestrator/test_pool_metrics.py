@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 import urllib.request
@@ -12,7 +13,7 @@ import torch
 
 from orchestrator.host_interface import HostSettings, ModelFacts
 from orchestrator.pairs import PairSpec
-from orchestrator.pool import LocalPool, RayPool, Request
+from orchestrator.pool import LocalPool, PoolSettings, RayPool, Request
 from orchestrator.storage import Storage
 from sweeps.space import PairKey
 
@@ -54,19 +55,20 @@ def _served() -> dict[str, float]:
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_ray_serves_what_hosts_and_the_router_count(
-    ray_pool: Callable[..., RayPool],
+    ray_session: None,
     made: Storage,
     host_settings: Callable[..., HostSettings],
     scoring: list[Request],
     facts: ModelFacts,
 ) -> None:
     """As a scrape of Prometheus would find it, within the half minute that Ray takes to report."""
-    hosts = ray_pool(host_settings(made), hosts=1)
+    pool = f"metered-{os.getpid()}"  # other pools of this Ray are told of as well
+    hosts = RayPool.start(pool, host_settings(made), PoolSettings(hosts=1))
     assert hosts.call("facts") == facts
     hosts.gather(scoring[:2])
 
     def total(name: str) -> float:
-        pattern = re.compile(rf"ray_bespoke_{name}\{{.*{re.escape(made.root)}.*\}}")
+        pattern = re.compile(rf'ray_bespoke_{name}\{{.*"{pool}".*\}}')
         return sum(value for labels, value in _served().items() if pattern.fullmatch(labels))
 
     expected = {"answered_total": 3, "hosts_up": 1, "waiting": 0, "evaluations_total": 2 * NFE * PAIRS}
@@ -74,3 +76,4 @@ def test_ray_serves_what_hosts_and_the_router_count(
     while (found := {name: total(name) for name in expected}) != expected:
         assert time.monotonic() < end, (found, _served())
         time.sleep(1)
+    hosts.close()
