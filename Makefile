@@ -20,8 +20,8 @@ demo: $(VENV)/.installed  ## Distil solvers for the embedded model: pairs, sweep
 	$(BIN)/bespoke sweep sweeps/configs/digits.yaml
 	@echo "look at it:   open bespoke-data/experiments/digits/report.html   or   make ui"
 
-test: $(VENV)/.installed  ## Run the default tests
-	$(BIN)/python -m pytest -m "not slow and not cluster"
+test: $(VENV)/.installed  ## Run the default tests, in two processes
+	$(BIN)/python -m pytest -n 2 -m "not slow and not cluster"
 
 test-slow: $(VENV)/.installed  ## Run the slow and the cluster tests
 	$(BIN)/python -m pytest -m "slow or cluster"
