@@ -76,7 +76,12 @@ class Run:
 
 
 def experiment(
-    model: Model, storage: Path, trials: int, iterations: int, pairs: tuple[int, int, int]
+    model: Model,
+    storage: Path,
+    trials: int,
+    iterations: int,
+    pairs: tuple[int, int, int],
+    trial_cpus: float = 0.25,
 ) -> dict[str, Any]:
     """The configuration of the sweep: ``trials`` distillations, and nothing else."""
     if trials % len(SIGMA0):
@@ -108,7 +113,8 @@ def experiment(
                 "validate_every": 50,
             }
         ],
-        "resources": {"hosts": 2, "local_cpus": 2},  # and the defaults, as sweeps/configs/digits.yaml
+        # and the defaults, as sweeps/configs/digits.yaml
+        "resources": {"hosts": 2, "local_cpus": 2, "trial_cpus": trial_cpus},
         "storage": str(storage),
     }
 
@@ -188,6 +194,7 @@ def check_same(runs: Sequence[Run]) -> None:
 @click.option("--validation", default=1024, help="Validation pairs, and as many test pairs.")
 @click.option("--load-seconds", default=10.0, help="How long the large model takes to load.")
 @click.option("--weights-mb", default=256, help="Weights of the large model, 2^20 bytes.")
+@click.option("--trial-cpus", default=0.25, help="What a trial of the pool takes: at 0.125 twice as many run at once.")
 @click.option("--rounds", default=3, help="Times everything is run, in turns.")
 @quick_option
 @results_option
@@ -198,6 +205,7 @@ def main(
     validation: int,
     load_seconds: float,
     weights_mb: int,
+    trial_cpus: float,
     rounds: int,
     quick: bool,
     results: Path,
@@ -212,7 +220,7 @@ def main(
     with tempfile.TemporaryDirectory() as name, bar(1 + 4 * rounds, "run", "sharing") as progress:
         root = Path(name)
         made = root / "made"
-        base = experiment(models[0], made, trials, iterations, pairs)
+        base = experiment(models[0], made, trials, iterations, pairs, trial_cpus)
         Job("pairs", {"config": base}, root / "pairs.json").answer()
         imports = Job("imports", {}, root / "imports.json").answer()
         progress.update()
@@ -220,7 +228,7 @@ def main(
             for model in models:
                 for way in ("pool", "processes"):
                     folder = Path(shutil.copytree(made, root / f"{index}-{model.weights_mb}-{way}"))
-                    content = experiment(model, folder, trials, iterations, pairs)
+                    content = experiment(model, folder, trials, iterations, pairs, trial_cpus)
                     run = shared(content, folder) if way == "pool" else separate(content, trials, folder)
                     runs.setdefault((model.name, way), []).append(run)
                     shutil.rmtree(folder)
@@ -228,9 +236,9 @@ def main(
     check_same([run for several in runs.values() for run in several])
     note = (
         f"{trials} trials of {iterations} iterations; {train} training, {validation} validation and {validation} test "
-        f"pairs;\n2 hosts and up to 4 trials at once against {AT_ONCE} processes at once; {rounds} round(s). The large "
-        f"stand-in sleeps\n{load_seconds:g} s while it loads and holds {weights_mb} MB more. PSNRs of all runs are the "
-        f"same within {SAME_DB:g} dB."
+        f"pairs;\n2 hosts and up to {1 / trial_cpus:g} trials at once against {AT_ONCE} processes at once; {rounds} "
+        f"round(s). The large stand-in sleeps\n{load_seconds:g} s while it loads and holds {weights_mb} MB more. PSNRs "
+        f"of all runs are the same within {SAME_DB:g} dB."
     )
     title = "Trials that share hosts, against one process a trial"
     sections = [note, time_table(runs, models), start_up(runs, models, imports["steps"]), PEAKS]

@@ -1,0 +1,247 @@
+"""Whole commands while something breaks: they end as if nothing had happened, or say what is left and go on."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from command_place import EVALUATE, EXPERIMENT, PATIENCE, Place, check_complete, scores
+
+from orchestrator.randomness import noise
+from sweeps.space import STREAMS
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
+
+TIMEOUT = 12
+"""Seconds after which a host that gives no answer is taken for hung."""
+
+HARDENED = {**EXPERIMENT, "resources": {**EXPERIMENT["resources"], "request_timeout": TIMEOUT}}
+
+
+def _processes(command: subprocess.Popen[str], name: str) -> list[psutil.Process]:
+    """The processes of a command whose Ray name begins so, the oldest first."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(command.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if process.cmdline() and process.cmdline()[0].startswith(name):
+                    found.append(process)
+    return sorted(found, key=lambda process: process.pid)
+
+
+class Fault:
+    """Something done to a command once: when it may be done, and how.
+
+    Args:
+        when: Whether it is time.
+        do: What is done; False where it could not be yet.
+    """
+
+    def __init__(self, when: Callable[[], bool], do: Callable[[subprocess.Popen[str]], bool]):
+        self.when, self.do = when, do
+
+
+def to(name: str, number: signal.Signals) -> Callable[[subprocess.Popen[str]], bool]:
+    """Sends a signal to one process of this name; the youngest, so that two in a row need not meet the same."""
+
+    def do(command: subprocess.Popen[str]) -> bool:
+        there = _processes(command, name)
+        with suppress(IndexError, psutil.NoSuchProcess):
+            there[-1].send_signal(number)
+            return True
+        return False
+
+    return do
+
+
+def run_with(place: Place, faults: list[Fault], *command: str) -> str:
+    """The output of a command that must succeed although all of this is done to it, one after the other."""
+    process = place.start(*command)
+    output: list[str] = []
+    reader = threading.Thread(target=lambda: output.append(process.communicate()[0]))
+    reader.start()
+    end = time.monotonic() + PATIENCE
+    for number, fault in enumerate(faults):
+        while not (fault.when() and fault.do(process)):
+            assert process.poll() is None, (number, output)
+            assert time.monotonic() < end, number
+            time.sleep(0.005)
+    reader.join(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    return output[0]
+
+
+def test_a_sweep_whose_hosts_and_trials_are_killed_and_hang_ends_as_if_nothing_had_happened(
+    undisturbed: Place, tmp_path: Path
+) -> None:
+    """One command: a host killed and one stopped while pairs are made, then a host, a trial, a host, the router."""
+    place = Place(tmp_path / "broken", HARDENED)
+
+    def shards(count: int) -> Callable[[], bool]:
+        return lambda: len(place.files("pairs/*/*.parquet")) >= count
+
+    def distilling() -> bool:
+        return any(place.root.glob("points/*/state.json"))
+
+    faults = [
+        Fault(shards(2), to("ray::Host", signal.SIGKILL)),
+        Fault(shards(4), to("ray::Host", signal.SIGSTOP)),
+        Fault(distilling, to("ray::Host", signal.SIGKILL)),
+        Fault(distilling, to("ray::ImplicitFunc", signal.SIGKILL)),
+        Fault(distilling, to("ray::Host", signal.SIGSTOP)),
+        Fault(distilling, to("ray::Router", signal.SIGKILL)),
+    ]
+    run_with(place, faults, "sweep", "tiny.yaml")
+    check_complete(place)
+    for pattern in ("pairs/*/*.parquet", "pairs/*/manifest.json", "points/*/theta.json", "points/*/result.json"):
+        assert place.files(pattern) == undisturbed.files(pattern)
+
+
+CGROUPS = Path("/sys/fs/cgroup/memory")
+
+
+@contextmanager
+def memory_limit(limit: int) -> Iterator[Path]:
+    """A control group whose processes the kernel ends by SIGKILL where they use more, in bytes, from then on."""
+    group = CGROUPS / f"bespoke-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(limit))
+        yield group
+    finally:
+        end = time.monotonic() + 30
+        while (group / "cgroup.procs").read_text():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        group.rmdir()
+
+
+@pytest.mark.skipif(not os.access(CGROUPS, os.W_OK), reason="needs the right to make a control group (version 1)")
+def test_a_host_that_the_kernel_ends_for_its_memory_is_started_again(undisturbed: Place, tmp_path: Path) -> None:
+    """While it loads its model; the pairs are those of an undisturbed run, byte for byte."""
+    place = Place(tmp_path / "broken")
+    with memory_limit(2**25) as group:
+
+        def starve(command: subprocess.Popen[str]) -> bool:
+            loading = _processes(command, "ray::Host")
+            if loading:
+                (group / "cgroup.procs").write_text(str(loading[0].pid))
+            return bool(loading)
+
+        run_with(place, [Fault(lambda: True, starve)], "pairs", "tiny.yaml")
+        (kills,) = [line for line in (group / "memory.oom_control").read_text().splitlines() if "oom_kill " in line]
+        assert int(kills.split()[1]) >= 1
+    for pattern in ("pairs/*/*.parquet", "pairs/*/manifest.json"):
+        assert place.files(pattern) == undisturbed.files(pattern)
+
+
+POISONED = """
+import os
+from pathlib import Path
+
+import torch
+
+
+class Poisoned(torch.nn.Module):
+    \"\"\"Takes its process with it when it meets one pair, as long as the file beside it is there.\"\"\"
+
+    def __init__(self, poison: float):
+        super().__init__()
+        self.poison = poison
+        self.layer = torch.nn.Linear(1, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if (x[:, 0, 0, 0] == self.poison).any() and Path(__file__).with_name("armed").exists():
+            os._exit(1)
+        return torch.tanh(x) - x
+"""
+
+
+def test_a_pair_that_kills_its_host_is_set_aside_and_all_others_are_made(tmp_path: Path) -> None:
+    """Its shard is named; once the cause is mended, that shard alone is made."""
+    (tmp_path / "poisoned.py").write_text(POISONED, encoding="utf-8")
+    (tmp_path / "armed").touch()
+    poison = float(noise(STREAMS["validation"], [17], (1, 4, 4))[0, 0, 0, 0])
+    model = {
+        "factory": "poisoned:Poisoned",
+        "kwargs": {"poison": poison},
+        "path": str(tmp_path),
+        "shape": [1, 4, 4],
+        "prediction": "velocity",
+        "native_scheduler": "cond_ot",
+    }
+    experiment = {**EXPERIMENT, "model": {"name": "torch_module", "options": model}}
+    place = Place(tmp_path / "place", experiment)
+    process = place.start("pairs", "tiny.yaml")
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 2, output
+    assert re.search(
+        r"error: 1 of 4 shards of \S+ could not be made \(shards 2\): make_shard\(shard=2\) failed 3 times and is set "
+        r"aside; the last time: Actor\w+Error.*; the others are kept, run the same command again",
+        output,
+        re.DOTALL,
+    ), output
+    made = place.files("pairs/*/*.parquet")
+    assert len(made) == 8 + 4 + 4 - 1, "the shards of the other stores, too"
+    assert len(place.files("pairs/*/manifest.json")) == 2
+    (tmp_path / "armed").unlink()
+    times = {name: (place.root / name).stat().st_mtime_ns for name in made}
+    place.run("pairs", "tiny.yaml")
+    assert {name: (place.root / name).stat().st_mtime_ns for name in made} == times
+    assert len(place.files("pairs/*/*.parquet")) == len(made) + 1
+
+
+def test_an_evaluation_whose_hosts_and_scorers_are_killed_and_hang_ends_with_the_same_scores(
+    undisturbed: Place, tmp_path: Path
+) -> None:
+    """A host killed and one stopped while samples are made and measured, a scorer killed while features are."""
+    place = Place(tmp_path / "broken", HARDENED)
+    shutil.copytree(undisturbed.root, place.root)
+    undisturbed.run(*EVALUATE)
+
+    def measured(pattern: str, count: int) -> Callable[[], bool]:
+        return lambda: len(list(place.root.glob(pattern))) >= count
+
+    faults = [
+        Fault(measured("measurements/*/*/*/shard-*", 4), to("ray::Host", signal.SIGKILL)),
+        Fault(measured("measurements/media/*/*", 1), to("ray::Scorer", signal.SIGKILL)),
+        Fault(measured("measurements/*/*/*/shard-*", 20), to("ray::Host", signal.SIGSTOP)),
+    ]
+    run_with(place, faults, *EVALUATE)
+    assert scores(place) == scores(undisturbed)
+    assert place.files("measurements/*/*/*/shard-*") == undisturbed.files("measurements/*/*/*/shard-*")
+
+
+def test_ctrl_c_ends_a_sweep_and_the_same_command_goes_on(undisturbed: Place, tmp_path: Path) -> None:
+    """From a terminal, so that every process of the command hears it: once while pairs are made, twice in the sweep."""
+    place = Place(tmp_path / "interrupted")
+    for times, pattern in ((1, "pairs/*/*.parquet"), (2, "points/*/state.json")):
+        process = place.start("sweep", "tiny.yaml")
+        end = time.monotonic() + PATIENCE
+        while not any(place.root.glob(pattern)):
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        children = psutil.Process(process.pid).children(recursive=True)
+        for _ in range(times):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.5)
+        output = process.communicate(timeout=60)[0]
+        assert process.returncode == 130, output
+        assert output.rstrip().endswith("interrupted; the same command goes on from here"), output
+        assert "Traceback" not in output, output
+        psutil.wait_procs(children, timeout=30)
+        assert not [child for child in children if child.is_running()], "nothing goes on in the background"
+    place.run("sweep", "tiny.yaml")
+    check_complete(place)
+    assert place.files("points/*/theta.json") == undisturbed.files("points/*/theta.json")
