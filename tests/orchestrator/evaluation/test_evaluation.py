@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from s3_server import S3Server
 
 from orchestrator.errors import ConfigError, PoolError
 from orchestrator.evaluate import evaluate
@@ -167,6 +169,53 @@ def test_an_interrupted_evaluation_goes_on(
     whole = evaluate(hosts.pool, midpoint, pairs.digest, ["psnr"])["psnr_db"]["mean"]
     assert resumed["Midpoint", "psnr_db"].summary.mean == pytest.approx(whole, rel=1e-5)
     assert resumed["Ground truth", "brightness"].summary.count == 40
+
+
+def _measured(storage: Storage, folder: str = "measurements") -> dict[str, bytes]:
+    """Every file of measurements, by key."""
+    found: dict[str, bytes] = {}
+    for name in storage.names(folder):
+        key = f"{folder}/{name}"
+        if name.endswith(".safetensors"):
+            found[key] = storage.read(key)
+        else:
+            found |= _measured(storage, key)
+    return found
+
+
+def test_on_s3_that_fails_one_request_in_twenty_the_measurements_are_those_of_a_directory(
+    copied: Storage,
+    copied_to_s3: Storage,
+    s3_server: S3Server,
+    hosts: Watched,
+    scorers: Watched,
+    pairs: PairSpec,
+    midpoint: NSSolver,
+    brightness: str,
+) -> None:
+    """Interrupted on the way, and gone on with: byte for byte, nothing half-written, no media left."""
+    subjects, metrics = [_theta(midpoint), TRUTH], ["psnr", brightness]
+    here = _scores(_evaluation(copied, hosts, scorers, pairs, subjects, metrics), pairs)
+    chance, failed = random.Random(0), [0]
+
+    def fault(request: dict[str, Any]) -> bool:
+        failing = chance.random() < 0.05
+        failed[0] += failing
+        return failing
+
+    s3_server.fault = fault
+    settings = HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=copied_to_s3.root)
+    far_hosts = LocalPool(settings)
+    far_scorers = LocalPool(ScorerSettings(storage=copied_to_s3.root, batch_size=7))
+    broken = Watched(far_hosts, breaks_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        _evaluation(copied_to_s3, broken, far_scorers, pairs, subjects, metrics).measure()
+    there = _scores(_evaluation(copied_to_s3, far_hosts, far_scorers, pairs, subjects, metrics), pairs)
+    s3_server.fault = None
+    assert failed[0] > 0
+    assert {key: score.summary for key, score in there.items()} == {key: score.summary for key, score in here.items()}
+    assert _measured(copied_to_s3) == _measured(copied)
+    assert not copied_to_s3.names("measurements/media")
 
 
 def test_samples_that_are_not_finite_are_counted_and_named(

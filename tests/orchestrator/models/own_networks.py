@@ -148,3 +148,21 @@ class Computing(Unset):
 def not_a_module() -> int:
     """No network."""
     return 3
+
+
+class Spread(nn.Module):
+    """Its second half stays where it says, wherever a host wants the whole: parts of one network on several devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(1, 1), nn.Linear(1, 1)
+
+    def to(self, device: Any) -> Spread:  # type: ignore[override]
+        """The first half goes to the device; the second, here, to float64, which stands for another one."""
+        self.first.to(device)
+        self.second.double()
+        return self
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        half = self.first(x.unsqueeze(-1))
+        return self.second(half.double()).to(x).squeeze(-1)

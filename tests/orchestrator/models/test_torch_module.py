@@ -242,6 +242,14 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         build(FLOW, weights=str(path))
 
 
+def test_a_module_says_itself_where_its_parts_go() -> None:
+    """A network too large for one device: `to` is the module's own, and its answers come back to where x is."""
+    model = build(ECHO, factory="own_networks:Spread").to("cpu")
+    assert model.net.second.weight.dtype == torch.float64
+    x = torch.zeros(2, *model.shape)
+    assert model.field(torch.zeros(2, dtype=torch.int64), 1.0)(x, torch.tensor(0.5)).dtype == x.dtype
+
+
 def test_without_a_file_every_host_makes_the_same_weights() -> None:
     """A constructor without a seed of its own gets one, and nobody else's random numbers move."""
     torch.manual_seed(3)
