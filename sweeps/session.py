@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from types import TracebackType
 
@@ -78,6 +79,10 @@ class Session:
         # A name of its own: a pool that is found by a shared one may be that of a session which is ending.
         self.pool_name = f"pool-{config.name}-{uuid.uuid4().hex[:8]}"
         self.pool = RayPool.start(self.pool_name, host, pool)
+        if tracked:  # while hosts load their models: a new store takes seconds to make
+            self._tracking = ThreadPoolExecutor(1).submit(
+                open_experiment, self.tracking_uri, self.config.name, self.storage
+            )
         try:
             self.facts: ModelFacts = self.pool.call("facts")
             # A cluster that scales has started its nodes only now, for the hosts.
@@ -110,8 +115,11 @@ class Session:
         ensure_pairs(self.storage, specs, self.pool, wait=self.wait, note=announce)
 
     def open_tracking(self) -> tuple[Tracker, str]:
-        """MLflow and the id of the experiment in it, both made where they are not there yet.
+        """MLflow and the id of the experiment in it, both made where they were not there yet.
 
-        Called on the driver before any trial: several processes that open a new SQLite store together fail.
+        That happens on the driver, before any trial: several processes that open a new SQLite store together fail.
+
+        Raises:
+            UserError: The store cannot be used.
         """
-        return open_experiment(self.tracking_uri, self.config.name, self.storage)
+        return self._tracking.result()
