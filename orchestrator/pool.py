@@ -233,7 +233,7 @@ class Router:
         if not self.opened:
             self.opened = True
             for seat in self.seats:
-                self._begin(self._bring_up(seat))
+                self._begin(self._bring_up(seat, lost=False))
 
     async def request(
         self, method: str, arguments: dict[str, Any], merge_key: str | None = None
@@ -325,14 +325,18 @@ class Router:
         """Give a lost host no work until it is up again: while Ray restarts it, it refuses everything at once."""
         if seat.up:
             seat.up = False
-            self._begin(self._bring_up(seat))
+            self._begin(self._bring_up(seat, lost=True))
 
-    async def _bring_up(self, seat: _HostSeat) -> None:
-        """Wait until a host answers, however long it takes to be scheduled and to load its model; then give it work."""
+    async def _bring_up(self, seat: _HostSeat, *, lost: bool) -> None:
+        """Wait until a host answers, however long it takes to be scheduled and to load its model; then give it work.
+
+        One that cannot be made at all is given work, too: the request tells why, and is asked again of another.
+        """
         try:
             await seat.actor.process_id.options(max_task_retries=-1).remote()
-        except Exception:  # whatever it was, the next request will meet it again, and tell
-            seat.actor = self.make()
+        except Exception:  # whatever it was, the next request meets it again
+            if lost:
+                seat.actor = self.make()
         seat.up = True
         self._place()
 
