@@ -141,7 +141,7 @@ def test_a_sweep_outlives_the_loss_of_a_node_and_of_mlflow_for_a_minute(
         variables = {
             "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
             "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",
-            "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",  # of MLflow's client, 2 by default: the test need not wait as long
+            "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",  # half of what MLflow's client has by default
         }
         process = place.start(*command, **variables)
         _wait(lambda: len(place.files("pairs/*/*.parquet")) >= 2, process)

@@ -202,12 +202,11 @@ def test_a_pair_that_kills_its_host_is_set_aside_and_all_others_are_made(tmp_pat
 
 
 def test_an_evaluation_whose_hosts_and_scorers_are_killed_and_hang_ends_with_the_same_scores(
-    undisturbed: Place, tmp_path: Path
+    undisturbed: Place, evaluated: Place, tmp_path: Path
 ) -> None:
     """A host killed and one stopped while samples are made and measured, a scorer killed while features are."""
     place = Place(tmp_path / "broken", HARDENED)
     shutil.copytree(undisturbed.root, place.root)
-    undisturbed.run(*EVALUATE)
 
     def measured(pattern: str, count: int) -> Callable[[], bool]:
         return lambda: len(list(place.root.glob(pattern))) >= count
@@ -218,8 +217,8 @@ def test_an_evaluation_whose_hosts_and_scorers_are_killed_and_hang_ends_with_the
         Fault(measured("measurements/*/*/*/shard-*", 20), to("ray::Host", signal.SIGSTOP)),
     ]
     run_with(place, faults, *EVALUATE)
-    assert scores(place) == scores(undisturbed)
-    assert place.files("measurements/*/*/*/shard-*") == undisturbed.files("measurements/*/*/*/shard-*")
+    assert scores(place) == scores(evaluated)
+    assert place.files("measurements/*/*/*/shard-*") == evaluated.files("measurements/*/*/*/shard-*")
 
 
 def test_ctrl_c_ends_a_sweep_and_the_same_command_goes_on(undisturbed: Place, tmp_path: Path) -> None:

@@ -64,11 +64,12 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
     assert len(leftovers) <= 6, "at most the objects in flight at each kill: one a host"
 
 
-def test_an_evaluation_that_is_killed_goes_on_to_the_samescores(undisturbed: Place, tmp_path: Path) -> None:
+def test_an_evaluation_that_is_killed_goes_on_to_the_same_scores(
+    undisturbed: Place, evaluated: Place, tmp_path: Path
+) -> None:
     """SIGKILL while ground truth is made, and while solvers are sampled and scored: nothing is lost or doubled."""
     place = Place(tmp_path / "killed")
     shutil.copytree(undisturbed.root, place.root)
-    undisturbed.run(*EVALUATE)
 
     def measured(at_least: int) -> Callable[[], bool]:
         return lambda: sum(1 for _ in place.root.glob("measurements/*/*/*/shard-*")) >= at_least
@@ -79,8 +80,8 @@ def test_an_evaluation_that_is_killed_goes_on_to_the_samescores(undisturbed: Pla
     assert not place.files("experiments/tiny/evaluation/*")
     output = place.run(*EVALUATE)
     assert "| Ground truth (dopri5) |" in output
-    assert scores(place) == scores(undisturbed)
-    assert place.files("measurements/*/*/*/shard-*") == undisturbed.files("measurements/*/*/*/shard-*")
+    assert scores(place) == scores(evaluated)
+    assert place.files("measurements/*/*/*/shard-*") == evaluated.files("measurements/*/*/*/shard-*")
     assert not place.files("measurements/media/*/*"), "samples are kept no longer than they are needed"
     # Numbers of a theta are on the run of the trial that found it, and on its solver's curve.
     tracker = Tracker(resolve_tracking_uri(None, str(place.root)))
