@@ -180,10 +180,7 @@ class _Sweep:
                     run_point(point, self.context, self.session.pool, self.storage, lambda values: None)
                 if stores[point.key].is_complete():
                     continue
-                if point.key not in errors:
-                    # Tune ends quietly on the first Ctrl-C; what is done is stored.
-                    raise KeyboardInterrupt
-                self.failed[point.name] = errors[point.key]
+                self.failed[point.name] = errors.get(point.key, "Ray Tune ended without it")
                 self._trial_run(point).finish({}, status="FAILED")
         return {key: store.load() for key, store in stores.items() if store.is_complete()}
 
@@ -377,10 +374,12 @@ def _work(point: Point) -> int:
 
 
 class _Quiet:
-    """Tune's own tables and warnings kept off the terminal: the progress bar says what they say."""
+    """Tune kept off the terminal, where the progress bar says what its tables say, and off Ctrl-C."""
 
     def __enter__(self) -> None:
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        # Or it would swallow the first Ctrl-C, and go on where its last trial had just ended. What is done is stored.
+        os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         self.level = logging.getLogger("ray.tune").level
         for name in ("ray.tune", "ray.train", "ray.air"):

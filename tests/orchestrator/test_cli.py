@@ -128,7 +128,11 @@ def test_a_sweep_with_failures_says_so_and_exits_with_1(
 def test_an_interrupted_command_exits_with_130_and_says_how_to_go_on(
     bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As shells expect of Ctrl-C."""
+    """As shells expect of Ctrl-C; a second one, while Ray ends its processes, ends the command at once."""
+    ended: list[int] = []
+    handlers: list[Any] = []
+    monkeypatch.setattr("orchestrator.cli.signal.signal", lambda number, handler: handlers.append(handler))
+    monkeypatch.setattr("orchestrator.cli.os._exit", ended.append)
 
     def interrupted(config: Any, **named: Any) -> SweepOutcome:
         raise KeyboardInterrupt
@@ -137,6 +141,8 @@ def test_an_interrupted_command_exits_with_130_and_says_how_to_go_on(
     result = bespoke("sweep", small)
     assert result.exit_code == 130
     assert "the same command goes on from here" in result.stderr
+    handlers[0](2, None)
+    assert ended == [130]
 
 
 def test_an_error_of_ours_keeps_its_traceback(bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
