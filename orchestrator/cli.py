@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 the work ended with failures; 2 what the user gave cannot 
 
 from __future__ import annotations
 
-import os
 import signal
 from typing import Any
 
@@ -30,8 +29,8 @@ class _Group(click.Group):
             click.echo(f"error: {error}", err=True)
             ctx.exit(USAGE)
         except KeyboardInterrupt:
-            # Ray still ends its processes. Again, and this one ends now, and they with it.
-            signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+            # Ray ends its processes at exit, in a second or two: whoever is impatient must not leave some behind.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             click.echo("interrupted; the same command goes on from here", err=True)
             ctx.exit(INTERRUPTED)
 

@@ -99,8 +99,13 @@ def test_resources_that_just_fit_are_taken(resources: Callable[[dict[str, float]
 
 @pytest.fixture(scope="module")
 def hosts(ray_pool: Callable[..., RayPool], made: Storage, host_settings: Callable[..., HostSettings]) -> RayPool:
-    """Two host actors that share a GPU that is not there."""
-    return ray_pool(host_settings(made), hosts=2)
+    """Two host actors that share a GPU that is not there, both up: until then one of them does all the work."""
+    pool = ray_pool(host_settings(made), hosts=2)
+    end = time.monotonic() + 60
+    while len(set(pool.gather([Request("process_id", {})] * 20))) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return pool
 
 
 def _deadly() -> Any:
