@@ -188,7 +188,7 @@ def test_hosts_that_die_are_asked_again_and_no_answer_is_lost(
     for outcome in found:
         np.testing.assert_array_equal(outcome.value["psnr"], here[outcome.index]["psnr"])
     after = hosts.statistics()
-    assert after["retried"] >= before["retried"] + 2
+    assert after["retried"] > before["retried"]
     assert after["set_aside"] == before["set_aside"]
     assert not {*hosts.gather([Request("process_id", {})] * 20)} & pids
 
