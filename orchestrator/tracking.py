@@ -28,7 +28,6 @@ from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException, RestException
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UserError
@@ -351,8 +350,10 @@ def wants_system_metrics() -> bool:
     return bool(MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get())
 
 
-def monitor_system(uri: str, run_id: str, node: str) -> SystemMetricsMonitor:
+def monitor_system(uri: str, run_id: str, node: str) -> Any:
     """MLflow's monitor of this machine, begun: it logs ``system/NODE/…`` to the run, after what the run has already."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # trials import this file, too
+
     monitor = SystemMetricsMonitor(run_id, resume_logging=True, node_id=node, tracking_uri=uri)
     monitor.start()
     return monitor
