@@ -24,7 +24,7 @@ test: $(VENV)/.installed  ## Run the default tests, in two processes
 	$(BIN)/python -m pytest -n 2 -m "not slow and not cluster"
 
 test-slow: $(VENV)/.installed  ## Run the slow and the cluster tests
-	$(BIN)/python -m pytest -m "slow or cluster"
+	$(BIN)/python -m pytest -m "slow or cluster" --durations=20
 
 test-all: test test-slow  ## Run every test
 

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 NAMESPACE = "bespoke"
 MAX_ATTEMPTS = 3
 ROUTER_SECONDS = 2.0
+ROUTER_PATIENCE = 180.0
+"""Seconds for which a lost router is asked again: the loss of its node is known to Ray only after missed heartbeats."""
 """Before a lost router is asked again: while Ray starts it, it refuses everything at once."""
 
 CONNECT_SECONDS = 5.0
@@ -371,6 +373,20 @@ async def _as_coroutine(reference: Any) -> Any:
     return await reference
 
 
+class _Pending(NamedTuple):
+    """A request that the router has not answered yet.
+
+    Attributes:
+        losses: How often it was lost with the router, or refused since the router was away.
+        since: When it first was, in seconds of the monotonic clock.
+    """
+
+    index: int
+    request: Request
+    losses: int = 0
+    since: float = 0.0
+
+
 class RayPool(Pool):
     """The pool as trials and the driver see it: a handle on the router."""
 
@@ -409,30 +425,43 @@ class RayPool(Pool):
             ray.kill(self.router)
 
     def map(self, requests: Iterable[Request]) -> Iterator[Outcome]:
-        waiting = ((index, request, 1) for index, request in enumerate(requests))
-        again: deque[tuple[int, Request, int]] = deque()
-        pending: dict[Any, tuple[int, Request, int]] = {}
+        waiting = (_Pending(index, request) for index, request in enumerate(requests))
+        again: deque[_Pending] = deque()
+        pending: dict[Any, _Pending] = {}
         while True:
             while len(pending) < self.window and (item := again.popleft() if again else next(waiting, None)):
-                pending[self.router.request.remote(*item[1])] = item
+                pending[self.router.request.remote(*item.request)] = item
             if not pending:
                 return
             (done,), _ = ray.wait(list(pending), num_returns=1)
-            index, request, attempt = pending.pop(done)
+            item = pending.pop(done)
             try:
                 value, error = ray.get(done)
             except HOST_LOSSES as lost:
-                # The router itself: Ray starts it again, and it makes its hosts anew.
-                if attempt == MAX_ATTEMPTS:
-                    raise PoolError(f"the pool's router was lost {MAX_ATTEMPTS} times; the last time: {lost}") from lost
+                # The router itself. Ray starts it again once the loss is noticed; until then every call is refused.
+                again.append(_lost_again(item, lost))
                 time.sleep(ROUTER_SECONDS)
-                again.append((index, request, attempt + 1))
                 continue
-            yield Outcome(index, value, error)
+            yield Outcome(item.index, value, error)
 
     def statistics(self) -> dict[str, Any]:
         """What the router has seen: the fields of :class:`RouterStatistics`."""
         return ray.get(self.router.stats.remote())
+
+
+def _lost_again(item: _Pending, lost: Exception) -> _Pending:
+    """This request, to be asked once more.
+
+    Raises:
+        PoolError: It was lost too often, and for too long.
+    """
+    now = time.monotonic()
+    item = item._replace(losses=item.losses + 1, since=item.since if item.losses else now)
+    if item.losses >= MAX_ATTEMPTS and now - item.since > ROUTER_PATIENCE:
+        raise PoolError(
+            f"the pool's router was lost {item.losses} times in {now - item.since:.0f} s; the last time: {lost}"
+        ) from lost
+    return item
 
 
 def _thread_limits(threads: int) -> dict[str, str]:

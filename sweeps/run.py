@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -191,7 +192,11 @@ class _Sweep:
         if search.scheduler == "asha" and points[0].settings is not None:
             longest = max(p.settings.iterations // p.validate_every for p in points if p.settings is not None)
             scheduler = asha_per_cell(
-                search.grace_validations, search.reduction_factor, longest, _cell, self._mark_stopped
+                search.grace_validations,
+                search.reduction_factor,
+                longest,
+                _cell,
+                partial(_mark_stopped, self.storage),  # not of the sweep: Tune pickles it
             )
         name = f"{self.config.name}-{description.replace(' ', '-')}-{uuid.uuid4().hex[:8]}"
         with _Display(points, description) as display:
@@ -222,9 +227,6 @@ class _Sweep:
 
     def _trial_run(self, point: Point) -> RunLog:
         return self.tracker.trial_run(self.experiment, self.parent.run_id, point.key, point.name, parameters(point))
-
-    def _mark_stopped(self, config: dict[str, Any]) -> None:
-        ResultStore(self.storage, Point.from_dict(config["point"]).key).mark_stopped()
 
     def _record_all(self, points: dict[str, Point], results: dict[str, Result]) -> None:
         """Every result has its finished run, also where it was computed for another sweep or MLflow was away."""
@@ -317,6 +319,10 @@ def _description(name: str, table: Sequence[Row], report: str) -> str:
         f"Curves against NFE: the chart view of the experiment's runs. Figures, samples and `report.html` are among "
         f"this run's artifacts (also at {report}); a solver's theta is an artifact of its own run."
     )
+
+
+def _mark_stopped(storage: Storage, config: dict[str, Any]) -> None:
+    ResultStore(storage, Point.from_dict(config["point"]).key).mark_stopped()
 
 
 def _cell(config: dict[str, Any]) -> str:

@@ -302,6 +302,44 @@ def test_a_cluster_that_is_not_there_is_said_so_at_once(monkeypatch: pytest.Monk
         connect("127.0.0.1:1", cpus=1)
 
 
+# ---- a router that is away ----------------------------------------------------------------------------------------
+
+
+class _Away:
+    """A router whose node is lost: calls are refused at once until Ray knows it, and then its successor answers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, refusals: int):
+        self.now, self.refusals = 0.0, refusals
+        monkeypatch.setattr("orchestrator.pool.ray.wait", lambda pending, num_returns: (pending[:1], pending[1:]))
+        monkeypatch.setattr("orchestrator.pool.ray.get", self._get)
+        clock = SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep)
+        monkeypatch.setattr("orchestrator.pool.time", clock)
+        self.pool = RayPool(SimpleNamespace(request=_Method(lambda method, arguments, key: (len(method), method))), 1)
+
+    def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def _get(self, reference: tuple[int, str]) -> tuple[str, None]:
+        if self.refusals:
+            self.refusals -= 1
+            raise ActorUnavailableError("Connection refused", None)
+        return reference[1], None
+
+
+def test_a_router_whose_loss_ray_has_not_noticed_yet_is_asked_until_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missed heartbeats take Ray a minute to believe, in which every call is refused at once."""
+    away = _Away(monkeypatch, refusals=40)
+    requests = [Request(name, {}) for name in ("a", "b", "c")]
+    assert sorted(outcome.value for outcome in away.pool.map(requests)) == ["a", "b", "c"]
+    assert away.now == 80
+
+
+def test_a_router_that_does_not_come_back_is_an_error_after_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    away = _Away(monkeypatch, refusals=10**6)
+    with pytest.raises(PoolError, match=r"router was lost \d+ times in 18\d s; the last time: .*Connection refused"):
+        list(away.pool.map([Request("a", {})]))
+
+
 # ---- requests that are answered together --------------------------------------------------------------------------
 
 
