@@ -381,7 +381,7 @@ class _Pending(NamedTuple):
         since: When it first was, in seconds of the monotonic clock.
     """
 
-    index: int
+    number: int
     request: Request
     losses: int = 0
     since: float = 0.0
@@ -425,7 +425,7 @@ class RayPool(Pool):
             ray.kill(self.router)
 
     def map(self, requests: Iterable[Request]) -> Iterator[Outcome]:
-        waiting = (_Pending(index, request) for index, request in enumerate(requests))
+        waiting = (_Pending(number, request) for number, request in enumerate(requests))
         again: deque[_Pending] = deque()
         pending: dict[Any, _Pending] = {}
         while True:
@@ -442,7 +442,7 @@ class RayPool(Pool):
                 again.append(_lost_again(item, lost))
                 time.sleep(ROUTER_SECONDS)
                 continue
-            yield Outcome(item.index, value, error)
+            yield Outcome(item.number, value, error)
 
     def statistics(self) -> dict[str, Any]:
         """What the router has seen: the fields of :class:`RouterStatistics`."""
