@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from solvers.field import VelocityField
+from solvers.ns import NSSolver
 from solvers.schedulers.base import PathPoint, Scheduler, as_time
 
 
 class ScaleTimePoint(NamedTuple):
-    """x-bar(r) = s x(t): time, scale, dt/dr, and (ds/dr)/s, as 0-d float64 tensors."""
+    """x-bar(r) = s x(t): time, scale, dt/dr, and (ds/dr)/s, as float64 tensors of the shape of r."""
 
     t: Tensor
     s: Tensor
@@ -85,7 +86,7 @@ class SchedulerChange:
         self.target = dataclasses.replace(target, t_min=t_min, t_max=t_max)
 
     def time_and_scale(self, r: float | Tensor) -> tuple[Tensor, Tensor]:
-        """(t_r, s_r), 0-d float64, finite on the whole closed domain."""
+        """(t_r, s_r), float64, of the shape of ``r``, finite on the whole closed domain."""
         r = as_time(r)
         time = self.source.time_at_angle(self.target.angle(r))
         # The inverse may overstep the ends by rounding; the network must not be asked there.
@@ -130,3 +131,34 @@ class TransformedField:
         """A sample of the transformed field at its last time, back on the original path: x / s."""
         _, scale = self.change.time_and_scale(self.scheduler.t_max)
         return x / scale.to(x.dtype)
+
+
+def on_source(solver: NSSolver, change: SchedulerChange) -> NSSolver:
+    """A solver of the transformed field, as one of the field itself; differentiable.
+
+    With u-bar_j = d_j x-bar_j + g_j u_j (BNS eq. 7) the states of an NS solver satisfy
+
+        x-bar_k = a_k x0 + sum_{j<k} b_kj (d_j x-bar_j + g_j u_j),
+
+    a unit lower triangular system for their coefficients over (x0, u_0, ..., u_{n-1}); then x_k = x-bar_k / s_k.
+
+    Args:
+        solver: Acts on fields of ``change.target``; its sample is brought back to the path of ``change.source``.
+        change: The transform.
+
+    Raises:
+        ValueError: A time lies outside the domain of either scheduler, or what comes out is not finite.
+    """
+    change.target.check_velocity_time(solver.times)
+    point = change(solver.times)
+    change.source.check_velocity_time(point.t)
+    _, last_scale = change.time_and_scale(change.target.t_max)
+    n = solver.nfe
+    feedback = torch.nn.functional.pad(solver.b * point.d_log_s, (0, 1))
+    known = torch.cat([solver.a[:, None], solver.b * (point.d_t * point.s)], dim=1)
+    identity = torch.eye(n + 1, dtype=torch.float64)
+    states = torch.linalg.solve_triangular(identity - feedback, known, upper=False, unitriangular=True)
+    rows = states / torch.cat([point.s, last_scale.reshape(1)])[:, None]
+    if not bool(torch.isfinite(rows).all() and torch.isfinite(point.t).all()):
+        raise ValueError(f"the solver has no finite non-stationary form on the {change.source.name} scheduler")
+    return NSSolver(times=point.t, a=rows[:, 0], b=rows[:, 1:])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from solvers.families.base import GridSolver, sample_preconditioned
-from solvers.field import VelocityField
+from solvers.families.base import GridSolver
 from solvers.ns import NSSolver
-from solvers.scale_time import SchedulerChange, precondition
+from solvers.scale_time import SchedulerChange, on_source, precondition
 from solvers.schedulers.base import TIME_TOLERANCE, Scheduler
 from solvers.to_ns import LinearSolver, to_ns
 
@@ -27,7 +26,13 @@ LEAST_STEP = 1e-6
 
 def target_scheduler(scheduler: Scheduler, sigma0: float) -> Scheduler:
     """The preconditioned scheduler, cut to the domain that ``scheduler`` reaches."""
-    return scheduler if sigma0 == 1 else SchedulerChange(scheduler, precondition(scheduler, sigma0)).target
+    return scheduler if sigma0 == 1 else _preconditioning(scheduler, sigma0).target
+
+
+@lru_cache
+def _preconditioning(scheduler: Scheduler, sigma0: float) -> SchedulerChange:
+    """Found once: learning asks for it at every iteration."""
+    return SchedulerChange(scheduler, precondition(scheduler, sigma0))
 
 
 def start_on_target(solver: GridSolver, scheduler: Scheduler) -> NSSolver:
@@ -38,22 +43,10 @@ def start_on_target(solver: GridSolver, scheduler: Scheduler) -> NSSolver:
 
 def on_raw_velocity(inner: LinearSolver, scheduler: Scheduler, sigma0: float) -> NSSolver:
     """A solver of the preconditioned field, folded into (T, a, b) on the raw velocity; differentiable."""
-    if sigma0 == 1 and isinstance(inner, NSSolver):
-        return inner
-    return to_ns(_Preconditioned(inner, sigma0), scheduler)
-
-
-@dataclass(frozen=True)
-class _Preconditioned:
-    inner: LinearSolver
-    sigma0: float
-
-    @property
-    def nfe(self) -> int:
-        return self.inner.nfe
-
-    def sample(self, velocity: VelocityField, x0: Tensor) -> Tensor:
-        return sample_preconditioned(self.inner, velocity, x0, self.sigma0)
+    if sigma0 == 1:
+        return inner if isinstance(inner, NSSolver) else to_ns(inner, scheduler)
+    change = _preconditioning(scheduler, sigma0)
+    return on_source(inner if isinstance(inner, NSSolver) else to_ns(inner, change.target), change)
 
 
 def last_time(scheduler: Scheduler) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -27,8 +28,9 @@ from solvers.families.midpoint import Midpoint
 from solvers.families.rk4 import RK4
 from solvers.families.scale_time import ScaleTime
 from solvers.grids import UNIFORM, Grid
+from solvers.ns import NSSolver
 from solvers.prediction import PredictionField
-from solvers.scale_time import Preconditioned, SchedulerChange, TransformedField, precondition
+from solvers.scale_time import Preconditioned, SchedulerChange, TransformedField, on_source, precondition
 from solvers.schedulers import EDM, VP, CondOT, Cosine, Scheduler
 
 FINITE_PAIRS = [
@@ -245,6 +247,41 @@ def test_a_transformed_field_is_refused_outside_the_cut_domain() -> None:
     field = TransformedField(nonlinear_field(VP()), precondition(VP(), 2.0))
     with pytest.raises(ValueError, match=r"outside the domain \[0\.0718.*, 1\] of the vp with sigma0=2 scheduler"):
         field(noise(1, 2), torch.tensor(0.0, dtype=torch.float64))
+
+
+# --- A solver of the transformed field as one of the field itself --------------------------------------------------
+
+
+def some_solver(scheduler: Scheduler) -> NSSolver:
+    """A non-stationary solver without any order: random weights, times anywhere in the domain."""
+    generator = torch.Generator().manual_seed(5)
+    times = inside(scheduler)[[2, 0, 6, 4]]
+    a = torch.randn(5, dtype=torch.float64, generator=generator)
+    return NSSolver(times, a, torch.randn(5, 4, dtype=torch.float64, generator=generator).tril(-1))
+
+
+@pytest.mark.parametrize(("source", "target"), ALL_PAIRS, ids=_pair_name)
+def test_a_solver_is_folded_into_the_source_in_closed_form(source: Scheduler, target: Scheduler) -> None:
+    """The same samples as running it on the transformed field, and theta in no more evaluations."""
+    field, x0 = nonlinear_field(source), noise(4, 2)
+    transformed = TransformedField(field, target)
+    solver = some_solver(transformed.scheduler)
+    expected = transformed.restore(solver.sample(transformed, x0))
+    assert relative_error(on_source(solver, transformed.change).sample(field, x0), expected) < 1e-10
+
+
+def test_the_fold_is_differentiable_in_all_of_theta() -> None:
+    """Times, a and b: what a preconditioned BNS solver learns, it learns through the fold."""
+    change = SchedulerChange(CondOT(), precondition(CondOT(), 2.0))
+    flat = some_solver(change.target).flat().requires_grad_(True)
+    torch.autograd.gradcheck(lambda theta: on_source(NSSolver.from_flat(theta), change).flat(), flat)
+
+
+def test_the_fold_refuses_a_time_outside_the_domain() -> None:
+    change = SchedulerChange(CondOT(), precondition(CondOT(), 2.0))
+    solver = dataclasses.replace(some_solver(change.target), times=torch.tensor([0, 0.5, 1.2, 1], dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"t=1\.2, outside the domain \[0, 1\] of the cond_ot with sigma0=2"):
+        on_source(solver, change)
 
 
 # --- The family that wraps another one ----------------------------------------------------------------------------
