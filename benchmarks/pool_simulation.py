@@ -1,7 +1,7 @@
 """A discrete-event simulation of trials, the router, hosts and MLflow. Nothing of Ray runs here, and no clock ticks.
 
-Trials ask as sweeps/trial.py does (validate; advance, validate, log, and so on; the test pairs at the end). Who is
-given to which host is said by the router's own orchestrator/waiting.py.
+Points ask as sweeps/run_point.py does (validate the start; advance and validate, log, and so on; the test pairs at the
+end). Who is given to which host is said by the router's own orchestrator/waiting.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.waiting import Placement, Seat, Waiting
+from orchestrator.waiting import Expected, Placement, Seat, Waiting, linger_seconds
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Times:
     wire: float = 0.0
 
     def advance_many(self, count: int) -> float:
-        """Of ``count`` trials together, between the measured ones by straight lines."""
-        return self.advance * float(np.interp(count, [1, 2, 4, 8], [1.0, *self.merged]))
+        """Of ``count`` trials together, and of their validations one by one; between the measured by straight lines."""
+        return self.advance * float(np.interp(count, [1, 2, 4, 8], [1.0, *self.merged])) + count * self.score
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,7 @@ Then = Callable[[], None]
 def steps(workload: Load, key: str) -> Generator[Step, None, None]:
     """What a trial does, one thing after the other: ('advance' | 'score' | 'log' | 'own', merge key)."""
     for validation in range(workload.validations + 1):
-        if validation:
-            yield "advance", key
-        yield "score", None
+        yield ("advance", key) if validation else ("score", None)
         yield "log", None
         yield "own", None
     yield "score", None
@@ -214,16 +212,24 @@ class Simulation:
             self.advances += len(group)
             self.shared += len(group) if len(group) > 1 else 0
 
+        seconds = self.times.advance_many(len(group)) if advancing else self.times.score
+
         def done() -> None:
             self.router.take(self.times.router / 2 * len(group), free)
 
         def free() -> None:
-            self.waiting.leave(placement)
+            expected = self.waiting.leave(placement, keep=True)
             self._place()
+            if expected is not None:
+                self.clock.after(linger_seconds(seconds), lambda: self._give_up(placement.seat, expected))
             for asked in group:
                 asked.then()
 
-        placement.seat.server.take(self.times.advance_many(len(group)) if advancing else self.times.score, done)
+        placement.seat.server.take(seconds, done)
+
+    def _give_up(self, seat: SimulatedHost, expected: Expected) -> None:
+        self.waiting.give_up(seat, expected)
+        self._place()
 
 
 def bottleneck(outcome: Outcome) -> str:

@@ -62,7 +62,7 @@ class SleepingHost:
         return os.getpid()
 
     def advance(self, payload: Any) -> Any:
-        time.sleep(self.times.advance)
+        time.sleep(self.times.advance_many(1))
         return payload
 
     def advance_many(self, calls: Sequence[dict[str, Any]]) -> list[Any]:
@@ -140,10 +140,10 @@ def really(workload: Load, times: Times, hosts: int, merge: int, log: Callable[[
     pool.close()
     shared_requests = after["shared_requests"] - before["shared_requests"]
     shared_calls = after["shared_calls"] - before["shared_calls"]
-    advances, scores = workload.trials * workload.validations, workload.trials * (workload.validations + 3)
+    advances, scores = workload.trials * workload.validations, workload.trials * 3
     # What a shared call took follows from how many it answered; only their mean is known.
     mean = shared_requests / shared_calls if shared_calls else 1
-    worked = (advances - shared_requests) * times.advance + shared_calls * times.advance_many(mean)
+    worked = (advances - shared_requests) * times.advance_many(1) + shared_calls * times.advance_many(mean)
     return Outcome(
         seconds=seconds,
         host_busy=(worked + scores * times.score) / (hosts * seconds),
@@ -251,15 +251,7 @@ def digits_times(validate_every: int) -> Times:
         ensure_pairs(Storage.at(folder), list(specs.values()), local, wait=False, note=lambda sentence: None)
         (point,) = learned_points(config, specs, {}, facts.scheduler)
         assert point.start is not None
-        from orchestrator.distillation import LearnedRun
-
-        run = LearnedRun(
-            family=point.family,
-            options=point.options,
-            sigma0=point.sigma0,
-            train=point.train,
-            settings=point.settings,
-        )
+        run = point.learned_run()
         start = point.start.solver(point.nfe, point.sigma0)
         state = run.begin(run.build().start(start, facts.scheduler))
         theta = to_numpy(start.to_ns(facts.scheduler).flat())

@@ -33,6 +33,9 @@ State = AdamState | LMState
 SETTINGS: dict[str, type[Settings]] = {"adam": AdamSettings, "levenberg_marquardt": LMSettings}
 """Methods by their name in configurations."""
 
+MAX_PSNR_DB = 300.0
+"""Beyond float64's rounding: what an exact sample counts as in a choice."""
+
 BLOCK = 64
 """Pairs whose losses are summed together. Fixed, so that sums do not depend on how many hosts share them."""
 
@@ -94,7 +97,9 @@ class LearnedRun:
         return spent, spent
 
 
-def advance(run: LearnedRun, state: State, steps: int, scheduler: Scheduler, ask: Ask) -> State:
+def advance(
+    run: LearnedRun, state: State, steps: int, scheduler: Scheduler, ask: Ask, validation: str | None = None
+) -> State:
     """``steps`` more iterations of ``run`` from ``state``, or fewer where it ends.
 
     Args:
@@ -103,7 +108,30 @@ def advance(run: LearnedRun, state: State, steps: int, scheduler: Scheduler, ask
         steps: Iterations.
         scheduler: Of the model's field.
         ask: Who has the model and the pairs: the methods of a host.
+        validation: Digest of the pairs on which the last iterate is validated; None: it is not.
     """
+    state = _advance(run, state, steps, scheduler, ask)
+    return state if validation is None else validate(run, state, validation, scheduler, ask)
+
+
+def validate(run: LearnedRun, state: State, pairs: str, scheduler: Scheduler, ask: Ask) -> State:
+    """``state`` with the PSNR of its iterate on these pairs (:func:`mean_psnr`)."""
+    parameters = torch.tensor(state.parameters, dtype=torch.float64)
+    solver = run.build().to_ns(parameters, scheduler, run.sigma0)
+    return state.with_validation(mean_psnr(solver, pairs, ask))
+
+
+def mean_psnr(solver: NSSolver, pairs: str, ask: Ask) -> float:
+    """Mean PSNR of a solver on a whole pair store, dB; not finite where the solver, or one of its samples, is not."""
+    theta = to_numpy(solver.flat())
+    if not np.isfinite(theta).all():
+        return float("nan")
+    (scores,) = ask("score", [{"theta": theta, "pairs": pairs, "metrics": ["psnr"], "indices": None}])
+    # An exact sample has infinite PSNR, and one of them must not make the mean meaningless.
+    return float(np.mean(np.minimum(scores["psnr"], MAX_PSNR_DB)))
+
+
+def _advance(run: LearnedRun, state: State, steps: int, scheduler: Scheduler, ask: Ask) -> State:
     if isinstance(run.settings, LMSettings):
         assert isinstance(state, LMState)
         return _advance_lm(run, run.settings, state, steps, scheduler, ask)

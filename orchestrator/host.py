@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,7 @@ class AdvanceCall(TypedDict):
     run: LearnedRun
     state: State
     steps: int
+    validation: NotRequired[str | None]
 
 
 class Host:
@@ -224,13 +225,19 @@ class Host:
 
     # ---- steps of a distillation ------------------------------------------------------------------------------
 
-    def advance(self, run: LearnedRun, state: State, steps: int) -> State:
-        """``steps`` optimiser steps from this state: used where a round trip per step would cost too much."""
+    def advance(self, run: LearnedRun, state: State, steps: int, validation: str | None = None) -> State:
+        """``steps`` optimiser steps from this state: used where a round trip per step would cost too much.
+
+        Args:
+            run, state: What is distilled, and where it stands.
+            steps: Iterations.
+            validation: Digest of the pairs on which the last iterate is validated then; None: it is not.
+        """
 
         def ask(method: str, calls: Sequence[dict[str, Any]]) -> list[Any]:
             return [self._ask(method, arguments) for arguments in calls]
 
-        return advance(run, state, steps, self.model.scheduler, ask)
+        return advance(run, state, steps, self.model.scheduler, ask, validation)
 
     def advance_many(self, calls: Sequence[AdvanceCall]) -> list[State]:
         """:meth:`advance` for several runs in step, their theta sharing model batches where that is faster.
@@ -244,7 +251,8 @@ class Host:
         """
 
         def task(call: AdvanceCall, ask: Ask) -> State:
-            return advance(call["run"], call["state"], call["steps"], self.model.scheduler, ask)
+            validation = call.get("validation")
+            return advance(call["run"], call["state"], call["steps"], self.model.scheduler, ask, validation)
 
         return in_step([partial(task, call) for call in calls], self._merging.answer)
 

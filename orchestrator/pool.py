@@ -39,7 +39,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import PoolError, UserError
 from orchestrator.pool_metrics import router_teller, telling, work_teller
-from orchestrator.waiting import PLACES, Placement, Seat, Waiting
+from orchestrator.waiting import PLACES, Expected, Placement, Seat, Waiting, linger_seconds
 
 if TYPE_CHECKING:
     from orchestrator.host_interface import HostSettings
@@ -48,9 +48,10 @@ if TYPE_CHECKING:
 NAMESPACE = "bespoke"
 MAX_ATTEMPTS = 3
 ROUTER_SECONDS = 2.0
+"""Before a lost router is asked again: while Ray starts it, it refuses everything at once."""
+
 ROUTER_PATIENCE = 180.0
 """Seconds for which a lost router is asked again: the loss of its node is known to Ray only after missed heartbeats."""
-"""Before a lost router is asked again: while Ray starts it, it refuses everything at once."""
 
 CONNECT_SECONDS = 5.0
 
@@ -221,7 +222,7 @@ class Router:
             "max_restarts": -1,
             # The router asks again itself: it may choose another host.
             "max_task_retries": 0,
-            "runtime_env": {"env_vars": _thread_limits(host.threads)},
+            "runtime_env": {"env_vars": thread_limits(host.threads)},
         }
         self.make = lambda: actor_class.options(**self.options).remote(host)  # type: ignore[attr-defined]
         self.seats = [_HostSeat(actor=self.make(), up=False) for _ in range(pool.hosts)]
@@ -274,6 +275,7 @@ class Router:
     async def _serve(self, placement: Placement[_HostSeat, _Asked]) -> None:
         """Ask a host, free its places, and tell everybody who waits for the answer."""
         attempts: Sequence[_Attempt | Exception]
+        begin = time.monotonic()
         try:
             attempts = await self._ask_once(placement.seat, placement.items)
         except Exception as error:  # whatever it was, nobody may wait without end
@@ -285,7 +287,14 @@ class Router:
                 asked.attempt.set_exception(attempt)
             else:
                 asked.attempt.set_result(attempt)
-        self.waiting.leave(placement)
+        expected = self.waiting.leave(placement, keep=True)
+        self._place()
+        if expected is not None:
+            seconds = linger_seconds(time.monotonic() - begin)
+            asyncio.get_running_loop().call_later(seconds, self._give_up, placement.seat, expected)
+
+    def _give_up(self, seat: _HostSeat, expected: Expected) -> None:
+        self.waiting.give_up(seat, expected)
         self._place()
 
     async def _ask_once(self, seat: _HostSeat, group: Sequence[_Asked]) -> list[_Attempt]:
@@ -408,7 +417,7 @@ class RayPool(Pool):
                 max_restarts=-1,
                 # With the driver, whose loss ends the work anyway: on another node it would be one more thing to lose.
                 scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
-                runtime_env={"env_vars": _thread_limits(1)},
+                runtime_env={"env_vars": thread_limits(1)},
             )
             .remote(host, pool, name)
         )
@@ -464,7 +473,7 @@ def _lost_again(item: _Pending, lost: Exception) -> _Pending:
     return item
 
 
-def _thread_limits(threads: int) -> dict[str, str]:
+def thread_limits(threads: int) -> dict[str, str]:
     """Before any import: OpenMP reads its limit when it loads."""
     return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 

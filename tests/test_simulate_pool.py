@@ -22,7 +22,7 @@ def test_one_trial_alone_takes_the_sum_of_what_it_does() -> None:
     """Nothing waits: every part counts once, at the host, the router, on the wire, at MLflow and in the trial."""
     times = dataclasses.replace(TIMES, router=0.01, wire=0.02, log=0.1, own=0.03)
     found = Simulation(Load(1, validations=3, keys=1), times, hosts=2, merge=8).run()
-    requests, logs = 3 + 4 + 2, 4
+    requests, logs = 1 + 3 + 2, 4
     assert found.seconds == pytest.approx(3 * 2.0 + 6 * 0.5 + requests * 0.03 + logs * (0.1 + 0.03))
     assert found.latency == pytest.approx((3 * 2.0 + 6 * 0.5) / requests + 0.03)
     assert found.host_busy == pytest.approx((3 * 2.0 + 6 * 0.5) / (2 * found.seconds))

@@ -159,6 +159,22 @@ def test_steps_taken_in_two_calls_are_those_of_one(host: Host, train: str, facts
     assert (once.iteration, once.status) == (6, "finished")
 
 
+def test_the_last_iterate_is_validated_in_the_same_call(host: Host, train: str, facts: ModelFacts) -> None:
+    """A trial asks for both at once: the PSNR is that of a call by itself, alone and together with others."""
+    run = _run(train)
+    start = _start(facts)
+    alone = host.advance(run, start, 4, validation=train)
+    assert alone.parameters == host.advance(run, start, 4).parameters
+    solver = BNS().to_ns(torch.tensor(alone.parameters, dtype=torch.float64), facts.scheduler, 1.0)
+    scores = host.score(solver.flat().numpy(), train, ["psnr"])["psnr"]
+    assert alone.validated == [{"iteration": 4, "psnr_db": float(scores.mean()), "parameters": alone.parameters}]
+    first, second = host.advance_many(
+        [{"run": run, "state": start, "steps": 4, "validation": train}, {"run": run, "state": start, "steps": 4}]
+    )
+    assert first.validated[0]["psnr_db"] == pytest.approx(alone.validated[0]["psnr_db"], abs=1e-3)
+    assert second.validated == []
+
+
 def test_a_larger_batch_than_a_block_is_summed_by_blocks(
     host: Host, train: str, facts: ModelFacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

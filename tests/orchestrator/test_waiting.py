@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.waiting import PATIENCE, PLACES, Placement, Seat, Waiting
+from orchestrator.waiting import PATIENCE, PLACES, Expected, Placement, Seat, Waiting
 
 
 def _placed(waiting: Waiting[Seat, int]) -> list[tuple[int, list[int]]]:
@@ -49,6 +49,78 @@ def test_items_of_one_key_gather_while_every_host_is_busy() -> None:
     assert (group.items, group.places) == ([1, 2, 4], PLACES)
     waiting.leave(group)
     assert _placed(waiting) == [(0, [3])]
+
+
+def test_no_host_takes_more_of_those_who_go_together_than_its_share() -> None:
+    """Eight on two hosts are four and four, whoever is free first: or one host would have seven, the other one."""
+    waiting: Waiting[Seat, int] = Waiting([Seat(), Seat()], together=8)
+    for item in range(8):
+        waiting.add(item, "a")
+    first, second = waiting.placements()
+    assert (len(first.items), len(second.items)) == (4, 4)
+
+
+def test_the_share_counts_those_who_are_at_other_hosts_and_no_host_that_is_down() -> None:
+    """One of three hosts is down: 2 that run and 4 that wait are three for each of the others."""
+    seats = [Seat(), Seat(), Seat(up=False)]
+    waiting: Waiting[Seat, int] = Waiting(seats, together=8)
+    for item in range(2):
+        waiting.add(item, "a")
+    first, second = waiting.placements()
+    for item in range(2, 6):
+        waiting.add(item, "a")
+    waiting.add(0, "a")
+    waiting.leave(first)
+    assert [placement.items for placement in waiting.placements()] == [[2, 3, 4]]
+    waiting.leave(second)
+    assert [placement.items for placement in waiting.placements()] == [[5, 0]]
+
+
+def _answered_together(waiting: Waiting[Seat, int]) -> Expected:
+    """Two of key "a" have been answered, and their host is kept for them."""
+    for item in range(2):
+        waiting.add(item, "a")
+    (placement,) = waiting.placements()
+    expected = waiting.leave(placement, keep=True)
+    assert expected is not None
+    return expected
+
+
+def test_a_host_is_kept_for_those_who_were_answered_together() -> None:
+    """The first that asks again waits for the second, or each would go alone for ever."""
+    waiting: Waiting[Seat, int] = Waiting([Seat()], together=2)
+    _answered_together(waiting)
+    waiting.add(0, "a")
+    assert _placed(waiting) == []
+    waiting.add(1, "a")
+    assert _placed(waiting) == [(0, [0, 1])]
+
+
+def test_a_host_is_not_kept_any_longer_once_it_is_given_up() -> None:
+    """The other one has come to its end and does not ask again."""
+    waiting: Waiting[Seat, int] = Waiting([Seat()], together=2)
+    expected = _answered_together(waiting)
+    waiting.add(0, "a")
+    waiting.give_up(waiting.seats[0], expected)
+    assert _placed(waiting) == [(0, [0])]
+
+
+def test_a_host_is_not_kept_from_others() -> None:
+    """Somebody else wants it now: those who come back gather while it works."""
+    waiting: Waiting[Seat, int] = Waiting([Seat()], together=2)
+    _answered_together(waiting)
+    waiting.add(7)
+    assert _placed(waiting) == [(0, [7])]
+
+
+def test_giving_up_too_late_takes_nothing_from_who_is_expected_next() -> None:
+    """The timer of an earlier call rings while the host is kept after a later one."""
+    waiting: Waiting[Seat, int] = Waiting([Seat()], together=2)
+    old = _answered_together(waiting)
+    _answered_together(waiting)
+    waiting.give_up(waiting.seats[0], old)
+    waiting.add(0, "a")
+    assert _placed(waiting) == []
 
 
 def test_who_wants_a_host_alone_stops_the_others_until_it_has_one() -> None:
@@ -98,6 +170,7 @@ def test_whatever_comes_everything_is_placed_once_and_no_host_is_overfull(
     waiting: Waiting[Seat, tuple[int, str | None]] = Waiting(seats, together)
     running: list[Placement[Seat, tuple[int, str | None]]] = []
     done: list[int] = []
+    kept: list[tuple[Seat, Expected | None]] = []
     come = 0
 
     def place() -> None:
@@ -114,7 +187,7 @@ def test_whatever_comes_everything_is_placed_once_and_no_host_is_overfull(
     def answer() -> None:
         placement = running.pop(0)
         done.extend(number for number, _ in placement.items)
-        waiting.leave(placement)
+        kept.append((placement.seat, waiting.leave(placement, keep=True)))
 
     for event in events:
         if event != "done":
@@ -123,8 +196,13 @@ def test_whatever_comes_everything_is_placed_once_and_no_host_is_overfull(
         elif running:
             answer()
         place()
-    while running:
-        answer()
+    while running or kept:
+        if running:
+            answer()
+        else:  # as the router does a moment later
+            seat, expected = kept.pop(0)
+            if expected is not None:
+                waiting.give_up(seat, expected)
         place()
     assert sorted(done) == list(range(come))
     assert len(waiting) == 0
