@@ -44,7 +44,7 @@ MB = 2**20
 PEAKS = """Peaks in 2^20 bytes, looked for about once a second: of the largest process of a kind, and of all together.
 PSS counts a page that several processes share in parts, private only pages that none shares. 'Ray's own' are its
 daemons and the workers that it keeps in store."""
-IMPORTS = "A process that imports what a trial of the pool imports, and does nothing else:"
+IMPORTS = "A process that imports what a trial of the pool does, then what a runner does, and nothing else:"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def experiment(
     trials: int,
     iterations: int,
     pairs: tuple[int, int, int],
-    trial_cpus: float = 0.25,
+    trial_cpus: float = 0.125,
 ) -> dict[str, Any]:
     """The configuration of the sweep: ``trials`` distillations, and nothing else."""
     if trials % len(SIGMA0):
@@ -194,7 +194,7 @@ def check_same(runs: Sequence[Run]) -> None:
 @click.option("--validation", default=1024, help="Validation pairs, and as many test pairs.")
 @click.option("--load-seconds", default=10.0, help="How long the large model takes to load.")
 @click.option("--weights-mb", default=256, help="Weights of the large model, 2^20 bytes.")
-@click.option("--trial-cpus", default=0.25, help="What a trial of the pool takes: at 0.125 twice as many run at once.")
+@click.option("--trial-cpus", default=0.125, help="What a trial of the pool takes: at 0.25 half as many run at once.")
 @click.option("--rounds", default=3, help="Times everything is run, in turns.")
 @quick_option
 @results_option
@@ -280,7 +280,7 @@ def memory_table(runs: dict[tuple[str, str], list[Run]], models: Sequence[Model]
             several = runs[model.name, way]
             total = max(run.total_pss for run in several)
             rows.append([model.name, way, "all together", "", "", f"{total / MB:.0f}", ""])
-            for role in ("driver", "router", "host", "trial", RAY, "other"):
+            for role in ("driver", "router", "runner", "host", "trial", RAY, "other"):
                 seen = [run.roles[role] for run in several if role in run.roles]
                 if not seen:
                     continue
@@ -292,7 +292,7 @@ def memory_table(runs: dict[tuple[str, str], list[Run]], models: Sequence[Model]
 
 
 def import_table(runs: dict[tuple[str, str], list[Run]], models: Sequence[Model], steps: list[dict[str, Any]]) -> str:
-    """What a trial of the pool holds from its imports alone, in the order in which they are made here."""
+    """What a trial and a runner hold from their imports alone, in the order in which they are made here."""
     # Trials shorter than the interval between looks may go unseen.
     seen = [run.roles["trial"].private for run in runs[models[0].name, "pool"] if "trial" in run.roles]
     rows = [

@@ -12,7 +12,7 @@ from types import TracebackType
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
-ROLES = {"ray::Host": "host", "ray::Router": "router", "ray::ImplicitFunc": "trial"}
+ROLES = {"ray::Host": "host", "ray::Router": "router", "ray::PointRunner": "runner", "ray::ImplicitFunc": "trial"}
 """Roles by the title that Ray gives a worker; Tune's trials are 'ImplicitFunc'."""
 
 RAY = "Ray's own"
@@ -29,7 +29,7 @@ class Process:
 
     Attributes:
         pid: Its number.
-        role: 'driver' (the root of the tree), 'host', 'router', 'trial', :data:`RAY`, or 'other'.
+        role: 'driver' (the root of the tree), 'host', 'router', 'runner', 'trial', :data:`RAY`, or 'other'.
     """
 
     pid: int

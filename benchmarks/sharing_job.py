@@ -73,7 +73,7 @@ def trial(job: dict[str, Any]) -> dict[str, Any]:
     from sweeps.space import learned_points, pair_specs
 
     find_adapters()
-    config, settings, run = _configured(job)
+    config, settings = _configured(job)
     imports = time.perf_counter() - begin
     pool = LocalPool(settings)
     loaded = time.perf_counter() - begin - imports
@@ -81,7 +81,7 @@ def trial(job: dict[str, Any]) -> dict[str, Any]:
     specs = pair_specs(config, facts)
     point = learned_points(config, specs, {}, facts.scheduler)[job["index"]]
     assert point.start is not None
-    learned = run(point)
+    learned = point.learned_run()
     family, scheduler = learned.build(), facts.scheduler
     start = point.start.solver(point.nfe, point.sigma0)
 
@@ -110,7 +110,7 @@ def pairs(job: dict[str, Any]) -> dict[str, Any]:
     from sweeps.space import pair_specs
 
     find_adapters()
-    config, settings, _ = _configured(job)
+    config, settings = _configured(job)
     pool = LocalPool(settings)
     specs = list(pair_specs(config, pool.call("facts")).values())
     ensure_pairs(Storage.at(config.storage), specs, pool, wait=False, note=lambda sentence: None)
@@ -118,11 +118,11 @@ def pairs(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def imports(job: dict[str, Any]) -> dict[str, Any]:
-    """What a trial of the sweep holds before it does anything: memory and seconds after each of its large imports."""
+    """What a trial, then a runner, hold before they do anything: memory and seconds after each large import."""
     from processes import memory
 
     steps = []
-    for module in ("torch", "ray.tune", "mlflow", "sweeps.run"):
+    for module in ("ray.tune", "sweeps.trial", "torch", "mlflow", "sweeps.runner"):
         begin = time.perf_counter()
         importlib.import_module(module)
         held = memory(os.getpid())
@@ -133,27 +133,15 @@ def imports(job: dict[str, Any]) -> dict[str, Any]:
     return {"steps": steps}
 
 
-def _configured(job: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """The configuration, the settings of a host for it, and how a point becomes a distillation run."""
+def _configured(job: dict[str, Any]) -> tuple[Any, Any]:
+    """The configuration, and the settings of a host for it."""
     from orchestrator.config import parse_config
-    from orchestrator.distillation import LearnedRun
     from orchestrator.host_interface import HostSettings
 
     config = parse_config(job["config"], "the benchmark's configuration")
     settings = HostSettings(adapter=config.model.name, options=dict(config.model.options), storage=config.storage)
 
-    def run(point: Any) -> LearnedRun:
-        return LearnedRun(
-            family=point.family,
-            options=point.options,
-            sigma0=point.sigma0,
-            train=point.train,
-            settings=point.settings,
-            objective=point.objective,
-            objective_options=point.objective_options,
-        )
-
-    return config, settings, run
+    return config, settings
 
 
 JOBS = {"sweep": sweep, "trial": trial, "pairs": pairs, "imports": imports}

@@ -286,7 +286,7 @@ class Resources(_Strict):
     host_cpus: float = Field(0.5, gt=0)
     host_gpus: float = Field(0, ge=0)
     host_threads: int = Field(1, ge=1, strict=True)
-    trial_cpus: float = Field(0.25, gt=0)
+    trial_cpus: float = Field(0.125, gt=0)
     local_cpus: int | None = Field(None, ge=1, strict=True)
     device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     host_memory_gb: float = Field(1.0, gt=0)

@@ -48,8 +48,8 @@ from solvers.distil.adam import AdamSettings
 from solvers.families import GridSolver
 from solvers.ns import ThetaArtifact
 from sweeps.run import best_choices
+from sweeps.run_point import TrialContext, run_point
 from sweeps.space import PairKey, Point, fixed_points, learned_points, pair_specs
-from sweeps.trial import TrialContext, run_point
 
 SAMPLING_BATCH = 512
 """Samples per model call."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import math
 import os
 import re
 import tempfile
@@ -17,10 +18,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from tqdm import tqdm
@@ -36,11 +38,14 @@ from orchestrator.run_records import write_run
 from orchestrator.storage import Storage
 from orchestrator.system_metrics import SystemMetrics
 from orchestrator.tracking import NOTE, ROLE, UPDATED, RunLog
+from orchestrator.waiting import PLACES
 from solvers.grids import Grid
 from sweeps.cell_scheduler import asha_per_cell
+from sweeps.run_point import TrialContext, parameters
+from sweeps.runner import TRIALS, end_runners, start_runners
 from sweeps.session import Session
 from sweeps.space import RESULT_FORMAT, Point, SolverChoice, fixed_points, learned_points
-from sweeps.trial import TrialContext, parameters, run_point, trial
+from sweeps.trial import follow, trial
 
 MAX_TRIAL_FAILURES = 2
 
@@ -91,6 +96,8 @@ def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, anno
         except KeyboardInterrupt:
             sweep.parent.finish({}, status="KILLED")
             raise
+        finally:
+            sweep.close()
 
 
 class _Sweep:
@@ -149,6 +156,11 @@ class _Sweep:
         self.parent.finish({"solvers": len(ordered), "failed": len(self.failed)}, status=status)
         return SweepOutcome(rows=table, report=report, thetas=thetas, failed=self.failed)
 
+    def close(self) -> None:
+        """End what trials ran on, if there were any."""
+        if "runners" in vars(self):
+            end_runners(self.runners)
+
     def _check_starts(self, best: dict[tuple[int, float, float], list[SolverChoice]]) -> None:
         """Note where no fixed solver finished: what was to start from the best one there cannot be distilled."""
         scheduler = self.session.facts.scheduler
@@ -178,7 +190,7 @@ class _Sweep:
             errors = self._tune(pending, description)
             for point in pending:
                 if stores[point.key].is_stopped() and not stores[point.key].is_complete():
-                    run_point(point, self.context, self.session.pool, self.storage, lambda values: None)
+                    follow(point.to_dict(), self.runners, lambda values: None)
                 if stores[point.key].is_complete():
                     continue
                 self.failed[point.name] = errors.get(point.key, "Ray Tune ended without it")
@@ -201,9 +213,14 @@ class _Sweep:
         name = f"{self.config.name}-{description.replace(' ', '-')}-{uuid.uuid4().hex[:8]}"
         with _Display(points, description) as display:
             tuner = Tuner(
-                tune.with_resources(tune.with_parameters(trial, context=self.context), {"cpu": resources.trial_cpus}),
+                tune.with_resources(tune.with_parameters(trial, runners=self.runners), {"cpu": resources.trial_cpus}),
                 param_space={"point": tune.grid_search([point.to_dict() for point in points])},
-                tune_config=TuneConfig(scheduler=scheduler, reuse_actors=True, trial_dirname_creator=_trial_name),
+                tune_config=TuneConfig(
+                    scheduler=scheduler,
+                    reuse_actors=True,
+                    trial_dirname_creator=_trial_name,
+                    max_concurrent_trials=self.trials_at_once,
+                ),
                 run_config=RunConfig(
                     name=name,
                     storage_path=_tune_root(self.storage),
@@ -224,6 +241,21 @@ class _Sweep:
         if not errors:  # nothing there that the points do not hold; after an error it is what one looks into
             self.storage.filesystem.delete_dir(f"{_tune_root(self.storage)}/{name}")
         return errors
+
+    @cached_property
+    def runners(self) -> list[Any]:
+        """The actors that take points to their results, started here: as many as the trials at once are for."""
+        resources = self.config.resources
+        free = ray.cluster_resources().get("CPU", 0.0) - resources.hosts * resources.host_cpus
+        at_once = min(self.trials_at_once, max(free / resources.trial_cpus, 1))
+        lockstep = self.config.search.scheduler == "asha"
+        return start_runners(math.ceil(at_once / TRIALS), self.context, lockstep=lockstep)
+
+    @property
+    def trials_at_once(self) -> int:
+        """As many as can be at the hosts: more would wait, and a cluster that scales would start nodes for them."""
+        resources = self.config.resources
+        return resources.hosts * PLACES * resources.merge
 
     def _trial_run(self, point: Point) -> RunLog:
         return self.tracker.trial_run(self.experiment, self.parent.run_id, point.key, point.name, parameters(point))

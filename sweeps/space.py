@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from orchestrator import plugins
 from orchestrator.config import LEAST_SQUARES, ExperimentConfig, GITSConfig
-from orchestrator.distillation import SETTINGS, Settings
+from orchestrator.distillation import SETTINGS, LearnedRun, Settings
 from orchestrator.host_interface import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.storage import digest_of
@@ -163,6 +163,20 @@ class Point:
     def cell(self) -> str:
         """Trials of one cell may be compared with each other."""
         return f"{self.label}/{self.kind}/nfe{self.nfe}/guidance{self.guidance_scale:g}/seed{self.seed}"
+
+    def learned_run(self) -> LearnedRun:
+        """What a point of a learned family distils, and how."""
+        assert self.settings is not None
+        assert self.train is not None
+        return LearnedRun(
+            family=self.family,
+            options=self.options,
+            sigma0=self.sigma0,
+            train=self.train,
+            settings=self.settings,
+            objective=self.objective,
+            objective_options=self.objective_options,
+        )
 
     @property
     def name(self) -> str:

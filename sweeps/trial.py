@@ -1,324 +1,55 @@
-"""What one trial does: take a point to its result. Light: theta and an optimiser's state; the hosts do the work."""
+"""What Ray Tune runs for a point: a process that asks a runner to take it to its result, and tells Tune how that goes.
+
+Tune gives every trial a process of its own. This module imports neither torch nor MLflow, so that such a process is
+small and starts fast; what a point takes is done by runners (sweeps/runner.py), each for many trials.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import math
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-
-from orchestrator import plugins
-from orchestrator.config import LEAST_SQUARES
-from orchestrator.distillation import LearnedRun, State, advance, to_numpy
-from orchestrator.errors import UserError
-from orchestrator.evaluate import evaluate
-from orchestrator.host_interface import ModelFacts
-from orchestrator.pool import Pool, RayPool, Request
-from orchestrator.results import Result, ResultStore
-from orchestrator.run_records import write_run
-from orchestrator.storage import Storage
-from orchestrator.tracking import Tracker
-from solvers.distil.adam import AdamSettings
-from solvers.families import Family, GridSolver, LearnableFamily
-from solvers.families.bns import BNS
-from solvers.grids import Grid
-from solvers.ns import NSSolver, ThetaArtifact
-from solvers.schedulers.base import Scheduler
-from sweeps.space import Point, SolverChoice
-
-MAX_PSNR_DB = 300.0
-"""Beyond float64's rounding: what an exact sample counts as in a choice."""
-
-FINALISTS = 3
-"""Grids that are scored again on all validation pairs."""
 
 Report = Callable[[dict[str, float]], None]
 """Told of every validation: iteration, psnr_db (the best so far), validation_psnr_db and loss."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialContext:
-    """Where a trial finds everything: plain strings, absolute, since it runs in another directory.
+def trial(config: dict[str, Any], runners: Sequence[Any]) -> None:
+    """The Tune trainable: one point, taken to its result by one of these actors."""
+    from ray import tune
 
-    Attributes:
-        storage: Storage root.
-        tracking_uri: MLflow.
-        experiment_id, parent_run_id: MLflow's ids.
-        pool: Name of the router.
-        hosts: Number of hosts behind it.
-        facts: The model's facts.
-        validation_count: Pairs in a validation set, to count forwards.
+    follow(config["point"], runners, tune.report)
+
+
+def follow(point: dict[str, Any], runners: Sequence[Any], report: Report) -> None:
+    """Wait until a runner has taken this point to its result.
+
+    Whoever asks for a point that the runner is at already joins in, and is told of its validations from the first. A
+    runner that is lost is started again by Ray, and goes on from the point's stored state.
+
+    Args:
+        point: A point's content.
+        runners: Handles of :class:`~sweeps.runner.PointRunner` actors; a point always goes to the same one.
+        report: Told of every validation, once; the next one may wait until it returns.
+
+    Raises:
+        Exception: What the point failed with.
     """
+    import ray
+    from ray.exceptions import RayTaskError
 
-    storage: str
-    tracking_uri: str
-    experiment_id: str
-    parent_run_id: str
-    pool: str
-    hosts: int
-    facts: ModelFacts
-    validation_count: int
-
-
-def trial(config: dict[str, Any], context: TrialContext) -> None:
-    """The Tune trainable: one point, unless its result is there already."""
-    from ray import tune  # the plain functions below run without Ray
-
-    point = Point.from_dict(config["point"])
-    storage = Storage.at(context.storage)
-    log = Tracker(context.tracking_uri).trial_run(
-        context.experiment_id, context.parent_run_id, point.key, point.name, parameters(point)
-    )
-    pool = RayPool.attach(context.pool, context.hosts)
-
-    def report(values: dict[str, float]) -> None:
-        # The run's psnr_db is the test set's, logged once at the end: the curve has a name of its own.
-        curve = {name: value for name, value in values.items() if name in ("validation_psnr_db", "loss")}
-        log.metrics(curve, step=int(values["iteration"]))
-        tune.report(values)
-
-    result = run_point(point, context, pool, storage, report)
-    write_run(log, result, ResultStore(storage, point.key))
-
-
-def run_point(point: Point, context: TrialContext, pool: Pool, storage: Storage, report: Report) -> Result:
-    """Take a point to its result, going on from the state an earlier attempt left."""
-    store = ResultStore(storage, point.key)
-    if store.is_complete():
-        result = store.load()
-        report({"iteration": float(len(result.history)), "psnr_db": result.validation_psnr_db})
-        return result
-    torch.set_num_threads(1)
-    return (_run_learned if point.start is not None else _run_fixed)(point, context, pool, store, report)
-
-
-def parameters(point: Point) -> dict[str, Any]:
-    """A point as MLflow parameters: what a user sorts and filters by."""
-    found: dict[str, Any] = {
-        "family": point.family,
-        "label": point.label,
-        "kind": point.kind,
-        "nfe": point.nfe,
-        "guidance_scale": point.guidance_scale,
-        "sigma0": point.sigma0,
-        "seed": point.seed,
-    }
-    if point.options:
-        found["options"] = json.dumps(point.options, sort_keys=True)
-    if point.settings is not None and point.start is not None:
-        found["start"] = f"{point.start.label}, {point.start.grid.label}"
-        found |= {
-            "method": point.method,
-            "objective": point.objective,
-            "iterations": point.settings.iterations,
-            "batch_size": point.settings.batch_size,
-        }
-        if isinstance(point.settings, AdamSettings):
-            found |= {"learning_rate": point.settings.learning_rate, "decay": point.settings.decay}
-        else:
-            found["jacobian"] = point.settings.jacobian
-    return found
-
-
-# ---- fixed families ---------------------------------------------------------------------------------------------
-
-
-def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultStore, report: Report) -> Result:
-    """The best of the candidate grids on validation pairs, reported on the test pairs."""
-    family = plugins.build("families", point.family, point.options)
-    scheduler = context.facts.scheduler
-    found = [_gits_grid(settings, point, family.steps(point.nfe), pool) for settings in point.gits]
-    grids, solvers = _usable([*point.grids, *(grid for grid, _ in found)], point, family, scheduler)
-    looked_up = sum(spent for _, spent in found)
-    finalists = list(range(len(solvers)))
-    evaluations = 0
-    if len(solvers) > FINALISTS:
-        indices = list(range(point.search_pairs))
-        thetas = [to_numpy(solver.flat()) for solver in solvers]
-        scores = pool.call("score_many", thetas=thetas, pairs=point.validation, metric="psnr", indices=indices)
-        finalists = sorted(finalists, key=lambda i: -_finite(float(np.mean(scores[i]))))[:FINALISTS]
-        evaluations += len(solvers) * len(indices)
-    full = [_finite(_validate(pool, solvers[i], point)) for i in finalists]
-    evaluations += len(full) * context.validation_count
-    psnr, winner = max(zip(full, finalists, strict=True))
-    if math.isinf(psnr):
-        raise UserError(f"{point.name} gives no finite samples on any of its grids; leave it out or change grid_search")
-    grid, solver = grids[winner], solvers[winner]
-    report({"iteration": 1.0, "psnr_db": psnr, "validation_psnr_db": psnr})
-    result = Result(
-        key=point.key,
-        point=point.to_dict(),
-        name=point.name,
-        kind=point.kind,
-        label=point.label,
-        grid=grid.label,
-        status="finished",
-        validation_psnr_db=psnr,
-        metrics=evaluate(pool, solver, point.test, point.metrics),
-        forwards=((evaluations * point.nfe if len(solvers) > 1 else 0) + looked_up) * _forwards(point),
-        chosen_grid=asdict(grid),
-    )
-    store.save(result, _artifact(point, context, solver, psnr, start=None).to_json(), iterates=[])
-    return result
-
-
-def _gits_grid(settings: dict[str, Any], point: Point, steps: int, pool: Pool) -> tuple[Grid, int]:
-    """The grid that GITS finds on the training pairs, and the velocity evaluations that it looked at."""
-    times, evaluations = pool.call("gits_grid", pairs=point.train, steps=steps, **settings)
-    return Grid("given", listed=tuple(times.tolist())), evaluations
-
-
-def _usable(
-    candidates: Sequence[Grid], point: Point, family: Family, scheduler: Scheduler
-) -> tuple[list[Grid], list[NSSolver]]:
-    """The candidate grids on which the family has a finite solver, and the solvers."""
-    grids, solvers, refusals = [], [], []
-    for grid in candidates:
+    content = json.dumps(point, sort_keys=True)
+    runner = runners[zlib.crc32(content.encode()) % len(runners)]
+    ask = runner.follow.options(max_task_retries=-1)
+    after, finished = -1.0, False
+    while not finished:
         try:
-            solvers.append(GridSolver(family, point.nfe, grid, point.sigma0).to_ns(scheduler))
-            grids.append(grid)
-        except ValueError as error:  # steps too close to tell apart, or a query where the velocity is infinite
-            refusals.append(str(error))
-    if not solvers:
-        raise UserError(f"{point.name} works on none of its grids: {refusals[0]}")
-    return grids, solvers
-
-
-def _finite(psnr: float) -> float:
-    """``psnr``, with NaN below every number: it must lose every comparison."""
-    return psnr if math.isfinite(psnr) else -math.inf
-
-
-# ---- learned families -------------------------------------------------------------------------------------------
-
-
-def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultStore, report: Report) -> Result:
-    """Distil from the point's start; the best validated iterate, never worse than the start, is the result."""
-    assert point.start is not None
-    assert point.settings is not None
-    assert point.train is not None
-    run = LearnedRun(
-        family=point.family,
-        options=point.options,
-        sigma0=point.sigma0,
-        train=point.train,
-        settings=point.settings,
-        objective=point.objective,
-        objective_options=point.objective_options,
-    )
-    family, scheduler = run.build(), context.facts.scheduler
-    parameters, start = _start(point, point.start, family, scheduler, pool)
-
-    def solver_at(values: list[float]) -> NSSolver:
-        return family.to_ns(torch.tensor(values, dtype=torch.float64), scheduler, point.sigma0)
-
-    def validated(state: State) -> State:
-        psnr = _validate(pool, solver_at(state.parameters), point)
-        state = state.with_validation(psnr)
-        if not state.validated:
-            raise UserError(f"the start of {point.name} gives no finite samples; choose another 'start'")
-        store.save_state(asdict(state))
-        values = {
-            "iteration": float(state.iteration),
-            "psnr_db": state.best["psnr_db"],
-            "validation_psnr_db": psnr,
-        }
-        report(values if state.loss is None else values | {"loss": state.loss})
-        return state
-
-    def ask(method: str, calls: Sequence[dict[str, Any]]) -> list[Any]:
-        return pool.gather([Request(method, arguments) for arguments in calls])
-
-    saved = store.load_state()
-    state = run.resume(saved) if saved else validated(run.begin(parameters))
-    if state.status == "running" and store.is_stopped():
-        state = replace(state, status="stopped")
-    while state.status == "running":
-        if point.data_parallel:
-            state = advance(run, state, point.validate_every, scheduler, ask)
-        else:
-            step = {"run": run, "state": state, "steps": point.validate_every}
-            (state,) = pool.gather([Request("advance", step, run.merge_key(point.nfe, point.guidance_scale))])
-        state = validated(state)
-
-    best = state.best
-    solver = solver_at(best["parameters"])
-    forwards, backwards = run.passes(state, point.nfe, _forwards(point))
-    evaluations = len(state.validated) * context.validation_count * point.nfe
-    if point.start.family == LEAST_SQUARES:
-        evaluations += point.settings.training_pairs * point.nfe
-    result = Result(
-        key=point.key,
-        point=point.to_dict(),
-        name=point.name,
-        kind="learned",
-        label=point.label,
-        grid=f"from {point.start.label}, {point.start.grid.label}",
-        status=state.status,
-        reason=getattr(state, "reason", None),
-        validation_psnr_db=best["psnr_db"],
-        metrics=evaluate(pool, solver, point.test, point.metrics),
-        start_metrics=evaluate(pool, start, point.test, point.metrics),
-        start_validation_psnr_db=state.validated[0]["psnr_db"],
-        forwards=forwards + evaluations * _forwards(point),
-        backwards=backwards,
-        history=[[entry["iteration"], entry["psnr_db"]] for entry in state.validated],
-    )
-    origin = f"{point.start.label} on the {point.start.grid.label} grid"
-    store.save(result, _artifact(point, context, solver, best["psnr_db"], origin).to_json(), state.validated)
-    return result
-
-
-def _start(
-    point: Point, choice: SolverChoice, family: LearnableFamily, scheduler: Scheduler, pool: Pool
-) -> tuple[Tensor, NSSolver]:
-    """The family's parameters at the start, and the solver they are."""
-    if choice.family != LEAST_SQUARES:
-        solver = choice.solver(point.nfe, point.sigma0)
-        return family.start(solver, scheduler), solver.to_ns(scheduler)
-    assert isinstance(family, BNS)
-    theta = pool.call("least_squares", pairs=point.train, times=to_numpy(choice.grid.times(point.nfe, scheduler)))
-    fitted = NSSolver.from_flat(torch.from_numpy(theta))
-    return family.start_from(fitted, scheduler), fitted
-
-
-def _validate(pool: Pool, solver: NSSolver, point: Point) -> float:
-    """Mean PSNR on the validation pairs, dB; not finite where the solver is not."""
-    theta: npt.NDArray[np.float64] = to_numpy(solver.flat())
-    if not np.isfinite(theta).all():
-        return float("nan")
-    (scores,) = pool.gather(
-        [Request("score", {"theta": theta, "pairs": point.validation, "metrics": ["psnr"], "indices": None})]
-    )
-    # An exact sample has infinite PSNR, and one of them must not make the mean meaningless.
-    return float(np.mean(np.minimum(scores["psnr"], MAX_PSNR_DB)))
-
-
-def _forwards(point: Point) -> int:
-    """Network forwards per velocity evaluation."""
-    return 1 if point.guidance_scale == 1 else 2
-
-
-def _artifact(point: Point, context: TrialContext, solver: NSSolver, psnr: float, start: str | None) -> ThetaArtifact:
-    facts = context.facts
-    return ThetaArtifact(
-        solver=solver,
-        family=point.family,
-        start=start,
-        prediction=facts.prediction,
-        scheduler=facts.scheduler.name,
-        native_scheduler=facts.native_scheduler,
-        guidance_scale=point.guidance_scale,
-        sigma0=point.sigma0,
-        model_digest=facts.digest,
-        pairs_digest=point.train or point.validation,
-        validation_psnr_db=psnr,
-        packages={name: importlib.metadata.version(name) for name in ("torch", "bespoke-solvers")},
-    )
+            validations, finished = ray.get(ask.remote(point, after))
+        except RayTaskError as error:
+            if isinstance(error.cause, Exception):
+                raise error.cause from None
+            raise
+        for values in validations:
+            report(values)
+            after = values["iteration"]

@@ -84,7 +84,8 @@ def run_with(place: Place, faults: list[Fault], *command: str) -> str:
 def test_a_sweep_whose_hosts_and_trials_are_killed_and_hang_ends_as_if_nothing_had_happened(
     undisturbed: Place, tmp_path: Path
 ) -> None:
-    """One command: a host killed and one stopped while pairs are made, then a host, a trial, a host, the router."""
+    """One command: a host killed and one stopped while pairs are made, then a host, a trial, what trials run
+    on, a host, the router."""
     place = Place(tmp_path / "broken", HARDENED)
 
     def shards(count: int) -> Callable[[], bool]:
@@ -98,6 +99,7 @@ def test_a_sweep_whose_hosts_and_trials_are_killed_and_hang_ends_as_if_nothing_h
         Fault(shards(4), to("ray::Host", signal.SIGSTOP)),
         Fault(distilling, to("ray::Host", signal.SIGKILL)),
         Fault(distilling, to("ray::ImplicitFunc", signal.SIGKILL)),
+        Fault(distilling, to("ray::PointRunner", signal.SIGKILL)),
         Fault(distilling, to("ray::Host", signal.SIGSTOP)),
         Fault(distilling, to("ray::Router", signal.SIGKILL)),
     ]

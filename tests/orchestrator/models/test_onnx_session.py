@@ -28,8 +28,8 @@ from orchestrator.pool import LocalPool
 from orchestrator.storage import Storage
 from solvers.grids import Grid
 from solvers.ns import ThetaArtifact
+from sweeps.run_point import TrialContext, run_point
 from sweeps.space import SolverChoice, learned_points, pair_specs
-from sweeps.trial import TrialContext, run_point
 
 DROPPED = torch.full_like(LABELS, own_networks.DROPPED)
 
