@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import torch
@@ -115,6 +115,11 @@ class Run(NamedTuple):
     @property
     def label(self) -> str:
         return f"adam {self.rate:g}" if self.method == "adam" else self.method
+
+
+LABELS: dict[str, Any] = {"name": "labels", "options": {"classes": 10}}
+CONDITIONING: dict[str, dict[str, Any]] = {"spoken_digits_fm_ot": {"name": "spoken_digits", "options": {}}}
+"""Of the models that are not conditioned on one of ten labels."""
 
 
 @dataclass(frozen=True)
@@ -338,7 +343,7 @@ def make_task(name: str, guidance_scale: float, seed: int, options: Options, sto
     def spec(stream: int, count: int, trajectory: bool) -> PairSpec:
         return PairSpec(
             model_digest=facts.digest,
-            conditioning={"name": "labels", "options": {"classes": 10}},
+            conditioning=CONDITIONING.get(name, LABELS),
             guidance_scale=guidance_scale,
             shape=facts.shape,
             seed=stream,
