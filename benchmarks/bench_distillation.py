@@ -535,8 +535,8 @@ def write_report(runs: dict[Run, list[Mark]], backward: float, options: Options,
         f"by `python benchmarks/bench_distillation.py` with\n{settings}.\n\n"
         f"Forwards and backwards are passes of the network over one sample, spent on training pairs; making the pairs "
         f"and\nvalidating is not counted, nor is it in the seconds. A backward is charged as {backward:.2f} forwards, "
-        f"as measured on this model\nand batch. A cost of Adam is that of its whole run, {options.adam_iterations:,} "
-        f"iterations; `published` is Algorithm 2 at {PUBLISHED_RATE:g}. PSNRs are of\nthe best validated iterate.\n\n"
+        f"as measured on the first model\nand this batch. A cost of Adam is that of its whole run, "
+        f"{options.adam_iterations:,} iterations; `published` is Algorithm 2 at {PUBLISHED_RATE:g}. PSNRs are of\nthe best validated iterate.\n\n"
         f"{ratios(runs, backward)}\n\n## All runs\n\n{summary(runs)}\n\n## Curves\n\n"
         f"Iteration and validation PSNR (dB).\n\n{curves(runs)}\n"
     )

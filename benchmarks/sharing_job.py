@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,9 @@ def sweep(job: dict[str, Any]) -> dict[str, Any]:
 def trial(job: dict[str, Any]) -> dict[str, Any]:
     """The trial of point ``index``: the same questions as the sweep's trial asks, of a host in this process."""
     begin = time.perf_counter()
-    import numpy as np
-    import torch
-
-    from orchestrator.distillation import to_numpy
+    from orchestrator.distillation import validate
     from orchestrator.evaluate import evaluate
-    from orchestrator.pool import LocalPool
+    from orchestrator.pool import LocalPool, Request
     from sweeps.space import learned_points, pair_specs
 
     find_adapters()
@@ -82,21 +80,16 @@ def trial(job: dict[str, Any]) -> dict[str, Any]:
     point = learned_points(config, specs, {}, facts.scheduler)[job["index"]]
     assert point.start is not None
     learned = point.learned_run()
-    family, scheduler = learned.build(), facts.scheduler
+    scheduler = facts.scheduler
     start = point.start.solver(point.nfe, point.sigma0)
 
-    def solver_at(parameters: list[float]) -> Any:
-        return family.to_ns(torch.tensor(parameters, dtype=torch.float64), scheduler, point.sigma0)
+    def ask(method: str, calls: Sequence[dict[str, Any]]) -> list[Any]:
+        return pool.gather([Request(method, arguments) for arguments in calls])
 
-    def validated(state: Any) -> Any:
-        theta = to_numpy(solver_at(state.parameters).flat())
-        scores = pool.call("score", theta=theta, pairs=point.validation, metrics=["psnr"])["psnr"]
-        return state.with_validation(float(np.mean(scores)))
-
-    state = validated(learned.begin(family.start(start, scheduler)))
+    state = validate(learned, learned.begin(learned.build().start(start, scheduler)), point.validation, scheduler, ask)
     while state.status == "running":
-        state = validated(pool.call("advance", run=learned, state=state, steps=point.validate_every))
-    best = solver_at(state.best["parameters"])
+        state = pool.call("advance", run=learned, state=state, steps=point.validate_every, validation=point.validation)
+    best = learned.solver(state.best["parameters"], scheduler)
     for solver in (best, start.to_ns(scheduler)):
         evaluate(pool, solver, point.test, point.metrics)
     return {"psnr_db": state.best["psnr_db"], "import_seconds": imports, "load_seconds": loaded}

@@ -65,6 +65,10 @@ class LearnedRun:
     def build(self) -> LearnableFamily:
         return plugins.build("families", self.family, self.options)
 
+    def solver(self, parameters: Sequence[float], scheduler: Scheduler) -> NSSolver:
+        """theta of the family's parameters, on fields of ``scheduler``."""
+        return self.build().to_ns(torch.tensor(parameters, dtype=torch.float64), scheduler, self.sigma0)
+
     def build_objective(self) -> Objective:
         return plugins.build("objectives", self.objective, self.objective_options)
 
@@ -116,9 +120,7 @@ def advance(
 
 def validate(run: LearnedRun, state: State, pairs: str, scheduler: Scheduler, ask: Ask) -> State:
     """``state`` with the PSNR of its iterate on these pairs (:func:`mean_psnr`)."""
-    parameters = torch.tensor(state.parameters, dtype=torch.float64)
-    solver = run.build().to_ns(parameters, scheduler, run.sigma0)
-    return state.with_validation(mean_psnr(solver, pairs, ask))
+    return state.with_validation(mean_psnr(run.solver(state.parameters, scheduler), pairs, ask))
 
 
 def mean_psnr(solver: NSSolver, pairs: str, ask: Ask) -> float:

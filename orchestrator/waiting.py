@@ -145,8 +145,10 @@ class Waiting(Generic[S, T]):
             seat.expected = None
 
     def _next(self) -> Placement[S, T] | None:
+        waiting = len(self)
         up = [seat for seat in self.seats if seat.up]
-        seat = min((seat for seat in up if not self._is_kept(seat)), key=lambda seat: seat.in_flight, default=None)
+        free = (seat for seat in up if not self._is_kept(seat, waiting))
+        seat = min(free, key=lambda seat: seat.in_flight, default=None)
         if seat is None:
             return None
         room = PLACES - seat.in_flight
@@ -171,12 +173,12 @@ class Waiting(Generic[S, T]):
         seat.expected = None
         return Placement(seat, places, [queue.popleft().content for _ in range(size)], key)
 
-    def _is_kept(self, seat: S) -> bool:
-        """Whether those for whom a seat is kept are still on their way, and nobody else wants it."""
+    def _is_kept(self, seat: S, waiting: int) -> bool:
+        """Whether those for whom a seat is kept are still on their way, and nobody else is among the waiting."""
         if seat.expected is None:
             return False
         there = len(self._by_key.get(seat.expected.key, ()))
-        return there < seat.expected.count and there == len(self)
+        return there < seat.expected.count and there == waiting
 
     def _places(self, key: Hashable, first: _Item[T]) -> int:
         """What the first of a queue takes: all of a host where it may take others along, but for impatience."""

@@ -199,9 +199,6 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
     parameters, start = _start(point, point.start, family, scheduler, pool)
     ask = partial(_ask, pool)
 
-    def solver_at(values: list[float]) -> NSSolver:
-        return family.to_ns(torch.tensor(values, dtype=torch.float64), scheduler, point.sigma0)
-
     def keep(state: State) -> None:
         store.save_state(asdict(state))
         last = state.validated[-1]
@@ -233,7 +230,7 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
         keep(state)
 
     best = state.best
-    solver = solver_at(best["parameters"])
+    solver = run.solver(best["parameters"], scheduler)
     forwards, backwards = run.passes(state, point.nfe, _forwards(point))
     evaluations = len(state.validated) * context.validation_count * point.nfe
     if point.start.family == LEAST_SQUARES:
