@@ -29,13 +29,13 @@ import click
 import torch
 from torch import Tensor
 
-from orchestrator.host_interface import HostSettings
-from orchestrator.lockstep import Ask, Question, in_step
+from orchestrator.hosts.lockstep import Ask, Question, in_step
+from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter, Precision
 from orchestrator.models.zoo import ZooModel
 from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool import LocalPool
+from orchestrator.pool.router import LocalPool
 from orchestrator.storage import Storage
 from solvers import NSSolver
 from solvers.distil import adam
@@ -536,7 +536,8 @@ def write_report(runs: dict[Run, list[Mark]], backward: float, options: Options,
         f"Forwards and backwards are passes of the network over one sample, spent on training pairs; making the pairs "
         f"and\nvalidating is not counted, nor is it in the seconds. A backward is charged as {backward:.2f} forwards, "
         f"as measured on the first model\nand this batch. A cost of Adam is that of its whole run, "
-        f"{options.adam_iterations:,} iterations; `published` is Algorithm 2 at {PUBLISHED_RATE:g}. PSNRs are of\nthe best validated iterate.\n\n"
+        f"{options.adam_iterations:,} iterations; `published` is Algorithm 2 at {PUBLISHED_RATE:g}. PSNRs are of\n"
+        f"the best validated iterate.\n\n"
         f"{ratios(runs, backward)}\n\n## All runs\n\n{summary(runs)}\n\n## Curves\n\n"
         f"Iteration and validation PSNR (dB).\n\n{curves(runs)}\n"
     )

@@ -34,11 +34,11 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from orchestrator import plugins
-from orchestrator.host_interface import HostSettings, ModelFacts
+from orchestrator.hosts.settings import HostSettings, ModelFacts
 from orchestrator.models.zoo import ZooModel
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.ground_truth import largest_sample_rms
-from orchestrator.pool import LocalPool, Pool, PoolSettings, RayPool, Request, connect
+from orchestrator.pool.router import LocalPool, Pool, PoolSettings, RayPool, Request, connect
 from orchestrator.progress import bar
 from orchestrator.randomness import noise
 from orchestrator.storage import Storage

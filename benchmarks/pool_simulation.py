@@ -1,7 +1,7 @@
 """A discrete-event simulation of trials, the router, hosts and MLflow. Nothing of Ray runs here, and no clock ticks.
 
-Points ask as sweeps/run_point.py does (validate the start; advance and validate, log, and so on; the test pairs at the
-end). Who is given to which host is said by the router's own orchestrator/waiting.py.
+Points ask as sweeps/points/execute.py does (validate the start; advance and validate, log, and so on; the test pairs
+at the end). Scheduling is the router's own, orchestrator/pool/queue.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.waiting import Expected, Placement, Seat, Waiting, linger_seconds
+from orchestrator.pool.queue import Expected, Placement, Seat, Waiting, linger_seconds
 
 
 @dataclass(frozen=True)

@@ -32,18 +32,18 @@ def sweep(job: dict[str, Any]) -> dict[str, Any]:
     """The whole sweep; the best validation PSNR of each of its points."""
     import ray
 
-    from orchestrator.config import cpu_budget, parse_config
-    from orchestrator.pool import NAMESPACE
-    from orchestrator.results import ResultStore
+    from orchestrator.config.experiment import cpu_budget, parse_config
+    from orchestrator.pool.router import NAMESPACE
+    from orchestrator.results.store import ResultStore
     from orchestrator.storage import Storage
-    from sweeps.run import run_sweep
+    from sweeps.sweep import run_sweep
 
     find_adapters()
     config = parse_config(job["config"], "the benchmark's configuration")
     config.check()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     begin = time.perf_counter()
-    # As orchestrator.pool.connect does, and with a hook: its workers must find the adapters too.
+    # As orchestrator.pool.router.connect does, and with a hook: its workers must find the adapters too.
     ray.init(
         address="local",
         num_cpus=cpu_budget(config.resources),
@@ -65,9 +65,9 @@ def sweep(job: dict[str, Any]) -> dict[str, Any]:
 def trial(job: dict[str, Any]) -> dict[str, Any]:
     """The trial of point ``index``: the same questions as the sweep's trial asks, of a host in this process."""
     begin = time.perf_counter()
-    from orchestrator.distillation import validate
-    from orchestrator.evaluate import evaluate
-    from orchestrator.pool import LocalPool, Request
+    from orchestrator.hosts.distillation import validate
+    from orchestrator.pool.router import LocalPool, Request
+    from orchestrator.results.scoring import evaluate
     from sweeps.space import learned_points, pair_specs
 
     find_adapters()
@@ -98,7 +98,7 @@ def trial(job: dict[str, Any]) -> dict[str, Any]:
 def pairs(job: dict[str, Any]) -> dict[str, Any]:
     """Make the pairs of the experiment."""
     from orchestrator.pairs.make import ensure_pairs
-    from orchestrator.pool import LocalPool
+    from orchestrator.pool.router import LocalPool
     from orchestrator.storage import Storage
     from sweeps.space import pair_specs
 
@@ -115,7 +115,7 @@ def imports(job: dict[str, Any]) -> dict[str, Any]:
     from processes import memory
 
     steps = []
-    for module in ("ray.tune", "sweeps.trial", "torch", "mlflow", "sweeps.runner"):
+    for module in ("ray.tune", "sweeps.points.trial", "torch", "mlflow", "sweeps.points.runner"):
         begin = time.perf_counter()
         importlib.import_module(module)
         held = memory(os.getpid())
@@ -128,8 +128,8 @@ def imports(job: dict[str, Any]) -> dict[str, Any]:
 
 def _configured(job: dict[str, Any]) -> tuple[Any, Any]:
     """The configuration, and the settings of a host for it."""
-    from orchestrator.config import parse_config
-    from orchestrator.host_interface import HostSettings
+    from orchestrator.config.experiment import parse_config
+    from orchestrator.hosts.settings import HostSettings
 
     config = parse_config(job["config"], "the benchmark's configuration")
     settings = HostSettings(adapter=config.model.name, options=dict(config.model.options), storage=config.storage)

@@ -33,12 +33,12 @@ from pool_simulation import Load, Outcome, Simulation, Times, bottleneck, steps
 from processes import SAME_PRIORITY
 from publishing import command, load, publish, results_option, table
 
-from orchestrator import pool as pool_module
-from orchestrator.host import Host
-from orchestrator.host_interface import HostSettings
-from orchestrator.pool import NAMESPACE, PoolSettings, RayPool, Request, Router
-from orchestrator.waiting import PLACES
-from orchestrator.work import Work
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.settings import HostSettings
+from orchestrator.hosts.work import Work
+from orchestrator.pool import router as pool_module
+from orchestrator.pool.queue import PLACES
+from orchestrator.pool.router import NAMESPACE, PoolSettings, RayPool, Request, Router
 
 TRIALS_REAL, HOSTS_REAL = 16, 4
 TRIALS, HOSTS = 1000, 64
@@ -227,10 +227,10 @@ def seconds_of_queue(waiting: int, hosts: int, answers: int = 50) -> float:
 
 def digits_times(validate_every: int) -> Times:
     """What a host takes for the digits model at NFE 8, as the shipped experiment asks: one core."""
-    from orchestrator.config import parse_config
-    from orchestrator.distillation import to_numpy
+    from orchestrator.config.experiment import parse_config
+    from orchestrator.hosts.distillation import to_numpy
     from orchestrator.pairs.make import ensure_pairs
-    from orchestrator.pool import LocalPool
+    from orchestrator.pool.router import LocalPool
     from orchestrator.storage import Storage
     from sweeps.space import learned_points, pair_specs
 
@@ -276,7 +276,7 @@ class Logger:
     """An MLflow store in SQLite, with a run for each trial."""
 
     def __init__(self, folder: str, runs: int):
-        from orchestrator.tracking import Tracker
+        from orchestrator.tracking.mlflow import Tracker
 
         tracker = Tracker(f"sqlite:///{folder}/mlflow.db")
         experiment = tracker.experiment("pool", f"{folder}/artifacts")

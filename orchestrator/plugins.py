@@ -16,33 +16,42 @@ from orchestrator.errors import ConfigError
 
 
 class Kind(NamedTuple):
-    """Where the plugins of one kind live, and the module-level name that each defines."""
+    """Where the plugins of one kind live, and the module-level name that each defines.
+
+    Attributes:
+        package: The package; its public modules are the plugins, except ``base`` and those in ``others``.
+        attribute: The module-level name.
+        noun: What error messages call a plugin of this kind.
+        others: Public modules of the package that are not plugins.
+    """
 
     package: str
     attribute: str
     noun: str
+    others: tuple[str, ...] = ()
 
 
 KINDS = {
     "families": Kind("solvers.families", "FAMILY", "solver family"),
     "schedulers": Kind("solvers.schedulers", "SCHEDULER", "scheduler"),
-    "models": Kind("orchestrator.models", "ADAPTER", "model adapter"),
+    "models": Kind("orchestrator.models", "ADAPTER", "model adapter", ("decoders", "facts")),
     "datasets": Kind("orchestrator.datasets", "DATASET", "dataset"),
-    "metrics": Kind("orchestrator.metrics", "METRIC", "metric"),
-    "features": Kind("orchestrator.features", "EXTRACTOR", "feature extractor"),
+    "metrics": Kind("orchestrator.metrics", "METRIC", "metric", ("measurements",)),
+    "features": Kind("orchestrator.features", "EXTRACTOR", "feature extractor", ("moments",)),
     "objectives": Kind("orchestrator.objectives", "OBJECTIVE", "objective"),
-    "decoders": Kind("orchestrator.decoders", "DECODER", "decoder"),
-    "recognisers": Kind("orchestrator.recognisers", "RECOGNISER", "recogniser"),
-    "speaker_encoders": Kind("orchestrator.speaker_encoders", "ENCODER", "speaker encoder"),
-    "exporters": Kind("orchestrator.export", "EXPORTER", "exporter"),
+    "decoders": Kind("orchestrator.models.decoders", "DECODER", "decoder"),
+    "recognisers": Kind("orchestrator.audio.recognisers", "RECOGNISER", "recogniser"),
+    "speaker_encoders": Kind("orchestrator.audio.speaker_encoders", "ENCODER", "speaker encoder"),
+    "exporters": Kind("orchestrator.export", "EXPORTER", "exporter", ("ns_scheduler",)),
 }
 
 
 def names(kind: str) -> list[str]:
     """Names of every plugin of a kind, sorted."""
     package = importlib.import_module(KINDS[kind].package)
-    found = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name for name in found if name != "base" and not name.startswith("_"))
+    modules = (module.name for module in pkgutil.iter_modules(package.__path__))
+    others = ("base", *KINDS[kind].others)
+    return sorted(name for name in modules if name not in others and not name.startswith("_"))
 
 
 def load(kind: str, name: str) -> Any:

@@ -8,16 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from types import TracebackType
 
-from orchestrator.config import ExperimentConfig, cpu_budget, resolve_tracking_uri
+from orchestrator.cluster.preflight import check_nodes
+from orchestrator.config.experiment import ExperimentConfig, cpu_budget, resolve_tracking_uri
 from orchestrator.errors import PoolError
-from orchestrator.host_interface import HostSettings, ModelFacts
+from orchestrator.hosts.settings import HostSettings, ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool import PoolSettings, RayPool, check_fits, connect
-from orchestrator.preflight import check_nodes
+from orchestrator.pool.router import PoolSettings, RayPool, check_fits, connect
 from orchestrator.progress import Note, note
 from orchestrator.storage import Storage
-from orchestrator.tracking import Tracker, open_experiment
+from orchestrator.tracking.mlflow import Tracker, open_experiment
 from sweeps.space import SPLITS, PairKey, Split, pair_specs
 
 

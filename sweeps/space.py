@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from orchestrator import plugins
-from orchestrator.config import LEAST_SQUARES, ExperimentConfig, GITSConfig
-from orchestrator.distillation import SETTINGS, LearnedRun, Settings
-from orchestrator.host_interface import ModelFacts
+from orchestrator.config.experiment import LEAST_SQUARES, ExperimentConfig, GITSConfig
+from orchestrator.hosts.distillation import SETTINGS, LearnedRun, Settings
+from orchestrator.hosts.settings import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.storage import digest_of
 from solvers.distil.adam import AdamSettings
@@ -115,7 +115,7 @@ class Point:
         train: Digest of the training pairs, where anything is learned.
         settings: The method's settings of a learned family.
         objective, objective_options: What a learned family minimises.
-        method: How it is learned: a key of :data:`orchestrator.distillation.SETTINGS`.
+        method: How it is learned: a key of :data:`orchestrator.hosts.distillation.SETTINGS`.
         precision: What the network computes in while it is distilled.
         data_parallel: Whether every batch is split over all hosts.
         validate_every: Iterations between validations of a learned family.

@@ -19,10 +19,10 @@ import torch
 if TYPE_CHECKING:
     from s3_server import S3Server
 
-    from orchestrator.config import ExperimentConfig
-    from orchestrator.host_interface import HostSettings, ModelFacts
+    from orchestrator.config.experiment import ExperimentConfig
+    from orchestrator.hosts.settings import HostSettings, ModelFacts
     from orchestrator.pairs import PairSpec
-    from orchestrator.pool import LocalPool, RayPool, Request
+    from orchestrator.pool.router import LocalPool, RayPool, Request
     from orchestrator.storage import Storage
     from sweeps.space import PairKey
 
@@ -76,7 +76,7 @@ def _small_experiment() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def config() -> ExperimentConfig:
     """The small experiment, checked."""
-    from orchestrator.config import parse_config
+    from orchestrator.config.experiment import parse_config
 
     config = parse_config(_small_experiment(), "the small experiment")
     config.check()
@@ -86,7 +86,7 @@ def config() -> ExperimentConfig:
 @pytest.fixture(scope="session")
 def host_settings() -> Callable[..., HostSettings]:
     """Settings of a host of a zoo model, by the storage it works on."""
-    from orchestrator.host_interface import HostSettings
+    from orchestrator.hosts.settings import HostSettings
 
     def settings(storage: Storage, weights: str = "digits_fm_ot") -> HostSettings:
         return HostSettings(adapter="zoo", options={"weights": weights}, storage=storage.root)
@@ -105,7 +105,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 @pytest.fixture(scope="session")
 def pool(made: Storage, host_settings: Callable[..., HostSettings]) -> LocalPool:
     """One host in this process."""
-    from orchestrator.pool import LocalPool
+    from orchestrator.pool.router import LocalPool
 
     return LocalPool(host_settings(made))
 
@@ -130,8 +130,8 @@ def specs(config: ExperimentConfig, facts: ModelFacts, made: Storage, pool: Loca
 @pytest.fixture
 def scoring(facts: ModelFacts, specs: dict[PairKey, PairSpec]) -> list[Request]:
     """Twelve requests to score Midpoint at NFE 4, each on three other pairs."""
-    from orchestrator.distillation import to_numpy
-    from orchestrator.pool import Request
+    from orchestrator.hosts.distillation import to_numpy
+    from orchestrator.pool.router import Request
     from solvers.families import GridSolver
     from solvers.families.midpoint import Midpoint
     from solvers.grids import Grid
@@ -166,7 +166,7 @@ def ray_session() -> Iterator[None]:
     """A local Ray of two cores and two GPUs that are not there: it schedules as on a cluster."""
     import ray
 
-    from orchestrator.pool import NAMESPACE
+    from orchestrator.pool.router import NAMESPACE
 
     ray.init(
         address="local",
@@ -186,7 +186,7 @@ def ray_pool(ray_session: None) -> Iterator[Callable[..., RayPool]]:
     """Starts pools of host actors, each on half a fake GPU; they end with the module, or by ``ray.kill``."""
     import ray
 
-    from orchestrator.pool import PoolSettings, RayPool
+    from orchestrator.pool.router import PoolSettings, RayPool
 
     started: list[RayPool] = []
 

@@ -25,11 +25,11 @@ from processes import MemoryWatch, RolePeak, memory, processes  # noqa: E402
 from timing import interleaved_rounds, paired_ratio  # noqa: E402
 
 from orchestrator import plugins  # noqa: E402
-from orchestrator.config import parse_config  # noqa: E402
+from orchestrator.config.experiment import parse_config  # noqa: E402
 from orchestrator.errors import ConfigError  # noqa: E402
-from orchestrator.host_interface import ModelFacts  # noqa: E402
+from orchestrator.hosts.settings import ModelFacts  # noqa: E402
 from orchestrator.pairs import PairStore  # noqa: E402
-from orchestrator.pool import LocalPool  # noqa: E402
+from orchestrator.pool.router import LocalPool  # noqa: E402
 from orchestrator.storage import Storage  # noqa: E402
 from sweeps.space import learned_points, pair_specs  # noqa: E402
 

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 import solvers.families
 from orchestrator import plugins
-from orchestrator.cli import main
-from orchestrator.config import load_config
+from orchestrator.cli.main import main
+from orchestrator.config.experiment import load_config
 from orchestrator.errors import ConfigError
 from orchestrator.models.zoo import ZooModel
 from solvers.families import GridSolver

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from orchestrator.audio import FloatArray, resampled
+from orchestrator.audio.mel import FloatArray, resampled
 from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.randomness import generator

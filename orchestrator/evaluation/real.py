@@ -10,10 +10,10 @@ import numpy as np
 
 from orchestrator import plugins
 from orchestrator.errors import ConfigError
-from orchestrator.evaluation.measurements import Measured, MetricSpec
+from orchestrator.features.moments import Moments, spread
 from orchestrator.metrics._features import moments_of
-from orchestrator.moments import Moments, spread
-from orchestrator.pool import Pool, Request
+from orchestrator.metrics.measurements import Measured, MetricSpec
+from orchestrator.pool.router import Pool, Request
 from orchestrator.progress import bar
 from orchestrator.storage import Storage, digest_of
 

@@ -19,12 +19,12 @@ import numpy as np
 from orchestrator import plugins
 from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError, UserError
-from orchestrator.evaluation.measurements import FINITE, Measured, MetricSpec
 from orchestrator.evaluation.real import RealSamples, RealShard
 from orchestrator.evaluation.subjects import Subject
 from orchestrator.metrics.base import Array, MeanMetric, RateMetric, Summary
+from orchestrator.metrics.measurements import FINITE, Measured, MetricSpec
 from orchestrator.pairs import PairSpec
-from orchestrator.pool import Outcome, Pool, Request
+from orchestrator.pool.router import Outcome, Pool, Request
 from orchestrator.progress import bar
 from orchestrator.storage import Storage, digest_of
 

@@ -38,7 +38,7 @@ def ns_scheduler(
         ExportError: The pipeline cannot do what theta needs.
         ConfigError: There is no adapter for the pipeline.
     """
-    from orchestrator.export._ns_scheduler import FLOW, NSScheduler
+    from orchestrator.export.ns_scheduler import FLOW, NSScheduler
 
     artifact = check_artifact(artifact)
     model = DiffusersModel.of(pipe)

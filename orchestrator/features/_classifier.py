@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from orchestrator.moments import WEIGHTS
-from orchestrator.shipped_weights import load_shipped
+from orchestrator.features.moments import WEIGHTS
+from orchestrator.weights.shipped import load_shipped
 
 METADATA_KEY = "bespoke_features"
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.features.inception import to_uint8
-from orchestrator.local_weights import local_folder
 from orchestrator.metrics.base import Batch, MeanMetric, Media, needs
 from orchestrator.models.base import freeze
+from orchestrator.weights.local import local_folder
 
 
 @dataclass(frozen=True)

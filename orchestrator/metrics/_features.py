@@ -15,8 +15,8 @@ from orchestrator import plugins
 from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.features.base import FeatureExtractor
+from orchestrator.features.moments import FeatureStatistics, Moments, reference_moments
 from orchestrator.metrics.base import Array, Batch, Media, Metric
-from orchestrator.moments import FeatureStatistics, Moments, reference_moments
 
 
 @dataclass(frozen=True)

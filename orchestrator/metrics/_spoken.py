@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from orchestrator.audio import FloatArray
+from orchestrator.audio.mel import FloatArray
 from orchestrator.metrics.base import Batch, needs
 
 

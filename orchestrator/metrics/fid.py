@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from orchestrator.datasets.base import Dataset
+from orchestrator.features.moments import Moments, frechet_distance
 from orchestrator.metrics._features import FeatureMetric, moments_of
 from orchestrator.metrics.base import Array, Summary
-from orchestrator.moments import Moments, frechet_distance
 
 
 @dataclass(frozen=True)

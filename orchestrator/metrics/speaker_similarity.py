@@ -13,8 +13,8 @@ from orchestrator.metrics._spoken import spoken_part
 from orchestrator.metrics.base import Batch, MeanMetric, needs
 
 if TYPE_CHECKING:
+    from orchestrator.audio.speaker_encoders.base import SpeakerEncoder
     from orchestrator.datasets.base import Dataset
-    from orchestrator.speaker_encoders.base import SpeakerEncoder
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class SpeakerSimilarity(MeanMetric):
     NaN where either cannot be heard: counted, and not averaged.
 
     Attributes:
-        encoder: Who compares: a plugin of ``orchestrator/speaker_encoders/``.
+        encoder: Who compares: a plugin of ``orchestrator/audio/speaker_encoders/``.
         encoder_options: Its options.
     """
 

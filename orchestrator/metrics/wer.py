@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from orchestrator import plugins
-from orchestrator.audio.recogniser import word_errors
+from orchestrator.audio.digits_recogniser import word_errors
 from orchestrator.metrics._spoken import spoken_part
 from orchestrator.metrics.base import Batch, RateMetric, needs
 
 if TYPE_CHECKING:
+    from orchestrator.audio.recognisers.base import Recogniser
     from orchestrator.datasets.base import Dataset
-    from orchestrator.recognisers.base import Recogniser
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class WER(RateMetric):
     a value that is not finite is counted as such; one in which nothing is understood has all its words wrong.
 
     Attributes:
-        recogniser: Who listens: a plugin of ``orchestrator/recognisers/``.
+        recogniser: Who listens: a plugin of ``orchestrator/audio/recognisers/``.
         recogniser_options: Its options.
     """
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from orchestrator import plugins
-from orchestrator.config import (
+from orchestrator.config.experiment import (
     ExperimentConfig,
     GridSearch,
     LearnedConfig,
@@ -22,8 +22,8 @@ from orchestrator.config import (
     validated,
 )
 from orchestrator.errors import ConfigError
+from orchestrator.features.moments import reference_moments
 from orchestrator.models.zoo import ZooModel
-from orchestrator.moments import reference_moments
 from orchestrator.network_distillation.progressive import check_prediction, stages
 from orchestrator.network_distillation.students import student_solver
 from orchestrator.network_distillation.weights import Loss
@@ -158,7 +158,7 @@ class NetworkDistillationConfig(_Strict):
 
 
 def load_network_config(path: str, overrides: Sequence[str] = ()) -> NetworkDistillationConfig:
-    """Read and check a comparison; ``overrides`` as :func:`orchestrator.config.load_config` takes them.
+    """Read and check a comparison; ``overrides`` as :func:`orchestrator.config.experiment.load_config` takes them.
 
     Raises:
         ConfigError: Naming the key, the value and the remedy.

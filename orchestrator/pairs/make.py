@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from orchestrator.errors import DamagedManifestError, PoolError
-from orchestrator.pairs.lock import exclusive
+from orchestrator.lock import exclusive
 from orchestrator.pairs.spec import PairSpec
 from orchestrator.pairs.store import PairStore, ShardRecord
-from orchestrator.pool import Pool, Request
+from orchestrator.pool.router import Pool, Request
 from orchestrator.progress import Note, bar
 from orchestrator.storage import Storage
 

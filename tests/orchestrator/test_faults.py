@@ -14,11 +14,12 @@ import pyarrow.fs as pafs
 import pytest
 from faulty_filesystem import FaultyFileSystem
 
+from orchestrator import lock
 from orchestrator import storage as storage_module
 from orchestrator.errors import PoolError, StoreError, UnreachableStorageError, UserError
-from orchestrator.pairs import PairSpec, PairStore, lock
+from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool import LocalPool
+from orchestrator.pool.router import LocalPool
 from orchestrator.storage import Storage
 from sweeps.space import PairKey
 
@@ -171,10 +172,10 @@ def test_a_full_store_ends_the_run_and_the_next_goes_on(
 ON_A_SMALL_DISK = """
 import hashlib, json, pathlib, subprocess, sys
 from orchestrator.errors import UserError
-from orchestrator.host import HostSettings
+from orchestrator.hosts.host import HostSettings
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool import LocalPool
+from orchestrator.pool.router import LocalPool
 from orchestrator.storage import Storage
 
 root, told = sys.argv[1], {}

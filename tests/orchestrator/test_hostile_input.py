@@ -28,9 +28,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pair_spec_example import pair_spec
 
+from orchestrator import lock
 from orchestrator.errors import BusyStoreError, DamagedManifestError, DamagedShardError, StoreError
 from orchestrator.export.safetensors import METADATA_KEY, Safetensors, load_safetensors, load_theta
-from orchestrator.pairs import PairSet, PairSpec, PairStore, lock
+from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.storage import Storage, canonical_json, digest_of
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint

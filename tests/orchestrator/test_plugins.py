@@ -14,16 +14,16 @@ from dataset_examples import example
 
 import orchestrator.metrics
 from orchestrator import plugins
+from orchestrator.audio.recognisers.base import Recogniser
+from orchestrator.audio.speaker_encoders.base import SpeakerEncoder
+from orchestrator.cli.listing import describe, first_sentence
 from orchestrator.datasets.base import Dataset
-from orchestrator.decoders.base import Decoder
 from orchestrator.errors import ConfigError
 from orchestrator.export.base import Exporter
-from orchestrator.listing import describe, first_sentence
 from orchestrator.metrics.base import Metric, PairMetric
 from orchestrator.models.base import ModelAdapter
+from orchestrator.models.decoders.base import Decoder
 from orchestrator.objectives.base import Objective
-from orchestrator.recognisers.base import Recogniser
-from orchestrator.speaker_encoders.base import SpeakerEncoder
 from solvers.families import Family, LearnableFamily
 from solvers.schedulers.base import Scheduler
 

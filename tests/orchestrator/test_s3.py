@@ -19,11 +19,11 @@ from s3_server import S3Server
 
 from orchestrator import storage as storage_module
 from orchestrator.errors import BusyStoreError, ConfigError, UnreachableStorageError
-from orchestrator.host import HostSettings
+from orchestrator.hosts.host import HostSettings
+from orchestrator.lock import exclusive
 from orchestrator.pairs import PairSpec, PairStore
-from orchestrator.pairs.lock import exclusive
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool import LocalPool
+from orchestrator.pool.router import LocalPool
 from orchestrator.storage import Storage
 from sweeps.space import PairKey
 
@@ -47,7 +47,7 @@ def expected(made: Storage, spec: PairSpec) -> dict[str, bytes]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses between attempts are short here."""
     monkeypatch.setattr(storage_module, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("orchestrator.pairs.lock.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("orchestrator.lock.POLL_SECONDS", 0.01)
 
 
 def _files(storage: Storage, spec: PairSpec) -> dict[str, bytes]:
@@ -200,10 +200,10 @@ def test_pairs_are_the_same_bytes_on_a_server_that_fails_one_request_in_twenty(
 
 MAKER = """
 import sys
-from orchestrator.host import HostSettings
+from orchestrator.hosts.host import HostSettings
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pairs.spec import PairSpec
-from orchestrator.pool import LocalPool
+from orchestrator.pool.router import LocalPool
 from orchestrator.storage import Storage
 import json
 
@@ -224,10 +224,8 @@ def test_a_killed_run_goes_on_and_the_second_user_waits_for_whom(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One user's run is killed in the middle; another's fails at once, or waits for the lease and makes the rest."""
-    monkeypatch.setattr("orchestrator.pairs.lock.LEASE_SECONDS", 4.0)
-    maker = MAKER.replace(
-        "import sys\n", "import sys\nfrom orchestrator.pairs import lock\nlock.LEASE_SECONDS = 4.0\n", 1
-    )
+    monkeypatch.setattr("orchestrator.lock.LEASE_SECONDS", 4.0)
+    maker = MAKER.replace("import sys\n", "import sys\nfrom orchestrator import lock\nlock.LEASE_SECONDS = 4.0\n", 1)
     held, release = threading.Event(), threading.Event()
 
     def hold_second_shard(request: dict[str, Any]) -> bool:
@@ -271,7 +269,7 @@ def test_two_at_once_make_one_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The second waits until the first is done, and then finds everything made."""
-    monkeypatch.setattr("orchestrator.pairs.lock.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("orchestrator.lock.POLL_SECONDS", 0.05)
     told: dict[str, list[str]] = {"first": [], "second": []}
     pools = {name: LocalPool(host_settings(s3_storage)) for name in told}
     key = f"{PairStore(s3_storage, spec).folder}/.lock"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from command_place import EXPERIMENT, PATIENCE, Place, check_complete
 
-from orchestrator.tracking import ROLE
+from orchestrator.tracking.mlflow import ROLE
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 

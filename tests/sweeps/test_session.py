@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import ExperimentConfig
+from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.errors import ConfigError
-from orchestrator.host import ModelFacts
-from orchestrator.pool import LocalPool, RayPool
+from orchestrator.hosts.host import ModelFacts
+from orchestrator.pool.router import LocalPool, RayPool
 from orchestrator.storage import Storage
 from sweeps import session
 from sweeps.session import Session

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import ExperimentConfig, load_config, parse_config
-from orchestrator.host_interface import ModelFacts
+from orchestrator.config.experiment import ExperimentConfig, load_config, parse_config
+from orchestrator.hosts.settings import ModelFacts
 from orchestrator.pairs import PairSpec
 from solvers.distil.adam import AdamSettings
 from solvers.distil.levenberg_marquardt import LMSettings

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from command_place import EVALUATE, Place, check_complete, scores
 
-from orchestrator.config import resolve_tracking_uri
-from orchestrator.tracking import Tracker
+from orchestrator.config.experiment import resolve_tracking_uri
+from orchestrator.tracking.mlflow import Tracker
 from solvers.ns import ThetaArtifact
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1800)]

@@ -16,7 +16,7 @@ from s3_server import CREDENTIALS, S3Server
 
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.storage import Storage
-from orchestrator.tracking import KEY, ROLE, Tracker
+from orchestrator.tracking.mlflow import KEY, ROLE, Tracker
 from sweeps.space import PairKey
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]

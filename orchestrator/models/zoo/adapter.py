@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from orchestrator import plugins
-from orchestrator.audio import RATE, vocode
+from orchestrator.audio.mel import RATE, vocode
 from orchestrator.datasets.labels import Labels
 from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.errors import ConfigError

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.audio import HOP, MELS, RATE, SILENCE, WINDOW, log_mel, vocode
-from orchestrator.audio.recogniser import recogniser, understood, word_error_rate, word_errors
+from orchestrator.audio.digits_recogniser import recogniser, understood, word_error_rate, word_errors
+from orchestrator.audio.mel import HOP, MELS, RATE, SILENCE, WINDOW, log_mel, vocode
 from orchestrator.datasets.spoken_digits import SpokenDigits
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.audio import LOUDEST, MELS, SILENCE
+from orchestrator.audio.mel import LOUDEST, MELS, SILENCE
 from orchestrator.datasets.spoken_digits import DIGITS, FRAMES, NO_DIGIT, SpokenDigits
 
 

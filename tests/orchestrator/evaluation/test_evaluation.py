@@ -15,14 +15,14 @@ from PIL import Image
 from s3_server import S3Server
 
 from orchestrator.errors import ConfigError, PoolError
-from orchestrator.evaluate import evaluate
-from orchestrator.evaluation.measurements import MetricSpec
 from orchestrator.evaluation.run import Case, Evaluation, Score
 from orchestrator.evaluation.subjects import Subject
-from orchestrator.host_interface import HostSettings, ModelFacts
+from orchestrator.hosts.scorer import ScorerSettings
+from orchestrator.hosts.settings import HostSettings, ModelFacts
+from orchestrator.metrics.measurements import MetricSpec
 from orchestrator.pairs import PairSpec, PairStore
-from orchestrator.pool import LocalPool, Outcome, Pool, Request
-from orchestrator.scorer import ScorerSettings
+from orchestrator.pool.router import LocalPool, Outcome, Pool, Request
+from orchestrator.results.scoring import evaluate
 from orchestrator.storage import Storage
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint

@@ -100,7 +100,7 @@ def test_a_pipeline_saved_with_theta_comes_back_with_it(tmp_path: Path) -> None:
 
 def test_the_exporter_writes_a_folder_beside_the_pipelines_own(tmp_path: Path, ddpm: Any) -> None:
     """One file; the pipeline stays as it was, and takes the scheduler from there."""
-    from orchestrator.export._ns_scheduler import NSScheduler
+    from orchestrator.export.ns_scheduler import NSScheduler
 
     folder = tmp_path / "pipeline"
     ddpm.save_pretrained(folder)
@@ -250,7 +250,7 @@ def test_a_step_too_many_is_refused(scheduler: Any) -> None:
 )
 def test_a_configuration_that_is_no_scheduler_is_refused(options: dict[str, Any], message: str) -> None:
     """As a damaged scheduler_config.json would be."""
-    from orchestrator.export._ns_scheduler import NSScheduler
+    from orchestrator.export.ns_scheduler import NSScheduler
 
     flow = {"times": [0.0], "a": [1.0, 1.0], "b": [[], [1.0]], "prediction_type": "flow_prediction"}
     flow["use_flow_sigmas"] = "times" in options

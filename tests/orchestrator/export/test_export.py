@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from orchestrator import plugins
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.export.base import Exporter, ExportError
 from orchestrator.export.python import PythonFile
 from orchestrator.export.safetensors import METADATA_KEY, Safetensors, load_safetensors, load_theta

@@ -13,8 +13,8 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from orchestrator.cli import main
-from orchestrator.config import load_config
+from orchestrator.cli.main import main
+from orchestrator.config.experiment import load_config
 from orchestrator.pairs.ground_truth import solve
 from orchestrator.randomness import noise
 from solvers.families import GridSolver

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from orchestrator.datasets.digits import Digits
-from orchestrator.features._classifier_training import RECIPES, accuracy, shifted, split_digits, train
 from orchestrator.features.base import fid_column, fid_metric
 from orchestrator.features.digits_cnn import DigitsCNN, DigitsNet
-from orchestrator.moments import WEIGHTS, feature_moments, frechet_distance, reference_moments
+from orchestrator.features.moments import WEIGHTS, feature_moments, frechet_distance, reference_moments
+from orchestrator.training.classifier import RECIPES, accuracy, shifted, split_digits, train
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,11 @@ from orchestrator.datasets.digits import Digits
 from orchestrator.datasets.labels import Labels
 from orchestrator.errors import ConfigError
 from orchestrator.features.inception import Inception, to_uint8
+from orchestrator.features.moments import Moments, feature_moments
 from orchestrator.metrics import kid
 from orchestrator.metrics.base import Array, Batch
 from orchestrator.metrics.fid import FID
 from orchestrator.metrics.kid import KID
-from orchestrator.moments import Moments, feature_moments
 
 DIGITS = Digits()
 

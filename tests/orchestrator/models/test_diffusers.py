@@ -15,8 +15,8 @@ from torch import Tensor
 from orchestrator.datasets.labels import Labels
 from orchestrator.datasets.prompts import Prompts
 from orchestrator.errors import ConfigError
-from orchestrator.host import Host
-from orchestrator.host_interface import HostSettings
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.diffusers import DiffusersModel
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.ground_truth import solve

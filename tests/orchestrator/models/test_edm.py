@@ -20,7 +20,7 @@ from orchestrator import plugins
 from orchestrator.errors import ConfigError
 from orchestrator.models.edm import EDMNetwork, export_safetensors
 
-HERE = Path(__file__).parent
+HERE = Path(own_networks.__file__).parent
 KWARGS = {"img_resolution": 2, "img_channels": 3, "label_dim": own_networks.CLASSES}
 FACTORY = {"factory": "own_networks:Denoiser", "path": str(HERE)}
 

@@ -19,16 +19,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from orchestrator import plugins
-from orchestrator.config import ExperimentConfig, parse_config
+from orchestrator.config.experiment import ExperimentConfig, parse_config
 from orchestrator.errors import ConfigError
-from orchestrator.host_interface import HostSettings
+from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.onnx_session import OnnxSession
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool import LocalPool
+from orchestrator.pool.router import LocalPool
 from orchestrator.storage import Storage
 from solvers.grids import Grid
 from solvers.ns import ThetaArtifact
-from sweeps.run_point import TrialContext, run_point
+from sweeps.points.execute import TrialContext, run_point
 from sweeps.space import SolverChoice, learned_points, pair_specs
 
 DROPPED = torch.full_like(LABELS, own_networks.DROPPED)

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from orchestrator import plugins
 from orchestrator.errors import ConfigError
-from orchestrator.host_interface import HostSettings
+from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.torch_module import TorchModule
 from solvers.schedulers.discrete_vp import linear_betas
 
-HERE = Path(__file__).parent
+HERE = Path(own_networks.__file__).parent
 COUNT = 400
 BETAS = list(linear_betas(count=COUNT))
 DISCRETE = {"name": "discrete_vp", "options": {"betas": BETAS}}

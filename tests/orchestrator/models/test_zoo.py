@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from orchestrator import plugins
-from orchestrator.audio import vocode
-from orchestrator.audio.recogniser import understood, word_error_rate
+from orchestrator.audio.digits_recogniser import understood, word_error_rate
+from orchestrator.audio.mel import vocode
 from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.errors import ConfigError
 from orchestrator.features.cifar10_gray16_cnn import Cifar10Gray16CNN

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from orchestrator import plugins
-from orchestrator.config import parse_config
-from orchestrator.distillation import LearnedRun, to_numpy
+from orchestrator.config.experiment import parse_config
 from orchestrator.errors import ConfigError
-from orchestrator.host import Host
-from orchestrator.host_interface import HostSettings
+from orchestrator.hosts.distillation import LearnedRun, to_numpy
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.settings import HostSettings
 from orchestrator.objectives.base import FamilyObjective, SolverObjective
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool import LocalPool
+from orchestrator.pool.router import LocalPool
 from solvers.distil.adam import AdamSettings, AdamState
 from solvers.families import GridSolver
 from solvers.families.bespoke_rk2 import BespokeRK2

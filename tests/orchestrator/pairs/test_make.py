@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import PoolError, StoreError
-from orchestrator.host_interface import HostSettings
+from orchestrator.hosts.settings import HostSettings
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool import LocalPool, Outcome, Pool, RayPool, Request
+from orchestrator.pool.router import LocalPool, Outcome, Pool, RayPool, Request
 from orchestrator.storage import Storage
 from sweeps.space import PairKey
 
@@ -219,7 +219,7 @@ def test_pairs_on_an_object_store_are_the_same_bytes(
 ) -> None:
     """Any filesystem: a store without folders or locks holds what a directory holds."""
     place: Storage = request.getfixturevalue(kind)
-    monkeypatch.setattr("orchestrator.pairs.lock.POLL_SECONDS", 0.001)
+    monkeypatch.setattr("orchestrator.lock.POLL_SECONDS", 0.001)
     monkeypatch.setattr(pool.host, "storage", place)
     _ensure(place, spec, pool)
     assert _files(place, spec) == expected

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from orchestrator import plugins
-from orchestrator.config import load_config
+from orchestrator.config.experiment import load_config
 from orchestrator.errors import DamagedShardError
 from orchestrator.pairs import PairSet, PairSpec, PairStore, concatenate
 from orchestrator.pairs.ground_truth import solve
-from orchestrator.pool import LocalPool
+from orchestrator.pool.router import LocalPool
 from orchestrator.randomness import noise
 from orchestrator.storage import Storage
 from solvers.field import VelocityField

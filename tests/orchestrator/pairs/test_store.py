@@ -19,9 +19,9 @@ import torch
 
 from orchestrator import plugins
 from orchestrator.errors import DamagedManifestError, DamagedShardError, StoreError
-from orchestrator.host_interface import HostSettings
+from orchestrator.hosts.settings import HostSettings
 from orchestrator.pairs import PairSet, PairSpec, PairStore
-from orchestrator.pool import LocalPool
+from orchestrator.pool.router import LocalPool
 from orchestrator.randomness import noise
 from orchestrator.storage import Storage
 from sweeps.space import PairKey

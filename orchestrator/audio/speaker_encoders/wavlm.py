@@ -1,0 +1,48 @@
+"""``wavlm``: WavLM-TDCNN (Chen et al. 2022), by which BNS appendix D.5 measures speaker similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from orchestrator.audio.mel import FloatArray, audible, resampled
+from orchestrator.audio.speaker_encoders.base import SpeakerEncoder
+from orchestrator.weights.pretrained import Pretrained
+
+
+@dataclass(frozen=True)
+class WavLM(Pretrained, SpeakerEncoder):
+    """WavLM with its x-vector head, in the format of transformers.
+
+    Attributes:
+        weights: A folder as ``save_pretrained`` wrote it, or a hub id whose files are in the local cache.
+    """
+
+    ARCHITECTURE, PROCESSOR = "WavLMForXVector", "Wav2Vec2FeatureExtractor"
+
+    weights: str = "microsoft/wavlm-base-plus-sv"
+
+    @property
+    def name(self) -> str:
+        last = Path(self.weights).name
+        return last if last.startswith("wavlm") else f"wavlm-{last}"
+
+    @torch.no_grad()
+    def embed(self, waves: Sequence[FloatArray], rate: int) -> Tensor:
+        extractor, net = self.loaded()
+        voices = torch.full((len(waves), net.config.xvector_output_dim), torch.nan)
+        # One by one: padding would be heard, and a sample's number is its own.
+        for voice, wave in zip(voices, waves, strict=True):
+            if audible(wave):
+                heard = resampled(wave, rate, extractor.sampling_rate)
+                inputs = extractor(heard, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+                found = net(inputs.input_values.to(net.device, net.dtype)).embeddings[0]
+                voice[:] = torch.nn.functional.normalize(found.float(), dim=0).cpu()
+        return voices
+
+
+ENCODER = WavLM

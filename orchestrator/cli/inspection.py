@@ -1,0 +1,179 @@
+"""Commands that look: at results, at what there is to configure, at this machine, at a cluster file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import click
+
+from orchestrator.cli.shared import FAILED, load, print_table, tracked
+
+# Heavy imports (torch, ray, mlflow: seconds) stay inside the commands: --help and a typing error answer at once.
+
+
+@click.command()
+@click.argument("experiment")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON row per solver instead of a table.")
+@click.option("--markdown", is_flag=True, help="Print Markdown tables.")
+@tracked
+@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Root that holds mlflow.db.")
+def compare(experiment: str, as_json: bool, markdown: bool, tracking_uri: str | None, storage: str) -> None:
+    """Compare the solvers of an EXPERIMENT by name, from MLflow: all that its sweeps have tried on the newest model.
+
+    \b
+    Examples:
+      bespoke compare digits
+      bespoke compare digits --json | jq '.[] | select(.nfe == 8)'
+    """
+    from orchestrator.config.experiment import resolve_tracking_uri
+    from orchestrator.results.store import rows
+    from orchestrator.tracking.mlflow import Tracker, check_readable
+    from orchestrator.tracking.records import read_run
+
+    uri = resolve_tracking_uri(tracking_uri, storage)
+    check_readable(uri)
+    records = [read_run(run) for run in Tracker(uri).latest_trials(experiment)]
+    table = rows(result for result, _ in records)
+    if as_json:
+        chosen = {key for row in table for key in row.keys}
+        click.echo(json.dumps([_json_row(result, theta, result.key in chosen) for result, theta in records], indent=1))
+    elif markdown:
+        from orchestrator.reports.sweep import markdown_table
+
+        click.echo(markdown_table(table))
+    else:
+        print_table(table)
+
+
+def _json_row(result: Any, theta: str, selected: bool) -> dict[str, Any]:
+    means = {column: summary["mean"] for column, summary in result.metrics.items()}
+    return {
+        "family": result.point["family"],
+        "label": result.label,
+        "kind": result.kind,
+        "nfe": result.point["nfe"],
+        "sigma0": result.point["sigma0"],
+        "guidance_scale": result.point["guidance_scale"],
+        "seed": result.point["seed"],
+        "grid": result.grid,
+        **means,
+        "validation_psnr_db": result.validation_psnr_db,
+        "start_psnr_db": result.start_metrics["psnr_db"]["mean"] if result.start_metrics else None,
+        "forwards": result.forwards,
+        "backwards": result.backwards,
+        "status": result.status,
+        "selected": selected,
+        "theta": theta,
+    }
+
+
+@click.command(name="list")
+@click.argument(
+    "kind",
+    type=click.Choice(
+        [
+            "families",
+            "models",
+            "datasets",
+            "metrics",
+            "objectives",
+            "features",
+            "decoders",
+            "recognisers",
+            "speaker_encoders",
+            "schedulers",
+            "exporters",
+        ]
+    ),
+)
+def list_plugins(kind: str) -> None:
+    """List what configurations can name: solver families, models, datasets, metrics, objectives and so on."""
+    from orchestrator.cli.listing import describe
+
+    for line in describe(kind):
+        click.echo(line)
+
+
+@click.command()
+@tracked
+@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Root that holds mlflow.db.")
+@click.option("--port", default=5000, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True)
+def ui(tracking_uri: str | None, storage: str, port: int, host: str) -> None:
+    """Open MLflow's UI on the right store (Ctrl-C ends it)."""
+    from orchestrator.config.experiment import resolve_tracking_uri
+    from orchestrator.tracking.mlflow import check_readable
+
+    uri = resolve_tracking_uri(tracking_uri, storage)
+    check_readable(uri)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port), "--host", host]
+    sys.exit(subprocess.call(command))
+
+
+@click.command()
+@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Root to try.")
+@tracked
+@click.option("--address", metavar="ADDR", help="Ray cluster to look at, node by node; default: can Ray start here?")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def doctor(storage: str, tracking_uri: str | None, address: str | None, as_json: bool) -> None:
+    """What is there, what is missing, what to do: packages, cores, GPUs, Ray, storage, MLflow, weights.
+
+    \b
+    Examples:
+      bespoke doctor
+      bespoke doctor --address auto --storage s3://bucket/bespoke --tracking-uri http://head:5000
+    """
+    from rich.console import Console
+
+    from orchestrator.cli.doctor import as_dict, diagnose, table, works
+
+    findings = list(diagnose(storage, tracking_uri, address))
+    if as_json:
+        click.echo(json.dumps(as_dict(findings), indent=1))
+    else:
+        Console(highlight=False).print(table(findings))
+    sys.exit(0 if works(findings) else FAILED)
+
+
+@click.group()
+def cluster() -> None:
+    """Clusters that `ray up` starts."""
+
+
+@cluster.command("check")
+@click.argument("file", default="ray_cluster.yaml")
+@click.option("--config", "configs", multiple=True, metavar="CONFIG", help="An experiment that is to run there.")
+@click.option("--for-launch", is_flag=True, help="Also report values still to be filled in, and files to be mounted.")
+def cluster_check(file: str, configs: tuple[str, ...], for_launch: bool) -> None:
+    """Find what is wrong with a `ray up` FILE without calling a cloud: versions, limits, open ports, secrets.
+
+    FILE is ray_cluster.yaml unless another is named. The exit code is 1 where there are problems.
+
+    \b
+    Examples:
+      bespoke cluster check
+      bespoke cluster check ray_cluster.gcp.yaml --for-launch --config sweeps/configs/digits.yaml
+    """
+    from orchestrator.cluster.check import Demand, check_cluster_file
+
+    demands = []
+    for name in configs:
+        asked = load(name, (), None, None).resources
+        demands.append(
+            Demand(
+                name=name,
+                hosts=asked.hosts,
+                host_cpus=asked.host_cpus,
+                host_gpus=asked.host_gpus,
+                trial_cpus=asked.trial_cpus,
+            )
+        )
+    problems = check_cluster_file(file, demands=demands, for_launch=for_launch)
+    for problem in problems:
+        click.echo(str(problem))
+    if problems:
+        sys.exit(FAILED)
+    click.echo(f"{file}: no problems found")

@@ -1,0 +1,71 @@
+"""Checks a ``ray up`` cluster file without a network or a cloud account.
+
+Ray's own validation finds misspelt keys and a head type that does not exist. It accepts a file whose dashboard listens
+on every interface, whose nodes install another version of Ray, whose GPU workers name no GPU, or whose worker limits
+contradict each other. Such a file costs money or opens the cluster before anybody notices, so those are found here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.cluster.check.commands import (
+    PLACEHOLDER,
+    launch_problems,
+    mlflow_problems,
+    ray_version_problems,
+    start_command_problems,
+    token_problems,
+)
+from orchestrator.cluster.check.machines import (
+    Demand,
+    demand_problems,
+    idle_timeout_problems,
+    own_machine_problems,
+    resource_problems,
+    worker_limit_problems,
+)
+from orchestrator.cluster.check.reading import Problem, mapping
+from orchestrator.cluster.check.schema import head_type_problems, load, ray_problems
+
+__all__ = ["PLACEHOLDER", "Demand", "Problem", "check_cluster_file"]
+
+
+def check_cluster_file(path: str | Path, *, demands: Sequence[Demand] = (), for_launch: bool = False) -> list[Problem]:
+    """Returns what is wrong with a cluster file; an empty list if nothing was found.
+
+    Args:
+        path: The YAML file that ``ray up`` would be given.
+        demands: What the experiments that will run there ask for.
+        for_launch: Also report what a file may lack until the day it is used: values still to be filled in, and
+            mounted files that are not on this machine.
+
+    Nothing is asked of a cloud, so a mistyped instance type, image or security group is not found.
+    """
+    path = Path(path)
+    raw = load(path)
+    if isinstance(raw, Problem):
+        return [raw]
+
+    # Ray makes the one node type of one's own machines itself.
+    own_machines = mapping(raw.get("provider")).get("type") == "local"
+    head_problems = [] if own_machines else list(head_type_problems(raw))
+    prepared, of_ray = ray_problems(raw, head_type_is_known_bad=bool(head_problems))
+    problems = head_problems + of_ray
+    # Ray's defaults decide what a key left out means. Where it could not apply them, the rest would be guesswork.
+    if prepared is not None:
+        if own_machines:
+            problems += own_machine_problems(raw)
+        else:
+            problems += worker_limit_problems(prepared)
+            problems += resource_problems(prepared)
+            problems += demand_problems(prepared, demands)
+        problems += idle_timeout_problems(raw)
+        problems += ray_version_problems(raw, prepared, path.parent / "constraints.txt")
+        problems += start_command_problems(prepared)
+        problems += token_problems(raw)
+        problems += mlflow_problems(raw)
+    if for_launch:
+        problems += launch_problems(raw, path.parent)
+    return problems

@@ -1,0 +1,175 @@
+"""How many machines there may be, and what they have; and whether that is enough for what is to run there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.cluster.check.commands import RAY_START
+from orchestrator.cluster.check.reading import Problem, is_whole, mapping, strings, worker_types
+
+# AWS families with GPUs: p3, p4d, p5en, p6-b200, g4dn, g5, g6e, gr6 …
+_AWS_GPU_INSTANCE = re.compile(r"(?:p|g|gr)\d[\w-]*\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What one experiment asks of a cluster: all of its hosts, and one trial beside them."""
+
+    name: str
+    hosts: int
+    host_cpus: float
+    host_gpus: float
+    trial_cpus: float
+
+
+def worker_limit_problems(cluster: Mapping[str, Any]) -> Iterator[Problem]:
+    limit = cluster.get("max_workers")
+    if not is_whole(limit):
+        return  # the schema has said so
+    total = 0
+    for name, node_type in worker_types(cluster):
+        where = f"available_node_types.{name}"
+        minimum, maximum = node_type.get("min_workers", 0), node_type.get("max_workers", limit)
+        if not (is_whole(minimum) and is_whole(maximum)):
+            continue
+        total += maximum
+        if minimum > maximum:
+            yield Problem(
+                where, f"min_workers {minimum} exceeds max_workers {maximum}", "Raise max_workers or lower min_workers"
+            )
+        if maximum > limit:
+            yield Problem(
+                where,
+                f"max_workers {maximum} exceeds the whole cluster's max_workers {limit}, so it is never reached",
+                f"Lower it to {limit} or raise the top-level max_workers",
+            )
+    if total < limit:
+        yield Problem(
+            "max_workers",
+            f"the worker types allow {total} workers together, fewer than the cluster's max_workers {limit}",
+            f"Lower it to {total} or raise the max_workers of a type",
+        )
+
+
+def resource_problems(cluster: Mapping[str, Any]) -> Iterator[Problem]:
+    head_name = str(cluster.get("head_node_type"))
+    head = mapping(mapping(cluster.get("available_node_types")).get(head_name))
+    head_cpus = mapping(head.get("resources")).get("CPU")
+    if head and head_cpus != 0:
+        found = (
+            "does not declare CPU, so all of its cores are advertised"
+            if head_cpus is None
+            else f"advertises CPU {head_cpus}"
+        )
+        yield Problem(
+            f"available_node_types.{head_name}.resources",
+            f"the head {found}, and trials would run beside the scheduler",
+            "Declare CPU: 0",
+        )
+
+    on_aws = mapping(cluster.get("provider")).get("type") == "aws"
+    any_gpu = False
+    for name, node_type in worker_types(cluster):
+        where = f"available_node_types.{name}.resources"
+        resources = mapping(node_type.get("resources"))
+        declares_gpu = bool(resources.get("GPU"))
+        any_gpu |= declares_gpu
+        instance = str(mapping(node_type.get("node_config")).get("InstanceType", ""))
+        if not (on_aws and instance):
+            continue
+        has_gpu = _AWS_GPU_INSTANCE.match(instance) is not None
+        if has_gpu and not declares_gpu:
+            yield Problem(
+                where,
+                f"{instance} has a GPU, but the resources are {dict(resources)}",
+                "Declare GPU as well: Ray fills it in only if AWS answers when the cluster is started",
+            )
+        if declares_gpu and not has_gpu:
+            yield Problem(
+                where,
+                f"GPU {resources['GPU']} is declared, but {instance} has none",
+                "Choose a p or g instance type, or remove GPU",
+            )
+    if not any_gpu:
+        yield Problem(
+            "available_node_types",
+            "no worker type declares a GPU, so hosts that ask for one wait for ever",
+            "Add a worker type with GPU in its resources",
+        )
+
+
+def own_machine_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    """For machines that are there anyway: all of them work, and the head does not."""
+    workers = strings(mapping(raw.get("provider")).get("worker_ips"))
+    for key in ("min_workers", "max_workers"):
+        # Ray takes every machine where the key is left out.
+        if key in raw and raw[key] != len(workers):
+            yield Problem(key, f"it is {raw[key]}, and there are {len(workers)} worker_ips", "Give it their number")
+    if len(set(workers)) < len(workers):
+        yield Problem("provider.worker_ips", "an address is there twice", "Name each machine once")
+    starts = [command for command in strings(raw.get("head_start_ray_commands")) if RAY_START.search(command)]
+    if starts and not any(re.search(r"--num-cpus[=\s]+0\b", command) for command in starts):
+        yield Problem(
+            "head_start_ray_commands",
+            "the head advertises its cores, and trials would run beside the scheduler",
+            "Give `ray start --head` --num-cpus=0",
+        )
+
+
+def idle_timeout_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    if "idle_timeout_minutes" not in raw:
+        yield Problem(
+            "idle_timeout_minutes",
+            "it is not set, and how long idle workers are paid for is left to Ray's default",
+            "Set it, for example to 10",
+        )
+
+
+def demand_problems(cluster: Mapping[str, Any], demands: Sequence[Demand]) -> Iterator[Problem]:
+    """A host must fit on one node, and all hosts and a trial on as many nodes as there may ever be."""
+    limit = cluster.get("max_workers")
+    if not is_whole(limit):
+        return  # the schema has said so
+    nodes: list[tuple[int, Mapping[str, Any]]] = []
+    for _, node_type in worker_types(cluster):
+        maximum = node_type.get("max_workers", limit)
+        nodes.append((maximum if is_whole(maximum) else 0, mapping(node_type.get("resources"))))
+    for demand in demands:
+        host = {"CPU": demand.host_cpus, "GPU": demand.host_gpus}
+        asked = f"a host of {demand.host_cpus:g} CPU" + (f" and {demand.host_gpus:g} GPU" if demand.host_gpus else "")
+        # The types that hold most come first, or the cluster's limit would be used up by small ones.
+        per_node = sorted(((_fitting(resources, host), count) for count, resources in nodes), reverse=True)
+        if not per_node or per_node[0][0] == 0:
+            yield Problem(
+                "available_node_types",
+                f"{demand.name} wants {asked}, which fits on no worker type",
+                "Declare a type with these resources, or lower the experiment's resources.host_cpus or host_gpus",
+            )
+            continue
+        room, left = 0, limit
+        for fitting, count in per_node:
+            room += fitting * min(count, left)
+            left -= min(count, left)
+        if room < demand.hosts:
+            yield Problem(
+                "max_workers",
+                f"{demand.name} wants {demand.hosts} times {asked}, and the cluster never holds more than {room}",
+                "Raise max_workers, the cluster's and the types', or lower the experiment's resources.hosts",
+            )
+        elif sum(count * float(r.get("CPU", 0)) for count, r in nodes) < demand.hosts * demand.host_cpus + (
+            demand.trial_cpus
+        ):
+            yield Problem(
+                "max_workers",
+                f"{demand.name} wants {demand.hosts} times {asked}, a trial of {demand.trial_cpus:g} CPU beside them, "
+                f"and all workers together have no core left for that",
+                "Raise the max_workers of a type with cores, or lower the experiment's resources.hosts",
+            )
+
+
+def _fitting(resources: Mapping[str, Any], host: Mapping[str, float]) -> int:
+    """How many hosts a node with these resources holds."""
+    return min(int(float(resources.get(unit, 0)) / amount + 1e-9) for unit, amount in host.items() if amount)

@@ -1,0 +1,216 @@
+"""Mean and covariance of features, streamed and merged exactly, and the Frechet distance between two of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import load, save
+from torch import Tensor
+from torch_fidelity.metric_fid import (  # type: ignore[import-untyped]
+    KEY_METRIC_FID,
+    fid_statistics_to_metric,
+)
+
+from orchestrator.errors import ConfigError
+from orchestrator.features.base import FeatureExtractor
+
+Array = npt.NDArray[np.float64]
+
+WEIGHTS = Path(__file__).parent / "weights"
+LARGEST = 64.0
+"""Features must stay below this size, and are rounded to multiples of 2^-24: 30 bits, whose sums can be exact."""
+
+MAX_COUNT = 2**23
+"""Samples whose sums of 30-bit products still fit the 53 bits of float64."""
+
+BATCH = 1024
+"""Samples that go through an extractor at once."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a Frechet distance needs of a set of features.
+
+    Attributes:
+        features: Name of the extractor.
+        count: Number of samples.
+        mean: Shape (F,), float64.
+        covariance: Shape (F, F), float64, normalised by count - 1.
+        samples: Features of some of the samples, (M, F), float32: what kernel distances need; None: none were kept.
+    """
+
+    features: str
+    count: int
+    mean: Array
+    covariance: Array
+    samples: npt.NDArray[np.float32] | None = None
+
+    def to_bytes(self, **facts: str) -> bytes:
+        """As a safetensors file; ``facts`` are kept beside the numbers for people to read."""
+        described = {"features": self.features, "count": self.count, **facts}
+        tensors: dict[str, npt.NDArray[Any]] = {"mean": self.mean, "covariance": self.covariance}
+        if self.samples is not None:
+            tensors["samples"] = self.samples.astype(np.float16)  # half the bytes; kernel distances are far noisier
+        return save(tensors, {"bespoke_moments": json.dumps(described)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Moments:
+        """The inverse of :meth:`to_bytes`, but for the samples' rounding to 16 bits.
+
+        Raises:
+            ValueError, KeyError: They are no such bytes.
+        """
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        described = json.loads(header["__metadata__"]["bespoke_moments"])
+        tensors = load(data)
+        samples = tensors["samples"].astype(np.float32) if "samples" in tensors else None
+        return cls(described["features"], int(described["count"]), tensors["mean"], tensors["covariance"], samples)
+
+
+class FeatureStatistics:
+    """Sums over features that add up to the same bits in whatever order, batches and shards they are taken.
+
+    A feature is rounded to a multiple of 2^-24 (float32 has no more digits from 1 upwards) and split into a high and a
+    low half of 15 bits. Products of halves are whole multiples of a power of two, and up to :data:`MAX_COUNT` of them
+    fit the 53 bits of a float64: no addition ever rounds.
+
+    Attributes:
+        features: Name of the extractor.
+        count: Samples so far.
+    """
+
+    def __init__(self, features: str, dim: int):
+        self.features = features
+        self.count = 0
+        self._sums = np.zeros((2, dim))
+        self._products = np.zeros((3, dim, dim))
+
+    def add(self, features: Tensor | npt.NDArray[Any]) -> None:
+        """Take in the features of a batch, shape (B, F).
+
+        Raises:
+            ValueError: Another number of features, a value that is not finite or too large, or too many samples.
+        """
+        dim = self._sums.shape[1]
+        if features.ndim != 2 or features.shape[1] != dim:
+            raise ValueError(f"features of {self.features} are (B, {dim}), got {tuple(features.shape)}")
+        values = features.detach().cpu().numpy() if isinstance(features, Tensor) else features
+        values = values.astype(np.float64)
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f"features of {int((~finite).sum())} of {len(values)} samples are not finite; leave out the "
+                f"solver that made them"
+            )
+        if np.abs(values).max(initial=0.0) >= LARGEST:
+            raise ValueError(
+                f"a feature of {self.features} is {np.abs(values).max():g}, above {LARGEST:g}: sums would not be "
+                f"exact; scale the extractor's features down"
+            )
+        self._check_count(len(values))
+        whole = np.round(values * 2.0**24) / 2.0**24
+        high = np.round(whole * 2.0**9) / 2.0**9
+        low = whole - high
+        self.count += len(values)
+        self._sums += np.stack([high.sum(axis=0), low.sum(axis=0)])
+        self._products += np.stack([high.T @ high, high.T @ low, low.T @ low])
+
+    def merge(self, other: FeatureStatistics) -> None:
+        """Take in another shard's sums.
+
+        Raises:
+            ValueError: They are of other features, or there are too many samples together.
+        """
+        if (other.features, other._sums.shape) != (self.features, self._sums.shape):
+            raise ValueError(f"statistics of {other.features} cannot be merged into those of {self.features}")
+        self._check_count(other.count)
+        self.count += other.count
+        self._sums += other._sums
+        self._products += other._products
+
+    def _check_count(self, more: int) -> None:
+        if self.count + more > MAX_COUNT:
+            raise ValueError(f"statistics of more than {MAX_COUNT:,} samples would not be exact; use fewer samples")
+
+    def moments(self, at_least: int | None = None) -> Moments:
+        """Mean and covariance of all samples taken in.
+
+        Args:
+            at_least: Samples that there must be; None: more than features.
+
+        Raises:
+            ValueError: Fewer samples. With no more than features the covariance is singular, and a distance all bias.
+        """
+        dim = self._sums.shape[1]
+        if self.count < (dim + 1 if at_least is None else at_least):
+            raise ValueError(
+                f"{self.count} samples do not determine the covariance of {dim} features; use more than {dim}, "
+                f"better ten times as many"
+            )
+        high, mixed, low = self._products
+        mean = self._sums.sum(axis=0) / self.count
+        covariance = (high + (mixed + mixed.T) + low - self.count * np.outer(mean, mean)) / (self.count - 1)
+        return Moments(self.features, self.count, mean, covariance)
+
+
+def feature_moments(extractor: FeatureExtractor, samples: Tensor, keep: int = 0) -> Moments:
+    """Moments of the features of ``samples``, shape (N, ...), in batches of :data:`BATCH`.
+
+    Args:
+        extractor: The network.
+        samples: (N, ...).
+        keep: How many samples' features to keep with them, evenly spread.
+
+    Raises:
+        ValueError: See :meth:`FeatureStatistics.add` and :meth:`FeatureStatistics.moments`.
+    """
+    statistics = FeatureStatistics(extractor.name, extractor.dim)
+    for first in range(0, len(samples), BATCH):
+        statistics.add(extractor(samples[first : first + BATCH]))
+    moments = statistics.moments()
+    if not keep:
+        return moments
+    chosen = samples[spread(len(samples), keep)]
+    parts = [extractor(chosen[i : i + BATCH]).detach().cpu() for i in range(0, len(chosen), BATCH)]
+    return replace(moments, samples=torch.cat(parts).float().numpy())
+
+
+def spread(count: int, keep: int) -> list[int]:
+    """Indices of at most ``keep`` of ``count`` samples, evenly spread and in order."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, keep))})
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al. 2017), by torch-fidelity's function.
+
+    Raises:
+        ValueError: The two are of different features.
+    """
+    if a.features != b.features:
+        raise ValueError(f"a Frechet distance between features {a.features!r} and {b.features!r} means nothing")
+    pair = ({"mu": moments.mean, "sigma": moments.covariance} for moments in (a, b))
+    found: dict[str, Any] = fid_statistics_to_metric(*pair, verbose=False)
+    return float(found[KEY_METRIC_FID])
+
+
+def reference_moments(features: str, dataset: str) -> Moments:
+    """The moments of real data that travel with the package.
+
+    Args:
+        features: Name of the extractor.
+        dataset: Name of the dataset plugin.
+
+    Raises:
+        ConfigError: There are none for this pair; those that exist are listed.
+    """
+    path = WEIGHTS / f"{features}.{dataset}.safetensors"
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in WEIGHTS.glob("*.*.safetensors"))) or "none"
+        raise ConfigError(f"no reference statistics {features}.{dataset}; there are: {known}")
+    return Moments.from_bytes(path.read_bytes())

@@ -1,0 +1,471 @@
+"""The host: owns one frozen model and answers questions about it. A plain class; ``pool`` makes actors of it.
+
+What crosses its boundary is small: theta, indices of pairs, sums, per-sample numbers. It holds nothing that cannot be
+rebuilt from the model and the pair store, so it may die at any moment. It never trains the model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any, ClassVar, Literal, NotRequired, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from orchestrator import plugins
+from orchestrator.errors import StoreError
+from orchestrator.hosts.distillation import LearnedRun, State, advance
+from orchestrator.hosts.lockstep import Ask, in_step
+from orchestrator.hosts.media import MediaShard
+from orchestrator.hosts.merging import Merging, MergingStatistics
+from orchestrator.hosts.settings import HostSettings, ModelFacts
+from orchestrator.hosts.work import MeteredField, Work
+from orchestrator.metrics.base import Batch, Media, PairMetric
+from orchestrator.metrics.measurements import MetricSpec, write_values
+from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter
+from orchestrator.objectives.base import FamilyObjective, SolverObjective
+from orchestrator.pairs import PairSet, PairSpec, PairStore, ShardRecord, concatenate
+from orchestrator.pairs.ground_truth import solve
+from orchestrator.randomness import noise
+from orchestrator.storage import Storage, canonical_json
+from solvers.distil.least_squares import fit
+from solvers.distil.normal_equations import Jacobian, NormalEquations, normal_equations
+from solvers.distil.pair_field import PairField
+from solvers.field import VelocityField
+from solvers.gits import gits_grid
+from solvers.losses import psnr_loss
+from solvers.ns import CheckpointedField, NSSolver
+
+FieldOf = Callable[[Tensor, float], VelocityField]
+"""``field(condition, guidance_scale)``: the velocity of a batch."""
+
+SCORING_BATCH = 512
+"""Pairs per model call when no gradient is needed."""
+
+
+class AdvanceCall(TypedDict):
+    """The arguments of :meth:`Host.advance`."""
+
+    run: LearnedRun
+    state: State
+    steps: int
+    validation: NotRequired[str | None]
+
+
+class Host:
+    """One frozen model on one device, and the pairs it has been asked about."""
+
+    #: Methods whose calls may be answered together, by the method that takes a list of their arguments as ``calls``
+    #: and gives their answers in order.
+    TOGETHER: ClassVar[dict[str, str]] = {"advance": "advance_many"}
+
+    def __init__(self, settings: HostSettings):
+        self.settings = settings
+        self.work = Work()
+        self.storage = Storage.at(settings.storage)
+        self.model: ModelAdapter = plugins.build("models", settings.adapter, settings.options).to(settings.device)
+        # After every import: some libraries set the thread count when they load.
+        torch.set_num_threads(settings.threads)
+        self._pairs: dict[str, tuple[PairSpec, PairSet]] = {}
+        self._objectives: dict[str, Any] = {}
+        # What is distilled on: the very model, or its twin with a compiled network.
+        self._distilled_on = self.model.compiled() if settings.compile else self.model
+        self._merging = Merging(self._ask, self._select, self._distillation_field)
+
+    @cached_property
+    def device_class(self) -> str:
+        """'cpu', or the accelerator's name: pairs of different classes are not bit-identical."""
+        if self.settings.device.startswith("cuda"):
+            return torch.cuda.get_device_name(torch.device(self.settings.device))
+        return self.settings.device
+
+    def facts(self) -> ModelFacts:
+        model = self.model
+        return ModelFacts(
+            name=model.name,
+            digest=model.digest,
+            shape=model.shape,
+            prediction=model.prediction,
+            scheduler=model.scheduler,
+            native_scheduler=model.native.name,
+            data_range=model.data_range,
+            device_class=self.device_class,
+            parameters=model.parameters,
+            rate=model.rate,
+        )
+
+    def process_id(self) -> int:
+        return os.getpid()
+
+    def merging_statistics(self) -> MergingStatistics:
+        """What this host has answered in merged batches, and what it has measured to decide so."""
+        return self._merging.statistics
+
+    # ---- make these pairs -------------------------------------------------------------------------------------
+
+    def make_shard(self, spec: PairSpec, shard: int) -> ShardRecord:
+        """Solve for the pairs of one shard and write it; the record for the manifest.
+
+        Raises:
+            StoreError: The spec is for another model or device class, or the device is full.
+        """
+        if spec.model_digest != self.model.digest:
+            raise StoreError(f"pair spec {spec.digest} is for another model than {self.model.name}")
+        if spec.device_class != self.device_class:
+            raise StoreError(
+                f"pair spec {spec.digest} is for device class {spec.device_class!r}, this host is "
+                f"{self.device_class!r}; shards of two classes are not "
+                f"mixed, choose another storage or the same kind of device"
+            )
+        conditioning = plugins.build("datasets", spec.conditioning["name"], spec.conditioning["options"])
+        parts = [self._solve(spec, list(batch), conditioning) for batch in spec.batches(shard)]
+        made = concatenate(parts)
+        record = PairStore(self.storage, spec).write_shard(shard, made)
+        self.work.pairs += len(made)
+        return record
+
+    def _solve(self, spec: PairSpec, indices: list[int], conditioning: Any) -> PairSet:
+        x0 = torch.from_numpy(noise(spec.seed, indices, spec.shape))
+        condition = torch.from_numpy(conditioning.conditions(spec.seed, indices))
+        # Text is encoded here, once: the pairs keep what the network is conditioned on.
+        condition = self.model.encode_conditions(condition, conditioning)
+        self.model.check_condition(condition)
+        device = self.settings.device
+        field = self._field(condition.to(device), spec.guidance_scale)
+        x1, nfe, path = solve(field, x0.to(device), spec.rtol, spec.atol, keep_path=spec.trajectory)
+        spent = torch.full((len(indices),), nfe, dtype=torch.int32)
+        return PairSet(x0, x1.float(), condition, spent, path).to("cpu")
+
+    # ---- loss and gradient at theta on these pairs ------------------------------------------------------------
+
+    def loss_and_gradient(
+        self,
+        theta: npt.NDArray[np.float64],
+        pairs: str,
+        indices: Sequence[int],
+        objective: str = "psnr",
+        objective_options: dict[str, Any] | None = None,
+    ) -> tuple[float, npt.NDArray[np.float64]]:
+        """Sum over these pairs (one block) of a loss of theta, and of its gradient in theta's flat form.
+
+        Args:
+            theta: :meth:`NSSolver.flat`, float64.
+            pairs: Digest of a pair store.
+            indices: Pairs of one block, at most :data:`BLOCK`.
+            objective, objective_options: A :class:`SolverObjective`; the PSNR loss by default.
+        """
+        loss_of: SolverObjective = self._objective(objective, objective_options or {})
+        flat = torch.from_numpy(theta).clone().requires_grad_(True)
+        batch, velocity = self._batch(pairs, indices, self._distillation_field)
+        loss = loss_of.per_sample(NSSolver.from_flat(flat), velocity, batch).to(torch.float64).sum()
+        (gradient,) = torch.autograd.grad(loss, flat)
+        return loss.item(), gradient.numpy()
+
+    def loss_and_gradient_of_parameters(
+        self, run: LearnedRun, parameters: npt.NDArray[np.float64], indices: Sequence[int]
+    ) -> tuple[float, npt.NDArray[np.float64]]:
+        """The same for a loss of the family's own steps (:class:`FamilyObjective`), in the family's parameters."""
+        loss_of: FamilyObjective = self._objective(run.objective, run.objective_options)
+        of = torch.from_numpy(parameters).clone().requires_grad_(True)
+        batch, velocity = self._batch(run.train, indices, self._distillation_field)
+        loss = loss_of.per_sample(run.build(), of, run.sigma0, velocity, batch).to(torch.float64).sum()
+        (gradient,) = torch.autograd.grad(loss, of)
+        return loss.item(), gradient.numpy()
+
+    def _objective(self, name: str, options: dict[str, Any]) -> Any:
+        """The objective, built once: some hold a network."""
+        key = canonical_json([name, options])
+        if key not in self._objectives:
+            self._objectives[key] = plugins.build("objectives", name, options)
+        return self._objectives[key]
+
+    # ---- normal equations and loss at theta on these pairs ----------------------------------------------------
+
+    def normal_equations(
+        self,
+        theta: npt.NDArray[np.float64],
+        pairs: str,
+        indices: Sequence[int],
+        jacobian: Jacobian = "forward",
+        free: npt.NDArray[np.bool_] | None = None,
+    ) -> NormalEquations:
+        """Sums over these pairs of J^T W J and J^T W r of the PSNR loss, without a backward pass.
+
+        Args:
+            theta: :meth:`NSSolver.flat`, float64.
+            pairs: Digest of a pair store.
+            indices: Pairs of one block, at most :data:`BLOCK`.
+            jacobian: 'forward', 'central' or 'jvp'.
+            free: Mask over theta: the numbers whose columns are wanted; all that can be learned by default.
+        """
+        spec, whole = self._load(pairs)
+        batch = whole.select(list(indices)).to(self.settings.device)
+        return normal_equations(
+            NSSolver.from_flat(torch.from_numpy(theta)),
+            self._pair_field(batch, spec, self._distillation_field),
+            batch.x0,
+            batch.x1,
+            memory_bytes=self.settings.memory_bytes,
+            jacobian=jacobian,
+            free=None if free is None else torch.from_numpy(free),
+            precision=AUTOCAST[self.settings.precision],
+        )
+
+    def loss(self, theta: npt.NDArray[np.float64], pairs: str, indices: Sequence[int]) -> float:
+        """Sum over these pairs of the PSNR loss of theta."""
+        batch, velocity = self._batch(pairs, indices, self._distillation_field)
+        with torch.no_grad():
+            sample = NSSolver.from_flat(torch.from_numpy(theta)).sample(velocity, batch.x0)
+            return psnr_loss(sample, batch.x1).to(torch.float64).sum().item()
+
+    # ---- steps of a distillation ------------------------------------------------------------------------------
+
+    def advance(self, run: LearnedRun, state: State, steps: int, validation: str | None = None) -> State:
+        """``steps`` optimiser steps from this state: used where a round trip per step would cost too much.
+
+        Args:
+            run, state: What is distilled, and where it stands.
+            steps: Iterations.
+            validation: Digest of the pairs on which the last iterate is validated then; None: it is not.
+        """
+
+        def ask(method: str, calls: Sequence[dict[str, Any]]) -> list[Any]:
+            return [self._ask(method, arguments) for arguments in calls]
+
+        return advance(run, state, steps, self.model.scheduler, ask, validation)
+
+    def advance_many(self, calls: Sequence[AdvanceCall]) -> list[State]:
+        """:meth:`advance` for several runs in step, their theta sharing model batches where that is faster.
+
+        Runs may differ in everything. Those that ask for the PSNR loss of theta of one NFE, on as many pairs of one
+        guidance scale, share a batch; what cannot be shared is answered one by one. A run that ends leaves the others.
+
+        Returns:
+            The states, in order: each that of its own :meth:`advance` but for the rounding of the network, which
+            depends on the size of its batches. A single call is :meth:`advance` to the bit.
+        """
+
+        def task(call: AdvanceCall, ask: Ask) -> State:
+            validation = call.get("validation")
+            return advance(call["run"], call["state"], call["steps"], self.model.scheduler, ask, validation)
+
+        return in_step([partial(task, call) for call in calls], self._merging.answer)
+
+    def _ask(self, method: str, arguments: dict[str, Any]) -> Any:
+        return getattr(self, method)(**arguments)
+
+    def _pair_field(self, batch: PairSet, spec: PairSpec, field: FieldOf) -> PairField:
+        """The field of any rows of a batch, from the field of a conditioning and guidance scale."""
+        return lambda rows: field(batch.condition[rows.to(batch.condition.device)], spec.guidance_scale)
+
+    def _field(self, condition: Tensor, guidance_scale: float) -> VelocityField:
+        """The model's field as it was loaded: of ground truth, starts and scores."""
+        return self._metered(self.model, condition, guidance_scale)
+
+    def _metered(self, model: ModelAdapter, condition: Tensor, guidance_scale: float) -> VelocityField:
+        forwards = model.forwards_per_evaluation(guidance_scale)
+        return MeteredField(model.field(condition, guidance_scale), self.work, forwards)
+
+    def _distillation_field(self, condition: Tensor, guidance_scale: float) -> VelocityField:
+        """The model's field as distillation steps use it: in the precision, and with the memory, of the settings."""
+        field = self._metered(self._distilled_on, condition, guidance_scale)
+        dtype = AUTOCAST[self.settings.precision]
+        if dtype is not None:
+            field = AutocastField(field, dtype)
+        return CheckpointedField(field) if self.settings.checkpoint else field
+
+    # ---- starts and grids from the trajectories of these pairs ------------------------------------------------
+
+    def least_squares(self, pairs: str, times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """theta fitted row by row to the trajectories of all these pairs (:mod:`solvers.distil.least_squares`).
+
+        Args:
+            pairs: Digest of a pair store that holds trajectories.
+            times: t_0..t_n, shape (n + 1,), float64.
+        """
+        spec, whole = self._load(pairs)
+        if whole.path is None:
+            raise StoreError(f"pair store {pairs} holds no trajectories; make it with `bespoke pairs`")
+        batch, grid = whole.to(self.settings.device), torch.from_numpy(times)
+        assert batch.path is not None
+        pair_field = self._pair_field(batch, spec, self._field)
+        fitted = fit(pair_field, batch.x0, batch.path.state(grid), grid, batch_size=SCORING_BATCH)
+        return fitted.flat().numpy()
+
+    def gits_grid(
+        self, pairs: str, steps: int, gamma: float, loss: Literal["error", "deviation"], trajectories: int, knots: int
+    ) -> tuple[npt.NDArray[np.float64], int]:
+        """The grid that GITS finds on the trajectories of the first of these pairs.
+
+        Args:
+            pairs: Digest of a pair store that holds trajectories.
+            steps: Steps of the grid.
+            gamma, loss: See :func:`solvers.gits.gits_grid`.
+            trajectories: How many pairs to look at; all where there are fewer.
+            knots: Uniform times between which it chooses; at least 4 a step are taken.
+
+        Returns:
+            Times, shape (steps + 1,), float64; and the velocity evaluations spent, of one sample each.
+        """
+        batch, field = self._batch(pairs, range(min(trajectories, len(self._load(pairs)[1]))))
+        if batch.path is None:
+            raise StoreError(f"pair store {pairs} holds no trajectories; make it with `bespoke pairs`")
+        scheduler = self.model.scheduler
+        times = torch.linspace(scheduler.t_min, scheduler.t_max, max(knots, 4 * steps + 1), dtype=torch.float64)
+        states = batch.path.state(times)
+        with torch.no_grad():
+            # No step starts at the last knot.
+            velocities = [field(x, t) for x, t in zip(states[:-1], times[:-1], strict=True)]
+        spent = len(velocities) * len(batch)
+        velocities.append(torch.zeros_like(velocities[0]))
+        return gits_grid(states, torch.stack(velocities), times, steps, gamma, loss).numpy(), spent
+
+    # ---- sample and score theta on these pairs ----------------------------------------------------------------
+
+    def sample(self, theta: npt.NDArray[np.float64], pairs: str, indices: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Samples of theta from the noise of these pairs, shape (len(indices), ...)."""
+        parts = []
+        for first in range(0, len(indices), SCORING_BATCH):
+            chosen = indices[first : first + SCORING_BATCH]
+            spec, whole = self._load(pairs)
+            parts.append(self._sample(theta, whole.select(list(chosen)), spec))
+        return torch.cat(parts).numpy()
+
+    def score(
+        self, theta: npt.NDArray[np.float64], pairs: str, metrics: Sequence[str], indices: Sequence[int] | None = None
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        """Each metric of theta on each of these pairs (all of them by default), in order of index."""
+        count = len(self._load(pairs)[1])
+        chosen = list(range(count)) if indices is None else list(indices)
+        samples = torch.from_numpy(self.sample(theta, pairs, chosen))
+        reference = self._load(pairs)[1].select(chosen).x1
+        scorers: dict[str, PairMetric] = {name: plugins.build("metrics", name) for name in metrics}
+        return {
+            name: scorer.per_sample(samples, reference, self.model.data_range).numpy()
+            for name, scorer in scorers.items()
+        }
+
+    def measure_shard(
+        self,
+        theta: npt.NDArray[np.float64] | None,
+        pairs: str,
+        shard: int,
+        metrics: Sequence[MetricSpec],
+        keys: Sequence[str],
+        finite: str,
+        media: str | None = None,
+    ) -> int:
+        """Sample the pairs of one shard, measure what compares with ground truth, and write what was measured.
+
+        Args:
+            theta: Flat; None for ground truth itself.
+            pairs: Digest of the pair set.
+            shard: Number of its shard: no other is read.
+            metrics: Metrics that compare; not for ground truth.
+            keys: Where the numbers of each of them go.
+            finite: Where the record goes of which samples are finite, written last.
+            media: Where the samples go as images or sound, for scorers; None: they are not kept.
+
+        Returns:
+            Samples in the shard.
+        """
+        store = PairStore.open(self.storage, pairs)
+        whole = store.load_shard(shard)
+        samples = whole.x1 if theta is None else self._sample(theta, whole, store.spec)
+        seen = {"samples": (samples, whole.x1, self.model.data_range)}
+        if any(spec.metric.sees == "images" for spec in metrics):
+            seen["images"] = (self._shown(samples), self._shown(whole.x1), 2.0)
+        conditioning = plugins.build("datasets", store.spec.conditioning["name"], store.spec.conditioning["options"])
+        for spec, key in zip(metrics, keys, strict=True):
+            mine, reference, data_range = seen[spec.metric.sees]
+            values = spec.metric.measure(Batch(mine, None, conditioning, reference, data_range))
+            write_values(self.storage, key, values.numpy())
+            self.work.scored += len(samples)
+        good = torch.isfinite(samples.flatten(1)).all(dim=1)
+        if media is not None:
+            kept = samples[good]
+            shown = self._heard(kept) if self.model.rate else self._shown(kept)
+            form: Media = "sound" if self.model.rate else "images"
+            MediaShard(shown, good.numpy(), form, self.model.rate).write(self.storage, media)
+        write_values(self.storage, finite, good.numpy()[:, None])
+        return len(whole)
+
+    def _sample(self, theta: npt.NDArray[np.float64], pairs: PairSet, spec: PairSpec) -> Tensor:
+        """Samples of theta from the noise of these pairs."""
+        solver = NSSolver.from_flat(torch.from_numpy(theta))
+        parts = []
+        with torch.no_grad():
+            for first in range(0, len(pairs), SCORING_BATCH):
+                batch = pairs.select(slice(first, first + SCORING_BATCH)).to(self.settings.device)
+                field = self._field(batch.condition, spec.guidance_scale)
+                parts.append(solver.sample(field, batch.x0).float().cpu())
+        return torch.cat(parts)
+
+    def _shown(self, samples: Tensor) -> Tensor:
+        """Images of samples, latents decoded."""
+        return self.model.decode(samples.to(self.settings.device)).float().cpu()
+
+    def _heard(self, samples: Tensor) -> Tensor:
+        """Waves of samples."""
+        return self.model.sound(samples.to(self.settings.device)).float().cpu()
+
+    def sound(
+        self, theta: npt.NDArray[np.float64] | None, pairs: str, indices: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """Waves (N, samples) of theta from the noise of these pairs, or of their ground truth where it is None."""
+        spec, whole = self._load(pairs)
+        chosen = whole.select(list(indices))
+        return self._heard(chosen.x1 if theta is None else self._sample(theta, chosen, spec)).numpy()
+
+    def score_many(
+        self, thetas: Sequence[npt.NDArray[np.float64]], pairs: str, metric: str, indices: Sequence[int]
+    ) -> list[npt.NDArray[np.float64]]:
+        """One metric of several theta on the same pairs: a grid search in one request."""
+        return [self.score(theta, pairs, [metric], indices)[metric] for theta in thetas]
+
+    def pictures(
+        self, theta: npt.NDArray[np.float64] | None, pairs: str, indices: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """What people look at, of samples of theta from the noise of these pairs, or of their ground truth.
+
+        Images (N, C, H, W), latents decoded; sound as the frames (N, F, T) that the model samples.
+
+        Args:
+            theta: Flat; None for ground truth.
+            pairs: Digest of the pair set.
+            indices: Which pairs.
+        """
+        if theta is None:
+            samples = self._load(pairs)[1].select(list(indices)).x1
+        else:
+            samples = torch.from_numpy(self.sample(theta, pairs, indices))
+        return (self._shown(samples) if samples.ndim == 4 else samples).numpy()
+
+    # ---- pairs in memory --------------------------------------------------------------------------------------
+
+    def _load(self, digest: str) -> tuple[PairSpec, PairSet]:
+        if digest not in self._pairs:
+            store = PairStore.open(self.storage, digest)
+            if store.spec.model_digest != self.model.digest:
+                raise StoreError(f"pair store {digest} was made by another model than {self.model.name}")
+            self._pairs[digest] = (store.spec, store.load())
+        return self._pairs[digest]
+
+    def _batch(
+        self, digest: str, indices: Sequence[int], field: FieldOf | None = None
+    ) -> tuple[PairSet, VelocityField]:
+        """These pairs on the device, and their velocity: the model's own unless another is asked for."""
+        spec, pairs = self._load(digest)
+        batch = pairs.select(list(indices)).to(self.settings.device)
+        return batch, (field or self._field)(batch.condition, spec.guidance_scale)
+
+    def _select(self, digest: str, indices: Sequence[int]) -> tuple[float, PairSet]:
+        """The guidance scale of a pair store, and these of its pairs without their trajectories."""
+        spec, pairs = self._load(digest)
+        ends = replace(pairs, path=None)
+        return spec.guidance_scale, ends.select(list(indices)).to(self.settings.device)

@@ -1,0 +1,125 @@
+"""The scorer: holds the networks that metrics need, and measures samples that hosts have left in the storage.
+
+A plain class; ``pool`` makes actors of it. A scorer holds nothing that cannot be built again, so it may die at any
+moment. What it measures goes to the storage, shard by shard.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator import plugins
+from orchestrator.hosts.media import MediaShard
+from orchestrator.hosts.work import Work
+from orchestrator.metrics.base import Batch, Metric
+from orchestrator.metrics.measurements import MetricSpec, write_values
+from orchestrator.storage import Storage, canonical_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerSettings:
+    """How to make a scorer.
+
+    Attributes:
+        storage: Storage root of samples and measurements.
+        device: 'cpu' or a CUDA device: where samples are put before a metric sees them.
+        threads: torch threads.
+        batch_size: Samples that go through a metric's network at once.
+    """
+
+    storage: str
+    device: str = "cpu"
+    threads: int = 1
+    batch_size: int = 64
+
+    def worker(self) -> type:
+        """The class that these are settings of."""
+        return Scorer
+
+
+class Scorer:
+    """The networks of metrics on one device."""
+
+    TOGETHER: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, settings: ScorerSettings):
+        self.settings = settings
+        self.work = Work()
+        self.storage = Storage.at(settings.storage)
+        self._built: dict[str, Any] = {}
+        torch.set_num_threads(settings.threads)
+
+    def process_id(self) -> int:
+        """The process this scorer runs in."""
+        return os.getpid()
+
+    def measure(
+        self,
+        metrics: Sequence[MetricSpec],
+        keys: Sequence[str],
+        media: str,
+        dataset: dict[str, Any],
+        seed: int,
+        first: int,
+    ) -> int:
+        """Measure a media shard by these metrics and write what was measured.
+
+        Args:
+            metrics: Which metrics.
+            keys: Where the numbers of each metric go.
+            media: Key of the media shard.
+            dataset: Name and options of the dataset that conditioned the samples.
+            seed, first: Seed of the pairs and index of the shard's first one: what conditioning follows from.
+
+        Returns:
+            Samples measured. Those that are not finite are given NaN.
+        """
+        shard = MediaShard.read(self.storage, media)
+        source = self._plugin("datasets", dataset["name"], dataset["options"])
+        indices = [first + i for i in range(len(shard.finite)) if shard.finite[i]]
+        conditions = source.conditions(seed, indices) if indices else np.zeros(0, dtype=np.int64)
+
+        def batch(rows: slice) -> Batch:
+            samples = shard.samples[rows].to(self.settings.device)
+            return Batch(samples, conditions[rows], source, rate=shard.rate)
+
+        for spec, key in zip(metrics, keys, strict=True):
+            metric = self._plugin("metrics", spec.name, spec.options)
+            measured = self._in_batches(metric, len(indices), batch)
+            values = np.full((len(shard.finite), *measured.shape[1:]), np.nan, dtype=measured.numpy().dtype)
+            values[shard.finite] = measured.numpy()
+            write_values(self.storage, key, values)
+        return len(shard.finite)
+
+    def measure_real(self, metric: MetricSpec, key: str, dataset: dict[str, Any], indices: Sequence[int]) -> int:
+        """Measure these real samples of a dataset and write what was measured; how many there were."""
+        source = self._plugin("datasets", dataset["name"], dataset["options"])
+        built = self._plugin("metrics", metric.name, metric.options)
+
+        def batch(rows: slice) -> Batch:
+            samples = torch.from_numpy(source.real_samples(list(indices)[rows])).to(self.settings.device)
+            return Batch(samples, None, source)
+
+        write_values(self.storage, key, self._in_batches(built, len(indices), batch).numpy())
+        return len(indices)
+
+    def _in_batches(self, metric: Metric, count: int, batch: Callable[[slice], Batch]) -> Tensor:
+        size = self.settings.batch_size
+        with torch.no_grad():
+            parts = [metric.measure(batch(slice(i, min(i + size, count)))).cpu() for i in range(0, count, size)]
+        self.work.scored += count
+        return torch.cat(parts) if parts else torch.zeros(0, metric.width)
+
+    def _plugin(self, kind: str, name: str, options: Mapping[str, Any]) -> Any:
+        """The plugin, built once: metrics hold networks, datasets read files."""
+        key = canonical_json([kind, name, dict(options)])
+        if key not in self._built:
+            self._built[key] = plugins.build(kind, name, options)
+        return self._built[key]

@@ -1,0 +1,1 @@
+"""Tables, figures, galleries and HTML reports of finished work."""

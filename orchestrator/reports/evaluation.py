@@ -1,0 +1,119 @@
+"""Files of an evaluation: tables in three formats, samples to look at and to listen to, and ``report.html``."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import yaml
+from matplotlib.figure import Figure
+
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.evaluation.run import Score
+from orchestrator.hosts.settings import ModelFacts
+from orchestrator.reports.gallery import Panel
+from orchestrator.reports.sound import players, wav
+from orchestrator.reports.sweep import DIFFERENCE_GAIN, environment, gallery, tidy
+from orchestrator.reports.tables import Table, heading, in_units, to_parquet
+
+
+def write_evaluation(
+    folder: Path,
+    config: ExperimentConfig,
+    facts: ModelFacts,
+    scores: Sequence[Score],
+    tables: Sequence[Table],
+    panels: Sequence[tuple[str, Panel]],
+) -> list[Path]:
+    """Write ``scores.parquet``, ``tables.md``, ``tables.tex``, pictures, sound and ``report.html``; the report last.
+
+    Args:
+        folder: An existing folder.
+        config: The experiment.
+        facts: The model.
+        scores: All of them.
+        tables: What to show of them.
+        panels: Samples of every solver from the same noise, by dataset.
+    """
+    files = []
+
+    def save(name: str, content: bytes) -> None:
+        (folder / name).write_bytes(content)
+        files.append(folder / name)
+
+    save("scores.parquet", to_parquet(scores))
+    save("tables.md", "\n".join(table.markdown() for table in tables).encode())
+    save("tables.tex", "\n".join(table.latex() for table in tables).encode())
+    curves = []
+    for dataset, scale in sorted({(s.case.dataset, s.case.subject.guidance_scale) for s in scores}):
+        part = [s for s in scores if (s.case.dataset, s.case.subject.guidance_scale) == (dataset, scale)]
+        if len({s.case.subject.nfe for s in part} - {None}) < 2:
+            continue  # a curve of one point says less than the table
+        figure = score_curves(part)
+        name = f"scores_{dataset}_guidance{scale:g}.png"
+        figure.savefig(folder / name, dpi=130, bbox_inches="tight")
+        plt.close(figure)
+        files.append(folder / name)
+        curves.append((dataset, scale, base64.b64encode((folder / name).read_bytes()).decode()))
+    shown = []
+    for dataset, panel in panels:
+        name = f"samples_{dataset}_guidance{panel.guidance_scale:g}_nfe{panel.nfe}"
+        figure = gallery(panel)
+        figure.savefig(folder / f"{name}.png", dpi=130, bbox_inches="tight")
+        plt.close(figure)
+        files.append(folder / f"{name}.png")
+        for strip in panel.strips:
+            if strip.waves is not None and strip.rate is not None:
+                title = "".join(letter if letter.isalnum() else "-" for letter in strip.title)
+                save(f"{name}_{title}.wav", wav(np.concatenate(list(strip.waves)), strip.rate))
+        shown.append((dataset, panel, base64.b64encode((folder / f"{name}.png").read_bytes()).decode(), players(panel)))
+    text = (
+        environment()
+        .get_template("evaluation.html.j2")
+        .render(
+            config=config,
+            facts=facts,
+            tables=tables,
+            panels=shown,
+            curves=curves,
+            gain=DIFFERENCE_GAIN,
+            configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        )
+    )
+    save("report.html", text.encode())
+    return files
+
+
+def score_curves(scores: Sequence[Score]) -> Figure:
+    """Every metric against NFE on one dataset at one guidance scale: a line a solver, ground truth's level dashed."""
+    metrics = list(dict.fromkeys(heading(score) for score in scores))
+    figure, axes = plt.subplots(1, len(metrics), figsize=(4.2 * len(metrics), 3.4), squeeze=False)
+    titles = list(dict.fromkeys(s.case.subject.title for s in scores if s.case.subject.kind != "ground truth"))
+    colours = {title: plt.get_cmap("tab10")(i % 10) for i, title in enumerate(titles)}
+    for axis, name in zip(axes[0], metrics, strict=True):
+        here = [s for s in scores if heading(s) == name and np.isfinite(s.summary.mean)]
+        for title in titles:
+            found = sorted((s for s in here if s.case.subject.title == title), key=lambda s: s.nfe)
+            learned = any(s.case.subject.kind == "theta" for s in found)
+            axis.errorbar(
+                [s.nfe for s in found],
+                [in_units(s)[0] for s in found],
+                yerr=[in_units(s)[1] if np.isfinite(s.summary.stderr) else 0 for s in found],
+                color=colours[title],
+                label=title,
+                marker="o" if learned else ".",
+                linewidth=2.5 if learned else 1.2,
+                capsize=2,
+            )
+        for score in here:
+            if score.case.subject.kind == "ground truth" and not score.metric.metric.compares:
+                axis.axhline(in_units(score)[0], color="grey", linestyle="--", linewidth=1, label="ground truth")
+        axis.set_xticks(sorted({int(s.nfe) for s in here if s.case.subject.kind != "ground truth"}))
+        tidy(axis, "velocity evaluations (NFE)", name)
+    axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure

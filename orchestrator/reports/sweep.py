@@ -1,0 +1,309 @@
+"""Figures and ``report.html``: a comparison to look at. Reads results and samples, computes none."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+
+matplotlib.use("Agg")  # no display on a cluster's head
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from orchestrator.audio.mel import LOUDEST, SILENCE
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.hosts.settings import ModelFacts
+from orchestrator.pairs import PairSpec
+from orchestrator.reports.gallery import Panel
+from orchestrator.reports.sound import players
+from orchestrator.results.store import Result, Row
+
+LEARNED_COLOURS = ("#c2185b", "#7b1fa2", "#e65100", "#00838f", "#5d4037", "#33691e")
+#: tab10 without its grey, which the legend uses for line styles.
+FIXED_COLOURS = (
+    "tab:blue",
+    "tab:orange",
+    "tab:green",
+    "tab:red",
+    "tab:purple",
+    "tab:brown",
+    "tab:pink",
+    "black",
+    "tab:olive",
+)
+UNITS = {"psnr_db": "PSNR (dB)", "snr_db": "SNR (dB)", "rmse": "RMSE"}
+DIFFERENCE_GAIN = 4
+"""Differences from ground truth are drawn this many times larger."""
+
+
+def write_report(
+    folder: Path,
+    config: ExperimentConfig,
+    facts: ModelFacts,
+    specs: Iterable[PairSpec],
+    table: Sequence[Row],
+    results: Sequence[Result],
+    panels: Sequence[Panel],
+) -> list[Path]:
+    """Write figures, ``comparison.csv`` and ``report.html`` into ``folder``; the files, the report last."""
+    files: list[Path] = []
+
+    def save(figure: Figure, name: str) -> str:
+        path = folder / name
+        figure.savefig(path, dpi=130, bbox_inches="tight")
+        plt.close(figure)
+        files.append(path)
+        return base64.b64encode(path.read_bytes()).decode()
+
+    sections = []
+    for scale in sorted({row.guidance_scale for row in table}):
+        part = [row for row in table if row.guidance_scale == scale]
+        suffix = f"guidance{scale:g}"
+        columns = list(part[0].metrics)
+        mine = [panel for panel in panels if panel.guidance_scale == scale]
+        histories = [r for r in results if r.history and r.point["guidance_scale"] == scale]
+        sections.append(
+            {
+                "scale": scale,
+                "curves": [(UNITS.get(c, c), save(curves(part, c), f"{c}_vs_nfe_{suffix}.png")) for c in columns],
+                "training": save(training(histories), f"training_{suffix}.png") if histories else None,
+                "galleries": [(p.nfe, save(gallery(p), f"samples_{suffix}_nfe{p.nfe}.png"), players(p)) for p in mine],
+                "nfes": sorted({row.nfe for row in part}),
+                "summary": summary(part),
+                "rows": sorted(part, key=lambda row: (row.nfe, -row.metrics["psnr_db"])),
+                "columns": columns,
+            }
+        )
+    sheet = folder / "comparison.csv"
+    sheet.write_text(comparison_csv(table), encoding="utf-8")
+    files.append(sheet)
+    report = folder / "report.html"
+    report.write_text(
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            config=config,
+            facts=facts,
+            pairs=sum(spec.count for spec in specs),
+            sections=sections,
+            units=UNITS,
+            gain=DIFFERENCE_GAIN,
+            not_finite=not_finite,
+            configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        ),
+        encoding="utf-8",
+    )
+    files.append(report)
+    return files
+
+
+def environment() -> jinja2.Environment:
+    """Where the reports' templates are."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+
+
+def summary(table: Sequence[Row]) -> list[dict[str, Any]]:
+    """PSNR by solver and NFE, the strongest solver first; the best of each NFE is marked."""
+    by_title: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in table:
+        by_title.setdefault((row.title, row.kind), {})[row.nfe] = row
+    best = {nfe: max(r.metrics["psnr_db"] for r in table if r.nfe == nfe) for nfe in {r.nfe for r in table}}
+    # Families that run at few NFEs must not lead or trail for that alone: they are ranked on those that all share.
+    shared = set.intersection(*(set(cells) for cells in by_title.values())) if by_title else set()
+    lines: list[dict[str, Any]] = []
+    for (title, kind), cells in by_title.items():
+        marked = {nfe: row.metrics["psnr_db"] == best[nfe] for nfe, row in cells.items()}
+        mean = float(np.mean([row.metrics["psnr_db"] for nfe, row in cells.items() if nfe in shared or not shared]))
+        lines.append({"title": title, "kind": kind, "cells": cells, "best": marked, "mean": mean})
+    return sorted(lines, key=lambda line: (line["kind"] != "learned", -line["mean"]))
+
+
+def comparison_csv(table: Sequence[Row]) -> str:
+    """The comparison as CSV, one line a solver."""
+    columns = list(table[0].metrics) if table else []
+    text = io.StringIO()
+    sheet = csv.writer(text, lineterminator="\n")
+    sheet.writerow(["solver", "kind", "nfe", "guidance_scale", "sigma0", "detail", *columns, "seeds"])
+    for row in table:
+        place = [row.title, row.kind, row.nfe, f"{row.guidance_scale:g}", f"{row.sigma0:g}", row.detail]
+        sheet.writerow([*place, *(f"{row.metrics[c]:.4f}" for c in columns), row.seeds])
+    return text.getvalue()
+
+
+def curves(table: Sequence[Row], column: str) -> Figure:
+    """A metric against NFE: learned solvers bold, fixed families on their best grid solid, on the common one dashed.
+
+    As many solvers as there are colours, the strongest first; the table has all of them.
+    """
+    figure, axes = plt.subplots(figsize=(8.2, 4.8))
+    labels = _strongest(table, ("best grid", "common grid"), len(FIXED_COLOURS))
+    colours = {label: FIXED_COLOURS[i % len(FIXED_COLOURS)] for i, label in enumerate(labels)}
+    learned = _strongest(table, ("learned",), len(LEARNED_COLOURS))
+    colours |= {label: LEARNED_COLOURS[i % len(LEARNED_COLOURS)] for i, label in enumerate(learned)}
+    styles: dict[str, dict[str, Any]] = {
+        "common grid": {"linestyle": "--", "linewidth": 0.9, "alpha": 0.45, "marker": "."},
+        "best grid": {"linestyle": "-", "linewidth": 1.4, "marker": "."},
+        "start": {"linestyle": ":", "linewidth": 2, "marker": "."},
+        "learned": {"linestyle": "-", "linewidth": 3, "marker": "o", "zorder": 5},
+    }
+    for kind, style in styles.items():
+        if kind == "start" and len(learned) > 2:
+            continue  # the starts are among the fixed solvers
+        for label in learned if kind in ("learned", "start") else labels:
+            found = sorted((r for r in table if r.kind == kind and r.label == label), key=lambda r: r.nfe)
+            if not found:
+                continue
+            x, y = [r.nfe for r in found], [r.metrics[column] for r in found]
+            named = {"learned": label, "start": f"start of {label}", "best grid": label, "common grid": None}[kind]
+            axes.errorbar(
+                x, y, yerr=[r.stderr[column] for r in found], color=colours[label], label=named, capsize=2, **style
+            )
+    axes.plot([], [], color="grey", label="best grid", **styles["best grid"])
+    axes.plot([], [], color="grey", label="common grid", **styles["common grid"])
+    tidy(axes, "velocity evaluations (NFE)", UNITS.get(column, column))
+    axes.set_xticks(sorted({row.nfe for row in table}))
+    if column == "rmse":
+        axes.set_yscale("log")
+    # As the lines stand in the figure: the learned solvers on top, styles at the bottom.
+    handles, names = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], names[::-1], fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def _strongest(table: Sequence[Row], kinds: Sequence[str], count: int) -> list[str]:
+    """Labels of the solvers of these kinds with the highest mean PSNR over their NFEs, in alphabetical order."""
+    scores: dict[str, list[float]] = {}
+    for row in table:
+        if row.kind in kinds:
+            scores.setdefault(row.label, []).append(row.metrics["psnr_db"])
+    return sorted(sorted(scores, key=lambda label: -float(np.mean(scores[label])))[:count])
+
+
+def training(results: Sequence[Result]) -> Figure:
+    """Validation PSNR against iteration, one line a trial, one colour an NFE; Levenberg-Marquardt's dashed.
+
+    Its few iterations and Adam's thousands share an axis that is logarithmic from 1 on.
+    """
+    figure, axes = plt.subplots(figsize=(8.2, 3.8))
+    nfes = sorted({r.point["nfe"] for r in results})
+    palette = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(nfes)))
+    for result in sorted(results, key=lambda r: r.point["nfe"]):
+        colour = palette[nfes.index(result.point["nfe"])]
+        steps, psnr = zip(*result.history, strict=True)
+        style = "--" if result.point.get("method") == "levenberg_marquardt" else "-"
+        axes.plot(steps, psnr, style, color=colour, linewidth=1.2, alpha=0.8)
+    for nfe, colour in zip(nfes, palette, strict=True):
+        axes.plot([], [], color=colour, label=f"NFE {nfe}", linewidth=2)
+    if len({result.point.get("method") for result in results}) > 1:
+        axes.set_xscale("symlog", linthresh=1)
+    tidy(axes, "iteration", "validation PSNR (dB)")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def gallery(panel: Panel) -> Figure:
+    """Samples of all solvers from the same noise, each with its difference from ground truth beneath."""
+    truth = panel.strips[0].samples
+    count = len(truth)
+    rows = 2 * len(panel.strips) - 1
+    width = 0.72 * truth.shape[-1] / truth.shape[-2]
+    figure, grid = plt.subplots(
+        rows,
+        count,
+        figsize=(width * count + 2.2, 0.74 * rows),
+        squeeze=False,
+        gridspec_kw={"wspace": 0.05, "hspace": 0.08},
+    )
+    line = 0
+    for strip in panel.strips:
+        named = strip.title if strip.psnr_db is None else f"{strip.title}\n{strip.psnr_db:.1f} dB"
+        _strip(grid[line], [_picture(sample) for sample in strip.samples], named)
+        line += 1
+        if strip is not panel.strips[0]:
+            differences = [_difference(sample) for sample in DIFFERENCE_GAIN * (strip.samples - truth)]
+            _strip(grid[line], differences, f"difference ×{DIFFERENCE_GAIN}", "coolwarm")
+            line += 1
+    return figure
+
+
+def _strip(
+    axes: npt.NDArray[Any], pictures: Sequence[npt.NDArray[np.float32]], title: str, colours: str = "gray"
+) -> None:
+    for axis, picture in zip(axes, pictures, strict=True):
+        axis.imshow(picture, cmap=colours, vmin=-1, vmax=1, interpolation="nearest")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    axes[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
+
+
+def _picture(sample: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """A sample as imshow takes it: (H, W) in [-1, 1], or (H, W, 3) in [0, 1]; sound with low frequencies below."""
+    if sample.ndim == 2:
+        return np.clip(2 * (sample[::-1] - SILENCE) / (LOUDEST - SILENCE) - 1, -1, 1)
+    if sample.ndim == 3 and sample.shape[0] == 3:
+        return np.clip(sample.transpose(1, 2, 0) / 2 + 0.5, 0, 1)
+    return np.clip(sample.reshape(sample.shape[-2:]), -1, 1)
+
+
+def _difference(difference: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """As :func:`_picture`, with 0 in the middle whatever the samples are."""
+    return np.clip(difference[::-1], -1, 1) if difference.ndim == 2 else _picture(difference)
+
+
+def tidy(axes: Axes, x: str, y: str) -> None:
+    """Labels, a faint grid, and no frame."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def markdown_table(table: Sequence[Row]) -> str:
+    """PSNR by solver and NFE as Markdown, for a README or a paper's draft."""
+    lines = []
+    for scale in sorted({row.guidance_scale for row in table}):
+        part = [row for row in table if row.guidance_scale == scale]
+        nfes = sorted({row.nfe for row in part})
+        lines += [f"PSNR (dB), guidance {scale:g}", "", "| solver | " + " | ".join(f"NFE {n}" for n in nfes) + " |"]
+        lines.append("|---" * (len(nfes) + 1) + "|")
+        for entry in summary(part):
+            cells = [_cell(entry, nfe) for nfe in nfes]
+            lines.append(f"| {html.escape(entry['title'])} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def not_finite(row: Row) -> str:
+    """`` (3 not finite)`` where samples had to be left out of the mean, or nothing."""
+    return f" ({row.not_finite} not finite)" if row.not_finite else ""
+
+
+def _cell(entry: dict[str, Any], nfe: int) -> str:
+    row = entry["cells"].get(nfe)
+    if row is None:
+        return "—"
+    error = f" ± {row.stderr['psnr_db']:.2f}" if row.seeds > 1 else ""
+    text = f"{row.metrics['psnr_db']:.1f}{error}{not_finite(row)}"
+    return f"**{text}**" if entry["best"][nfe] else text

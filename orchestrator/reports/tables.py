@@ -1,0 +1,295 @@
+"""Tables of scores as in the papers (BNS Tables 1-2 and 4-7, BST Tables 1-2 and 4): Markdown, LaTeX, and Parquet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.evaluation.bootstrap import Comparison
+from orchestrator.evaluation.run import Score
+
+HEADINGS = {"psnr_db": "PSNR (dB)", "psnr_uint8_db": "PSNR of 8 bits (dB)", "snr_db": "SNR (dB)", "rmse": "RMSE"}
+PERCENT = ("wer[",)
+"""Columns that are shares, and shown in percent."""
+BIASED = ("fid[",)
+"""Columns that are shown as a share of ground truth's too."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a table.
+
+    Attributes:
+        text: Plain text; '±' between a value and its error.
+        bold: Whether it is the best.
+    """
+
+    text: str
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, to be written as Markdown, LaTeX or HTML.
+
+    Attributes:
+        title: What it shows.
+        header: Column names.
+        rows: Cells, as many a row as there are columns.
+        notes: What must be known to read it, one sentence each.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """With its title as a heading."""
+        lines = [f"### {self.title}", "", "| " + " | ".join(self.header) + " |", "|---" * len(self.header) + "|"]
+        for row in self.rows:
+            texts = (cell.text.replace("|", "\\|") for cell in row)
+            shown = (f"**{text}**" if cell.bold else text for text, cell in zip(texts, row, strict=True))
+            lines.append("| " + " | ".join(shown) + " |")
+        return "\n".join([*lines, "", *(f"{note}  " for note in self.notes), ""])
+
+    def latex(self) -> str:
+        """A ``table`` with booktabs rules."""
+        columns = "l" + "r" * (len(self.header) - 1)
+        lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+        lines.append(" & ".join(map(_escaped, self.header)) + r" \\")
+        lines.append(r"\midrule")
+        for row in self.rows:
+            texts = (rf"\textbf{{{_escaped(cell.text)}}}" if cell.bold else _escaped(cell.text) for cell in row)
+            lines.append(" & ".join(texts) + r" \\")
+        caption = " ".join([f"{self.title}.", *self.notes])
+        return "\n".join(
+            [*lines, r"\bottomrule", r"\end{tabular}", rf"\caption{{{_escaped(caption)}}}", r"\end{table}", ""]
+        )
+
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "σ": r"$\sigma$",
+    "θ": r"$\theta$",
+    "∞": r"$\infty$",
+    "—": "---",
+    "%": r"\%",
+    "_": r"\_",
+    "&": r"\&",
+    "#": r"\#",
+    "$": r"\$",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+def _escaped(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def heading(score: Score) -> str:
+    """A metric's column with the direction of improvement."""
+    column = score.metric.metric.column
+    name = HEADINGS.get(column, column)
+    unit = " (%)" if column.startswith(PERCENT) else ""
+    return f"{name}{unit} {'↑' if score.metric.metric.higher_is_better else '↓'}"
+
+
+def in_units(score: Score) -> tuple[float, float]:
+    """A value and its standard error in the units of :func:`heading`."""
+    factor = 100 if score.metric.metric.column.startswith(PERCENT) else 1
+    return factor * score.summary.mean, factor * score.summary.stderr
+
+
+def shown(score: Score) -> str:
+    """A value with its standard error, rounded to what the error leaves."""
+    mean, stderr = in_units(score)
+    marked = f" ({score.summary.not_finite} not finite)" if score.summary.not_finite else ""
+    if score.case.subject.kind == "ground truth" and score.metric.metric.compares:
+        return "∞" if mean else "0"
+    if not math.isfinite(mean):
+        return f"—{marked}"
+    if not math.isfinite(stderr) or stderr <= 0:
+        return f"{mean:.4g}{marked}"
+    digits = min(max(0, 1 - math.floor(math.log10(stderr))), 6)
+    return f"{mean:.{digits}f} ± {stderr:.{digits}f}{marked}"
+
+
+def by_dataset(scores: Sequence[Score], training_passes: int | None) -> list[Table]:
+    """A table for each dataset and guidance scale: one line a solver and NFE, one column a metric."""
+    tables = []
+    for dataset, scale in sorted({(s.case.dataset, s.case.subject.guidance_scale) for s in scores}):
+        part = [s for s in scores if (s.case.dataset, s.case.subject.guidance_scale) == (dataset, scale)]
+        tables.append(_table(dataset, scale, part, training_passes))
+    return tables
+
+
+def _table(dataset: str, scale: float, scores: Sequence[Score], training_passes: int | None) -> Table:
+    headings = list(dict.fromkeys(heading(score) for score in scores))
+    biased = [h for h in headings if h.startswith(BIASED)]
+    lines: dict[tuple[object, ...], dict[str, Score]] = {}
+    for score in scores:
+        lines.setdefault(score.case.subject.order, {})[heading(score)] = score
+    truth = {h: s for line in lines.values() for h, s in line.items() if s.case.subject.kind == "ground truth"}
+    costed = training_passes is not None and any(s.case.subject.passes is not None for s in scores)
+    best = _best(scores)
+    rows = []
+    for _, line in sorted(lines.items()):
+        first = next(iter(line.values()))
+        cells = [Cell(first.case.subject.title), Cell(f"{first.nfe:.0f}")]
+        for name in headings:
+            found = line.get(name)
+            cells.append(Cell("—") if found is None else Cell(shown(found), id(found) in best))
+        cells += [Cell(_percent(line.get(name), truth.get(name))) for name in biased]
+        if costed:
+            passes = first.case.subject.passes
+            share = "—" if passes is None or training_passes is None else f"{100 * passes / training_passes:.2g}"
+            cells.append(Cell(share))
+        rows.append(tuple(cells))
+    count = max((s.summary.count for s in scores), default=0)
+    header = ["solver", "NFE", *headings, *(f"{name.split(' ')[0]} / GT (%)" for name in biased)]
+    guided = "unguided" if scale == 1 else f"guidance scale {scale:g}"
+    return Table(
+        title=f"{dataset}, {guided}",
+        header=tuple([*header, "passes / training (%)"] if costed else header),
+        rows=tuple(rows),
+        notes=(f"{count:,} samples; ± is the standard error of the mean over samples.", *_warnings(scores)),
+    )
+
+
+def _best(scores: Iterable[Score]) -> set[int]:
+    """The best scores of each metric at each NFE, ground truth apart, by identity: all that are equally good."""
+    cells: dict[tuple[str, str, float, float], list[Score]] = {}
+    for score in scores:
+        if score.case.subject.kind != "ground truth" and math.isfinite(score.summary.mean):
+            place = (score.case.dataset, heading(score), score.case.subject.guidance_scale, score.nfe)
+            cells.setdefault(place, []).append(score)
+    best = set()
+    for found in cells.values():
+        choose = max if found[0].metric.metric.higher_is_better else min
+        value = choose(score.summary.mean for score in found)
+        if len(found) > 1:
+            best |= {id(score) for score in found if score.summary.mean == value}
+    return best
+
+
+def _percent(score: Score | None, truth: Score | None) -> str:
+    if score is None or truth is None or not truth.summary.mean > 0 or not math.isfinite(score.summary.mean):
+        return "—"
+    return f"{100 * score.summary.mean / truth.summary.mean:.0f}"
+
+
+def _warnings(scores: Iterable[Score]) -> list[str]:
+    """What went wrong, once each."""
+    found: dict[str, None] = {}
+    for score in scores:
+        name = f"{score.case.subject.title} at NFE {score.nfe:.0f}"
+        if score.not_finite:
+            listed = ", ".join(map(str, score.not_finite))
+            found[f"{name}: samples that are not finite: {listed}{' …' if len(score.not_finite) == 10 else ''}."] = None
+        if score.failure is not None:
+            found[f"{score.metric.metric.column} of {name}: {score.failure}."] = None
+    return list(found)
+
+
+def across_datasets(scores: Sequence[Score]) -> list[Table]:
+    """A table for each metric and guidance scale: one line a solver and NFE, one column a dataset (BNS Tables 6, 7)."""
+    datasets = list(dict.fromkeys(score.case.dataset for score in scores))
+    if len(datasets) < 2:
+        return []
+    tables = []
+    places = dict.fromkeys((heading(s), s.case.subject.guidance_scale) for s in scores)
+    best = _best(scores)
+    for name, scale in places:
+        part = [s for s in scores if (heading(s), s.case.subject.guidance_scale) == (name, scale)]
+        lines: dict[tuple[object, ...], dict[str, Score]] = {}
+        for score in part:
+            lines.setdefault(score.case.subject.order, {})[score.case.dataset] = score
+        rows = []
+        for _, line in sorted(lines.items()):
+            first = next(iter(line.values()))
+            adaptive = first.case.subject.kind == "ground truth"
+            cells = [Cell(first.case.subject.title), Cell("adaptive" if adaptive else f"{first.nfe:.0f}")]
+            for dataset in datasets:
+                found = line.get(dataset)
+                cells.append(Cell("—") if found is None else Cell(shown(found), id(found) in best))
+            rows.append(tuple(cells))
+        guided = "unguided" if scale == 1 else f"guidance scale {scale:g}"
+        counts = ", ".join(sorted({f"{s.summary.count:,}" for s in part}))
+        note = f"{counts} samples a dataset; ± is the standard error over them."
+        tables.append(Table(f"{name} by dataset, {guided}", ("solver", "NFE", *datasets), tuple(rows), (note,)))
+    return tables
+
+
+def comparisons(found: Sequence[tuple[str, str, Comparison]]) -> Table | None:
+    """The bootstrap's answers: (dataset and place, metric, comparison) each."""
+    if not found:
+        return None
+    rows = tuple(
+        (
+            Cell(place),
+            Cell(metric),
+            Cell(c.better, bold=True),
+            Cell(c.other),
+            Cell(f"{c.difference:.4g}"),
+            Cell(f"{c.low:.4g} to {c.high:.4g}"),
+            Cell(f"{c.chance:.4f}" if c.chance else "< 0.0005"),
+        )
+        for place, metric, c in found
+    )
+    return Table(
+        "Is the best solver better than the others?",
+        ("where", "metric", "best", "against", "difference", "95 % of resamples", "p"),
+        rows,
+        ("Paired bootstrap over samples; p is the share of resamples in which the best solver is not better.",),
+    )
+
+
+def to_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """Every score as a flat row; NaN where there is no number."""
+    truth = {
+        (s.case.dataset, s.case.subject.guidance_scale, s.metric.metric.column): s.summary.mean
+        for s in scores
+        if s.case.subject.kind == "ground truth"
+    }
+    return [
+        {
+            "dataset": s.case.dataset,
+            "guidance_scale": s.case.subject.guidance_scale,
+            "kind": s.case.subject.kind,
+            "solver": s.case.subject.title,
+            "nfe": float(s.nfe),
+            "metric": s.metric.metric.column,
+            "value": s.summary.mean,
+            "stderr": s.summary.stderr,
+            "count": s.summary.count,
+            "not_finite": s.summary.not_finite,
+            "ground_truth_value": truth.get(
+                (s.case.dataset, s.case.subject.guidance_scale, s.metric.metric.column), math.nan
+            ),
+            "passes": math.nan if s.case.subject.passes is None else float(s.case.subject.passes),
+            "failure": s.failure or "",
+            "origin": s.case.subject.origin or "",
+            "theta_digest": s.case.subject.digest,
+            "pairs_digest": s.case.pairs.digest,
+        }
+        for s in scores
+    ]
+
+
+def to_parquet(scores: Sequence[Score]) -> bytes:
+    """Every score, one row each."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(to_rows(scores)), sink)
+    return sink.getvalue().to_pybytes()

@@ -1,0 +1,1 @@
+"""What a point of a sweep leaves behind, and how theta is scored."""

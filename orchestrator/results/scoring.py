@@ -1,0 +1,45 @@
+"""Scoring of theta on pair sets, split over the pool. Knows nothing of how theta was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from orchestrator import plugins
+from orchestrator.hosts.distillation import to_numpy
+from orchestrator.metrics.base import summarise
+from orchestrator.pool.router import Pool, Request
+from solvers.ns import NSSolver
+
+CHUNK = 512
+"""Pairs per request: small enough to spread over hosts, large enough to fill one."""
+
+
+def evaluate(
+    pool: Pool, solver: NSSolver, pairs: str, metrics: Sequence[str], count: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Mean, standard error and count of each metric on a pair set, by the metric's column.
+
+    Args:
+        pool: Hosts of the model the pairs belong to.
+        solver: theta.
+        pairs: Digest of the pair set.
+        metrics: Metric plugins.
+        count: Pairs in the set, to split it over the hosts; None asks one host for all of it.
+    """
+    theta = to_numpy(solver.flat())
+    chunks: list[list[int] | None] = [None]
+    if count is not None:
+        chunks = [list(range(first, min(first + CHUNK, count))) for first in range(0, count, CHUNK)]
+    parts = pool.gather(
+        [Request("score", {"theta": theta, "pairs": pairs, "metrics": list(metrics), "indices": c}) for c in chunks]
+    )
+    return {
+        plugins.build("metrics", name).column: asdict(
+            summarise(torch.from_numpy(np.concatenate([part[name] for part in parts])))
+        )
+        for name in metrics
+    }

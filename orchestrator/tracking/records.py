@@ -1,0 +1,92 @@
+"""A result as an MLflow run, and back: everything a comparison needs is in parameters and metrics, not in artifacts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.results.store import Result, ResultStore
+from orchestrator.tracking.mlflow import THETA, THETA_FILE
+from solvers.ns import ThetaArtifact
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from orchestrator.tracking.mlflow import RunLog
+
+START = "start_"
+STDERR = "_stderr"
+NOT_FINITE = "_not_finite"
+BEST_VALIDATION = "best_validation_psnr_db"
+
+
+def write_run(log: RunLog, result: Result, store: ResultStore) -> None:
+    """Write a result's numbers and theta to its run, and close it."""
+    metrics: dict[str, float] = {
+        BEST_VALIDATION: result.validation_psnr_db,
+        "nfe": result.point["nfe"],
+        "forwards": result.forwards,
+        "backwards": result.backwards,
+    }
+    for prefix, summaries in (("", result.metrics), (START, result.start_metrics or {})):
+        for column, summary in summaries.items():
+            metrics[prefix + column] = summary["mean"]
+            metrics[prefix + column + STDERR] = summary["stderr"]
+            if summary.get("not_finite"):
+                metrics[prefix + column + NOT_FINITE] = summary["not_finite"]
+    if result.start_validation_psnr_db is not None:
+        metrics[START + "validation_psnr_db"] = result.start_validation_psnr_db
+    theta = store.read_theta()
+    log.tags({THETA: ThetaArtifact.from_json(theta, origin=store.theta_location).digest})
+    log.finish(
+        metrics,
+        texts={THETA_FILE: theta},
+        parameters={"grid": result.grid, "status": result.status, "theta": store.theta_location}
+        | ({"reason": result.reason} if result.reason else {}),
+    )
+
+
+def read_run(run: Run) -> tuple[Result, str]:
+    """The result that a finished run records, and where its theta is."""
+    parameters = run.data.params
+    # What an evaluation logs later on the same run has the dataset before a slash; it is no part of the sweep's result.
+    metrics = {name: value for name, value in run.data.metrics.items() if "/" not in name}
+
+    def summaries(prefix: str) -> dict[str, dict[str, float]]:
+        columns = [
+            name.removesuffix(STDERR).removeprefix(prefix)
+            for name in metrics
+            if name.endswith(STDERR) and name.startswith(prefix) and (prefix or not name.startswith(START))
+        ]
+        suffixes = {"mean": "", "stderr": STDERR, "not_finite": NOT_FINITE}
+        return {
+            column: {
+                name: metrics[prefix + column + suffix]
+                for name, suffix in suffixes.items()
+                if prefix + column + suffix in metrics
+            }
+            for column in columns
+        }
+
+    point: dict[str, Any] = {
+        "family": parameters["family"],
+        "nfe": int(parameters["nfe"]),
+        "guidance_scale": float(parameters["guidance_scale"]),
+        "sigma0": float(parameters["sigma0"]),
+        "seed": int(parameters["seed"]),
+    }
+    result = Result(
+        key=run.data.tags["bespoke.key"].rpartition("/")[2],
+        point=point,
+        name=run.info.run_name or run.info.run_id,
+        kind=parameters["kind"],  # type: ignore[arg-type]
+        label=parameters["label"],
+        grid=parameters["grid"],
+        status=parameters["status"],
+        validation_psnr_db=metrics[BEST_VALIDATION],
+        metrics=summaries(""),
+        start_metrics=summaries(START) or None,
+        start_validation_psnr_db=metrics.get(START + "validation_psnr_db"),
+        forwards=int(metrics["forwards"]),
+        backwards=int(metrics["backwards"]),
+    )
+    return result, parameters["theta"]

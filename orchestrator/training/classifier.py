@@ -1,0 +1,162 @@
+"""Training of the classifiers whose hidden layers are features, and of their reference statistics.
+
+``python -m orchestrator.training.classifier digits_cnn`` takes seconds on one core,
+``... cifar10_gray16_cnn FOLDER`` (where the CIFAR-10 files are) a quarter of an hour. Run by hand where a network
+changes, and the two files it writes are committed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator import plugins
+from orchestrator.datasets.base import LabelledSamples
+from orchestrator.datasets.cifar10 import Cifar10
+from orchestrator.datasets.digits import Digits
+from orchestrator.features._classifier import METADATA_KEY
+from orchestrator.features.moments import WEIGHTS, feature_moments
+from orchestrator.progress import bar
+from orchestrator.storage import Storage
+from orchestrator.weights.shipped import ship
+
+DIGITS_HELD_OUT = 360
+KEPT = 4000
+"""Real samples whose features travel with the package: what kernel distances compare with."""
+
+
+class Labelled(NamedTuple):
+    """Samples (N, C, H, W) in [-1, 1], float32, and labels (N,), int64."""
+
+    samples: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one classifier is trained.
+
+    Attributes:
+        epochs: Passes over the training samples.
+        reach: Pixels by which samples are shifted at most.
+        paper: What comes in at the edges.
+        flip: Mirror every second sample.
+        reference: Name of the reference set in the statistics' file, and what is said of it there.
+    """
+
+    epochs: int
+    batch: int
+    learning_rate: float
+    reach: int
+    paper: float
+    flip: bool
+    reference: tuple[str, str]
+
+
+RECIPES = {
+    "digits_cnn": Recipe(60, 64, 3e-3, 1, -1.0, False, ("digits", "digits, all 1,797 of scikit-learn")),
+    "cifar10_gray16_cnn": Recipe(
+        14, 128, 4e-3, 2, 0.0, True, ("cifar10_gray16", "CIFAR-10, 50,000 training images, grey, 16x16")
+    ),
+}
+
+
+def split_digits(seed: int = 0) -> tuple[Labelled, Labelled]:
+    """Training and test digits: a fixed permutation, its first :data:`DIGITS_HELD_OUT` held out."""
+    whole = _tensors(Digits().reference())
+    order = torch.randperm(len(whole.labels), generator=torch.Generator().manual_seed(seed))
+    samples, labels = whole.samples[order], whole.labels[order]
+    test, train = slice(None, DIGITS_HELD_OUT), slice(DIGITS_HELD_OUT, None)
+    return Labelled(samples[train], labels[train]), Labelled(samples[test], labels[test])
+
+
+def split_photos(folder: str) -> tuple[Labelled, Labelled]:
+    """Training and test images of CIFAR-10, grey, 16x16."""
+    train, test = (Cifar10(folder, split, 16, True).reference() for split in ("train", "test"))  # type: ignore[arg-type]
+    return _tensors(train), _tensors(test)
+
+
+def _tensors(reference: LabelledSamples) -> Labelled:
+    return Labelled(torch.from_numpy(reference.samples), torch.from_numpy(reference.labels))
+
+
+def train(make: Callable[[], nn.Module], data: Labelled, recipe: Recipe, seed: int = 0) -> nn.Module:
+    """A classifier: AdamW with a one-cycle rate, on samples that are shifted and mirrored.
+
+    Args:
+        make: The untrained network.
+        data: Training samples.
+        recipe: How.
+        seed: Seed of weights, order and shifts.
+    """
+    torch.manual_seed(seed)
+    net = make().to(memory_format=torch.channels_last)
+    steps = recipe.epochs * (len(data.labels) // recipe.batch)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
+    generator = torch.Generator().manual_seed(seed)
+    net.train()
+    with bar(steps, "step", "classifier") as progress:
+        for _ in range(steps):
+            chosen = torch.randint(len(data.labels), (recipe.batch,), generator=generator)
+            shift = torch.randint(-recipe.reach, recipe.reach + 1, (2,), generator=generator).tolist()
+            samples = shifted(data.samples[chosen], shift, recipe.paper)
+            if recipe.flip and bool(torch.rand((), generator=generator) < 0.5):
+                samples = samples.flip(-1)
+            loss = nn.functional.cross_entropy(net(samples), data.labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            progress.update()
+    return net.eval()
+
+
+def shifted(samples: Tensor, shift: list[int], paper: float) -> Tensor:
+    """Samples moved by (rows, columns); what comes in is ``paper``."""
+    rows, columns = shift
+    reach = max(abs(rows), abs(columns))
+    padded = nn.functional.pad(samples, (reach,) * 4, value=paper)
+    height, width = samples.shape[-2:]
+    top, left = reach - rows, reach - columns
+    return padded[..., top : top + height, left : left + width]
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, data: Labelled) -> float:
+    """Share of samples whose class is found."""
+    right = [
+        (net(samples).argmax(dim=1) == labels).float()
+        for samples, labels in zip(data.samples.split(1024), data.labels.split(1024), strict=True)
+    ]
+    return float(torch.cat(right).mean())
+
+
+def main(name: str, folder: str = "") -> None:
+    """Train, and write the weights and the real data's statistics where the package finds them."""
+    torch.set_num_threads(1)
+    recipe, extractor = RECIPES[name], plugins.load("features", name)
+    training, test = split_digits() if name == "digits_cnn" else split_photos(folder)
+    net = train(extractor.NET, training, recipe)
+    facts: dict[str, Any] = {
+        "test_accuracy": round(accuracy(net, test), 4),
+        "training_accuracy": round(accuracy(net, training), 4),
+        "test_samples": len(test.labels),
+        "training_samples": len(training.labels),
+        "epochs": recipe.epochs,
+        "torch": torch.__version__,
+    }
+    ship(net, WEIGHTS / f"{name}.safetensors", METADATA_KEY, facts, half=False)
+    real = torch.from_numpy(Digits().reference().samples) if name == "digits_cnn" else training.samples
+    reference, about = recipe.reference
+    moments = feature_moments(extractor(), real, KEPT)
+    Storage.at(WEIGHTS).write(f"{name}.{reference}.safetensors", moments.to_bytes(dataset=about))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

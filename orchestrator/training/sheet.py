@@ -1,0 +1,72 @@
+"""A sheet of a zoo model's samples, for people to look at: does it draw what it was trained on?"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from orchestrator.audio.mel import LOUDEST, SILENCE
+from orchestrator.datasets.spoken_digits import SpokenDigits
+from orchestrator.models.zoo.adapter import ZooModel
+from orchestrator.pairs.ground_truth import solve
+from orchestrator.randomness import noise
+from orchestrator.storage import Storage
+
+PER_CLASS = 10
+STRINGS = 12
+LARGEST = 256
+"""Most screen pixels of a sample's side: tiny images are not seen otherwise."""
+ENLARGED = 6
+
+
+def write_sheet(weights: Path) -> Path:
+    """Sample a model by its adaptive solver and write ``{name}.png`` beside its weights.
+
+    Images: one column a class. Speech: one row a string, with what is heard, what was sampled and what was spoken.
+
+    Args:
+        weights: The model's safetensors file.
+
+    Returns:
+        The picture.
+    """
+    model = ZooModel(str(weights))
+    rows, columns, samples = _strings(model) if len(model.shape) == 2 else _classes(model)
+    height, width = samples.shape[-2:]
+    framed = torch.nn.functional.pad(samples, (0, 1, 0, 1))  # a grey line between neighbours
+    grid = framed.view(rows, columns, -1, height + 1, width + 1).permute(0, 3, 1, 4, 2)
+    pixels = grid.reshape(rows * (height + 1), columns * (width + 1), -1).clamp(-1, 1)
+    picture = Image.fromarray(((pixels + 1) * 127.5).to(torch.uint8).squeeze(-1).numpy())
+    enlarged = max(1, min(ENLARGED, LARGEST // max(height, width)))
+    buffer = io.BytesIO()
+    picture.resize((picture.width * enlarged, picture.height * enlarged), Image.Resampling.NEAREST).save(buffer, "PNG")
+    target = weights.with_suffix(".png")
+    Storage.at(weights.parent).write(target.name, buffer.getvalue())
+    return target
+
+
+def _sampled(model: ZooModel, condition: Tensor) -> Tensor:
+    x0 = torch.from_numpy(noise(0, range(len(condition)), model.shape))
+    samples, *_ = solve(model.field(condition, 1.0), x0, rtol=1e-4, atol=1e-4)
+    return samples
+
+
+def _classes(model: ZooModel) -> tuple[int, int, Tensor]:
+    """Rows, columns, and images in [-1, 1] row by row."""
+    labels = torch.arange(model.net.classes).repeat(PER_CLASS)
+    return PER_CLASS, model.net.classes, _sampled(model, labels)
+
+
+def _strings(model: ZooModel) -> tuple[int, int, Tensor]:
+    """Rows, columns, and spectrograms row by row, low frequencies below, silence black."""
+    dataset = SpokenDigits()
+    plans = dataset.conditions(0, range(STRINGS))
+    condition, real = dataset.infilling(plans), dataset.real(plans)
+    masked = condition[:, -2:-1].bool()
+    trio = torch.stack([real.masked_fill(masked, SILENCE), _sampled(model, condition), real], dim=1)
+    brightness = 2 * (trio - SILENCE) / (LOUDEST - SILENCE) - 1
+    return STRINGS, 3, brightness.flatten(0, 1).flip(-2)

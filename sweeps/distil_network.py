@@ -1,0 +1,468 @@
+"""``bespoke distil-network``: distillation of the solver beside that of the network (BNS Table 3), on one model.
+
+The solver's side are the points of a sweep, run by a host in this process; the network's side are training tasks, here
+or under Ray. What is complete is not made again: pairs, points and students each have their own sign of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayTaskError
+from torch import Tensor
+
+from orchestrator import plugins
+from orchestrator.cluster.preflight import check_nodes
+from orchestrator.config.experiment import resolve_tracking_uri
+from orchestrator.errors import UserError
+from orchestrator.features.base import fid_metric
+from orchestrator.features.moments import feature_moments, frechet_distance, reference_moments
+from orchestrator.hosts.distillation import to_numpy
+from orchestrator.hosts.settings import HostSettings, ModelFacts
+from orchestrator.lock import exclusive
+from orchestrator.metrics.base import summarise
+from orchestrator.models.zoo import ZooModel
+from orchestrator.network_distillation.comparison import ComparisonRow, draw, markdown_table
+from orchestrator.network_distillation.config import NetworkDistillationConfig, ProgressiveConfig, WeightsConfig
+from orchestrator.network_distillation.progressive import ProgressiveRecipe, distil_progressively, stages
+from orchestrator.network_distillation.students import StudentResult, StudentStore
+from orchestrator.network_distillation.weights import WeightsRecipe, distil_weights
+from orchestrator.pairs import PairSet, PairSpec, PairStore
+from orchestrator.pairs.make import ensure_pairs
+from orchestrator.pool.router import LocalPool, connect
+from orchestrator.progress import Note, bar, note
+from orchestrator.results.store import Result, ResultStore, Row, rows
+from orchestrator.storage import Storage, canonical_json
+from orchestrator.tracking.mlflow import NOTE, PARENT, ROLE, RunLog, open_experiment
+from solvers.distil.adam import AdamSettings
+from solvers.families import GridSolver
+from solvers.ns import ThetaArtifact
+from sweeps.points.execute import TrialContext, run_point
+from sweeps.space import PairKey, Point, fixed_points, learned_points, pair_specs
+from sweeps.sweep import best_choices
+
+SAMPLING_BATCH = 512
+"""Samples per model call."""
+
+SCORE_FORMAT = 1
+"""Raised whenever the same samples would be scored otherwise."""
+
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training task: one student of K.4, or a chain of halvings.
+
+    Attributes:
+        method: Name of its rows in the table.
+        recipe: What to train.
+        nfes: The NFEs that the comparison shows of it.
+        iterations: Its length, for the progress bar.
+    """
+
+    method: str
+    recipe: WeightsRecipe | ProgressiveRecipe
+    nfes: tuple[int, ...]
+    iterations: int
+
+    def run(self, storage: Storage, progress: Progress) -> list[StudentResult]:
+        """Train, or go on, or read what is complete; the students at :attr:`nfes`."""
+        torch.set_num_threads(1)
+        if isinstance(self.recipe, WeightsRecipe):
+            return [distil_weights(self.recipe, storage, progress)]
+        chain = distil_progressively(self.recipe, min(self.nfes), storage, progress)
+        return [result for result in chain if result.nfe in self.nfes]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``bespoke distil-network`` leaves.
+
+    Attributes:
+        rows: Ground truth first, then by NFE.
+        markdown: The table.
+        table, figure: Where table and figure are.
+    """
+
+    rows: list[ComparisonRow]
+    markdown: str
+    table: str
+    figure: str
+
+
+def run_comparison(
+    config: NetworkDistillationConfig, *, address: str | None, wait: bool, announce: Note = note
+) -> Comparison:
+    """Run or resume a comparison to its table.
+
+    Args:
+        config: A checked configuration.
+        address: Ray cluster for the training tasks; None for this machine (Ray only where ``workers`` is above 1).
+        wait: Whether to wait for another process on the same comparison or pairs.
+        announce: Told what happens, in sentences.
+
+    Raises:
+        UserError: Something in the configuration or the environment cannot work.
+    """
+    storage = Storage.at(config.storage)
+    storage.check_writable()
+    folder = f"network-distillation/{config.name}"
+    with exclusive(storage, f"{folder}/.lock", wait=wait, announce=announce):
+        work = _Work(config, storage)
+        parent = work.open_tracking()
+        try:
+            ensure_pairs(storage, [*work.specs.values(), *work.larger.values()], work.pool, wait=wait, note=announce)
+            results, points = work.distil_solvers()
+            students = train(work.jobs(), storage, config.workers, address)
+            found = work.rows(results, points, students)
+            return work.publish(folder, parent, found)
+        except KeyboardInterrupt:
+            parent.finish({}, status="KILLED")
+            raise
+
+
+class _Work:
+    """One comparison: its model, host, pairs, and the MLflow run it is written to."""
+
+    def __init__(self, config: NetworkDistillationConfig, storage: Storage):
+        self.config, self.storage = config, storage
+        self.experiment = config.experiment()
+        options = dict(config.model.options)
+        self.pool = LocalPool(HostSettings(adapter=config.model.name, options=options, storage=storage.root))
+        self.model = ZooModel(**options)
+        self.facts: ModelFacts = self.pool.call("facts")
+        self.specs = pair_specs(self.experiment, self.facts)
+        self.train = self.specs[PairKey("train", 1.0, config.seed)]
+        self.validation = self.specs[PairKey("validation", 1.0, 0)]
+        self.test = self.specs[PairKey("test", 1.0, 0)]
+        #: Training sets of students, by size: the same pairs as the solver's, and more of them.
+        self.larger = {
+            entry.trajectories: dataclasses.replace(self.train, count=entry.trajectories) for entry in config.weights
+        }
+        self.extractor = plugins.build("features", config.features)
+        self.reference = reference_moments(config.features, config.dataset)
+
+    # ---- MLflow -----------------------------------------------------------------------------------------------
+
+    def open_tracking(self) -> RunLog:
+        """The comparison's own run, found or made before any work."""
+        uri = resolve_tracking_uri(self.config.tracking_uri, self.config.storage)
+        self.tracking_uri = uri
+        self.tracker, self.mlflow_experiment = open_experiment(uri, self.config.name, self.storage)
+        # By what is compared on: other test pairs or features are another comparison.
+        key = f"network-distillation/{self.test.digest}/{self.config.features}"
+        parent = self.tracker.run(
+            self.mlflow_experiment, key, f"network distillation: {self.config.name}", {ROLE: "network distillation"}
+        )
+        parent.tags({"bespoke.model": self.facts.name, "bespoke.model_digest": self.facts.digest})
+        self.parent_key = key
+        return parent
+
+    # ---- distillation of the solver ---------------------------------------------------------------------------
+
+    def distil_solvers(self) -> tuple[dict[str, Result], dict[str, Point]]:
+        """The fixed solvers, then the learned ones that start from them, each as a sweep's trial would run it."""
+        context = TrialContext(
+            storage=self.storage.root,
+            tracking_uri=self.tracking_uri,
+            experiment_id=self.mlflow_experiment,
+            parent_run_id="",
+            pool="",
+            hosts=1,
+            facts=self.facts,
+            validation_count=self.config.pairs.validation,
+        )
+        fixed = fixed_points(self.experiment, self.specs)
+        results: dict[str, Result] = {}
+
+        def run(points: Sequence[Point], description: str) -> None:
+            length = sum(_length(point) for point in points)
+            with bar(length, "iteration", description) as progress:
+                for point in points:
+                    done = 0
+
+                    def told(values: dict[str, float], point: Point = point) -> None:
+                        nonlocal done
+                        now = min(int(values["iteration"]), _length(point))
+                        progress.update(max(0, now - done))
+                        done = max(done, now)
+
+                    results[point.key] = run_point(point, context, self.pool, self.storage, told)
+                    progress.update(_length(point) - done)
+
+        run(fixed, "fixed solvers")
+        best = best_choices(fixed, results)
+        learned = learned_points(self.experiment, self.specs, best, self.facts.scheduler)
+        run(learned, "solver distillation")
+        return results, {point.key: point for point in [*fixed, *learned]}
+
+    # ---- distillation of the network --------------------------------------------------------------------------
+
+    def jobs(self) -> list[Job]:
+        """Every training task of the comparison."""
+        found = [self._weights_job(entry, nfe) for entry in self.config.weights for nfe in self.config.nfe]
+        if self.config.progressive is not None:
+            found.append(self._progressive_job(self.config.progressive))
+        return found
+
+    def _weights_job(self, entry: WeightsConfig, nfe: int) -> Job:
+        recipe = WeightsRecipe(
+            teacher=self.config.model.options["weights"],
+            teacher_digest=self.model.digest,
+            train=self.larger[entry.trajectories].digest,
+            validation=self.validation.digest,
+            nfe=nfe,
+            loss=entry.loss,
+            settings=self._settings(entry, entry.trajectories),
+            validate_every=entry.validate_every,
+        )
+        return Job(_weights_name(entry, self.config.weights), recipe, (nfe,), entry.iterations)
+
+    def _progressive_job(self, entry: ProgressiveConfig) -> Job:
+        reference = plugins.build("datasets", self.config.dataset).reference()
+        recipe = ProgressiveRecipe(
+            teacher=self.config.model.options["weights"],
+            teacher_digest=self.model.digest,
+            dataset=self.config.dataset,
+            start_steps=entry.start_steps,
+            settings=self._settings(entry, len(reference.labels)),
+        )
+        halvings = len(stages(entry.start_steps, min(self.config.nfe)))
+        return Job("Progressive Distillation", recipe, self.config.nfe, halvings * entry.iterations)
+
+    def _settings(self, entry: WeightsConfig | ProgressiveConfig, training_set: int) -> AdamSettings:
+        return AdamSettings(
+            learning_rate=entry.learning_rate,
+            iterations=entry.iterations,
+            batch_size=min(entry.batch_size, training_set),
+            decay=entry.decay,
+            seed=self.config.seed,
+            training_pairs=training_set,
+        )
+
+    # ---- evaluation -------------------------------------------------------------------------------------------
+
+    def rows(
+        self, results: dict[str, Result], points: dict[str, Point], students: Sequence[tuple[Job, list[StudentResult]]]
+    ) -> list[ComparisonRow]:
+        """Everything on the same fresh noise: PSNR to ground truth, and the Frechet distance to real data."""
+        table = rows(results.values())
+        chosen = [(job, result) for job, made in students for result in made]
+        with bar(1 + len(table) + len(chosen), "method", "evaluation") as progress:
+            nfe = round(_ground_truth_nfe(self.storage, self.test) / self.test.count)
+            exact = self._score("ground truth", lambda: self.inputs.x1) | {"psnr_db": math.inf, "psnr_stderr": 0.0}
+            first = ComparisonRow(method="Ground truth (dopri5)", nfe=nfe, **exact)
+            progress.update()
+            found = []
+            for row in table:
+                found.append(self._solver_row(row, results, points))
+                progress.update()
+            for job, result in chosen:
+                found.append(self._student_row(job, result))
+                progress.update()
+        return [first, *sorted(found, key=lambda row: (row.nfe, row.psnr_db))]
+
+    @cached_property
+    def inputs(self) -> PairSet:
+        """The test pairs: fresh noise, labels, and ground truth."""
+        return PairStore(self.storage, self.test).load()
+
+    def _score(self, made_by: str, sample: Callable[[], Tensor]) -> dict[str, Any]:
+        """PSNR and distance of samples from the test noise; kept, since sampling again would give the same.
+
+        Args:
+            made_by: Identifies what samples, and with what numbers.
+            sample: Makes the samples, shape (N, ...).
+        """
+        compared = hashlib.sha256(self.reference.to_bytes()).hexdigest()
+        told = canonical_json([made_by, self.model.digest, self.test.digest, compared, SCORE_FORMAT])
+        key = f"network-distillation/scores/{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
+        if not self.storage.exists(key):
+            samples = sample()
+            psnr = plugins.build("metrics", "psnr").per_sample(samples, self.inputs.x1, self.facts.data_range)
+            summary = summarise(psnr)
+            fid = frechet_distance(feature_moments(self.extractor, samples), self.reference)
+            # Ground truth has no finite PSNR to itself, nor JSON a number for it.
+            numbers = {"psnr_db": summary.mean, "psnr_stderr": summary.stderr} if summary.count else {}
+            self.storage.write_json(key, numbers | {"fid": fid})
+        found: dict[str, Any] = self.storage.read_json(key)
+        return found
+
+    def _solver_row(self, row: Row, results: dict[str, Result], points: dict[str, Point]) -> ComparisonRow:
+        """A solver's row: its theta is sampled by the host."""
+        point = points[row.keys[0]]
+        theta = ResultStore(self.storage, point.key).read_theta()
+        solver = ThetaArtifact.from_json(theta, origin=point.name).solver
+        if row.kind == "start":
+            solver = self._start(point).to_ns(self.facts.scheduler)
+            theta = ThetaArtifact(solver).to_json()
+        numbers = to_numpy(solver.flat())
+        scores = self._score(
+            f"theta {hashlib.sha256(numbers.tobytes()).hexdigest()}",
+            lambda: torch.from_numpy(
+                self.pool.call("sample", theta=numbers, pairs=self.test.digest, indices=range(self.test.count))
+            ),
+        )
+        forwards = int(row.forwards)
+        if row.kind in ("learned", "start") and any("best" in learned.start for learned in self.config.learned):
+            # What found the start was spent too: the grid searches of all fixed solvers.
+            forwards += sum(r.forwards for r in results.values() if r.kind != "learned" and r.point["nfe"] == row.nfe)
+        if row.kind != "learned":
+            return ComparisonRow(method=row.title, nfe=row.nfe, forwards=forwards, bytes=len(theta.encode()), **scores)
+        return ComparisonRow(
+            method=row.title,
+            nfe=row.nfe,
+            forwards=forwards + _ground_truth_nfe(self.storage, self.train),
+            backwards=int(row.backwards),
+            training_set=self.train.count,
+            parameters=self._parameters(point),
+            bytes=len(theta.encode()),
+            **scores,
+        )
+
+    @staticmethod
+    def _start(point: Point) -> GridSolver:
+        """The solver that a distillation started from."""
+        assert point.start is not None
+        return point.start.solver(point.nfe, point.sigma0)
+
+    def _parameters(self, point: Point) -> int:
+        """Numbers that a learned solver's optimiser moves."""
+        family = plugins.build("families", point.family, point.options)
+        return int(family.start(self._start(point), self.facts.scheduler).numel())
+
+    def _sample_student(self, result: StudentResult) -> Tensor:
+        """A student is another network than the host's, and sampled here."""
+        student = StudentStore(self.storage, result.key).load_student(self.model, result.nfe)
+        solver = result.build_solver()
+        parts = []
+        with torch.no_grad():
+            for first in range(0, len(self.inputs), SAMPLING_BATCH):
+                batch = self.inputs.select(slice(first, first + SAMPLING_BATCH))
+                parts.append(solver.sample(student.field(batch.condition, 1.0), batch.x0))
+        return torch.cat(parts)
+
+    def _student_row(self, job: Job, result: StudentResult) -> ComparisonRow:
+        return ComparisonRow(
+            method=job.method + ("" if result.status == "finished" else f" ({result.status})"),
+            nfe=result.nfe,
+            forwards=result.forwards + result.data_forwards,
+            backwards=result.backwards,
+            training_set=result.training_set,
+            parameters=result.parameters,
+            bytes=result.bytes,
+            **self._score(f"student {result.key} nfe{result.nfe}", lambda: self._sample_student(result)),
+        )
+
+    # ---- what is left behind ----------------------------------------------------------------------------------
+
+    def publish(self, folder: str, parent: RunLog, found: list[ComparisonRow]) -> Comparison:
+        """Table and figure into the storage and into MLflow, and a run for every row."""
+        markdown = markdown_table(found, self.config.features, f"real {self.config.dataset}")
+        with tempfile.TemporaryDirectory() as temporary:
+            figure = Path(temporary) / "comparison.png"
+            draw(found, self.config.features, figure)
+            self.storage.write(f"{folder}/comparison.png", figure.read_bytes())
+            parent.file(figure)
+        self.storage.write(f"{folder}/comparison.md", markdown.encode())
+        self.storage.write_json(f"{folder}/comparison.json", [_json_row(row) for row in found])
+        for row in found:
+            self._log(row, parent)
+        parent.tags({NOTE: f"# {self.config.name}\n\n{markdown}"})
+        parent.finish({"methods": len(found)}, texts={"comparison.md": markdown})
+        locations = (self.storage.location(f"{folder}/{name}") for name in ("comparison.md", "comparison.png"))
+        return Comparison(found, markdown, *locations)
+
+    def _log(self, row: ComparisonRow, parent: RunLog) -> None:
+        name = f"{row.method} nfe{row.nfe:g}"
+        tags = {PARENT: parent.run_id, ROLE: "network distillation row"}
+        log = self.tracker.run(self.mlflow_experiment, f"{self.parent_key}/{name}", name, tags)
+        log.parameters({"method": row.method, "nfe": f"{row.nfe:g}", "features": self.config.features})
+        numbers = {
+            key: float(value)
+            for key, value in _json_row(row).items()
+            if isinstance(value, int | float) and key not in ("fid", "nfe")
+        }
+        log.finish({**numbers, fid_metric(self.config.features): row.fid})
+
+
+def train(
+    jobs: Sequence[Job], storage: Storage, workers: int, address: str | None
+) -> list[tuple[Job, list[StudentResult]]]:
+    """Run every training task: one after the other in this process, or as Ray tasks of one CPU each.
+
+    Args:
+        jobs: The tasks.
+        storage: Where pairs are and students go; on a cluster a place that every node reaches.
+        workers: Tasks at once on this machine; above 1, or with an address, Ray runs them.
+        address: Ray cluster, or None.
+
+    Raises:
+        UserError: A task failed for a reason that a user can mend.
+    """
+    with bar(sum(job.iterations for job in jobs), "iteration", "network distillation") as progress:
+        if workers == 1 and address is None:
+            return [(job, job.run(storage, progress.update)) for job in jobs]
+        connect(address, workers)
+        check_nodes(storage, None)  # MLflow is this process's alone
+        found: dict[int, list[StudentResult]] = {}
+        for index, results in _as_tasks(jobs, storage):
+            found[index] = results
+            progress.update(jobs[index].iterations)
+        return [(job, found[index]) for index, job in enumerate(jobs)]
+
+
+def _as_tasks(jobs: Sequence[Job], storage: Storage) -> Iterator[tuple[int, list[StudentResult]]]:
+    """The jobs under Ray, as they are done."""
+    # A task that loses its node is started again, and goes on from its checkpoint.
+    task = ray.remote(num_cpus=1, max_retries=2)(_run_job)
+    pending = {task.remote(job, storage): index for index, job in enumerate(jobs)}
+    while pending:
+        (done,), _ = ray.wait(list(pending), num_returns=1)
+        index = pending.pop(done)
+        try:
+            yield index, ray.get(done)
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from error
+            raise
+
+
+def _run_job(job: Job, storage: Storage) -> list[StudentResult]:
+    """Module-level, so that workers import it instead of unpickling a closure."""
+    return job.run(storage, lambda iterations: None)
+
+
+def _weights_name(entry: WeightsConfig, entries: Sequence[WeightsConfig]) -> str:
+    """``Weights (LTE)``, with the settings that tell it from the others of the comparison."""
+    told = {"trajectories": f"{entry.trajectories}", "iterations": f"{entry.iterations} iterations"}
+    told |= {"batch_size": f"batch {entry.batch_size}", "learning_rate": f"lr {entry.learning_rate:g}"}
+    told |= {"decay": entry.decay, "validate_every": f"validated every {entry.validate_every}"}
+    alike = [other for other in entries if other.loss == entry.loss]
+    differing = [text for key, text in told.items() if len({getattr(other, key) for other in alike}) > 1]
+    return ", ".join([f"Weights ({entry.loss.upper()})", *differing])
+
+
+def _length(point: Point) -> int:
+    return point.settings.iterations if point.settings is not None else 1
+
+
+def _ground_truth_nfe(storage: Storage, spec: PairSpec) -> int:
+    """Evaluations, which unguided are forwards, that a pair set took."""
+    return sum(record.nfe_sum for record in PairStore(storage, spec).records())
+
+
+def _json_row(row: ComparisonRow) -> dict[str, Any]:
+    """A row without what JSON and MLflow cannot hold: the infinite PSNR of ground truth."""
+    return {key: value for key, value in dataclasses.asdict(row).items() if value != math.inf}

@@ -1,0 +1,434 @@
+"""``bespoke evaluate``: solvers x datasets x metrics on the cluster, then MLflow, tables and a report. Resumable."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from orchestrator import plugins
+from orchestrator.config.experiment import ExperimentConfig, PluginConfig
+from orchestrator.errors import ConfigError
+from orchestrator.evaluation.bootstrap import compare
+from orchestrator.evaluation.run import Case, Evaluation, Score
+from orchestrator.evaluation.subjects import Subject
+from orchestrator.hosts.scorer import ScorerSettings
+from orchestrator.lock import exclusive
+from orchestrator.metrics.measurements import MetricSpec
+from orchestrator.pairs import PairSpec, PairStore
+from orchestrator.pairs.make import ensure_pairs
+from orchestrator.pool.router import PoolSettings, RayPool, check_fits
+from orchestrator.progress import Note, note
+from orchestrator.reports.evaluation import write_evaluation
+from orchestrator.reports.gallery import GROUND_TRUTH, Panel, make_strips
+from orchestrator.reports.tables import Table, across_datasets, by_dataset, comparisons
+from orchestrator.tracking.mlflow import ROLE, SWEEP, THETA, THETA_FILE, RunLog
+from solvers.families import GridSolver
+from solvers.ns import ThetaArtifact
+from sweeps.session import Session
+from sweeps.space import SEED_STRIDE, STREAMS
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+@dataclass(frozen=True)
+class FoundTheta:
+    """A theta and where it was found.
+
+    Attributes:
+        origin: A path, ``runs:/…`` or ``models:/…``.
+        artifact: theta.
+        run_id: MLflow run that it is from, where it came from there.
+    """
+
+    origin: str
+    artifact: ThetaArtifact
+    run_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOutcome:
+    """What an evaluation leaves.
+
+    Attributes:
+        scores: Every metric of every solver on every dataset.
+        tables: What to show of them.
+        report: Where ``report.html`` is; the tables are beside it.
+        failed: Metrics that have no value, with the reason.
+    """
+
+    scores: list[Score]
+    tables: list[Table]
+    report: str
+    failed: dict[str, str]
+
+
+def metric_specs(config: ExperimentConfig) -> list[MetricSpec]:
+    """The metrics of an evaluation: its own, else those of the sweep."""
+    if config.evaluation.metrics:
+        return [MetricSpec(metric.name, metric.options) for metric in config.evaluation.metrics]
+    return [MetricSpec(name) for name in config.metrics]
+
+
+def datasets(config: ExperimentConfig) -> dict[str, PluginConfig]:
+    """The datasets of an evaluation by the name they have in tables."""
+    return config.evaluation.datasets or {config.conditioning.name: config.conditioning}
+
+
+def check_evaluation(config: ExperimentConfig) -> None:
+    """Everything that can be known to be impossible before anything starts: weights, packages, datasets.
+
+    Raises:
+        ConfigError: Naming what is wrong and the remedy.
+    """
+    specs = metric_specs(config)
+    columns = Counter(spec.metric.column for spec in specs)
+    if twice := [column for column, count in columns.items() if count > 1]:
+        raise ConfigError(f"evaluation.metrics has {twice[0]!r} twice; leave one out")
+    adapter = plugins.load("models", config.model.name)
+    for name, dataset in datasets(config).items():
+        built = plugins.build("datasets", dataset.name, dataset.options)
+        adapter.check_conditioning(config.model.options, built)
+        for spec in specs:
+            try:
+                spec.metric.check(built)
+                source = spec.metric.real(built)
+                if source is not None and source.real_count() == 0:
+                    raise ConfigError(f"{type(source).__name__} has no real samples")
+            except (ConfigError, ValueError) as error:
+                raise ConfigError(f"evaluation on {name!r}: {error}") from error
+    for baseline in config.evaluation.baselines:
+        baseline.build()
+        _ = baseline.fixed_grid
+
+
+def evaluate_thetas(
+    config: ExperimentConfig,
+    thetas: Sequence[FoundTheta],
+    *,
+    address: str | None,
+    wait: bool,
+    allow_transfer: bool,
+    announce: Note = note,
+) -> EvaluationOutcome:
+    """Score every theta on every dataset by every metric, at theta's own guidance scale.
+
+    Args:
+        config: The experiment whose model to use; its section ``evaluation`` says on what, and by what.
+        thetas: What to score.
+        address: Ray cluster; None for a local one.
+        wait: Whether to wait for another process on the same pairs.
+        allow_transfer: Score theta also on a model it was not made for.
+        announce: Told what happens, in sentences.
+
+    Raises:
+        InvalidThetaError: theta belongs to another model and ``allow_transfer`` is false.
+        UserError: Something in the configuration or the environment cannot work.
+    """
+    check_evaluation(config)
+    with Session(config, address=address, wait=wait, announce=announce) as session:
+        for found in thetas:
+            found.artifact.check_model(session.facts.digest, allow_transfer=allow_transfer)
+        return _Run(session, thetas, announce).run()
+
+
+class _Run:
+    """One evaluation."""
+
+    def __init__(self, session: Session, thetas: Sequence[FoundTheta], announce: Note):
+        self.session, self.announce = session, announce
+        self.config, self.storage, self.facts = session.config, session.storage, session.facts
+        self.settings = self.config.evaluation
+        self.metrics = metric_specs(self.config)
+        self._check_media()
+        self.tracker, self.experiment = session.open_tracking()
+        self.runs: dict[str, Run] = self.tracker.thetas(self.experiment)
+        self.subjects = self._subjects(thetas)
+        self.specs = self._specs()
+        self.folder = f"experiments/{self.config.name}/evaluation"
+
+    def _check_media(self) -> None:
+        makes = "images" if self.facts.rate is None else "sound"
+        for spec in self.metrics:
+            if spec.metric.sees not in ("samples", makes):
+                raise ConfigError(
+                    f"metric {spec.name!r} is of {spec.metric.sees}, and model {self.facts.name} makes {makes}; "
+                    f"leave it out of evaluation.metrics"
+                )
+
+    # ---- what is evaluated ------------------------------------------------------------------------------------
+
+    def _subjects(self, thetas: Sequence[FoundTheta]) -> list[Subject]:
+        subjects = {s.identity: s for s in map(self._of_theta, thetas)}
+        scales = sorted({s.guidance_scale for s in subjects.values()})
+        for scale in scales:
+            for subject in self._baselines(scale, sorted({s.nfe or 0 for s in subjects.values()})):
+                subjects.setdefault(subject.identity, subject)
+            if self.settings.ground_truth:
+                truth = Subject(kind="ground truth", title=GROUND_TRUTH, guidance_scale=scale)
+                subjects[truth.identity] = truth
+        return sorted(_distinctly_named(list(subjects.values())), key=lambda subject: subject.order)
+
+    def _of_theta(self, found: FoundTheta) -> Subject:
+        artifact = found.artifact
+        run = self.runs.get(artifact.digest)
+        if found.run_id is not None:
+            named = self.tracker.client.get_run(found.run_id)
+            run = named if "label" in named.data.params and "forwards" in named.data.metrics else None
+        if run is not None and run.data.params.get("family") != artifact.family:
+            run = None  # another family with the same numbers, as Euler and DDIM on CondOT
+        label = artifact.family
+        if artifact.family in plugins.names("families"):
+            label = plugins.load("families", artifact.family)().label
+        passes = None
+        if run is not None:
+            label = run.data.params["label"]
+            passes = run.data.metrics["forwards"] + run.data.metrics["backwards"]
+        return Subject(
+            kind="theta",
+            title=label,
+            guidance_scale=artifact.guidance_scale,
+            solver=artifact.solver,
+            artifact=artifact,
+            origin=found.origin,
+            run_id=found.run_id or (run.info.run_id if run is not None else None),
+            passes=passes,
+        )
+
+    def _baselines(self, scale: float, nfes: Sequence[int]) -> list[Subject]:
+        found = []
+        for baseline in self.settings.baselines:
+            family = baseline.build()
+            for nfe in nfes:
+                try:
+                    family.steps(nfe)
+                except ValueError:
+                    self.announce(f"baseline {baseline.label} cannot run at NFE {nfe}, left out there")
+                    continue
+                solver = GridSolver(family, nfe, baseline.fixed_grid, baseline.sigma0).to_ns(self.facts.scheduler)
+                found.append(Subject(kind="baseline", title=baseline.label, guidance_scale=scale, solver=solver))
+        return found
+
+    def _specs(self) -> dict[tuple[str, float], PairSpec]:
+        """The pairs of every dataset and guidance scale; the sweep's own test pairs where it is the same set."""
+        pairs = self.config.pairs
+        return {
+            (name, scale): PairSpec(
+                model_digest=self.facts.digest,
+                conditioning=dataset.model_dump(),
+                guidance_scale=scale,
+                shape=self.facts.shape,
+                seed=pairs.seed * SEED_STRIDE + STREAMS["test"],
+                count=self.settings.samples or pairs.test,
+                batch_size=pairs.batch_size,
+                shard_size=pairs.shard_size,
+                rtol=pairs.rtol,
+                atol=pairs.atol,
+                device_class=self.facts.device_class,
+            )
+            for name, dataset in datasets(self.config).items()
+            for scale in sorted({subject.guidance_scale for subject in self.subjects})
+        }
+
+    # ---- the work ---------------------------------------------------------------------------------------------
+
+    def run(self) -> EvaluationOutcome:
+        cases = [
+            Case(subject=subject, dataset=name, pairs=spec)
+            for (name, scale), spec in self.specs.items()
+            for subject in self.subjects
+            if subject.guidance_scale == scale
+        ]
+        ensure_pairs(
+            self.storage, list(self.specs.values()), self.session.pool, wait=self.session.wait, note=self.announce
+        )
+        with ExitStack() as stack:
+            for digest in sorted({spec.digest for spec in self.specs.values()}):
+                # One at a time on a pair set: another would delete the samples that this one's scorers read.
+                key = f"measurements/{digest}/.lock"
+                stack.enter_context(exclusive(self.storage, key, wait=self.session.wait, announce=self.announce))
+            scorers = self._scorers()
+            if scorers is not None:
+                stack.callback(scorers.close)
+            evaluation = Evaluation(self.storage, self.session.pool, scorers, cases, self.metrics)
+            evaluation.check_sizes()
+            evaluation.measure()
+        scores = evaluation.scores(self._ground_truth_nfe())
+        tables = self._tables(evaluation, scores)
+        report = self._write(scores, tables)
+        self._log(scores)
+        failed = {f"{s.metric.metric.column} of {_name(s)} on {s.case.dataset}": s.failure for s in scores if s.failure}
+        return EvaluationOutcome(scores=scores, tables=tables, report=report, failed=failed)
+
+    def _scorers(self) -> RayPool | None:
+        """Actors that hold the networks of metrics; None where no metric needs one."""
+        if all(spec.metric.compares for spec in self.metrics):
+            return None
+        settings, resources = self.settings, self.config.resources
+        check_fits(
+            resources.hosts,
+            resources.host_cpus,
+            resources.host_gpus,
+            settings.scorers * settings.scorer_cpus,
+            settings.scorers * settings.scorer_gpus,
+            others="the scorers",
+            keys="evaluation.scorers or evaluation.scorer_cpus",
+        )
+        scorer = ScorerSettings(
+            storage=self.storage.root,
+            device=settings.scorer_device,
+            threads=resources.host_threads,
+            batch_size=settings.batch_size,
+        )
+        pool = PoolSettings(
+            hosts=settings.scorers,
+            cpus=settings.scorer_cpus,
+            gpus=settings.scorer_gpus,
+            request_timeout=resources.request_timeout,
+        )
+        return RayPool.start(f"{self.session.pool_name}-scorers", scorer, pool)
+
+    def _ground_truth_nfe(self) -> dict[str, float]:
+        records = {spec.digest: PairStore(self.storage, spec).records() for spec in self.specs.values()}
+        return {digest: sum(r.nfe_sum for r in found) / sum(r.rows for r in found) for digest, found in records.items()}
+
+    # ---- what is shown ----------------------------------------------------------------------------------------
+
+    def _tables(self, evaluation: Evaluation, scores: Sequence[Score]) -> list[Table]:
+        found = []
+        for spec in self.metrics:
+            if not spec.metric.paired:
+                continue
+            cells: dict[tuple[str, float, float], list[Case]] = {}
+            for score in scores:
+                if score.metric is spec and score.failure is None and score.case.subject.kind != "ground truth":
+                    place = (score.case.dataset, score.case.subject.guidance_scale, score.nfe)
+                    cells.setdefault(place, []).append(score.case)
+            for (dataset, scale, nfe), cases in sorted(cells.items()):
+                where = f"{dataset}, NFE {nfe:.0f}" + ("" if scale == 1 else f", guidance {scale:g}")
+                values = {case.subject.title: evaluation.per_sample(case, spec) for case in cases}
+                found += [(where, spec.metric.column, c) for c in compare(spec.metric, values)]
+        tested = comparisons(found)
+        return [
+            *by_dataset(scores, self.settings.training_passes),
+            *across_datasets(scores),
+            *([] if tested is None else [tested]),
+        ]
+
+    def _panels(self, scores: Sequence[Score]) -> list[tuple[str, Panel]]:
+        """Samples of every solver from the same noise, for every dataset, guidance scale and NFE."""
+        psnr = {
+            (s.case.dataset, s.case.subject.digest, s.case.subject.guidance_scale): s.summary.mean
+            for s in scores
+            if s.metric.metric.column == "psnr_db"
+        }
+        panels = []
+        for (dataset, scale), spec in self.specs.items():
+            here = [s for s in self.subjects if s.guidance_scale == scale and s.solver is not None]
+            for nfe in sorted({s.nfe for s in here if s.nfe}):
+                entries = [(GROUND_TRUTH, None, None)] + [
+                    (s.title, s.theta, psnr.get((dataset, s.digest, scale))) for s in here if s.nfe == nfe
+                ]
+                strips = make_strips(self.session.pool, spec, entries, self.facts.rate, self.settings.pictures)
+                panels.append((dataset, Panel(nfe, scale, strips)))
+        return panels
+
+    def _write(self, scores: Sequence[Score], tables: Sequence[Table]) -> str:
+        """Write the files of the evaluation beside the experiment, and into a run of its own."""
+        log = self.tracker.run(self.experiment, "evaluation", f"evaluation of {self.config.name}", {ROLE: "report"})
+        with tempfile.TemporaryDirectory() as folder:
+            files = write_evaluation(Path(folder), self.config, self.facts, scores, tables, self._panels(scores))
+            for file in files:
+                self.storage.write(f"{self.folder}/{file.name}", file.read_bytes())
+                log.file(file)
+            for name in set(self.storage.names(self.folder)) - {file.name for file in files}:
+                self.storage.delete(f"{self.folder}/{name}")
+        log.finish({"solvers": len(self.subjects), "scores": len(scores)})
+        return self.storage.location(f"{self.folder}/report.html")
+
+    # ---- MLflow -----------------------------------------------------------------------------------------------
+
+    def _log(self, scores: Sequence[Score]) -> None:
+        """Scores of a theta on its own run, and of all NFEs of a solver as curves on its summary run."""
+        by_subject: dict[tuple[str, str, float], list[Score]] = {}
+        by_title: dict[tuple[str, float], list[Score]] = {}
+        for score in scores:
+            subject = score.case.subject
+            exact = subject.kind == "ground truth" and score.metric.metric.compares
+            if np.isfinite(score.summary.mean) and not exact:
+                by_subject.setdefault(subject.identity, []).append(score)
+                by_title.setdefault((subject.title, subject.guidance_scale), []).append(score)
+        for found in by_subject.values():
+            self._log_scores(found)
+        summaries = self._summary_runs()
+        for (title, scale), found in by_title.items():
+            name = title if scale == 1 else f"{title}, guidance {scale:g}"
+            log = summaries.get(name)
+            if log is None:
+                key = f"evaluation-summary/{title}/{scale:g}"
+                log = self.tracker.run(self.experiment, key, name, {ROLE: "evaluation summary"})
+            curves: dict[str, list[tuple[int, float]]] = {}
+            for score in found:
+                curves.setdefault(f"{_metric(score)}_vs_nfe", []).append((round(score.nfe), score.summary.mean))
+            log.curves_once("curves", curves)
+            log.finish({})
+
+    def _log_scores(self, scores: Sequence[Score]) -> None:
+        subject = scores[0].case.subject
+        values: dict[str, list[tuple[int, float]]] = {}
+        for score in scores:
+            values[_metric(score)] = [(0, score.summary.mean)]
+            if np.isfinite(score.summary.stderr):
+                values[f"{_metric(score)}_stderr"] = [(0, score.summary.stderr)]
+        if subject.run_id is not None:
+            RunLog(self.tracker.client, subject.run_id).curves_once("scores", values)
+            return
+        # Two solvers may have the same numbers: the title tells them apart.
+        key = f"evaluation/{subject.title}/{subject.digest}/{subject.guidance_scale:g}"
+        # Ground truth takes another number of evaluations on other samples, and a parameter cannot change.
+        nfe = "adaptive" if subject.nfe is None else str(subject.nfe)
+        name = subject.title if subject.nfe is None else f"{subject.title} nfe{nfe}"
+        log = self.tracker.run(self.experiment, key, name, {ROLE: "evaluation", "bespoke.nfe": nfe})
+        log.parameters({"label": subject.title, "guidance_scale": subject.guidance_scale})
+        texts = {}
+        if subject.artifact is not None:
+            log.tags({THETA: subject.artifact.digest, "bespoke.theta": subject.origin or ""})
+            texts = {THETA_FILE: subject.artifact.to_json()}
+        log.curves_once("scores", values)
+        log.finish({"nfe": scores[0].nfe}, texts=texts)
+
+    def _summary_runs(self) -> dict[str, RunLog]:
+        """The summary runs of the newest sweep that a theta is from, by name."""
+        sweeps = [run.data.tags[SWEEP] for run in self.runs.values() if SWEEP in run.data.tags]
+        if not sweeps:
+            return {}
+        found = self.tracker.runs_of(self.experiment, sweeps[0], "summary")
+        return {run.info.run_name: RunLog(self.tracker.client, run.info.run_id) for run in found.values()}
+
+
+def _metric(score: Score) -> str:
+    """A score's name in MLflow, which knows no brackets: ``digits/fid/digits_cnn``."""
+    return f"{score.case.dataset}/{score.metric.metric.column.replace('[', '/').replace(']', '')}"
+
+
+def _name(score: Score) -> str:
+    return f"{score.case.subject.title} at NFE {score.nfe:.0f}"
+
+
+def _distinctly_named(subjects: Sequence[Subject]) -> list[Subject]:
+    """Solvers of one name and NFE get their origin beside it: a row of a table is one solver."""
+    names = Counter((s.title, s.nfe, s.guidance_scale) for s in subjects)
+    found = []
+    for number, subject in enumerate(subjects):
+        if names[subject.title, subject.nfe, subject.guidance_scale] > 1:
+            where = Path(subject.origin).name if subject.origin else str(number)
+            subject = replace(subject, title=f"{subject.title} ({where}, {subject.digest[:6]})")
+        found.append(subject)
+    return found

@@ -1,0 +1,298 @@
+"""What one point takes: from its start to its result. Light: theta and an optimiser's state; the hosts do the work."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator import plugins
+from orchestrator.config.experiment import LEAST_SQUARES
+from orchestrator.errors import UserError
+from orchestrator.hosts.distillation import State, advance, mean_psnr, to_numpy, validate
+from orchestrator.hosts.settings import ModelFacts
+from orchestrator.pool.router import Pool, RayPool, Request
+from orchestrator.results.scoring import evaluate
+from orchestrator.results.store import Result, ResultStore
+from orchestrator.storage import Storage
+from orchestrator.tracking.mlflow import Tracker
+from orchestrator.tracking.records import write_run
+from solvers.distil.adam import AdamSettings
+from solvers.families import Family, GridSolver, LearnableFamily
+from solvers.families.bns import BNS
+from solvers.grids import Grid
+from solvers.ns import NSSolver, ThetaArtifact
+from solvers.schedulers.base import Scheduler
+from sweeps.points.trial import Report
+from sweeps.space import Point, SolverChoice
+
+FINALISTS = 3
+"""Grids that are scored again on all validation pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialContext:
+    """Where a trial finds everything: plain strings, absolute, since it runs in another directory.
+
+    Attributes:
+        storage: Storage root.
+        tracking_uri: MLflow.
+        experiment_id, parent_run_id: MLflow's ids.
+        pool: Name of the router.
+        hosts: Number of hosts behind it.
+        facts: The model's facts.
+        validation_count: Pairs in a validation set, to count forwards.
+    """
+
+    storage: str
+    tracking_uri: str
+    experiment_id: str
+    parent_run_id: str
+    pool: str
+    hosts: int
+    facts: ModelFacts
+    validation_count: int
+
+
+def run_trial(point: Point, context: TrialContext, report: Report) -> None:
+    """Take a point to its result, and to its run in MLflow."""
+    storage = Storage.at(context.storage)
+    log = Tracker(context.tracking_uri).trial_run(
+        context.experiment_id, context.parent_run_id, point.key, point.name, parameters(point)
+    )
+    pool = RayPool.attach(context.pool, context.hosts)
+
+    def tell(values: dict[str, float]) -> None:
+        # The run's psnr_db is the test set's, logged once at the end: the curve has a name of its own.
+        curve = {name: value for name, value in values.items() if name in ("validation_psnr_db", "loss")}
+        log.metrics(curve, step=int(values["iteration"]))
+        report(values)
+
+    result = run_point(point, context, pool, storage, tell)
+    write_run(log, result, ResultStore(storage, point.key))
+
+
+def run_point(point: Point, context: TrialContext, pool: Pool, storage: Storage, report: Report) -> Result:
+    """Take a point to its result, going on from the state an earlier attempt left."""
+    store = ResultStore(storage, point.key)
+    if store.is_complete():
+        result = store.load()
+        report({"iteration": float(len(result.history)), "psnr_db": result.validation_psnr_db})
+        return result
+    return (_run_learned if point.start is not None else _run_fixed)(point, context, pool, store, report)
+
+
+def parameters(point: Point) -> dict[str, Any]:
+    """A point as MLflow parameters: what a user sorts and filters by."""
+    found: dict[str, Any] = {
+        "family": point.family,
+        "label": point.label,
+        "kind": point.kind,
+        "nfe": point.nfe,
+        "guidance_scale": point.guidance_scale,
+        "sigma0": point.sigma0,
+        "seed": point.seed,
+    }
+    if point.options:
+        found["options"] = json.dumps(point.options, sort_keys=True)
+    if point.settings is not None and point.start is not None:
+        found["start"] = f"{point.start.label}, {point.start.grid.label}"
+        found |= {
+            "method": point.method,
+            "objective": point.objective,
+            "iterations": point.settings.iterations,
+            "batch_size": point.settings.batch_size,
+        }
+        if isinstance(point.settings, AdamSettings):
+            found |= {"learning_rate": point.settings.learning_rate, "decay": point.settings.decay}
+        else:
+            found["jacobian"] = point.settings.jacobian
+    return found
+
+
+# ---- fixed families ---------------------------------------------------------------------------------------------
+
+
+def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultStore, report: Report) -> Result:
+    """The best of the candidate grids on validation pairs, reported on the test pairs."""
+    family = plugins.build("families", point.family, point.options)
+    scheduler = context.facts.scheduler
+    found = [_gits_grid(settings, point, family.steps(point.nfe), pool) for settings in point.gits]
+    grids, solvers = _usable([*point.grids, *(grid for grid, _ in found)], point, family, scheduler)
+    looked_up = sum(spent for _, spent in found)
+    finalists = list(range(len(solvers)))
+    evaluations = 0
+    if len(solvers) > FINALISTS:
+        indices = list(range(point.search_pairs))
+        thetas = [to_numpy(solver.flat()) for solver in solvers]
+        scores = pool.call("score_many", thetas=thetas, pairs=point.validation, metric="psnr", indices=indices)
+        finalists = sorted(finalists, key=lambda i: -_finite(float(np.mean(scores[i]))))[:FINALISTS]
+        evaluations += len(solvers) * len(indices)
+    full = [_finite(mean_psnr(solvers[i], point.validation, partial(_ask, pool))) for i in finalists]
+    evaluations += len(full) * context.validation_count
+    psnr, winner = max(zip(full, finalists, strict=True))
+    if math.isinf(psnr):
+        raise UserError(f"{point.name} gives no finite samples on any of its grids; leave it out or change grid_search")
+    grid, solver = grids[winner], solvers[winner]
+    report({"iteration": 1.0, "psnr_db": psnr, "validation_psnr_db": psnr})
+    result = Result(
+        key=point.key,
+        point=point.to_dict(),
+        name=point.name,
+        kind=point.kind,
+        label=point.label,
+        grid=grid.label,
+        status="finished",
+        validation_psnr_db=psnr,
+        metrics=evaluate(pool, solver, point.test, point.metrics),
+        forwards=((evaluations * point.nfe if len(solvers) > 1 else 0) + looked_up) * _forwards(point),
+        chosen_grid=asdict(grid),
+    )
+    store.save(result, _artifact(point, context, solver, psnr, start=None).to_json(), iterates=[])
+    return result
+
+
+def _gits_grid(settings: dict[str, Any], point: Point, steps: int, pool: Pool) -> tuple[Grid, int]:
+    """The grid that GITS finds on the training pairs, and the velocity evaluations that it looked at."""
+    times, evaluations = pool.call("gits_grid", pairs=point.train, steps=steps, **settings)
+    return Grid("given", listed=tuple(times.tolist())), evaluations
+
+
+def _usable(
+    candidates: Sequence[Grid], point: Point, family: Family, scheduler: Scheduler
+) -> tuple[list[Grid], list[NSSolver]]:
+    """The candidate grids on which the family has a finite solver, and the solvers."""
+    grids, solvers, refusals = [], [], []
+    for grid in candidates:
+        try:
+            solvers.append(GridSolver(family, point.nfe, grid, point.sigma0).to_ns(scheduler))
+            grids.append(grid)
+        except ValueError as error:  # steps too close to tell apart, or a query where the velocity is infinite
+            refusals.append(str(error))
+    if not solvers:
+        raise UserError(f"{point.name} works on none of its grids: {refusals[0]}")
+    return grids, solvers
+
+
+def _finite(psnr: float) -> float:
+    """``psnr``, with NaN below every number: it must lose every comparison."""
+    return psnr if math.isfinite(psnr) else -math.inf
+
+
+# ---- learned families -------------------------------------------------------------------------------------------
+
+
+def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultStore, report: Report) -> Result:
+    """Distil from the point's start; the best validated iterate, never worse than the start, is the result."""
+    assert point.start is not None
+    assert point.settings is not None
+    run = point.learned_run()
+    family, scheduler = run.build(), context.facts.scheduler
+    parameters, start = _start(point, point.start, family, scheduler, pool)
+    ask = partial(_ask, pool)
+
+    def keep(state: State) -> None:
+        store.save_state(asdict(state))
+        last = state.validated[-1]
+        values = {
+            "iteration": float(state.iteration),
+            "psnr_db": state.best["psnr_db"],
+            # One that is not finite is not among them.
+            "validation_psnr_db": last["psnr_db"] if last["iteration"] == state.iteration else math.nan,
+        }
+        report(values if state.loss is None else values | {"loss": state.loss})
+
+    saved = store.load_state()
+    if saved:
+        state = run.resume(saved)
+    else:
+        state = validate(run, run.begin(parameters), point.validation, scheduler, ask)
+        if not state.validated:
+            raise UserError(f"the start of {point.name} gives no finite samples; choose another 'start'")
+        keep(state)
+    while state.status == "running":
+        if store.is_stopped():
+            state = replace(state, status="stopped")
+            break
+        if point.data_parallel:
+            state = advance(run, state, point.validate_every, scheduler, ask, point.validation)
+        else:
+            step = {"run": run, "state": state, "steps": point.validate_every, "validation": point.validation}
+            (state,) = pool.gather([Request("advance", step, run.merge_key(point.nfe, point.guidance_scale))])
+        keep(state)
+
+    best = state.best
+    solver = run.solver(best["parameters"], scheduler)
+    forwards, backwards = run.passes(state, point.nfe, _forwards(point))
+    evaluations = len(state.validated) * context.validation_count * point.nfe
+    if point.start.family == LEAST_SQUARES:
+        evaluations += point.settings.training_pairs * point.nfe
+    result = Result(
+        key=point.key,
+        point=point.to_dict(),
+        name=point.name,
+        kind="learned",
+        label=point.label,
+        grid=f"from {point.start.label}, {point.start.grid.label}",
+        status=state.status,
+        reason=getattr(state, "reason", None),
+        validation_psnr_db=best["psnr_db"],
+        metrics=evaluate(pool, solver, point.test, point.metrics),
+        start_metrics=evaluate(pool, start, point.test, point.metrics),
+        start_validation_psnr_db=state.validated[0]["psnr_db"],
+        forwards=forwards + evaluations * _forwards(point),
+        backwards=backwards,
+        history=[[entry["iteration"], entry["psnr_db"]] for entry in state.validated],
+    )
+    origin = f"{point.start.label} on the {point.start.grid.label} grid"
+    store.save(result, _artifact(point, context, solver, best["psnr_db"], origin).to_json(), state.validated)
+    return result
+
+
+def _start(
+    point: Point, choice: SolverChoice, family: LearnableFamily, scheduler: Scheduler, pool: Pool
+) -> tuple[Tensor, NSSolver]:
+    """The family's parameters at the start, and the solver they are."""
+    if choice.family != LEAST_SQUARES:
+        solver = choice.solver(point.nfe, point.sigma0)
+        return family.start(solver, scheduler), solver.to_ns(scheduler)
+    assert isinstance(family, BNS)
+    theta = pool.call("least_squares", pairs=point.train, times=to_numpy(choice.grid.times(point.nfe, scheduler)))
+    fitted = NSSolver.from_flat(torch.from_numpy(theta))
+    return family.start_from(fitted, scheduler), fitted
+
+
+def _ask(pool: Pool, method: str, calls: Sequence[dict[str, Any]]) -> list[Any]:
+    """The answers of the pool's hosts to these calls, each to whichever is free."""
+    return pool.gather([Request(method, arguments) for arguments in calls])
+
+
+def _forwards(point: Point) -> int:
+    """Network forwards per velocity evaluation."""
+    return 1 if point.guidance_scale == 1 else 2
+
+
+def _artifact(point: Point, context: TrialContext, solver: NSSolver, psnr: float, start: str | None) -> ThetaArtifact:
+    facts = context.facts
+    return ThetaArtifact(
+        solver=solver,
+        family=point.family,
+        start=start,
+        prediction=facts.prediction,
+        scheduler=facts.scheduler.name,
+        native_scheduler=facts.native_scheduler,
+        guidance_scale=point.guidance_scale,
+        sigma0=point.sigma0,
+        model_digest=facts.digest,
+        pairs_digest=point.train or point.validation,
+        validation_psnr_db=psnr,
+        packages={name: importlib.metadata.version(name) for name in ("torch", "bespoke-solvers")},
+    )

@@ -1,0 +1,429 @@
+"""The main job: pairs, then the sweep by Ray Tune, then MLflow and the report. Resumable at every point.
+
+Two rounds of trials: fixed families first, since a distillation may start from the best of them. What is complete is
+never computed again: pair stores by their manifest, points by their result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import math
+import os
+import re
+import tempfile
+import uuid
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ray
+from ray import tune
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from tqdm import tqdm
+
+from orchestrator.cluster.system_metrics import SystemMetrics
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.lock import exclusive
+from orchestrator.pairs import PairStore
+from orchestrator.pool.queue import PLACES
+from orchestrator.progress import Note, bar, note
+from orchestrator.reports.gallery import make_gallery
+from orchestrator.reports.sweep import markdown_table, write_report
+from orchestrator.results.store import Result, ResultStore, Row, rows
+from orchestrator.storage import Storage
+from orchestrator.tracking.mlflow import NOTE, ROLE, UPDATED, RunLog
+from orchestrator.tracking.records import write_run
+from solvers.grids import Grid
+from sweeps.cell_scheduler import asha_per_cell
+from sweeps.points.execute import TrialContext, parameters
+from sweeps.points.runner import TRIALS, end_runners, start_runners
+from sweeps.points.trial import follow, trial
+from sweeps.session import Session
+from sweeps.space import RESULT_FORMAT, Point, SolverChoice, fixed_points, learned_points
+
+MAX_TRIAL_FAILURES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOutcome:
+    """What a sweep leaves.
+
+    Attributes:
+        rows: The comparison.
+        report: Where ``report.html`` is.
+        thetas: Folder of the best learned solvers, one theta a file; None where none was learned.
+        failed: Names of points that could not be finished, with the reason.
+    """
+
+    rows: list[Row]
+    report: str
+    thetas: str | None
+    failed: dict[str, str]
+
+
+def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, announce: Note = note) -> SweepOutcome:
+    """Run or resume an experiment to its report.
+
+    Args:
+        config: A checked configuration.
+        address: Ray cluster; None for a local one.
+        wait: Whether to wait for another process on the same experiment or pairs.
+        announce: Told what happens, in sentences.
+
+    Raises:
+        UserError: Something in the configuration or the environment cannot work.
+    """
+    storage = Storage.at(config.storage)
+    folder = f"experiments/{config.name}"
+    storage.check_writable()
+    with (
+        exclusive(storage, f"{folder}/.lock", wait=wait, announce=announce),
+        Session(config, address=address, wait=wait, announce=announce) as session,
+    ):
+        # Before the long work: a tracking store that cannot be reached is found now.
+        sweep = _Sweep(session, folder, announce)
+        try:
+            with SystemMetrics(session.tracking_uri, sweep.parent.run_id) as machines:
+                session.make_pairs(announce)
+                machines.look()
+                return sweep.run()
+        except KeyboardInterrupt:
+            sweep.parent.finish({}, status="KILLED")
+            raise
+        finally:
+            sweep.close()
+
+
+class _Sweep:
+    """One run of the main job."""
+
+    def __init__(self, session: Session, folder: str, announce: Note):
+        self.session, self.folder, self.announce = session, folder, announce
+        self.config, self.storage = session.config, session.storage
+        self.tracker, self.experiment = session.open_tracking()
+        self.parent = self._parent()
+        self.context = TrialContext(
+            storage=self.storage.root,
+            tracking_uri=session.tracking_uri,
+            experiment_id=self.experiment,
+            parent_run_id=self.parent.run_id,
+            pool=session.pool_name,
+            hosts=self.config.resources.hosts,
+            facts=session.facts,
+            validation_count=self.config.pairs.validation,
+        )
+        self.failed: dict[str, str] = {}
+
+    def _parent(self) -> RunLog:
+        """The sweep's own run: one for all sweeps under this name whose results can be compared with each other.
+
+        That is, on the same validation and test pairs: with others it is another run, and `compare` shows the newest.
+        """
+        facts = self.session.facts
+        scored = sorted(spec.digest for key, spec in self.session.specs.items() if key.split != "train")
+        comparable = hashlib.sha256(repr((facts.digest, scored, RESULT_FORMAT)).encode()).hexdigest()[:12]
+        parent = self.tracker.run(self.experiment, f"sweep/{comparable}", self.config.name, {ROLE: "sweep"})
+        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        parent.tags({"bespoke.model": facts.name, "bespoke.model_digest": facts.digest, UPDATED: now})
+        for (split, scale, seed), spec in self.session.specs.items():
+            location = self.storage.location(PairStore(self.storage, spec).folder)
+            name = f"{split} pairs, guidance {scale:g}" + (f", seed {seed}" if split == "train" else "")
+            parent.pairs(name, spec.digest, location, split)
+        return parent
+
+    def run(self) -> SweepOutcome:
+        fixed = fixed_points(self.config, self.session.specs)
+        results = self._finish(fixed, "fixed solvers")
+        best = best_choices(fixed, results)
+        self._check_starts(best)
+        learned = learned_points(self.config, self.session.specs, best, self.session.facts.scheduler)
+        results |= self._finish(learned, "distillation")
+        points = {point.key: point for point in [*fixed, *learned]}
+        ordered = [results[key] for key in points if key in results]
+        table = rows(ordered)
+        self._record_all(points, results)
+        report = self._report(table, ordered)
+        thetas = self._publish_thetas(table)
+        self._summaries(table)
+        self.parent.tags({NOTE: _description(self.config.name, table, report)})
+        status = "FAILED" if self.failed else "FINISHED"
+        self.parent.finish({"solvers": len(ordered), "failed": len(self.failed)}, status=status)
+        return SweepOutcome(rows=table, report=report, thetas=thetas, failed=self.failed)
+
+    def close(self) -> None:
+        """End what trials ran on, if there were any."""
+        if "runners" in vars(self):
+            end_runners(self.runners)
+
+    def _check_starts(self, best: dict[tuple[int, float, float], list[SolverChoice]]) -> None:
+        """Note where no fixed solver finished: what was to start from the best one there cannot be distilled."""
+        scheduler = self.session.facts.scheduler
+        for learned in self.config.learned:
+            if "best" not in learned.start:
+                continue
+            family = learned.build()
+            there = {
+                (nfe, scale)
+                for (nfe, scale, sigma0), choices in best.items()
+                if any(choice.may_start(family, nfe, sigma0, scheduler) for choice in choices)
+            }
+            for nfe, scale in sorted(set(itertools.product(self.config.nfe, self.config.guidance_scale)) - there):
+                self.failed[f"distillation of {learned.label} at nfe {nfe}, guidance {scale:g}"] = (
+                    "no fixed solver to start from finished"
+                )
+
+    def _finish(self, points: Sequence[Point], description: str) -> dict[str, Result]:
+        """The results of these points; those that are not there yet are computed by Tune."""
+        # A named start may be what 'best' is as well: one point then, and one run.
+        points = list({point.key: point for point in points}.values())
+        stores = {point.key: ResultStore(self.storage, point.key) for point in points}
+        pending = [point for point in points if not stores[point.key].is_complete()]
+        if len(pending) < len(points):
+            self.announce(f"{description}: {len(points) - len(pending)} of {len(points)} points are complete, reused")
+        if pending:
+            errors = self._tune(pending, description)
+            for point in pending:
+                if stores[point.key].is_stopped() and not stores[point.key].is_complete():
+                    follow(point.to_dict(), self.runners, lambda values: None)
+                if stores[point.key].is_complete():
+                    continue
+                self.failed[point.name] = errors.get(point.key, "Ray Tune ended without it")
+                self._trial_run(point).finish({}, status="FAILED")
+        return {key: store.load() for key, store in stores.items() if store.is_complete()}
+
+    def _tune(self, points: Sequence[Point], description: str) -> dict[str, str]:
+        """Run these points as trials; the errors of those that failed, by key."""
+        search, resources = self.config.search, self.config.resources
+        scheduler = None
+        if search.scheduler == "asha" and points[0].settings is not None:
+            longest = max(p.settings.iterations // p.validate_every for p in points if p.settings is not None)
+            scheduler = asha_per_cell(
+                search.grace_validations,
+                search.reduction_factor,
+                longest,
+                _cell,
+                partial(_mark_stopped, self.storage),  # not of the sweep: Tune pickles it
+            )
+        name = f"{self.config.name}-{description.replace(' ', '-')}-{uuid.uuid4().hex[:8]}"
+        with _Display(points, description) as display:
+            tuner = Tuner(
+                tune.with_resources(tune.with_parameters(trial, runners=self.runners), {"cpu": resources.trial_cpus}),
+                param_space={"point": tune.grid_search([point.to_dict() for point in points])},
+                tune_config=TuneConfig(
+                    scheduler=scheduler,
+                    reuse_actors=True,
+                    trial_dirname_creator=_trial_name,
+                    max_concurrent_trials=self.trials_at_once,
+                ),
+                run_config=RunConfig(
+                    name=name,
+                    storage_path=_tune_root(self.storage),
+                    storage_filesystem=None if self.storage.is_local else self.storage.filesystem,
+                    failure_config=FailureConfig(max_failures=MAX_TRIAL_FAILURES),
+                    checkpoint_config=CheckpointConfig(checkpoint_frequency=0),
+                    callbacks=[display],
+                    verbose=0,
+                ),
+            )
+            with _Quiet():
+                grid = tuner.fit()
+        errors = {
+            Point.from_dict(result.config["point"]).key: str(result.error)
+            for result in grid
+            if result.error is not None and result.config is not None
+        }
+        if not errors:  # nothing there that the points do not hold; after an error it is what one looks into
+            self.storage.filesystem.delete_dir(f"{_tune_root(self.storage)}/{name}")
+        return errors
+
+    @cached_property
+    def runners(self) -> list[Any]:
+        """The actors that take points to their results, started here: as many as the trials at once are for."""
+        resources = self.config.resources
+        free = ray.cluster_resources().get("CPU", 0.0) - resources.hosts * resources.host_cpus
+        at_once = min(self.trials_at_once, max(free / resources.trial_cpus, 1))
+        lockstep = self.config.search.scheduler == "asha"
+        return start_runners(math.ceil(at_once / TRIALS), self.context, lockstep=lockstep)
+
+    @property
+    def trials_at_once(self) -> int:
+        """As many as can be at the hosts: more would wait, and a cluster that scales would start nodes for them."""
+        resources = self.config.resources
+        return resources.hosts * PLACES * resources.merge
+
+    def _trial_run(self, point: Point) -> RunLog:
+        return self.tracker.trial_run(self.experiment, self.parent.run_id, point.key, point.name, parameters(point))
+
+    def _record_all(self, points: dict[str, Point], results: dict[str, Result]) -> None:
+        """Every result has its finished run, also where it was computed for another sweep or MLflow was away."""
+        recorded = self.tracker.runs_of(self.experiment, self.parent.run_id, "trial")
+        for key, result in results.items():
+            if key not in recorded:
+                log = self._trial_run(points[key])
+                log.curve("validation_psnr_db", [(int(step), value) for step, value in result.history])
+                write_run(log, result, ResultStore(self.storage, key))
+
+    def _summaries(self, table: Sequence[Row]) -> None:
+        """One run per family and guidance, with PSNR logged at step = NFE: curves for the UI to overlay."""
+        series: dict[tuple[str, float], list[Row]] = {}
+        for row in table:
+            series.setdefault((row.title, row.guidance_scale), []).append(row)
+        outdated = self.tracker.runs_of(self.experiment, self.parent.run_id, "summary")
+        for (title, scale), members in series.items():
+            numbers = [(row.nfe, column, row.metrics[column]) for row in members for column in row.metrics]
+            key = f"summary/{title}/{scale:g}/{hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]}"
+            if outdated.pop(key, None) is not None:
+                continue
+            values = {"label": members[0].label, "kind": members[0].kind, "guidance_scale": scale}
+            name = title if scale == 1 else f"{title}, guidance {scale:g}"
+            log = self.tracker.summary_run(self.experiment, self.parent.run_id, key, name, values)
+            for column in members[0].metrics:
+                log.curve(f"{column}_vs_nfe", [(row.nfe, row.metrics[column]) for row in members])
+            log.finish({})
+        for run in outdated.values():
+            self.tracker.delete(run)
+
+    def _report(self, table: Sequence[Row], results: Sequence[Result]) -> str:
+        """Write the report beside the experiment and into the parent run."""
+        tests = {scale: spec for (split, scale, _), spec in self.session.specs.items() if split == "test"}
+        panels = make_gallery(self.session.pool, self.storage, tests, table, self.session.facts.rate)
+        with tempfile.TemporaryDirectory() as folder:
+            files = write_report(
+                Path(folder), self.config, self.session.facts, self.session.specs.values(), table, results, panels
+            )
+            for file in files:
+                self.storage.write(f"{self.folder}/{file.name}", file.read_bytes())
+                self.parent.file(file)
+            self._keep_only(self.folder, {file.name for file in files} | {"thetas"})
+        return self.storage.location(f"{self.folder}/report.html")
+
+    def _keep_only(self, folder: str, names: set[str]) -> None:
+        """Delete what an earlier sweep under this name left and this one did not make again."""
+        for name in set(self.storage.names(folder)) - names:
+            self.storage.delete(f"{folder}/{name}")
+
+    def _publish_thetas(self, table: Sequence[Row]) -> str | None:
+        """Copy the chosen learned solvers to names that people can find; the folder they are in, if there are any."""
+        folder = f"{self.folder}/thetas"
+        published = set()
+        for row in table:
+            if row.kind == "learned":
+                guided = "" if row.guidance_scale == 1 else f"-guidance{row.guidance_scale:g}"
+                label = re.sub(r"[^a-z0-9]+", "-", row.label.lower()).strip("-")
+                name = f"{label}-nfe{row.nfe}{guided}.json"
+                theta = ResultStore(self.storage, row.keys[0]).read_theta()
+                self.storage.write(f"{folder}/{name}", theta.encode())
+                published.add(name)
+        self._keep_only(folder, published)
+        return self.storage.location(folder) if published else None
+
+
+def best_choices(
+    points: Sequence[Point], results: dict[str, Result]
+) -> dict[tuple[int, float, float], list[SolverChoice]]:
+    """The fixed solvers at every (nfe, guidance scale, sigma0), the highest validation PSNR first."""
+    found: dict[tuple[int, float, float], list[tuple[float, SolverChoice]]] = {}
+    for point in points:
+        result = results.get(point.key)
+        if result is None or result.chosen_grid is None:
+            continue
+        choice = SolverChoice(
+            family=point.family, options=point.options, label=point.label, grid=Grid(**result.chosen_grid)
+        )
+        cell = (point.nfe, point.guidance_scale, point.sigma0)
+        found.setdefault(cell, []).append((result.validation_psnr_db, choice))
+    return {
+        cell: [choice for _, choice in sorted(choices, key=lambda scored: -scored[0])]
+        for cell, choices in found.items()
+    }
+
+
+def _description(name: str, table: Sequence[Row], report: str) -> str:
+    """The parent run's description in the UI: the comparison itself, and how to see it as curves."""
+    return (
+        f"# {name}\n\n{markdown_table(table)}\n"
+        f"Curves against NFE: the chart view of the experiment's runs. Figures, samples and `report.html` are among "
+        f"this run's artifacts (also at {report}); a solver's theta is an artifact of its own run."
+    )
+
+
+def _mark_stopped(storage: Storage, config: dict[str, Any]) -> None:
+    ResultStore(storage, Point.from_dict(config["point"]).key).mark_stopped()
+
+
+def _cell(config: dict[str, Any]) -> str:
+    return Point.from_dict(config["point"]).cell
+
+
+def _trial_name(trial: Any) -> str:
+    """Folder of a trial in Tune's results: by key, since names of points are long."""
+    return f"{Point.from_dict(trial.config['point']).key}-{trial.trial_id}"
+
+
+def _tune_root(storage: Storage) -> str:
+    return storage.path("tune")
+
+
+class _Display(Callback):
+    """One progress bar for a round of trials: in iterations, so that its rate and time left mean something."""
+
+    def __init__(self, points: Sequence[Point], description: str):
+        self.total = {point.key: _work(point) for point in points}
+        self.unit = "iteration" if any(p.settings is not None for p in points) else "solver"
+        self.description = description
+        self.done: dict[str, int] = {}
+        self.finished = 0
+        self.bar: tqdm[NoReturn] | None = None
+
+    def __enter__(self) -> _Display:
+        self.bar = bar(sum(self.total.values()), self.unit, self.description)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def _advance(self, key: str, done: int) -> None:
+        if self.bar is not None and done > self.done.get(key, 0):
+            self.bar.update(done - self.done.get(key, 0))
+            self.done[key] = done
+            self.bar.set_postfix_str(f" {self.finished}/{len(self.total)} trials", refresh=False)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if self.unit == "iteration":
+            self._advance(Point.from_dict(trial.config["point"]).key, int(result.get("iteration", 0)))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        key = Point.from_dict(trial.config["point"]).key
+        self.finished += 1
+        self._advance(key, self.total[key])
+
+
+def _work(point: Point) -> int:
+    return point.settings.iterations if point.settings is not None else 1
+
+
+class _Quiet:
+    """Tune kept off the terminal, where the progress bar says what its tables say, and off Ctrl-C."""
+
+    def __enter__(self) -> None:
+        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        # Or it would swallow the first Ctrl-C, and go on where its last trial had just ended. What is done is stored.
+        os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        self.level = logging.getLogger("ray.tune").level
+        for name in ("ray.tune", "ray.train", "ray.air"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module="ray")
+
+    def __exit__(self, *exception: object) -> None:
+        for name in ("ray.tune", "ray.train", "ray.air"):
+            logging.getLogger(name).setLevel(self.level)

@@ -1,0 +1,435 @@
+"""The command line: help with examples, errors without tracebacks, exit codes that mean something."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from mlflow import MlflowClient
+
+from orchestrator import plugins
+from orchestrator.cli.main import main
+from orchestrator.hosts.settings import ModelFacts
+from orchestrator.models.zoo import ZooModel
+from orchestrator.results.store import Result as PointResult
+from orchestrator.results.store import ResultStore, rows
+from orchestrator.storage import Storage
+from orchestrator.tracking.mlflow import ROLE, Tracker
+from orchestrator.tracking.records import write_run
+from solvers.families import GridSolver
+from solvers.families.midpoint import Midpoint
+from solvers.grids import Grid
+from solvers.ns import ThetaArtifact
+from solvers.schedulers.cond_ot import CondOT
+from sweeps.sweep import SweepOutcome
+
+Bespoke = Callable[..., Result]
+
+THETA = ThetaArtifact(GridSolver(Midpoint(), 4, Grid()).to_ns(CondOT())).to_json()
+
+
+@pytest.fixture
+def bespoke() -> Bespoke:
+    """Runs the command in this process."""
+    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def small(tmp_path: Path, experiment: dict[str, Any]) -> Path:
+    """The small experiment as a file."""
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(experiment), encoding="utf-8")
+    return path
+
+
+def _refused(result: Result, message: str) -> None:
+    """Exit code 2 and one message on standard error, no traceback."""
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ") or "Usage: " in result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("name", [None, *sorted(main.commands)])
+def test_every_command_explains_itself(bespoke: Bespoke, name: str | None) -> None:
+    """What it does in a sentence, what it takes, and how it is typed."""
+    result = bespoke(*([name] if name else []), "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: main {name or '[OPTIONS]'}")
+    command = main if name is None else main.commands[name]
+    assert command.help
+    assert command.help.partition("\n")[0].rstrip().endswith(".")
+    arguments = [parameter for parameter in command.params if isinstance(parameter, click.Argument)]
+    if name is None or any(not isinstance(argument.type, click.Choice) for argument in arguments):
+        assert f"bespoke {name or 'sweep'} " in result.stdout, "an example"
+
+
+@pytest.mark.parametrize("command", ["pairs", "sweep", "pretrain"])
+def test_an_unknown_configuration_is_refused(bespoke: Bespoke, tmp_path: Path, command: str) -> None:
+    """With where the shipped ones are."""
+    _refused(bespoke(command, tmp_path / "digit.yaml"), "the ones that come along are in sweeps/configs")
+
+
+@pytest.mark.parametrize("command", ["pairs", "sweep"])
+def test_a_misspelt_key_is_refused_before_anything_starts(bespoke: Bespoke, small: Path, command: str) -> None:
+    """In the file or on the command line."""
+    _refused(bespoke(command, small, "pairs.trian=8"), "pairs.trian: unknown key (did you mean 'train'?)")
+    _refused(bespoke(command, small, "pairs.train"), "override 'pairs.train' is not key=value, e.g. pairs.train=64")
+    small.write_text(small.read_text(encoding="utf-8").replace("fixed:", "fixd:"), encoding="utf-8")
+    _refused(bespoke(command, small), "fixd: unknown key (did you mean 'fixed'?)")
+
+
+def test_an_nfe_that_a_family_cannot_spend_is_refused(bespoke: Bespoke, small: Path) -> None:
+    """The message names the family, the number and what to do."""
+    _refused(bespoke("sweep", small, "nfe=[4,7]"), "fixed family 'midpoint' at nfe 7")
+    _refused(
+        bespoke("sweep", small, "learned.0.sigma0=-1"), "learned.0.sigma0.0: Input should be greater than 0 (got -1)"
+    )
+
+
+def test_options_and_keys_of_the_configuration_are_the_same_thing(
+    bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--storage, --tracking-uri, --address and --no-wait reach the sweep."""
+    given: dict[str, Any] = {}
+
+    def run(config: Any, **named: Any) -> SweepOutcome:
+        given.update(named, config=config)
+        return SweepOutcome(rows=[], report="report.html", thetas="thetas", failed={})
+
+    monkeypatch.setattr("sweeps.sweep.run_sweep", run)
+    arguments = ("--storage", "s3://b/a: {x}", "--tracking-uri", "http://head:5000", "--address", "auto", "--no-wait")
+    result = bespoke("sweep", small, "nfe=[8]", *arguments)
+    assert result.exit_code == 0, result.output
+    assert (given["config"].storage, given["config"].tracking_uri) == ("s3://b/a: {x}", "http://head:5000")
+    assert (given["config"].nfe, given["address"], given["wait"]) == ((8,), "auto", False)
+    assert result.stdout.splitlines() == ["report: report.html", "thetas: thetas"]
+
+
+def test_a_sweep_with_failures_says_so_and_exits_with_1(
+    bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could be done was done; a script notices that something was not."""
+    outcome = SweepOutcome(rows=[], report="report.html", thetas="thetas", failed={"Euler nfe4": "ran away"})
+    monkeypatch.setattr("sweeps.sweep.run_sweep", lambda config, **named: outcome)
+    result = bespoke("sweep", small)
+    assert result.exit_code == 1
+    assert "report: report.html" in result.stdout
+    assert "failed: Euler nfe4: ran away" in result.stderr
+
+
+def test_an_interrupted_command_exits_with_130_and_says_how_to_go_on(
+    bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As shells expect of Ctrl-C; a second one, while Ray ends its processes at exit, leaves none behind."""
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr("orchestrator.cli.main.signal.signal", handlers.__setitem__)
+
+    def interrupted(config: Any, **named: Any) -> SweepOutcome:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sweeps.sweep.run_sweep", interrupted)
+    result = bespoke("sweep", small)
+    assert result.exit_code == 130
+    assert "the same command goes on from here" in result.stderr
+    assert handlers == {signal.SIGINT: signal.SIG_IGN}
+
+
+def test_an_error_of_ours_keeps_its_traceback(bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake in the program is not dressed up as one of the user's."""
+
+    def broken(config: Any, **named: Any) -> SweepOutcome:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("sweeps.sweep.run_sweep", broken)
+    assert isinstance(bespoke("sweep", small).exception, RuntimeError)
+
+
+@pytest.mark.parametrize("kind", plugins.KINDS)
+def test_what_can_be_named_is_listed(bespoke: Bespoke, kind: str) -> None:
+    """A line a plugin, and the models that travel along."""
+    result = bespoke("list", kind)
+    assert result.exit_code == 0
+    assert all(any(line.startswith(f"{name} ") for line in result.stdout.splitlines()) for name in plugins.names(kind))
+    if kind == "models":
+        assert "digits_eps_vp, digits_fm_ot, digits_fm_v_cs" in result.stdout
+    if kind == "families":
+        assert re.search(r"^midpoint +2 +2  Explicit midpoint", result.stdout, re.MULTILINE)
+        assert re.search(r"^bns +learned +All of theta .*Shaul et al. 2024", result.stdout, re.MULTILINE)
+
+
+def test_an_unknown_kind_is_refused_with_those_that_exist(bespoke: Bespoke) -> None:
+    """click's own check."""
+    _refused(bespoke("list", "solvers"), "'solvers' is not one of 'families', 'models', 'datasets', 'metrics'")
+
+
+@pytest.mark.parametrize("command", [("compare", "digits"), ("ui",)])
+def test_a_store_that_is_not_there_is_refused(bespoke: Bespoke, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """And none is made by looking."""
+    _refused(bespoke(*command, "--storage", tmp_path / "empty"), f"no MLflow store at {tmp_path}/empty/mlflow.db; run")
+    assert not (tmp_path / "empty").exists()
+
+
+# ---- compare ------------------------------------------------------------------------------------------------------
+
+
+def _point(kind: Any, label: str, nfe: int, psnr: float, **changes: Any) -> PointResult:
+    point = {"family": label.lower(), "nfe": nfe, "guidance_scale": 1.0, "sigma0": 1.0, "seed": 0}
+    numbers = {
+        name: {"mean": value, "stderr": 0.1} for name, value in (("psnr_db", psnr), ("snr_db", 9.0), ("rmse", 0.1))
+    }
+    values: dict[str, Any] = {
+        "key": f"{label}-{kind}-{nfe}-{psnr}".replace(" ", "-"),
+        "point": point,
+        "name": f"{label} nfe{nfe}",
+        "kind": kind,
+        "label": label,
+        "grid": "uniform",
+        "status": "finished",
+        "validation_psnr_db": psnr + 0.5,
+        "metrics": numbers,
+        "forwards": 1000,
+    }
+    return PointResult(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[PointResult]]:
+    """A storage whose MLflow has a finished sweep called 'digits', and one called 'empty' without trials."""
+    root = tmp_path_factory.mktemp("recorded")
+    storage = Storage.at(root)
+    start = {name: {"mean": 28.0, "stderr": 0.1} for name in ("psnr_db", "snr_db", "rmse")}
+    results = [
+        _point("common grid", "Euler", 4, 20.0),
+        _point("best grid", "Euler", 4, 25.0),
+        _point("common grid", "Euler", 8, 30.0),
+        _point("learned", "BNS", 4, 35.0, start_metrics=start, start_validation_psnr_db=28.5),
+        _point("learned", "BNS", 4, 34.0, start_metrics=start, start_validation_psnr_db=28.5),
+    ]
+    tracker = Tracker(f"sqlite:///{root}/mlflow.db")
+    for name in ("digits", "empty"):
+        experiment = tracker.experiment(name, str(root / "artifacts"))
+        sweep = tracker.run(experiment, f"sweep/{name}", name, {ROLE: "sweep"})
+        for result in results if name == "digits" else []:
+            ResultStore(storage, result.key).save(result, THETA, [])
+            parameters = {**result.point, "label": result.label, "kind": result.kind}
+            log = tracker.trial_run(experiment, sweep.run_id, result.key, result.name, parameters)
+            write_run(log, result, ResultStore(storage, result.key))
+        sweep.finish({})
+    return root, results
+
+
+def test_compare_prints_the_table_again(bespoke: Bespoke, recorded: tuple[Path, list[PointResult]]) -> None:
+    """From MLflow alone: best point of each solver and NFE, a dash where a solver was not run."""
+    result = bespoke("compare", "digits", "--storage", recorded[0])
+    assert result.exit_code == 0, result.output
+    cells = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in result.stdout.splitlines() if "│" in line}
+    numbers = {title: [cell.strip() for cell in found] for title, found in cells.items()}
+    assert numbers == {
+        "BNS": ["35.00", "—"],
+        "start of BNS": ["28.00", "—"],
+        "Euler, best grid": ["25.00", "—"],
+        "Euler": ["20.00", "30.00"],
+    }
+
+
+def test_compare_as_json_has_a_row_for_every_point(bespoke: Bespoke, recorded: tuple[Path, list[PointResult]]) -> None:
+    """Everything a script needs, the path of theta included; the points that the table shows are marked."""
+    result = bespoke("compare", "digits", "--storage", recorded[0], "--json")
+    found = {(row["label"], row["kind"], row["nfe"], row["psnr_db"]): row for row in json.loads(result.stdout)}
+    assert len(found) == len(recorded[1])
+    for expected in recorded[1]:
+        row = found[expected.label, expected.kind, expected.point["nfe"], expected.metrics["psnr_db"]["mean"]]
+        for key in ("family", "nfe", "sigma0", "guidance_scale", "seed"):
+            assert row[key] == expected.point[key]
+        assert (row["snr_db"], row["rmse"], row["forwards"], row["status"]) == (9.0, 0.1, 1000, "finished")
+        assert Path(row["theta"]).read_text(encoding="utf-8") == THETA
+        assert row["start_psnr_db"] == (28.0 if expected.kind == "learned" else None)
+    assert not found["BNS", "learned", 4, 34.0]["selected"]
+    assert sum(row["selected"] for row in found.values()) == 4
+
+
+def test_compare_as_markdown_is_the_table_of_a_readme(
+    bespoke: Bespoke, recorded: tuple[Path, list[PointResult]]
+) -> None:
+    """Pasted as it is."""
+    from orchestrator.reports.sweep import markdown_table
+
+    result = bespoke("compare", "digits", "--storage", recorded[0], "--markdown")
+    assert result.stdout.strip() == markdown_table(rows(recorded[1])).strip()
+
+
+def test_compare_refuses_an_experiment_that_is_not_there(
+    bespoke: Bespoke, recorded: tuple[Path, list[PointResult]]
+) -> None:
+    """With those that are; one without finished trials is no error."""
+    _refused(bespoke("compare", "digit", "--storage", recorded[0]), "no experiment 'digit' in MLflow at sqlite:")
+    assert bespoke("compare", "empty", "--storage", recorded[0]).exit_code == 0
+
+
+# ---- evaluate -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def theta(tmp_path: Path, facts: ModelFacts) -> Callable[..., Path]:
+    """Writes a theta of Midpoint, made for our model unless said otherwise."""
+
+    def write(name: str = "theta.json", **provenance: Any) -> Path:
+        path = tmp_path / name
+        solver = GridSolver(Midpoint(), 4, Grid()).to_ns(facts.scheduler)
+        solver.save(path, **{"family": "midpoint", "model_digest": facts.digest, **provenance})
+        return path
+
+    return write
+
+
+def test_a_theta_that_cannot_be_read_is_refused_before_anything_starts(
+    bespoke: Bespoke, tmp_path: Path, small: Path, theta: Callable[..., Path]
+) -> None:
+    """Not there, not JSON, or with a number that is none."""
+    _refused(
+        bespoke("evaluate", tmp_path / "none.json", "--config", small), f"no theta artifact at {tmp_path}/none.json"
+    )
+    broken = tmp_path / "broken.json"
+    broken.write_text("{", encoding="utf-8")
+    _refused(bespoke("evaluate", broken, "--config", small), f"{broken} is not a usable theta artifact: it is not JSON")
+    content = json.loads(theta().read_text(encoding="utf-8"))
+    broken.write_text(json.dumps(content | {"a": [1.0, "x", 1.0, 1.0, 1.0]}), encoding="utf-8")
+    _refused(bespoke("evaluate", broken, "--config", small), "'a' holds 'x', which is not a number")
+
+
+def test_nothing_to_evaluate_and_a_run_that_is_not_there_are_refused(
+    bespoke: Bespoke, small: Path, storage: Storage
+) -> None:
+    """With what can be given, and where it was looked for."""
+    _refused(bespoke("evaluate", "--config", small), "nothing to evaluate: give files, runs:/ID, models:/NAME@ALIAS")
+    arguments = ("--config", small, "--storage", storage.root)
+    _refused(bespoke("evaluate", "runs:/abc", *arguments), "no MLflow store at")
+    Tracker(f"sqlite:///{storage.root}/mlflow.db").experiment("small", None)
+    _refused(bespoke("evaluate", "runs:/abc", *arguments), "no theta at runs:/abc in MLflow")
+    _refused(bespoke("evaluate", "models:/none@champion", *arguments), "no theta at models:/none@champion in MLflow")
+    _refused(bespoke("evaluate", "models:/none", *arguments), "write models:/NAME@ALIAS or models:/NAME/VERSION")
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("evaluation.metrics=[psnrr]", "unknown metric 'psnrr' (did you mean 'psnr'?)"),
+        ("evaluation.metrics=[psnr, psnr]", "evaluation.metrics has 'psnr_db' twice; leave one out"),
+        ("evaluation.datasets={speech: {name: spoken_digits}}", "is conditioned on class labels, and SpokenDigits"),
+        ("evaluation.baselines=[bns]", "family 'bns' is learned; list it under 'learned'"),
+        ("evaluation.baselines=[{family: euler, grid: gits}]", "baseline 'euler' cannot step on grid 'gits'"),
+        ("evaluation.samples=0", "evaluation.samples: Input should be greater than or equal to 1"),
+        ("evaluation.scorer_device=cuda", "scorer_device 'cuda' needs scorer_gpus above 0"),
+    ],
+)
+def test_an_evaluation_that_cannot_work_is_refused_before_anything_starts(
+    bespoke: Bespoke, small: Path, theta: Callable[..., Path], override: str, problem: str
+) -> None:
+    """Not after an hour of sampling."""
+    _refused(bespoke("evaluate", theta(), "--config", small, "--set", override), problem)
+
+
+def test_a_registered_theta_is_found_by_its_alias(
+    bespoke: Bespoke, theta: Callable[..., Path], storage: Storage
+) -> None:
+    """What `bespoke register` has put into the registry is the same artifact again; a new version takes the alias."""
+    path = theta()
+    first = bespoke("register", path, "--name", "digits", "--alias", "champion", "--storage", storage.root)
+    assert first.stdout == "models:/digits/1 is now models:/digits@champion\n", first.output
+    tracker = Tracker(f"sqlite:///{storage.root}/mlflow.db")
+    text, run_id = tracker.read_theta("models:/digits@champion")
+    assert ThetaArtifact.from_json(text, origin="registry").digest == ThetaArtifact.load(path).digest
+    second = bespoke("register", f"runs:/{run_id}", "--name", "digits", "--storage", storage.root)
+    assert second.stdout == "models:/digits/2\n", second.output
+    assert tracker.read_theta("models:/digits/2") == (text, run_id)
+
+
+@pytest.mark.cluster
+def test_thetas_are_evaluated_into_tables_mlflow_and_a_report(
+    bespoke: Bespoke, small: Path, theta: Callable[..., Path], copied: Storage, ray_session: None
+) -> None:
+    """A theta of another model asks for transfer; two names of the same numbers are two rows; again is the same run."""
+    other = theta(model_digest=ZooModel("digits_fm_v_cs").digest)
+    where = ("--config", small, "--storage", copied.root, "--set", "evaluation.baselines=[euler]")
+    _refused(bespoke("evaluate", other, *where), "this theta was made for model ")
+    _refused(bespoke("evaluate", other, *where), "pass --allow-transfer")
+    result = bespoke("evaluate", other, *where, "--json", "--allow-transfer")
+    assert result.exit_code == 0, result.output
+    rows = {(row["solver"], row["metric"]): row for row in json.loads(result.stdout)}
+    assert {solver for solver, _ in rows} == {"Midpoint", "Euler", "Ground truth (dopri5)"}
+    assert rows["Midpoint", "psnr_db"]["value"] > rows["Euler", "psnr_db"]["value"]
+    assert rows["Midpoint", "psnr_db"]["origin"] == str(other)
+
+    # Another file with the same numbers: one family's name is not the other's.
+    twin = theta(name="twin.json", family="twin")
+    plain = bespoke("evaluate", theta(), twin, *where)
+    assert plain.exit_code == 0, plain.output
+    value = f"{rows['Midpoint', 'psnr_db']['value']:.1f}"
+    assert [
+        line.split("|")[1].strip()
+        for line in plain.stdout.splitlines()
+        if f"| **{value}" in line or f"| {value}" in line
+    ] == [
+        "Midpoint",
+        "twin",
+    ]
+    folder = Path(copied.root) / "experiments" / "small" / "evaluation"
+    assert {path.name for path in folder.iterdir()} == {
+        "scores.parquet",
+        "tables.md",
+        "tables.tex",
+        "report.html",
+        "samples_labels_guidance1_nfe4.png",
+    }
+    tracker = Tracker(f"sqlite:///{copied.root}/mlflow.db")
+    runs = tracker.client.search_runs([tracker.experiment("small", None)], f"tags.`{ROLE}` = 'evaluation'")
+    assert {run.data.params["label"]: run.data.metrics.get("labels/psnr_db") for run in runs} == {
+        "Midpoint": pytest.approx(rows["Midpoint", "psnr_db"]["value"]),
+        "twin": pytest.approx(rows["Midpoint", "psnr_db"]["value"]),
+        "Euler": pytest.approx(rows["Euler", "psnr_db"]["value"]),
+    }, "the same theta again is the same run"
+
+
+def test_an_artifact_of_the_fixture_is_whole(theta: Callable[..., Path]) -> None:
+    """What the tests above refuse is refused for the reason that they name."""
+    assert ThetaArtifact.load(theta()).solver.nfe == 4
+
+
+# ---- pretrain -----------------------------------------------------------------------------------------------------
+
+
+def test_pretrain_writes_a_model_that_loads(bespoke: Bespoke, tmp_path: Path) -> None:
+    """Weights and card where --output says; a misspelt key is refused first."""
+    net = {"net": "film_mlp", "shape": [1, 8, 8], "classes": 10, "width": 8, "depth": 1, "condition_width": 8}
+    recipe = {"name": "tiny", "architecture": net, "prediction": "velocity", "scheduler": "cond_ot", "threads": 1}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe | {"storage": str(tmp_path / "storage")}), encoding="utf-8")
+    _refused(bespoke("pretrain", path, "iteration=2"), "iteration: unknown key (did you mean 'iterations'?)")
+    result = bespoke("pretrain", path, "iterations=2", "batch_size=8", "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "tiny.safetensors: held-out loss " in result.stdout
+    assert ZooModel(str(tmp_path / "out/tiny.safetensors")).prediction == "velocity"
+    card = (tmp_path / "out/tiny.md").read_text(encoding="utf-8")
+    assert "finds the label that was asked for in" in card
+    client = MlflowClient(f"sqlite:///{tmp_path}/storage/mlflow.db")
+    experiment = client.get_experiment_by_name("pretrain")
+    (run,) = client.search_runs([experiment.experiment_id])
+    again = bespoke("pretrain", path, "iterations=3", "batch_size=8", "--output", tmp_path / "out")
+    assert again.exit_code == 0, again.output  # another recipe under the same name is another run
+    assert len(client.search_runs([experiment.experiment_id])) == 2
+    _refused(bespoke("pretrain", path, "dataset=labels"), "dataset 'labels' has no samples to train on")
+    assert client.search_runs([experiment.experiment_id])[0].info.status == "FAILED"
+    assert run.data.params["learning_rate"] == "0.002"
+    (held_out,) = client.get_metric_history(run.info.run_id, "validation_loss")
+    assert held_out.step == 2
+    assert f"held-out loss {held_out.value:.4f}" in result.stdout
+    assert {entry.path for entry in client.list_artifacts(run.info.run_id)} == {"tiny.md", "tiny.png"}

@@ -1,0 +1,257 @@
+"""Before any work starts, every node has used the storage and reached MLflow; what one cannot do is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cluster import preflight
+from orchestrator.cluster.preflight import Node, NodeReport, check_nodes
+from orchestrator.errors import ConfigError, PoolError, UserError
+from orchestrator.storage import Storage
+from orchestrator.tracking.mlflow import ping
+
+HEAD, WORKER = Node("a" * 56, "10.0.0.1", {}), Node("b" * 56, "10.0.0.2", {"CPU": 8.0})
+SERVER = "http://head:5000"
+WELL = NodeReport(HEAD, sees_beacon=True)
+
+Cluster = Callable[..., list[Sequence[Node]]]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """Pretends a cluster whose nodes report this; gives the list of surveys that were made."""
+
+    def pretend(*reports: NodeReport) -> list[Sequence[Node]]:
+        surveys: list[Sequence[Node]] = []
+
+        def survey(storage: Storage, tracking_uri: str | None, there: Sequence[Node]) -> list[NodeReport]:
+            surveys.append(there)
+            return list(reports)
+
+        monkeypatch.setattr(preflight, "nodes", lambda: [report.node for report in reports])
+        monkeypatch.setattr(preflight, "survey", survey)
+        return surveys
+
+    return pretend
+
+
+def test_on_one_node_nothing_is_asked(cluster: Cluster, storage: Storage) -> None:
+    """A laptop's folder and its SQLite store are good there, and no second is spent."""
+    surveys = cluster(WELL)
+    assert check_nodes(storage, "sqlite:////data/mlflow.db") == {HEAD.id}
+    assert surveys == []
+
+
+def test_nodes_that_can_do_everything_are_asked_once(cluster: Cluster, storage: Storage) -> None:
+    """A cluster that has grown is asked again, one that has not is not."""
+    surveys = cluster(WELL, NodeReport(WORKER, sees_beacon=True))
+    known = check_nodes(storage, SERVER)
+    assert known == {HEAD.id, WORKER.id}
+    check_nodes(storage, SERVER, known)
+    assert len(surveys) == 1
+    check_nodes(storage, SERVER, {HEAD.id})
+    assert len(surveys) == 2
+
+
+def test_a_sqlite_store_is_refused_on_more_than_one_node(cluster: Cluster, storage: Storage) -> None:
+    """Also where the disk is shared: SQLite is not safe on one."""
+    surveys = cluster(WELL, NodeReport(WORKER, sees_beacon=True))
+    with pytest.raises(
+        ConfigError,
+        match=r"store sqlite:////shared/mlflow\.db is a file, and the cluster has 2 nodes: .*start `mlflow server` on "
+        r"one node and give its address, e\.g\. --tracking-uri http://head:5000",
+    ):
+        check_nodes(storage, "sqlite:////shared/mlflow.db")
+    assert surveys == []
+    check_nodes(storage, None)  # pairs alone use no MLflow
+
+
+@pytest.mark.parametrize(
+    ("report", "kind", "message"),
+    [
+        (
+            NodeReport(WORKER),
+            ConfigError,
+            r"storage root .* is a folder of this machine: node 10\.0\.0\.2 \(node bbbbbbbb\) does not find in it what "
+            r"was just written here; give --storage a place that all nodes share, s3://…, gs://… or a mounted",
+        ),
+        (
+            NodeReport(WORKER, storage="storage root s3://bucket cannot be written: denied; choose another --storage"),
+            ConfigError,
+            r"on node 10\.0\.0\.2 \(node bbbbbbbb\): storage root s3://bucket cannot be written: denied; choose",
+        ),
+        (
+            NodeReport(WORKER, sees_beacon=True, tracking="MLflow at http://head:5000 cannot be used: refused; check"),
+            ConfigError,
+            r"on node 10\.0\.0\.2 \(node bbbbbbbb\): MLflow at http://head:5000 cannot be used: refused; check",
+        ),
+        (
+            NodeReport(WORKER, problem="no answer within 120 s"),
+            PoolError,
+            r"node 10\.0\.0\.2 \(node bbbbbbbb\) does not run tasks: no answer within 120 s; see `ray status`",
+        ),
+    ],
+    ids=["a folder of the driver's", "storage", "MLflow", "silent"],
+)
+def test_what_a_node_cannot_do_is_refused_with_its_name_and_the_remedy(
+    cluster: Cluster, storage: Storage, report: NodeReport, kind: type[UserError], message: str
+) -> None:
+    """Before any work, not at the first shard that lands there."""
+    cluster(WELL, report)
+    with pytest.raises(kind, match=message):
+        check_nodes(storage, SERVER)
+
+
+def test_of_many_problems_the_first_is_told_and_the_others_are_counted(cluster: Cluster, storage: Storage) -> None:
+    """Sixty nodes without the folder are one message, and the way to all of them."""
+    cluster(WELL, *[NodeReport(WORKER, tracking="MLflow cannot be used; check --tracking-uri")] * 3)
+    with pytest.raises(
+        ConfigError, match=r"\(5 more such problem\(s\) on 4 nodes; `bespoke doctor --address …` lists them\)"
+    ):
+        check_nodes(storage, SERVER)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_a_node_that_sees_the_beacon_tries_everything_and_leaves_nothing(storage: Storage) -> None:
+    """The same place: it writes, reads and deletes a probe of its own."""
+    storage.write("beacon", b"light")
+    assert preflight._from_here(storage.root, "beacon", _sha256(b"light"), None) == (True, None, None)
+    assert [path.name for path in Path(storage.root).iterdir()] == ["beacon"]
+
+
+def test_a_node_that_does_not_see_the_beacon_writes_nothing(storage: Storage) -> None:
+    """A path of the same name on its own disk: no folder is made there, and another's file is not the beacon."""
+    assert preflight._from_here(storage.root, "beacon", _sha256(b"light"), None) == (False, None, None)
+    assert not Path(storage.root).exists()
+    storage.write("beacon", b"dark")
+    assert preflight._from_here(storage.root, "beacon", _sha256(b"light"), None) == (False, None, None)
+
+
+def test_what_goes_wrong_on_a_node_comes_back_as_text(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whatever class the error is: the driver may lack it, or it may not be picklable."""
+    monkeypatch.setattr(Storage, "exists", lambda self, key: 1 // 0)
+    sees, problem, tracking = preflight._from_here(storage.root, "beacon", "", "http://127.0.0.1:9")
+    assert (sees, problem) == (False, "integer division or modulo by zero")
+    assert tracking is not None
+    assert "MLflow at http://127.0.0.1:9 cannot be used" in tracking
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """A web server that is no MLflow: it answers everything with an error."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(500)
+
+        do_GET = do_POST  # noqa: N815 (the base class looks for this name)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listening.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.server_port}"
+    listening.shutdown()
+    thread.join()
+    listening.server_close()
+
+
+def test_a_ping_of_something_else_than_mlflow_is_refused_and_leaves_the_environment(server: str) -> None:
+    """A port that answers is not enough; the impatience is the ping's alone."""
+    before = dict(os.environ)
+    with pytest.raises(UserError, match=rf"MLflow at {server} cannot be used: .*; check --tracking-uri"):
+        ping(server)
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "https://no-such-host.invalid", "http://", "http://x:notaport"])
+def test_a_ping_of_nobody_is_refused(uri: str) -> None:
+    """Nobody listens, no such name, or no address at all."""
+    with pytest.raises(UserError, match=r"cannot be used: .*; check --tracking-uri"):
+        ping(uri)
+
+
+def test_a_ping_of_a_store_that_is_still_to_be_made_makes_none(tmp_path: Path) -> None:
+    """The first sweep does, on the driver."""
+    ping(f"sqlite:///{tmp_path}/mlflow.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- Ray ----------------------------------------------------------------------------------------------------------
+
+TWO_NODES = """
+import json, os, sys
+import ray
+from ray.cluster_utils import Cluster
+
+from orchestrator.errors import UserError
+from orchestrator.cluster.preflight import check_nodes, nodes, survey
+from orchestrator.storage import Storage
+
+shared, here, there = sys.argv[1:]
+os.chdir(here)
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+os.chdir(there)  # the second node's processes work in another folder
+cluster.add_node(num_cpus=1)
+os.chdir(here)
+ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+told = {"nodes": len(nodes())}
+
+
+def attempt(name, root, tracking_uri=None):
+    try:
+        check_nodes(Storage(root), tracking_uri)
+        told[name] = None
+    except UserError as error:
+        told[name] = str(error)
+
+
+attempt("shared", shared)
+attempt("own", "/proc/self/cwd/data")  # a path by one name, and a place of its own for each node
+attempt("mlflow", shared, "http://127.0.0.1:9")
+attempt("sqlite", shared, f"sqlite:///{shared}/mlflow.db")
+both = survey(Storage(shared), None, nodes())
+told["both"] = [report.sees_beacon for report in both]
+told["left"] = os.listdir(shared)
+print(json.dumps(told))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_two_real_nodes_share_a_folder_or_are_refused(tmp_path: Path) -> None:
+    """Two raylets: a folder that both see is good; one that is another place on the second node is refused there."""
+    folders = [tmp_path / name for name in ("shared", "here", "there")]
+    for folder in folders:
+        folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_NODES, *map(str, folders)], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["nodes"] == 2
+    assert told["shared"] is None
+    assert told["both"] == [True, True]
+    assert "/proc/self/cwd/data is a folder of this machine: node " in told["own"]
+    assert "MLflow at http://127.0.0.1:9 cannot be used" in told["mlflow"]
+    assert "(1 more such problem(s) on 2 nodes" in told["mlflow"]
+    assert "is a file, and the cluster has 2 nodes" in told["sqlite"]
+    assert told["left"] == []
+    assert [path.name for path in (tmp_path / "there").iterdir()] == []

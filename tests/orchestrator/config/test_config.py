@@ -1,0 +1,377 @@
+"""A configuration is checked whole before any work starts; what is wrong is told with its key, value and remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from orchestrator.config.experiment import (
+    ExperimentConfig,
+    LearnedConfig,
+    cpu_budget,
+    load_config,
+    read_yaml,
+    resolve_tracking_uri,
+    validated,
+)
+from orchestrator.errors import ConfigError
+from orchestrator.models.zoo.adapter import zoo_names
+from orchestrator.models.zoo.nets import build_net
+from orchestrator.training.zoo import PretrainConfig
+from solvers.distil.levenberg_marquardt import LMSettings
+from solvers.grids import Grid
+
+CONFIGS = Path(__file__).resolve().parents[3] / "sweeps" / "configs"
+
+
+@pytest.fixture
+def load(tmp_path: Path, experiment: dict[str, Any]) -> Callable[..., ExperimentConfig]:
+    """Loads the small experiment from a file, with overrides."""
+
+    def load(*overrides: str) -> ExperimentConfig:
+        path = tmp_path / "small.yaml"
+        path.write_text(yaml.safe_dump(experiment), encoding="utf-8")
+        return load_config(path, overrides)
+
+    return load
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_experiment_loads_and_checks(path: Path) -> None:
+    """Whoever runs a shipped file runs into no mistake of ours."""
+    assert load_config(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "pretrain").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_training_recipe_loads(path: Path) -> None:
+    """Under its own name, and for a network whose weights may travel with the package."""
+    recipe = validated(PretrainConfig, read_yaml(path), str(path))
+    assert recipe.name == path.stem
+    bytes_a_weight = {"float32": 4, "float16": 2}[recipe.weights_dtype]
+    weights = sum(parameter.numel() for parameter in build_net(recipe.architecture).parameters())
+    assert bytes_a_weight * weights < 12_000_000
+
+
+def test_every_shipped_model_has_the_recipe_it_was_trained_with() -> None:
+    """Under its own name."""
+    assert {path.stem for path in (CONFIGS / "pretrain").glob("*.yaml")} >= set(zoo_names())
+
+
+def test_a_variant_is_a_set_of_overrides_and_others_come_after(tmp_path: Path) -> None:
+    """One override for full size; dotted keys as anywhere; without it the file as it is."""
+    path = tmp_path / "with.yaml"
+    path.write_text("name: small\npairs: {train: 8, test: 9}\nvariants: {full: {name: large, pairs.train: 99}}\n")
+    assert read_yaml(path) == {"name": "small", "pairs": {"train": 8, "test": 9}}
+    assert read_yaml(path, ["pairs.test=7", "variant=full"]) == {"name": "large", "pairs": {"train": 99, "test": 7}}
+    with pytest.raises(ConfigError, match=r"has no variant 'ful' .did you mean 'full'\?.; it has: full"):
+        read_yaml(path, ["variant=ful"])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "spoken_digits"])
+def test_full_size_is_one_override_away(name: str) -> None:
+    """What runs reduced on a laptop."""
+    reduced, full = (load_config(CONFIGS / f"{name}.yaml", overrides) for overrides in ([], ["variant=full"]))
+    assert set(full.nfe) > set(reduced.nfe)
+    assert full.pairs.test > reduced.pairs.test
+    assert {learned.method for learned in full.learned} == {"adam", "levenberg_marquardt"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "guidence_scale=[1]",
+            "guidence_scale: unknown key (did you mean 'guidance_scale'?); known here: conditioning,",
+        ),
+        ("pairs.trian=64", "pairs.trian: unknown key (did you mean 'train'?); known here: atol, batch_size,"),
+        ("learned.0.learning_rat=1", "learned.0.learning_rat: unknown key (did you mean 'learning_rate'?); known here"),
+        ("resources.host_gpu=1", "resources.host_gpu: unknown key (did you mean 'host_gpus'?)"),
+        ("model.option={}", "model.option: unknown key (did you mean 'options'?); known here: name, options"),
+        ("zzz=1", "zzz: unknown key; known here: "),
+        ("pairs.train=many", "pairs.train: Input should be a valid integer"),
+        ("pairs=520", "pairs: Input should be a valid dictionary or instance of PairsConfig (got 520)"),
+        ("nfe=[4.5]", "nfe.0: Input should be a valid integer"),
+        ("nfe=[0]", "nfe.0: Input should be greater than or equal to 1 (got 0)"),
+        ("fixed_sigma0=-1", "fixed_sigma0.0: Input should be greater than 0 (got -1)"),
+        ("learned.0.sigma0=[1, -2]", "learned.0.sigma0.1: Input should be greater than 0 (got -2)"),
+        ("learned.0.learning_rate=[]", "learned.0.learning_rate: Tuple should have at least 1 item"),
+        ("fixed_sigma0=[]", "fixed_sigma0: Tuple should have at least 1 item"),
+        ("guidance_scale=.inf", "guidance_scale.0: Input should be a finite number (got inf)"),
+        ("learned.0.learning_rate=.nan", "learned.0.learning_rate.0: Input should be a finite number (got nan)"),
+        ("search.scheduler=hyperband", "search.scheduler: Input should be 'fifo' or 'asha' (got 'hyperband')"),
+        ("name=a/b", "name: String should match pattern"),
+        ("model=null", "model: Input should be a valid dictionary"),
+        (
+            "pairs.shard_size=100",
+            "pairs: shard_size 100 is no multiple of batch_size 8; a pair's batch must not span shards, use 96",
+        ),
+        ("resources.device=cuda", "device 'cuda' needs resources.host_gpus above 0, e.g. 1 or 0.5"),
+        ("resources.host_gpus=0.5", "host_gpus is 0.5 but device is 'cpu'; set resources.device to cuda"),
+    ],
+)
+def test_a_wrong_key_or_value_is_told_with_its_place_and_the_file(
+    load: Callable[..., ExperimentConfig], override: str, message: str
+) -> None:
+    """Unknown keys come with the nearest valid one, wrong values with what was given."""
+    with pytest.raises(ConfigError, match=r"small\.yaml is refused:") as caught:
+        load(override)
+    assert message in str(caught.value)
+
+
+def test_every_mistake_is_told_at_once(load: Callable[..., ExperimentConfig]) -> None:
+    """Three mistakes cost one run, not three."""
+    with pytest.raises(ConfigError) as caught:
+        load("guidence_scale=[1]", "pairs.trian=64", "pairs.rtol=2")
+    message = str(caught.value)
+    assert all(place in message for place in ("guidence_scale:", "pairs.trian:", "pairs.rtol:"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["nfe=[4, 5]"], r"fixed family 'midpoint' at nfe 5: Midpoint .* multiple of 2, got 5; use 4 or 6, or give"),
+        (["nfe=[4, 5]"], r"or give midpoint its own 'nfe: \[4\]'$"),
+        (["nfe=[5]"], r"fixed family 'midpoint' at nfe 5: .* or leave midpoint out$"),
+        (["fixed=[]"], r"learned family 'bns' starts from the best fixed solver, but 'fixed' has none; list families"),
+        (["fixed=[]", "learned=[]"], r"the sweep is empty: list families under 'fixed', 'learned', or both"),
+        (["fixed=[bns]"], r"family 'bns' is learned; list it under 'learned', not under 'fixed'"),
+        (["learned=[midpoint]"], r"family 'midpoint' has nothing to learn; list it under 'fixed', not under 'learned'"),
+        (["fixed.0.family=midpiont"], r"unknown solver family 'midpiont' \(did you mean 'midpoint'\?\); there are: "),
+        (["learned.0.start=rk4", "nfe=[6]"], r"start 'rk4' of 'bns' at nfe 6: RK4 .* got 6; use 4 or 8"),
+        (["learned.0.start=bns"], r"family 'bns' is learned"),
+        (
+            ["learned=[{family: bns, method: levenberg_marquardt, learning_rate: 1.0e-3}]"],
+            r"'learning_rate' has no meaning for method 'levenberg_marquardt'; leave it out",
+        ),
+        (
+            ["learned=[{family: bns, method: levenberg_marquardt}]", "resources.checkpoint=true"],
+            r"resources.checkpoint is of use to gradients alone, and no learned family has 'method: adam'",
+        ),
+        (["learned.0.jacobian=jvp"], r"'jacobian' has no meaning for method 'adam'; leave it out"),
+        (
+            ["learned=[{family: bns, method: levenberg_marquardt, objective: rmse}]"],
+            r"method 'levenberg_marquardt' minimises the PSNR loss, not 'rmse'; use method 'adam'",
+        ),
+        (
+            ["fixed=[{family: rk4, nfe: 4}]", "nfe=[4, 6]"],
+            r"no fixed family that 'bns' can start from runs at nfe 6, so 'start: best' has nothing there",
+        ),
+        (["metrics=[psnr, sssim]"], r"unknown metric 'sssim'.*there are: .*psnr"),
+        (["metrics=[snr]"], r"metrics must include 'psnr'"),
+        (["model.name=zooo"], r"unknown model adapter 'zooo' \(did you mean 'zoo'\?\); there are: diffusers, edm,"),
+        (["model.options={}"], r"model adapter 'zoo' takes one option, 'weights', a name or a path; got \{\}"),
+        (["model.options.weights=digits_fm_to"], r"no zoo model 'digits_fm_to' \(did you mean 'digits_fm_ot'\?\)"),
+        (["conditioning.name=label"], r"unknown dataset 'label' \(did you mean 'labels'\?\)"),
+        (["seeds=[1, 1]"], r"seeds must list different values, at least one; got \[1, 1\]"),
+        (["nfe=[]"], r"nfe must list different values, at least one; got \[\]"),
+        (["guidance_scale=[1, 3, 1]"], r"guidance_scale must list different values"),
+    ],
+)
+def test_an_impossible_combination_is_refused_before_any_work(
+    load: Callable[..., ExperimentConfig], experiment: dict[str, Any], overrides: list[str], message: str
+) -> None:
+    """What cannot work is known without loading a model, and the remedy is named."""
+    experiment["fixed"] = [{"family": family} for family in experiment["fixed"]]
+    experiment["conditioning"] = {"name": "labels"}
+    with pytest.raises(ConfigError, match=message):
+        load(*overrides)
+
+
+def test_overrides_change_what_they_name_and_nothing_else(load: Callable[..., ExperimentConfig]) -> None:
+    """Dotted keys reach into mappings and lists, also where the file has no such mapping yet; values are YAML."""
+    plain = load()
+    changed = load(
+        "pairs.train=64", "nfe=[4, 8]", "learned.0.learning_rate=1.0e-3", "search.scheduler=asha", "fixed.1=heun"
+    )
+    assert changed.pairs.train == 64
+    assert changed.nfe == (4, 8)
+    assert changed.learned[0].learning_rate == (1e-3,)
+    assert changed.search.scheduler == "asha"
+    assert [solver.family for solver in changed.fixed] == ["euler", "heun"]
+    assert changed.pairs.model_copy(update={"train": plain.pairs.train}) == plain.pairs
+    assert changed.learned[0].iterations == plain.learned[0].iterations
+
+
+def test_the_last_override_of_a_key_stands(load: Callable[..., ExperimentConfig]) -> None:
+    """As on every command line."""
+    assert load("pairs.train=64", "pairs.train=56").pairs.train == 56
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pairs.train", r"override 'pairs\.train' is not key=value, e\.g\. pairs\.train=64"),
+        ("=64", r"override '=64' is not key=value"),
+        ("nfe=[4", r"the value of override 'nfe=\[4' is not YAML: "),
+        ("learned.1.iterations=5", r"override 'learned\.1\.iterations=5': '1' is no index of a list of 1"),
+        ("learned.first=5", r"override 'learned\.first=5': 'first' is no index of a list of 1"),
+        ("fixed.0.nfe=4", r"override 'fixed\.0\.nfe=4': fixed\.0 is no mapping"),
+        ("fixed.0.options.x=4", r"override 'fixed\.0\.options\.x=4': 'options' lies inside a plain value"),
+    ],
+)
+def test_an_override_that_leads_nowhere_is_refused(
+    load: Callable[..., ExperimentConfig], override: str, message: str
+) -> None:
+    """A mistyped override is never dropped in silence."""
+    with pytest.raises(ConfigError, match=message):
+        load(override)
+
+
+def test_a_single_value_and_a_bare_name_are_short_for_lists_and_mappings(load: Callable[..., ExperimentConfig]) -> None:
+    """`nfe: 8` is `nfe: [8]`, and `fixed: [euler]` is `fixed: [{family: euler}]`."""
+    short = load("nfe=8", "guidance_scale=3", "learned.0.sigma0=2", "fixed=[euler, {family: heun, nfe: 8}]")
+    assert (short.nfe, short.guidance_scale, short.learned[0].sigma0) == ((8,), (3.0,), (2.0,))
+    assert [(solver.family, solver.nfe) for solver in short.fixed] == [("euler", None), ("heun", (8,))]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: [1, 2\n", r"bad\.yaml is not YAML: "),
+        (b"\xff\xfe\x00", r"bad\.yaml is not YAML: "),
+        (b"- name\n", r"bad\.yaml must be a mapping of keys to values, got list"),
+        (b"", r"bad\.yaml must be a mapping of keys to values, got NoneType"),
+        (b"name: x\n", r"model: missing; it has no default\n  nfe: missing"),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    """Whatever the file holds, the message names it."""
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_a_missing_file_is_told_with_where_the_shipped_ones_are(tmp_path: Path) -> None:
+    """The first mistake of a new user."""
+    missing = tmp_path / "digit.yaml"
+    with pytest.raises(ConfigError, match=f"no configuration at {re.escape(str(missing))}; .* sweeps/configs"):
+        load_config(missing)
+    with pytest.raises(ConfigError, match="no configuration at"):
+        load_config(tmp_path)
+
+
+def test_a_checked_configuration_cannot_change(load: Callable[..., ExperimentConfig]) -> None:
+    """What was checked is what runs."""
+    config = load()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.nfe = (8,)  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        config.pairs.train = 1  # type: ignore[misc]
+
+
+def test_the_grids_are_a_solvers_own_and_every_one_of_the_search_once(load: Callable[..., ExperimentConfig]) -> None:
+    """The search is p times q grids and the others listed; p = q = 1 is the uniform grid, which comes first."""
+    also = "grid_search.also=[log_snr, {kind: polynomial, rho: 5}, edm]"
+    config = load(
+        "grid_search.p=[1, 1.4, 2]", "grid_search.q=[1, 1.2]", also, "fixed=[euler, {family: ddim, grid: edm}]"
+    )
+    grids = config.grids(config.fixed[0])
+    assert grids[0] == Grid()
+    assert [grid.kind for grid in grids].count("warped") == 5
+    assert grids[6:] == [Grid("log_snr"), Grid("polynomial", rho=5), Grid("edm")]
+    own = config.grids(config.fixed[1])
+    assert own[0] == Grid("edm")
+    assert sorted(grid.label for grid in own) == sorted(grid.label for grid in grids)
+    alone = load("grid_search=null", "fixed=[{family: euler, grid: {kind: shifted, shift: 5}}]")
+    assert alone.grids(alone.fixed[0]) == [Grid("shifted", shift=5)]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("logsnr", r"unknown time grid 'logsnr' \(did you mean 'log_snr'\?\); choose one of uniform, .*, ays, gits"),
+        ("{kind: edm, roh: 5}", r"a time grid has no 'roh' \(did you mean 'rho'\?\); it has: kind, p, q, rho"),
+        ("{kind: uniform, rho: 5}", r"rho belongs to the 'polynomial' and 'edm' grid, not to 'uniform'"),
+        ("{kind: gits, gama: 1}", r"gama: unknown key"),
+        ("{kind: gits, gamma: 0}", r"gamma: "),
+    ],
+)
+def test_a_grid_that_does_not_exist_is_refused(load: Callable[..., ExperimentConfig], grid: str, message: str) -> None:
+    """In the grid's own words."""
+    with pytest.raises(ConfigError, match=message):
+        load(f"fixed=[{{family: euler, grid: {grid}}}]")
+
+
+def test_listed_times_must_make_the_steps_of_every_nfe(load: Callable[..., ExperimentConfig]) -> None:
+    """They are of one length, and an NFE list rarely is: known before any pair is made."""
+    grid = "{kind: given, listed: [0.2, 0.5, 0.8]}"
+    load(f"fixed=[{{family: euler, grid: {grid}, nfe: [4]}}, midpoint]", "nfe=[4, 8]")
+    with pytest.raises(ConfigError, match=r"grid of fixed family 'euler' at nfe 8: 3 listed times .* make 4 steps"):
+        load(f"fixed=[{{family: euler, grid: {grid}}}]", "nfe=[4, 8]")
+
+
+def test_one_family_on_two_grids_is_two_solvers_and_on_one_is_a_mistake(load: Callable[..., ExperimentConfig]) -> None:
+    """A solver's grid is in its name where it is not the uniform one."""
+    config = load("fixed=[ddim, {family: ddim, grid: log_snr}]")
+    assert [solver.label for solver in config.fixed] == ["DDIM", "DDIM (log_snr)"]
+    with pytest.raises(ConfigError, match=r"'fixed' lists 'DDIM' twice, and their results would be one row; leave one"):
+        load("fixed=[ddim, {family: ddim, grid: uniform}]")
+
+
+def test_a_path_that_is_relative_is_made_absolute_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials run in other directories: a relative SQLite file would be another file there."""
+    monkeypatch.chdir(tmp_path)
+    assert resolve_tracking_uri(None, "data") == f"sqlite:///{tmp_path}/data/mlflow.db"
+    assert resolve_tracking_uri(None, "file:///srv/data") == "sqlite:////srv/data/mlflow.db"
+    assert resolve_tracking_uri(None, "file:///srv/my%20data") == "sqlite:////srv/my data/mlflow.db"
+    assert resolve_tracking_uri("sqlite:///mine.db", "data") == f"sqlite:///{tmp_path}/mine.db"
+    assert resolve_tracking_uri("http://head:5000", "s3://bucket/root") == "http://head:5000"
+
+
+def test_remote_storage_needs_a_tracking_server() -> None:
+    """SQLite cannot be kept on an object store, and a file of this machine's is nobody else's."""
+    with pytest.raises(ConfigError, match=r"storage 's3://bucket/root' is remote, .* give --tracking-uri, e\.g\. http"):
+        resolve_tracking_uri(None, "s3://bucket/root")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pairs.train=true", r"pairs\.train: Input should be a valid integer \(got True\)"),
+        ("pairs.train='64'", r"pairs\.train: Input should be a valid integer \(got '64'\)"),
+        ("name=..", r"name: String should match pattern"),
+        ("resources.device=tpu", r"resources\.device: String should match pattern"),
+        ("metrics=[psnr,psnr]", r"metrics must list different values"),
+        ("guidance_scale=[1,1.0000001]", r"guidance_scale must list different values"),
+        ("grid_search.p=[40]", r"grid_search\.p\.0: Input should be less than or equal to 10"),
+        ("learned=[{family: bns}, {family: bns, iterations: 3}]", r"lists 'BNS' twice, .* 'learning_rate: \["),
+        ("learned.².iterations=3", r"'²' is no index of a list"),
+    ],
+)
+def test_what_only_looks_right_is_refused(load: Callable[..., ExperimentConfig], override: str, message: str) -> None:
+    """Python would take true for 1, and two names that print alike for two."""
+    with pytest.raises(ConfigError, match=message):
+        load(override)
+
+
+def test_a_sweep_of_nothing_is_refused(load: Callable[..., ExperimentConfig]) -> None:
+    """Families whose own NFE lists leave out every NFE of the sweep make no points."""
+    with pytest.raises(ConfigError, match=r"no fixed family runs at any nfe of \[4\]"):
+        load("nfe=[4]", "fixed=[{family: euler, nfe: [99]}]", "learned=[]")
+
+
+def test_a_local_ray_gets_the_configured_cores_or_all_of_them(
+    load: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fractions of cores are configured against a number that is known."""
+    monkeypatch.setattr("os.cpu_count", lambda: 7)
+    assert cpu_budget(load("resources.local_cpus=3").resources) == 3
+    assert cpu_budget(load("resources.local_cpus=null").resources) == 7
+
+
+@pytest.mark.parametrize(("precision", "differences"), [("float32", "forward"), ("float16", "central")])
+def test_differences_are_central_where_rounding_is_coarse(precision: Any, differences: str) -> None:
+    """Forward ones drown in the rounding of half precision; what is asked for by name is kept."""
+    learned = {"family": "bns", "method": "levenberg_marquardt"}
+    (settings,) = LearnedConfig(**learned).settings(0, 64, precision)
+    (told,) = LearnedConfig(**learned, jacobian="forward").settings(0, 64, precision)
+    assert isinstance(settings, LMSettings)
+    assert isinstance(told, LMSettings)
+    assert (settings.jacobian, told.jacobian) == (differences, "forward")

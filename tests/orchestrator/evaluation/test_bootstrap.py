@@ -1,0 +1,73 @@
+"""Whether one solver beats another: the bootstrap finds what is there, and not what is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from orchestrator.evaluation.bootstrap import compare
+from orchestrator.metrics.base import Array
+from orchestrator.metrics.psnr import PSNR
+from orchestrator.metrics.rmse import RMSE
+
+
+def _column(values: Array) -> Array:
+    return values[:, None]
+
+
+def test_a_small_difference_that_every_pair_shares_is_found() -> None:
+    """Pairs share noise: half a dB stands out although samples differ by ten."""
+    rng = np.random.default_rng(0)
+    difficulty = rng.normal(50, 10, 200)
+    found = compare(PSNR(), {"a": _column(difficulty), "b": _column(difficulty + rng.normal(0.5, 0.5, 200))})
+    (c,) = found
+    assert (c.better, c.other, c.count) == ("b", "a", 200)
+    assert c.low < 0.5 < c.high
+    assert c.low > 0
+    assert c.chance == 0
+
+
+def test_a_difference_of_chance_is_not_taken_for_one() -> None:
+    """Two solvers of equal quality: the interval holds zero in about 95 of 100 trials."""
+    rng = np.random.default_rng(1)
+    holds = 0
+    for trial in range(100):
+        a, b = rng.normal(50, 5, (2, 100))
+        (c,) = compare(PSNR(), {"a": _column(a), "b": _column(b)}, resamples=400, seed=trial)
+        holds += c.low <= 0 <= c.high
+    assert 88 <= holds <= 100
+
+
+def test_the_interval_is_that_of_the_mean() -> None:
+    """For means of many samples the bootstrap is the normal interval: 1.96 standard errors to both sides."""
+    rng = np.random.default_rng(2)
+    difference = rng.normal(1, 2, 2000)
+    (c,) = compare(PSNR(), {"a": _column(difference), "b": _column(np.zeros(2000))}, resamples=4000)
+    half = 1.96 * difference.std(ddof=1) / np.sqrt(2000)
+    assert c.low == pytest.approx(difference.mean() - half, abs=0.01)
+    assert c.high == pytest.approx(difference.mean() + half, abs=0.01)
+
+
+def test_the_better_solver_is_so_in_the_metrics_own_direction() -> None:
+    """A smaller RMSE wins, and its difference is negative."""
+    values = {"near": _column(np.full(10, 0.1)), "far": _column(np.full(10, 0.3))}
+    (c,) = compare(RMSE(), values)
+    assert (c.better, c.difference, c.chance) == ("near", pytest.approx(-0.2), 0.0)
+
+
+def test_pairs_that_are_not_finite_for_one_are_left_out_for_both() -> None:
+    """Or one would be judged on easier samples than the other."""
+    a, b = np.array([1.0, np.nan, 3.0, 4.0]), np.array([2.0, 9.0, np.inf, 5.0])
+    (c,) = compare(PSNR(), {"a": _column(a), "b": _column(b)})
+    assert (c.count, c.difference) == (2, pytest.approx(1.0))
+
+
+def test_solvers_of_different_samples_are_not_compared() -> None:
+    """There are no pairs."""
+    with pytest.raises(ValueError, match=r"compared on the same samples, these have \[3, 4\]"):
+        compare(PSNR(), {"a": np.zeros((3, 1)), "b": np.zeros((4, 1))})
+
+
+def test_one_solver_alone_beats_nobody() -> None:
+    """No comparison, and no error."""
+    assert compare(PSNR(), {"a": np.zeros((3, 1))}) == []

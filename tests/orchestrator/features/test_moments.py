@@ -1,0 +1,152 @@
+"""Statistics of features: exact under any split, numpy's own numbers, and the distance that is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.errors import ConfigError
+from orchestrator.features import moments
+from orchestrator.features.moments import (
+    FeatureStatistics,
+    Moments,
+    frechet_distance,
+    reference_moments,
+)
+
+DIM = 6
+
+
+@pytest.fixture
+def features() -> Tensor:
+    """Correlated features whose means are far from 0, where a covariance from sums loses most."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(DIM, DIM, generator=generator)
+    return torch.randn(500, DIM, generator=generator) @ mixing + torch.arange(DIM) * 3.0
+
+
+def _moments(*parts: Tensor) -> Moments:
+    found = FeatureStatistics("test", DIM)
+    for part in parts:
+        found.add(part)
+    return found.moments()
+
+
+def _same(a: Moments, b: Moments) -> bool:
+    return (a.count, a.mean.tobytes(), a.covariance.tobytes()) == (b.count, b.mean.tobytes(), b.covariance.tobytes())
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 499])
+def test_batches_of_any_size_give_the_same_bits(features: Tensor, size: int) -> None:
+    """No addition rounds: a distance cannot depend on the batch size."""
+    assert _same(_moments(*features.split(size)), _moments(features))
+
+
+def test_samples_in_any_order_give_the_same_bits(features: Tensor) -> None:
+    """Nor on which worker was done first."""
+    assert _same(_moments(features.flip(0)), _moments(features))
+
+
+def test_merged_shards_are_the_whole(features: Tensor) -> None:
+    """Shards are added up, in any order, to the bits of one pass."""
+    shards = []
+    for part in features.split(123):
+        shard = FeatureStatistics("test", DIM)
+        shard.add(part)
+        shards.append(shard)
+    merged = FeatureStatistics("test", DIM)
+    for shard in reversed(shards):
+        merged.merge(shard)
+    assert _same(merged.moments(), _moments(features))
+
+
+def test_moments_are_those_of_numpy(features: Tensor) -> None:
+    """Mean, and covariance normalised by N - 1, as torch-fidelity takes them."""
+    found, values = _moments(features), features.double().numpy()
+    np.testing.assert_allclose(found.mean, values.mean(axis=0), rtol=1e-7)
+    np.testing.assert_allclose(found.covariance, np.cov(values, rowvar=False), rtol=1e-6, atol=1e-6)
+
+
+def _gaussian(mean: list[float], variance: list[float], name: str = "test") -> Moments:
+    return Moments(name, 100, np.array(mean), np.diag(variance))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "distance"),
+    [
+        (([0.0, 0.0], [1.0, 2.0]), ([0.0, 0.0], [1.0, 2.0]), 0.0),
+        (([0.0, 0.0], [1.0, 2.0]), ([3.0, 4.0], [1.0, 2.0]), 25.0),
+        (([0.0, 0.0], [1.0, 4.0]), ([0.0, 0.0], [9.0, 16.0]), 8.0),
+    ],
+    ids=["same", "moved", "wider"],
+)
+def test_the_distance_of_known_gaussians(
+    a: tuple[list[float], list[float]], b: tuple[list[float], list[float]], distance: float
+) -> None:
+    """|difference of means|^2 plus, for diagonal covariances, the squared differences of standard deviations."""
+    assert frechet_distance(_gaussian(*a), _gaussian(*b)) == pytest.approx(distance, abs=1e-9)
+
+
+def test_distances_of_different_features_are_refused() -> None:
+    """Their sizes may match, their meaning does not."""
+    with pytest.raises(ValueError, match="between features 'test' and 'other' means nothing"):
+        frechet_distance(_gaussian([0.0], [1.0]), _gaussian([0.0], [1.0], "other"))
+
+
+def test_moments_survive_a_file(features: Tensor) -> None:
+    """What travels with the package is what was computed."""
+    found = _moments(features)
+    assert _same(Moments.from_bytes(found.to_bytes(dataset="digits")), found)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: f[:, 1:], r"features of test are \(B, 6\), got \(500, 5\)"),
+        (lambda f: f.index_fill(0, torch.tensor([3, 8]), torch.nan), "features of 2 of 500 samples are not finite"),
+        (lambda f: f * 100, r"above 64: sums would not be exact; scale the extractor's features down"),
+        (lambda f: f[:6], "6 samples do not determine the covariance of 6 features; use more than 6"),
+    ],
+    ids=["width", "nan", "size", "few"],
+)
+def test_features_that_would_give_a_wrong_number_are_refused(
+    features: Tensor, spoil: Callable[[Tensor], Tensor], message: str
+) -> None:
+    """With the value, and what to do."""
+    with pytest.raises(ValueError, match=message):
+        _moments(spoil(features))
+
+
+def test_statistics_of_other_features_cannot_be_merged() -> None:
+    """Nor of another number of them."""
+    with pytest.raises(ValueError, match="statistics of other cannot be merged into those of test"):
+        FeatureStatistics("test", DIM).merge(FeatureStatistics("other", DIM))
+
+
+def test_more_samples_than_sums_can_hold_are_refused(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond 2^23 samples additions would begin to round."""
+    monkeypatch.setattr(moments, "MAX_COUNT", 600)
+    with pytest.raises(ValueError, match="statistics of more than 600 samples would not be exact"):
+        _moments(features, features)
+
+
+def test_sums_at_the_largest_size_are_exact() -> None:
+    """Features just below the limit, against integers of any length."""
+    values = torch.full((300, 1), 64.0).double() - torch.arange(1, 301).double()[:, None] * 2.0**-24
+    found = FeatureStatistics("test", 1)
+    for part in values.split(37):
+        found.add(part)
+    whole = [int(value * 2**24) for value in values[:, 0].tolist()]
+    assert int(found._sums.sum() * 2**24) == sum(whole)
+    high, mixed, low = (int(product * 2**48) for product in found._products[:, 0, 0])
+    assert high + 2 * mixed + low == sum(value * value for value in whole)
+
+
+def test_reference_statistics_that_are_not_there_are_refused() -> None:
+    """With those that are."""
+    with pytest.raises(ConfigError, match=r"no reference statistics digits_cnn\.labels; there are: .*digits_cnn\.d"):
+        reference_moments("digits_cnn", "labels")

@@ -1,0 +1,228 @@
+"""The report: figures, a table and one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.hosts.settings import ModelFacts
+from orchestrator.reports.gallery import Panel, Strip
+from orchestrator.reports.sweep import (
+    LEARNED_COLOURS,
+    comparison_csv,
+    curves,
+    markdown_table,
+    summary,
+    training,
+    write_report,
+)
+from orchestrator.results.store import Kind, Result, Row
+from solvers.schedulers.cond_ot import CondOT
+
+FACTS = ModelFacts(
+    name="digits_fm_ot",
+    digest="0123456789abcdef" * 4,
+    shape=(1, 8, 8),
+    prediction="velocity",
+    scheduler=CondOT(),
+    native_scheduler="cond_ot",
+    data_range=2.0,
+    device_class="cpu",
+    parameters=648_000,
+    rate=None,
+)
+
+
+def _row(label: str, kind: Kind, nfe: int, psnr: float, scale: float = 1.0) -> Row:
+    return Row(
+        label=label,
+        kind=kind,
+        nfe=nfe,
+        guidance_scale=scale,
+        sigma0=1.5,
+        detail="warped p=1.4 q=1.2" if kind == "best grid" else "uniform",
+        metrics={"psnr_db": psnr, "rmse": 10 ** (-psnr / 20)},
+        stderr={"psnr_db": 0.123, "rmse": 0.001},
+        seeds=2,
+        forwards=1234567,
+        backwards=0,
+        keys=("k",),
+    )
+
+
+@pytest.fixture
+def table() -> list[Row]:
+    """Two families on two grids, and a learned solver with its start, at two NFE; one family at one of them alone."""
+    found = []
+    for nfe in (4, 8):
+        found += [
+            _row("Euler", "common grid", nfe, 20.0 + nfe),
+            _row("Euler", "best grid", nfe, 22.0 + nfe),
+            _row("BNS", "start", nfe, 22.0 + nfe),
+            _row("BNS", "learned", nfe, 30.0 + nfe),
+        ]
+    found.append(_row("DPM-Solver++(2M)", "best grid", 8, 29.5))
+    return [*found, _row("Euler", "common grid", 4, 18.25, scale=3.0)]
+
+
+def _learned(nfe: int) -> Result:
+    return Result(
+        key="k",
+        point={"nfe": nfe, "guidance_scale": 1.0},
+        name="BNS",
+        kind="learned",
+        label="BNS",
+        grid="from Euler",
+        status="finished",
+        validation_psnr_db=30.0,
+        metrics={},
+        history=[[0, 20.0], [10, 30.0]],
+    )
+
+
+@pytest.fixture
+def panels() -> list[Panel]:
+    """Samples of ground truth and two solvers."""
+    samples = np.random.default_rng(0).standard_normal((3, 1, 8, 8)).astype(np.float32)
+    return [Panel(4, 1.0, (Strip("Ground truth (dopri5)", samples, None), Strip("BNS", samples * 0.9, 34.0)))]
+
+
+def _write(folder: Path, config: ExperimentConfig, table: Sequence[Row], panels: Sequence[Panel]) -> list[Path]:
+    return write_report(folder, config, FACTS, [], table, [_learned(4), _learned(8)], panels)
+
+
+def test_a_report_has_its_figures_beside_it_and_comes_last(
+    tmp_path: Path, config: ExperimentConfig, table: list[Row], panels: list[Panel]
+) -> None:
+    """Curves for each metric and guidance scale, training curves, samples, the table; then report.html."""
+    files = _write(tmp_path, config, table, panels)
+    assert [file.name for file in files] == [
+        "psnr_db_vs_nfe_guidance1.png",
+        "rmse_vs_nfe_guidance1.png",
+        "training_guidance1.png",
+        "samples_guidance1_nfe4.png",
+        "psnr_db_vs_nfe_guidance3.png",
+        "rmse_vs_nfe_guidance3.png",
+        "comparison.csv",
+        "report.html",
+    ]
+    assert all(file.stat().st_size > 0 for file in files)
+    assert all(file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for file in files if file.suffix == ".png")
+    assert plt.get_fignums() == []  # figures are closed: a long session would keep them all in memory
+
+
+def test_a_report_stands_alone(tmp_path: Path, config: ExperimentConfig, table: list[Row], panels: list[Panel]) -> None:
+    """It can be sent by mail: every picture is inside, and nothing is fetched from anywhere."""
+    text = _write(tmp_path, config, table, panels)[-1].read_text(encoding="utf-8")
+    sources = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", text)
+    assert len(sources) == 6
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"<script|<link|@import|url\(|https?://", text)
+
+
+def test_a_report_says_what_was_compared_and_how(
+    tmp_path: Path, config: ExperimentConfig, table: list[Row], panels: list[Panel]
+) -> None:
+    """Every solver by name, every number with its standard error, the model, the search and the configuration."""
+    text = _write(tmp_path, config, table, panels)[-1].read_text(encoding="utf-8")
+    for row in table:
+        assert row.title in text
+        assert f"{row.metrics['psnr_db']:.2f}" in text
+    assert "± 0.12" in text
+    assert "digits_fm_ot (velocity prediction" in text
+    assert f"the best of {len(config.grid_search.candidates())} grids" in text
+    assert "1,234,567" in text
+    assert "name: small" in text
+    assert "Guidance scale 3" in text
+
+
+def test_text_from_outside_is_escaped(tmp_path: Path, config: ExperimentConfig) -> None:
+    """A family's label is no markup."""
+    text = _write(tmp_path, config, [_row("<b>Euler</b>", "common grid", 4, 20.0)], [])[-1].read_text(encoding="utf-8")
+    assert "&lt;b&gt;Euler&lt;/b&gt;" in text
+    assert "<b>Euler" not in text
+    assert "<b>" not in markdown_table([_row("<b>Euler</b>", "common grid", 4, 20.0)])
+
+
+def test_the_table_as_csv_reads_back_number_by_number(table: list[Row]) -> None:
+    """Commas and parentheses in titles are quoted; one line a solver."""
+    table = [*table, _row('a "quoted", name', "learned", 4, 1.0)]
+    lines = list(csv.DictReader(io.StringIO(comparison_csv(table))))
+    assert len(lines) == len(table)
+    for line, row in zip(lines, table, strict=True):
+        assert (line["solver"], line["kind"], line["detail"]) == (row.title, row.kind, row.detail)
+        assert (int(line["nfe"]), float(line["guidance_scale"]), float(line["sigma0"])) == (
+            row.nfe,
+            row.guidance_scale,
+            row.sigma0,
+        )
+        assert float(line["psnr_db"]) == pytest.approx(row.metrics["psnr_db"], abs=1e-4)
+        assert int(line["seeds"]) == 2
+
+
+def test_an_empty_table_is_a_header() -> None:
+    """A sweep in which nothing finished."""
+    assert comparison_csv([]).splitlines() == ["solver,kind,nfe,guidance_scale,sigma0,detail,seeds"]
+    assert markdown_table([]) == ""
+
+
+def test_the_table_as_markdown_has_a_cell_for_every_nfe(table: list[Row]) -> None:
+    """Solvers that do not run at an NFE have a dash there; the best of each is bold."""
+    lines = markdown_table(table).splitlines()
+    assert lines[:4] == ["PSNR (dB), guidance 1", "", "| solver | NFE 4 | NFE 8 |", "|---|---|---|"]
+    assert "| BNS | **34.0 ± 0.12** | **38.0 ± 0.12** |" in lines
+    assert "| DPM-Solver++(2M), best grid | — | 29.5 ± 0.12 |" in lines
+    assert "PSNR (dB), guidance 3" in lines
+
+
+def test_learned_solvers_come_first_and_the_best_of_each_nfe_is_marked(table: list[Row]) -> None:
+    """The eye finds what matters."""
+    lines: list[dict[str, Any]] = summary([row for row in table if row.guidance_scale == 1])
+    assert lines[0]["title"] == "BNS"
+    assert lines[0]["best"] == {4: True, 8: True}
+    assert not any(best for line in lines[1:] for best in line["best"].values())
+
+
+def test_a_figure_of_many_solvers_shows_the_strongest() -> None:
+    """Forty lines would show nothing: as many as there are colours to tell apart, the best first."""
+    rows = [_row(f"learned {i}", "learned", 4, 40.0 + i) for i in range(12)]
+    rows += [_row(f"fixed {i}", "best grid", 4, 20.0 + i) for i in range(30)]
+    figure = curves(rows, "psnr_db")
+    shown = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    plt.close(figure)
+    assert len([name for name in shown if name.startswith("learned")]) == len(LEARNED_COLOURS)
+    assert {"learned 11", "fixed 29"} < set(shown)
+    assert not {"learned 0", "fixed 0"} & set(shown)
+
+
+def test_iterations_of_two_methods_share_a_logarithmic_axis() -> None:
+    """Forty iterations of one beside fifteen hundred of the other: on a linear axis the former would be a dot."""
+
+    def result(method: str, last: int) -> Result:
+        return Result(
+            key=method,
+            point={"nfe": 8, "method": method},
+            name=method,
+            kind="learned",
+            label="BNS",
+            grid="uniform",
+            status="finished",
+            validation_psnr_db=50.0,
+            metrics={},
+            history=[[0, 40.0], [last, 50.0]],
+        )
+
+    both = training([result("adam", 1500), result("levenberg_marquardt", 40)])
+    alone = training([result("adam", 1500)])
+    scales = [figure.axes[0].get_xscale() for figure in (both, alone)]
+    plt.close("all")
+    assert scales == ["symlog", "linear"]

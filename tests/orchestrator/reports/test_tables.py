@@ -1,0 +1,129 @@
+"""Tables as in the papers: what stands where, what is bold, and what is said beneath."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pyarrow.parquet as pq
+import pytest
+from pair_spec_example import pair_spec
+
+from orchestrator.evaluation.bootstrap import Comparison
+from orchestrator.evaluation.run import Case, Score
+from orchestrator.evaluation.subjects import Subject
+from orchestrator.metrics.base import Summary
+from orchestrator.metrics.measurements import MetricSpec
+from orchestrator.reports.tables import across_datasets, by_dataset, comparisons, shown, to_parquet
+from solvers import NSSolver
+from solvers.families import GridSolver
+from solvers.families.euler import Euler
+from solvers.grids import Grid
+from solvers.schedulers.cond_ot import CondOT
+
+PAIRS = pair_spec()
+
+
+def _solver(nfe: int) -> NSSolver:
+    return GridSolver(Euler(), nfe, Grid()).to_ns(CondOT())
+
+
+TRUTH = Subject(kind="ground truth", title="GT", guidance_scale=1.0)
+BNS = Subject(kind="theta", title="BNS", guidance_scale=1.0, solver=_solver(8), passes=5e5)
+EULER = Subject(kind="baseline", title="Euler", guidance_scale=1.0, solver=_solver(8))
+
+
+def _score(
+    subject: Subject, metric: str, mean: float, stderr: float = 0.1, dataset: str = "digits", **more: object
+) -> Score:
+    return Score(
+        case=Case(subject=subject, dataset=dataset, pairs=PAIRS),
+        metric=MetricSpec(metric),
+        summary=Summary(mean, stderr, 100, 0),
+        nfe=subject.nfe or 158.4,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def test_a_table_has_ground_truth_first_and_the_best_in_bold() -> None:
+    """One line a solver and NFE, one column a metric, the direction of improvement in the heading."""
+    scores = [
+        _score(EULER, "psnr", 31.65, 0.079),
+        _score(EULER, "rmse", 0.05, 0.001),
+        _score(BNS, "psnr", 57.8123, 0.0123),
+        _score(BNS, "rmse", 0.003, 0.0001),
+        _score(TRUTH, "psnr", math.inf),
+    ]
+    (table,) = by_dataset(scores, None)
+    assert table.title == "digits, unguided"
+    assert table.header == ("solver", "NFE", "PSNR (dB) ↑", "RMSE ↓")
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["GT", "158", "∞", "—"],
+        ["BNS", "8", "57.812 ± 0.012", "0.00300 ± 0.00010"],
+        ["Euler", "8", "31.650 ± 0.079", "0.0500 ± 0.0010"],
+    ]
+    assert [[cell.bold for cell in row] for row in table.rows[1:]] == [
+        [False, False, True, True],
+        [False, False, False, False],
+    ]
+
+
+def test_the_share_of_the_models_training_is_told_where_it_is_known() -> None:
+    """As %Time in BST's tables, in passes: half a million of a hundred million are 0.5 %."""
+    (table,) = by_dataset([_score(BNS, "psnr", 57.8), _score(EULER, "psnr", 31.6)], 10**8)
+    assert table.header[-1] == "passes / training (%)"
+    assert [row[-1].text for row in table.rows] == ["0.5", "—"]
+
+
+def test_a_value_is_rounded_to_what_its_error_leaves() -> None:
+    """Two digits of the error; a value without one has four digits; nothing is not a number."""
+    assert shown(_score(BNS, "psnr", 57.81234, 1.234)) == "57.8 ± 1.2"
+    assert shown(_score(BNS, "psnr", 57.81234, math.nan)) == "57.81"
+    assert shown(_score(BNS, "psnr", math.nan)) == "—"
+
+
+def test_what_is_not_finite_or_failed_is_said_beneath_the_table() -> None:
+    """Named, with its reason."""
+    bad = _score(BNS, "psnr", 57.8, not_finite=(3, 17))
+    (table,) = by_dataset([bad, _score(EULER, "psnr", math.nan, failure="no weights")], None)
+    assert "BNS at NFE 8: samples that are not finite: 3, 17." in table.notes
+    assert "psnr_db of Euler at NFE 8: no weights." in table.notes
+
+
+def test_a_metric_across_datasets_has_a_column_for_each() -> None:
+    """BNS Tables 6 and 7; one dataset needs no such table."""
+    scores = [_score(s, "snr", 40.0 + i, dataset=d) for i, s in enumerate([EULER, BNS]) for d in ("george", "lucas")]
+    (table,) = across_datasets(scores)
+    assert table.header == ("solver", "NFE", "george", "lucas")
+    assert [row[0].text for row in table.rows] == ["BNS", "Euler"]
+    assert across_datasets(scores[:1]) == []
+
+
+def test_markdown_and_latex_say_the_same() -> None:
+    """Bold, signs that LaTeX does not have, and a vertical bar in a name."""
+    subject = Subject(kind="theta", title="BNS | σ0=5_x", guidance_scale=1.0, solver=_solver(8))
+    (table,) = by_dataset([_score(subject, "psnr", 57.8, 0.1), _score(EULER, "psnr", 31.6, 0.1)], None)
+    assert "| BNS \\| σ0=5_x | 8 | **57.80 ± 0.10** |" in table.markdown()
+    latex = table.latex()
+    assert r"BNS | $\sigma$0=5\_x & 8 & \textbf{57.80 $\pm$ 0.10} \\" in latex
+    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 1
+
+
+def test_a_comparison_says_how_likely_chance_is() -> None:
+    """No resample against it is less than one in two thousand, not zero."""
+    found = Comparison("BNS", "Euler", 26.2, 25.9, 26.5, 0.0, 100)
+    table = comparisons([("digits, NFE 8", "psnr_db", found)])
+    assert table is not None
+    assert [cell.text for cell in table.rows[0]][-2:] == ["25.9 to 26.5", "< 0.0005"]
+    assert comparisons([]) is None
+
+
+def test_the_parquet_table_has_every_score_and_where_it_is_from() -> None:
+    """One flat row each, to be read by any program."""
+    rows = pq.read_table(
+        io.BytesIO(to_parquet([_score(BNS, "psnr", 57.8), _score(TRUTH, "psnr", math.inf)]))
+    ).to_pylist()
+    assert rows[0]["value"] == pytest.approx(57.8)
+    assert rows[0]["ground_truth_value"] == math.inf
+    assert (rows[0]["solver"], rows[0]["nfe"], rows[0]["metric"]) == ("BNS", 8.0, "psnr_db")
+    assert (rows[0]["pairs_digest"], rows[0]["theta_digest"]) == (PAIRS.digest, BNS.digest)

@@ -1,0 +1,327 @@
+"""MLflow: a run is found again by its key, and what is written can be read back without artifacts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from orchestrator.errors import UserError
+from orchestrator.results.store import Result, ResultStore, rows
+from orchestrator.storage import Storage
+from orchestrator.tracking import mlflow as tracking
+from orchestrator.tracking.mlflow import KEY, PARENT, ROLE, SWEEP, RunLog, Tracker, check_readable
+from orchestrator.tracking.records import read_run, write_run
+from solvers.families import GridSolver
+from solvers.families.midpoint import Midpoint
+from solvers.grids import Grid
+from solvers.ns import ThetaArtifact
+from solvers.schedulers.cond_ot import CondOT
+
+THETA = ThetaArtifact(GridSolver(Midpoint(), 4, Grid()).to_ns(CondOT())).to_json()
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    """An MLflow store of SQLite; making its tables takes seconds."""
+    return Tracker(f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/new/mlflow.db")
+
+
+@pytest.fixture
+def experiment(tracker: Tracker, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An experiment of the test's own, by id."""
+    return tracker.experiment(request.node.name, str(tmp_path / "artifacts"))
+
+
+@pytest.fixture
+def parent(tracker: Tracker, experiment: str) -> RunLog:
+    """The run of a sweep."""
+    return tracker.run(experiment, "sweep/x", "x", {ROLE: "sweep"})
+
+
+def _runs(tracker: Tracker, experiment: str) -> list[Any]:
+    return list(tracker.client.search_runs([experiment]))
+
+
+def _result(**changes: Any) -> Result:
+    values: dict[str, Any] = {
+        "key": "0123456789abcdef",
+        "point": {"family": "bns", "nfe": 8, "guidance_scale": 3.0, "sigma0": 1.5, "seed": 2},
+        "name": "BNS nfe8",
+        "kind": "learned",
+        "label": "BNS",
+        "grid": "from Euler, uniform",
+        "status": "finished",
+        "validation_psnr_db": 40.123456789,
+        "metrics": {"psnr_db": {"mean": 39.5, "stderr": 0.125}, "rmse": {"mean": 0.02, "stderr": 0.001}},
+        "start_metrics": {"psnr_db": {"mean": 30.5, "stderr": 0.25}, "rmse": {"mean": 0.06, "stderr": 0.002}},
+        "start_validation_psnr_db": 31.5,
+        "forwards": 123_456_789,
+        "backwards": 23_456_789,
+    }
+    return Result(**(values | changes))
+
+
+def _parameters(result: Result) -> dict[str, Any]:
+    return {**result.point, "label": result.label, "kind": result.kind}
+
+
+def test_a_run_is_found_again_by_its_key(tracker: Tracker, experiment: str) -> None:
+    """A sweep that is resumed goes on in the runs it had: one run a key, whoever asks, also after it was closed."""
+    first = tracker.run(experiment, "sweep/a", "a")
+    assert tracker.run(experiment, "sweep/a", "another name").run_id == first.run_id
+    first.finish({})
+    again = Tracker(tracker.uri).run(experiment, "sweep/a", "a")
+    assert again.run_id == first.run_id
+    assert tracker.client.get_run(first.run_id).info.status == "RUNNING"
+    assert tracker.run(experiment, "sweep/b", "b").run_id != first.run_id
+    assert len(_runs(tracker, experiment)) == 2
+
+
+def test_the_run_of_a_trial_is_its_sweeps_own(tracker: Tracker, experiment: str, parent: RunLog) -> None:
+    """The same point in two sweeps has a run in each; logging its parameters again is no error."""
+    other = tracker.run(experiment, "sweep/y", "y", {ROLE: "sweep"})
+    child = tracker.trial_run(experiment, parent.run_id, "point", "BNS nfe8", {"nfe": 8})
+    assert tracker.trial_run(experiment, parent.run_id, "point", "BNS nfe8", {"nfe": 8}).run_id == child.run_id
+    assert tracker.trial_run(experiment, other.run_id, "point", "BNS nfe8", {"nfe": 8}).run_id != child.run_id
+    run = tracker.client.get_run(child.run_id)
+    assert run.data.tags[PARENT] == run.data.tags[SWEEP] == parent.run_id
+    assert run.data.tags[ROLE] == "trial"
+    assert run.data.tags[KEY] == f"{parent.run_id}/point"
+    assert run.data.params == {"nfe": "8"}
+
+
+def test_a_run_is_finished_when_it_is_closed(tracker: Tracker, experiment: str, parent: RunLog) -> None:
+    """Numbers, parameters and artifacts go first; only then is there nothing more to write."""
+    child = tracker.trial_run(experiment, parent.run_id, "point", "BNS nfe8", {})
+    assert tracker.runs_of(experiment, parent.run_id, "trial") == {}
+    child.finish({"psnr_db": 40.0}, texts={"theta.json": "{}"}, parameters={"status": "finished"})
+    assert list(tracker.runs_of(experiment, parent.run_id, "trial")) == ["point"]
+    run = tracker.client.get_run(child.run_id)
+    assert run.data.metrics == {"psnr_db": 40.0}
+    assert [artifact.path for artifact in tracker.client.list_artifacts(child.run_id)] == ["theta.json"]
+
+
+def test_a_curve_has_its_own_axis(tracker: Tracker, experiment: str) -> None:
+    """PSNR at step = NFE: the UI draws the family's curve."""
+    log = tracker.run(experiment, "summary", "s")
+    log.curve("psnr_db_vs_nfe", [(4, 30.0), (8, 40.0), (16, 50.0)])
+    log.metrics({"loss": 0.5}, step=7)
+    history = tracker.client.get_metric_history(log.run_id, "psnr_db_vs_nfe")
+    assert sorted((metric.step, metric.value) for metric in history) == [(4, 30.0), (8, 40.0), (16, 50.0)]
+    assert tracker.client.get_metric_history(log.run_id, "loss")[0].step == 7
+
+
+def test_pairs_are_an_input_of_the_sweep(tracker: Tracker, parent: RunLog) -> None:
+    """Which pairs a comparison was made on is recorded by digest and place; twice is once."""
+    for _ in range(2):
+        parent.pairs("train pairs", "0123456789abcdef", "/data/pairs/0123456789abcdef", "train")
+    (given,) = tracker.client.get_run(parent.run_id).inputs.dataset_inputs
+    assert given.dataset.digest == "0123456789abcdef"
+    assert "/data/pairs/0123456789abcdef" in given.dataset.source
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "train")]
+
+
+def test_a_sweep_knows_its_runs_by_role_and_key(tracker: Tracker, experiment: str, parent: RunLog) -> None:
+    """Curves of an earlier comparison can be told from those of this one, and deleted alone."""
+    other = tracker.run(experiment, "sweep/y", "y", {ROLE: "sweep"})
+    for sweep in (parent, other):
+        tracker.trial_run(experiment, sweep.run_id, "point", "trial", {}).finish({})
+        for key in ("old", "new"):
+            tracker.summary_run(experiment, sweep.run_id, key, key, {}).finish({})
+    summaries = tracker.runs_of(experiment, parent.run_id, "summary")
+    assert set(summaries) == {"old", "new"}
+    assert set(tracker.runs_of(experiment, parent.run_id, "trial")) == {"point"}
+    tracker.delete(summaries["old"])
+    assert set(tracker.runs_of(experiment, parent.run_id, "summary")) == {"new"}
+    assert set(tracker.runs_of(experiment, other.run_id, "summary")) == {"old", "new"}
+
+
+def test_more_runs_than_a_page_holds_are_all_found(
+    tracker: Tracker, experiment: str, parent: RunLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large sweep is read page by page."""
+    for index in range(5):
+        tracker.trial_run(experiment, parent.run_id, f"point{index}", "trial", {}).finish({})
+    real = tracker.client.search_runs
+    monkeypatch.setattr(
+        tracker.client, "search_runs", lambda *given, **named: real(*given, **(named | {"max_results": 2}))
+    )
+    assert set(tracker.runs_of(experiment, parent.run_id, "trial")) == {f"point{index}" for index in range(5)}
+
+
+def test_a_deleted_experiment_is_told_with_the_command_that_restores_it(tracker: Tracker) -> None:
+    """MLflow keeps the name of a deleted experiment: a new one of that name cannot be made."""
+    identity = tracker.experiment("gone", None)
+    tracker.client.delete_experiment(identity)
+    with pytest.raises(
+        UserError,
+        match=rf"MLflow experiment 'gone' was deleted; restore it with `mlflow experiments restore -x {identity}`, or",
+    ):
+        tracker.experiment("gone", None)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sqlite:///{folder}/no-database",
+        "sqlite:////proc/none/mlflow.db",
+        "http://127.0.0.1:9",
+        "file://{folder}",
+        "x://y",
+    ],
+)
+def test_a_store_that_cannot_be_used_is_told_with_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    """No database, no folder, nobody there, a kind that MLflow has given up: the user is told which option names it."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (tmp_path / "no-database").write_text("no database", encoding="utf-8")
+    address = uri.format(folder=tmp_path)
+    for ask in (lambda tracker: tracker.experiment("x", None), lambda tracker: tracker.latest_trials("x")):
+        with pytest.raises(UserError) as caught:
+            ask(Tracker(address))
+        assert str(caught.value).startswith(f"MLflow at {address} cannot be used: ")
+        assert str(caught.value).endswith("; check --tracking-uri")
+
+
+def test_reading_makes_no_new_store(tmp_path: Path) -> None:
+    """`bespoke compare` in the wrong folder must not leave an empty database there."""
+    missing = tmp_path / "mlflow.db"
+    with pytest.raises(
+        UserError, match=rf"no MLflow store at {missing}; run `bespoke sweep` first, or give --storage or"
+    ):
+        check_readable(f"sqlite:///{missing}")
+    assert not missing.exists()
+    missing.touch()
+    check_readable(f"sqlite:///{missing}")
+    check_readable("http://head:5000")
+
+
+def test_a_busy_store_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite under many writers says "locked" now and then: that is no error until half a minute has passed."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    answers = iter([MlflowException("database is locked"), MlflowException("database is locked"), "done"])
+
+    def action() -> Any:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert tracking._retrying(action) == "done"
+    assert pauses == [0.5, 1.0]
+
+    def never() -> None:
+        raise MlflowException("database is locked")
+
+    with pytest.raises(MlflowException, match="locked"):
+        tracking._retrying(never)
+    assert sum(pauses[2:]) > 10
+
+
+def test_another_error_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that is wrong stays wrong."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("asked again"))
+
+    def wrong() -> None:
+        raise MlflowException("no such run", error_code=1001)
+
+    with pytest.raises(MlflowException, match="no such run"):
+        tracking._retrying(wrong)
+
+
+Recorded = Callable[[Result], tuple[RunLog, ResultStore]]
+
+
+@pytest.fixture
+def recorded(tracker: Tracker, experiment: str, parent: RunLog, storage: Storage) -> Recorded:
+    """A trial's result as it is kept: in the storage, and as a run of the sweep."""
+
+    def record(result: Result) -> tuple[RunLog, ResultStore]:
+        store = ResultStore(storage, result.key)
+        store.save(result, THETA, [])
+        log = tracker.trial_run(experiment, parent.run_id, result.key, result.name, _parameters(result))
+        write_run(log, result, store)
+        return log, store
+
+    return record
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        _result(),
+        _result(
+            kind="best grid", label="Euler", grid="warped p=1.4 q=1", start_metrics=None, start_validation_psnr_db=None
+        ),
+        _result(status="diverged", validation_psnr_db=31.5),
+        _result(metrics={"psnr_db": {"mean": 39.5, "stderr": 0.125, "not_finite": 3}}),
+    ],
+    ids=["learned", "fixed", "diverged", "partly exploded"],
+)
+def test_a_run_is_read_back_as_the_result_it_records(tracker: Tracker, recorded: Recorded, result: Result) -> None:
+    """Every number of a comparison, to the last bit, from parameters and metrics alone."""
+    log, store = recorded(result)
+    read, theta = read_run(tracker.client.get_run(log.run_id))
+    assert theta == store.theta_location
+    for field in ("key", "point", "name", "kind", "label", "grid", "status", "validation_psnr_db", "metrics"):
+        assert getattr(read, field) == getattr(result, field), field
+    for field in ("start_metrics", "start_validation_psnr_db", "forwards", "backwards"):
+        assert getattr(read, field) == getattr(result, field), field
+    assert rows([read]) == rows([result])
+    assert tracker.client.list_artifacts(log.run_id)[0].path == "theta.json"
+
+
+def test_scores_of_an_evaluation_are_no_part_of_the_sweeps_result(tracker: Tracker, recorded: Recorded) -> None:
+    """They are logged on the same run, later, for some of the runs alone: the comparison stays what it was."""
+    log, _ = recorded(_result())
+    before = read_run(tracker.client.get_run(log.run_id))
+    log.curves_once("scores", {"george/snr_db": [(0, 50.0)], "george/snr_db_stderr": [(0, 0.1)]})
+    assert tracker.client.get_run(log.run_id).data.metrics["george/snr_db"] == 50.0
+    assert read_run(tracker.client.get_run(log.run_id)) == before
+
+
+def test_the_same_curves_are_logged_once(tracker: Tracker, experiment: str, parent: RunLog) -> None:
+    """An evaluation that is run again adds nothing; with other numbers it does."""
+    for value in (1.0, 1.0, 2.0):
+        parent.curves_once("curves", {"digits/psnr_db_vs_nfe": [(4, value), (8, 3.0)]})
+    history = tracker.client.get_metric_history(parent.run_id, "digits/psnr_db_vs_nfe")
+    assert sorted((point.step, point.value) for point in history) == [(4, 1.0), (4, 2.0), (8, 3.0), (8, 3.0)]
+
+
+def test_the_newest_run_of_every_theta_is_found_by_its_numbers(
+    tracker: Tracker, experiment: str, recorded: Recorded
+) -> None:
+    """However the file is called: what an evaluation logs belongs to the trial that found it."""
+    log, _ = recorded(_result())
+    digest = ThetaArtifact.from_json(THETA, origin="theta").digest
+    assert tracker.thetas(experiment)[digest].info.run_id == log.run_id
+
+
+def test_the_finished_trials_of_the_newest_sweep_are_compared(
+    tracker: Tracker, experiment: str, request: pytest.FixtureRequest
+) -> None:
+    """Not those still running, not summaries, and not those of an earlier model under the same name."""
+    for name in ("earlier", "newest"):
+        parent = tracker.run(experiment, f"sweep/{name}", name, {ROLE: "sweep"})
+        tracker.trial_run(experiment, parent.run_id, "done", f"{name} done", {}).finish({})
+        tracker.trial_run(experiment, parent.run_id, "running", f"{name} running", {})
+        tracker.summary_run(experiment, parent.run_id, "summary", f"{name} summary", {}).finish({})
+        time.sleep(0.01)  # start times are in milliseconds
+    assert [run.info.run_name for run in tracker.latest_trials(request.node.name)] == ["newest done"]
+
+
+def test_an_experiment_that_is_not_there_is_told_with_those_that_are(tracker: Tracker, experiment: str) -> None:
+    """A misspelt name, or an experiment whose sweep has not begun."""
+    with pytest.raises(
+        UserError, match=r"no experiment 'digit' in MLflow at sqlite:.*; there are: .*test_an_experiment"
+    ):
+        tracker.latest_trials("digit")
+    with pytest.raises(UserError, match=r"experiment '.*' has no sweep yet; run `bespoke sweep`"):
+        tracker.latest_trials(tracker.client.get_experiment(experiment).name)

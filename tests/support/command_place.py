@@ -1,0 +1,127 @@
+"""`bespoke` as users run it, in a folder of its own: started, looked at, disturbed, and what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from orchestrator.config.experiment import resolve_tracking_uri
+from orchestrator.tracking.mlflow import KEY, ROLE, Tracker
+from solvers.ns import ThetaArtifact
+
+BESPOKE = Path(sys.executable).with_name("bespoke")
+PATIENCE = 600
+"""Seconds after which a command that does not come to its point is given up."""
+
+EXPERIMENT: dict[str, Any] = {
+    "name": "tiny",
+    "model": {"name": "zoo", "options": {"weights": "digits_fm_ot"}},
+    # Tight, and in many shards, so that making pairs has a middle to be killed in.
+    "pairs": {"train": 64, "validation": 32, "test": 32, "rtol": 1e-8, "atol": 1e-8, "batch_size": 8, "shard_size": 8},
+    "nfe": [4],
+    "fixed": ["euler", "midpoint"],
+    "grid_search": {"p": [1.0, 1.4], "q": [1.0, 1.2], "pairs": 16},
+    "learned": [{"family": "bns", "learning_rate": [5e-3], "iterations": 60, "batch_size": 16, "validate_every": 5}],
+    "resources": {"hosts": 2, "host_cpus": 0.5, "trial_cpus": 0.25, "local_cpus": 2},
+}
+
+
+class Place:
+    """A folder with the experiment's file, in which commands are run; their storage is in it.
+
+    Args:
+        folder: The folder.
+        experiment: What goes into its ``tiny.yaml``.
+        root: Name of the storage root.
+        tracking_uri: MLflow, where it is not beside the storage.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        experiment: dict[str, Any] = EXPERIMENT,
+        root: str = "data",
+        tracking_uri: str | None = None,
+    ):
+        self.folder, self.root, self.tracking_uri = folder, folder / root, tracking_uri
+        folder.mkdir(exist_ok=True)
+        (folder / "tiny.yaml").write_text(yaml.safe_dump(experiment), encoding="utf-8")
+
+    def start(self, *command: str, **variables: str) -> subprocess.Popen[str]:
+        """A command on this place's storage, with these environment variables besides."""
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | variables
+        return subprocess.Popen(
+            [BESPOKE, *command, "--storage", str(self.root)],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *command: str) -> str:
+        """The output of a command that must succeed."""
+        process = self.start(*command)
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, output
+        return output
+
+    def kill_when(self, happened: Callable[[], bool], *command: str) -> None:
+        """Starts a command and ends it, with all it started, by SIGKILL once something has happened."""
+        process = self.start(*command)
+        try:
+            end = time.monotonic() + PATIENCE
+            while not happened():
+                assert process.poll() is None, f"it ended first: {process.communicate()[0]}"
+                assert time.monotonic() < end
+                time.sleep(0.002)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+    def files(self, pattern: str) -> dict[str, bytes]:
+        return {str(path.relative_to(self.root)): path.read_bytes() for path in sorted(self.root.glob(pattern))}
+
+    def runs(self) -> list[Any]:
+        tracker = Tracker(resolve_tracking_uri(self.tracking_uri, str(self.root)))
+        return list(tracker.client.search_runs([tracker.experiment("tiny", None)]))
+
+
+def check_complete(place: Place) -> None:
+    """What a sweep leaves, whatever happened on the way."""
+    assert len(place.files("pairs/*/manifest.json")) == 3
+    points = {Path(name).parent.name for name in place.files("points/*/result.json")}
+    assert len(points) == 2 * 2 + 1
+    assert not place.files("points/*/state.json")
+    for name in place.files("points/*/theta.json"):
+        assert ThetaArtifact.load(place.root / name).solver.nfe == 4
+    runs = place.runs()
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    trials = [run.data.tags[KEY].rpartition("/")[2] for run in runs if run.data.tags[ROLE] == "trial"]
+    assert sorted(trials) == sorted(points), "one run for every point, and no second one"
+    assert len([run for run in runs if run.data.tags[ROLE] == "sweep"]) == 1
+    assert (place.root / "experiments/tiny/report.html").stat().st_size > 50_000
+
+
+EVALUATE = (
+    *("evaluate", "--experiment", "tiny", "--config", "tiny.yaml"),
+    *("--set", "evaluation.samples=192", "--set", "evaluation.baselines=[euler, midpoint]"),
+    *("--set", "evaluation.metrics=[psnr, {name: fid, options: {features: digits_cnn, reference: digits}}]"),
+)
+
+
+def scores(place: Place) -> list[dict[str, Any]]:
+    rows = pq.read_table(place.root / "experiments/tiny/evaluation/scores.parquet").to_pylist()
+    return [{key: str(row[key]) for key in row if key != "origin"} for row in rows]
