@@ -29,15 +29,17 @@ import click
 import torch
 from torch import Tensor
 
-from orchestrator.hosts.lockstep import Ask, Question, in_step
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.lockstep import Ask, RequestGroup, run_in_lockstep
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter, Precision
 from orchestrator.models.zoo import ZooModel
 from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.router import LocalPool
+from orchestrator.pool.requests import LocalPool
 from orchestrator.storage import Storage
 from solvers import NSSolver
+from solvers.batched import sample_batched
 from solvers.distil import adam
 from solvers.distil import levenberg_marquardt as lm
 from solvers.distil.adam import AdamSettings, AdamState, LossAndGradient
@@ -54,7 +56,6 @@ from solvers.families.midpoint import Midpoint
 from solvers.field import VelocityField
 from solvers.grids import Grid
 from solvers.losses import per_sample_mse, psnr_db, psnr_loss
-from solvers.stacked import sample_stacked
 
 STARTS = {"euler": Euler(), "midpoint": Midpoint(), "heun": Heun(), "ab2": AdamsBashforth(2), "ab3": AdamsBashforth(3)}
 METHODS = ("lm", "adam")
@@ -131,7 +132,7 @@ class Mark:
     forwards: int
     backwards: int
     seconds: float
-    """Without validation; of a merged batch, an equal share."""
+    """Without validation; of a batched batch, an equal share."""
 
     def cost(self, backward: float) -> float:
         """In forwards, a backward charged as this many."""
@@ -178,7 +179,7 @@ def levenberg_marquardt(task: Task, settings: LMSettings, memory_bytes: int) -> 
     return Method(lambda parameters: LMState.begin(parameters, settings), advance, spent, validate_every=1)
 
 
-class MergedLosses:
+class BatchedLosses:
     """Losses and gradients of many theta of one NFE in one model batch.
 
     Attributes:
@@ -190,14 +191,14 @@ class MergedLosses:
         self.tasks = tasks
         self.seconds = 0.0
 
-    def answer(self, questions: list[Question]) -> list[list[LossAndGradient]]:
+    def answer(self, questions: list[RequestGroup]) -> list[list[LossAndGradient]]:
         begin = time.perf_counter()
-        calls = [call for question in questions for call in question.calls]
+        calls = [call for question in questions for call in question.arguments]
         pairs = [self.tasks[call["seed"]].train.select(call["indices"]) for call in calls]
         task = next(iter(self.tasks.values()))
         field = task.field(torch.cat([batch.condition for batch in pairs]))
         thetas = torch.stack([call["theta"] for call in calls]).requires_grad_()
-        samples = sample_stacked(thetas, field, torch.stack([batch.x0 for batch in pairs]))
+        samples = sample_batched(thetas, field, torch.stack([batch.x0 for batch in pairs]))
         x1 = torch.stack([batch.x1 for batch in pairs])
         losses = psnr_loss(samples.flatten(0, 1), x1.flatten(0, 1)).double().view(len(calls), -1).mean(dim=1)
         (gradients,) = torch.autograd.grad(losses.sum(), thetas)
@@ -208,7 +209,7 @@ class MergedLosses:
 
 
 def adam_method(
-    task: Task, run: Run, settings: AdamSettings, validate_every: int, merged: MergedLosses, ask: Ask
+    task: Task, run: Run, settings: AdamSettings, validate_every: int, batched: BatchedLosses, ask: Ask
 ) -> Method:
     def objective(solver: NSSolver, indices: list[int]) -> LossAndGradient:
         (answer,) = ask("loss", [{"theta": solver.flat(), "indices": indices, "seed": run.seed}])
@@ -223,7 +224,7 @@ def adam_method(
         evaluations = state.iteration * min(settings.batch_size, settings.training_pairs) * run.nfe * task.forwards
         return evaluations, evaluations
 
-    return Method(AdamState.begin, advance, spent, validate_every, clock=lambda: merged.seconds)
+    return Method(AdamState.begin, advance, spent, validate_every, clock=lambda: batched.seconds)
 
 
 def backward_cost(task: Task, batch: int, repeats: int = 51) -> float:
@@ -317,7 +318,7 @@ def run_lm(run: Run, task: Task, options: Options) -> list[Mark]:
 
 def run_adam(runs: Sequence[Run], tasks: dict[int, Task], options: Options) -> list[list[Mark]]:
     """The marks of several runs of one model, guidance scale and NFE, in step."""
-    merged = MergedLosses(tasks)
+    batched = BatchedLosses(tasks)
 
     def one(run: Run, ask: Ask) -> list[Mark]:
         settings = AdamSettings(
@@ -329,15 +330,15 @@ def run_adam(runs: Sequence[Run], tasks: dict[int, Task], options: Options) -> l
             training_pairs=options.pairs,
         )
         task = tasks[run.seed]
-        method = adam_method(task, run, settings, options.validate_every, merged, ask)
+        method = adam_method(task, run, settings, options.validate_every, batched, ask)
         return marks_of(run, task, method, options.start)
 
-    return in_step([partial(one, run) for run in runs], merged.answer)
+    return run_in_lockstep([partial(one, run) for run in runs], batched.answer)
 
 
 def make_task(name: str, guidance_scale: float, seed: int, options: Options, storage: Storage) -> Task:
     """The model and its pairs; training pairs are the seed's own, validation pairs are shared by all seeds."""
-    pool = LocalPool(HostSettings(adapter="zoo", options={"weights": name}, storage=storage.root))
+    pool = LocalPool(Host(HostSettings(adapter="zoo", options={"weights": name}, storage=storage.root)))
     facts = pool.call("facts")
 
     def spec(stream: int, count: int, trajectory: bool) -> PairSpec:

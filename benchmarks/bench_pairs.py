@@ -34,11 +34,15 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from orchestrator import plugins
-from orchestrator.hosts.settings import HostSettings, ModelFacts
+from orchestrator.cluster.connect import connect
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.settings import HostSettings
+from orchestrator.models.facts import ModelFacts
 from orchestrator.models.zoo import ZooModel
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.ground_truth import largest_sample_rms
-from orchestrator.pool.router import LocalPool, Pool, PoolSettings, RayPool, Request, connect
+from orchestrator.pool.client import RayPool
+from orchestrator.pool.requests import LocalPool, Pool, PoolSettings, Request
 from orchestrator.progress import bar
 from orchestrator.randomness import noise
 from orchestrator.storage import Storage
@@ -189,7 +193,7 @@ def main(pairs: int, batch: int, tolerance: float, rounds: int, quick: bool, res
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         storage = Storage.at(folder)
         settings = HostSettings(adapter="zoo", options={"weights": MODEL}, storage=storage.root, threads=1)
-        local = LocalPool(settings)
+        local = LocalPool(Host(settings))
         spec = pair_spec(local.call("facts"), pairs, batch, tolerance)
         os.environ.update(SAME_PRIORITY)
         connect(None, max(HOSTS))
@@ -201,7 +205,7 @@ def main(pairs: int, batch: int, tolerance: float, rounds: int, quick: bool, res
         }
         for hosts in HOSTS:
             bare = stack.enter_context(BareProcesses(spec, hosts))
-            pool = RayPool.start(f"bench-{hosts}", settings, PoolSettings(hosts=hosts, cpus=1 / 2))
+            pool = RayPool.start(f"bench-{hosts}", Host, settings, PoolSettings(hosts=hosts, cpus=1 / 2))
             alternatives[f"bare loop, {hosts} process(es)"] = bare.run
             alternatives[f"RayPool, {hosts} host(s)"] = making(pool, storage, spec)
         spent: dict[str, list[float]] = {name: [] for name in alternatives}

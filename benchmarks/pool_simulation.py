@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.pool.queue import Expected, Placement, Seat, Waiting, linger_seconds
+from orchestrator.pool.queue import Assignment, HostState, RequestQueue, Reservation, reservation_seconds
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Times:
 
     Attributes:
         advance: A host's for the iterations between two validations of one trial.
-        merged: The same for 2, 4 and 8 trials together, as multiples of ``advance``.
+        batched: The same for 2, 4 and 8 trials batched, as multiples of ``advance``.
         score: A host's for one validation.
         router: The router's for a request, to and fro.
         log: MLflow's for one batch of metrics.
@@ -33,15 +33,15 @@ class Times:
 
     advance: float
     score: float
-    merged: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    batched: tuple[float, float, float] = (1.0, 1.0, 1.0)
     router: float = 0.0
     log: float = 0.0
     own: float = 0.0
     wire: float = 0.0
 
-    def advance_many(self, count: int) -> float:
-        """Of ``count`` trials together, and of their validations one by one; between the measured by straight lines."""
-        return self.advance * float(np.interp(count, [1, 2, 4, 8], [1.0, *self.merged])) + count * self.score
+    def advance_batched(self, count: int) -> float:
+        """Seconds to advance ``count`` batched trials and validate each; interpolated linearly."""
+        return self.advance * float(np.interp(count, [1, 2, 4, 8], [1.0, *self.batched])) + count * self.score
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Load:
     Attributes:
         trials: All begin at once.
         validations: Of each trial, after that of its start.
-        keys: Different merge keys among the trials; those of equal keys may be merged.
+        keys: Different batch keys among the trials; those of equal keys may be batched.
     """
 
     trials: int
@@ -68,7 +68,7 @@ class Outcome:
         host_busy: Share of the hosts' time in which they worked.
         latency: Mean seconds from a request to its answer.
         logs_per_second: MLflow's rate.
-        shared: Share of advances that were answered together with others.
+        shared: Share of advances that were answered max_batch with others.
         router_busy, log_busy: Share of the time in which the router and MLflow worked.
     """
 
@@ -86,7 +86,7 @@ Then = Callable[[], None]
 
 
 def steps(workload: Load, key: str) -> Generator[Step, None, None]:
-    """What a trial does, one thing after the other: ('advance' | 'score' | 'log' | 'own', merge key)."""
+    """What a trial does, one thing after the other: ('advance' | 'score' | 'log' | 'own', batch key)."""
     for validation in range(workload.validations + 1):
         yield ("advance", key) if validation else ("score", None)
         yield "log", None
@@ -125,7 +125,7 @@ class Server:
         self.clock.after(self.free - self.clock.now, then)
 
 
-class Asked(NamedTuple):
+class QueuedRequest(NamedTuple):
     """A request at the router."""
 
     kind: str
@@ -133,7 +133,7 @@ class Asked(NamedTuple):
 
 
 @dataclass(eq=False)
-class SimulatedHost(Seat):
+class SimulatedHost(HostState):
     """A host that takes its time."""
 
     server: Server = field(kw_only=True)
@@ -146,13 +146,13 @@ class Simulation:
     workload: Load
     times: Times
     hosts: int
-    merge: int
+    max_batch: int
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
         self.router, self.mlflow = Server(self.clock), Server(self.clock)
-        self.seats = [SimulatedHost(server=Server(self.clock)) for _ in range(self.hosts)]
-        self.waiting: Waiting[SimulatedHost, Asked] = Waiting(self.seats, self.merge)
+        self.loads = [SimulatedHost(server=Server(self.clock)) for _ in range(self.hosts)]
+        self.queue: RequestQueue[SimulatedHost, QueuedRequest] = RequestQueue(self.loads, self.max_batch)
         self.logs = self.advances = self.shared = 0
         self.latencies: list[float] = []
 
@@ -163,7 +163,7 @@ class Simulation:
         seconds = self.clock.now
         return Outcome(
             seconds=seconds,
-            host_busy=sum(seat.server.busy for seat in self.seats) / (self.hosts * seconds),
+            host_busy=sum(host.server.busy for host in self.loads) / (self.hosts * seconds),
             latency=float(np.mean(self.latencies)),
             logs_per_second=self.logs / seconds,
             shared=self.shared / max(1, self.advances),
@@ -183,7 +183,7 @@ class Simulation:
         elif kind == "own":
             self.clock.after(self.times.own, go_on)
         else:
-            self._ask(kind, key if self.merge > 1 else None, go_on)
+            self._ask(kind, key if self.max_batch > 1 else None, go_on)
 
     def _ask(self, kind: str, key: str | None, then: Then) -> None:
         begin = self.clock.now
@@ -196,40 +196,40 @@ class Simulation:
             self.clock.after(self.times.wire / 2, answered)
 
         def arrived() -> None:
-            self.waiting.add(Asked(kind, back), key)
-            self._place()
+            self.queue.add(QueuedRequest(kind, back), key)
+            self._dispatch()
 
         self.clock.after(self.times.wire / 2, lambda: self.router.take(self.times.router / 2, arrived))
 
-    def _place(self) -> None:
-        for placement in self.waiting.placements():
-            self._give(placement)
+    def _dispatch(self) -> None:
+        for assignment in self.queue.assignments():
+            self._give(assignment)
 
-    def _give(self, placement: Placement[SimulatedHost, Asked]) -> None:
-        group = placement.items
+    def _give(self, assignment: Assignment[SimulatedHost, QueuedRequest]) -> None:
+        group = assignment.items
         advancing = group[0].kind == "advance"
         if advancing:
             self.advances += len(group)
             self.shared += len(group) if len(group) > 1 else 0
 
-        seconds = self.times.advance_many(len(group)) if advancing else self.times.score
+        seconds = self.times.advance_batched(len(group)) if advancing else self.times.score
 
         def done() -> None:
             self.router.take(self.times.router / 2 * len(group), free)
 
         def free() -> None:
-            expected = self.waiting.leave(placement, keep=True)
-            self._place()
-            if expected is not None:
-                self.clock.after(linger_seconds(seconds), lambda: self._give_up(placement.seat, expected))
-            for asked in group:
-                asked.then()
+            reservation = self.queue.release(assignment, reserve=True)
+            self._dispatch()
+            if reservation is not None:
+                self.clock.after(reservation_seconds(seconds), lambda: self._cancel(assignment.host, reservation))
+            for request in group:
+                request.then()
 
-        placement.seat.server.take(seconds, done)
+        assignment.host.server.take(seconds, done)
 
-    def _give_up(self, seat: SimulatedHost, expected: Expected) -> None:
-        self.waiting.give_up(seat, expected)
-        self._place()
+    def _cancel(self, host: SimulatedHost, reservation: Reservation) -> None:
+        self.queue.cancel(host, reservation)
+        self._dispatch()
 
 
 def bottleneck(outcome: Outcome) -> str:

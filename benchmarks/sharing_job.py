@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.hosts.host import Host
+
 ADAPTERS = str(Path(__file__).parent / "adapters")
 
 
@@ -32,8 +34,8 @@ def sweep(job: dict[str, Any]) -> dict[str, Any]:
     """The whole sweep; the best validation PSNR of each of its points."""
     import ray
 
-    from orchestrator.config.experiment import cpu_budget, parse_config
-    from orchestrator.pool.router import NAMESPACE
+    from orchestrator.config.reading import parse_config
+    from orchestrator.pool.client import NAMESPACE
     from orchestrator.results.store import ResultStore
     from orchestrator.storage import Storage
     from sweeps.sweep import run_sweep
@@ -43,10 +45,10 @@ def sweep(job: dict[str, Any]) -> dict[str, Any]:
     config.check()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     begin = time.perf_counter()
-    # As orchestrator.pool.router.connect does, and with a hook: its workers must find the adapters too.
+    # As orchestrator.cluster.connect.connect does, and with a hook: its workers must find the adapters too.
     ray.init(
         address="local",
-        num_cpus=cpu_budget(config.resources),
+        num_cpus=config.resources.cpu_budget,
         include_dashboard=False,
         namespace=NAMESPACE,
         log_to_driver=False,
@@ -65,15 +67,16 @@ def sweep(job: dict[str, Any]) -> dict[str, Any]:
 def trial(job: dict[str, Any]) -> dict[str, Any]:
     """The trial of point ``index``: the same questions as the sweep's trial asks, of a host in this process."""
     begin = time.perf_counter()
+    from orchestrator.config.pair_plan import pair_specs
     from orchestrator.hosts.distillation import validate
-    from orchestrator.pool.router import LocalPool, Request
+    from orchestrator.pool.requests import LocalPool, Request
     from orchestrator.results.scoring import evaluate
-    from sweeps.space import learned_points, pair_specs
+    from sweeps.space import learned_points
 
     find_adapters()
     config, settings = _configured(job)
     imports = time.perf_counter() - begin
-    pool = LocalPool(settings)
+    pool = LocalPool(Host(settings))
     loaded = time.perf_counter() - begin - imports
     facts = pool.call("facts")
     specs = pair_specs(config, facts)
@@ -97,14 +100,14 @@ def trial(job: dict[str, Any]) -> dict[str, Any]:
 
 def pairs(job: dict[str, Any]) -> dict[str, Any]:
     """Make the pairs of the experiment."""
+    from orchestrator.config.pair_plan import pair_specs
     from orchestrator.pairs.make import ensure_pairs
-    from orchestrator.pool.router import LocalPool
+    from orchestrator.pool.requests import LocalPool
     from orchestrator.storage import Storage
-    from sweeps.space import pair_specs
 
     find_adapters()
     config, settings = _configured(job)
-    pool = LocalPool(settings)
+    pool = LocalPool(Host(settings))
     specs = list(pair_specs(config, pool.call("facts")).values())
     ensure_pairs(Storage.at(config.storage), specs, pool, wait=False, note=lambda sentence: None)
     return {}
@@ -128,7 +131,7 @@ def imports(job: dict[str, Any]) -> dict[str, Any]:
 
 def _configured(job: dict[str, Any]) -> tuple[Any, Any]:
     """The configuration, and the settings of a host for it."""
-    from orchestrator.config.experiment import parse_config
+    from orchestrator.config.reading import parse_config
     from orchestrator.hosts.settings import HostSettings
 
     config = parse_config(job["config"], "the benchmark's configuration")

@@ -22,10 +22,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import click
 import numpy as np
@@ -36,9 +36,10 @@ from publishing import command, load, publish, results_option, table
 from orchestrator.hosts.host import Host
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.hosts.work import Work
-from orchestrator.pool import router as pool_module
-from orchestrator.pool.queue import PLACES
-from orchestrator.pool.router import NAMESPACE, PoolSettings, RayPool, Request, Router
+from orchestrator.pool.client import NAMESPACE, RayPool
+from orchestrator.pool.queue import SLOTS
+from orchestrator.pool.requests import PoolSettings, Request
+from orchestrator.pool.router import Router
 
 TRIALS_REAL, HOSTS_REAL = 16, 4
 TRIALS, HOSTS = 1000, 64
@@ -52,7 +53,7 @@ PAYLOAD = np.zeros(1000)
 class SleepingHost:
     """Answers after the seconds that a host would work; without model and pairs."""
 
-    TOGETHER = Host.TOGETHER
+    BATCHED = Host.BATCHED
 
     def __init__(self, settings: SleepingSettings):
         self.times = settings.times
@@ -62,12 +63,12 @@ class SleepingHost:
         return os.getpid()
 
     def advance(self, payload: Any) -> Any:
-        time.sleep(self.times.advance_many(1))
+        time.sleep(self.times.advance_batched(1))
         return payload
 
-    def advance_many(self, calls: Sequence[dict[str, Any]]) -> list[Any]:
-        time.sleep(self.times.advance_many(len(calls)))
-        return [call["payload"] for call in calls]
+    def advance_batched(self, requests: Sequence[dict[str, Any]]) -> list[Any]:
+        time.sleep(self.times.advance_batched(len(requests)))
+        return [request["payload"] for request in requests]
 
     def score(self, payload: Any) -> Any:
         time.sleep(self.times.score)
@@ -82,9 +83,6 @@ class SleepingSettings(HostSettings):
     options: dict[str, Any] = field(default_factory=dict)
     storage: str = "none"
     times: Times
-
-    def worker(self) -> type:
-        return SleepingHost
 
 
 def start_ray(cpus: int) -> None:
@@ -104,17 +102,19 @@ def start_ray(cpus: int) -> None:
     )
 
 
-def start_pool(name: str, times: Times, hosts: int, merge: int) -> RayPool:
-    pool = RayPool.start(name, SleepingSettings(times=times), PoolSettings(hosts=hosts, cpus=0.01, merge=merge))
+def start_pool(name: str, times: Times, hosts: int, max_batch: int) -> RayPool:
+    pool = RayPool.start(
+        name, SleepingHost, SleepingSettings(times=times), PoolSettings(hosts=hosts, cpus=0.01, max_batch=max_batch)
+    )
     pids: set[int] = set()
     while len(pids) < hosts:  # all of them are up
         pids |= set(pool.gather([Request("process_id", {})] * 4 * hosts))
     return pool
 
 
-def really(workload: Load, times: Times, hosts: int, merge: int, log: Callable[[int], None]) -> Outcome:
+def really(workload: Load, times: Times, hosts: int, max_batch: int, log: Callable[[int], None]) -> Outcome:
     """The same trials as threads on a real pool."""
-    pool = start_pool(f"real-{merge}-{times.advance}", times, hosts, merge)
+    pool = start_pool(f"real-{max_batch}-{times.advance}", times, hosts, max_batch)
     before = pool.statistics()
     latencies: list[float] = []
     logs = itertools.count()
@@ -138,18 +138,18 @@ def really(workload: Load, times: Times, hosts: int, merge: int, log: Callable[[
     seconds = time.perf_counter() - begin
     after = pool.statistics()
     pool.close()
-    shared_requests = after["shared_requests"] - before["shared_requests"]
-    shared_calls = after["shared_calls"] - before["shared_calls"]
+    batched_requests = after["batched_requests"] - before["batched_requests"]
+    batches = after["batches"] - before["batches"]
     advances, scores = workload.trials * workload.validations, workload.trials * 3
     # What a shared call took follows from how many it answered; only their mean is known.
-    mean = shared_requests / shared_calls if shared_calls else 1
-    worked = (advances - shared_requests) * times.advance_many(1) + shared_calls * times.advance_many(mean)
+    mean = batched_requests / batches if batches else 1
+    worked = (advances - batched_requests) * times.advance_batched(1) + batches * times.advance_batched(mean)
     return Outcome(
         seconds=seconds,
         host_busy=(worked + scores * times.score) / (hosts * seconds),
         latency=float(np.mean(latencies)),
         logs_per_second=next(logs) / seconds,
-        shared=shared_requests / advances,
+        shared=batched_requests / advances,
     )
 
 
@@ -200,13 +200,14 @@ def seconds_of_queue(waiting: int, hosts: int, answers: int = 50) -> float:
     """CPU time of the real router, without Ray, for an answer and the request that follows it, while so many wait."""
     score = _HeldMethod()
     up = SimpleNamespace(options=lambda **options: SimpleNamespace(remote=_up))
-    actor = SimpleNamespace(remote=lambda settings: SimpleNamespace(score=score, process_id=up))
 
     async def ask() -> float:
-        router = Router(SleepingSettings(times=Times(0.0, 0.0)), PoolSettings(hosts=hosts))
-        number = PLACES * hosts + waiting
+        settings = SleepingSettings(times=Times(0.0, 0.0))
+        start = partial(SimpleNamespace, score=score, process_id=up)
+        router = Router(SleepingHost, settings, PoolSettings(hosts=hosts), start_host=start)
+        number = SLOTS * hosts + waiting
         requests = [asyncio.create_task(router.request("score", {})) for _ in range(number)]
-        while len(score.asked) < PLACES * hosts:
+        while len(score.asked) < SLOTS * hosts:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
         begin = time.process_time()
@@ -220,19 +221,18 @@ def seconds_of_queue(waiting: int, hosts: int, answers: int = 50) -> float:
         await asyncio.gather(*requests, return_exceptions=True)
         return spent / answers
 
-    made = SimpleNamespace(options=lambda **options: actor)
-    with mock.patch.object(pool_module.ray, "remote", return_value=made):
-        return asyncio.run(ask())
+    return asyncio.run(ask())
 
 
 def digits_times(validate_every: int) -> Times:
     """What a host takes for the digits model at NFE 8, as the shipped experiment asks: one core."""
-    from orchestrator.config.experiment import parse_config
+    from orchestrator.config.pair_plan import pair_specs
+    from orchestrator.config.reading import parse_config
     from orchestrator.hosts.distillation import to_numpy
     from orchestrator.pairs.make import ensure_pairs
-    from orchestrator.pool.router import LocalPool
+    from orchestrator.pool.requests import LocalPool
     from orchestrator.storage import Storage
-    from sweeps.space import learned_points, pair_specs
+    from sweeps.space import learned_points
 
     measured = 5
     with tempfile.TemporaryDirectory() as folder:
@@ -245,7 +245,7 @@ def digits_times(validate_every: int) -> Times:
             "storage": folder,
         }
         config = parse_config(content, "the benchmark's configuration")
-        local = LocalPool(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=folder))
+        local = LocalPool(Host(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=folder)))
         facts = local.call("facts")
         specs = pair_specs(config, facts)
         ensure_pairs(Storage.at(folder), list(specs.values()), local, wait=False, note=lambda sentence: None)
@@ -266,10 +266,10 @@ def digits_times(validate_every: int) -> Times:
             return min(seconds[1:])
 
         single = best(lambda: local.call("advance", **calls[0]))
-        together = [best(lambda n=n: local.call("advance_many", calls=calls[:n])) for n in (2, 4, 8)]
+        together = [best(lambda n=n: local.call("advance_batched", requests=calls[:n])) for n in (2, 4, 8)]
         score = best(lambda: local.call("score", theta=theta, pairs=point.validation, metrics=["psnr"]))
     two, four, eight = (seconds / single for seconds in together)
-    return Times(advance=single * validate_every / measured, merged=(two, four, eight), score=score)
+    return Times(advance=single * validate_every / measured, batched=(two, four, eight), score=score)
 
 
 class Logger:
@@ -331,10 +331,14 @@ def check(sleeping: Times) -> tuple[str, float, list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         logger = Logger(folder, TRIALS_REAL)
         short = replace(sleeping, advance=sleeping.advance / 8, score=sleeping.score / 8)
-        cases = {"merge 1": (sleeping, 1), "merge 8": (sleeping, 8), "merge 8, an eighth of the sleep": (short, 8)}
-        for name, (asleep, merge) in cases.items():
-            real = really(load_asked, asleep, HOSTS_REAL, merge, logger)
-            simulated = Simulation(load_asked, asleep, HOSTS_REAL, merge).run()
+        cases = {
+            "max_batch 1": (sleeping, 1),
+            "max_batch 8": (sleeping, 8),
+            "max_batch 8, an eighth of the sleep": (short, 8),
+        }
+        for name, (asleep, max_batch) in cases.items():
+            real = really(load_asked, asleep, HOSTS_REAL, max_batch, logger)
+            simulated = Simulation(load_asked, asleep, HOSTS_REAL, max_batch).run()
             rows += [_row(f"real, {name}", real), _row(f"simulated, {name}", simulated)]
             found = max(differences(real, simulated).items(), key=lambda item: abs(item[1]))
             if asleep is sleeping:
@@ -343,7 +347,7 @@ def check(sleeping: Times) -> tuple[str, float, list[str]]:
                 beyond = f"{found[0]} {100 * found[1]:+.0f} %"
     sections = [
         f"{TRIALS_REAL} trials, {HOSTS_REAL} hosts that sleep {sleeping.advance} s to advance (2, 4, 8 together: times "
-        f"{', '.join(map(str, sleeping.merged))}) and {sleeping.score} s to score, 10 validations, two merge keys:",
+        f"{', '.join(map(str, sleeping.batched))}) and {sleeping.score} s to score, 10 validations, two batch keys:",
         table(HEADING, rows),
         f"Largest difference: {worst[0]}, {100 * worst[1]:+.1f} %. With an eighth of the sleep requests take about as "
         f"long as Ray and MLflow do, whose threads then wait for each other in ways that are not simulated: {beyond}. "
@@ -357,16 +361,16 @@ def predict(times: Times, validations: int) -> list[str]:
     fast = replace(times, advance=times.advance / 10, score=times.score / 10)
     faster_log = times.log / 4
     scenarios = {
-        "digits, merge 8": (times, 8),
-        "digits, merge 1": (times, 1),
+        "digits, max_batch 8": (times, 8),
+        "digits, max_batch 1": (times, 1),
         "MLflow 4 times as fast": (replace(times, log=faster_log), 8),
         "hosts 10 times as fast": (fast, 8),
         "hosts 10 times, MLflow 4 times as fast": (replace(fast, log=faster_log), 8),
     }
     large = Load(TRIALS, validations=validations, keys=8)
-    found = {name: Simulation(large, at, HOSTS, merge).run() for name, (at, merge) in scenarios.items()}
+    found = {name: Simulation(large, at, HOSTS, max_batch).run() for name, (at, max_batch) in scenarios.items()}
     return [
-        f"{TRIALS:,} trials, {HOSTS} hosts, {validations} validations, 8 merge keys, simulated:",
+        f"{TRIALS:,} trials, {HOSTS} hosts, {validations} validations, 8 batch keys, simulated:",
         table(HEADING, [_row(name, outcome) for name, outcome in found.items()]),
         "Most busy: " + "; ".join(f"{name}: {bottleneck(outcome)}" for name, outcome in found.items()) + ".",
     ]
@@ -385,7 +389,7 @@ def measured(times: Times, alone: float, queue: dict[int, float], validate_every
             ),
             ["MLflow (SQLite), ms a log", f"{1000 * times.log:.1f}"],
             [f"digits, NFE 8: {validate_every} iterations on one core, s", f"{times.advance:.2f}"],
-            ["2, 4, 8 trials together, times that", ", ".join(f"{factor:.2f}" for factor in times.merged)],
+            ["2, 4, 8 trials together, times that", ", ".join(f"{factor:.2f}" for factor in times.batched)],
             ["digits, NFE 8: scoring 1,024 pairs, s", f"{times.score:.2f}"],
         ],
     )
@@ -408,7 +412,7 @@ def main(tolerance: float, validations: int, validate_every: int, results: Path)
     parts = {"router": router, "wire": max(0.0, alone - router)}
     with tempfile.TemporaryDirectory() as folder:
         parts["log"] = Logger(folder, TRIALS_REAL).seconds()
-    name, difference, checked = check(Times(advance=0.4, score=0.1, merged=(1.2, 1.6, 2.4), **parts))
+    name, difference, checked = check(Times(advance=0.4, score=0.1, batched=(1.2, 1.6, 2.4), **parts))
     ray.shutdown()
     times = replace(digits, **parts)
     publish(

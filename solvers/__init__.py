@@ -1,11 +1,12 @@
 """Non-stationary solvers for diffusion and flow models: pure torch, no cluster.
 
-from solvers import NSSolver
-x1 = NSSolver.load("theta.json").sample(velocity, x0)
+from solvers import load_theta
+x1 = load_theta("theta.json").solver.sample(velocity, x0)
 """
 
 from solvers.field import CountingField, FunctionField, VelocityField
-from solvers.ns import InvalidThetaError, NSSolver, ThetaArtifact
+from solvers.ns import InvalidThetaError, NSSolver
+from solvers.theta import ThetaArtifact, load_theta
 from solvers.to_ns import to_ns
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "NSSolver",
     "ThetaArtifact",
     "VelocityField",
+    "load_theta",
     "to_ns",
 ]

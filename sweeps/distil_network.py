@@ -22,15 +22,18 @@ from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from orchestrator import plugins
+from orchestrator.cluster.connect import connect
 from orchestrator.cluster.preflight import check_nodes
-from orchestrator.config.experiment import resolve_tracking_uri
+from orchestrator.config.pair_plan import PairKey, pair_specs
 from orchestrator.errors import UserError
 from orchestrator.features.base import fid_metric
 from orchestrator.features.moments import feature_moments, frechet_distance, reference_moments
 from orchestrator.hosts.distillation import to_numpy
-from orchestrator.hosts.settings import HostSettings, ModelFacts
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.settings import HostSettings
 from orchestrator.lock import exclusive
 from orchestrator.metrics.base import summarise
+from orchestrator.models.facts import ModelFacts
 from orchestrator.models.zoo import ZooModel
 from orchestrator.network_distillation.comparison import ComparisonRow, draw, markdown_table
 from orchestrator.network_distillation.config import NetworkDistillationConfig, ProgressiveConfig, WeightsConfig
@@ -39,16 +42,17 @@ from orchestrator.network_distillation.students import StudentResult, StudentSto
 from orchestrator.network_distillation.weights import WeightsRecipe, distil_weights
 from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.router import LocalPool, connect
+from orchestrator.pool.requests import LocalPool
 from orchestrator.progress import Note, bar, note
 from orchestrator.results.store import Result, ResultStore, Row, rows
 from orchestrator.storage import Storage, canonical_json
 from orchestrator.tracking.mlflow import NOTE, PARENT, ROLE, RunLog, open_experiment
+from orchestrator.tracking.uri import resolve_tracking_uri
 from solvers.distil.adam import AdamSettings
 from solvers.families import GridSolver
-from solvers.ns import ThetaArtifact
+from solvers.theta import ThetaArtifact
 from sweeps.points.execute import TrialContext, run_point
-from sweeps.space import PairKey, Point, fixed_points, learned_points, pair_specs
+from sweeps.space import Point, fixed_points, learned_points
 from sweeps.sweep import best_choices
 
 SAMPLING_BATCH = 512
@@ -139,7 +143,7 @@ class _Work:
         self.config, self.storage = config, storage
         self.experiment = config.experiment()
         options = dict(config.model.options)
-        self.pool = LocalPool(HostSettings(adapter=config.model.name, options=options, storage=storage.root))
+        self.pool = LocalPool(Host(HostSettings(adapter=config.model.name, options=options, storage=storage.root)))
         self.model = ZooModel(**options)
         self.facts: ModelFacts = self.pool.call("facts")
         self.specs = pair_specs(self.experiment, self.facts)
@@ -319,9 +323,9 @@ class _Work:
             # What found the start was spent too: the grid searches of all fixed solvers.
             forwards += sum(r.forwards for r in results.values() if r.kind != "learned" and r.point["nfe"] == row.nfe)
         if row.kind != "learned":
-            return ComparisonRow(method=row.title, nfe=row.nfe, forwards=forwards, bytes=len(theta.encode()), **scores)
+            return ComparisonRow(method=row.name, nfe=row.nfe, forwards=forwards, bytes=len(theta.encode()), **scores)
         return ComparisonRow(
-            method=row.title,
+            method=row.name,
             nfe=row.nfe,
             forwards=forwards + _ground_truth_nfe(self.storage, self.train),
             backwards=int(row.backwards),

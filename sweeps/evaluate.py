@@ -13,26 +13,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orchestrator import plugins
-from orchestrator.config.experiment import ExperimentConfig, PluginConfig
+from orchestrator.cluster.connect import check_fits
+from orchestrator.config.base import PluginConfig
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.pair_plan import SEED_STRIDE, STREAMS
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.bootstrap import compare
 from orchestrator.evaluation.run import Case, Evaluation, Score
-from orchestrator.evaluation.subjects import Subject
-from orchestrator.hosts.scorer import ScorerSettings
+from orchestrator.evaluation.solvers import EvaluatedSolver
+from orchestrator.hosts.scorer import Scorer
+from orchestrator.hosts.settings import ScorerSettings
 from orchestrator.lock import exclusive
 from orchestrator.metrics.measurements import MetricSpec
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.router import PoolSettings, RayPool, check_fits
+from orchestrator.pool.client import RayPool
+from orchestrator.pool.requests import PoolSettings
 from orchestrator.progress import Note, note
 from orchestrator.reports.evaluation import write_evaluation
 from orchestrator.reports.gallery import GROUND_TRUTH, Panel, make_strips
 from orchestrator.reports.tables import Table, across_datasets, by_dataset, comparisons
 from orchestrator.tracking.mlflow import ROLE, SWEEP, THETA, THETA_FILE, RunLog
 from solvers.families import GridSolver
-from solvers.ns import ThetaArtifact
+from solvers.theta import ThetaArtifact
 from sweeps.session import Session
-from sweeps.space import SEED_STRIDE, STREAMS
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -150,7 +154,7 @@ class _Run:
         self._check_media()
         self.tracker, self.experiment = session.open_tracking()
         self.runs: dict[str, Run] = self.tracker.thetas(self.experiment)
-        self.subjects = self._subjects(thetas)
+        self.solvers = self._solvers(thetas)
         self.specs = self._specs()
         self.folder = f"experiments/{self.config.name}/evaluation"
 
@@ -165,18 +169,18 @@ class _Run:
 
     # ---- what is evaluated ------------------------------------------------------------------------------------
 
-    def _subjects(self, thetas: Sequence[FoundTheta]) -> list[Subject]:
-        subjects = {s.identity: s for s in map(self._of_theta, thetas)}
-        scales = sorted({s.guidance_scale for s in subjects.values()})
+    def _solvers(self, thetas: Sequence[FoundTheta]) -> list[EvaluatedSolver]:
+        solvers = {s.identity: s for s in map(self._of_theta, thetas)}
+        scales = sorted({s.guidance_scale for s in solvers.values()})
         for scale in scales:
-            for subject in self._baselines(scale, sorted({s.nfe or 0 for s in subjects.values()})):
-                subjects.setdefault(subject.identity, subject)
+            for solver in self._baselines(scale, sorted({s.nfe or 0 for s in solvers.values()})):
+                solvers.setdefault(solver.identity, solver)
             if self.settings.ground_truth:
-                truth = Subject(kind="ground truth", title=GROUND_TRUTH, guidance_scale=scale)
-                subjects[truth.identity] = truth
-        return sorted(_distinctly_named(list(subjects.values())), key=lambda subject: subject.order)
+                truth = EvaluatedSolver(kind="ground truth", name=GROUND_TRUTH, guidance_scale=scale)
+                solvers[truth.identity] = truth
+        return sorted(_distinctly_named(list(solvers.values())), key=lambda solver: solver.order)
 
-    def _of_theta(self, found: FoundTheta) -> Subject:
+    def _of_theta(self, found: FoundTheta) -> EvaluatedSolver:
         artifact = found.artifact
         run = self.runs.get(artifact.digest)
         if found.run_id is not None:
@@ -191,18 +195,18 @@ class _Run:
         if run is not None:
             label = run.data.params["label"]
             passes = run.data.metrics["forwards"] + run.data.metrics["backwards"]
-        return Subject(
+        return EvaluatedSolver(
             kind="theta",
-            title=label,
+            name=label,
             guidance_scale=artifact.guidance_scale,
-            solver=artifact.solver,
+            ns=artifact.solver,
             artifact=artifact,
             origin=found.origin,
             run_id=found.run_id or (run.info.run_id if run is not None else None),
             passes=passes,
         )
 
-    def _baselines(self, scale: float, nfes: Sequence[int]) -> list[Subject]:
+    def _baselines(self, scale: float, nfes: Sequence[int]) -> list[EvaluatedSolver]:
         found = []
         for baseline in self.settings.baselines:
             family = baseline.build()
@@ -213,7 +217,7 @@ class _Run:
                     self.announce(f"baseline {baseline.label} cannot run at NFE {nfe}, left out there")
                     continue
                 solver = GridSolver(family, nfe, baseline.fixed_grid, baseline.sigma0).to_ns(self.facts.scheduler)
-                found.append(Subject(kind="baseline", title=baseline.label, guidance_scale=scale, solver=solver))
+                found.append(EvaluatedSolver(kind="baseline", name=baseline.label, guidance_scale=scale, ns=solver))
         return found
 
     def _specs(self) -> dict[tuple[str, float], PairSpec]:
@@ -234,17 +238,17 @@ class _Run:
                 device_class=self.facts.device_class,
             )
             for name, dataset in datasets(self.config).items()
-            for scale in sorted({subject.guidance_scale for subject in self.subjects})
+            for scale in sorted({solver.guidance_scale for solver in self.solvers})
         }
 
     # ---- the work ---------------------------------------------------------------------------------------------
 
     def run(self) -> EvaluationOutcome:
         cases = [
-            Case(subject=subject, dataset=name, pairs=spec)
+            Case(solver=solver, dataset=name, pairs=spec)
             for (name, scale), spec in self.specs.items()
-            for subject in self.subjects
-            if subject.guidance_scale == scale
+            for solver in self.solvers
+            if solver.guidance_scale == scale
         ]
         ensure_pairs(
             self.storage, list(self.specs.values()), self.session.pool, wait=self.session.wait, note=self.announce
@@ -293,7 +297,7 @@ class _Run:
             gpus=settings.scorer_gpus,
             request_timeout=resources.request_timeout,
         )
-        return RayPool.start(f"{self.session.pool_name}-scorers", scorer, pool)
+        return RayPool.start(f"{self.session.pool_name}-scorers", Scorer, scorer, pool)
 
     def _ground_truth_nfe(self) -> dict[str, float]:
         records = {spec.digest: PairStore(self.storage, spec).records() for spec in self.specs.values()}
@@ -308,12 +312,12 @@ class _Run:
                 continue
             cells: dict[tuple[str, float, float], list[Case]] = {}
             for score in scores:
-                if score.metric is spec and score.failure is None and score.case.subject.kind != "ground truth":
-                    place = (score.case.dataset, score.case.subject.guidance_scale, score.nfe)
+                if score.metric is spec and score.failure is None and score.case.solver.kind != "ground truth":
+                    place = (score.case.dataset, score.case.solver.guidance_scale, score.nfe)
                     cells.setdefault(place, []).append(score.case)
             for (dataset, scale, nfe), cases in sorted(cells.items()):
                 where = f"{dataset}, NFE {nfe:.0f}" + ("" if scale == 1 else f", guidance {scale:g}")
-                values = {case.subject.title: evaluation.per_sample(case, spec) for case in cases}
+                values = {case.solver.name: evaluation.per_sample(case, spec) for case in cases}
                 found += [(where, spec.metric.column, c) for c in compare(spec.metric, values)]
         tested = comparisons(found)
         return [
@@ -325,16 +329,16 @@ class _Run:
     def _panels(self, scores: Sequence[Score]) -> list[tuple[str, Panel]]:
         """Samples of every solver from the same noise, for every dataset, guidance scale and NFE."""
         psnr = {
-            (s.case.dataset, s.case.subject.digest, s.case.subject.guidance_scale): s.summary.mean
+            (s.case.dataset, s.case.solver.digest, s.case.solver.guidance_scale): s.summary.mean
             for s in scores
             if s.metric.metric.column == "psnr_db"
         }
         panels = []
         for (dataset, scale), spec in self.specs.items():
-            here = [s for s in self.subjects if s.guidance_scale == scale and s.solver is not None]
+            here = [s for s in self.solvers if s.guidance_scale == scale and s.ns is not None]
             for nfe in sorted({s.nfe for s in here if s.nfe}):
                 entries = [(GROUND_TRUTH, None, None)] + [
-                    (s.title, s.theta, psnr.get((dataset, s.digest, scale))) for s in here if s.nfe == nfe
+                    (s.name, s.theta, psnr.get((dataset, s.digest, scale))) for s in here if s.nfe == nfe
                 ]
                 strips = make_strips(self.session.pool, spec, entries, self.facts.rate, self.settings.pictures)
                 panels.append((dataset, Panel(nfe, scale, strips)))
@@ -350,7 +354,7 @@ class _Run:
                 log.file(file)
             for name in set(self.storage.names(self.folder)) - {file.name for file in files}:
                 self.storage.delete(f"{self.folder}/{name}")
-        log.finish({"solvers": len(self.subjects), "scores": len(scores)})
+        log.finish({"solvers": len(self.solvers), "scores": len(scores)})
         return self.storage.location(f"{self.folder}/report.html")
 
     # ---- MLflow -----------------------------------------------------------------------------------------------
@@ -358,17 +362,17 @@ class _Run:
     def _log(self, scores: Sequence[Score]) -> None:
         """Scores of a theta on its own run, and of all NFEs of a solver as curves on its summary run."""
         by_subject: dict[tuple[str, str, float], list[Score]] = {}
-        by_title: dict[tuple[str, float], list[Score]] = {}
+        by_name: dict[tuple[str, float], list[Score]] = {}
         for score in scores:
-            subject = score.case.subject
-            exact = subject.kind == "ground truth" and score.metric.metric.compares
+            solver = score.case.solver
+            exact = solver.kind == "ground truth" and score.metric.metric.compares
             if np.isfinite(score.summary.mean) and not exact:
-                by_subject.setdefault(subject.identity, []).append(score)
-                by_title.setdefault((subject.title, subject.guidance_scale), []).append(score)
+                by_subject.setdefault(solver.identity, []).append(score)
+                by_name.setdefault((solver.name, solver.guidance_scale), []).append(score)
         for found in by_subject.values():
             self._log_scores(found)
         summaries = self._summary_runs()
-        for (title, scale), found in by_title.items():
+        for (title, scale), found in by_name.items():
             name = title if scale == 1 else f"{title}, guidance {scale:g}"
             log = summaries.get(name)
             if log is None:
@@ -381,26 +385,26 @@ class _Run:
             log.finish({})
 
     def _log_scores(self, scores: Sequence[Score]) -> None:
-        subject = scores[0].case.subject
+        solver = scores[0].case.solver
         values: dict[str, list[tuple[int, float]]] = {}
         for score in scores:
             values[_metric(score)] = [(0, score.summary.mean)]
             if np.isfinite(score.summary.stderr):
                 values[f"{_metric(score)}_stderr"] = [(0, score.summary.stderr)]
-        if subject.run_id is not None:
-            RunLog(self.tracker.client, subject.run_id).curves_once("scores", values)
+        if solver.run_id is not None:
+            RunLog(self.tracker.client, solver.run_id).curves_once("scores", values)
             return
         # Two solvers may have the same numbers: the title tells them apart.
-        key = f"evaluation/{subject.title}/{subject.digest}/{subject.guidance_scale:g}"
+        key = f"evaluation/{solver.name}/{solver.digest}/{solver.guidance_scale:g}"
         # Ground truth takes another number of evaluations on other samples, and a parameter cannot change.
-        nfe = "adaptive" if subject.nfe is None else str(subject.nfe)
-        name = subject.title if subject.nfe is None else f"{subject.title} nfe{nfe}"
+        nfe = "adaptive" if solver.nfe is None else str(solver.nfe)
+        name = solver.name if solver.nfe is None else f"{solver.name} nfe{nfe}"
         log = self.tracker.run(self.experiment, key, name, {ROLE: "evaluation", "bespoke.nfe": nfe})
-        log.parameters({"label": subject.title, "guidance_scale": subject.guidance_scale})
+        log.parameters({"label": solver.name, "guidance_scale": solver.guidance_scale})
         texts = {}
-        if subject.artifact is not None:
-            log.tags({THETA: subject.artifact.digest, "bespoke.theta": subject.origin or ""})
-            texts = {THETA_FILE: subject.artifact.to_json()}
+        if solver.artifact is not None:
+            log.tags({THETA: solver.artifact.digest, "bespoke.theta": solver.origin or ""})
+            texts = {THETA_FILE: solver.artifact.to_json()}
         log.curves_once("scores", values)
         log.finish({"nfe": scores[0].nfe}, texts=texts)
 
@@ -419,16 +423,16 @@ def _metric(score: Score) -> str:
 
 
 def _name(score: Score) -> str:
-    return f"{score.case.subject.title} at NFE {score.nfe:.0f}"
+    return f"{score.case.solver.name} at NFE {score.nfe:.0f}"
 
 
-def _distinctly_named(subjects: Sequence[Subject]) -> list[Subject]:
+def _distinctly_named(solvers: Sequence[EvaluatedSolver]) -> list[EvaluatedSolver]:
     """Solvers of one name and NFE get their origin beside it: a row of a table is one solver."""
-    names = Counter((s.title, s.nfe, s.guidance_scale) for s in subjects)
+    names = Counter((s.name, s.nfe, s.guidance_scale) for s in solvers)
     found = []
-    for number, subject in enumerate(subjects):
-        if names[subject.title, subject.nfe, subject.guidance_scale] > 1:
-            where = Path(subject.origin).name if subject.origin else str(number)
-            subject = replace(subject, title=f"{subject.title} ({where}, {subject.digest[:6]})")
-        found.append(subject)
+    for number, solver in enumerate(solvers):
+        if names[solver.name, solver.nfe, solver.guidance_scale] > 1:
+            where = Path(solver.origin).name if solver.origin else str(number)
+            solver = replace(solver, name=f"{solver.name} ({where}, {solver.digest[:6]})")
+        found.append(solver)
     return found

@@ -5,24 +5,34 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cached_property
 from types import TracebackType
 
+from orchestrator.cluster.connect import check_fits, connect
 from orchestrator.cluster.preflight import check_nodes
-from orchestrator.config.experiment import ExperimentConfig, cpu_budget, resolve_tracking_uri
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.pair_plan import SPLITS, PairKey, Split, pair_specs
 from orchestrator.errors import PoolError
-from orchestrator.hosts.settings import HostSettings, ModelFacts
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.settings import HostSettings
+from orchestrator.lock import exclusive
+from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.router import PoolSettings, RayPool, check_fits, connect
+from orchestrator.pool.client import RayPool
+from orchestrator.pool.requests import PoolSettings
 from orchestrator.progress import Note, note
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import Tracker, open_experiment
-from sweeps.space import SPLITS, PairKey, Split, pair_specs
+from orchestrator.tracking.uri import resolve_tracking_uri
 
 
 class Session:
-    """An experiment with everything it runs on: storage, hosts, MLflow. A context manager: its hosts end with it."""
+    """An experiment and what it runs on: storage, hosts, MLflow.
+
+    A context manager. When it ends, its hosts stop and its lock is released.
+    """
 
     def __init__(
         self,
@@ -32,32 +42,41 @@ class Session:
         wait: bool,
         announce: Note = note,
         tracked: bool = True,
+        lock_folder: str | None = None,
     ):
         """
         Args:
             config: A checked configuration.
             address: Ray cluster; None for a local one.
-            wait: Whether to wait for another process on the same pairs.
-            announce: Told what happens, in sentences.
-            tracked: Whether MLflow will be used: it is then resolved, and every node must reach it.
+            wait: Whether to wait for another process that uses the same pairs or folder.
+            announce: Receives progress notes, in sentences.
+            tracked: Whether MLflow will be used. Its address is then resolved, and every node must reach it.
+            lock_folder: Folder of the storage to lock against other processes; None: no lock.
 
         Raises:
             UserError: Something in the configuration or the environment cannot work.
         """
-        self.config, self.wait = config, wait
+        self.config, self.wait, self.announce = config, wait, announce
         self.storage = Storage.at(config.storage)
-        asked = self.tracking_uri if tracked else None
+        tracking_uri = self.tracking_uri if tracked else None
         self.storage.check_writable()
-        resources = config.resources
-        connect(address, cpu_budget(resources))
-        known = check_nodes(self.storage, asked)
+        with ExitStack() as stack:
+            if lock_folder is not None:
+                stack.enter_context(exclusive(self.storage, f"{lock_folder}/.lock", wait=wait, announce=announce))
+            self._start(stack, address, tracking_uri)
+            self._stack = stack.pop_all()
+
+    def _start(self, stack: ExitStack, address: str | None, tracking_uri: str | None) -> None:
+        config, resources = self.config, self.config.resources
+        connect(address, resources.cpu_budget)
+        known = check_nodes(self.storage, tracking_uri)
         try:
             check_fits(resources.hosts, resources.host_cpus, resources.host_gpus, resources.trial_cpus)
         except PoolError as error:
             if address is None:
                 raise
-            # A cluster may still grow: its autoscaler starts nodes for what is asked.
-            announce(f"{error}. Waiting for the cluster to grow to it")
+            # The cluster may still grow: its autoscaler starts nodes for the hosts that are requested below.
+            self.announce(f"{error}. Waiting for the cluster to grow to it")
         host = HostSettings(
             adapter=config.model.name,
             options=dict(config.model.options),
@@ -74,23 +93,20 @@ class Session:
             cpus=resources.host_cpus,
             gpus=resources.host_gpus,
             request_timeout=resources.request_timeout,
-            merge=resources.merge,
+            max_batch=resources.batch_runs,
         )
-        # A name of its own: a pool that is found by a shared one may be that of a session which is ending.
+        # Unique: under a shared name, it could be the pool of a session that is just ending.
         self.pool_name = f"pool-{config.name}-{uuid.uuid4().hex[:8]}"
-        self.pool = RayPool.start(self.pool_name, host, pool)
-        if tracked:  # while hosts load their models: a new store takes seconds to make
-            self._tracking = ThreadPoolExecutor(1).submit(
-                open_experiment, self.tracking_uri, self.config.name, self.storage
-            )
-        try:
-            self.facts: ModelFacts = self.pool.call("facts")
-            # A cluster that scales has started its nodes only now, for the hosts.
-            check_nodes(self.storage, asked, known)
-            self.specs: dict[PairKey, PairSpec] = pair_specs(config, self.facts)
-        except BaseException:
-            self.pool.close()
-            raise
+        self.pool = RayPool.start(self.pool_name, Host, host, pool)
+        stack.callback(self.pool.close)
+        if tracking_uri is not None:  # while the hosts load their models: creating a store takes seconds
+            executor = ThreadPoolExecutor(1)
+            stack.callback(executor.shutdown, wait=False)
+            self._tracking = executor.submit(open_experiment, tracking_uri, config.name, self.storage)
+        self.facts: ModelFacts = self.pool.call("facts")
+        # Nodes that an autoscaler has started for the hosts are there only now.
+        check_nodes(self.storage, tracking_uri, known)
+        self.specs: dict[PairKey, PairSpec] = pair_specs(config, self.facts)
 
     @cached_property
     def tracking_uri(self) -> str:
@@ -107,7 +123,7 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.pool.close()
+        self._stack.close()
 
     def make_pairs(self, announce: Note = note, splits: Collection[Split] = SPLITS) -> None:
         """Make what is missing of the experiment's pair stores, of these splits."""

@@ -29,9 +29,8 @@ from tqdm import tqdm
 
 from orchestrator.cluster.system_metrics import SystemMetrics
 from orchestrator.config.experiment import ExperimentConfig
-from orchestrator.lock import exclusive
 from orchestrator.pairs import PairStore
-from orchestrator.pool.queue import PLACES
+from orchestrator.pool.queue import SLOTS
 from orchestrator.progress import Note, bar, note
 from orchestrator.reports.gallery import make_gallery
 from orchestrator.reports.sweep import markdown_table, write_report
@@ -79,13 +78,8 @@ def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, anno
     Raises:
         UserError: Something in the configuration or the environment cannot work.
     """
-    storage = Storage.at(config.storage)
     folder = f"experiments/{config.name}"
-    storage.check_writable()
-    with (
-        exclusive(storage, f"{folder}/.lock", wait=wait, announce=announce),
-        Session(config, address=address, wait=wait, announce=announce) as session,
-    ):
+    with Session(config, address=address, wait=wait, announce=announce, lock_folder=folder) as session:
         # Before the long work: a tracking store that cannot be reached is found now.
         sweep = _Sweep(session, folder, announce)
         try:
@@ -255,7 +249,7 @@ class _Sweep:
     def trials_at_once(self) -> int:
         """As many as can be at the hosts: more would wait, and a cluster that scales would start nodes for them."""
         resources = self.config.resources
-        return resources.hosts * PLACES * resources.merge
+        return resources.hosts * SLOTS * resources.batch_runs
 
     def _trial_run(self, point: Point) -> RunLog:
         return self.tracker.trial_run(self.experiment, self.parent.run_id, point.key, point.name, parameters(point))
@@ -273,16 +267,16 @@ class _Sweep:
         """One run per family and guidance, with PSNR logged at step = NFE: curves for the UI to overlay."""
         series: dict[tuple[str, float], list[Row]] = {}
         for row in table:
-            series.setdefault((row.title, row.guidance_scale), []).append(row)
+            series.setdefault((row.name, row.guidance_scale), []).append(row)
         outdated = self.tracker.runs_of(self.experiment, self.parent.run_id, "summary")
-        for (title, scale), members in series.items():
+        for (name, scale), members in series.items():
             numbers = [(row.nfe, column, row.metrics[column]) for row in members for column in row.metrics]
-            key = f"summary/{title}/{scale:g}/{hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]}"
+            key = f"summary/{name}/{scale:g}/{hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]}"
             if outdated.pop(key, None) is not None:
                 continue
             values = {"label": members[0].label, "kind": members[0].kind, "guidance_scale": scale}
-            name = title if scale == 1 else f"{title}, guidance {scale:g}"
-            log = self.tracker.summary_run(self.experiment, self.parent.run_id, key, name, values)
+            run_name = name if scale == 1 else f"{name}, guidance {scale:g}"
+            log = self.tracker.summary_run(self.experiment, self.parent.run_id, key, run_name, values)
             for column in members[0].metrics:
                 log.curve(f"{column}_vs_nfe", [(row.nfe, row.metrics[column]) for row in members])
             log.finish({})

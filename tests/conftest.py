@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from s3_server import S3Server
 
     from orchestrator.config.experiment import ExperimentConfig
-    from orchestrator.hosts.settings import HostSettings, ModelFacts
+    from orchestrator.config.pair_plan import PairKey
+    from orchestrator.hosts.settings import HostSettings
+    from orchestrator.models.facts import ModelFacts
     from orchestrator.pairs import PairSpec
-    from orchestrator.pool.router import LocalPool, RayPool, Request
+    from orchestrator.pool.client import RayPool
+    from orchestrator.pool.requests import LocalPool, Request
     from orchestrator.storage import Storage
-    from sweeps.space import PairKey
 
 # Heavy imports stay inside the fixtures: the tests of the solvers need torch alone.
 
@@ -76,7 +78,7 @@ def _small_experiment() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def config() -> ExperimentConfig:
     """The small experiment, checked."""
-    from orchestrator.config.experiment import parse_config
+    from orchestrator.config.reading import parse_config
 
     config = parse_config(_small_experiment(), "the small experiment")
     config.check()
@@ -105,9 +107,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 @pytest.fixture(scope="session")
 def pool(made: Storage, host_settings: Callable[..., HostSettings]) -> LocalPool:
     """One host in this process."""
-    from orchestrator.pool.router import LocalPool
+    from orchestrator.hosts.host import Host
+    from orchestrator.pool.requests import LocalPool
 
-    return LocalPool(host_settings(made))
+    return LocalPool(Host(host_settings(made)))
 
 
 @pytest.fixture(scope="session")
@@ -119,8 +122,8 @@ def facts(pool: LocalPool) -> ModelFacts:
 @pytest.fixture(scope="session")
 def specs(config: ExperimentConfig, facts: ModelFacts, made: Storage, pool: LocalPool) -> dict[PairKey, PairSpec]:
     """The small experiment's pair sets, complete in ``made``."""
+    from orchestrator.config.pair_plan import pair_specs
     from orchestrator.pairs.make import ensure_pairs
-    from sweeps.space import pair_specs
 
     found = pair_specs(config, facts)
     ensure_pairs(made, list(found.values()), pool, wait=True, note=lambda sentence: None)
@@ -130,12 +133,12 @@ def specs(config: ExperimentConfig, facts: ModelFacts, made: Storage, pool: Loca
 @pytest.fixture
 def scoring(facts: ModelFacts, specs: dict[PairKey, PairSpec]) -> list[Request]:
     """Twelve requests to score Midpoint at NFE 4, each on three other pairs."""
+    from orchestrator.config.pair_plan import PairKey
     from orchestrator.hosts.distillation import to_numpy
-    from orchestrator.pool.router import Request
+    from orchestrator.pool.requests import Request
     from solvers.families import GridSolver
     from solvers.families.midpoint import Midpoint
     from solvers.grids import Grid
-    from sweeps.space import PairKey
 
     theta = to_numpy(GridSolver(Midpoint(), 4, Grid()).to_ns(facts.scheduler).flat())
     pairs = specs[PairKey("test", 1.0, 0)].digest
@@ -166,7 +169,7 @@ def ray_session() -> Iterator[None]:
     """A local Ray of two cores and two GPUs that are not there: it schedules as on a cluster."""
     import ray
 
-    from orchestrator.pool.router import NAMESPACE
+    from orchestrator.pool.client import NAMESPACE
 
     ray.init(
         address="local",
@@ -186,14 +189,16 @@ def ray_pool(ray_session: None) -> Iterator[Callable[..., RayPool]]:
     """Starts pools of host actors, each on half a fake GPU; they end with the module, or by ``ray.kill``."""
     import ray
 
-    from orchestrator.pool.router import PoolSettings, RayPool
+    from orchestrator.hosts.host import Host
+    from orchestrator.pool.client import RayPool
+    from orchestrator.pool.requests import PoolSettings
 
     started: list[RayPool] = []
 
     def start(settings: HostSettings, hosts: int, request_timeout: float | None = None) -> RayPool:
         name = f"test-{os.getpid()}-{len(started)}-{settings.storage}"
         pool = RayPool.start(
-            name, settings, PoolSettings(hosts=hosts, cpus=0.5, gpus=0.5, request_timeout=request_timeout)
+            name, Host, settings, PoolSettings(hosts=hosts, cpus=0.5, gpus=0.5, request_timeout=request_timeout)
         )
         started.append(pool)
         return pool

@@ -12,6 +12,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from orchestrator.hosts.host import Host
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # Scripts find each other beside themselves; at the end, so that they hide nothing.
 sys.path.append(str(BENCHMARKS))
@@ -25,13 +27,14 @@ from processes import MemoryWatch, RolePeak, memory, processes  # noqa: E402
 from timing import interleaved_rounds, paired_ratio  # noqa: E402
 
 from orchestrator import plugins  # noqa: E402
-from orchestrator.config.experiment import parse_config  # noqa: E402
+from orchestrator.config.pair_plan import pair_specs  # noqa: E402
+from orchestrator.config.reading import parse_config  # noqa: E402
 from orchestrator.errors import ConfigError  # noqa: E402
-from orchestrator.hosts.settings import ModelFacts  # noqa: E402
+from orchestrator.models.facts import ModelFacts  # noqa: E402
 from orchestrator.pairs import PairStore  # noqa: E402
-from orchestrator.pool.router import LocalPool  # noqa: E402
+from orchestrator.pool.requests import LocalPool  # noqa: E402
 from orchestrator.storage import Storage  # noqa: E402
-from sweeps.space import learned_points, pair_specs  # noqa: E402
+from sweeps.space import learned_points  # noqa: E402
 
 SMALL = (16, 16, 16)
 
@@ -62,7 +65,7 @@ def test_a_slow_round_cancels_in_a_paired_ratio() -> None:
 
 def test_the_bare_loop_does_the_work_of_a_host(storage: Storage, host_settings: Any) -> None:
     """Same noise, labels, batches, tolerances and norm: the product's stored samples are the bare loop's."""
-    local = LocalPool(host_settings(storage))
+    local = LocalPool(Host(host_settings(storage)))
     spec = bench_pairs.pair_spec(local.call("facts"), pairs=16, batch=4, tolerance=1e-3)
     bench_pairs.making(local, storage, spec)()
     samples = torch.cat(bench_pairs.BareLoop(spec, list(range(spec.shards))).run())
@@ -71,7 +74,7 @@ def test_the_bare_loop_does_the_work_of_a_host(storage: Storage, host_settings: 
 
 def test_other_work_is_not_compared(storage: Storage, host_settings: Any) -> None:
     """A throughput is worth nothing if the samples differ."""
-    local = LocalPool(host_settings(storage))
+    local = LocalPool(Host(host_settings(storage)))
     spec = bench_pairs.pair_spec(local.call("facts"), pairs=16, batch=4, tolerance=1e-2)
     bench_pairs.making(local, storage, spec)()
     store = PairStore(storage, spec)

@@ -17,15 +17,15 @@ from click.testing import CliRunner
 import solvers.families
 from orchestrator import plugins
 from orchestrator.cli.main import main
-from orchestrator.config.experiment import load_config
+from orchestrator.config.reading import load_config
 from orchestrator.errors import ConfigError
 from orchestrator.models.zoo import ZooModel
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.field import FunctionField
 from solvers.grids import Grid
-from solvers.ns import ThetaArtifact
 from solvers.schedulers import CondOT
+from solvers.theta import ThetaArtifact
 
 ROOT = Path(__file__).parents[1]
 

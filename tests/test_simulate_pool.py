@@ -15,13 +15,13 @@ sys.path.append(str(BENCHMARKS))
 from pool_simulation import Load, Outcome, Simulation, Times, bottleneck  # noqa: E402
 from simulate_pool import differences, seconds_of_queue  # noqa: E402
 
-TIMES = Times(advance=2.0, score=0.5, merged=(1.2, 1.6, 2.4))
+TIMES = Times(advance=2.0, score=0.5, batched=(1.2, 1.6, 2.4))
 
 
 def test_one_trial_alone_takes_the_sum_of_what_it_does() -> None:
     """Nothing waits: every part counts once, at the host, the router, on the wire, at MLflow and in the trial."""
     times = dataclasses.replace(TIMES, router=0.01, wire=0.02, log=0.1, own=0.03)
-    found = Simulation(Load(1, validations=3, keys=1), times, hosts=2, merge=8).run()
+    found = Simulation(Load(1, validations=3, keys=1), times, hosts=2, max_batch=8).run()
     requests, logs = 1 + 3 + 2, 4
     assert found.seconds == pytest.approx(3 * 2.0 + 6 * 0.5 + requests * 0.03 + logs * (0.1 + 0.03))
     assert found.latency == pytest.approx((3 * 2.0 + 6 * 0.5) / requests + 0.03)
@@ -31,9 +31,9 @@ def test_one_trial_alone_takes_the_sum_of_what_it_does() -> None:
 
 @pytest.mark.parametrize("hosts", [1, 4])
 def test_hosts_that_always_have_work_share_it(hosts: int) -> None:
-    """Many trials, nothing merged: the hosts' work divided by their number, and no host idles before the end."""
+    """Many trials, nothing batched: the hosts' work divided by their number, and no host idles before the end."""
     workload = Load(40, validations=5, keys=1)
-    found = Simulation(workload, TIMES, hosts=hosts, merge=1).run()
+    found = Simulation(workload, TIMES, hosts=hosts, max_batch=1).run()
     work = 40 * (5 * 2.0 + 8 * 0.5)
     assert work / hosts <= found.seconds < 1.03 * work / hosts
     assert found.host_busy > 0.97
@@ -42,16 +42,16 @@ def test_hosts_that_always_have_work_share_it(hosts: int) -> None:
 def test_merged_trials_cost_a_host_what_was_measured_for_so_many() -> None:
     """Eight trials of one key on one host advance as one: 2.4 times one's seconds, where they would take 8 times."""
     workload = Load(8, validations=10, keys=1)
-    together = Simulation(workload, TIMES, hosts=1, merge=8).run()
+    together = Simulation(workload, TIMES, hosts=1, max_batch=8).run()
     assert together.shared > 0.8
-    assert together.seconds < 0.7 * Simulation(workload, TIMES, hosts=1, merge=1).run().seconds
-    apart = Simulation(dataclasses.replace(workload, keys=8), TIMES, hosts=1, merge=8).run()
+    assert together.seconds < 0.7 * Simulation(workload, TIMES, hosts=1, max_batch=1).run().seconds
+    apart = Simulation(dataclasses.replace(workload, keys=8), TIMES, hosts=1, max_batch=8).run()
     assert apart.shared == 0
 
 
 def test_a_group_is_never_larger_than_the_limit() -> None:
     """With at most two together a host does at least half of the calls."""
-    found = Simulation(Load(16, validations=10, keys=1), TIMES, hosts=1, merge=2).run()
+    found = Simulation(Load(16, validations=10, keys=1), TIMES, hosts=1, max_batch=2).run()
     assert found.seconds >= 80 * 2.4 + 16 * 13 * 0.5
 
 
@@ -63,14 +63,14 @@ def test_what_limits_a_run_is_named() -> None:
         ({"router": 1.0}, "the router"),
         ({"log": 2.0}, "MLflow"),
     ):
-        found = Simulation(workload, dataclasses.replace(TIMES, **change), hosts=8, merge=8).run()
+        found = Simulation(workload, dataclasses.replace(TIMES, **change), hosts=8, max_batch=8).run()
         assert bottleneck(found).startswith(f"{name}, busy"), change
 
 
 def test_the_same_simulation_gives_the_same_numbers() -> None:
     """No chance in it."""
     times = dataclasses.replace(TIMES, router=0.001, log=0.01)
-    first, second = (Simulation(Load(100, 5, 4), times, hosts=8, merge=8).run() for _ in range(2))
+    first, second = (Simulation(Load(100, 5, 4), times, hosts=8, max_batch=8).run() for _ in range(2))
     assert first == second
 
 
@@ -93,11 +93,11 @@ from pool_simulation import Load, Simulation, Times
 from simulate_pool import differences, really, start_ray
 
 start_ray(cpus=1)
-times = Times(advance=0.4, score=0.1, merged=(1.2, 1.6, 2.4))
+times = Times(advance=0.4, score=0.1, batched=(1.2, 1.6, 2.4))
 load = Load(8, validations=5, keys=1)
 print(json.dumps([
-    differences(really(load, times, 2, merge, lambda number: None), Simulation(load, times, 2, merge).run())
-    for merge in (1, 8)
+    differences(really(load, times, 2, max_batch, lambda number: None), Simulation(load, times, 2, max_batch).run())
+    for max_batch in (1, 8)
 ]))
 """
 

@@ -27,7 +27,7 @@ def export(theta: str, to: str, destination: Path) -> None:
     from orchestrator import plugins
 
     exporter = plugins.load("exporters", to)()
-    from orchestrator.export.safetensors import load_theta
+    from solvers.theta import load_theta
 
     try:
         artifact = load_theta(theta)
@@ -52,10 +52,10 @@ def register(theta: str, name: str, alias: str | None, experiment: str, tracking
       bespoke register bespoke-data/experiments/digits/thetas/bns-lm-nfe8.json --name digits-nfe8 --alias champion
       bespoke evaluate models:/digits-nfe8@champion --config sweeps/configs/digits.yaml
     """
-    from orchestrator.config.experiment import resolve_tracking_uri
     from orchestrator.storage import Storage
     from orchestrator.tracking.mlflow import THETA, THETA_FILE, Tracker, open_experiment
-    from solvers.ns import ThetaArtifact
+    from orchestrator.tracking.uri import resolve_tracking_uri
+    from solvers.theta import load_theta
 
     uri = resolve_tracking_uri(tracking_uri, storage)
     if theta.startswith("runs:/"):
@@ -63,7 +63,7 @@ def register(theta: str, name: str, alias: str | None, experiment: str, tracking
         _, run_id = tracker.read_theta(theta)
     else:
         try:
-            artifact = ThetaArtifact.load(theta)
+            artifact = load_theta(theta)
         except FileNotFoundError as error:
             raise UserError(str(error)) from error
         tracker, experiment_id = open_experiment(uri, experiment, Storage.at(storage))
@@ -105,17 +105,18 @@ def reference(
     """
     import resource
 
-    from orchestrator.config.experiment import parse_options
+    from orchestrator.config.reading import parse_options
     from orchestrator.evaluation.real import reference_statistics
-    from orchestrator.hosts.scorer import ScorerSettings
-    from orchestrator.pool.router import LocalPool
+    from orchestrator.hosts.scorer import Scorer
+    from orchestrator.hosts.settings import ScorerSettings
+    from orchestrator.pool.requests import LocalPool
     from orchestrator.storage import Storage
 
     if to.suffix != ".safetensors":
         raise UserError(f"statistics are a .safetensors file, got --to {to}")
     place = Storage.at(storage)
     place.check_writable()
-    scorers = LocalPool(ScorerSettings(storage=place.root, device=device, batch_size=batch_size))
+    scorers = LocalPool(Scorer(ScorerSettings(storage=place.root, device=device, batch_size=batch_size)))
     described = {"name": dataset, "options": parse_options(options)}
     moments = reference_statistics(place, scorers, features, {"weights": weights} if weights else {}, described, keep)
     Storage.at(to.absolute().parent).write(to.name, moments.to_bytes(dataset=dataset))

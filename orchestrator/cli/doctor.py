@@ -16,9 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator import plugins
-from orchestrator.config.experiment import resolve_tracking_uri
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.storage import Storage
+from orchestrator.tracking.uri import resolve_tracking_uri
 
 PROJECT = "bespoke-solvers"
 
@@ -216,7 +216,7 @@ def _tracking(uri: str | None, storage: str) -> tuple[str | None, Finding]:
 
 def _ray(address: str | None, storage: Storage | None, tracking_uri: str | None) -> Iterator[Finding]:
     from orchestrator.cluster import preflight
-    from orchestrator.pool.router import connect
+    from orchestrator.cluster.connect import connect
 
     try:
         if address is None:

@@ -28,10 +28,10 @@ def compare(experiment: str, as_json: bool, markdown: bool, tracking_uri: str | 
       bespoke compare digits
       bespoke compare digits --json | jq '.[] | select(.nfe == 8)'
     """
-    from orchestrator.config.experiment import resolve_tracking_uri
     from orchestrator.results.store import rows
     from orchestrator.tracking.mlflow import Tracker, check_readable
     from orchestrator.tracking.records import read_run
+    from orchestrator.tracking.uri import resolve_tracking_uri
 
     uri = resolve_tracking_uri(tracking_uri, storage)
     check_readable(uri)
@@ -104,8 +104,8 @@ def list_plugins(kind: str) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True)
 def ui(tracking_uri: str | None, storage: str, port: int, host: str) -> None:
     """Open MLflow's UI on the right store (Ctrl-C ends it)."""
-    from orchestrator.config.experiment import resolve_tracking_uri
     from orchestrator.tracking.mlflow import check_readable
+    from orchestrator.tracking.uri import resolve_tracking_uri
 
     uri = resolve_tracking_uri(tracking_uri, storage)
     check_readable(uri)

@@ -133,11 +133,11 @@ def evaluate(
 
 def _find_thetas(thetas: Sequence[str], experiment: str | None, config: ExperimentConfig) -> list[Any]:
     """The theta of these names: files, MLflow runs, registered models, and those of an experiment."""
-    from orchestrator.config.experiment import resolve_tracking_uri
     from orchestrator.results.store import rows
     from orchestrator.tracking.mlflow import Tracker, check_readable
     from orchestrator.tracking.records import read_run
-    from solvers.ns import ThetaArtifact
+    from orchestrator.tracking.uri import resolve_tracking_uri
+    from solvers.theta import ThetaArtifact, load_theta
     from sweeps.evaluate import FoundTheta
 
     if not thetas and experiment is None:
@@ -159,7 +159,7 @@ def _find_thetas(thetas: Sequence[str], experiment: str | None, config: Experime
             found.append(FoundTheta(name, ThetaArtifact.from_json(text, origin=name), run_id))
             continue
         try:
-            found.append(FoundTheta(name, ThetaArtifact.load(name)))
+            found.append(FoundTheta(name, load_theta(name)))
         except FileNotFoundError as error:
             raise UserError(str(error)) from error
     return found
@@ -178,12 +178,13 @@ def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri:
       bespoke pretrain sweeps/configs/pretrain/digits_fm_ot.yaml --output my-models
       bespoke pretrain sweeps/configs/pretrain/cifar10_fm_ot.yaml dataset.options.folder=/data/cifar10
     """
-    from orchestrator.config.experiment import read_yaml, resolve_tracking_uri, validated
+    from orchestrator.config.reading import read_yaml, validated
     from orchestrator.errors import ConfigError
     from orchestrator.progress import bar
     from orchestrator.storage import Storage, digest_of
     from orchestrator.tracking.mlflow import open_experiment
-    from orchestrator.training.judge import write_judgement
+    from orchestrator.tracking.uri import resolve_tracking_uri
+    from orchestrator.training.scores import write_scores
     from orchestrator.training.sheet import write_sheet
     from orchestrator.training.zoo import ELSEWHERE, PretrainConfig, train
 
@@ -207,8 +208,8 @@ def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri:
             raise
     weights = Path(output) / f"{loaded.name}.safetensors"
     sheet = write_sheet(weights)
-    if judged := write_judgement(weights):
-        click.echo(judged)
+    if scores := write_scores(weights):
+        click.echo(scores)
     for path in (sheet, weights.with_suffix(".md")):
         run.file(path)
     run.finish({})

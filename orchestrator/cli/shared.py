@@ -40,7 +40,7 @@ def with_options(overrides: Sequence[str], storage: str | None, tracking_uri: st
 
 
 def load(path: str, overrides: Sequence[str], storage: str | None, tracking_uri: str | None) -> ExperimentConfig:
-    from orchestrator.config.experiment import load_config
+    from orchestrator.config.reading import load_config
 
     return load_config(path, with_options(overrides, storage, tracking_uri))
 
@@ -66,5 +66,5 @@ def print_table(table: Sequence[Row]) -> None:
                 row = line["cells"].get(nfe)
                 text = "—" if row is None else f"{row.metrics['psnr_db']:.2f}{not_finite(row)}"
                 cells.append(f"[bold green]{text}[/]" if row is not None and line["best"][nfe] else text)
-            shown.add_row(line["title"], *cells, style="bold" if line["kind"] == "learned" else None)
+            shown.add_row(line["name"], *cells, style="bold" if line["kind"] == "learned" else None)
         console.print(shown)

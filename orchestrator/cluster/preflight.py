@@ -17,8 +17,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.cluster.connect import connect
 from orchestrator.errors import ConfigError, PoolError
-from orchestrator.pool.router import connect
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import ping
 

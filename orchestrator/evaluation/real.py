@@ -13,7 +13,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.features.moments import Moments, spread
 from orchestrator.metrics._features import moments_of
 from orchestrator.metrics.measurements import Measured, MetricSpec
-from orchestrator.pool.router import Pool, Request
+from orchestrator.pool.requests import Pool, Request
 from orchestrator.progress import bar
 from orchestrator.storage import Storage, digest_of
 

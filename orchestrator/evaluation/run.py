@@ -20,11 +20,11 @@ from orchestrator import plugins
 from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.evaluation.real import RealSamples, RealShard
-from orchestrator.evaluation.subjects import Subject
+from orchestrator.evaluation.solvers import EvaluatedSolver
 from orchestrator.metrics.base import Array, MeanMetric, RateMetric, Summary
 from orchestrator.metrics.measurements import FINITE, Measured, MetricSpec
 from orchestrator.pairs import PairSpec
-from orchestrator.pool.router import Outcome, Pool, Request
+from orchestrator.pool.requests import Outcome, Pool, Request
 from orchestrator.progress import bar
 from orchestrator.storage import Storage, digest_of
 
@@ -37,12 +37,12 @@ class Case:
     """A solver on a dataset.
 
     Attributes:
-        subject: The solver.
+        solver: The solver.
         dataset: The dataset's name in tables.
         pairs: The pairs that it is evaluated on.
     """
 
-    subject: Subject
+    solver: EvaluatedSolver
     dataset: str
     pairs: PairSpec
 
@@ -95,7 +95,7 @@ class Evaluation:
         """Measure what is missing. What cannot be measured is noted in :attr:`failures`, and the rest goes on."""
         # Two names of one theta are one piece of work.
         shards = {
-            (case.subject.digest, case.pairs.digest, shard): self._shard(number, shard)
+            (case.solver.digest, case.pairs.digest, shard): self._shard(number, shard)
             for number, case in enumerate(self.cases)
             for shard in range(case.pairs.shards)
         }
@@ -224,13 +224,13 @@ class Evaluation:
     @staticmethod
     def _applies(spec: MetricSpec, case: Case) -> bool:
         """Ground truth is not compared with itself."""
-        return not (spec.metric.compares and case.subject.kind == "ground truth")
+        return not (spec.metric.compares and case.solver.kind == "ground truth")
 
     def _measured(self, case: Case, spec: MetricSpec) -> Measured:
-        return Measured(self.storage, case.subject.digest, case.pairs.digest, spec.identity, case.pairs.shards)
+        return Measured(self.storage, case.solver.digest, case.pairs.digest, spec.identity, case.pairs.shards)
 
     def _finite(self, case: Case) -> Measured:
-        return Measured(self.storage, case.subject.digest, case.pairs.digest, FINITE, case.pairs.shards)
+        return Measured(self.storage, case.solver.digest, case.pairs.digest, FINITE, case.pairs.shards)
 
     def _delete_media(self, case: Case) -> None:
         self.storage.delete_leftovers(_media_folder(case))
@@ -274,7 +274,7 @@ class Evaluation:
         for number, case in enumerate(self.cases):
             dataset = self.dataset(case.pairs)
             not_finite = self._not_finite(case)
-            nfe = case.subject.nfe or ground_truth_nfe[case.pairs.digest]
+            nfe = case.solver.nfe or ground_truth_nfe[case.pairs.digest]
             for spec in self.metrics:
                 failure = None
                 if self._applies(spec, case):
@@ -352,7 +352,7 @@ class _Shard:
         return Request(
             "measure_shard",
             {
-                "theta": self.case.subject.theta,
+                "theta": self.case.solver.theta,
                 "pairs": self.case.pairs.digest,
                 "shard": self.shard,
                 "metrics": self.compared,
@@ -378,7 +378,7 @@ class _Shard:
 
 
 def _media_folder(case: Case) -> str:
-    return f"measurements/media/{case.pairs.digest}-{case.subject.digest}"
+    return f"measurements/media/{case.pairs.digest}-{case.solver.digest}"
 
 
 def _answers(pool: Pool | None, work: Any, request: Any) -> Iterator[tuple[Outcome, Any]]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from orchestrator.errors import UserError
 from orchestrator.storage import Storage
-from solvers.ns import ThetaArtifact
+from solvers.theta import ThetaArtifact
 
 
 class ExportError(UserError):

@@ -9,8 +9,9 @@ from typing import Any
 from orchestrator.export.base import Exporter, ExportError, check_artifact
 from orchestrator.models._diffusers_networks import DiT
 from orchestrator.models.diffusers import DTYPES, DiffusersModel, load_pipeline, pipeline_index
-from solvers.ns import InvalidThetaError, ThetaArtifact
+from solvers.ns import InvalidThetaError
 from solvers.schedulers import DiscreteVP
+from solvers.theta import ThetaArtifact
 
 LARGEST_START_DEVIATION = 0.01
 """Of a_0 from 1, in pipelines that start from their noise whatever the scheduler says."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.export.base import Exporter, ExportError, check_artifact, write_file
-from solvers.ns import ThetaArtifact
+from solvers.theta import ThetaArtifact
 
 TEMPLATE = '''\
 """{title}

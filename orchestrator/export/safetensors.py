@@ -1,26 +1,16 @@
-"""``safetensors``: theta as three tensors, its provenance in the header; and the way back."""
+"""``safetensors``: theta as three tensors, with its provenance in the header. ``solvers.load_theta`` reads it."""
 
 from __future__ import annotations
 
 import json
-import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from orchestrator.export.base import Exporter, check_artifact, write_file
-from solvers.ns import MAX_NFE, InvalidThetaError, ThetaArtifact
-
-METADATA_KEY = "bespoke_theta"
-"""Key of the header's metadata; its value is the theta artifact's JSON object without the numbers."""
-
-TENSORS = ("times", "a", "b")
-
-MAX_BYTES = 8 * (MAX_NFE + (MAX_NFE + 1) ** 2) + 2**20
-"""The numbers of the largest theta and a generous header: what is larger is no theta, and is not opened."""
+from solvers._theta_safetensors import METADATA_KEY, TENSORS
+from solvers.theta import ThetaArtifact
 
 
 @dataclass(frozen=True)
@@ -40,92 +30,6 @@ class Safetensors(Exporter):
             metadata={METADATA_KEY: json.dumps(provenance)},
         )
         return write_file(destination, ".safetensors", data)
-
-
-def load_safetensors(path: str | Path) -> ThetaArtifact:
-    """Read and check a theta that :class:`Safetensors` wrote; what the JSON may not hold, this may not either.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        InvalidThetaError: The file is no theta, or its numbers are not those of a solver.
-    """
-    source = Path(path)
-
-    def invalid(problem: str) -> InvalidThetaError:
-        return InvalidThetaError(f"{source} is not a usable theta artifact: {problem}")
-
-    try:
-        if not source.is_file():
-            raise FileNotFoundError(f"no theta artifact at {source}")
-        size = source.stat().st_size
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise invalid(f"it cannot be read ({error})") from error
-    if size > MAX_BYTES:
-        raise invalid(f"it has {size:,} bytes, and the largest theta has {MAX_BYTES:,}")
-    try:
-        with safe_open(source, framework="pt") as file:
-            content = _provenance(file, invalid)
-            _check_shapes(file, content.get("nfe"), invalid)
-            tensors = {name: file.get_tensor(name) for name in TENSORS}
-    except SafetensorError as error:
-        raise invalid(f"it is not safetensors ({error})") from error
-    except OSError as error:
-        raise invalid(f"it cannot be read ({error})") from error
-    b = tensors["b"]
-    # NaN is not equal to 0 either.
-    if bool((b.triu() != 0).any()):
-        raise invalid("'b' must be strictly lower triangular: a state uses only velocities that are known by then")
-    numbers = {
-        "times": tensors["times"].tolist(),
-        "a": tensors["a"].tolist(),
-        "b": [row[:k] for k, row in enumerate(b.tolist())],
-    }
-    # One validation for both formats: that of the JSON.
-    try:
-        text = json.dumps(content | numbers)
-    except RecursionError:
-        raise invalid(f"its {METADATA_KEY!r} is nested too deeply") from None
-    return ThetaArtifact.from_json(text, origin=str(source))
-
-
-def load_theta(path: str | Path) -> ThetaArtifact:
-    """A theta artifact from either of its files: .safetensors, or the JSON under any other name.
-
-    Raises:
-        FileNotFoundError, InvalidThetaError: As the loader of the format.
-    """
-    return load_safetensors(path) if Path(path).suffix == ".safetensors" else ThetaArtifact.load(path)
-
-
-def _provenance(file: Any, invalid: Any) -> dict[str, Any]:
-    text = (file.metadata() or {}).get(METADATA_KEY)
-    if text is None:
-        raise invalid(f"its metadata has no {METADATA_KEY!r}; make one with `bespoke export`")
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise invalid(f"its {METADATA_KEY!r} is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise invalid(f"its {METADATA_KEY!r} is no JSON object")
-    return content
-
-
-def _check_shapes(file: Any, nfe: Any, invalid: Any) -> None:
-    """Names, shapes and dtypes as the header declares them, before a number is read."""
-    if not isinstance(nfe, int) or isinstance(nfe, bool) or not 1 <= nfe <= MAX_NFE:
-        raise invalid(f"'nfe' must be an integer from 1 to {MAX_NFE}, got {reprlib.repr(nfe)}")
-    names = sorted(file.keys())
-    if names != sorted(TENSORS):
-        raise invalid(f"its tensors must be {', '.join(TENSORS)}, got {', '.join(names[:8]) or 'none'}")
-    for name, shape in zip(TENSORS, ([nfe], [nfe + 1], [nfe + 1, nfe]), strict=True):
-        declared = file.get_slice(name)
-        if declared.get_shape() != shape or declared.get_dtype() != "F64":
-            raise invalid(
-                f"{name!r} must be float64 of shape {tuple(shape)} for nfe {nfe}, got {declared.get_dtype()} of shape "
-                f"{tuple(declared.get_shape())}"
-            )
 
 
 EXPORTER = Safetensors

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.errors import ConfigError
-from orchestrator.models.base import freeze
+from orchestrator.weights.frozen import freeze
 
 Trunk = Literal["alex", "vgg", "squeeze"]
 

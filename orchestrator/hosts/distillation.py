@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from orchestrator import plugins
+from orchestrator.hosts.batching import BATCHED_OBJECTIVE
 from orchestrator.hosts.lockstep import Ask
-from orchestrator.hosts.merging import MERGED_OBJECTIVE
 from orchestrator.objectives.base import FamilyObjective, Objective
 from solvers.distil import adam, levenberg_marquardt
 from solvers.distil.adam import AdamSettings, AdamState, LossAndGradient, ParameterObjective
@@ -82,12 +82,12 @@ class LearnedRun:
         """A state that was stored as a dictionary."""
         return LMState(**saved) if isinstance(self.settings, LMSettings) else AdamState(**saved)
 
-    def merge_key(self, nfe: int, guidance_scale: float) -> str | None:
+    def batch_key(self, nfe: int, guidance_scale: float) -> str | None:
         """Equal for runs whose steps can share model batches; None where a run can share none.
 
         Adam on the PSNR loss: Levenberg-Marquardt fills a batch with the columns of its Jacobian already.
         """
-        if not isinstance(self.settings, AdamSettings) or self.objective != MERGED_OBJECTIVE:
+        if not isinstance(self.settings, AdamSettings) or self.objective != BATCHED_OBJECTIVE:
             return None
         pairs = min(self.settings.batch_size, self.settings.training_pairs)
         return f"nfe {nfe}, guidance {guidance_scale:g}, {pairs} pairs"

@@ -19,15 +19,16 @@ from torch import Tensor
 
 from orchestrator import plugins
 from orchestrator.errors import StoreError
+from orchestrator.hosts.batching import Batching, BatchingStatistics
 from orchestrator.hosts.distillation import LearnedRun, State, advance
-from orchestrator.hosts.lockstep import Ask, in_step
+from orchestrator.hosts.lockstep import Ask, run_in_lockstep
 from orchestrator.hosts.media import MediaShard
-from orchestrator.hosts.merging import Merging, MergingStatistics
-from orchestrator.hosts.settings import HostSettings, ModelFacts
+from orchestrator.hosts.settings import HostSettings
 from orchestrator.hosts.work import MeteredField, Work
 from orchestrator.metrics.base import Batch, Media, PairMetric
 from orchestrator.metrics.measurements import MetricSpec, write_values
 from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter
+from orchestrator.models.facts import ModelFacts
 from orchestrator.objectives.base import FamilyObjective, SolverObjective
 from orchestrator.pairs import PairSet, PairSpec, PairStore, ShardRecord, concatenate
 from orchestrator.pairs.ground_truth import solve
@@ -48,7 +49,7 @@ SCORING_BATCH = 512
 """Pairs per model call when no gradient is needed."""
 
 
-class AdvanceCall(TypedDict):
+class AdvanceArguments(TypedDict):
     """The arguments of :meth:`Host.advance`."""
 
     run: LearnedRun
@@ -60,9 +61,8 @@ class AdvanceCall(TypedDict):
 class Host:
     """One frozen model on one device, and the pairs it has been asked about."""
 
-    #: Methods whose calls may be answered together, by the method that takes a list of their arguments as ``calls``
-    #: and gives their answers in order.
-    TOGETHER: ClassVar[dict[str, str]] = {"advance": "advance_many"}
+    #: Methods with a batched form: it takes a list of their arguments as ``requests`` and returns the answers in order.
+    BATCHED: ClassVar[dict[str, str]] = {"advance": "advance_batched"}
 
     def __init__(self, settings: HostSettings):
         self.settings = settings
@@ -75,7 +75,7 @@ class Host:
         self._objectives: dict[str, Any] = {}
         # What is distilled on: the very model, or its twin with a compiled network.
         self._distilled_on = self.model.compiled() if settings.compile else self.model
-        self._merging = Merging(self._ask, self._select, self._distillation_field)
+        self._batching = Batching(self._ask, self._select, self._distillation_field)
 
     @cached_property
     def device_class(self) -> str:
@@ -102,9 +102,9 @@ class Host:
     def process_id(self) -> int:
         return os.getpid()
 
-    def merging_statistics(self) -> MergingStatistics:
+    def batching_statistics(self) -> BatchingStatistics:
         """What this host has answered in merged batches, and what it has measured to decide so."""
-        return self._merging.statistics
+        return self._batching.statistics
 
     # ---- make these pairs -------------------------------------------------------------------------------------
 
@@ -203,8 +203,8 @@ class Host:
             jacobian: 'forward', 'central' or 'jvp'.
             free: Mask over theta: the numbers whose columns are wanted; all that can be learned by default.
         """
-        spec, whole = self._load(pairs)
-        batch = whole.select(list(indices)).to(self.settings.device)
+        spec, pair_set = self._load(pairs)
+        batch = pair_set.select(list(indices)).to(self.settings.device)
         return normal_equations(
             NSSolver.from_flat(torch.from_numpy(theta)),
             self._pair_field(batch, spec, self._distillation_field),
@@ -239,7 +239,7 @@ class Host:
 
         return advance(run, state, steps, self.model.scheduler, ask, validation)
 
-    def advance_many(self, calls: Sequence[AdvanceCall]) -> list[State]:
+    def advance_batched(self, requests: Sequence[AdvanceArguments]) -> list[State]:
         """:meth:`advance` for several runs in step, their theta sharing model batches where that is faster.
 
         Runs may differ in everything. Those that ask for the PSNR loss of theta of one NFE, on as many pairs of one
@@ -250,11 +250,11 @@ class Host:
             depends on the size of its batches. A single call is :meth:`advance` to the bit.
         """
 
-        def task(call: AdvanceCall, ask: Ask) -> State:
-            validation = call.get("validation")
-            return advance(call["run"], call["state"], call["steps"], self.model.scheduler, ask, validation)
+        def task(request: AdvanceArguments, ask: Ask) -> State:
+            validation = request.get("validation")
+            return advance(request["run"], request["state"], request["steps"], self.model.scheduler, ask, validation)
 
-        return in_step([partial(task, call) for call in calls], self._merging.answer)
+        return run_in_lockstep([partial(task, request) for request in requests], self._batching.answer)
 
     def _ask(self, method: str, arguments: dict[str, Any]) -> Any:
         return getattr(self, method)(**arguments)
@@ -288,10 +288,10 @@ class Host:
             pairs: Digest of a pair store that holds trajectories.
             times: t_0..t_n, shape (n + 1,), float64.
         """
-        spec, whole = self._load(pairs)
-        if whole.path is None:
+        spec, pair_set = self._load(pairs)
+        if pair_set.path is None:
             raise StoreError(f"pair store {pairs} holds no trajectories; make it with `bespoke pairs`")
-        batch, grid = whole.to(self.settings.device), torch.from_numpy(times)
+        batch, grid = pair_set.to(self.settings.device), torch.from_numpy(times)
         assert batch.path is not None
         pair_field = self._pair_field(batch, spec, self._field)
         fitted = fit(pair_field, batch.x0, batch.path.state(grid), grid, batch_size=SCORING_BATCH)
@@ -332,8 +332,8 @@ class Host:
         parts = []
         for first in range(0, len(indices), SCORING_BATCH):
             chosen = indices[first : first + SCORING_BATCH]
-            spec, whole = self._load(pairs)
-            parts.append(self._sample(theta, whole.select(list(chosen)), spec))
+            spec, pair_set = self._load(pairs)
+            parts.append(self._sample(theta, pair_set.select(list(chosen)), spec))
         return torch.cat(parts).numpy()
 
     def score(
@@ -375,11 +375,11 @@ class Host:
             Samples in the shard.
         """
         store = PairStore.open(self.storage, pairs)
-        whole = store.load_shard(shard)
-        samples = whole.x1 if theta is None else self._sample(theta, whole, store.spec)
-        seen = {"samples": (samples, whole.x1, self.model.data_range)}
+        pair_set = store.load_shard(shard)
+        samples = pair_set.x1 if theta is None else self._sample(theta, pair_set, store.spec)
+        seen = {"samples": (samples, pair_set.x1, self.model.data_range)}
         if any(spec.metric.sees == "images" for spec in metrics):
-            seen["images"] = (self._shown(samples), self._shown(whole.x1), 2.0)
+            seen["images"] = (self._shown(samples), self._shown(pair_set.x1), 2.0)
         conditioning = plugins.build("datasets", store.spec.conditioning["name"], store.spec.conditioning["options"])
         for spec, key in zip(metrics, keys, strict=True):
             mine, reference, data_range = seen[spec.metric.sees]
@@ -393,7 +393,7 @@ class Host:
             form: Media = "sound" if self.model.rate else "images"
             MediaShard(shown, good.numpy(), form, self.model.rate).write(self.storage, media)
         write_values(self.storage, finite, good.numpy()[:, None])
-        return len(whole)
+        return len(pair_set)
 
     def _sample(self, theta: npt.NDArray[np.float64], pairs: PairSet, spec: PairSpec) -> Tensor:
         """Samples of theta from the noise of these pairs."""
@@ -418,11 +418,11 @@ class Host:
         self, theta: npt.NDArray[np.float64] | None, pairs: str, indices: Sequence[int]
     ) -> npt.NDArray[np.float32]:
         """Waves (N, samples) of theta from the noise of these pairs, or of their ground truth where it is None."""
-        spec, whole = self._load(pairs)
-        chosen = whole.select(list(indices))
+        spec, pair_set = self._load(pairs)
+        chosen = pair_set.select(list(indices))
         return self._heard(chosen.x1 if theta is None else self._sample(theta, chosen, spec)).numpy()
 
-    def score_many(
+    def score_thetas(
         self, thetas: Sequence[npt.NDArray[np.float64]], pairs: str, metric: str, indices: Sequence[int]
     ) -> list[npt.NDArray[np.float64]]:
         """One metric of several theta on the same pairs: a grid search in one request."""

@@ -1,8 +1,8 @@
-"""Several computations that ask questions, advanced in step: what they ask at the same time is answered together.
+"""Runs several computations in lockstep, so that the requests they make at the same time are answered in one batch.
 
-A task is an ordinary function that calls ``ask`` and waits for the answer: the very code that runs alone. Each has a
-thread of its own to wait in, and only one of them ever runs, so that nothing depends on how threads are scheduled.
-Knows nothing of what is asked.
+A task is an ordinary function that calls ``ask`` and waits for the answers; the same code also runs alone. Each task
+has a thread to wait in, but only one thread runs at any time, so results do not depend on thread scheduling. This
+module knows nothing of what is requested.
 """
 
 from __future__ import annotations
@@ -15,23 +15,25 @@ from typing import Any, Generic, NamedTuple, TypeVar
 R = TypeVar("R")
 
 Ask = Callable[[str, Sequence[dict[str, Any]]], list[Any]]
-"""``ask(method, calls)``: the answers of a method to each of these keyword arguments, in order."""
+"""``ask(method, arguments)`` calls a method with each of these keyword arguments; the answers are in their order."""
 
 
-class Question(NamedTuple):
-    """What one task waits for: a method, and the keyword arguments of each call to it."""
+class RequestGroup(NamedTuple):
+    """The requests that one task waits for: a method, and the keyword arguments of each request."""
 
     method: str
-    calls: Sequence[dict[str, Any]]
+    arguments: Sequence[dict[str, Any]]
 
 
-def in_step(tasks: Sequence[Callable[[Ask], R]], answer: Callable[[list[Question]], list[list[Any]]]) -> list[R]:
-    """The results of all tasks, in order.
+def run_in_lockstep(
+    tasks: Sequence[Callable[[Ask], R]], answer: Callable[[list[RequestGroup]], list[list[Any]]]
+) -> list[R]:
+    """Run all tasks; their results, in order.
 
     Args:
-        tasks: Functions of ``ask``. One that ends early leaves the others to go on.
-        answer: Called in the caller's thread with the questions of all tasks that still run, in order of task; gives
-            the answers of each, one a call.
+        tasks: Functions of ``ask``. If one ends early, the others go on.
+        answer: Called in the caller's thread with the requests of all tasks that still run, in order of task. Returns
+            the answers to each group.
 
     Raises:
         Exception: Whatever a task or ``answer`` raises; the other tasks are ended first.
@@ -40,10 +42,10 @@ def in_step(tasks: Sequence[Callable[[Ask], R]], answer: Callable[[list[Question
     try:
         for run in runs:
             run.begin()
-        while waiting := [run for run in runs if run.question is not None]:
-            answers = answer([run.question for run in waiting if run.question is not None])
-            for run, found in zip(waiting, answers, strict=True):
-                run.proceed(found)
+        while waiting := [run for run in runs if run.group is not None]:
+            answers = answer([run.group for run in waiting if run.group is not None])
+            for run, of_run in zip(waiting, answers, strict=True):
+                run.proceed(of_run)
     finally:
         for run in runs:
             run.end()
@@ -51,14 +53,14 @@ def in_step(tasks: Sequence[Callable[[Ask], R]], answer: Callable[[list[Question
 
 
 class _Ended(BaseException):
-    """Unwinds a task whose answer will not come; no Exception, so that the task does not handle it."""
+    """Unwinds a task whose answers will not come. Not an ``Exception``, so that the task cannot handle it."""
 
 
 class _Run(Generic[R]):
     """A task and the thread it waits in."""
 
     def __init__(self, task: Callable[[Ask], R]):
-        self.question: Question | None = None
+        self.group: RequestGroup | None = None
         self._task = task
         self._results: list[R] = []
         self._failure: BaseException | None = None
@@ -67,17 +69,17 @@ class _Run(Generic[R]):
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def begin(self) -> None:
-        """Run up to the first question, or to the end."""
+        """Run up to the first request, or to the end."""
         self._thread.start()
         self._wait()
 
     def proceed(self, answers: list[Any]) -> None:
-        """Run on with these answers up to the next question, or to the end."""
+        """Continue with these answers, up to the next request or to the end."""
         self._answers.put(answers)
         self._wait()
 
     def end(self) -> None:
-        """Leave no thread behind that waits for an answer."""
+        """End the thread if it still waits for answers."""
         if self._thread.ident is not None:
             self._answers.put(None)
             self._thread.join()
@@ -91,8 +93,8 @@ class _Run(Generic[R]):
         if self._failure is not None:
             raise self._failure
 
-    def _ask(self, method: str, calls: Sequence[dict[str, Any]]) -> list[Any]:
-        self.question = Question(method, calls)
+    def _ask(self, method: str, arguments: Sequence[dict[str, Any]]) -> list[Any]:
+        self.group = RequestGroup(method, arguments)
         self._pauses.put(None)
         answers = self._answers.get()
         if answers is None:
@@ -107,5 +109,5 @@ class _Run(Generic[R]):
         except BaseException as failure:  # the caller's to raise
             self._failure = failure
         finally:
-            self.question = None
+            self.group = None
             self._pauses.put(None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,37 +16,17 @@ from torch import Tensor
 
 from orchestrator import plugins
 from orchestrator.hosts.media import MediaShard
+from orchestrator.hosts.settings import ScorerSettings
 from orchestrator.hosts.work import Work
 from orchestrator.metrics.base import Batch, Metric
 from orchestrator.metrics.measurements import MetricSpec, write_values
 from orchestrator.storage import Storage, canonical_json
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScorerSettings:
-    """How to make a scorer.
-
-    Attributes:
-        storage: Storage root of samples and measurements.
-        device: 'cpu' or a CUDA device: where samples are put before a metric sees them.
-        threads: torch threads.
-        batch_size: Samples that go through a metric's network at once.
-    """
-
-    storage: str
-    device: str = "cpu"
-    threads: int = 1
-    batch_size: int = 64
-
-    def worker(self) -> type:
-        """The class that these are settings of."""
-        return Scorer
-
-
 class Scorer:
     """The networks of metrics on one device."""
 
-    TOGETHER: ClassVar[dict[str, str]] = {}
+    BATCHED: ClassVar[dict[str, str]] = {}
 
     def __init__(self, settings: ScorerSettings):
         self.settings = settings

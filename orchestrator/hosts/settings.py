@@ -1,4 +1,4 @@
-"""What is sent to make a host, and what it tells of its model: light to import, for whoever only asks."""
+"""Settings from which hosts and scorers are built. Sent to their processes instead of the objects themselves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.models.base import Precision
-from solvers.schedulers.base import Scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,24 +36,19 @@ class HostSettings:
     checkpoint: bool = False
     compile: bool = False
 
-    def worker(self) -> type:
-        """The class that these are settings of."""
-        from orchestrator.hosts.host import Host  # imported where a host is made: trials need not hold what it imports
-
-        return Host
-
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFacts:
-    """What the rest of the system needs to know of a model without holding it."""
+class ScorerSettings:
+    """How to make a scorer.
 
-    name: str
-    digest: str
-    shape: tuple[int, ...]
-    prediction: str
-    scheduler: Scheduler
-    native_scheduler: str
-    data_range: float
-    device_class: str
-    parameters: int
-    rate: int | None
+    Attributes:
+        storage: Storage root of samples and measurements.
+        device: 'cpu' or a CUDA device: where samples are put before a metric sees them.
+        threads: torch threads.
+        batch_size: Samples that go through a metric's network at once.
+    """
+
+    storage: str
+    device: str = "cpu"
+    threads: int = 1
+    batch_size: int = 64

@@ -13,7 +13,7 @@ from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.features.inception import to_uint8
 from orchestrator.metrics.base import Batch, MeanMetric, Media, needs
-from orchestrator.models.base import freeze
+from orchestrator.weights.frozen import freeze
 from orchestrator.weights.local import local_folder
 
 

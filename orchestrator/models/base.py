@@ -217,8 +217,3 @@ def expand_time(t: Tensor, x: Tensor) -> Tensor:
     """
     check_time_shape(t, x)
     return t.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
-
-
-def freeze(module: torch.nn.Module) -> torch.nn.Module:
-    """Evaluation mode, and no gradients for weights: only theta ever learns."""
-    return module.eval().requires_grad_(False)

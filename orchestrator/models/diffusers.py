@@ -20,8 +20,9 @@ from torch import Tensor
 
 from orchestrator.errors import ConfigError
 from orchestrator.models._diffusers_networks import NETWORKS, PipelineNetwork, _Text
-from orchestrator.models.base import ModelAdapter, freeze
+from orchestrator.models.base import ModelAdapter
 from orchestrator.storage import canonical_json
+from orchestrator.weights.frozen import freeze
 from solvers.prediction import Prediction, PredictionField
 from solvers.schedulers import CondOT, Cosine, DiscreteVP, Scheduler
 

@@ -26,8 +26,8 @@ from orchestrator.models._weights import (
     load_weights,
     read_shapes,
 )
-from orchestrator.models.base import freeze
 from orchestrator.storage import Storage
+from orchestrator.weights.frozen import freeze
 from solvers.prediction import Prediction
 from solvers.schedulers.base import Scheduler
 from solvers.schedulers.edm import EDM

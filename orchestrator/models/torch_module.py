@@ -22,7 +22,7 @@ from orchestrator.models._weights import (
     load_weights,
     read_shapes,
 )
-from orchestrator.models.base import freeze
+from orchestrator.weights.frozen import freeze
 
 SEED = 0
 """torch's seed while a module without a file of weights is made: every host must hold the same one."""

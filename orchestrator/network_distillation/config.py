@@ -8,19 +8,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from orchestrator import plugins
-from orchestrator.config.experiment import (
-    ExperimentConfig,
-    GridSearch,
-    LearnedConfig,
-    NotEmpty,
-    PairsConfig,
-    PluginConfig,
-    Positive,
-    Several,
-    SolverConfig,
-    read_yaml,
-    validated,
-)
+from orchestrator.config.base import NotEmpty, PluginConfig, Positive, Several
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.reading import read_yaml, validated
+from orchestrator.config.sections import PairsConfig
+from orchestrator.config.solvers import GridSearch, LearnedConfig, SolverConfig
 from orchestrator.errors import ConfigError
 from orchestrator.features.moments import reference_moments
 from orchestrator.models.zoo import ZooModel
@@ -158,7 +150,7 @@ class NetworkDistillationConfig(_Strict):
 
 
 def load_network_config(path: str, overrides: Sequence[str] = ()) -> NetworkDistillationConfig:
-    """Read and check a comparison; ``overrides`` as :func:`orchestrator.config.experiment.load_config` takes them.
+    """Read and check a comparison; ``overrides`` as :func:`orchestrator.config.reading.load_config` takes them.
 
     Raises:
         ConfigError: Naming the key, the value and the remedy.

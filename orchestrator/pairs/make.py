@@ -8,7 +8,7 @@ from orchestrator.errors import DamagedManifestError, PoolError
 from orchestrator.lock import exclusive
 from orchestrator.pairs.spec import PairSpec
 from orchestrator.pairs.store import PairStore, ShardRecord
-from orchestrator.pool.router import Pool, Request
+from orchestrator.pool.requests import Pool, Request
 from orchestrator.progress import Note, bar
 from orchestrator.storage import Storage
 

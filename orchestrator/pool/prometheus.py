@@ -1,8 +1,8 @@
-"""What a pool tells Prometheus, by way of Ray: every node serves the metrics of its processes.
+"""Prometheus metrics of a pool, exported through Ray: every node serves those of its processes.
 
-Hosts and scorers tell what they have done (:class:`orchestrator.hosts.work.Work`), the router what it knows of them.
-Each process has one thread that looks every few seconds: no request pays for being watched. Names are as below with
-``ray_`` before them, and counters end in ``_total``.
+Hosts and scorers report their work (:class:`orchestrator.hosts.work.Work`); the router reports its queue. One thread
+per process polls them every few seconds, so no request pays for monitoring. In Prometheus, the names below start with
+``ray_``, and counters end in ``_total``.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 from ray.util.metrics import Counter, Gauge
 
 SECONDS = 5.0
-"""Between two looks; Ray itself reports every 10 s."""
+"""Polling interval. Ray itself exports every 10 s."""
 
 WORK = {
     "pairs": "Ground-truth pairs made.",
-    "evaluations": "Forwards of the model's network, of one sample each.",
-    "scored": "Samples that metrics have measured.",
+    "evaluations": "Forward passes of the model's network, per sample.",
+    "scored": "Samples measured by metrics.",
 }
 REQUESTS = {
-    "answered": "Calls that a host answered; a shared one counts once.",
-    "shared_requests": "Requests that were answered together with others.",
-    "retried": "Requests that were asked again.",
+    "answered": "Calls that a host answered; a batched call counts once.",
+    "batched_requests": "Requests answered in batched calls.",
+    "retried": "Requests that were retried.",
     "set_aside": "Requests that were given up.",
 }
-NOW = {
+LOAD = {
     "waiting": "Requests that wait for a host.",
-    "in_flight": "Places that are taken at the hosts, two a host.",
+    "in_flight": "Occupied slots of the hosts, of two per host.",
     "hosts_up": "Hosts that are given work.",
 }
 
@@ -39,59 +39,59 @@ class Counters:
     """Prometheus counters that follow totals counted elsewhere.
 
     Args:
-        described: Names of the totals, and what they are.
+        descriptions: Name and description of each total.
         tags: Labels that all of them carry.
     """
 
-    def __init__(self, described: Mapping[str, str], tags: dict[str, str]):
-        self.told = dict.fromkeys(described, 0)
+    def __init__(self, descriptions: Mapping[str, str], tags: dict[str, str]):
+        self.exported = dict.fromkeys(descriptions, 0)
         self.tags = tags
         self.counters = {
-            name: Counter(f"bespoke_{name}", text, tag_keys=tuple(tags)) for name, text in described.items()
+            name: Counter(f"bespoke_{name}", text, tag_keys=tuple(tags)) for name, text in descriptions.items()
         }
 
     def follow(self, totals: Mapping[str, int]) -> None:
-        """Count up to these totals."""
+        """Raise the counters to these totals."""
         for name, counter in self.counters.items():
-            if (more := totals[name] - self.told[name]) > 0:
+            if (more := totals[name] - self.exported[name]) > 0:
                 counter.inc(more, self.tags)
-                self.told[name] += more
+                self.exported[name] += more
 
 
-def work_teller(pool: str, worker: Any) -> Callable[[], None]:
-    """Tells the :class:`~orchestrator.hosts.work.Work` of a host or a scorer."""
+def report_work(pool: str, actor: Any) -> Callable[[], None]:
+    """A function that exports the :class:`~orchestrator.hosts.work.Work` of a host or scorer."""
     counters = Counters(WORK, {"pool": pool})
-    return lambda: counters.follow(asdict(worker.work))
+    return lambda: counters.follow(asdict(actor.work))
 
 
-def router_teller(pool: str, router: Any) -> Callable[[], None]:
-    """Tells a router's statistics, and what is waiting and running."""
+def report_router(pool: str, router: Any) -> Callable[[], None]:
+    """A function that exports a router's statistics and load."""
     tags = {"pool": pool}
     counters = Counters(REQUESTS, tags)
-    gauges = {name: Gauge(f"bespoke_{name}", text, tag_keys=tuple(tags)) for name, text in NOW.items()}
+    gauges = {name: Gauge(f"bespoke_{name}", text, tag_keys=tuple(tags)) for name, text in LOAD.items()}
 
-    def tell() -> None:
+    def export() -> None:
         counters.follow(asdict(router.statistics))
-        for name, value in router.now().items():
+        for name, value in router.load().items():
             gauges[name].set(value, tags)
 
-    return tell
+    return export
 
 
-def telling(actor: type, teller: Callable[[Any], Callable[[], None]]) -> type:
-    """The class of an actor that is told about as long as its process lives; otherwise ``actor`` itself."""
+def monitored(actor_class: type, make_report: Callable[[Any], Callable[[], None]]) -> type:
+    """A subclass of ``actor_class`` whose instances export their metrics for as long as their process lives."""
 
-    class Telling(actor):  # type: ignore[misc]
+    class Monitored(actor_class):  # type: ignore[misc, valid-type]
         def __init__(self, *arguments: Any):
             super().__init__(*arguments)
-            # A daemon: it must not keep alive a process whose actor has ended.
-            threading.Thread(target=self._tell, name="pool-metrics", daemon=True).start()
+            # A daemon thread does not keep alive a process whose actor has ended.
+            threading.Thread(target=self._export, name="pool-metrics", daemon=True).start()
 
-        def _tell(self) -> None:
-            tell, pause = teller(self), threading.Event()
+        def _export(self) -> None:
+            report, pause = make_report(self), threading.Event()
             while True:
-                tell()
+                report()
                 pause.wait(SECONDS)
 
-    Telling.__name__ = Telling.__qualname__ = actor.__name__  # what Ray shows, and errors name
-    return Telling
+    Monitored.__name__ = Monitored.__qualname__ = actor_class.__name__  # shown by Ray and in errors
+    return Monitored

@@ -1,13 +1,14 @@
-"""Who is given to which host, and when: hosts with free places, and the work that waits for one.
+"""Scheduling policy of the pool: which queued request goes to which host, and when.
 
-Bookkeeping alone, without Ray, clock or locks: the router asks it after everything that happens, and so does the
-simulation of the pool. What an item is, and what a host does with it, is not its concern.
+Pure bookkeeping, without Ray, a clock, or locks. The router and the simulation of the pool
+(``benchmarks/simulate_pool.py``) both drive it. What an item is does not matter here.
 
-A host has two places: one item runs, one waits, so that the device never idles. Work goes to the least loaded host, the
-longest waiting first. Items of equal keys that wait at the same time go together. They take a host that is idle, and
-all of it: a short item behind a shared call would wait for the whole of it, and elsewhere it need not. While every host
-is busy they gather, and no host takes more of them than its share, or others would have none. Those who were answered
-together mostly ask again together: their host can be kept for them for a moment, or the first would go alone.
+A host has two slots: one item runs while another waits, so that the device never idles. Items go to the least loaded
+host, oldest first. Items with equal keys that are queued at the same time run as one batch. A batch needs an idle host
+and takes both slots: a short item behind a batch would wait for all of it, and another host may be free. While every
+host is busy, items with equal keys accumulate. No host gets more than its share of them, so that no host runs dry.
+Requests answered in one batch usually come back together, so their host can be reserved for them for a moment;
+otherwise the first to return would run alone.
 """
 
 from __future__ import annotations
@@ -18,172 +19,180 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-PLACES = 2
+SLOTS = 2
 """Items at a host at once: one running, one waiting."""
 
 PATIENCE = 50
-"""Items per host that may be placed while one with a key waits for an idle host; then it takes any place."""
+"""Items per host that may overtake an item that waits for an idle host. After that it takes any free slot."""
 
-LINGER = 0.1
-LINGER_SECONDS = 1.0
+RESERVED_SHARE = 0.1
+RESERVED_SECONDS = 1.0
 
 T = TypeVar("T")
-"""What waits."""
+"""A queued item."""
 
 
-def linger_seconds(answered: float) -> float:
-    """How long a host may be kept for those whom it has answered after so many seconds: a share that it can lose."""
-    return min(LINGER * answered, LINGER_SECONDS)
-
-
-@dataclass(eq=False)
-class Seat:
-    """A host as the waiting see it.
-
-    Attributes:
-        in_flight: Places that are taken.
-        up: Whether it may be given work.
-        expected: Who it is kept for.
-    """
-
-    in_flight: int = 0
-    up: bool = True
-    expected: Expected | None = None
+def reservation_seconds(call_seconds: float) -> float:
+    """How long a host may stay reserved after a call of this duration: a tenth of it, at most a second."""
+    return min(RESERVED_SHARE * call_seconds, RESERVED_SECONDS)
 
 
 @dataclass(frozen=True, eq=False)
-class Expected:
-    """Items of one key that should come in a moment."""
+class Reservation:
+    """A host kept free for ``count`` items of one key that are expected shortly."""
 
     key: Hashable
     count: int
 
 
-S = TypeVar("S", bound=Seat)
-"""What a host is to the caller."""
+@dataclass(eq=False)
+class HostState:
+    """Load of one host, as the queue sees it.
+
+    Attributes:
+        in_flight: Occupied slots.
+        up: Whether the host may be given work.
+        reservation: What the host is kept free for; None: nothing.
+    """
+
+    in_flight: int = 0
+    up: bool = True
+    reservation: Reservation | None = None
+
+
+H = TypeVar("H", bound=HostState)
+"""The caller's own host type."""
 
 
 @dataclass(eq=False)
 class _Item(Generic[T]):
-    """Something that waits, since it was the ``number``-th to come and ``placed`` had been placed before it."""
+    """A queued item.
+
+    Attributes:
+        content: The item.
+        number: Position in order of arrival.
+        assigned_before: Assignments made before it arrived.
+    """
 
     content: T
     number: int
-    placed: int
+    assigned_before: int
 
 
-class Placement(NamedTuple, Generic[S, T]):
-    """These items, of one key and together, are the seat's now; they take so many of its places."""
+class Assignment(NamedTuple, Generic[H, T]):
+    """A scheduling decision: ``items`` (of one key) run as one call on ``host`` and occupy ``slots``."""
 
-    seat: S
-    places: int
+    host: H
+    slots: int
     items: list[T]
     key: Hashable
 
 
-class Waiting(Generic[S, T]):
-    """The items that wait for one of these seats.
+class RequestQueue(Generic[H, T]):
+    """Items that wait for a host.
 
     Args:
-        seats: All hosts.
-        together: Most items of one key that are placed as one.
+        hosts: All hosts.
+        max_batch: Largest number of items that run as one call.
     """
 
-    def __init__(self, seats: Sequence[S], together: int):
-        self.seats, self.together = seats, together
-        self._lone: deque[_Item[T]] = deque()
-        # In each queue, and so among their first ones, the longest waiting comes first.
+    def __init__(self, hosts: Sequence[H], max_batch: int):
+        self.hosts, self.max_batch = hosts, max_batch
+        self._exclusive: deque[_Item[T]] = deque()
+        # Each queue is in order of arrival, and so are the queues' first items.
         self._by_key: dict[Hashable, deque[_Item[T]]] = {}
         self._numbers = itertools.count()
-        self._placed = 0
-        self._keyed = 0  # items with a key that wait or are at a host
+        self._assigned = 0
+        self._keyed = 0  # items with a key, queued or at a host
 
     def __len__(self) -> int:
-        # A copy: another thread may look, for the metrics.
-        return len(self._lone) + sum(map(len, list(self._by_key.values())))
+        # A copy: the metrics thread may call this concurrently.
+        return len(self._exclusive) + sum(map(len, list(self._by_key.values())))
 
-    def add(self, content: T, key: Hashable = None, *, alone: bool = False) -> None:
-        """Let it wait.
+    def add(self, content: T, key: Hashable = None, *, exclusive: bool = False) -> None:
+        """Queue an item.
 
         Args:
             content: The item.
-            key: Items of equal keys may be placed together; None: this one never is.
-            alone: It gets a host for itself, and nothing else is placed until it has one, or no host would run dry.
+            key: Items with equal keys may run as one batch; None: the item runs alone.
+            exclusive: The item gets a host to itself. Nothing else is assigned before it is, since otherwise no host
+                would become idle.
         """
-        queue = self._lone if alone else self._by_key.setdefault(key, deque())
-        queue.append(_Item(content, next(self._numbers), self._placed))
+        queue = self._exclusive if exclusive else self._by_key.setdefault(key, deque())
+        queue.append(_Item(content, next(self._numbers), self._assigned))
         self._keyed += key is not None
 
-    def placements(self) -> Iterator[Placement[S, T]]:
-        """Place whatever can be placed now; to be used up at once."""
-        while (placement := self._next()) is not None:
-            self._placed += 1
-            placement.seat.in_flight += placement.places
-            yield placement
+    def assignments(self) -> Iterator[Assignment[H, T]]:
+        """Assign everything that can start now. The iterator must be exhausted at once."""
+        while (assignment := self._next()) is not None:
+            self._assigned += 1
+            assignment.host.in_flight += assignment.slots
+            yield assignment
 
-    def leave(self, placement: Placement[S, T], *, keep: bool = False) -> Expected | None:
-        """Its places are free again.
+    def release(self, assignment: Assignment[H, T], *, reserve: bool = False) -> Reservation | None:
+        """Free the slots of a finished assignment.
 
         Args:
-            placement: What is answered.
-            keep: Keep the seat until as many of this key wait, or anybody else does, or it is given up. Without a key
-                there is nobody to keep it for.
+            assignment: The assignment.
+            reserve: Keep the host free until as many items of this key are queued, any other item is queued, or the
+                reservation is cancelled. Has no effect for an assignment without a key.
 
         Returns:
-            What to give up (:meth:`give_up`) in a moment; None where the seat is not kept.
+            The reservation, which the caller must cancel after a moment; None if the host is not reserved.
         """
-        placement.seat.in_flight -= placement.places
-        if placement.key is None:
+        assignment.host.in_flight -= assignment.slots
+        if assignment.key is None:
             return None
-        self._keyed -= len(placement.items)
-        placement.seat.expected = Expected(placement.key, len(placement.items)) if keep else None
-        return placement.seat.expected
+        self._keyed -= len(assignment.items)
+        assignment.host.reservation = Reservation(assignment.key, len(assignment.items)) if reserve else None
+        return assignment.host.reservation
 
-    def give_up(self, seat: S, expected: Expected) -> None:
-        """Do not keep the seat any longer; nothing where it has been taken since."""
-        if seat.expected is expected:
-            seat.expected = None
+    def cancel(self, host: H, reservation: Reservation) -> None:
+        """Cancel a reservation. Does nothing if the host has been assigned work since."""
+        if host.reservation is reservation:
+            host.reservation = None
 
-    def _next(self) -> Placement[S, T] | None:
-        waiting = len(self)
-        up = [seat for seat in self.seats if seat.up]
-        free = (seat for seat in up if not self._is_kept(seat, waiting))
-        seat = min(free, key=lambda seat: seat.in_flight, default=None)
-        if seat is None:
+    def _next(self) -> Assignment[H, T] | None:
+        queued = len(self)
+        up = [host for host in self.hosts if host.up]
+        available = (host for host in up if not self._is_reserved(host, queued))
+        host = min(available, key=lambda host: host.in_flight, default=None)
+        if host is None:
             return None
-        room = PLACES - seat.in_flight
-        if self._lone:
-            return self._take(seat, PLACES, self._lone, None, 1) if room >= PLACES else None
+        free_slots = SLOTS - host.in_flight
+        if self._exclusive:
+            return self._assign(host, SLOTS, self._exclusive, None, 1) if free_slots >= SLOTS else None
         key = min(
-            (key for key, queue in self._by_key.items() if self._places(key, queue[0]) <= room),
+            (key for key, queue in self._by_key.items() if self._slots(key, queue[0]) <= free_slots),
             key=lambda key: self._by_key[key][0].number,
-            default=_NOBODY,
+            default=_NO_KEY,
         )
-        if key is _NOBODY:
+        if key is _NO_KEY:
             return None
         queue = self._by_key[key]
-        places = self._places(key, queue[0])
+        slots = self._slots(key, queue[0])
         share = -(-self._keyed // len(up))
-        placement = self._take(seat, places, queue, key, 1 if key is None else min(self.together, share, len(queue)))
+        size = 1 if key is None else min(self.max_batch, share, len(queue))
+        assignment = self._assign(host, slots, queue, key, size)
         if not queue:
             del self._by_key[key]
-        return placement
+        return assignment
 
-    def _take(self, seat: S, places: int, queue: deque[_Item[T]], key: Hashable, size: int) -> Placement[S, T]:
-        seat.expected = None
-        return Placement(seat, places, [queue.popleft().content for _ in range(size)], key)
+    def _assign(self, host: H, slots: int, queue: deque[_Item[T]], key: Hashable, size: int) -> Assignment[H, T]:
+        host.reservation = None
+        return Assignment(host, slots, [queue.popleft().content for _ in range(size)], key)
 
-    def _is_kept(self, seat: S, waiting: int) -> bool:
-        """Whether those for whom a seat is kept are still on their way, and nobody else is among the waiting."""
-        if seat.expected is None:
+    def _is_reserved(self, host: H, queued: int) -> bool:
+        """Whether the items the host is reserved for are still to come, and nothing else is queued."""
+        if host.reservation is None:
             return False
-        there = len(self._by_key.get(seat.expected.key, ()))
-        return there < seat.expected.count and there == waiting
+        arrived = len(self._by_key.get(host.reservation.key, ()))
+        return arrived < host.reservation.count and arrived == queued
 
-    def _places(self, key: Hashable, first: _Item[T]) -> int:
-        """What the first of a queue takes: all of a host where it may take others along, but for impatience."""
-        overdue = self._placed - first.placed > PATIENCE * len(self.seats)
-        return 1 if key is None or overdue else PLACES
+    def _slots(self, key: Hashable, first: _Item[T]) -> int:
+        """Slots that a queue's next assignment needs: all of a host for a batch, unless its first item is overdue."""
+        overdue = self._assigned - first.assigned_before > PATIENCE * len(self.hosts)
+        return 1 if key is None or overdue else SLOTS
 
 
-_NOBODY = object()
+_NO_KEY = object()

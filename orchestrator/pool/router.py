@@ -1,28 +1,21 @@
-"""The pool of hosts: in this process, or as Ray actors behind one router. Knows nothing of what it is asked.
+"""The router: one asyncio actor that owns the host actors and the queue in front of them.
 
-Scorers are pooled in the same way. A request is a method name of :class:`orchestrator.hosts.host.Host` (or of
-:class:`orchestrator.hosts.scorer.Scorer`) and its arguments. Which host gets it when is said by ``queue``. The router
-asks again when a host dies: alone on a host, so that a request which kills hosts takes no other with it. A request that
-keeps failing is set aside and reported, and the rest goes on.
+It serves hosts and scorers alike and knows nothing of what is requested. ``queue`` decides which host gets which
+request when. If a host dies, its requests are retried, each on a host of its own, so that a request that kills hosts
+takes no other with it. A request that keeps failing is set aside and reported, and the rest goes on.
 
-Requests that carry equal merge keys and wait at the same time are handed to a host as one call. A shared call that
-fails is asked again one by one.
+Requests with equal batch keys that are queued at the same time run on a host as one batched call. If a batched call
+fails, its requests are retried one by one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import socket
 import time
-from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import (
@@ -35,25 +28,13 @@ from ray.exceptions import (
     RayActorError,
     RayTaskError,
 )
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import PoolError, UserError
-from orchestrator.pool.prometheus import router_teller, telling, work_teller
-from orchestrator.pool.queue import PLACES, Expected, Placement, Seat, Waiting, linger_seconds
+from orchestrator.pool.prometheus import monitored, report_work
+from orchestrator.pool.queue import Assignment, HostState, RequestQueue, Reservation, reservation_seconds
+from orchestrator.pool.requests import ActorSettings, PoolSettings
 
-if TYPE_CHECKING:
-    from orchestrator.hosts.scorer import ScorerSettings
-    from orchestrator.hosts.settings import HostSettings
-
-NAMESPACE = "bespoke"
 MAX_ATTEMPTS = 3
-ROUTER_SECONDS = 2.0
-"""Before a lost router is asked again: while Ray starts it, it refuses everything at once."""
-
-ROUTER_PATIENCE = 180.0
-"""Seconds for which a lost router is asked again: the loss of its node is known to Ray only after missed heartbeats."""
-
-CONNECT_SECONDS = 5.0
 
 HOST_LOSSES = (
     ActorDiedError,
@@ -64,499 +45,265 @@ HOST_LOSSES = (
     RayActorError,
 )
 
-
-HOPELESS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, NotImplementedError)
-"""Errors that follow from the request itself: asking again would give the same."""
-
-
-class Request(NamedTuple):
-    """A host method and its arguments.
-
-    Attributes:
-        method: Name of the method.
-        arguments: Its keyword arguments.
-        merge_key: Requests to one method with equal keys may be answered together, where the host has a method for
-            that (:attr:`Host.TOGETHER`) and the pool allows it; None: alone.
-    """
-
-    method: str
-    arguments: dict[str, Any]
-    merge_key: str | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The answer to request ``index``: a value, or the error that it was set aside with."""
-
-    index: int
-    value: Any
-    error: Exception | None
-
-
-class Pool(ABC):
-    """Hosts that answer requests."""
-
-    @abstractmethod
-    def map(self, requests: Iterable[Request]) -> Iterator[Outcome]:
-        """The outcomes of these requests, as they are done, in any order; a request is taken when there is room."""
-
-    def call(self, method: str, **arguments: Any) -> Any:
-        """The answer to one request.
-
-        Raises:
-            UserError: The request cannot be answered, by any host.
-        """
-        (outcome,) = self.map([Request(method, arguments)])
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome.value
-
-    def gather(self, requests: Sequence[Request]) -> list[Any]:
-        """The answers to these requests, in order.
-
-        Raises:
-            UserError: One of them cannot be answered.
-        """
-        values: list[Any] = [None] * len(requests)
-        for outcome in self.map(requests):
-            if outcome.error is not None:
-                raise outcome.error
-            values[outcome.index] = outcome.value
-        return values
-
-
-class LocalPool(Pool):
-    """One host in this process, without Ray: notebooks and tests. Answers one by one, whatever the merge keys."""
-
-    def __init__(self, settings: HostSettings | ScorerSettings):
-        self.host = settings.worker()(settings)
-
-    def map(self, requests: Iterable[Request]) -> Iterator[Outcome]:
-        for index, request in enumerate(requests):
-            try:
-                yield Outcome(index, getattr(self.host, request.method)(**request.arguments), None)
-            except UserError as error:
-                yield Outcome(index, None, error)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolSettings:
-    """How many hosts, and what each takes of the cluster.
-
-    Attributes:
-        hosts: Number of host actors.
-        cpus, gpus: Resources of each; fractions share a device.
-        request_timeout: Seconds after which a silent host is taken for hung and restarted; None never.
-        merge: Most requests with equal merge keys that a host is given as one call; 1: none are ever merged, and every
-            answer is that of its request alone, to the bit.
-    """
-
-    hosts: int = 1
-    cpus: float = 0.5
-    gpus: float = 0.0
-    request_timeout: float | None = None
-    merge: int = 1
+DETERMINISTIC_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, NotImplementedError)
+"""Errors that follow from the request itself: a retry would fail in the same way."""
 
 
 @dataclass(eq=False)
-class _HostSeat(Seat):
-    """A host actor, and what it has done."""
+class _Host(HostState):
+    """A host actor and its load."""
 
     actor: Any = field(kw_only=True)
     answered: int = 0
 
 
-class _Attempt(NamedTuple):
-    """How asking a host once went.
+class _Reply(NamedTuple):
+    """How one attempt at a request ended.
 
     Attributes:
-        value: The answer.
-        error: It cannot be answered: asking again would give the same.
-        failure: It was not answered this time.
-        lost: The host was lost with it.
+        value: What the host returned.
+        error: An error that a retry would not change.
+        failure: An error after which the request is retried.
+        host_lost: Whether the host was lost during the attempt.
     """
 
     value: Any = None
     error: Exception | None = None
     failure: Exception | None = None
-    lost: bool = False
+    host_lost: bool = False
 
 
-class _Asked(NamedTuple):
-    """One attempt at a request, until it is known how that went."""
+class _QueuedRequest(NamedTuple):
+    """One attempt at a request, from queueing to reply."""
 
     method: str
     arguments: dict[str, Any]
-    attempt: asyncio.Future[_Attempt]
+    reply: asyncio.Future[_Reply]
 
 
 @dataclass
 class RouterStatistics:
-    """What the router has seen.
+    """Counts since the router started.
 
     Attributes:
-        answered: Calls that a host answered; a shared one counts once.
-        shared_calls, shared_requests: Those of them that answered several requests, and how many these were.
-        retried, set_aside: Requests that were asked again, and that were given up.
+        answered: Calls that a host answered; a batched call counts once.
+        batches: Batched calls that were answered.
+        batched_requests: Requests answered in these.
+        retried: Attempts beyond a request's first.
+        set_aside: Requests that were given up.
         per_host: Calls answered by each host.
     """
 
     answered: int = 0
-    shared_calls: int = 0
-    shared_requests: int = 0
+    batches: int = 0
+    batched_requests: int = 0
     retried: int = 0
     set_aside: int = 0
     per_host: list[int] = field(default_factory=list)
 
 
 class Router:
-    """Owns the host actors and the queue. Runs as one asyncio actor, so its state needs no lock."""
+    """Owns the host actors and the queue. It runs as one asyncio actor, so its state needs no lock.
 
-    def __init__(self, host: HostSettings | ScorerSettings, pool: PoolSettings, name: str = "pool"):
+    Args:
+        actor_class: The host class, e.g. :class:`orchestrator.hosts.host.Host`.
+        settings: What each host is built from.
+        pool: How many hosts, and what each takes of the cluster.
+        name: Name of the pool, a label of its Prometheus metrics.
+        start_host: Starts one host and returns its handle; by default, a Ray actor.
+    """
+
+    def __init__(
+        self,
+        actor_class: Any,
+        settings: ActorSettings,
+        pool: PoolSettings,
+        name: str = "pool",
+        start_host: Callable[[], Any] | None = None,
+    ):
         self.pool = pool
-        self.worker: Any = host.worker()
-        actor_class = ray.remote(telling(self.worker, partial(work_teller, name)))
-        self.options = {
-            "num_cpus": pool.cpus,
-            "num_gpus": pool.gpus,
-            "max_restarts": -1,
-            # The router asks again itself: it may choose another host.
-            "max_task_retries": 0,
-            "runtime_env": {"env_vars": thread_limits(host.threads)},
-        }
-        self.make = lambda: actor_class.options(**self.options).remote(host)  # type: ignore[attr-defined]
-        self.seats = [_HostSeat(actor=self.make(), up=False) for _ in range(pool.hosts)]
+        self.actor_class = actor_class
+        self.start_host = start_host or partial(_start_actor, actor_class, settings, pool, name)
+        self.hosts = [_Host(actor=self.start_host(), up=False) for _ in range(pool.hosts)]
         self.opened = False
-        self.waiting: Waiting[_HostSeat, _Asked] = Waiting(self.seats, pool.merge)
+        self.queue: RequestQueue[_Host, _QueuedRequest] = RequestQueue(self.hosts, pool.max_batch)
         self.tasks: set[asyncio.Task[None]] = set()
         self.statistics = RouterStatistics()
 
     def open(self) -> None:
-        """Give hosts work as they come up. At the first request, since there is no running loop before it."""
+        """Give each host work as soon as it is up. Called at the first request: before it, no event loop runs."""
         if not self.opened:
             self.opened = True
-            for seat in self.seats:
-                self._begin(self._bring_up(seat, lost=False))
+            for host in self.hosts:
+                self._start_task(self._bring_up(host, lost=False))
 
     async def request(
-        self, method: str, arguments: dict[str, Any], merge_key: str | None = None
+        self, method: str, arguments: dict[str, Any], batch_key: str | None = None
     ) -> tuple[Any, Exception | None]:
-        """The answer of whichever host is free, or the error the request is set aside with."""
+        """Answer a request: (value, None), or (None, error) if it is set aside. Arguments: see ``Request``."""
         self.open()
-        mergeable = merge_key is not None and self.pool.merge > 1 and method in self.worker.TOGETHER
-        attempt = await self._attempt(method, arguments, key=(method, merge_key) if mergeable else None)
+        batched = batch_key is not None and self.pool.max_batch > 1 and method in self.actor_class.BATCHED
+        reply = await self._attempt(method, arguments, key=(method, batch_key) if batched else None)
         for _ in range(MAX_ATTEMPTS - 1):
-            if attempt.failure is None:
+            if reply.failure is None:
                 break
             self.statistics.retried += 1
-            attempt = await self._attempt(method, arguments, alone=attempt.lost)
-        if attempt.failure is None and not isinstance(attempt.error, PoolError):
-            return attempt.value, attempt.error
+            reply = await self._attempt(method, arguments, exclusive=reply.host_lost)
+        if reply.failure is None and not isinstance(reply.error, PoolError):
+            return reply.value, reply.error
         self.statistics.set_aside += 1
-        return None, attempt.error or PoolError(
+        return None, reply.error or PoolError(
             f"{method}({_brief(arguments)}) failed {MAX_ATTEMPTS} times and is set aside; the last time: "
-            f"{type(attempt.failure).__name__}: {attempt.failure}"
+            f"{type(reply.failure).__name__}: {reply.failure}"
         )
 
     async def _attempt(
-        self, method: str, arguments: dict[str, Any], *, key: tuple[str, str | None] | None = None, alone: bool = False
-    ) -> _Attempt:
-        """Wait for a host and ask it once; ``alone``: a host that has nothing else to do, and gets nothing else."""
-        asked = _Asked(method, arguments, asyncio.get_running_loop().create_future())
-        self.waiting.add(asked, key, alone=alone)
-        self._place()
-        return await asked.attempt
+        self,
+        method: str,
+        arguments: dict[str, Any],
+        *,
+        key: tuple[str, str | None] | None = None,
+        exclusive: bool = False,
+    ) -> _Reply:
+        """Queue a request once and wait for the reply; ``exclusive``: on a host that runs nothing else meanwhile."""
+        queued = _QueuedRequest(method, arguments, asyncio.get_running_loop().create_future())
+        self.queue.add(queued, key, exclusive=exclusive)
+        self._dispatch()
+        return await queued.reply
 
-    def _place(self) -> None:
-        """After whatever happened: those who can have a host now are asked of it."""
-        for placement in self.waiting.placements():
-            self._begin(self._serve(placement))
+    def _dispatch(self) -> None:
+        """Dispatch every request that can start now; called after each state change."""
+        for assignment in self.queue.assignments():
+            self._start_task(self._run(assignment))
 
-    async def _serve(self, placement: Placement[_HostSeat, _Asked]) -> None:
-        """Ask a host, free its places, and tell everybody who waits for the answer."""
-        attempts: Sequence[_Attempt | Exception]
+    async def _run(self, assignment: Assignment[_Host, _QueuedRequest]) -> None:
+        """Run an assignment, free its slots, and deliver its replies."""
+        replies: Sequence[_Reply | Exception]
         begin = time.monotonic()
         try:
-            attempts = await self._ask_once(placement.seat, placement.items)
-        except Exception as error:  # whatever it was, nobody may wait without end
-            attempts = [error] * len(placement.items)
-        for asked, attempt in zip(placement.items, attempts, strict=True):
-            if asked.attempt.done():  # whoever asked has been cancelled
+            replies = await self._call_once(assignment.host, assignment.items)
+        except Exception as error:  # whatever it is, no caller may wait forever
+            replies = [error] * len(assignment.items)
+        for queued, reply in zip(assignment.items, replies, strict=True):
+            if queued.reply.done():  # the caller was cancelled
                 continue
-            if isinstance(attempt, Exception):
-                asked.attempt.set_exception(attempt)
+            if isinstance(reply, Exception):
+                queued.reply.set_exception(reply)
             else:
-                asked.attempt.set_result(attempt)
-        expected = self.waiting.leave(placement, keep=True)
-        self._place()
-        if expected is not None:
-            seconds = linger_seconds(time.monotonic() - begin)
-            asyncio.get_running_loop().call_later(seconds, self._give_up, placement.seat, expected)
+                queued.reply.set_result(reply)
+        reservation = self.queue.release(assignment, reserve=True)
+        self._dispatch()
+        if reservation is not None:
+            seconds = reservation_seconds(time.monotonic() - begin)
+            asyncio.get_running_loop().call_later(seconds, self._cancel, assignment.host, reservation)
 
-    def _give_up(self, seat: _HostSeat, expected: Expected) -> None:
-        self.waiting.give_up(seat, expected)
-        self._place()
+    def _cancel(self, host: _Host, reservation: Reservation) -> None:
+        self.queue.cancel(host, reservation)
+        self._dispatch()
 
-    async def _ask_once(self, seat: _HostSeat, group: Sequence[_Asked]) -> list[_Attempt]:
-        """One call for these requests; the attempt of each.
+    async def _call_once(self, host: _Host, requests: Sequence[_QueuedRequest]) -> list[_Reply]:
+        """Answer these requests by one call; one reply each.
 
-        A shared call that is not answered tells nothing of any one request in it, whatever the error: all have failed.
+        An error of a batched call says nothing of any single request in it, so all of them are retried.
         """
-        method = group[0].method
-        if len(group) == 1:
-            return [await self._answer(seat, method, group[0].arguments)]
-        calls = [asked.arguments for asked in group]
-        attempt = await self._answer(seat, self.worker.TOGETHER[method], {"calls": calls})
-        if attempt.error is None and attempt.failure is None:
-            self.statistics.shared_calls += 1
-            self.statistics.shared_requests += len(group)
-            return [_Attempt(value) for value in attempt.value]
-        return [attempt._replace(error=None, failure=attempt.failure or attempt.error)] * len(group)
+        method = requests[0].method
+        if len(requests) == 1:
+            return [await self._call(host, method, requests[0].arguments)]
+        arguments = {"requests": [queued.arguments for queued in requests]}
+        reply = await self._call(host, self.actor_class.BATCHED[method], arguments)
+        if reply.error is None and reply.failure is None:
+            self.statistics.batches += 1
+            self.statistics.batched_requests += len(requests)
+            return [_Reply(value) for value in reply.value]
+        return [reply._replace(error=None, failure=reply.failure or reply.error)] * len(requests)
 
-    async def _answer(self, seat: _HostSeat, method: str, arguments: dict[str, Any]) -> _Attempt:
-        """How asking this host goes."""
+    async def _call(self, host: _Host, method: str, arguments: dict[str, Any]) -> _Reply:
+        """Call a host and classify how the call ends."""
         try:
-            value = await self._ask(seat, method, arguments)
+            value = await self._call_actor(host, method, arguments)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             if isinstance(cause, UserError):
-                return _Attempt(error=cause)
-            if isinstance(cause, HOPELESS):
+                return _Reply(error=cause)
+            if isinstance(cause, DETERMINISTIC_ERRORS):
                 text = f"{method}({_brief(arguments)}) failed: {type(cause).__name__}: {cause}"
-                return _Attempt(error=PoolError(text))
-            return _Attempt(failure=cause)
+                return _Reply(error=PoolError(text))
+            return _Reply(failure=cause)
         except (TimeoutError, *HOST_LOSSES, GetTimeoutError) as error:
-            self._lose(seat)
-            return _Attempt(failure=error, lost=True)
+            self._mark_lost(host)
+            return _Reply(failure=error, host_lost=True)
         self.statistics.answered += 1
-        seat.answered += 1
-        return _Attempt(value)
+        host.answered += 1
+        return _Reply(value)
 
-    def _lose(self, seat: _HostSeat) -> None:
+    def _mark_lost(self, host: _Host) -> None:
         """Give a lost host no work until it is up again: while Ray restarts it, it refuses everything at once."""
-        if seat.up:
-            seat.up = False
-            self._begin(self._bring_up(seat, lost=True))
+        if host.up:
+            host.up = False
+            self._start_task(self._bring_up(host, lost=True))
 
-    async def _bring_up(self, seat: _HostSeat, *, lost: bool) -> None:
-        """Wait until a host answers, however long it takes to be scheduled and to load its model; then give it work.
+    async def _bring_up(self, host: _Host, *, lost: bool) -> None:
+        """Wait until a host responds, however long its scheduling and its model's loading take; then give it work.
 
-        One that cannot be made at all is given work, too: the request tells why, and is asked again of another.
+        A host that cannot be built is given work as well: the request reports the reason and is retried elsewhere.
         """
         try:
-            await seat.actor.process_id.options(max_task_retries=-1).remote()
-        except Exception:  # whatever it was, the next request meets it again
+            await host.actor.process_id.options(max_task_retries=-1).remote()
+        except Exception:  # whatever it is, the next request meets it again
             if lost:
-                seat.actor = self.make()
-        seat.up = True
-        self._place()
+                host.actor = self.start_host()
+        host.up = True
+        self._dispatch()
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
-        self.tasks.add(task)  # the loop keeps no reference of its own
+        self.tasks.add(task)  # the event loop holds only a weak reference
         task.add_done_callback(self.tasks.discard)
 
-    async def _ask(self, seat: _HostSeat, method: str, arguments: dict[str, Any]) -> Any:
-        reference = getattr(seat.actor, method).remote(**arguments)
+    async def _call_actor(self, host: _Host, method: str, arguments: dict[str, Any]) -> Any:
+        reference = getattr(host.actor, method).remote(**arguments)
         try:
             return await asyncio.wait_for(_as_coroutine(reference), self.pool.request_timeout)
         except TimeoutError:
-            # Hung: nothing else will end it. Killing without no_restart lets Ray bring up a fresh one.
-            ray.kill(seat.actor, no_restart=False)
+            # Hung: nothing else will end it. Killing without no_restart makes Ray start a fresh one.
+            ray.kill(host.actor, no_restart=False)
             raise
 
-    def now(self) -> dict[str, int]:
-        """What is waiting and running at this moment."""
+    def load(self) -> dict[str, int]:
+        """Requests queued, slots occupied, and hosts up at this moment."""
         return {
-            "waiting": len(self.waiting),
-            "in_flight": sum(seat.in_flight for seat in self.seats),
-            "hosts_up": sum(seat.up for seat in self.seats),
+            "waiting": len(self.queue),
+            "in_flight": sum(host.in_flight for host in self.hosts),
+            "hosts_up": sum(host.up for host in self.hosts),
         }
 
     async def stats(self) -> dict[str, Any]:
-        self.statistics.per_host = [seat.answered for seat in self.seats]
+        """The fields of :class:`RouterStatistics`."""
+        self.statistics.per_host = [host.answered for host in self.hosts]
         return asdict(self.statistics)
+
+
+def _start_actor(actor_class: Any, settings: ActorSettings, pool: PoolSettings, name: str) -> Any:
+    remote_class: Any = ray.remote(monitored(actor_class, partial(report_work, name)))
+    return remote_class.options(
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+        max_restarts=-1,
+        max_task_retries=0,  # the router retries itself, since it may choose another host
+        runtime_env={"env_vars": thread_limits(settings.threads)},
+    ).remote(settings)
 
 
 async def _as_coroutine(reference: Any) -> Any:
     return await reference
 
 
-class _Pending(NamedTuple):
-    """A request that the router has not answered yet.
-
-    Attributes:
-        losses: How often it was lost with the router, or refused since the router was away.
-        since: When it first was, in seconds of the monotonic clock.
-    """
-
-    number: int
-    request: Request
-    losses: int = 0
-    since: float = 0.0
-
-
-class RayPool(Pool):
-    """The pool as trials and the driver see it: a handle on the router."""
-
-    def __init__(self, router: Any, hosts: int):
-        self.router = router
-        self.window = hosts * PLACES
-
-    @classmethod
-    def start(cls, name: str, host: HostSettings | ScorerSettings, pool: PoolSettings) -> RayPool:
-        """Start the router and its hosts, or find those of this name that are up already."""
-        router = (
-            ray.remote(telling(Router, partial(router_teller, name)))
-            .options(
-                name=name,
-                namespace=NAMESPACE,
-                get_if_exists=True,
-                num_cpus=0,
-                max_concurrency=10_000,
-                max_restarts=-1,
-                # With the driver, whose loss ends the work anyway: on another node it would be one more thing to lose.
-                scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
-                runtime_env={"env_vars": thread_limits(1)},
-            )
-            .remote(host, pool, name)
-        )
-        return cls(router, pool.hosts)
-
-    @classmethod
-    def attach(cls, name: str, hosts: int) -> RayPool:
-        """The pool of this name, from another process of the same cluster."""
-        return cls(ray.get_actor(name, namespace=NAMESPACE), hosts)
-
-    def close(self) -> None:
-        """End the router, and with it its hosts: what they took of the cluster is free again."""
-        with suppress(Exception):  # a cluster that is gone has ended them
-            ray.kill(self.router)
-
-    def map(self, requests: Iterable[Request]) -> Iterator[Outcome]:
-        waiting = (_Pending(number, request) for number, request in enumerate(requests))
-        again: deque[_Pending] = deque()
-        pending: dict[Any, _Pending] = {}
-        while True:
-            while len(pending) < self.window and (item := again.popleft() if again else next(waiting, None)):
-                pending[self.router.request.remote(*item.request)] = item
-            if not pending:
-                return
-            (done,), _ = ray.wait(list(pending), num_returns=1)
-            item = pending.pop(done)
-            try:
-                value, error = ray.get(done)
-            except HOST_LOSSES as lost:
-                # The router itself. Ray starts it again once the loss is noticed; until then every call is refused.
-                again.append(_lost_again(item, lost))
-                time.sleep(ROUTER_SECONDS)
-                continue
-            yield Outcome(item.number, value, error)
-
-    def statistics(self) -> dict[str, Any]:
-        """What the router has seen: the fields of :class:`RouterStatistics`."""
-        return ray.get(self.router.stats.remote())
-
-
-def _lost_again(item: _Pending, lost: Exception) -> _Pending:
-    """This request, to be asked once more.
-
-    Raises:
-        PoolError: It was lost too often, and for too long.
-    """
-    now = time.monotonic()
-    item = item._replace(losses=item.losses + 1, since=item.since if item.losses else now)
-    if item.losses >= MAX_ATTEMPTS and now - item.since > ROUTER_PATIENCE:
-        raise PoolError(
-            f"the pool's router was lost {item.losses} times in {now - item.since:.0f} s; the last time: {lost}"
-        ) from lost
-    return item
-
-
 def thread_limits(threads: int) -> dict[str, str]:
-    """Before any import: OpenMP reads its limit when it loads."""
+    """Environment variables that limit a process to this many threads. OpenMP reads them once, when it is loaded."""
     return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
 def _brief(arguments: dict[str, Any]) -> str:
-    """The small arguments of a request, for an error message."""
+    """The scalar arguments of a request, for error messages."""
     small = {key: value for key, value in arguments.items() if isinstance(value, int | float | str)}
     return ", ".join(f"{key}={value}" for key, value in small.items())
-
-
-def connect(address: str | None, cpus: int) -> None:
-    """Connect to a Ray cluster, or start one on this machine.
-
-    Args:
-        address: 'auto' or host:port; None starts a local one.
-        cpus: CPUs of a local one.
-
-    Raises:
-        PoolError: There is no cluster at ``address``.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if ray.is_initialized():
-        return
-    logging.getLogger("ray").setLevel(logging.ERROR)  # before init, which has notices of its own
-    common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
-    if not address:
-        # 'local', or Ray would join whatever cluster was last started on this machine.
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
-        return
-    try:
-        _check_listens(address)
-        ray.init(address=address, **common)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise PoolError(
-            f"no Ray cluster at {address!r}: {error}; start one with `ray up ray_cluster.yaml`, or leave out --address "
-            f"for a local Ray"
-        ) from error
-
-
-def _check_listens(address: str) -> None:
-    """Fail within seconds where nobody listens: Ray itself tries for minutes.
-
-    Raises:
-        OSError: Nobody does.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS):
-            pass
-
-
-def check_fits(
-    hosts: int,
-    host_cpus: float,
-    host_gpus: float,
-    other_cpus: float,
-    other_gpus: float = 0.0,
-    others: str = "one trial",
-    keys: str = "resources.trial_cpus",
-) -> None:
-    """Refuse resources with which the work would wait for itself.
-
-    Args:
-        hosts: Number of hosts.
-        host_cpus, host_gpus: What each takes.
-        other_cpus, other_gpus: What must run beside all of them.
-        others: What that is.
-        keys: What to change to make it less.
-
-    Raises:
-        PoolError: Naming what is asked, what there is, and what to change.
-    """
-    there = ray.cluster_resources()
-    for unit, of_host, of_others in (("CPU", host_cpus, other_cpus), ("GPU", host_gpus, other_gpus)):
-        need, have = hosts * of_host + of_others, there.get(unit, 0.0)
-        if need <= have + 1e-9:
-            continue
-        beside = f" and {others} of {of_others:g} {unit}" if of_others else ""
-        remedy = f"resources.hosts or resources.host_cpus or {keys}"
-        if unit == "GPU":
-            remedy = "resources.hosts or resources.host_gpus, or set resources.device to cpu"
-        raise PoolError(
-            f"{hosts} hosts of {of_host:g} {unit}{beside} need {need:g} {unit}s, but the cluster has {have:g}; "
-            f"lower {remedy}"
-        )

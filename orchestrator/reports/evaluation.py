@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.evaluation.run import Score
-from orchestrator.hosts.settings import ModelFacts
+from orchestrator.models.facts import ModelFacts
 from orchestrator.reports.gallery import Panel
 from orchestrator.reports.sound import players, wav
 from orchestrator.reports.sweep import DIFFERENCE_GAIN, environment, gallery, tidy
@@ -49,9 +49,9 @@ def write_evaluation(
     save("tables.md", "\n".join(table.markdown() for table in tables).encode())
     save("tables.tex", "\n".join(table.latex() for table in tables).encode())
     curves = []
-    for dataset, scale in sorted({(s.case.dataset, s.case.subject.guidance_scale) for s in scores}):
-        part = [s for s in scores if (s.case.dataset, s.case.subject.guidance_scale) == (dataset, scale)]
-        if len({s.case.subject.nfe for s in part} - {None}) < 2:
+    for dataset, scale in sorted({(s.case.dataset, s.case.solver.guidance_scale) for s in scores}):
+        part = [s for s in scores if (s.case.dataset, s.case.solver.guidance_scale) == (dataset, scale)]
+        if len({s.case.solver.nfe for s in part} - {None}) < 2:
             continue  # a curve of one point says less than the table
         figure = score_curves(part)
         name = f"scores_{dataset}_guidance{scale:g}.png"
@@ -68,7 +68,7 @@ def write_evaluation(
         files.append(folder / f"{name}.png")
         for strip in panel.strips:
             if strip.waves is not None and strip.rate is not None:
-                title = "".join(letter if letter.isalnum() else "-" for letter in strip.title)
+                title = "".join(letter if letter.isalnum() else "-" for letter in strip.name)
                 save(f"{name}_{title}.wav", wav(np.concatenate(list(strip.waves)), strip.rate))
         shown.append((dataset, panel, base64.b64encode((folder / f"{name}.png").read_bytes()).decode(), players(panel)))
     text = (
@@ -93,27 +93,27 @@ def score_curves(scores: Sequence[Score]) -> Figure:
     """Every metric against NFE on one dataset at one guidance scale: a line a solver, ground truth's level dashed."""
     metrics = list(dict.fromkeys(heading(score) for score in scores))
     figure, axes = plt.subplots(1, len(metrics), figsize=(4.2 * len(metrics), 3.4), squeeze=False)
-    titles = list(dict.fromkeys(s.case.subject.title for s in scores if s.case.subject.kind != "ground truth"))
-    colours = {title: plt.get_cmap("tab10")(i % 10) for i, title in enumerate(titles)}
+    names = list(dict.fromkeys(s.case.solver.name for s in scores if s.case.solver.kind != "ground truth"))
+    colours = {name: plt.get_cmap("tab10")(i % 10) for i, name in enumerate(names)}
     for axis, name in zip(axes[0], metrics, strict=True):
         here = [s for s in scores if heading(s) == name and np.isfinite(s.summary.mean)]
-        for title in titles:
-            found = sorted((s for s in here if s.case.subject.title == title), key=lambda s: s.nfe)
-            learned = any(s.case.subject.kind == "theta" for s in found)
+        for name in names:
+            found = sorted((s for s in here if s.case.solver.name == name), key=lambda s: s.nfe)
+            learned = any(s.case.solver.kind == "theta" for s in found)
             axis.errorbar(
                 [s.nfe for s in found],
                 [in_units(s)[0] for s in found],
                 yerr=[in_units(s)[1] if np.isfinite(s.summary.stderr) else 0 for s in found],
-                color=colours[title],
-                label=title,
+                color=colours[name],
+                label=name,
                 marker="o" if learned else ".",
                 linewidth=2.5 if learned else 1.2,
                 capsize=2,
             )
         for score in here:
-            if score.case.subject.kind == "ground truth" and not score.metric.metric.compares:
+            if score.case.solver.kind == "ground truth" and not score.metric.metric.compares:
                 axis.axhline(in_units(score)[0], color="grey", linestyle="--", linewidth=1, label="ground truth")
-        axis.set_xticks(sorted({int(s.nfe) for s in here if s.case.subject.kind != "ground truth"}))
+        axis.set_xticks(sorted({int(s.nfe) for s in here if s.case.solver.kind != "ground truth"}))
         tidy(axis, "velocity evaluations (NFE)", name)
     axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure

@@ -11,10 +11,10 @@ import torch
 
 from orchestrator.hosts.distillation import to_numpy
 from orchestrator.pairs import PairSpec
-from orchestrator.pool.router import Pool, Request
+from orchestrator.pool.requests import Pool, Request
 from orchestrator.results.store import ResultStore, Row
 from orchestrator.storage import Storage
-from solvers.ns import ThetaArtifact
+from solvers.theta import ThetaArtifact
 
 SAMPLES = 12
 FIXED_SHOWN = 3
@@ -24,7 +24,7 @@ HEARD = 4
 GROUND_TRUTH = "Ground truth (dopri5)"
 
 Entry = tuple[str, npt.NDArray[np.float64] | None, float | None]
-"""Title, theta (None: ground truth) and PSNR of a solver that is shown."""
+"""Name, theta (None: ground truth) and PSNR of a solver that is shown."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Strip:
     """One solver's samples.
 
     Attributes:
-        title: The solver.
+        name: The solver.
         samples: (N, ...), float32.
         psnr_db: On the whole test set; None for ground truth.
         waves: The first of them as sound, (M, samples); None for pictures.
         rate: Samples a second.
     """
 
-    title: str
+    name: str
     samples: npt.NDArray[np.float32]
     psnr_db: float | None
     waves: npt.NDArray[np.float32] | None = None
@@ -76,7 +76,7 @@ def make_gallery(
         for row in shown:
             artifact = ThetaArtifact.from_json(ResultStore(storage, row.keys[0]).read_theta(), origin=row.keys[0])
             theta = to_numpy(artifact.solver.flat().to(torch.float64))
-            solvers.append((row.title, theta, row.metrics.get("psnr_db")))
+            solvers.append((row.name, theta, row.metrics.get("psnr_db")))
         panels.append(Panel(nfe, scale, make_strips(pool, tests[scale], solvers, rate)))
     return panels
 
@@ -89,7 +89,7 @@ def make_strips(
     Args:
         pool: Hosts of the model.
         pairs: The pair set.
-        solvers: Title, theta and PSNR of each.
+        solvers: Name, theta and PSNR of each.
         rate: Of a model of sound: samples a second.
         count: How many samples.
     """
@@ -105,8 +105,8 @@ def make_strips(
     if rate is not None:
         waves = asked("sound", indices[:HEARD])
     return tuple(
-        Strip(title, samples, psnr_db, heard, rate)
-        for (title, _, psnr_db), samples, heard in zip(solvers, pictures, waves, strict=True)
+        Strip(name, samples, psnr_db, heard, rate)
+        for (name, _, psnr_db), samples, heard in zip(solvers, pictures, waves, strict=True)
     )
 
 

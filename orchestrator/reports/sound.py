@@ -17,11 +17,11 @@ class Heard(NamedTuple):
     """Samples of one solver as sound.
 
     Attributes:
-        title: The solver.
+        name: The solver.
         players: Each wave as a ``data:`` URI of a WAV file.
     """
 
-    title: str
+    name: str
     players: list[str]
 
 
@@ -42,5 +42,5 @@ def players(panel: Panel) -> list[Heard]:
     for strip in panel.strips:
         if strip.waves is not None and strip.rate is not None:
             uris = [base64.b64encode(wav(one, strip.rate)).decode() for one in strip.waves]
-            found.append(Heard(strip.title, [f"data:audio/wav;base64,{uri}" for uri in uris]))
+            found.append(Heard(strip.name, [f"data:audio/wav;base64,{uri}" for uri in uris]))
     return found

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from orchestrator.audio.mel import LOUDEST, SILENCE
 from orchestrator.config.experiment import ExperimentConfig
-from orchestrator.hosts.settings import ModelFacts
+from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.reports.gallery import Panel
 from orchestrator.reports.sound import players
@@ -124,17 +124,17 @@ def environment() -> jinja2.Environment:
 
 def summary(table: Sequence[Row]) -> list[dict[str, Any]]:
     """PSNR by solver and NFE, the strongest solver first; the best of each NFE is marked."""
-    by_title: dict[tuple[str, str], dict[int, Row]] = {}
+    by_name: dict[tuple[str, str], dict[int, Row]] = {}
     for row in table:
-        by_title.setdefault((row.title, row.kind), {})[row.nfe] = row
+        by_name.setdefault((row.name, row.kind), {})[row.nfe] = row
     best = {nfe: max(r.metrics["psnr_db"] for r in table if r.nfe == nfe) for nfe in {r.nfe for r in table}}
     # Families that run at few NFEs must not lead or trail for that alone: they are ranked on those that all share.
-    shared = set.intersection(*(set(cells) for cells in by_title.values())) if by_title else set()
+    shared = set.intersection(*(set(cells) for cells in by_name.values())) if by_name else set()
     lines: list[dict[str, Any]] = []
-    for (title, kind), cells in by_title.items():
+    for (name, kind), cells in by_name.items():
         marked = {nfe: row.metrics["psnr_db"] == best[nfe] for nfe, row in cells.items()}
         mean = float(np.mean([row.metrics["psnr_db"] for nfe, row in cells.items() if nfe in shared or not shared]))
-        lines.append({"title": title, "kind": kind, "cells": cells, "best": marked, "mean": mean})
+        lines.append({"name": name, "kind": kind, "cells": cells, "best": marked, "mean": mean})
     return sorted(lines, key=lambda line: (line["kind"] != "learned", -line["mean"]))
 
 
@@ -145,7 +145,7 @@ def comparison_csv(table: Sequence[Row]) -> str:
     sheet = csv.writer(text, lineterminator="\n")
     sheet.writerow(["solver", "kind", "nfe", "guidance_scale", "sigma0", "detail", *columns, "seeds"])
     for row in table:
-        place = [row.title, row.kind, row.nfe, f"{row.guidance_scale:g}", f"{row.sigma0:g}", row.detail]
+        place = [row.name, row.kind, row.nfe, f"{row.guidance_scale:g}", f"{row.sigma0:g}", row.detail]
         sheet.writerow([*place, *(f"{row.metrics[c]:.4f}" for c in columns), row.seeds])
     return text.getvalue()
 
@@ -236,7 +236,7 @@ def gallery(panel: Panel) -> Figure:
     )
     line = 0
     for strip in panel.strips:
-        named = strip.title if strip.psnr_db is None else f"{strip.title}\n{strip.psnr_db:.1f} dB"
+        named = strip.name if strip.psnr_db is None else f"{strip.name}\n{strip.psnr_db:.1f} dB"
         _strip(grid[line], [_picture(sample) for sample in strip.samples], named)
         line += 1
         if strip is not panel.strips[0]:
@@ -290,7 +290,7 @@ def markdown_table(table: Sequence[Row]) -> str:
         lines.append("|---" * (len(nfes) + 1) + "|")
         for entry in summary(part):
             cells = [_cell(entry, nfe) for nfe in nfes]
-            lines.append(f"| {html.escape(entry['title'])} | " + " | ".join(cells) + " |")
+            lines.append(f"| {html.escape(entry['name'])} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
 

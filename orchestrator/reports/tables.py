@@ -116,7 +116,7 @@ def shown(score: Score) -> str:
     """A value with its standard error, rounded to what the error leaves."""
     mean, stderr = in_units(score)
     marked = f" ({score.summary.not_finite} not finite)" if score.summary.not_finite else ""
-    if score.case.subject.kind == "ground truth" and score.metric.metric.compares:
+    if score.case.solver.kind == "ground truth" and score.metric.metric.compares:
         return "∞" if mean else "0"
     if not math.isfinite(mean):
         return f"—{marked}"
@@ -129,8 +129,8 @@ def shown(score: Score) -> str:
 def by_dataset(scores: Sequence[Score], training_passes: int | None) -> list[Table]:
     """A table for each dataset and guidance scale: one line a solver and NFE, one column a metric."""
     tables = []
-    for dataset, scale in sorted({(s.case.dataset, s.case.subject.guidance_scale) for s in scores}):
-        part = [s for s in scores if (s.case.dataset, s.case.subject.guidance_scale) == (dataset, scale)]
+    for dataset, scale in sorted({(s.case.dataset, s.case.solver.guidance_scale) for s in scores}):
+        part = [s for s in scores if (s.case.dataset, s.case.solver.guidance_scale) == (dataset, scale)]
         tables.append(_table(dataset, scale, part, training_passes))
     return tables
 
@@ -140,20 +140,20 @@ def _table(dataset: str, scale: float, scores: Sequence[Score], training_passes:
     biased = [h for h in headings if h.startswith(BIASED)]
     lines: dict[tuple[object, ...], dict[str, Score]] = {}
     for score in scores:
-        lines.setdefault(score.case.subject.order, {})[heading(score)] = score
-    truth = {h: s for line in lines.values() for h, s in line.items() if s.case.subject.kind == "ground truth"}
-    costed = training_passes is not None and any(s.case.subject.passes is not None for s in scores)
+        lines.setdefault(score.case.solver.order, {})[heading(score)] = score
+    truth = {h: s for line in lines.values() for h, s in line.items() if s.case.solver.kind == "ground truth"}
+    costed = training_passes is not None and any(s.case.solver.passes is not None for s in scores)
     best = _best(scores)
     rows = []
     for _, line in sorted(lines.items()):
         first = next(iter(line.values()))
-        cells = [Cell(first.case.subject.title), Cell(f"{first.nfe:.0f}")]
+        cells = [Cell(first.case.solver.name), Cell(f"{first.nfe:.0f}")]
         for name in headings:
             found = line.get(name)
             cells.append(Cell("—") if found is None else Cell(shown(found), id(found) in best))
         cells += [Cell(_percent(line.get(name), truth.get(name))) for name in biased]
         if costed:
-            passes = first.case.subject.passes
+            passes = first.case.solver.passes
             share = "—" if passes is None or training_passes is None else f"{100 * passes / training_passes:.2g}"
             cells.append(Cell(share))
         rows.append(tuple(cells))
@@ -172,8 +172,8 @@ def _best(scores: Iterable[Score]) -> set[int]:
     """The best scores of each metric at each NFE, ground truth apart, by identity: all that are equally good."""
     cells: dict[tuple[str, str, float, float], list[Score]] = {}
     for score in scores:
-        if score.case.subject.kind != "ground truth" and math.isfinite(score.summary.mean):
-            place = (score.case.dataset, heading(score), score.case.subject.guidance_scale, score.nfe)
+        if score.case.solver.kind != "ground truth" and math.isfinite(score.summary.mean):
+            place = (score.case.dataset, heading(score), score.case.solver.guidance_scale, score.nfe)
             cells.setdefault(place, []).append(score)
     best = set()
     for found in cells.values():
@@ -194,7 +194,7 @@ def _warnings(scores: Iterable[Score]) -> list[str]:
     """What went wrong, once each."""
     found: dict[str, None] = {}
     for score in scores:
-        name = f"{score.case.subject.title} at NFE {score.nfe:.0f}"
+        name = f"{score.case.solver.name} at NFE {score.nfe:.0f}"
         if score.not_finite:
             listed = ", ".join(map(str, score.not_finite))
             found[f"{name}: samples that are not finite: {listed}{' …' if len(score.not_finite) == 10 else ''}."] = None
@@ -209,18 +209,18 @@ def across_datasets(scores: Sequence[Score]) -> list[Table]:
     if len(datasets) < 2:
         return []
     tables = []
-    places = dict.fromkeys((heading(s), s.case.subject.guidance_scale) for s in scores)
+    places = dict.fromkeys((heading(s), s.case.solver.guidance_scale) for s in scores)
     best = _best(scores)
     for name, scale in places:
-        part = [s for s in scores if (heading(s), s.case.subject.guidance_scale) == (name, scale)]
+        part = [s for s in scores if (heading(s), s.case.solver.guidance_scale) == (name, scale)]
         lines: dict[tuple[object, ...], dict[str, Score]] = {}
         for score in part:
-            lines.setdefault(score.case.subject.order, {})[score.case.dataset] = score
+            lines.setdefault(score.case.solver.order, {})[score.case.dataset] = score
         rows = []
         for _, line in sorted(lines.items()):
             first = next(iter(line.values()))
-            adaptive = first.case.subject.kind == "ground truth"
-            cells = [Cell(first.case.subject.title), Cell("adaptive" if adaptive else f"{first.nfe:.0f}")]
+            adaptive = first.case.solver.kind == "ground truth"
+            cells = [Cell(first.case.solver.name), Cell("adaptive" if adaptive else f"{first.nfe:.0f}")]
             for dataset in datasets:
                 found = line.get(dataset)
                 cells.append(Cell("—") if found is None else Cell(shown(found), id(found) in best))
@@ -259,16 +259,16 @@ def comparisons(found: Sequence[tuple[str, str, Comparison]]) -> Table | None:
 def to_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
     """Every score as a flat row; NaN where there is no number."""
     truth = {
-        (s.case.dataset, s.case.subject.guidance_scale, s.metric.metric.column): s.summary.mean
+        (s.case.dataset, s.case.solver.guidance_scale, s.metric.metric.column): s.summary.mean
         for s in scores
-        if s.case.subject.kind == "ground truth"
+        if s.case.solver.kind == "ground truth"
     }
     return [
         {
             "dataset": s.case.dataset,
-            "guidance_scale": s.case.subject.guidance_scale,
-            "kind": s.case.subject.kind,
-            "solver": s.case.subject.title,
+            "guidance_scale": s.case.solver.guidance_scale,
+            "kind": s.case.solver.kind,
+            "solver": s.case.solver.name,
             "nfe": float(s.nfe),
             "metric": s.metric.metric.column,
             "value": s.summary.mean,
@@ -276,12 +276,12 @@ def to_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
             "count": s.summary.count,
             "not_finite": s.summary.not_finite,
             "ground_truth_value": truth.get(
-                (s.case.dataset, s.case.subject.guidance_scale, s.metric.metric.column), math.nan
+                (s.case.dataset, s.case.solver.guidance_scale, s.metric.metric.column), math.nan
             ),
-            "passes": math.nan if s.case.subject.passes is None else float(s.case.subject.passes),
+            "passes": math.nan if s.case.solver.passes is None else float(s.case.solver.passes),
             "failure": s.failure or "",
-            "origin": s.case.subject.origin or "",
-            "theta_digest": s.case.subject.digest,
+            "origin": s.case.solver.origin or "",
+            "theta_digest": s.case.solver.digest,
             "pairs_digest": s.case.pairs.digest,
         }
         for s in scores

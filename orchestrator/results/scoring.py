@@ -11,7 +11,7 @@ import torch
 from orchestrator import plugins
 from orchestrator.hosts.distillation import to_numpy
 from orchestrator.metrics.base import summarise
-from orchestrator.pool.router import Pool, Request
+from orchestrator.pool.requests import Pool, Request
 from solvers.ns import NSSolver
 
 CHUNK = 512

@@ -140,7 +140,7 @@ class Row:
     keys: tuple[str, ...]
 
     @property
-    def title(self) -> str:
+    def name(self) -> str:
         """The solver's name in tables: what distinguishes it from its neighbours."""
         return {"best grid": f"{self.label}, best grid", "start": f"start of {self.label}"}.get(self.kind, self.label)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.results.store import Result, ResultStore
 from orchestrator.tracking.mlflow import THETA, THETA_FILE
-from solvers.ns import ThetaArtifact
+from solvers.theta import ThetaArtifact
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

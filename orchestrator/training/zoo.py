@@ -20,15 +20,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from orchestrator import plugins
-from orchestrator.config.experiment import PluginConfig
+from orchestrator.config.base import PluginConfig
 from orchestrator.datasets.base import LabelledSamples
 from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.errors import ConfigError
-from orchestrator.models.base import AUTOCAST, Precision, freeze
+from orchestrator.models.base import AUTOCAST, Precision
 from orchestrator.models.zoo.adapter import METADATA_KEY
 from orchestrator.models.zoo.nets import build_net
 from orchestrator.storage import Storage
 from orchestrator.training.data import LabelledData, Split, SpokenStrings, TrainingData
+from orchestrator.weights.frozen import freeze
 from solvers.prediction import Prediction
 from solvers.schedulers.base import Scheduler
 

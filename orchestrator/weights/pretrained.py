@@ -92,7 +92,7 @@ class Pretrained:
 def _loaded(folder: str, architecture: str, processor: str, device: str) -> tuple[Any, Any]:
     import transformers
 
-    from orchestrator.models.base import freeze
+    from orchestrator.weights.frozen import freeze
 
     before = getattr(transformers, processor).from_pretrained(folder, local_files_only=True)
     net = getattr(transformers, architecture).from_pretrained(folder, local_files_only=True)

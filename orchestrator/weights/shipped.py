@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from orchestrator.models.base import freeze
 from orchestrator.storage import Storage
+from orchestrator.weights.frozen import freeze
 
 Net = TypeVar("Net", bound=nn.Module)
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from orchestrator import plugins
-from orchestrator.config.experiment import LEAST_SQUARES
+from orchestrator.config.solvers import LEAST_SQUARES
 from orchestrator.errors import UserError
 from orchestrator.hosts.distillation import State, advance, mean_psnr, to_numpy, validate
-from orchestrator.hosts.settings import ModelFacts
-from orchestrator.pool.router import Pool, RayPool, Request
+from orchestrator.models.facts import ModelFacts
+from orchestrator.pool.client import RayPool
+from orchestrator.pool.requests import Pool, Request
 from orchestrator.results.scoring import evaluate
 from orchestrator.results.store import Result, ResultStore
 from orchestrator.storage import Storage
@@ -29,8 +30,9 @@ from solvers.distil.adam import AdamSettings
 from solvers.families import Family, GridSolver, LearnableFamily
 from solvers.families.bns import BNS
 from solvers.grids import Grid
-from solvers.ns import NSSolver, ThetaArtifact
+from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
+from solvers.theta import ThetaArtifact
 from sweeps.points.trial import Report
 from sweeps.space import Point, SolverChoice
 
@@ -133,7 +135,7 @@ def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultSto
     if len(solvers) > FINALISTS:
         indices = list(range(point.search_pairs))
         thetas = [to_numpy(solver.flat()) for solver in solvers]
-        scores = pool.call("score_many", thetas=thetas, pairs=point.validation, metric="psnr", indices=indices)
+        scores = pool.call("score_thetas", thetas=thetas, pairs=point.validation, metric="psnr", indices=indices)
         finalists = sorted(finalists, key=lambda i: -_finite(float(np.mean(scores[i]))))[:FINALISTS]
         evaluations += len(solvers) * len(indices)
     full = [_finite(mean_psnr(solvers[i], point.validation, partial(_ask, pool))) for i in finalists]
@@ -226,7 +228,7 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
             state = advance(run, state, point.validate_every, scheduler, ask, point.validation)
         else:
             step = {"run": run, "state": state, "steps": point.validate_every, "validation": point.validation}
-            (state,) = pool.gather([Request("advance", step, run.merge_key(point.nfe, point.guidance_scale))])
+            (state,) = pool.gather([Request("advance", step, run.batch_key(point.nfe, point.guidance_scale))])
         keep(state)
 
     best = state.best

@@ -16,12 +16,12 @@ from faulty_filesystem import FaultyFileSystem
 
 from orchestrator import lock
 from orchestrator import storage as storage_module
+from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import PoolError, StoreError, UnreachableStorageError, UserError
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.router import LocalPool
+from orchestrator.pool.requests import LocalPool
 from orchestrator.storage import Storage
-from sweeps.space import PairKey
 
 ROOT = "s3://bucket/root"
 
@@ -172,15 +172,16 @@ def test_a_full_store_ends_the_run_and_the_next_goes_on(
 ON_A_SMALL_DISK = """
 import hashlib, json, pathlib, subprocess, sys
 from orchestrator.errors import UserError
-from orchestrator.hosts.host import HostSettings
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.settings import HostSettings
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.router import LocalPool
+from orchestrator.pool.requests import LocalPool
 from orchestrator.storage import Storage
 
 root, told = sys.argv[1], {}
 spec = PairSpec.from_dict(json.loads(sys.argv[2]))
-pool = LocalPool(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=root))
+pool = LocalPool(Host(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=root)))
 for size in ("4k", "24k", "32k", "1m"):
     subprocess.run(["mount", "-o", f"remount,size={size}", root], check=True)
     try:

@@ -30,14 +30,16 @@ from pair_spec_example import pair_spec
 
 from orchestrator import lock
 from orchestrator.errors import BusyStoreError, DamagedManifestError, DamagedShardError, StoreError
-from orchestrator.export.safetensors import METADATA_KEY, Safetensors, load_safetensors, load_theta
+from orchestrator.export.safetensors import Safetensors
 from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.storage import Storage, canonical_json, digest_of
+from solvers._theta_safetensors import METADATA_KEY
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
-from solvers.ns import MAX_BYTES, InvalidThetaError, ThetaArtifact
+from solvers.ns import InvalidThetaError
 from solvers.schedulers import CondOT
+from solvers.theta import MAX_BYTES, ThetaArtifact, load_theta
 
 EXAMPLES = int(os.environ.get("BESPOKE_FUZZ_EXAMPLES", "60"))
 fuzzed = settings(
@@ -118,7 +120,7 @@ CONTENT: dict[str, Any] = json.loads(THETA.to_json())
 @example(key="packages", value={"x": {"y": []}})
 def test_a_theta_with_one_field_replaced_is_refused_or_sound(key: str, value: Any) -> None:
     """NaN, infinities, huge and negative sizes, other types: every field is looked at before it is used."""
-    _refused_or_sound(ThetaArtifact.load, json.dumps({**CONTENT, key: value}).encode(), ".json")
+    _refused_or_sound(load_theta, json.dumps({**CONTENT, key: value}).encode(), ".json")
 
 
 @fuzzed
@@ -131,7 +133,7 @@ def test_a_theta_with_one_number_replaced_is_refused_or_sound(key: str, position
     """One number in the middle of a list is as hostile as a whole one."""
     listed = list(CONTENT[key])
     listed[position] = value
-    _refused_or_sound(ThetaArtifact.load, json.dumps({**CONTENT, key: listed}).encode(), ".json")
+    _refused_or_sound(load_theta, json.dumps({**CONTENT, key: listed}).encode(), ".json")
 
 
 @fuzzed
@@ -140,7 +142,7 @@ def test_a_theta_with_one_number_replaced_is_refused_or_sound(key: str, position
 @example(data=pickle.dumps({"times": [0.0]}))
 def test_any_bytes_are_refused_as_a_theta(data: bytes) -> None:
     """Other JSON, other encodings, other programs' files."""
-    assert _refused_or_sound(ThetaArtifact.load, data, ".json") is not None
+    assert _refused_or_sound(load_theta, data, ".json") is not None
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_any_bytes_are_refused_as_a_theta(data: bytes) -> None:
 )
 def test_deep_or_long_json_is_refused(text: str) -> None:
     """The parser's own limits come out as the same error."""
-    assert _refused_or_sound(ThetaArtifact.load, text.encode(), ".json") is not None
+    assert _refused_or_sound(load_theta, text.encode(), ".json") is not None
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
@@ -222,7 +224,7 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("length", [10 * 10**9, 2**64 - 1, 2**63, 99 * 10**6, 0])
 def test_a_header_that_claims_gigabytes_is_refused(length: int) -> None:
     """The length is the file's own word; it is compared with the file."""
-    assert _refused_or_sound(load_safetensors, _with_header(b"{}", length), ".safetensors") is not None
+    assert _refused_or_sound(load_theta, _with_header(b"{}", length), ".safetensors") is not None
 
 
 @pytest.mark.parametrize("size", [10**10, 2**62, -1])
@@ -233,7 +235,7 @@ def test_tensors_that_claim_gigabytes_are_refused(size: int) -> None:
         "__metadata__": {METADATA_KEY: json.dumps({**provenance, "nfe": 1000})},
         "times": {"dtype": "F64", "shape": [size], "data_offsets": [0, max(0, 8 * size)]},
     }
-    assert _refused_or_sound(load_safetensors, _with_header(json.dumps(header).encode()), ".safetensors") is not None
+    assert _refused_or_sound(load_theta, _with_header(json.dumps(header).encode()), ".safetensors") is not None
 
 
 @fuzzed
@@ -243,7 +245,7 @@ def test_any_header_is_refused(metadata: Any, tensors: Any, deep: int) -> None:
     told = {METADATA_KEY: "[" * deep + "]" * deep if deep else json.dumps(metadata)}
     for header in ({"__metadata__": told, "times": tensors}, {"__metadata__": metadata}, tensors):
         data = _with_header(json.dumps(header).encode("utf-8", "surrogatepass"))
-        assert _refused_or_sound(load_safetensors, data, ".safetensors") is not None
+        assert _refused_or_sound(load_theta, data, ".safetensors") is not None
 
 
 @fuzzed
@@ -256,7 +258,7 @@ def test_a_damaged_safetensors_is_refused_or_sound(position: int, byte: int, cut
     """One byte changed, or the end missing."""
     data = bytearray(WHOLE)
     data[position] = byte
-    _refused_or_sound(load_safetensors, bytes(data[:cut]), ".safetensors")
+    _refused_or_sound(load_theta, bytes(data[:cut]), ".safetensors")
 
 
 # ---- manifests ----------------------------------------------------------------------------------------------------

@@ -18,14 +18,14 @@ import pytest
 from s3_server import S3Server
 
 from orchestrator import storage as storage_module
+from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import BusyStoreError, ConfigError, UnreachableStorageError
-from orchestrator.hosts.host import HostSettings
+from orchestrator.hosts.host import Host, HostSettings
 from orchestrator.lock import exclusive
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.router import LocalPool
+from orchestrator.pool.requests import LocalPool
 from orchestrator.storage import Storage
-from sweeps.space import PairKey
 
 LARGE = 24 * 2**20
 """More than one part of a multipart upload."""
@@ -200,16 +200,17 @@ def test_pairs_are_the_same_bytes_on_a_server_that_fails_one_request_in_twenty(
 
 MAKER = """
 import sys
-from orchestrator.hosts.host import HostSettings
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.settings import HostSettings
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pairs.spec import PairSpec
-from orchestrator.pool.router import LocalPool
+from orchestrator.pool.requests import LocalPool
 from orchestrator.storage import Storage
 import json
 
 storage = Storage.at(sys.argv[1])
 spec = PairSpec.from_dict(json.loads(sys.argv[2]))
-pool = LocalPool(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=storage.root))
+pool = LocalPool(Host(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=storage.root)))
 print("ready", flush=True)
 ensure_pairs(storage, [spec], pool, wait=False, note=print)
 """
@@ -238,7 +239,7 @@ def test_a_killed_run_goes_on_and_the_second_user_waits_for_whom(
     s3_server.fault = hold_second_shard
     content = json.dumps(dataclasses.asdict(spec))
     process = subprocess.Popen([sys.executable, "-c", maker, s3_storage.root, content], stdout=subprocess.PIPE)
-    pool = LocalPool(host_settings(s3_storage))
+    pool = LocalPool(Host(host_settings(s3_storage)))
     told: list[str] = []
     try:
         assert held.wait(120)
@@ -271,7 +272,7 @@ def test_two_at_once_make_one_store(
     """The second waits until the first is done, and then finds everything made."""
     monkeypatch.setattr("orchestrator.lock.POLL_SECONDS", 0.05)
     told: dict[str, list[str]] = {"first": [], "second": []}
-    pools = {name: LocalPool(host_settings(s3_storage)) for name in told}
+    pools = {name: LocalPool(Host(host_settings(s3_storage))) for name in told}
     key = f"{PairStore(s3_storage, spec).folder}/.lock"
     threads = [
         threading.Thread(

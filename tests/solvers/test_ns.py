@@ -21,16 +21,9 @@ from solvers.families.adams_bashforth import AdamsBashforth
 from solvers.families.base import GridSolver
 from solvers.field import CountingField
 from solvers.grids import UNIFORM
-from solvers.ns import (
-    MAX_NFE,
-    CheckpointedField,
-    InvalidThetaError,
-    NSSolver,
-    ThetaArtifact,
-    lower_triangle,
-    nfe_of_flat,
-)
+from solvers.ns import CheckpointedField, InvalidThetaError, NSSolver, lower_triangle, nfe_of_flat
 from solvers.schedulers import CondOT
+from solvers.theta import MAX_NFE, ThetaArtifact, load_theta
 
 
 def random_solver(nfe: int = 4, seed: int = 0) -> NSSolver:
@@ -319,7 +312,7 @@ def test_a_saved_theta_comes_back_bit_for_bit(tmp_path: Path) -> None:
     artifact = ThetaArtifact(random_solver(8), **PROVENANCE)
     path = tmp_path / "new" / "folder" / "theta.json"
     artifact.save(path)
-    again = ThetaArtifact.load(path)
+    again = load_theta(path)
     assert torch.equal(again.solver.flat(), artifact.solver.flat())
     assert again.digest == artifact.digest
     assert {name: getattr(again, name) for name in PROVENANCE} == PROVENANCE
@@ -327,15 +320,15 @@ def test_a_saved_theta_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 def test_a_solver_saves_and_loads_without_ceremony(tmp_path: Path) -> None:
     solver = GridSolver(AdamsBashforth(2), 4, UNIFORM).to_ns(CondOT())
-    solver.save(tmp_path / "theta.json", family="adams_bashforth")
-    assert torch.equal(NSSolver.load(tmp_path / "theta.json").flat(), solver.flat())
-    assert ThetaArtifact.load(tmp_path / "theta.json").family == "adams_bashforth"
+    ThetaArtifact(solver, family="adams_bashforth").save(tmp_path / "theta.json")
+    assert torch.equal(load_theta(tmp_path / "theta.json").solver.flat(), solver.flat())
+    assert load_theta(tmp_path / "theta.json").family == "adams_bashforth"
 
 
 def test_the_file_is_json_that_a_person_can_read(tmp_path: Path) -> None:
     """One key a line, b as a triangle with one row a line: 1 of n + 1 rows for each state."""
     solver = random_solver(4)
-    solver.save(tmp_path / "theta.json", **PROVENANCE)
+    ThetaArtifact(solver, **PROVENANCE).save(tmp_path / "theta.json")
     text = (tmp_path / "theta.json").read_text()
     content = json.loads(text)
     assert (content["format"], content["version"], content["nfe"]) == ("bespoke-theta", 1, 4)
@@ -347,9 +340,9 @@ def test_the_file_is_json_that_a_person_can_read(tmp_path: Path) -> None:
 
 def test_saving_replaces_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "theta.json"
-    random_solver(3).save(path)
-    random_solver(5).save(path)
-    assert NSSolver.load(path).nfe == 5
+    ThetaArtifact(random_solver(3)).save(path)
+    ThetaArtifact(random_solver(5)).save(path)
+    assert load_theta(path).solver.nfe == 5
     assert os.listdir(tmp_path) == ["theta.json"]
 
 
@@ -359,16 +352,16 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_other(
 ) -> None:
     """The artifact is complete under its name, or not there; no temporary file stays behind."""
     path = tmp_path / "theta.json"
-    random_solver(3).save(path)
+    ThetaArtifact(random_solver(3)).save(path)
 
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(os, step, fail)
     with pytest.raises(OSError, match="disk full"):
-        random_solver(5).save(path)
+        ThetaArtifact(random_solver(5)).save(path)
     monkeypatch.undo()
-    assert NSSolver.load(path).nfe == 3
+    assert load_theta(path).solver.nfe == 3
     assert os.listdir(tmp_path) == ["theta.json"]
 
 
@@ -377,13 +370,13 @@ def test_a_theta_that_could_not_be_loaded_is_not_saved(tmp_path: Path, value: fl
     flat = random_solver(3).flat()
     flat[4] = value
     with pytest.raises(InvalidThetaError, match="theta to be saved is not a usable theta artifact: 'a' holds"):
-        NSSolver.from_flat(flat).save(tmp_path / "theta.json")
+        ThetaArtifact(NSSolver.from_flat(flat)).save(tmp_path / "theta.json")
     assert os.listdir(tmp_path) == []
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no theta artifact at .*absent\.json"):
-        NSSolver.load(tmp_path / "absent.json")
+        load_theta(tmp_path / "absent.json")
 
 
 @pytest.mark.parametrize("text", ["", "{", "not json", "{'a': 1}", "[" * 100_000, "1" * 5000, "\x00\x01"])
@@ -391,14 +384,14 @@ def test_text_that_is_not_json_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "theta.json"
     path.write_text(text)
     with pytest.raises(InvalidThetaError, match=r"theta\.json is not a usable theta artifact: it is not JSON"):
-        NSSolver.load(path)
+        load_theta(path)
 
 
 def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "theta.json"
     path.write_bytes(bytes(range(256)))
     with pytest.raises(InvalidThetaError, match="it is not JSON"):
-        NSSolver.load(path)
+        load_theta(path)
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "3", '"bespoke-theta"', "{}", '{"format": "safetensors"}'])
@@ -490,20 +483,20 @@ def test_the_digest_is_that_of_the_numbers_alone() -> None:
 
 def test_a_theta_of_another_model_is_refused_unless_transfer_is_asked_for(tmp_path: Path) -> None:
     path, model, other = tmp_path / "theta.json", "a" * 64, "b" * 64
-    random_solver(3).save(path, model_digest=model)
+    ThetaArtifact(random_solver(3), model_digest=model).save(path)
     match = r"made for model aaaaaaaaaaaa, not for bbbbbbbbbbbb: .*--allow-transfer \(allow_transfer=True\)"
     with pytest.raises(InvalidThetaError, match=match):
-        NSSolver.load(path, model_digest=other)
-    assert NSSolver.load(path, model_digest=model).nfe == 3
-    assert NSSolver.load(path, model_digest=other, allow_transfer=True).nfe == 3
-    assert NSSolver.load(path).nfe == 3
+        load_theta(path, model_digest=other)
+    assert load_theta(path, model_digest=model).solver.nfe == 3
+    assert load_theta(path, model_digest=other, allow_transfer=True).solver.nfe == 3
+    assert load_theta(path).solver.nfe == 3
 
 
 def test_a_theta_of_unknown_origin_is_refused_on_a_known_model(tmp_path: Path) -> None:
     path = tmp_path / "theta.json"
-    random_solver(3).save(path)
+    ThetaArtifact(random_solver(3)).save(path)
     with pytest.raises(InvalidThetaError, match="made for model unknown, not for bbbbbbbbbbbb"):
-        NSSolver.load(path, model_digest="b" * 64)
+        load_theta(path, model_digest="b" * 64)
 
 
 # --- Whatever a file holds, loading gives a usable theta or says why not --------------------------------------------

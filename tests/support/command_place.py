@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from orchestrator.config.experiment import resolve_tracking_uri
 from orchestrator.tracking.mlflow import KEY, ROLE, Tracker
-from solvers.ns import ThetaArtifact
+from orchestrator.tracking.uri import resolve_tracking_uri
+from solvers.theta import load_theta
 
 BESPOKE = Path(sys.executable).with_name("bespoke")
 PATIENCE = 600
@@ -106,7 +106,7 @@ def check_complete(place: Place) -> None:
     assert len(points) == 2 * 2 + 1
     assert not place.files("points/*/state.json")
     for name in place.files("points/*/theta.json"):
-        assert ThetaArtifact.load(place.root / name).solver.nfe == 4
+        assert load_theta(place.root / name).solver.nfe == 4
     runs = place.runs()
     assert {run.info.status for run in runs} == {"FINISHED"}
     trials = [run.data.tags[KEY].rpartition("/")[2] for run in runs if run.data.tags[ROLE] == "trial"]

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from command_place import EVALUATE, EXPERIMENT, PATIENCE, Place, check_complete, scores
 
+from orchestrator.config.pair_plan import STREAMS
 from orchestrator.randomness import noise
-from sweeps.space import STREAMS
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 

@@ -12,7 +12,8 @@ import pytest
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.errors import ConfigError
 from orchestrator.hosts.host import ModelFacts
-from orchestrator.pool.router import LocalPool, RayPool
+from orchestrator.pool.client import RayPool
+from orchestrator.pool.requests import LocalPool
 from orchestrator.storage import Storage
 from sweeps import session
 from sweeps.session import Session
@@ -32,7 +33,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, pool: LocalPool) -> Asked:
     monkeypatch.setattr(session, "connect", lambda address, cpus: None)
     monkeypatch.setattr(session, "check_fits", lambda *resources: None)
     monkeypatch.setattr(session, "check_nodes", check_nodes)
-    monkeypatch.setattr(RayPool, "start", lambda name, host, settings: _Closing(pool))
+    monkeypatch.setattr(RayPool, "start", lambda name, actor_class, host, settings: _Closing(pool))
     return calls
 
 

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.experiment import ExperimentConfig, load_config, parse_config
-from orchestrator.hosts.settings import ModelFacts
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.pair_plan import PairKey, pair_specs
+from orchestrator.config.reading import load_config, parse_config
+from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from solvers.distil.adam import AdamSettings
 from solvers.distil.levenberg_marquardt import LMSettings
 from solvers.grids import Grid
 from solvers.schedulers import CondOT
-from sweeps.space import PairKey, Point, SolverChoice, fixed_points, learned_points, pair_specs
+from sweeps.space import Point, SolverChoice, fixed_points, learned_points
 
 START = SolverChoice(family="heun", options={}, label="Heun", grid=Grid("warped", 1.4, 1.2))
 

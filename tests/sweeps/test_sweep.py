@@ -10,13 +10,15 @@ import pytest
 import ray
 import yaml
 
-from orchestrator.config.experiment import ExperimentConfig, parse_config, resolve_tracking_uri
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.reading import parse_config
 from orchestrator.errors import BusyStoreError
 from orchestrator.lock import exclusive
 from orchestrator.reports.gallery import make_gallery
 from orchestrator.results.store import ResultStore
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import KEY, PARENT, ROLE, Tracker
+from orchestrator.tracking.uri import resolve_tracking_uri
 from sweeps.sweep import SweepOutcome, run_sweep
 
 

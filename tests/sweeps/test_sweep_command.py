@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from command_place import EVALUATE, Place, check_complete, scores
 
-from orchestrator.config.experiment import resolve_tracking_uri
 from orchestrator.tracking.mlflow import Tracker
-from solvers.ns import ThetaArtifact
+from orchestrator.tracking.uri import resolve_tracking_uri
+from solvers.theta import load_theta
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
@@ -27,7 +27,7 @@ def test_a_sweep_leaves_pairs_solvers_runs_and_a_report(undisturbed: Place) -> N
     assert learned["psnr_db"] > learned["start_psnr_db"]
     best_theta = undisturbed.root / "experiments/tiny/thetas/bns-nfe4.json"
     assert best_theta.read_bytes() == Path(learned["theta"]).read_bytes()
-    assert ThetaArtifact.load(best_theta).family == "bns"
+    assert load_theta(best_theta).family == "bns"
 
 
 def test_a_second_sweep_reuses_everything_and_says_the_same(undisturbed: Place) -> None:

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from s3_server import CREDENTIALS, S3Server
 
+from orchestrator.config.pair_plan import PairKey
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import KEY, ROLE, Tracker
-from sweeps.space import PairKey
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 

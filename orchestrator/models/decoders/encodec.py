@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from orchestrator.errors import ConfigError
-from orchestrator.models.base import freeze
 from orchestrator.models.decoders.base import Decoder
+from orchestrator.weights.frozen import freeze
 
 
 @dataclass

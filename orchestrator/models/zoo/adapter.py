@@ -18,8 +18,9 @@ from orchestrator.audio.mel import RATE, vocode
 from orchestrator.datasets.labels import Labels
 from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.errors import ConfigError
-from orchestrator.models.base import ModelAdapter, expand_time, freeze
+from orchestrator.models.base import ModelAdapter, expand_time
 from orchestrator.models.zoo.nets import NETS, build_net
+from orchestrator.weights.frozen import freeze
 
 WEIGHTS = Path(__file__).parent / "weights"
 METADATA_KEY = "bespoke_zoo"

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from orchestrator import plugins
 from orchestrator.cli.main import main
-from orchestrator.hosts.settings import ModelFacts
+from orchestrator.models.facts import ModelFacts
 from orchestrator.models.zoo import ZooModel
 from orchestrator.results.store import Result as PointResult
 from orchestrator.results.store import ResultStore, rows
@@ -27,8 +27,8 @@ from orchestrator.tracking.records import write_run
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
-from solvers.ns import ThetaArtifact
 from solvers.schedulers.cond_ot import CondOT
+from solvers.theta import ThetaArtifact, load_theta
 from sweeps.sweep import SweepOutcome
 
 Bespoke = Callable[..., Result]
@@ -285,7 +285,7 @@ def theta(tmp_path: Path, facts: ModelFacts) -> Callable[..., Path]:
     def write(name: str = "theta.json", **provenance: Any) -> Path:
         path = tmp_path / name
         solver = GridSolver(Midpoint(), 4, Grid()).to_ns(facts.scheduler)
-        solver.save(path, **{"family": "midpoint", "model_digest": facts.digest, **provenance})
+        ThetaArtifact(solver, **{"family": "midpoint", "model_digest": facts.digest, **provenance}).save(path)
         return path
 
     return write
@@ -347,7 +347,7 @@ def test_a_registered_theta_is_found_by_its_alias(
     assert first.stdout == "models:/digits/1 is now models:/digits@champion\n", first.output
     tracker = Tracker(f"sqlite:///{storage.root}/mlflow.db")
     text, run_id = tracker.read_theta("models:/digits@champion")
-    assert ThetaArtifact.from_json(text, origin="registry").digest == ThetaArtifact.load(path).digest
+    assert ThetaArtifact.from_json(text, origin="registry").digest == load_theta(path).digest
     second = bespoke("register", f"runs:/{run_id}", "--name", "digits", "--storage", storage.root)
     assert second.stdout == "models:/digits/2\n", second.output
     assert tracker.read_theta("models:/digits/2") == (text, run_id)
@@ -401,7 +401,7 @@ def test_thetas_are_evaluated_into_tables_mlflow_and_a_report(
 
 def test_an_artifact_of_the_fixture_is_whole(theta: Callable[..., Path]) -> None:
     """What the tests above refuse is refused for the reason that they name."""
-    assert ThetaArtifact.load(theta()).solver.nfe == 4
+    assert load_theta(theta()).solver.nfe == 4
 
 
 # ---- pretrain -----------------------------------------------------------------------------------------------------

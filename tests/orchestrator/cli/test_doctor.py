@@ -120,7 +120,7 @@ def test_a_cluster_is_examined_node_by_node(examine: Examine, monkeypatch: pytes
         asked.append(tracking_uri)
         return [NodeReport(nodes[0], sees_beacon=True), NodeReport(nodes[1])]
 
-    monkeypatch.setattr("orchestrator.pool.router.connect", lambda address, cpus: None)
+    monkeypatch.setattr("orchestrator.cluster.connect.connect", lambda address, cpus: None)
     monkeypatch.setattr(preflight, "nodes", lambda: there)
     monkeypatch.setattr(preflight, "survey", survey)
     code, found = examine("--address", "10.0.0.1:6379")

@@ -11,18 +11,13 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from orchestrator.config.experiment import (
-    ExperimentConfig,
-    LearnedConfig,
-    cpu_budget,
-    load_config,
-    read_yaml,
-    resolve_tracking_uri,
-    validated,
-)
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.reading import load_config, read_yaml, validated
+from orchestrator.config.solvers import LearnedConfig
 from orchestrator.errors import ConfigError
 from orchestrator.models.zoo.adapter import zoo_names
 from orchestrator.models.zoo.nets import build_net
+from orchestrator.tracking.uri import resolve_tracking_uri
 from orchestrator.training.zoo import PretrainConfig
 from solvers.distil.levenberg_marquardt import LMSettings
 from solvers.grids import Grid
@@ -362,8 +357,8 @@ def test_a_local_ray_gets_the_configured_cores_or_all_of_them(
 ) -> None:
     """Fractions of cores are configured against a number that is known."""
     monkeypatch.setattr("os.cpu_count", lambda: 7)
-    assert cpu_budget(load("resources.local_cpus=3").resources) == 3
-    assert cpu_budget(load("resources.local_cpus=null").resources) == 7
+    assert load("resources.local_cpus=3").resources.cpu_budget == 3
+    assert load("resources.local_cpus=null").resources.cpu_budget == 7
 
 
 @pytest.mark.parametrize(("precision", "differences"), [("float32", "forward"), ("float16", "central")])

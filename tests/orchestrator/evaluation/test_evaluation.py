@@ -14,21 +14,23 @@ import torch
 from PIL import Image
 from s3_server import S3Server
 
+from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import ConfigError, PoolError
 from orchestrator.evaluation.run import Case, Evaluation, Score
-from orchestrator.evaluation.subjects import Subject
-from orchestrator.hosts.scorer import ScorerSettings
-from orchestrator.hosts.settings import HostSettings, ModelFacts
+from orchestrator.evaluation.solvers import EvaluatedSolver
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.scorer import Scorer
+from orchestrator.hosts.settings import HostSettings, ScorerSettings
 from orchestrator.metrics.measurements import MetricSpec
+from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec, PairStore
-from orchestrator.pool.router import LocalPool, Outcome, Pool, Request
+from orchestrator.pool.requests import LocalPool, Outcome, Pool, Request
 from orchestrator.results.scoring import evaluate
 from orchestrator.storage import Storage
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
 from solvers.ns import NSSolver
-from sweeps.space import PairKey
 
 
 class Watched(Pool):
@@ -56,13 +58,15 @@ class Watched(Pool):
 @pytest.fixture
 def hosts(copied: Storage) -> Watched:
     """A host on a copy of the small experiment's pairs."""
-    return Watched(LocalPool(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=copied.root)))
+    return Watched(
+        LocalPool(Host(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=copied.root)))
+    )
 
 
 @pytest.fixture
 def scorers(copied: Storage) -> Watched:
     """A scorer on the same storage, in batches that do not divide a shard."""
-    return Watched(LocalPool(ScorerSettings(storage=copied.root, batch_size=7)))
+    return Watched(LocalPool(Scorer(ScorerSettings(storage=copied.root, batch_size=7))))
 
 
 @pytest.fixture
@@ -76,23 +80,28 @@ def midpoint(facts: ModelFacts) -> NSSolver:
     return GridSolver(Midpoint(), 4, Grid()).to_ns(facts.scheduler)
 
 
-def _theta(solver: NSSolver, title: str = "Midpoint") -> Subject:
-    return Subject(kind="theta", title=title, guidance_scale=1.0, solver=solver)
+def _theta(solver: NSSolver, title: str = "Midpoint") -> EvaluatedSolver:
+    return EvaluatedSolver(kind="theta", name=title, guidance_scale=1.0, ns=solver)
 
 
-TRUTH = Subject(kind="ground truth", title="Ground truth", guidance_scale=1.0)
+TRUTH = EvaluatedSolver(kind="ground truth", name="Ground truth", guidance_scale=1.0)
 
 
 def _scores(evaluation: Evaluation, pairs: PairSpec) -> dict[tuple[str, str], Score]:
     evaluation.measure()
     found = evaluation.scores({pairs.digest: 100.0})
-    return {(s.case.subject.title, s.metric.metric.column): s for s in found}
+    return {(s.case.solver.name, s.metric.metric.column): s for s in found}
 
 
 def _evaluation(
-    storage: Storage, hosts: Pool, scorers: Pool, pairs: PairSpec, subjects: Sequence[Subject], metrics: Sequence[Any]
+    storage: Storage,
+    hosts: Pool,
+    scorers: Pool,
+    pairs: PairSpec,
+    solvers: Sequence[EvaluatedSolver],
+    metrics: Sequence[Any],
 ) -> Evaluation:
-    cases = [Case(subject=subject, dataset="labels", pairs=pairs) for subject in subjects]
+    cases = [Case(solver=solver, dataset="labels", pairs=pairs) for solver in solvers]
     return Evaluation(
         storage, hosts, scorers, cases, [m if isinstance(m, MetricSpec) else MetricSpec(m) for m in metrics]
     )
@@ -141,8 +150,8 @@ def test_two_names_of_one_theta_are_one_piece_of_work(
     copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, brightness: str
 ) -> None:
     """And two rows of the table."""
-    subjects = [_theta(midpoint), _theta(midpoint, "its twin")]
-    found = _scores(_evaluation(copied, hosts, scorers, pairs, subjects, [brightness]), pairs)
+    solvers = [_theta(midpoint), _theta(midpoint, "its twin")]
+    found = _scores(_evaluation(copied, hosts, scorers, pairs, solvers, [brightness]), pairs)
     assert (len(hosts.asked), len(scorers.asked)) == (3, 3)
     assert found["Midpoint", "brightness"].summary == found["its twin", "brightness"].summary
 
@@ -158,13 +167,13 @@ def test_an_interrupted_evaluation_goes_on(
     breaks: str,
 ) -> None:
     """Stopped after two shards, hosts or scorers: the same call measures the rest, and the numbers are the same."""
-    subjects = [_theta(midpoint), TRUTH]
+    solvers = [_theta(midpoint), TRUTH]
     broken = {"hosts": hosts, "scorers": scorers}
     broken[breaks] = Watched(broken[breaks].pool, breaks_after=2)
     with pytest.raises(KeyboardInterrupt):
-        _evaluation(copied, broken["hosts"], broken["scorers"], pairs, subjects, ["psnr", brightness]).measure()
+        _evaluation(copied, broken["hosts"], broken["scorers"], pairs, solvers, ["psnr", brightness]).measure()
     scorers.asked.clear()
-    resumed = _scores(_evaluation(copied, hosts, scorers, pairs, subjects, ["psnr", brightness]), pairs)
+    resumed = _scores(_evaluation(copied, hosts, scorers, pairs, solvers, ["psnr", brightness]), pairs)
     assert 1 <= len(scorers.asked) < 6
     whole = evaluate(hosts.pool, midpoint, pairs.digest, ["psnr"])["psnr_db"]["mean"]
     assert resumed["Midpoint", "psnr_db"].summary.mean == pytest.approx(whole, rel=1e-5)
@@ -194,8 +203,8 @@ def test_on_s3_that_fails_one_request_in_twenty_the_measurements_are_those_of_a_
     brightness: str,
 ) -> None:
     """Interrupted on the way, and gone on with: byte for byte, nothing half-written, no media left."""
-    subjects, metrics = [_theta(midpoint), TRUTH], ["psnr", brightness]
-    here = _scores(_evaluation(copied, hosts, scorers, pairs, subjects, metrics), pairs)
+    solvers, metrics = [_theta(midpoint), TRUTH], ["psnr", brightness]
+    here = _scores(_evaluation(copied, hosts, scorers, pairs, solvers, metrics), pairs)
     chance, failed = random.Random(0), [0]
 
     def fault(request: dict[str, Any]) -> bool:
@@ -205,12 +214,12 @@ def test_on_s3_that_fails_one_request_in_twenty_the_measurements_are_those_of_a_
 
     s3_server.fault = fault
     settings = HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=copied_to_s3.root)
-    far_hosts = LocalPool(settings)
-    far_scorers = LocalPool(ScorerSettings(storage=copied_to_s3.root, batch_size=7))
+    far_hosts = LocalPool(Host(settings))
+    far_scorers = LocalPool(Scorer(ScorerSettings(storage=copied_to_s3.root, batch_size=7)))
     broken = Watched(far_hosts, breaks_after=2)
     with pytest.raises(KeyboardInterrupt):
-        _evaluation(copied_to_s3, broken, far_scorers, pairs, subjects, metrics).measure()
-    there = _scores(_evaluation(copied_to_s3, far_hosts, far_scorers, pairs, subjects, metrics), pairs)
+        _evaluation(copied_to_s3, broken, far_scorers, pairs, solvers, metrics).measure()
+    there = _scores(_evaluation(copied_to_s3, far_hosts, far_scorers, pairs, solvers, metrics), pairs)
     s3_server.fault = None
     assert failed[0] > 0
     assert {key: score.summary for key, score in there.items()} == {key: score.summary for key, score in here.items()}

@@ -21,7 +21,8 @@ from solvers.families.base import Family
 from solvers.families.heun import Heun
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
-from solvers.ns import InvalidThetaError, NSSolver, ThetaArtifact
+from solvers.ns import InvalidThetaError, NSSolver
+from solvers.theta import ThetaArtifact
 
 NFE = 6
 

@@ -20,12 +20,14 @@ from orchestrator import plugins
 from orchestrator.cli.main import main
 from orchestrator.export.base import Exporter, ExportError
 from orchestrator.export.python import PythonFile
-from orchestrator.export.safetensors import METADATA_KEY, Safetensors, load_safetensors, load_theta
+from orchestrator.export.safetensors import Safetensors
+from solvers._theta_safetensors import METADATA_KEY
 from solvers.families import GridSolver
 from solvers.families.adams_bashforth import AdamsBashforth
 from solvers.grids import Grid
-from solvers.ns import InvalidThetaError, NSSolver, ThetaArtifact
+from solvers.ns import InvalidThetaError, NSSolver
 from solvers.schedulers import CondOT
+from solvers.theta import ThetaArtifact, load_theta
 
 NFE = 6
 
@@ -135,7 +137,7 @@ def test_a_file_that_python_could_not_import_is_refused(artifact: ThetaArtifact,
 def test_safetensors_gives_back_the_whole_artifact(artifact: ThetaArtifact, tmp_path: Path) -> None:
     """Numbers to the bit, and every word of the provenance."""
     (path,) = Safetensors().export(artifact, tmp_path / "theta.safetensors")
-    assert load_safetensors(path).to_json() == artifact.to_json()
+    assert load_theta(path).to_json() == artifact.to_json()
 
 
 def test_any_safetensors_reader_finds_the_three_tensors(artifact: ThetaArtifact, tmp_path: Path) -> None:
@@ -161,7 +163,7 @@ def _written(path: Path, provenance: Any = None, **changes: Tensor | None) -> Pa
 
 def test_a_file_written_by_hand_is_read(tmp_path: Path) -> None:
     """What the refusals below change is usable before they change it."""
-    assert load_safetensors(_written(tmp_path / "theta.safetensors")).solver.nfe == 1
+    assert load_theta(_written(tmp_path / "theta.safetensors")).solver.nfe == 1
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_a_hostile_file_is_refused(tmp_path: Path, changes: dict[str, Any], mess
     """Whatever the JSON may not hold, and whatever only a header can claim."""
     path = _written(tmp_path / "theta.safetensors", **changes)
     with pytest.raises(InvalidThetaError, match=rf"theta\.safetensors is not a usable theta artifact: .*{message}"):
-        load_safetensors(path)
+        load_theta(path)
 
 
 def test_a_file_larger_than_any_theta_is_not_even_opened(tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ def test_a_file_larger_than_any_theta_is_not_even_opened(tmp_path: Path) -> None
     with path.open("wb") as stream:
         stream.truncate(10**12)
     with pytest.raises(InvalidThetaError, match=r"it has 1,000,000,000,000 bytes, and the largest theta has 9,\d+,\d+"):
-        load_safetensors(path)
+        load_theta(path)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 8 + b"{}", b"PK no weights"])
@@ -208,14 +210,14 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path, data: bytes) -
     path = tmp_path / "theta.safetensors"
     path.write_bytes(data)
     with pytest.raises(InvalidThetaError, match="it is not safetensors"):
-        load_safetensors(path)
+        load_theta(path)
 
 
 def test_safetensors_of_something_else_is_refused_with_how_to_make_one(tmp_path: Path) -> None:
     """A model's weights, say."""
     save_file({"weight": torch.zeros(2)}, tmp_path / "net.safetensors")
     with pytest.raises(InvalidThetaError, match="its metadata has no 'bespoke_theta'; make one with `bespoke export`"):
-        load_safetensors(tmp_path / "net.safetensors")
+        load_theta(tmp_path / "net.safetensors")
 
 
 def test_theta_is_loaded_by_its_suffix(artifact: ThetaArtifact, tmp_path: Path) -> None:
@@ -226,11 +228,10 @@ def test_theta_is_loaded_by_its_suffix(artifact: ThetaArtifact, tmp_path: Path) 
     assert first.to_json() == second.to_json()
 
 
-@pytest.mark.parametrize("load", [load_safetensors, load_theta])
-def test_a_missing_file_is_told(load: Any, tmp_path: Path) -> None:
-    """By its path."""
-    with pytest.raises(FileNotFoundError, match=r"no theta artifact at .*theta\.safetensors"):
-        load(tmp_path / "theta.safetensors")
+@pytest.mark.parametrize("suffix", ["json", "safetensors"])
+def test_the_error_for_a_missing_file_names_its_path(suffix: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"no theta artifact at .*theta\.{suffix}"):
+        load_theta(tmp_path / f"theta.{suffix}")
 
 
 # ---- every one-file exporter, and the command ---------------------------------------------------------------------

@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 from orchestrator.cli.main import main
-from orchestrator.config.experiment import load_config
+from orchestrator.config.reading import load_config
 from orchestrator.pairs.ground_truth import solve
 from orchestrator.randomness import noise
 from solvers.families import GridSolver

@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from orchestrator import plugins
+from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import StoreError
 from orchestrator.hosts import distillation
 from orchestrator.hosts import host as host_module
 from orchestrator.hosts.distillation import BLOCK, LearnedRun, blocks, mean_of_blocks, to_numpy
 from orchestrator.hosts.host import Host
-from orchestrator.hosts.settings import HostSettings, ModelFacts
+from orchestrator.hosts.settings import HostSettings
+from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec, PairStore
-from orchestrator.pool.router import LocalPool
+from orchestrator.pool.requests import LocalPool
 from orchestrator.storage import Storage
 from solvers.distil.adam import AdamSettings, AdamState
 from solvers.distil.batches import batch_indices
@@ -28,7 +30,6 @@ from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
 from solvers.losses import psnr_loss
 from solvers.ns import NSSolver
-from sweeps.space import PairKey
 
 TRAIN, TEST = PairKey("train", 1.0, 0), PairKey("test", 1.0, 0)
 INDICES = [3, 0, 17, 40, 21]
@@ -169,7 +170,7 @@ def test_the_last_iterate_is_validated_in_the_same_call(host: Host, train: str, 
     solver = BNS().to_ns(torch.tensor(alone.parameters, dtype=torch.float64), facts.scheduler, 1.0)
     scores = host.score(solver.flat().numpy(), train, ["psnr"])["psnr"]
     assert alone.validated == [{"iteration": 4, "psnr_db": float(scores.mean()), "parameters": alone.parameters}]
-    first, second = host.advance_many(
+    first, second = host.advance_batched(
         [{"run": run, "state": start, "steps": 4, "validation": train}, {"run": run, "state": start, "steps": 4}]
     )
     assert first.validated[0]["psnr_db"] == pytest.approx(alone.validated[0]["psnr_db"], abs=1e-3)
@@ -239,7 +240,7 @@ def test_a_grid_search_in_one_request_is_the_scores_of_each(
     """One round trip for many theta."""
     digest = specs[TEST].digest
     other = theta * 0.99
-    found = host.score_many([theta, other], digest, "psnr", INDICES[:3])
+    found = host.score_thetas([theta, other], digest, "psnr", INDICES[:3])
     for one, expected in zip(found, (theta, other), strict=True):
         np.testing.assert_array_equal(one, host.score(expected, digest, ["psnr"], INDICES[:3])["psnr"])
 

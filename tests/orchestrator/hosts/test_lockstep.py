@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.hosts.lockstep import Ask, Question, in_step
+from orchestrator.hosts.lockstep import Ask, RequestGroup, run_in_lockstep
 
 
 def _task(name: str, questions: int) -> Callable[[Ask], str]:
@@ -23,24 +23,24 @@ def _task(name: str, questions: int) -> Callable[[Ask], str]:
     return run
 
 
-def _add_one(questions: list[Question]) -> list[list[Any]]:
-    return [[call["number"] + 1 for call in question.calls] for question in questions]
+def _add_one(questions: list[RequestGroup]) -> list[list[Any]]:
+    return [[call["number"] + 1 for call in question.arguments] for question in questions]
 
 
 def test_every_task_has_its_own_answers() -> None:
     """Whatever the company, the result is that of the task alone."""
-    assert in_step([_task("a", 2), _task("b", 5), _task("c", 0)], _add_one) == ["a2", "b5", "c0"]
+    assert run_in_lockstep([_task("a", 2), _task("b", 5), _task("c", 0)], _add_one) == ["a2", "b5", "c0"]
 
 
 def test_questions_of_one_round_come_together_in_order_of_task() -> None:
     """A task that ends leaves the round; the others go on."""
     rounds: list[list[str]] = []
 
-    def answer(questions: list[Question]) -> list[list[Any]]:
-        rounds.append([question.calls[0]["of"] for question in questions])
+    def answer(questions: list[RequestGroup]) -> list[list[Any]]:
+        rounds.append([question.arguments[0]["of"] for question in questions])
         return _add_one(questions)
 
-    in_step([_task("a", 1), _task("b", 3), _task("c", 2)], answer)
+    run_in_lockstep([_task("a", 1), _task("b", 3), _task("c", 2)], answer)
     assert rounds == [["a", "b", "c"], ["b", "c"], ["b"]]
 
 
@@ -57,7 +57,7 @@ def test_only_one_task_runs_at_a_time() -> None:
             running.pop()
             ask("next", [{"number": 0}])
 
-    in_step([task] * 4, _add_one)
+    run_in_lockstep([task] * 4, _add_one)
     assert max(most) == 1
 
 
@@ -65,11 +65,11 @@ def test_questions_are_answered_in_the_callers_thread() -> None:
     """What belongs to a thread, such as autograd's modes, is the caller's."""
     threads = set()
 
-    def answer(questions: list[Question]) -> list[list[Any]]:
+    def answer(questions: list[RequestGroup]) -> list[list[Any]]:
         threads.add(threading.current_thread())
         return _add_one(questions)
 
-    in_step([_task("a", 2)] * 2, answer)
+    run_in_lockstep([_task("a", 2)] * 2, answer)
     assert threads == {threading.current_thread()}
 
 
@@ -80,21 +80,21 @@ def _failing(ask: Ask) -> str:
 
 def test_the_error_of_a_task_is_the_callers() -> None:
     with pytest.raises(ArithmeticError, match="the second step failed"):
-        in_step([_task("a", 3), _failing, _task("b", 3)], _add_one)
+        run_in_lockstep([_task("a", 3), _failing, _task("b", 3)], _add_one)
 
 
 @pytest.mark.parametrize("failing", ["task", "answer"])
 def test_after_an_error_no_thread_waits_for_an_answer(failing: str) -> None:
     """A host lives on after a call that failed; its threads must not pile up."""
 
-    def refuse(questions: list[Question]) -> list[list[Any]]:
+    def refuse(questions: list[RequestGroup]) -> list[list[Any]]:
         raise ArithmeticError("no answer")
 
     before = threading.active_count()
     with pytest.raises(ArithmeticError):
-        in_step([_task("a", 3), _failing], _add_one if failing == "task" else refuse)
+        run_in_lockstep([_task("a", 3), _failing], _add_one if failing == "task" else refuse)
     assert threading.active_count() == before
 
 
 def test_no_tasks_have_no_results() -> None:
-    assert in_step([], _add_one) == []
+    assert run_in_lockstep([], _add_one) == []

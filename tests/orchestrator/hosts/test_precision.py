@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.config.experiment import parse_config
+from orchestrator.config.pair_plan import PairKey
+from orchestrator.config.reading import parse_config
 from orchestrator.errors import ConfigError
 from orchestrator.hosts.distillation import LearnedRun, to_numpy
 from orchestrator.hosts.host import Host
-from orchestrator.hosts.settings import HostSettings, ModelFacts
+from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.base import AUTOCAST, AutocastField, CompiledNetwork, Precision
+from orchestrator.models.facts import ModelFacts
 from orchestrator.models.zoo import ZooModel
 from orchestrator.pairs import PairSpec
 from orchestrator.storage import Storage
@@ -27,7 +29,6 @@ from solvers.families import GridSolver
 from solvers.families.bns import BNS
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
-from sweeps.space import PairKey
 
 TRAIN = PairKey("train", 1.0, 0)
 INDICES = list(range(16))
@@ -184,7 +185,7 @@ def test_runs_that_share_a_batch_compute_in_the_precision_too(
     settings = AdamSettings(iterations=1, batch_size=16, training_pairs=48)
     run = LearnedRun(family="bns", options={}, sigma0=1.0, train=train, settings=settings)
     start = AdamState.begin(BNS().start(GridSolver(Midpoint(), 4, Grid()), facts.scheduler))
-    host.advance_many([{"run": run, "state": start, "steps": 1}] * 2)
+    host.advance_batched([{"run": run, "state": start, "steps": 1}] * 2)
     assert set(seen) == {torch.bfloat16}
 
 

@@ -19,17 +19,20 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from orchestrator import plugins
-from orchestrator.config.experiment import ExperimentConfig, parse_config
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.pair_plan import pair_specs
+from orchestrator.config.reading import parse_config
 from orchestrator.errors import ConfigError
+from orchestrator.hosts.host import Host
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.onnx_session import OnnxSession
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.router import LocalPool
+from orchestrator.pool.requests import LocalPool
 from orchestrator.storage import Storage
 from solvers.grids import Grid
-from solvers.ns import ThetaArtifact
+from solvers.theta import ThetaArtifact, load_theta
 from sweeps.points.execute import TrialContext, run_point
-from sweeps.space import SolverChoice, learned_points, pair_specs
+from sweeps.space import SolverChoice, learned_points
 
 DROPPED = torch.full_like(LABELS, own_networks.DROPPED)
 
@@ -235,7 +238,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 
 def distil(config: ExperimentConfig, storage: Storage) -> tuple[Any, ThetaArtifact]:
     """Through hosts, pairs and a trial, as a sweep does it."""
-    pool = LocalPool(HostSettings(adapter="onnx_session", options=config.model.options, storage=storage.root))
+    pool = LocalPool(Host(HostSettings(adapter="onnx_session", options=config.model.options, storage=storage.root)))
     facts = pool.call("facts")
     specs = pair_specs(config, facts)
     ensure_pairs(storage, list(specs.values()), pool, wait=True, note=lambda sentence: None)
@@ -252,7 +255,7 @@ def distil(config: ExperimentConfig, storage: Storage) -> tuple[Any, ThetaArtifa
         validation_count=32,
     )
     result = run_point(point, context, pool, storage, lambda values: None)
-    return result, ThetaArtifact.load(Path(storage.path(f"points/{point.key}/theta.json")))
+    return result, load_theta(Path(storage.path(f"points/{point.key}/theta.json")))
 
 
 def test_levenberg_marquardt_distils_a_black_box(exported: Path, store: Storage) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import ConfigError, StoreError
 from orchestrator.models.zoo import ZooModel
 from orchestrator.network_distillation.students import Student, StudentResult, StudentStore
@@ -26,7 +27,6 @@ from solvers.distil.adam import AdamSettings
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
-from sweeps.space import PairKey
 
 Run = Callable[..., StudentResult]
 

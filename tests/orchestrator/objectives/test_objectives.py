@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from orchestrator import plugins
-from orchestrator.config.experiment import parse_config
+from orchestrator.config.pair_plan import PairKey, pair_specs
+from orchestrator.config.reading import parse_config
 from orchestrator.errors import ConfigError
 from orchestrator.hosts.distillation import LearnedRun, to_numpy
 from orchestrator.hosts.host import Host
@@ -19,7 +20,7 @@ from orchestrator.hosts.settings import HostSettings
 from orchestrator.objectives.base import FamilyObjective, SolverObjective
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.router import LocalPool
+from orchestrator.pool.requests import LocalPool
 from solvers.distil.adam import AdamSettings, AdamState
 from solvers.families import GridSolver
 from solvers.families.bespoke_rk2 import BespokeRK2
@@ -28,7 +29,7 @@ from solvers.grids import Grid
 from solvers.losses import per_sample_mse
 from solvers.ns import NSSolver
 from solvers.schedulers import CondOT
-from sweeps.space import PairKey, learned_points, pair_specs
+from sweeps.space import learned_points
 
 #: Options to try of objectives that have some.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
@@ -51,7 +52,7 @@ def train(
 
     storage = Storage.at(tmp_path_factory.mktemp("objectives"))
     spec = dataclasses.replace(specs[PairKey("train", 1.0, 0)], trajectory=True)
-    pool = LocalPool(host_settings(storage))
+    pool = LocalPool(Host(host_settings(storage)))
     ensure_pairs(storage, [spec], pool, wait=True, note=lambda sentence: None)
     return pool.host, spec.digest
 

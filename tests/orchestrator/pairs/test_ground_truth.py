@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from orchestrator import plugins
-from orchestrator.config.experiment import load_config
+from orchestrator.config.reading import load_config
 from orchestrator.models.zoo import ZooModel
 from orchestrator.models.zoo.adapter import zoo_names
 from orchestrator.pairs.ground_truth import largest_sample_rms, solve

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import PoolError, StoreError
+from orchestrator.hosts.host import Host
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.router import LocalPool, Outcome, Pool, RayPool, Request
+from orchestrator.pool.client import RayPool
+from orchestrator.pool.requests import LocalPool, Outcome, Pool, Request
 from orchestrator.storage import Storage
-from sweeps.space import PairKey
 
 SPEC = PairKey("train", 1.0, 0)
 
@@ -56,7 +58,7 @@ def _files(storage: Storage, spec: PairSpec) -> dict[str, bytes]:
 
 
 def _pool(storage: Storage, host_settings: Callable[..., HostSettings], **failure: int) -> CountingPool:
-    return CountingPool(LocalPool(host_settings(storage)), **failure)
+    return CountingPool(LocalPool(Host(host_settings(storage))), **failure)
 
 
 def _ensure(storage: Storage, spec: PairSpec, pool: Pool) -> list[str]:

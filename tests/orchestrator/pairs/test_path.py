@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from orchestrator import plugins
-from orchestrator.config.experiment import load_config
+from orchestrator.config.pair_plan import PairKey
+from orchestrator.config.reading import load_config
 from orchestrator.errors import DamagedShardError
 from orchestrator.pairs import PairSet, PairSpec, PairStore, concatenate
 from orchestrator.pairs.ground_truth import solve
-from orchestrator.pool.router import LocalPool
+from orchestrator.pool.requests import LocalPool
 from orchestrator.randomness import noise
 from orchestrator.storage import Storage
 from solvers.field import VelocityField
 from solvers.trajectory import DensePath
-from sweeps.space import PairKey
 
 TRAIN = PairKey("train", 1.0, 0)
 

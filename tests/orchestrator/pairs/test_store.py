@@ -18,13 +18,14 @@ import pytest
 import torch
 
 from orchestrator import plugins
+from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import DamagedManifestError, DamagedShardError, StoreError
+from orchestrator.hosts.host import Host
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.pairs import PairSet, PairSpec, PairStore
-from orchestrator.pool.router import LocalPool
+from orchestrator.pool.requests import LocalPool
 from orchestrator.randomness import noise
 from orchestrator.storage import Storage
-from sweeps.space import PairKey
 
 REMEDY = r"run `bespoke pairs` on the same configuration: damaged shards are made again, the rest is kept"
 VALIDATION = PairKey("validation", 1.0, 0)
@@ -109,7 +110,7 @@ def test_another_host_makes_the_same_bytes(
     host_settings: Callable[..., HostSettings],
 ) -> None:
     """Pair i is a function of (spec, i) alone: a host that makes only the second shard makes the same one."""
-    other = LocalPool(host_settings(storage))
+    other = LocalPool(Host(host_settings(storage)))
     record = other.call("make_shard", spec=specs[VALIDATION], shard=1)
     assert record == store.records()[1]
     assert storage.read(store.shard_key(1)) == store.storage.read(store.shard_key(1))
@@ -267,7 +268,7 @@ def test_pairs_of_two_device_classes_are_never_mixed(
     """An accelerator rounds otherwise: its pairs are another set, and this host refuses to make some of them."""
     spec = dataclasses.replace(specs[VALIDATION], device_class="NVIDIA H200")
     assert PairStore(storage, spec).folder != PairStore(storage, specs[VALIDATION]).folder
-    pool = LocalPool(host_settings(storage))
+    pool = LocalPool(Host(host_settings(storage)))
     with pytest.raises(
         StoreError,
         match=r"for device class 'NVIDIA H200', this host is 'cpu'; shards of two classes are not mixed, choose",
@@ -279,7 +280,7 @@ def test_pairs_of_another_model_are_not_made(
     storage: Storage, specs: dict[PairKey, PairSpec], host_settings: Callable[..., HostSettings]
 ) -> None:
     """A spec names its model by the digest of its weights."""
-    pool = LocalPool(host_settings(storage, "digits_fm_v_cs"))
+    pool = LocalPool(Host(host_settings(storage, "digits_fm_v_cs")))
     with pytest.raises(StoreError, match=r"pair spec \w+ is for another model than digits_fm_v_cs"):
         pool.call("make_shard", spec=specs[VALIDATION], shard=0)
 

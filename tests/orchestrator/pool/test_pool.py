@@ -14,18 +14,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
+from orchestrator.cluster.connect import check_fits, connect
+from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import PoolError, StoreError, UserError
 from orchestrator.hosts.distillation import LearnedRun
-from orchestrator.hosts.settings import HostSettings, ModelFacts
-from orchestrator.pool.router import NAMESPACE, LocalPool, PoolSettings, RayPool, Request, Router, check_fits, connect
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.settings import HostSettings
+from orchestrator.models.facts import ModelFacts
+from orchestrator.pool.client import NAMESPACE, RayPool
+from orchestrator.pool.requests import LocalPool, PoolSettings, Request
+from orchestrator.pool.router import Router
 from orchestrator.storage import Storage
 from solvers.distil.adam import AdamSettings
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
-from sweeps.space import PairKey
 
 UNANSWERABLE = Request("pictures", {"theta": None, "pairs": "0123", "indices": [0]})
 
@@ -58,7 +64,7 @@ def test_call_raises_the_error_itself(pool: LocalPool) -> None:
 @pytest.fixture
 def resources(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], None]:
     """Sets what the cluster says it has."""
-    return lambda there: monkeypatch.setattr("orchestrator.pool.router.ray.cluster_resources", lambda: there)
+    return lambda there: monkeypatch.setattr(ray, "cluster_resources", lambda: there)
 
 
 @pytest.mark.parametrize(
@@ -134,8 +140,6 @@ def test_host_actors_answer_as_the_host_in_this_process_bit_for_bit(
 @pytest.mark.cluster
 def test_hosts_are_scheduled_on_fractions_of_a_gpu_and_both_work(hosts: RayPool, scoring: list[Request]) -> None:
     """Two hosts of half a GPU fill it, each in a process of its own with its own limit of threads."""
-    import ray
-
     before = hosts.statistics()
     answers = hosts.gather([Request("process_id", {})] * 20)
     after = hosts.statistics()
@@ -151,8 +155,6 @@ def test_hosts_are_scheduled_on_fractions_of_a_gpu_and_both_work(hosts: RayPool,
 @pytest.mark.cluster
 def test_a_pool_is_found_by_its_name_and_not_started_twice(hosts: RayPool, host_settings: Any, made: Storage) -> None:
     """Trials in other processes attach to the driver's pool; so does a restored sweep."""
-    import ray
-
     (name,) = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if made.root in actor["name"]]
     pids = {*hosts.gather([Request("process_id", {})] * 20)}
     assert {*RayPool.attach(name, hosts=2).gather([Request("process_id", {})] * 20)} == pids
@@ -203,8 +205,6 @@ def test_a_request_that_kills_hosts_is_set_aside_alone(
     count: int,
 ) -> None:
     """After three deaths it is given up by name; the one that waited behind it is answered, even by a single host."""
-    import ray
-
     hosts = ray_pool(host_settings(made), hosts=count)
     poison = Request("sample", {"theta": np.zeros(4), "pairs": "0123", "indices": _deadly()})
     requests = [scoring[0], poison, *scoring[1:5]]
@@ -222,8 +222,6 @@ def test_a_host_that_hangs_is_started_again_and_asked_again(
     ray_pool: Callable[..., RayPool], made: Storage, host_settings: Callable[..., HostSettings], tmp_path: Path
 ) -> None:
     """With resources.request_timeout: a process that gives no answer ends, and its request does not."""
-    import ray
-
     hosts = ray_pool(host_settings(made), hosts=1, request_timeout=30)
     pid = hosts.call("process_id")
     stuck = Request("sample", {"theta": np.zeros(4), "pairs": "0123", "indices": _stuck_once(tmp_path / "met")})
@@ -262,8 +260,6 @@ def test_a_request_that_cannot_be_answered_is_told_at_once(hosts: RayPool, scori
 @pytest.mark.cluster
 def test_connecting_twice_is_connecting_once(ray_session: None) -> None:
     """A notebook that runs two sweeps keeps its Ray."""
-    import ray
-
     before = ray.get_runtime_context().gcs_address
     connect(None, cpus=1)
     assert ray.get_runtime_context().gcs_address == before
@@ -273,8 +269,8 @@ def test_connecting_twice_is_connecting_once(ray_session: None) -> None:
 def test_a_local_ray_never_joins_the_cluster_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --address a Ray of one's own is started, whatever runs on the machine or stands in RAY_ADDRESS."""
     asked: dict[str, Any] = {}
-    monkeypatch.setattr("orchestrator.pool.router.ray.is_initialized", lambda: False)
-    monkeypatch.setattr("orchestrator.pool.router.ray.init", lambda **arguments: asked.update(arguments))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **arguments: asked.update(arguments))
     connect(None, cpus=2)
     assert (asked["address"], asked["num_cpus"], asked["namespace"]) == ("local", 2, NAMESPACE)
 
@@ -285,8 +281,8 @@ def test_a_cluster_that_is_not_there_is_told_with_the_remedy(monkeypatch: pytest
     def nowhere(**arguments: Any) -> None:
         raise ConnectionError("Could not find any running Ray instance")
 
-    monkeypatch.setattr("orchestrator.pool.router.ray.is_initialized", lambda: False)
-    monkeypatch.setattr("orchestrator.pool.router.ray.init", nowhere)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", nowhere)
     with pytest.raises(
         PoolError, match=r"no Ray cluster at 'auto': Could not find .*; start one with .* or leave out --a"
     ):
@@ -295,8 +291,6 @@ def test_a_cluster_that_is_not_there_is_told_with_the_remedy(monkeypatch: pytest
 
 def test_a_cluster_that_is_not_there_is_said_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray alone would try for minutes; the address and the remedy are named."""
-    import ray
-
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(PoolError, match=r"no Ray cluster at '127\.0\.0\.1:1': .*refused.*; start one with `ray up"):
         connect("127.0.0.1:1", cpus=1)
@@ -305,21 +299,21 @@ def test_a_cluster_that_is_not_there_is_said_so_at_once(monkeypatch: pytest.Monk
 # ---- a router that is away ----------------------------------------------------------------------------------------
 
 
-class _Away:
-    """A router whose node is lost: calls are refused at once until Ray knows it, and then its successor answers."""
+class _LostRouter(RayPool):
+    """A pool whose router's node is lost: calls are refused at once until Ray notices, then a new router answers."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, refusals: int):
-        self.now, self.refusals = 0.0, refusals
-        monkeypatch.setattr(
-            "orchestrator.pool.router.ray.wait", lambda pending, num_returns: (pending[:1], pending[1:])
-        )
-        monkeypatch.setattr("orchestrator.pool.router.ray.get", self._get)
+    def __init__(self, refusals: int):
         clock = SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep)
-        monkeypatch.setattr("orchestrator.pool.router.time", clock)
-        self.pool = RayPool(SimpleNamespace(request=_Method(lambda method, arguments, key: (len(method), method))), 1)
+        super().__init__(
+            SimpleNamespace(request=_Method(lambda method, arguments, key: (len(method), method))), 1, clock
+        )
+        self.now, self.refusals = 0.0, refusals
 
     def _sleep(self, seconds: float) -> None:
         self.now += seconds
+
+    def _first_done(self, references: list[Any]) -> Any:
+        return references[0]
 
     def _get(self, reference: tuple[int, str]) -> tuple[str, None]:
         if self.refusals:
@@ -328,18 +322,18 @@ class _Away:
         return reference[1], None
 
 
-def test_a_router_whose_loss_ray_has_not_noticed_yet_is_asked_until_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Missed heartbeats take Ray a minute to believe, in which every call is refused at once."""
-    away = _Away(monkeypatch, refusals=40)
+def test_requests_to_a_lost_router_are_retried_until_it_is_back() -> None:
+    """Ray notices missed heartbeats only after a minute, in which every call is refused at once."""
+    pool = _LostRouter(refusals=40)
     requests = [Request(name, {}) for name in ("a", "b", "c")]
-    assert sorted(outcome.value for outcome in away.pool.map(requests)) == ["a", "b", "c"]
-    assert away.now == 80
+    assert sorted(outcome.value for outcome in pool.map(requests)) == ["a", "b", "c"]
+    assert pool.now == 80
 
 
-def test_a_router_that_does_not_come_back_is_an_error_after_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    away = _Away(monkeypatch, refusals=10**6)
+def test_a_router_that_does_not_come_back_is_an_error_after_minutes() -> None:
+    pool = _LostRouter(refusals=10**6)
     with pytest.raises(PoolError, match=r"router was lost \d+ times in 18\d s; the last time: .*Connection refused"):
-        list(away.pool.map([Request("a", {})]))
+        list(pool.map([Request("a", {})]))
 
 
 # ---- requests that are answered together --------------------------------------------------------------------------
@@ -370,15 +364,15 @@ class _Actor:
 
     def __getattr__(self, method: str) -> _Method:
         async def answer(**arguments: Any) -> Any:
-            calls = arguments.get("calls", [arguments])
+            calls = arguments.get("requests", [arguments])
             numbers = [call.get("number") for call in calls]
-            self.log.append((method, numbers if "calls" in arguments else numbers[0]))
+            self.log.append((method, numbers if "requests" in arguments else numbers[0]))
             await self.gate.wait()
             for number in numbers:
                 if number in self.poison:
                     raise self.poison[number]
             answers = [f"{method} {number}" for number in numbers]
-            return answers if "calls" in arguments else answers[0]
+            return answers if "requests" in arguments else answers[0]
 
         return _Method(answer)
 
@@ -386,15 +380,13 @@ class _Actor:
 class _Hosts:
     """A router of hosts that are none, whose work begins with :meth:`open`."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, hosts: int, merge: int):
+    def __init__(self, hosts: int, max_batch: int):
         self.log: list[tuple[str, Any]] = []
         self.gate = asyncio.Event()
         self.poison: dict[Any, Exception] = {}
-        actor = _Method(lambda settings: _Actor(self.log, self.gate, self.poison))
-        remote = SimpleNamespace(options=lambda **options: actor)
-        monkeypatch.setattr("orchestrator.pool.router.ray.remote", lambda cls: remote)
         settings = HostSettings(adapter="none", options={}, storage="none")
-        self.router = Router(settings, PoolSettings(hosts=hosts, merge=merge))
+        pool = PoolSettings(hosts=hosts, max_batch=max_batch)
+        self.router = Router(Host, settings, pool, start_host=lambda: _Actor(self.log, self.gate, self.poison))
 
     def ask(self, method: str, number: int, key: str | None) -> asyncio.Task[tuple[Any, Exception | None]]:
         return asyncio.create_task(self.router.request(method, {"number": number}, key))
@@ -409,11 +401,11 @@ class _Hosts:
         return await asyncio.wait_for(asyncio.gather(*tasks), 20)
 
 
-def _routed(scenario: Callable[[_Hosts], Any], monkeypatch: pytest.MonkeyPatch, hosts: int = 1, merge: int = 3) -> Any:
+def _routed(scenario: Callable[[_Hosts], Any], hosts: int = 1, max_batch: int = 3) -> Any:
     """Run a scenario with a router of such hosts."""
 
     async def run() -> Any:
-        there = _Hosts(monkeypatch, hosts, merge)
+        there = _Hosts(hosts, max_batch)
         there.router.open()
         await there.settle()
         return await scenario(there)
@@ -435,13 +427,13 @@ def test_requests_that_wait_with_equal_keys_are_one_call(monkeypatch: pytest.Mon
 
     async def scenario(there: _Hosts) -> None:
         answers = await _six(there, "aaaaaa")
-        assert there.log == [("advance", 0), ("advance_many", [1, 2, 3]), ("advance_many", [4, 5])]
-        assert answers[:2] == [("advance 0", None), ("advance_many 1", None)]
+        assert there.log == [("advance", 0), ("advance_batched", [1, 2, 3]), ("advance_batched", [4, 5])]
+        assert answers[:2] == [("advance 0", None), ("advance_batched 1", None)]
         assert [value.split()[1] for value, _ in answers] == list("012345")
         statistics = await there.router.stats()
-        assert (statistics["answered"], statistics["shared_calls"], statistics["shared_requests"]) == (3, 2, 5)
+        assert (statistics["answered"], statistics["batches"], statistics["batched_requests"]) == (3, 2, 5)
 
-    _routed(scenario, monkeypatch)
+    _routed(scenario)
 
 
 def test_requests_of_other_keys_are_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,16 +441,16 @@ def test_requests_of_other_keys_are_other_calls(monkeypatch: pytest.MonkeyPatch)
 
     async def scenario(there: _Hosts) -> None:
         await _six(there, "aababb")
-        assert there.log == [("advance", 0), ("advance_many", [1, 3]), ("advance_many", [2, 4, 5])]
+        assert there.log == [("advance", 0), ("advance_batched", [1, 3]), ("advance_batched", [2, 4, 5])]
 
-    _routed(scenario, monkeypatch)
+    _routed(scenario)
 
 
-@pytest.mark.parametrize(("method", "key", "merge"), [("advance", "a", 1), ("score", "a", 3), ("advance", None, 3)])
+@pytest.mark.parametrize(("method", "key", "max_batch"), [("advance", "a", 1), ("score", "a", 3), ("advance", None, 3)])
 def test_what_may_not_be_merged_is_asked_one_by_one(
-    monkeypatch: pytest.MonkeyPatch, method: str, key: str | None, merge: int
+    monkeypatch: pytest.MonkeyPatch, method: str, key: str | None, max_batch: int
 ) -> None:
-    """With merge 1, of a method that has no shared form, or without a key: two at the host, as ever."""
+    """With max_batch 1, of a method that has no shared form, or without a key: two at the host, as ever."""
 
     async def scenario(there: _Hosts) -> None:
         tasks = [there.ask(method, number, key) for number in range(4)]
@@ -467,16 +459,16 @@ def test_what_may_not_be_merged_is_asked_one_by_one(
         await there.answers(tasks)
         assert there.log == [(method, number) for number in range(4)]
 
-    _routed(scenario, monkeypatch, merge=merge)
+    _routed(scenario, max_batch=max_batch)
 
 
 @pytest.mark.parametrize(
     "error",
     [
         ActorUnavailableError("the host died", None),
-        RayTaskError("advance_many", "", ValueError("a bad theta")),
-        RayTaskError("advance_many", "", StoreError("no such pairs")),
-        RayTaskError("advance_many", "", RuntimeError("out of luck")),
+        RayTaskError("advance_batched", "", ValueError("a bad theta")),
+        RayTaskError("advance_batched", "", StoreError("no such pairs")),
+        RayTaskError("advance_batched", "", RuntimeError("out of luck")),
     ],
     ids=["lost host", "hopeless", "user error", "failure"],
 )
@@ -490,10 +482,10 @@ def test_a_request_that_spoils_a_shared_call_is_set_aside_alone(
         answers = await _six(there, "aaaa")
         assert [value for value, _ in answers] == ["advance 0", "advance 1", None, "advance 3"]
         assert isinstance(answers[2][1], UserError)
-        assert there.log[1] == ("advance_many", [1, 2, 3])
+        assert there.log[1] == ("advance_batched", [1, 2, 3])
         assert {call for call in there.log[2:] if call[0] != "process_id"} == {("advance", i) for i in (1, 2, 3)}
 
-    _routed(scenario, monkeypatch)
+    _routed(scenario)
 
 
 def test_an_unforeseen_error_reaches_all_who_share_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,7 +499,7 @@ def test_an_unforeseen_error_reaches_all_who_share_the_call(monkeypatch: pytest.
         found = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
         assert [type(answer) for answer in found[1:]] == [KeyError] * 3
 
-    _routed(scenario, monkeypatch)
+    _routed(scenario)
 
 
 def test_a_short_request_does_not_wait_behind_a_shared_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -519,7 +511,7 @@ def test_a_short_request_does_not_wait_behind_a_shared_call(monkeypatch: pytest.
         assert there.log == [("advance", 0), ("score", 1), ("score", 2)]
         await there.answers(tasks)
 
-    _routed(scenario, monkeypatch, hosts=2)
+    _routed(scenario, hosts=2)
 
 
 def test_a_stream_of_others_starves_no_request_that_can_be_merged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -535,7 +527,7 @@ def test_a_stream_of_others_starves_no_request_that_can_be_merged(monkeypatch: p
         await there.answers([*stream, waiting])
         assert there.log.index(("advance", 99)) < len(there.log) - 1
 
-    _routed(scenario, monkeypatch)
+    _routed(scenario)
 
 
 @pytest.mark.cluster
@@ -543,21 +535,21 @@ def test_runs_are_advanced_together_by_actors_and_a_deadly_one_alone(
     ray_session: None, made: Storage, host_settings: Callable[..., HostSettings], facts: ModelFacts, specs: Any
 ) -> None:
     """On Ray, with a run that takes its host with it: the others learn what they learn alone."""
-    import ray
-
     train = specs[PairKey("train", 1.0, 0)].digest
     settings = AdamSettings(learning_rate=5e-3, iterations=20, batch_size=16, training_pairs=48)
     run = LearnedRun(family="bns", options={}, sigma0=1.0, train=train, settings=settings)
     state = run.begin(run.build().start(GridSolver(Midpoint(), 4, Grid()), facts.scheduler))
     calls = [{"run": run, "state": state, "steps": 3} for _ in range(6)]
-    expected = LocalPool(host_settings(made)).call("advance", **calls[0]).parameters
-    pool = RayPool.start(f"merging-{os.getpid()}", host_settings(made), PoolSettings(hosts=1, cpus=0.5, merge=4))
+    expected = LocalPool(Host(host_settings(made))).call("advance", **calls[0]).parameters
+    pool = RayPool.start(
+        f"merging-{os.getpid()}", Host, host_settings(made), PoolSettings(hosts=1, cpus=0.5, max_batch=4)
+    )
     try:
         pool.window = len(calls)
         # The first takes the host that is still starting; whatever the order of the rest, four of them then share.
         for state in pool.gather([Request("advance", call, "a key") for call in calls]):
             np.testing.assert_allclose(state.parameters, expected, rtol=1e-4, atol=1e-5)
-        assert pool.statistics()["shared_calls"] >= 1
+        assert pool.statistics()["batches"] >= 1
         # Who shares a call with the deadly one is not known: the answers must not depend on it.
         calls[5]["steps"] = _deadly()
         outcomes = {found.index: found for found in pool.map([Request("advance", call, "a key") for call in calls])}

@@ -11,11 +11,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from orchestrator.hosts.settings import HostSettings, ModelFacts
+from orchestrator.config.pair_plan import PairKey
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.settings import HostSettings
+from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
-from orchestrator.pool.router import LocalPool, PoolSettings, RayPool, Request
+from orchestrator.pool.client import RayPool
+from orchestrator.pool.requests import LocalPool, PoolSettings, Request
 from orchestrator.storage import Storage
-from sweeps.space import PairKey
 
 NFE, PAIRS = 4, 3
 """Of one request for scores."""
@@ -25,7 +28,7 @@ def test_a_host_counts_its_pairs_and_the_forwards_of_its_network(
     copied: Storage, host_settings: Callable[..., HostSettings], scoring: list[Request], specs: dict[PairKey, PairSpec]
 ) -> None:
     """Scores of NFE n on B pairs are n B forwards; pairs that are made count as well, with what they took."""
-    pool = LocalPool(host_settings(copied))
+    pool = LocalPool(Host(host_settings(copied)))
     work = pool.host.work
     pool.gather(scoring[:2])
     assert (work.pairs, work.evaluations) == (0, 2 * NFE * PAIRS)
@@ -35,7 +38,7 @@ def test_a_host_counts_its_pairs_and_the_forwards_of_its_network(
 
 def test_guidance_counts_twice(copied: Storage, host_settings: Callable[..., HostSettings]) -> None:
     """Two forwards of the network for one velocity."""
-    host = LocalPool(host_settings(copied)).host
+    host = LocalPool(Host(host_settings(copied))).host
     field = host._field(torch.zeros(5, dtype=torch.int64), 3.0)
     field(torch.zeros(5, *host.model.shape), torch.tensor(0.5, dtype=torch.float64))
     assert host.work.evaluations == 10
@@ -63,7 +66,7 @@ def test_ray_serves_what_hosts_and_the_router_count(
 ) -> None:
     """As a scrape of Prometheus would find it, within the half minute that Ray takes to report."""
     pool = f"metered-{os.getpid()}"  # other pools of this Ray are told of as well
-    hosts = RayPool.start(pool, host_settings(made), PoolSettings(hosts=1))
+    hosts = RayPool.start(pool, Host, host_settings(made), PoolSettings(hosts=1))
     assert hosts.call("facts") == facts
     hosts.gather(scoring[:2])
 

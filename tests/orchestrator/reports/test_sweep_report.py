@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from orchestrator.config.experiment import ExperimentConfig
-from orchestrator.hosts.settings import ModelFacts
+from orchestrator.models.facts import ModelFacts
 from orchestrator.reports.gallery import Panel, Strip
 from orchestrator.reports.sweep import (
     LEARNED_COLOURS,
@@ -135,7 +135,7 @@ def test_a_report_says_what_was_compared_and_how(
     """Every solver by name, every number with its standard error, the model, the search and the configuration."""
     text = _write(tmp_path, config, table, panels)[-1].read_text(encoding="utf-8")
     for row in table:
-        assert row.title in text
+        assert row.name in text
         assert f"{row.metrics['psnr_db']:.2f}" in text
     assert "± 0.12" in text
     assert "digits_fm_ot (velocity prediction" in text
@@ -159,7 +159,7 @@ def test_the_table_as_csv_reads_back_number_by_number(table: list[Row]) -> None:
     lines = list(csv.DictReader(io.StringIO(comparison_csv(table))))
     assert len(lines) == len(table)
     for line, row in zip(lines, table, strict=True):
-        assert (line["solver"], line["kind"], line["detail"]) == (row.title, row.kind, row.detail)
+        assert (line["solver"], line["kind"], line["detail"]) == (row.name, row.kind, row.detail)
         assert (int(line["nfe"]), float(line["guidance_scale"]), float(line["sigma0"])) == (
             row.nfe,
             row.guidance_scale,

@@ -11,7 +11,7 @@ from pair_spec_example import pair_spec
 
 from orchestrator.evaluation.bootstrap import Comparison
 from orchestrator.evaluation.run import Case, Score
-from orchestrator.evaluation.subjects import Subject
+from orchestrator.evaluation.solvers import EvaluatedSolver
 from orchestrator.metrics.base import Summary
 from orchestrator.metrics.measurements import MetricSpec
 from orchestrator.reports.tables import across_datasets, by_dataset, comparisons, shown, to_parquet
@@ -28,19 +28,19 @@ def _solver(nfe: int) -> NSSolver:
     return GridSolver(Euler(), nfe, Grid()).to_ns(CondOT())
 
 
-TRUTH = Subject(kind="ground truth", title="GT", guidance_scale=1.0)
-BNS = Subject(kind="theta", title="BNS", guidance_scale=1.0, solver=_solver(8), passes=5e5)
-EULER = Subject(kind="baseline", title="Euler", guidance_scale=1.0, solver=_solver(8))
+TRUTH = EvaluatedSolver(kind="ground truth", name="GT", guidance_scale=1.0)
+BNS = EvaluatedSolver(kind="theta", name="BNS", guidance_scale=1.0, ns=_solver(8), passes=5e5)
+EULER = EvaluatedSolver(kind="baseline", name="Euler", guidance_scale=1.0, ns=_solver(8))
 
 
 def _score(
-    subject: Subject, metric: str, mean: float, stderr: float = 0.1, dataset: str = "digits", **more: object
+    solver: EvaluatedSolver, metric: str, mean: float, stderr: float = 0.1, dataset: str = "digits", **more: object
 ) -> Score:
     return Score(
-        case=Case(subject=subject, dataset=dataset, pairs=PAIRS),
+        case=Case(solver=solver, dataset=dataset, pairs=PAIRS),
         metric=MetricSpec(metric),
         summary=Summary(mean, stderr, 100, 0),
-        nfe=subject.nfe or 158.4,
+        nfe=solver.nfe or 158.4,
         **more,  # type: ignore[arg-type]
     )
 
@@ -101,8 +101,8 @@ def test_a_metric_across_datasets_has_a_column_for_each() -> None:
 
 def test_markdown_and_latex_say_the_same() -> None:
     """Bold, signs that LaTeX does not have, and a vertical bar in a name."""
-    subject = Subject(kind="theta", title="BNS | σ0=5_x", guidance_scale=1.0, solver=_solver(8))
-    (table,) = by_dataset([_score(subject, "psnr", 57.8, 0.1), _score(EULER, "psnr", 31.6, 0.1)], None)
+    solver = EvaluatedSolver(kind="theta", name="BNS | σ0=5_x", guidance_scale=1.0, ns=_solver(8))
+    (table,) = by_dataset([_score(solver, "psnr", 57.8, 0.1), _score(EULER, "psnr", 31.6, 0.1)], None)
     assert "| BNS \\| σ0=5_x | 8 | **57.80 ± 0.10** |" in table.markdown()
     latex = table.latex()
     assert r"BNS | $\sigma$0=5\_x & 8 & \textbf{57.80 $\pm$ 0.10} \\" in latex

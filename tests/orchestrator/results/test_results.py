@@ -155,7 +155,7 @@ def test_rows_are_ordered_by_guidance_nfe_and_psnr() -> None:
 
 def test_titles_tell_neighbours_apart() -> None:
     """A family on its best grid and on the common one stand side by side."""
-    titles = {row.title for row in rows([_fixed(), _fixed(kind="common grid"), _result()])}
+    titles = {row.name for row in rows([_fixed(), _fixed(kind="common grid"), _result()])}
     assert titles == {"Euler, best grid", "Euler", "BNS", "start of BNS"}
 
 

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.hosts.settings import HostSettings, ModelFacts
+from orchestrator.config.pair_plan import PairKey
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.settings import HostSettings
+from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.router import LocalPool
+from orchestrator.pool.requests import LocalPool
 from orchestrator.reports.gallery import SAMPLES, make_gallery
 from orchestrator.results import scoring as evaluate_module
 from orchestrator.results.scoring import evaluate
@@ -22,8 +25,8 @@ from solvers.families import GridSolver
 from solvers.families.euler import Euler
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
-from solvers.ns import NSSolver, ThetaArtifact
-from sweeps.space import PairKey
+from solvers.ns import NSSolver
+from solvers.theta import ThetaArtifact
 
 
 @pytest.fixture
@@ -90,8 +93,10 @@ def test_a_panel_shows_solvers_from_the_same_noise_beside_ground_truth(
         _row("BNS", "start", "midpoint", 30.0),
         _row("BNS", "learned", "midpoint", 40.0),
     ]
-    (panel,) = make_gallery(LocalPool(host_settings(copied)), copied, {1.0: specs[PairKey("test", 1.0, 0)]}, table)
-    assert [(strip.title, strip.psnr_db) for strip in panel.strips] == [
+    (panel,) = make_gallery(
+        LocalPool(Host(host_settings(copied))), copied, {1.0: specs[PairKey("test", 1.0, 0)]}, table
+    )
+    assert [(strip.name, strip.psnr_db) for strip in panel.strips] == [
         ("Ground truth (dopri5)", None),
         ("BNS", 40.0),
         ("Midpoint, best grid", 30.0),
@@ -111,7 +116,7 @@ def test_fewer_test_pairs_than_samples_shown_are_no_error(
 ) -> None:
     """A quick look at a handful of pairs must not end in a traceback after all the work."""
     small = dataclasses.replace(specs[PairKey("test", 1.0, 0)], count=5)
-    pool = LocalPool(host_settings(copied))
+    pool = LocalPool(Host(host_settings(copied)))
     ensure_pairs(copied, [small], pool, wait=False, note=lambda sentence: None)
     theta = ThetaArtifact(GridSolver(Euler(), 4, Grid()).to_ns(facts.scheduler)).to_json()
     copied.write(ResultStore(copied, "euler").theta_key, theta.encode())

@@ -19,8 +19,8 @@ from orchestrator.tracking.records import read_run, write_run
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
-from solvers.ns import ThetaArtifact
 from solvers.schedulers.cond_ot import CondOT
+from solvers.theta import ThetaArtifact
 
 THETA = ThetaArtifact(GridSolver(Midpoint(), 4, Grid()).to_ns(CondOT())).to_json()
 

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import UserError
 from orchestrator.pairs import PairSpec
 from orchestrator.results.store import ResultStore
 from orchestrator.storage import Storage
 from sweeps.points import concurrent as points
 from sweeps.points.concurrent import Points
-from sweeps.space import PairKey, Point, fixed_points
+from sweeps.space import Point, fixed_points
 
 Work = Callable[[Callable[[float], None]], None]
 """What a point does instead of distilling: it is given what reports an iteration."""

@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.config.experiment import ExperimentConfig, parse_config
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.pair_plan import PairKey, pair_specs
+from orchestrator.config.reading import parse_config
 from orchestrator.errors import StoreError, UserError
 from orchestrator.hosts import distillation
 from orchestrator.hosts.distillation import to_numpy
-from orchestrator.hosts.settings import HostSettings, ModelFacts
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.settings import HostSettings
+from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.router import LocalPool, Pool
+from orchestrator.pool.requests import LocalPool, Pool
 from orchestrator.results.scoring import evaluate
 from orchestrator.results.store import Result, ResultStore
 from orchestrator.storage import Storage, canonical_json
@@ -30,11 +34,11 @@ from solvers.families.adams_bashforth import AdamsBashforth
 from solvers.families.euler import Euler
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
-from solvers.ns import ThetaArtifact
 from solvers.schedulers import CondOT
+from solvers.theta import ThetaArtifact
 from sweeps.points import execute as run_point_module
 from sweeps.points.execute import TrialContext, _usable, parameters, run_point
-from sweeps.space import PairKey, Point, SolverChoice, fixed_points, learned_points, pair_specs
+from sweeps.space import Point, SolverChoice, fixed_points, learned_points
 from sweeps.sweep import best_choices
 
 EULER = SolverChoice(family="euler", options={}, label="Euler", grid=Grid())
@@ -355,7 +359,7 @@ def test_with_guidance_forwards_count_twice(
     """One evaluation of a guided model is two forwards; NFE is the same."""
     guided = ExperimentConfig.model_validate({**config.model_dump(), "guidance_scale": [3.0]})
     specs = pair_specs(guided, context.facts)
-    pool = LocalPool(host_settings(copied))
+    pool = LocalPool(Host(host_settings(copied)))
     ensure_pairs(copied, list(specs.values()), pool, wait=False, note=lambda sentence: None)
     (point,) = learned_points(guided, specs, {(4, 3.0, 1.0): [EULER]}, CondOT())
     result = run_point(point, context, pool, copied, lambda values: None)
@@ -453,7 +457,7 @@ def test_a_grid_found_by_dynamic_programming_is_one_of_the_candidates(
     config.check()
     specs = pair_specs(config, context.facts)
     assert specs[PairKey("train", 1.0, 0)].trajectory
-    pool = LocalPool(host_settings(copied))
+    pool = LocalPool(Host(host_settings(copied)))
     ensure_pairs(copied, list(specs.values()), pool, wait=False, note=lambda sentence: None)
     plain, searched = fixed_points(config, specs)
     assert (plain.label, searched.label, searched.kind) == ("Euler", "Euler (GITS)", "common grid")
@@ -480,7 +484,7 @@ def test_a_least_squares_start_is_fitted_to_the_trajectories(
     config = parse_config({**experiment, "fixed": [], "learned": [{**learned, "validate_every": 1}]}, "fitted")
     config.check()
     specs = pair_specs(config, context.facts)
-    pool = LocalPool(host_settings(copied))
+    pool = LocalPool(Host(host_settings(copied)))
     ensure_pairs(copied, list(specs.values()), pool, wait=False, note=lambda sentence: None)
     points = learned_points(config, specs, {}, CondOT())
     fitted, euler = (run_point(point, context, pool, copied, lambda values: None) for point in points)

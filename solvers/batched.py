@@ -12,7 +12,7 @@ from solvers.field import VelocityField
 from solvers.ns import nfe_of_flat
 
 
-def sample_stacked(thetas: Tensor, velocity: VelocityField, x0: Tensor) -> Tensor:
+def sample_batched(thetas: Tensor, velocity: VelocityField, x0: Tensor) -> Tensor:
     """Algorithm 1 of the BNS paper for k solvers, each on its own B samples.
 
     Equals ``NSSolver.from_flat(thetas[i]).sample(u_i, x0[i])`` for every i, but for what the size of a batch does to

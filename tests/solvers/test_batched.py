@@ -7,10 +7,10 @@ import torch
 from oracles import noise
 from torch import Tensor
 
+from solvers.batched import sample_batched
 from solvers.field import FunctionField, per_sample
 from solvers.ns import InvalidThetaError, NSSolver
 from solvers.schedulers import CondOT
-from solvers.stacked import sample_stacked
 
 SOLVERS, BATCH, NFE = 3, 4, 5
 
@@ -39,7 +39,7 @@ def x0() -> Tensor:
 
 def test_each_solver_samples_as_it_does_alone(thetas: Tensor, x0: Tensor) -> None:
     """Algorithm 1 knows nothing of the other solvers in the batch."""
-    together = sample_stacked(thetas, FIELD, x0)
+    together = sample_batched(thetas, FIELD, x0)
     for theta, start, samples in zip(thetas, x0, together, strict=True):
         torch.testing.assert_close(samples, NSSolver.from_flat(theta).sample(FIELD, start), rtol=1e-12, atol=1e-12)
 
@@ -47,7 +47,7 @@ def test_each_solver_samples_as_it_does_alone(thetas: Tensor, x0: Tensor) -> Non
 def test_each_gradient_is_that_of_the_solver_alone(thetas: Tensor, x0: Tensor) -> None:
     """One backward pass gives every theta its own gradient, through states and through times."""
     learned = thetas.clone().requires_grad_(True)
-    (together,) = torch.autograd.grad(sample_stacked(learned, FIELD, x0).square().sum(), learned)
+    (together,) = torch.autograd.grad(sample_batched(learned, FIELD, x0).square().sum(), learned)
     for theta, start, found in zip(thetas, x0, together, strict=True):
         alone = theta.clone().requires_grad_(True)
         (expected,) = torch.autograd.grad(NSSolver.from_flat(alone).sample(FIELD, start).square().sum(), alone)
@@ -62,7 +62,7 @@ def test_one_call_of_the_network_serves_all_solvers(thetas: Tensor, x0: Tensor) 
         asked.append(t)
         return _velocity(x, t)
 
-    sample_stacked(thetas, FunctionField(network, CondOT()), x0)
+    sample_batched(thetas, FunctionField(network, CondOT()), x0)
     torch.testing.assert_close(torch.stack(asked), thetas[:, :NFE].T.repeat_interleave(BATCH, dim=1), rtol=0, atol=0)
 
 
@@ -78,16 +78,16 @@ def test_what_is_kept_for_gradients_grows_as_the_states(thetas: Tensor) -> None:
     # A network that keeps nothing itself.
     linear = FunctionField(lambda x, t: 0.5 * x, CondOT())
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        samples = sample_stacked(thetas.clone().requires_grad_(True), linear, x0)
+        samples = sample_batched(thetas.clone().requires_grad_(True), linear, x0)
     states = sum(size >= samples.untyped_storage().nbytes() for size in kept.values())
     assert 1 <= states <= NFE + 1
 
 
 def test_thetas_and_batches_must_be_as_many(thetas: Tensor, x0: Tensor) -> None:
     with pytest.raises(ValueError, match=r"thetas of shape \(2, 26\) for 3 batches of samples; give one row for each"):
-        sample_stacked(thetas[:2], FIELD, x0)
+        sample_batched(thetas[:2], FIELD, x0)
 
 
 def test_a_row_that_is_no_theta_is_refused(thetas: Tensor, x0: Tensor) -> None:
     with pytest.raises(InvalidThetaError, match="25 numbers are no theta"):
-        sample_stacked(thetas[:, :-1], FIELD, x0)
+        sample_batched(thetas[:, :-1], FIELD, x0)

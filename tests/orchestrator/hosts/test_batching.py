@@ -11,22 +11,23 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from orchestrator.config.experiment import Resources
+from orchestrator.config.pair_plan import PairKey
+from orchestrator.config.sections import Resources
+from orchestrator.hosts.batching import Batching, Shape
 from orchestrator.hosts.distillation import LearnedRun, Settings
-from orchestrator.hosts.host import AdvanceCall, Host
-from orchestrator.hosts.lockstep import Question
-from orchestrator.hosts.merging import Merging, Shape
-from orchestrator.hosts.settings import HostSettings, ModelFacts
+from orchestrator.hosts.host import AdvanceArguments, Host
+from orchestrator.hosts.lockstep import RequestGroup
+from orchestrator.hosts.settings import HostSettings
+from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.router import LocalPool, Request
+from orchestrator.pool.requests import LocalPool, Request
 from orchestrator.storage import Storage
 from solvers.distil.adam import AdamSettings
 from solvers.distil.levenberg_marquardt import LMSettings
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
-from sweeps.space import PairKey
 
 #: What a batch of another size does to a float32 network, after some steps of Adam.
 BATCH_ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
@@ -47,7 +48,7 @@ def train(specs: dict[PairKey, PairSpec]) -> str:
 def _faster_by_merging(host: Host, *shapes: Shape, up_to: int = 8) -> None:
     """Set what the host has measured: a test must not depend on how busy the machine is."""
     sizes = [2**power for power in range(4)]
-    host.merging_statistics().seconds_per_sample.update(
+    host.batching_statistics().seconds_per_sample.update(
         {shape: {size: 1 / min(size, up_to) for size in sizes} for shape in shapes}
     )
 
@@ -62,12 +63,12 @@ def _call(
     sigma0: float = 1.0,
     steps: int = 6,
     **options: Any,
-) -> AdvanceCall:
+) -> AdvanceArguments:
     """The first steps of a run that starts from Midpoint."""
     adam = settings or AdamSettings(learning_rate=5e-3, iterations=20, batch_size=16, training_pairs=48)
     run = LearnedRun(family=family, options={}, sigma0=sigma0, train=train, settings=adam, **options)
     start = run.build().start(GridSolver(Midpoint(), nfe, Grid(), sigma0), facts.scheduler)
-    return AdvanceCall(run=run, state=run.begin(start), steps=steps)
+    return AdvanceArguments(run=run, state=run.begin(start), steps=steps)
 
 
 def _adam(**changed: Any) -> AdamSettings:
@@ -75,7 +76,7 @@ def _adam(**changed: Any) -> AdamSettings:
 
 
 @pytest.fixture
-def different(facts: ModelFacts, train: str) -> list[AdvanceCall]:
+def different(facts: ModelFacts, train: str) -> list[AdvanceArguments]:
     """Four runs of one NFE that differ in family, start, learning rate, decay, seed and sigma0."""
     return [
         _call(facts, train),
@@ -85,46 +86,48 @@ def different(facts: ModelFacts, train: str) -> list[AdvanceCall]:
     ]
 
 
-def test_a_run_in_company_learns_what_it_learns_alone(host: Host, different: list[AdvanceCall]) -> None:
+def test_a_run_in_company_learns_what_it_learns_alone(host: Host, different: list[AdvanceArguments]) -> None:
     """One batch for all, and then each its own Adam step: equal to the rounding of the network."""
     _faster_by_merging(host, Shape(16, 1.0))
-    for found, call in zip(host.advance_many(different), different, strict=True):
+    for found, call in zip(host.advance_batched(different), different, strict=True):
         alone = host.advance(**call)
         np.testing.assert_allclose(found.parameters, alone.parameters, **BATCH_ROUNDING)
         assert (found.iteration, found.status) == (alone.iteration, alone.status) == (6, "running")
-    assert host.merging_statistics().merged == 6 * len(different)
+    assert host.batching_statistics().batched == 6 * len(different)
 
 
 @pytest.mark.parametrize("company", [2, 3])
 def test_the_number_of_companions_changes_rounding_alone(
-    host: Host, different: list[AdvanceCall], company: int
+    host: Host, different: list[AdvanceArguments], company: int
 ) -> None:
     """Nothing but the size of a batch passes from one run to another."""
     _faster_by_merging(host, Shape(16, 1.0))
-    whole, part = host.advance_many(different), host.advance_many(different[:company])
+    whole, part = host.advance_batched(different), host.advance_batched(different[:company])
     for one, other in zip(whole, part, strict=False):
         np.testing.assert_allclose(one.parameters, other.parameters, **BATCH_ROUNDING)
 
 
-def test_adams_state_and_the_loss_go_on_as_alone(host: Host, different: list[AdvanceCall]) -> None:
+def test_adams_state_and_the_loss_go_on_as_alone(host: Host, different: list[AdvanceArguments]) -> None:
     """Moments and losses are in the state that is stored: a run may go on in other company, or in none."""
     _faster_by_merging(host, Shape(16, 1.0))
-    found, alone = host.advance_many(different)[1], host.advance(**different[1])
+    found, alone = host.advance_batched(different)[1], host.advance(**different[1])
     assert found.loss == pytest.approx(alone.loss, rel=1e-4)
     assert [field.name for field in dataclasses.fields(found)] == [field.name for field in dataclasses.fields(alone)]
     np.testing.assert_allclose(found.exp_avg_sq, alone.exp_avg_sq, rtol=1e-2)
 
 
-def test_a_single_run_is_advanced_to_the_bit_as_alone(host: Host, different: list[AdvanceCall]) -> None:
+def test_a_single_run_is_advanced_to_the_bit_as_alone(host: Host, different: list[AdvanceArguments]) -> None:
     """No company, no rounding: resuming such a run gives what an uninterrupted one gives."""
     _faster_by_merging(host, Shape(16, 1.0))
-    assert host.advance_many(different[:1]) == [host.advance(**different[0])]
+    assert host.advance_batched(different[:1]) == [host.advance(**different[0])]
 
 
-def test_where_merging_does_not_pay_every_run_is_itself_to_the_bit(host: Host, different: list[AdvanceCall]) -> None:
+def test_where_merging_does_not_pay_every_run_is_itself_to_the_bit(
+    host: Host, different: list[AdvanceArguments]
+) -> None:
     """A model that fills the device with one batch is asked batch by batch."""
     _faster_by_merging(host, Shape(16, 1.0), up_to=1)
-    assert host.advance_many(different) == [host.advance(**call) for call in different]
+    assert host.advance_batched(different) == [host.advance(**call) for call in different]
 
 
 def test_a_run_that_ends_leaves_the_others_to_go_on(host: Host, facts: ModelFacts, train: str) -> None:
@@ -134,7 +137,7 @@ def test_a_run_that_ends_leaves_the_others_to_go_on(host: Host, facts: ModelFact
     lost = _call(facts, train)
     lost["state"] = dataclasses.replace(lost["state"], parameters=[0.5] * 3 + [1e200] * 14)
     long = _call(facts, train)
-    states = host.advance_many([short, lost, long])
+    states = host.advance_batched([short, lost, long])
     assert [(state.status, state.iteration) for state in states] == [("finished", 3), ("diverged", 0), ("running", 6)]
     np.testing.assert_allclose(states[2].parameters, host.advance(**long).parameters, **BATCH_ROUNDING)
 
@@ -143,9 +146,9 @@ def test_blocks_of_large_batches_are_merged_by_their_size(host: Host, facts: Mod
     """48 pairs in blocks of 64 are one; each block's sum is its own."""
     _faster_by_merging(host, Shape(48, 1.0), Shape(16, 1.0))
     calls = [_call(facts, train, _adam(batch_size=size), steps=2) for size in (48, 16, 48)]
-    for found, call in zip(host.advance_many(calls), calls, strict=True):
+    for found, call in zip(host.advance_batched(calls), calls, strict=True):
         np.testing.assert_allclose(found.parameters, host.advance(**call).parameters, **BATCH_ROUNDING)
-    assert host.merging_statistics().merged == 2 * 2
+    assert host.batching_statistics().batched == 2 * 2
 
 
 def test_what_cannot_share_a_batch_is_answered_alone(host: Host, facts: ModelFacts, train: str) -> None:
@@ -158,8 +161,8 @@ def test_what_cannot_share_a_batch_is_answered_alone(host: Host, facts: ModelFac
         _call(facts, train, objective="rmse", steps=2),
         _call(facts, train, lm, steps=1),
     ]
-    assert host.advance_many(calls) == [host.advance(**call) for call in calls]
-    assert host.merging_statistics().merged == 0
+    assert host.advance_batched(calls) == [host.advance(**call) for call in calls]
+    assert host.batching_statistics().batched == 0
 
 
 def test_guided_runs_share_batches_and_unguided_ones_others(
@@ -174,15 +177,17 @@ def test_guided_runs_share_batches_and_unguided_ones_others(
         scale: dataclasses.replace(small, guidance_scale=scale, count=8, batch_size=8, shard_size=8)
         for scale in (1.0, 3.0)
     }
-    ensure_pairs(storage, list(stores.values()), LocalPool(host_settings(storage)), wait=True, note=lambda text: None)
+    ensure_pairs(
+        storage, list(stores.values()), LocalPool(Host(host_settings(storage))), wait=True, note=lambda text: None
+    )
     host = Host(host_settings(storage))
     _faster_by_merging(host, Shape(8, 1.0), Shape(8, 3.0))
     settings = _adam(batch_size=8, training_pairs=8)
     calls = [_call(facts, stores[scale].digest, settings, steps=2) for scale in (1.0, 3.0, 3.0, 1.0)]
-    for found, call in zip(host.advance_many(calls), calls, strict=True):
+    for found, call in zip(host.advance_batched(calls), calls, strict=True):
         np.testing.assert_allclose(found.parameters, host.advance(**call).parameters, **BATCH_ROUNDING)
-    statistics = host.merging_statistics()
-    assert (statistics.merged, statistics.batches) == (8, 4)
+    statistics = host.batching_statistics()
+    assert (statistics.batched, statistics.batches) == (8, 4)
 
 
 # ---- when it pays -------------------------------------------------------------------------------------------------
@@ -201,10 +206,10 @@ def test_as_many_are_merged_as_make_a_sample_faster(
     host: Host, facts: ModelFacts, train: str, microseconds: dict[int, float], batches: list[int]
 ) -> None:
     """The least size beyond which the time of a sample does not fall: more would take memory for nothing."""
-    host.merging_statistics().seconds_per_sample[Shape(16, 1.0)] = microseconds
-    host.advance_many([_call(facts, train, _adam(seed=seed), steps=1) for seed in range(7)])
-    statistics = host.merging_statistics()
-    assert (statistics.merged, statistics.batches) == (sum(batches), len(batches))
+    host.batching_statistics().seconds_per_sample[Shape(16, 1.0)] = microseconds
+    host.advance_batched([_call(facts, train, _adam(seed=seed), steps=1) for seed in range(7)])
+    statistics = host.batching_statistics()
+    assert (statistics.batched, statistics.batches) == (sum(batches), len(batches))
 
 
 def test_each_size_is_timed_once_on_the_network(
@@ -212,55 +217,55 @@ def test_each_size_is_timed_once_on_the_network(
 ) -> None:
     """Sizes 1, 2 and 4 for five runs; the next call of these runs times nothing."""
     timed: list[int] = []
-    real = Merging._seconds_per_sample
+    real = Batching._seconds_per_sample
 
-    def watched(self: Merging, shape: Shape, calls: Any) -> float:
+    def watched(self: Batching, shape: Shape, calls: Any) -> float:
         timed.append(len(calls))
         return real(self, shape, calls)
 
-    monkeypatch.setattr(Merging, "_seconds_per_sample", watched)
+    monkeypatch.setattr(Batching, "_seconds_per_sample", watched)
     calls = [_call(facts, train, _adam(seed=seed), steps=1) for seed in range(5)]
-    host.advance_many(calls)
-    host.advance_many(calls)
+    host.advance_batched(calls)
+    host.advance_batched(calls)
     assert timed == [1, 2, 4]
-    seconds = host.merging_statistics().seconds_per_sample[Shape(16, 1.0)]
+    seconds = host.batching_statistics().seconds_per_sample[Shape(16, 1.0)]
     assert all(0 < value < 1 for value in seconds.values())
 
 
 def test_batches_that_do_not_fit_are_asked_again_in_smaller_ones(
-    host: Host, different: list[AdvanceCall], monkeypatch: pytest.MonkeyPatch
+    host: Host, different: list[AdvanceArguments], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step holds every evaluation, the timed call one: what fits is found out, once, and told in the statistics."""
     _faster_by_merging(host, Shape(16, 1.0))
-    real = Merging._together
+    real = Batching._answer_batch
 
-    def small(self: Merging, shape: Shape, calls: Any) -> Any:
+    def small(self: Batching, shape: Shape, calls: Any) -> Any:
         if len(calls) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, shape, calls)
 
-    monkeypatch.setattr(Merging, "_together", small)
-    for found, call in zip(host.advance_many(different), different, strict=True):
+    monkeypatch.setattr(Batching, "_answer_batch", small)
+    for found, call in zip(host.advance_batched(different), different, strict=True):
         np.testing.assert_allclose(found.parameters, host.advance(**call).parameters, **BATCH_ROUNDING)
-    statistics = host.merging_statistics()
+    statistics = host.batching_statistics()
     assert (statistics.out_of_memory, statistics.batches) == (1, 12)
 
 
 def test_a_question_without_company_is_asked_as_it_is(host: Host, train: str) -> None:
     """The last run of a group needs no measurement and no other path."""
     asked: list[str] = []
-    merging = Merging(lambda method, arguments: asked.append(method), host._select, host.model.field)
+    batching = Batching(lambda method, arguments: asked.append(method), host._select, host.model.field)
     call = {"theta": np.zeros(19), "pairs": train, "indices": [0, 1]}
-    merging.answer([Question("loss_and_gradient", [call, call])])
-    assert (asked, merging.statistics.questions) == (["loss_and_gradient"] * 2, 0)
+    batching.answer([RequestGroup("loss_and_gradient", [call, call])])
+    assert (asked, batching.statistics.requests) == (["loss_and_gradient"] * 2, 0)
 
 
-# ---- who may be merged --------------------------------------------------------------------------------------------
+# ---- who may be batched --------------------------------------------------------------------------------------------
 
 
-def test_runs_that_can_share_batches_have_one_key(facts: ModelFacts, different: list[AdvanceCall]) -> None:
+def test_runs_that_can_share_batches_have_one_key(facts: ModelFacts, different: list[AdvanceArguments]) -> None:
     """Family, start, rate, seed and sigma0 are each run's own."""
-    assert len({call["run"].merge_key(4, 1.0) for call in different}) == 1
+    assert len({call["run"].batch_key(4, 1.0) for call in different}) == 1
 
 
 @pytest.mark.parametrize(
@@ -277,19 +282,19 @@ def test_runs_that_cannot_share_batches_have_others(facts: ModelFacts, train: st
     """They would only wait for each other."""
     run = _call(facts, train)["run"]
     other = dataclasses.replace(run, **{key: changed[key] for key in ("settings", "objective") if key in changed})
-    assert other.merge_key(changed.get("nfe", 4), changed.get("guidance_scale", 1.0)) != run.merge_key(4, 1.0)
+    assert other.batch_key(changed.get("nfe", 4), changed.get("guidance_scale", 1.0)) != run.batch_key(4, 1.0)
 
 
 def test_the_pool_in_this_process_merges_nothing(pool: LocalPool, facts: ModelFacts, train: str) -> None:
     """What is computed without Ray is each run's own to the bit."""
     calls = [_call(facts, train, steps=1) for _ in range(2)]
-    before = pool.host.merging_statistics().questions  # the host is shared with other tests
+    before = pool.host.batching_statistics().requests  # the host is shared with other tests
     answers = pool.gather([Request("advance", dict(call), "one key") for call in calls])
     assert answers == [pool.host.advance(**call) for call in calls]
-    assert pool.host.merging_statistics().questions == before
+    assert pool.host.batching_statistics().requests == before
 
 
 def test_a_sweep_merges_eight_runs_at_most_unless_told_otherwise() -> None:
-    assert Resources().merge == 8
+    assert Resources().batch_runs == 8
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
-        Resources(merge=0)
+        Resources(batch_runs=0)

@@ -9,21 +9,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from solvers.ns import NSSolver, ThetaArtifact
+from solvers.ns import NSSolver
+from solvers.theta import ThetaArtifact
 
 Kind = Literal["ground truth", "baseline", "theta"]
 GROUND_TRUTH = "ground-truth"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class EvaluatedSolver:
     """One solver at one guidance scale.
 
     Attributes:
         kind: Where it is from.
-        title: Its name in tables; with ``nfe`` and ``guidance_scale`` no other has it.
+        name: Its name in tables; with ``nfe`` and ``guidance_scale`` no other has it.
         guidance_scale: 1 is unguided.
-        solver: None for ground truth.
+        ns: The solver itself; None for ground truth.
         artifact: Of a theta.
         origin: Where theta was found: a path, ``runs:/…`` or ``models:/…``.
         run_id: MLflow run that theta is from, where it is known.
@@ -31,9 +32,9 @@ class Subject:
     """
 
     kind: Kind
-    title: str
+    name: str
     guidance_scale: float
-    solver: NSSolver | None = None
+    ns: NSSolver | None = None
     artifact: ThetaArtifact | None = None
     origin: str | None = None
     run_id: str | None = None
@@ -42,25 +43,25 @@ class Subject:
     @property
     def nfe(self) -> int | None:
         """Evaluations a sample; None for ground truth, whose number differs from dataset to dataset."""
-        return None if self.solver is None else self.solver.nfe
+        return None if self.ns is None else self.ns.nfe
 
     @property
     def digest(self) -> str:
         """What its samples follow from: equal for equal numbers of theta."""
-        return GROUND_TRUTH if self.solver is None else ThetaArtifact(self.solver).digest[:16]
+        return GROUND_TRUTH if self.ns is None else ThetaArtifact(self.ns).digest[:16]
 
     @property
     def identity(self) -> tuple[str, str, float]:
         """Two of the same identity are one row of a table."""
-        return (self.title, self.digest, self.guidance_scale)
+        return (self.name, self.digest, self.guidance_scale)
 
     @property
     def theta(self) -> npt.NDArray[np.float64] | None:
         """Flat, float64; None for ground truth."""
-        return None if self.solver is None else self.solver.flat().detach().to(torch.float64).numpy()
+        return None if self.ns is None else self.ns.flat().detach().to(torch.float64).numpy()
 
     @property
     def order(self) -> tuple[Any, ...]:
         """Rows of a table: ground truth, then by name and NFE."""
         kinds: dict[Kind, int] = {"ground truth": 0, "theta": 1, "baseline": 2}
-        return (self.guidance_scale, kinds[self.kind], self.title, self.nfe or 0)
+        return (self.guidance_scale, kinds[self.kind], self.name, self.nfe or 0)

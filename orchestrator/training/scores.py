@@ -24,7 +24,7 @@ CLASSIFIERS = {(1, 8, 8): "digits_cnn", (1, 16, 16): "cifar10_gray16_cnn"}
 BATCH = 100
 
 
-def judge(model: ZooModel, count: int = 200) -> str:
+def score_samples(model: ZooModel, count: int = 200) -> str:
     """What a judge finds in ground-truth samples, as a paragraph of Markdown; empty where there is no judge.
 
     Args:
@@ -81,9 +81,9 @@ def _words(model: ZooModel, count: int) -> str:
     )
 
 
-def write_judgement(weights: Path) -> str:
+def write_scores(weights: Path) -> str:
     """Judge a model and add what was found to its card, beside its weights."""
-    found = judge(ZooModel(str(weights)))
+    found = score_samples(ZooModel(str(weights)))
     if found:
         card = weights.with_suffix(".md")
         text = card.read_text(encoding="utf-8").rstrip("\n")

@@ -1,0 +1,176 @@
+"""Reading of configurations: YAML, variants, ``key=value`` overrides, and error messages in the user's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from orchestrator import plugins
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.errors import ConfigError
+
+M = TypeVar("M", bound=BaseModel)
+
+RENAMED = {"resources.merge": "resources.batch_runs"}
+"""Keys of earlier releases and their present names: the error for the former names the latter."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read and check an experiment.
+
+    Args:
+        path: A YAML file.
+        overrides: ``key=value`` with dotted keys, e.g. ``pairs.train=64`` or ``nfe=[4,8]``; values are YAML.
+
+    Raises:
+        ConfigError: Naming the key, the value and the remedy.
+    """
+    config = parse_config(read_yaml(path, overrides), str(path))
+    config.check()
+    return config
+
+
+def parse_config(content: dict[str, Any], origin: str) -> ExperimentConfig:
+    """Validate the shape of a configuration (see :meth:`ExperimentConfig.check` for its meaning)."""
+    return validated(ExperimentConfig, content, origin)
+
+
+def validated(model: type[M], content: dict[str, Any], origin: str) -> M:
+    """``content`` as ``model``, every problem told in one :class:`ConfigError`."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        found = error.errors()
+        wrong = [problem["loc"] for problem in found]
+        # A list with a refused item is then also said to be too short: one problem, one line.
+        told = [p for p in found if not any(len(w) > len(p["loc"]) and w[: len(p["loc"])] == p["loc"] for w in wrong)]
+        problems = "\n  ".join(_explain(problem, model) for problem in told)
+        raise ConfigError(f"{origin} is refused:\n  {problems}") from error
+
+
+def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A YAML mapping with ``key=value`` overrides applied.
+
+    A file may hold ``variants``, named mappings of overrides; ``variant=NAME`` applies one, before the other overrides.
+
+    Raises:
+        ConfigError: No such file, not YAML, not a mapping, an override that is no ``key=value``, or an unknown variant.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise ConfigError(f"no configuration at {source}; the ones that come along are in sweeps/configs")
+    try:
+        content = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{source} must be a mapping of keys to values, got {type(content).__name__}")
+    variants = content.pop("variants", {})
+    names = [override.partition("=")[2] for override in overrides if override.startswith("variant=")]
+    for name in names:
+        if name not in variants:
+            listed = ", ".join(variants) or "none"
+            raise ConfigError(
+                f"{source} has no variant {name!r}{plugins.did_you_mean(name, variants)}; it has: {listed}"
+            )
+        for key, value in variants[name].items():
+            _set(content, key, value, f"{key} of variant {name}")
+    for override in overrides:
+        if not override.startswith("variant="):
+            _apply(content, override)
+    return content
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` texts as a mapping; values are YAML.
+
+    Raises:
+        ConfigError: One that is no ``key=value``.
+    """
+    content: dict[str, Any] = {}
+    for option in options:
+        _apply(content, option)
+    return content
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} is not key=value, e.g. pairs.train=64")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of override {override!r} is not YAML: {error}") from error
+    _set(content, key, value, override)
+
+
+def _set(content: dict[str, Any], key: str, value: Any, override: str) -> None:
+    """Set a dotted key; ``override`` is what errors call it."""
+    *parents, last = key.split(".")
+    target: Any = content
+    for part in parents:
+        target = _step(target, part, override)
+    if isinstance(target, list):
+        target[_index(target, last, override)] = value
+    elif isinstance(target, dict):
+        target[last] = value
+    else:
+        raise ConfigError(f"override {override!r}: {'.'.join(parents)} is no mapping")
+
+
+def _step(target: Any, part: str, override: str) -> Any:
+    if isinstance(target, list):
+        return target[_index(target, part, override)]
+    if isinstance(target, dict):
+        if not isinstance(target.get(part), dict | list):
+            target[part] = {}
+        return target[part]
+    raise ConfigError(f"override {override!r}: {part!r} lies inside a plain value")
+
+
+def _index(target: list[Any], part: str, override: str) -> int:
+    if not part.isdecimal() or int(part) >= len(target):
+        raise ConfigError(f"override {override!r}: {part!r} is no index of a list of {len(target)}")
+    return int(part)
+
+
+def _explain(problem: Any, model: type[BaseModel]) -> str:
+    """One line for one of pydantic's problems."""
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden" and where in RENAMED:
+        return f"{where}: this key is now called {RENAMED[where]}; rename it"
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(model, problem["loc"][:-1])
+        name = str(problem["loc"][-1])
+        return f"{where}: unknown key{plugins.did_you_mean(name, known)}; known here: {', '.join(sorted(known))}"
+    if problem["type"] == "missing":
+        return f"{where}: missing; it has no default"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{where or 'configuration'}: {message} (got {problem['input']!r})" if where else message
+
+
+def _fields_at(model: type[BaseModel], location: Iterable[Any]) -> list[str]:
+    """Field names of the model that a location of pydantic's error leads to."""
+    current: type[BaseModel] = model
+    for part in location:
+        field = current.model_fields.get(str(part))
+        if field is None:
+            continue
+        found = _model_inside(field.annotation)
+        if found is not None:
+            current = found
+    return list(current.model_fields)
+
+
+def _model_inside(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _model_inside(argument)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,126 @@
+"""Sections for everything but solvers: pairs, search, resources, evaluation."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from orchestrator.config.base import PluginConfig, Strict, as_plugin
+from orchestrator.config.solvers import BaselineConfig
+from orchestrator.models.base import Precision
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+"""A name that can be part of a file name."""
+
+
+class PairsConfig(Strict):
+    """Ground-truth pairs: how many, how exactly, in which batches."""
+
+    train: int = Field(520, ge=1, strict=True)
+    validation: int = Field(1024, ge=1, strict=True)
+    test: int = Field(1024, ge=1, strict=True)
+    rtol: float = Field(1e-6, gt=0, lt=1)
+    atol: float = Field(1e-6, gt=0, lt=1)
+    batch_size: int = Field(64, ge=1, strict=True)
+    shard_size: int = Field(256, ge=1, strict=True)
+    seed: int = Field(0, ge=0, lt=2**31, strict=True)
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> PairsConfig:
+        if self.shard_size % self.batch_size:
+            raise ValueError(
+                f"shard_size {self.shard_size} is no multiple of batch_size {self.batch_size}; a pair's batch must not "
+                f"span shards, use {max(1, self.shard_size // self.batch_size) * self.batch_size}"
+            )
+        return self
+
+
+class SearchConfig(Strict):
+    """How Ray Tune spends the trials of a cell. 'asha' stops the worse ones early, and never compares across cells."""
+
+    scheduler: Literal["fifo", "asha"] = "fifo"
+    grace_validations: int = Field(3, ge=1, strict=True)
+    reduction_factor: int = Field(3, ge=2, strict=True)
+
+
+class Resources(Strict):
+    """What the sweep takes of the cluster. Fractions are bookkeeping; torch threads are set to match."""
+
+    hosts: int = Field(2, ge=1, strict=True)
+    host_cpus: float = Field(0.5, gt=0)
+    host_gpus: float = Field(0, ge=0)
+    host_threads: int = Field(1, ge=1, strict=True)
+    trial_cpus: float = Field(0.125, gt=0)
+    local_cpus: int | None = Field(None, ge=1, strict=True)
+    device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    host_memory_gb: float = Field(1.0, gt=0)
+    """What a distillation step may hold on a host beside the model, in 10^9 bytes; batches shrink to fit."""
+    precision: Precision = "float32"
+    """What the network computes in while a solver is distilled: bfloat16 and float16 are torch's autocast, on any
+    device. Losses, states and theta keep theirs; ground truth and scores are always the network's own."""
+    checkpoint: bool = Field(False, strict=True)
+    """Gradients keep the activations of one evaluation, and evaluate again: less memory, 1.5 to 2 times the time."""
+    compile: bool = Field(False, strict=True)
+    """Distil with the network compiled by torch.compile, which must succeed; it needs a C++ or CUDA compiler."""
+    request_timeout: float | None = Field(None, gt=0)
+    """Seconds after which a host that gives no answer is taken for hung and started again; none by default. The start
+    itself may take as long as it takes."""
+    batch_runs: int = Field(8, ge=1, strict=True)
+    """Largest number of runs of one NFE that a host advances in the same model batches, if it measures that to be
+    faster. What a run learns then depends, by rounding, on the runs it is batched with. With 1, a sweep is bit-exactly
+    repeatable."""
+
+    @property
+    def cpu_budget(self) -> int:
+        """CPUs of a local Ray: ``local_cpus``, or every core of this machine."""
+        return self.local_cpus or os.cpu_count() or 1
+
+    @model_validator(mode="after")
+    def _device_matches(self) -> Resources:
+        if self.device.startswith("cuda") and self.host_gpus == 0:
+            raise ValueError(f"device {self.device!r} needs resources.host_gpus above 0, e.g. 1 or 0.5")
+        if self.device == "cpu" and self.host_gpus > 0:
+            raise ValueError(f"host_gpus is {self.host_gpus:g} but device is 'cpu'; set resources.device to cuda")
+        return self
+
+
+class EvaluationConfig(Strict):
+    """What ``bespoke evaluate`` scores solvers by, and on what.
+
+    Attributes:
+        datasets: Sources of conditioning (and of real samples, prompts, voices) by the name they have in tables; none:
+            the experiment's own conditioning.
+        metrics: Metrics, with options where they have some; none: those of the sweep.
+        samples: Samples of each solver on each dataset; None: as many as there are test pairs.
+        baselines: Fixed solvers beside the theta.
+        ground_truth: Whether ground truth is a row of its own.
+        training_passes: Passes of one sample through the network that its training took (a backward counted as two):
+            the share that a distillation cost is told where it is given.
+        scorers: Actors that hold the networks of metrics.
+        scorer_cpus, scorer_gpus, scorer_device: What each of them takes.
+        batch_size: Samples that go through a metric's network at once.
+        pictures: Samples that are shown of each solver.
+    """
+
+    datasets: dict[Name, PluginConfig] = Field(default_factory=dict)
+    metrics: tuple[Annotated[PluginConfig, BeforeValidator(as_plugin)], ...] = ()
+    samples: int | None = Field(None, ge=1, strict=True)
+    baselines: tuple[
+        Annotated[BaselineConfig, BeforeValidator(lambda v: {"family": v} if isinstance(v, str) else v)], ...
+    ] = ()
+    ground_truth: bool = Field(True, strict=True)
+    training_passes: int | None = Field(None, ge=1, strict=True)
+    scorers: int = Field(1, ge=1, strict=True)
+    scorer_cpus: float = Field(0.5, gt=0)
+    scorer_gpus: float = Field(0, ge=0)
+    scorer_device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    batch_size: int = Field(64, ge=1, strict=True)
+    pictures: int = Field(8, ge=1, le=64, strict=True)
+
+    @model_validator(mode="after")
+    def _device_matches(self) -> EvaluationConfig:
+        if self.scorer_device.startswith("cuda") and self.scorer_gpus == 0:
+            raise ValueError(f"scorer_device {self.scorer_device!r} needs scorer_gpus above 0, e.g. 1 or 0.5")
+        return self

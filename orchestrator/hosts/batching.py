@@ -1,0 +1,199 @@
+"""Losses and gradients of several theta from one model batch, and the measurement that decides when this pays.
+
+A small batch leaves most of a device idle, so answering several requests in one batch is nearly free. A large model or
+a large batch fills the device already, and nothing is gained. The break-even point is measured once per batch size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from orchestrator.hosts.lockstep import RequestGroup
+from orchestrator.pairs import PairSet, concatenate
+from solvers.batched import sample_batched
+from solvers.field import VelocityField
+from solvers.losses import psnr_loss
+
+BATCHED_METHOD = "loss_and_gradient"
+BATCHED_OBJECTIVE = "psnr"
+"""The only method and objective whose requests are batched."""
+
+GAIN = 0.95
+"""A larger batch must take less than this share of the smaller one's time per sample to be worth its memory."""
+
+REPEATS = 5
+"""Timings per batch size; the fastest counts."""
+
+LossAndGradient = tuple[float, npt.NDArray[np.float64]]
+
+
+class Shape(NamedTuple):
+    """What the duration of a network call depends on: the number of pairs per theta, and the guidance scale."""
+
+    pairs: int
+    guidance_scale: float
+
+
+@dataclass
+class BatchingStatistics:
+    """Counts and timings of a host's batched requests.
+
+    Attributes:
+        requests: Requests for a loss and gradient that arrived together with others.
+        batched: Those that were answered in a model batch with others.
+        batches: Number of these model batches.
+        out_of_memory: Batches that did not fit and were split.
+        seconds_per_sample: Measured duration of a velocity and its backward pass, by shape and number of theta; s.
+    """
+
+    requests: int = 0
+    batched: int = 0
+    batches: int = 0
+    out_of_memory: int = 0
+    seconds_per_sample: dict[Shape, dict[int, float]] = field(default_factory=dict)
+
+
+class Batching:
+    """Answers several requests to one frozen model, batched where that pays.
+
+    Args:
+        ask: ``ask(method, arguments)`` answers one request.
+        select: ``select(digest, indices)`` returns the guidance scale of a pair set, and these of its pairs on the
+            device.
+        velocity: ``velocity(condition, guidance_scale)`` is the model's field for a batch.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[str, dict[str, Any]], Any],
+        select: Callable[[str, Sequence[int]], tuple[float, PairSet]],
+        velocity: Callable[[Tensor, float], VelocityField],
+    ):
+        self.ask, self.select, self.velocity = ask, select, velocity
+        self.statistics = BatchingStatistics()
+
+    def answer(self, groups: Sequence[RequestGroup]) -> list[list[Any]]:
+        """Answers to the requests of each group, in order."""
+        answers: list[list[Any]] = [[None] * len(group.arguments) for group in groups]
+        batchable: dict[tuple[int, Shape], list[_BatchableRequest]] = {}
+        for i, group in enumerate(groups):
+            for j, arguments in enumerate(group.arguments):
+                if len(groups) > 1 and _can_be_batched(group.method, arguments):
+                    guidance_scale, pairs = self.select(arguments["pairs"], arguments["indices"])
+                    shape = Shape(len(pairs), guidance_scale)
+                    request = _BatchableRequest((i, j), arguments, pairs)
+                    batchable.setdefault((len(arguments["theta"]), shape), []).append(request)
+                else:
+                    answers[i][j] = self.ask(group.method, arguments)
+        for (_, shape), requests in batchable.items():
+            for request, answer in zip(requests, self._answer_batchable(shape, requests), strict=True):
+                i, j = request.position
+                answers[i][j] = answer
+        return answers
+
+    def _answer_batchable(self, shape: Shape, requests: list[_BatchableRequest]) -> list[LossAndGradient]:
+        """Losses and gradients of theta of one NFE, each on the same number of pairs."""
+        self.statistics.requests += len(requests)
+        parts = -(-len(requests) // self._batch_size(shape, requests))
+        answers: list[LossAndGradient] = []
+        for part in np.array_split(np.arange(len(requests)), parts):
+            answers += self._answer_part(shape, [requests[i] for i in part])
+        return answers
+
+    def _answer_part(self, shape: Shape, requests: list[_BatchableRequest]) -> list[LossAndGradient]:
+        if len(requests) == 1:
+            return [self.ask(BATCHED_METHOD, requests[0].arguments)]
+        try:
+            answers = self._answer_batch(shape, requests)
+        except torch.OutOfMemoryError:
+            # The timed call holds one evaluation, a distillation step all of them.
+            self.statistics.out_of_memory += 1
+            self.statistics.seconds_per_sample[shape][_sizes(len(requests))[-1]] = float("inf")
+            half = len(requests) // 2
+            return self._answer_part(shape, requests[:half]) + self._answer_part(shape, requests[half:])
+        self.statistics.batched += len(requests)
+        self.statistics.batches += 1
+        return answers
+
+    def _answer_batch(self, shape: Shape, requests: list[_BatchableRequest]) -> list[LossAndGradient]:
+        """One model batch, one backward pass."""
+        thetas = torch.from_numpy(np.stack([request.arguments["theta"] for request in requests])).requires_grad_(True)
+        batch = concatenate([request.pairs for request in requests])
+        x0 = batch.x0.unflatten(0, (len(requests), shape.pairs))
+        samples = sample_batched(thetas, self.velocity(batch.condition, shape.guidance_scale), x0)
+        per_pair = psnr_loss(samples.flatten(0, 1), batch.x1).to(torch.float64)
+        losses = per_pair.view(len(requests), shape.pairs).sum(dim=1)
+        (gradients,) = torch.autograd.grad(losses.sum(), thetas)
+        return list(zip(losses.tolist(), gradients.numpy(), strict=True))
+
+    # ---- when batching pays -----------------------------------------------------------------------------------------
+
+    def _batch_size(self, shape: Shape, requests: list[_BatchableRequest]) -> int:
+        """Requests per batch: the smallest number beyond which the time per sample falls no further."""
+        seconds = self.statistics.seconds_per_sample.setdefault(shape, {})
+        sizes = _sizes(len(requests))
+        for size in sizes:
+            if size not in seconds:
+                seconds[size] = self._seconds_per_sample(shape, requests[:size])
+        best = sizes[0]
+        for size in sizes[1:]:
+            if seconds[size] < GAIN * seconds[best]:
+                best = size
+        # Only powers of two are measured. If the largest of them is best, all requests run as one batch.
+        return len(requests) if len(requests) > 1 and best == sizes[-1] else best
+
+    def _seconds_per_sample(self, shape: Shape, requests: list[_BatchableRequest]) -> float:
+        """Shortest duration of one velocity and its backward pass, per sample; s."""
+        batch = concatenate([request.pairs for request in requests])
+        # On a CPU the thread's own time: other processes on a busy machine must not count.
+        clock = time.thread_time if batch.x0.device.type == "cpu" else time.perf_counter
+        velocity = self.velocity(batch.condition, shape.guidance_scale)
+        scheduler = velocity.scheduler
+        middle = torch.full((len(batch),), (scheduler.t_min + scheduler.t_max) / 2, dtype=torch.float64)
+        timings = []
+        try:
+            for _ in range(1 + REPEATS):
+                start = clock()
+                x = batch.x0.clone().requires_grad_(True)
+                (gradient,) = torch.autograd.grad(velocity(x, middle).sum(), x)
+                gradient.sum().item()  # waits for the device
+                timings.append(clock() - start)
+        except torch.OutOfMemoryError:
+            return float("inf")
+        return min(timings[1:]) / len(batch)  # the first is a warm-up
+
+
+@dataclass(frozen=True)
+class _BatchableRequest:
+    """A request for a loss and gradient.
+
+    Attributes:
+        position: Index of its group, and its index in the group.
+        arguments: Its keyword arguments.
+        pairs: Its pairs, on the device.
+    """
+
+    position: tuple[int, int]
+    arguments: dict[str, Any]
+    pairs: PairSet
+
+
+def _can_be_batched(method: str, arguments: dict[str, Any]) -> bool:
+    return (
+        method == BATCHED_METHOD
+        and arguments.get("objective", BATCHED_OBJECTIVE) == BATCHED_OBJECTIVE
+        and not arguments.get("objective_options")
+    )
+
+
+def _sizes(count: int) -> list[int]:
+    """1, 2, 4, ... up to ``count``."""
+    return [2**power for power in range(count.bit_length())]

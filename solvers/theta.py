@@ -1,0 +1,253 @@
+"""The theta artifact: a solver and its provenance, as the JSON file that a user takes home."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import reprlib
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers._theta_safetensors import read_json
+from solvers.ns import MAX_NFE, InvalidThetaError, NSSolver
+
+THETA_FORMAT = "bespoke-theta"
+THETA_VERSION = 1
+MAX_NUMBER = 1e6
+"""Larger than any coefficient of a usable solver."""
+
+MAX_BYTES = 28 * (MAX_NFE * (MAX_NFE + 5) // 2 + 1) + 2**20
+"""The numbers of the largest theta at full length, and a generous rest: a longer file is no theta, and is not read."""
+
+
+@dataclass(frozen=True)
+class ThetaArtifact:
+    """A solver and where it came from: the JSON file that a user takes home.
+
+    Attributes:
+        solver: theta, acting on the model's velocity itself (sigma0 and scheduler changes are folded in).
+        family: Family that produced it.
+        start: Solver the distillation started from; None for a solver that was not distilled.
+        prediction: What the network predicts.
+        scheduler: Name of the scheduler of the velocity that theta acts on.
+        native_scheduler: Name of the scheduler the network was trained with.
+        guidance_scale: Guidance that theta was made for (1 is unguided).
+        sigma0: Preconditioning used during distillation, already folded into the numbers.
+        model_digest: sha256 of the model; theta is refused on another unless transfer is asked for.
+        pairs_digest: Digest of the ground-truth pairs it was distilled on.
+        validation_psnr_db: PSNR on the validation pairs, dB.
+        packages: Versions of the packages that made it.
+    """
+
+    solver: NSSolver
+    family: str = "ns"
+    start: str | None = None
+    prediction: str | None = None
+    scheduler: str | None = None
+    native_scheduler: str | None = None
+    guidance_scale: float = 1.0
+    sigma0: float = 1.0
+    model_digest: str | None = None
+    pairs_digest: str | None = None
+    validation_psnr_db: float | None = None
+    packages: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        solver = self.solver
+        content = {
+            "format": THETA_FORMAT,
+            "version": THETA_VERSION,
+            "nfe": solver.nfe,
+            "family": self.family,
+            "start": self.start,
+            "prediction": self.prediction,
+            "scheduler": self.scheduler,
+            "native_scheduler": self.native_scheduler,
+            "guidance_scale": self.guidance_scale,
+            "sigma0": self.sigma0,
+            "model_digest": self.model_digest,
+            "pairs_digest": self.pairs_digest,
+            "validation_psnr_db": self.validation_psnr_db,
+            "packages": self.packages,
+            "times": solver.times.tolist(),
+            "a": solver.a.tolist(),
+            "b": [row[:k] for k, row in enumerate(solver.b.tolist())],
+        }
+        lines = (f"  {json.dumps(key)}: {_json_value(key, value)}" for key, value in content.items())
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the numbers of theta alone."""
+        return hashlib.sha256(self.solver.flat().detach().to(torch.float64).numpy().tobytes()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write the artifact atomically: it is complete under its name, or not there.
+
+        Raises:
+            InvalidThetaError: theta holds a number that is not finite.
+        """
+        text = self.to_json()
+        ThetaArtifact.from_json(text, origin="theta to be saved")
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def from_json(cls, text: str, *, origin: str = "theta") -> ThetaArtifact:
+        """Parse and validate; ``origin`` names the text in errors."""
+
+        def invalid(problem: str) -> InvalidThetaError:
+            return InvalidThetaError(f"{origin} is not a usable theta artifact: {problem}")
+
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:  # ValueError alone for an integer of thousands of digits
+            raise invalid(f"it is not JSON ({error})") from error
+        if not isinstance(content, dict) or content.get("format") != THETA_FORMAT:
+            raise invalid(f"its 'format' is not {THETA_FORMAT!r}")
+        version = content.get("version")
+        if version != THETA_VERSION or isinstance(version, bool):
+            raise invalid(f"version {_brief(version)} is unknown, this release reads version {THETA_VERSION}")
+        nfe = content.get("nfe")
+        if not isinstance(nfe, int) or isinstance(nfe, bool) or not 1 <= nfe <= MAX_NFE:
+            raise invalid(f"'nfe' must be an integer from 1 to {MAX_NFE}, got {_brief(nfe)}")
+        times = _numbers(content.get("times"), nfe, "times", invalid)
+        a = _numbers(content.get("a"), nfe + 1, "a", invalid)
+        rows = content.get("b")
+        if not isinstance(rows, list) or len(rows) != nfe + 1:
+            raise invalid(f"'b' must have {nfe + 1} rows")
+        b = torch.zeros(nfe + 1, nfe, dtype=torch.float64)
+        for k, row in enumerate(rows):
+            b[k, :k] = _numbers(row, k, f"b[{k}]", invalid)
+        outside = [t for t in times.tolist() if not 0 <= t <= 1]
+        if outside:
+            raise invalid(f"'times' must lie in [0, 1], got {outside[0]:g}")
+        return cls(NSSolver(times, a, b), **_provenance(content, invalid))
+
+    def check_model(self, model_digest: str, *, allow_transfer: bool = False) -> None:
+        """Refuse this theta on another model than it was made for.
+
+        Raises:
+            InvalidThetaError: The digests differ and ``allow_transfer`` is false.
+        """
+        if self.model_digest != model_digest and not allow_transfer:
+            raise InvalidThetaError(
+                f"this theta was made for model {_short(self.model_digest)}, not for {_short(model_digest)}: "
+                f"its samples would be off; pass --allow-transfer (allow_transfer=True) to use it all the same"
+            )
+
+
+def load_theta(path: str | Path, *, model_digest: str | None = None, allow_transfer: bool = False) -> ThetaArtifact:
+    """Read and check a theta artifact.
+
+    Args:
+        path: A JSON file, or one that ends in .safetensors.
+        model_digest: Digest of the model it will be used on; None: not checked.
+        allow_transfer: Accept a theta that was made for another model.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        InvalidThetaError: The file is not a theta artifact, its numbers are not those of a solver, or it was made for
+            another model.
+    """
+    source = Path(path)
+    text = read_json(source) if source.suffix == ".safetensors" else _read_text(source)
+    artifact = ThetaArtifact.from_json(text, origin=str(source))
+    if model_digest is not None:
+        artifact.check_model(model_digest, allow_transfer=allow_transfer)
+    return artifact
+
+
+def _read_text(source: Path) -> str:
+    try:
+        if not source.is_file():
+            raise FileNotFoundError(f"no theta artifact at {source}")
+        with source.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InvalidThetaError(f"{source} is not a usable theta artifact: it cannot be read ({error})") from error
+    if len(data) > MAX_BYTES:
+        raise InvalidThetaError(
+            f"{source} is not a usable theta artifact: it has more than the {MAX_BYTES:,} bytes of the largest"
+        )
+    return data.decode("utf-8", errors="replace")
+
+
+def _json_value(key: str, value: Any) -> str:
+    """One line a number list, and one line a row of b: long enough to read, short enough to scan."""
+    if key == "b":
+        return "[\n" + ",\n".join(f"    {json.dumps(row)}" for row in value) + "\n  ]"
+    return json.dumps(value)
+
+
+def _numbers(values: Any, length: int, name: str, invalid: Any) -> Tensor:
+    if not isinstance(values, list) or len(values) != length:
+        got = f"{len(values)}" if isinstance(values, list) else type(values).__name__
+        raise invalid(f"{name!r} must be a list of {length} numbers, got {got}")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise invalid(f"{name!r} holds {_brief(value)}, which is not a number")
+        if not abs(value) <= MAX_NUMBER:  # also false for NaN
+            raise invalid(f"{name!r} holds {_brief(value)}; every number must be finite and at most 1e6 in size")
+    return torch.tensor(values, dtype=torch.float64)
+
+
+_PROVENANCE_TYPES: dict[str, tuple[type, ...]] = {
+    "family": (str,),
+    "start": (str, type(None)),
+    "prediction": (str, type(None)),
+    "scheduler": (str, type(None)),
+    "native_scheduler": (str, type(None)),
+    "guidance_scale": (int, float),
+    "sigma0": (int, float),
+    "model_digest": (str, type(None)),
+    "pairs_digest": (str, type(None)),
+    "validation_psnr_db": (int, float, type(None)),
+    "packages": (dict,),
+}
+
+
+def _provenance(content: dict[str, Any], invalid: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, types in _PROVENANCE_TYPES.items():
+        if key not in content:
+            continue
+        value = content[key]
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise invalid(f"{key!r} is {_brief(value)}, expected {' or '.join(t.__name__ for t in types)}")
+        if isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:
+            raise invalid(f"{key!r} must be finite, got {_brief(value)}")
+        found[key] = value
+    if not found.get("sigma0", 1) > 0:
+        raise invalid(f"'sigma0' must be positive, got {found['sigma0']!r}")
+    if not all(isinstance(version, str) for version in found.get("packages", {}).values()):
+        raise invalid("'packages' must map names to versions as text")
+    return found
+
+
+def _brief(value: Any) -> str:
+    """A value of a file for an error message: whatever its length or depth."""
+    return reprlib.repr(value)
+
+
+def _short(digest: str | None) -> str:
+    return "unknown" if digest is None else digest[:12]
