@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import tomllib
 import types
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,30 @@ def test_the_recogniser_of_the_how_to_is_one(monkeypatch: pytest.MonkeyPatch) ->
     assert recogniser.name == "parrot"
     heard = recogniser.transcribe([np.zeros(8, np.float32)] * 2, 8000)
     assert [recogniser.words(text) for text in heard] == [["two"], ["two"]]
+
+
+# ---- the architecture page --------------------------------------------------------------------------------------------
+
+
+def test_the_architecture_page_lists_the_layers_of_the_import_contract() -> None:
+    """docs/architecture.md, top line first, against pyproject.toml."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    (contract,) = [contract for contract in contracts if "containers" in contract]
+    enforced = [set(layer.split(" | ")) for layer in contract["layers"]]
+    table = re.findall(r"^\| \d+ \| (.*?) \|", (ROOT / "docs/architecture.md").read_text(encoding="utf-8"), re.M)
+    shown = [{name.removeprefix("orchestrator/") for name in re.findall(r"`(.*?)`", cell)} for cell in table]
+    assert [layer for layer in shown if layer not in ({"sweeps"}, {"solvers"})] == enforced
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/extending.md"])
+def test_files_that_a_page_names_exist(page: str) -> None:
+    """Every Python file in backticks, by its path from the root or from a package."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    names = {name for name in re.findall(r"`([\w/]+\.py)`", text) if "NAME" not in name and "ralston" not in name}
+    places = [ROOT, ROOT / "orchestrator", ROOT / "sweeps", ROOT / "solvers", ROOT / "sweeps" / "points"]
+    missing = [
+        name for name in names if not any((place / name).is_file() for place in (*places, ROOT / "solvers/distil"))
+    ]
+    assert missing == []
