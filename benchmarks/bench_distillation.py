@@ -1,10 +1,10 @@
 """Distillation without a backward pass against Adam: model evaluations and time to reach a validation PSNR.
 
 python benchmarks/bench_distillation.py --nfe 8 --methods lm                           # half a minute
-python benchmarks/bench_distillation.py --nfe 4,8,12,16 --seeds 0,1,2 --storage DIR    # hours; goes on where it stopped
+python benchmarks/bench_distillation.py --nfe 4,8,12,16 --seeds 0,1,2 --storage DIR    # hours; resumes
 
-Adam runs once for each learning rate; 5e-4 is Algorithm 2 as published. All Adam runs of one NFE share model batches,
-which is faster and changes their numbers by rounding alone.
+Adam runs once for each learning rate; 5e-4 is Algorithm 2 as published. All Adam runs of one NFE are batched, which is
+faster and changes their results by rounding alone.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ STARTS = {"euler": Euler(), "midpoint": Midpoint(), "heun": Heun(), "ab2": Adams
 METHODS = ("lm", "adam")
 PUBLISHED_RATE = 5e-4
 WITHIN_DB = 0.2
-"""How near the best Adam counts as having reached it."""
+"""Distance to the best Adam that counts as having reached it, dB."""
 RESULTS = Path(__file__).parent / "results"
 SCORING_BATCH = 512
 
@@ -77,10 +77,10 @@ class Task:
     precision: Precision = "float32"
 
     def field(self, condition: Tensor) -> VelocityField:
-        """The velocity as distillation asks for it."""
-        found: VelocityField = self.model.field(condition, self.guidance_scale)
+        """The velocity field that distillation uses."""
+        field: VelocityField = self.model.field(condition, self.guidance_scale)
         dtype = AUTOCAST[self.precision]
-        return found if dtype is None else AutocastField(found, dtype)
+        return field if dtype is None else AutocastField(field, dtype)
 
     @property
     def forwards(self) -> int:
@@ -97,9 +97,9 @@ class Task:
             self.validation.select(slice(first, first + SCORING_BATCH))
             for first in range(0, len(self.validation), SCORING_BATCH)
         ]
-        # Scores are the network's own, whatever it is distilled in.
+        # Scores use the network as loaded, whatever the precision of the distillation.
         samples = [solver.sample(self.model.field(part.condition, self.guidance_scale), part.x0) for part in parts]
-        mse = torch.cat([per_sample_mse(found, part.x1) for found, part in zip(samples, parts, strict=True)])
+        mse = torch.cat([per_sample_mse(sample, part.x1) for sample, part in zip(samples, parts, strict=True)])
         return float(psnr_db(mse, self.model.data_range).mean())
 
 
@@ -120,28 +120,28 @@ class Run(NamedTuple):
 
 LABELS: dict[str, Any] = {"name": "labels", "options": {"classes": 10}}
 CONDITIONING: dict[str, dict[str, Any]] = {"spoken_digits_fm_ot": {"name": "spoken_digits", "options": {}}}
-"""Of the models that are not conditioned on one of ten labels."""
+"""Conditioning of the models that are not conditioned on one of ten labels."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What a run had spent when it was validated: network forwards and backwards, on training pairs."""
+    """Validation PSNR of a run, and its cost so far: network forwards and backwards on training pairs."""
 
     iteration: int
     psnr: float
     forwards: int
     backwards: int
     seconds: float
-    """Without validation; of a batched batch, an equal share."""
+    """Without validation; for batched runs, an equal share of the batch."""
 
     def cost(self, backward: float) -> float:
-        """In forwards, a backward charged as this many."""
+        """Cost in forwards; a backward counts as ``backward`` forwards."""
         return self.forwards + backward * self.backwards
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way of distilling: its start, and how a state is advanced and what it has spent."""
+    """A distillation method: functions that begin a state, advance it, and return its forwards and backwards so far."""
 
     begin: Callable[[Tensor], DistillationState]
     advance: Callable[[DistillationState, int], DistillationState]
@@ -183,17 +183,17 @@ class BatchedLosses:
     """Losses and gradients of many theta of one NFE in one model batch.
 
     Attributes:
-        tasks: The task of each seed; they differ in their training pairs alone.
-        seconds: Each run's share of the time so far.
+        tasks: The task of each seed; they differ only in their training pairs.
+        seconds: Time so far per run.
     """
 
     def __init__(self, tasks: dict[int, Task]):
         self.tasks = tasks
         self.seconds = 0.0
 
-    def answer(self, questions: list[RequestGroup]) -> list[list[LossAndGradient]]:
+    def answer(self, groups: list[RequestGroup]) -> list[list[LossAndGradient]]:
         begin = time.perf_counter()
-        calls = [call for question in questions for call in question.arguments]
+        calls = [call for group in groups for call in group.arguments]
         pairs = [self.tasks[call["seed"]].train.select(call["indices"]) for call in calls]
         task = next(iter(self.tasks.values()))
         field = task.field(torch.cat([batch.condition for batch in pairs]))
@@ -228,7 +228,7 @@ def adam_method(
 
 
 def backward_cost(task: Task, batch: int, repeats: int = 51) -> float:
-    """What a backward through the network costs, in forwards: the median over calls of Adam's batch."""
+    """Cost of a backward pass through the network, in forwards: median over calls with Adam's batch."""
     pairs = task.train.select(list(range(min(batch, len(task.train)))))
     field, t = task.model.field(pairs.condition, task.guidance_scale), torch.tensor(0.5, dtype=torch.float64)
     x = pairs.x0.clone().requires_grad_()
@@ -238,7 +238,7 @@ def backward_cost(task: Task, batch: int, repeats: int = 51) -> float:
         with torch.no_grad():
             field(x, t)
         forward = time.perf_counter() - begin
-        # The forward of Adam keeps what its backward needs, and that too is the backward's doing.
+        # Adam's forward also keeps what its backward needs; that cost is charged to the backward.
         begin = time.perf_counter()
         torch.autograd.grad(field(x, t).sum(), x)
         ratios.append((time.perf_counter() - begin - forward) / forward)
@@ -263,7 +263,7 @@ def start_of(name: str, task: Task, nfe: int) -> Tensor:
 
 
 def marks_of(run: Run, task: Task, method: Method, start: str) -> list[Mark]:
-    """The marks of one run, its start first, told as they are made."""
+    """The marks of one run, its start first; prints each as it is made."""
     state = method.begin(start_of(start, task, run.nfe))
     marks: list[Mark] = []
     seconds = 0.0
@@ -272,7 +272,7 @@ def marks_of(run: Run, task: Task, method: Method, start: str) -> list[Mark]:
         psnr = task.psnr(BNS().to_ns(theta, task.model.scheduler, 1.0))
         state = state.with_validation(psnr)
         marks.append(Mark(state.iteration, psnr, *method.spent(state), seconds))
-        tell(run, marks[-1])
+        print_mark(run, marks[-1])
         if state.status != "running":
             return marks
         begin = method.clock()
@@ -280,7 +280,7 @@ def marks_of(run: Run, task: Task, method: Method, start: str) -> list[Mark]:
         seconds += method.clock() - begin
 
 
-def tell(run: Run, mark: Mark) -> None:
+def print_mark(run: Run, mark: Mark) -> None:
     click.echo(
         f"{run.model} w={run.guidance:g} NFE {run.nfe:2d} seed {run.seed} {run.label:11s} {mark.iteration:6d}  "
         f"{mark.psnr:6.2f} dB  {mark.forwards:11,} forwards  {mark.backwards:11,} backwards  {mark.seconds:8.1f} s"
@@ -289,7 +289,7 @@ def tell(run: Run, mark: Mark) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks of every run."""
+    """Options of the command line that apply to every run."""
 
     start: str
     pairs: int
@@ -317,7 +317,7 @@ def run_lm(run: Run, task: Task, options: Options) -> list[Mark]:
 
 
 def run_adam(runs: Sequence[Run], tasks: dict[int, Task], options: Options) -> list[list[Mark]]:
-    """The marks of several runs of one model, guidance scale and NFE, in step."""
+    """The marks of several runs of one model, guidance scale and NFE, run in lockstep."""
     batched = BatchedLosses(tasks)
 
     def one(run: Run, ask: Ask) -> list[Mark]:
@@ -337,7 +337,7 @@ def run_adam(runs: Sequence[Run], tasks: dict[int, Task], options: Options) -> l
 
 
 def make_task(name: str, guidance_scale: float, seed: int, options: Options, storage: Storage) -> Task:
-    """The model and its pairs; training pairs are the seed's own, validation pairs are shared by all seeds."""
+    """The model and its pairs: each seed has its own training pairs; all seeds use the same validation pairs."""
     pool = LocalPool(Host(HostSettings(adapter="zoo", options={"weights": name}, storage=storage.root)))
     facts = pool.call("facts")
 
@@ -367,15 +367,15 @@ def make_task(name: str, guidance_scale: float, seed: int, options: Options, sto
 
 
 class Done:
-    """Marks of finished runs, kept in a store so that the same command goes on where it stopped."""
+    """Marks of finished runs, kept in a storage so that the same command resumes where it stopped."""
 
     def __init__(self, storage: Storage, options: Options):
         self.storage, self.options = storage, options
 
     def _key(self, run: Run) -> str:
         options = {key: value for key, value in vars(self.options).items() if (key, value) != ("precision", "float32")}
-        asked = json.dumps([run._asdict(), options], sort_keys=True)
-        return f"benchmarks/distillation/{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
+        content = json.dumps([run._asdict(), options], sort_keys=True)
+        return f"benchmarks/distillation/{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
 
     def load(self, run: Run) -> list[Mark] | None:
         if not self.storage.exists(self._key(run)):
@@ -395,16 +395,16 @@ def best_of(marks: Sequence[Mark]) -> Mark:
 
 
 def share(lm_marks: Sequence[Mark], target: float, cost: float, backward: float) -> str:
-    """What Levenberg-Marquardt spent to reach a PSNR, as a share of a cost."""
+    """The cost of Levenberg-Marquardt to reach ``target`` dB, as a share of ``cost``."""
     mark = next((mark for mark in lm_marks if mark.psnr >= target), None)
     return f"1/{cost / max(1, mark.cost(backward)):.0f}" if mark else "not reached"
 
 
 def ratios(runs: dict[Run, list[Mark]], backward: float) -> str:
-    """Levenberg-Marquardt beside Algorithm 2 as published, and beside the best of all learning rates."""
+    """A table of Levenberg-Marquardt against Algorithm 2 as published and against the best learning rate."""
     rows = []
     for run, marks in runs.items():
-        adams = {other.rate: found for other, found in runs.items() if other[:4] == run[:4] and other.method == "adam"}
+        adams = {other.rate: curve for other, curve in runs.items() if other[:4] == run[:4] and other.method == "adam"}
         if run.method != "lm" or not adams:
             continue
         rate, tuned = max(adams.items(), key=lambda item: best_of(item[1]).psnr)
@@ -425,7 +425,7 @@ def ratios(runs: dict[Run, list[Mark]], backward: float) -> str:
 
 
 def summary(runs: dict[Run, list[Mark]]) -> str:
-    """The best of each run, and what it had spent by then and in all."""
+    """A table of each run's best mark, its cost up to there, and its total cost."""
     rows = []
     for run, marks in runs.items():
         best, last = best_of(marks), marks[-1]
@@ -437,12 +437,12 @@ def summary(runs: dict[Run, list[Mark]]) -> str:
 
 
 def curves(runs: dict[Run, list[Mark]]) -> str:
-    """Validations of every run: all of the short ones, about 16 of the long ones, evenly spread and the best."""
+    """Validations of every run: all if it is short, otherwise about 16, evenly spaced, with the best and the last."""
     parts = []
     for run, marks in runs.items():
         step = max(1, len(marks) // 16)
-        shown = [mark for i, mark in enumerate(marks) if i % step == 0 or mark in (best_of(marks), marks[-1])]
-        text = ", ".join(f"{mark.iteration}: {mark.psnr:.2f}" for mark in shown)
+        selected = [mark for i, mark in enumerate(marks) if i % step == 0 or mark in (best_of(marks), marks[-1])]
+        text = ", ".join(f"{mark.iteration}: {mark.psnr:.2f}" for mark in selected)
         parts.append(f"- {run.model}, w={run.guidance:g}, NFE {run.nfe}, seed {run.seed}, {run.label}: {text}")
     return "\n".join(parts)
 
@@ -469,21 +469,21 @@ def method_name(name: str) -> str:
 @click.option("--models", default="digits_fm_ot", callback=split(str), help="Zoo models.")
 @click.option("--guidance", default="1", callback=split(float), help="Guidance scales.")
 @click.option("--nfe", default="8", callback=split(int), help="Evaluations per sample.")
-@click.option("--seeds", default="0", callback=split(int), help="Each has training pairs and a batch order of its own.")
-@click.option("--methods", default=",".join(METHODS), callback=split(method_name), help="Of these.")
+@click.option("--seeds", default="0", callback=split(int), help="Each has its own training pairs and batch order.")
+@click.option("--methods", default=",".join(METHODS), callback=split(method_name), help="Methods to run.")
 @click.option("--learning-rates", default="5e-4,2e-3,5e-3,1e-2", callback=split(float), help="Adam runs once for each.")
 @click.option("--start", default="midpoint", type=click.Choice([*STARTS, "least_squares"]), help="On the uniform grid.")
 @click.option("--pairs", default=520, help="Training pairs.")
 @click.option("--validation-pairs", default=1024, help="Validation pairs.")
 @click.option("--tolerance", default=1e-7, help="rtol and atol of the pairs.")
-@click.option("--storage", default="", help="Folder to keep pairs and finished runs in; a temporary one by default.")
-@click.option("--jacobian", default="forward", type=click.Choice(["forward", "central", "jvp"]), help="For lm.")
+@click.option("--storage", default="", help="Folder for pairs and finished runs; a temporary one by default.")
+@click.option("--jacobian", default="forward", type=click.Choice(["forward", "central", "jvp"]), help="Of lm.")
 @click.option("--lm-batch", default=64, help="Pairs per iteration of lm.")
 @click.option("--lm-iterations", default=25, help="Iterations of lm.")
 @click.option("--adam-batch", default=40, help="Pairs per iteration of Adam.")
 @click.option("--adam-iterations", default=15_000, help="Iterations of Adam, and length of its decay.")
-@click.option("--validate-every", default=250, help="Iterations of Adam between validations; lm is validated at each.")
-@click.option("--memory-mb", default=256, help="Budget of the normal equations.")
+@click.option("--validate-every", default=250, help="Iterations of Adam between validations; lm: after each.")
+@click.option("--memory-mb", default=256, help="Memory budget of the normal equations.")
 @click.option("--precision", default="float32", type=click.Choice(list(AUTOCAST)), help="Of the network, by autocast.")
 @click.option("--name", default="distillation", help="Name of the result file, after the date.")
 def main(
@@ -508,19 +508,19 @@ def main(
             tasks = {seed: make_task(model, scale, seed, options, store) for seed in seeds}
             backward = backward or backward_cost(tasks[seeds[0]], options.adam_batch)
             for evaluations in nfe:
-                asked = [Run(model, scale, evaluations, seed, "lm") for seed in seeds if "lm" in methods]
+                planned = [Run(model, scale, evaluations, seed, "lm") for seed in seeds if "lm" in methods]
                 for seed, rate in product(seeds, learning_rates):
-                    asked += [Run(model, scale, evaluations, seed, "adam", rate)] if "adam" in methods else []
-                found = {run: done.load(run) for run in asked}
-                for run in asked:
-                    if run.method == "lm" and found[run] is None:
-                        found[run] = run_lm(run, tasks[run.seed], options)
-                        done.save(run, found[run] or [])
-                missing = [run for run in asked if found[run] is None]
+                    planned += [Run(model, scale, evaluations, seed, "adam", rate)] if "adam" in methods else []
+                marks_by_run = {run: done.load(run) for run in planned}
+                for run in planned:
+                    if run.method == "lm" and marks_by_run[run] is None:
+                        marks_by_run[run] = run_lm(run, tasks[run.seed], options)
+                        done.save(run, marks_by_run[run] or [])
+                missing = [run for run in planned if marks_by_run[run] is None]
                 for run, marks in zip(missing, run_adam(missing, tasks, options), strict=True):
-                    found[run] = marks
+                    marks_by_run[run] = marks
                     done.save(run, marks)
-                runs |= {run: marks for run, marks in found.items() if marks}
+                runs |= {run: marks for run, marks in marks_by_run.items() if marks}
     click.echo(ratios(runs, backward))
     write_report(runs, backward, options, name)
 
@@ -535,8 +535,8 @@ def write_report(runs: dict[Run, list[Mark]], backward: float, options: Options,
         f"{today} · {os.cpu_count()} CPU cores ({platform.machine()}), one thread · torch {torch.__version__} · made "
         f"by `python benchmarks/bench_distillation.py` with\n{settings}.\n\n"
         f"Forwards and backwards are passes of the network over one sample, spent on training pairs; making the pairs "
-        f"and\nvalidating is not counted, nor is it in the seconds. A backward is charged as {backward:.2f} forwards, "
-        f"as measured on the first model\nand this batch. A cost of Adam is that of its whole run, "
+        f"and\nvalidating are neither counted nor in the seconds. A backward is charged as {backward:.2f} forwards, "
+        f"as measured on the first model\nand this batch. The cost of Adam is that of its whole run, "
         f"{options.adam_iterations:,} iterations; `published` is Algorithm 2 at {PUBLISHED_RATE:g}. PSNRs are of\n"
         f"the best validated iterate.\n\n"
         f"{ratios(runs, backward)}\n\n## All runs\n\n{summary(runs)}\n\n## Curves\n\n"

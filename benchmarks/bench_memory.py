@@ -1,14 +1,14 @@
 """Peak memory of one distillation step: Adam, Adam with activation checkpointing, and Levenberg-Marquardt.
 
 Adam's step is the gradient of the PSNR loss of a batch; with checkpointing (NSSolver.sample(..., checkpoint=True)) the
-network's activations are made again in the backward pass. Levenberg-Marquardt's is the normal equations of the same
-batch under a budget (normal_equations(memory_bytes=...)), which bounds what is held beside the network's own
-activations. Models: the zoo's digits, and a convolutional network of random weights on 3 x 32 x 32 states.
+network's activations are recomputed in the backward pass. Levenberg-Marquardt's step is the normal equations of the
+same batch with a budget (normal_equations(memory_bytes=...)), which bounds the memory beside the network's activations.
+Models: the zoo's digits, and a convolutional network of random weights on 3 x 32 x 32 states.
 
-Every case runs in a fresh process. Peak RSS is the resident memory's peak less what it was before the step (after
-imports, a warm-up, and with model and pairs loaded). Tensors are counted in a second step of the same process: the most
-bytes alive at once, and what is alive between forward and backward pass. Memory does not suffer from a busy machine;
-seconds do, and are of one step. Linux only.
+Every case runs in a fresh process. Peak RSS is the peak of resident memory minus its value before the step (after
+imports and a warm-up, with model and pairs loaded). Tensors are counted in a second step of the same process: the most
+bytes alive at once, and the bytes alive between forward and backward pass. A busy machine does not affect memory, but
+it affects the seconds, which are of one step. Linux only.
 
 python benchmarks/bench_memory.py
 python benchmarks/bench_memory.py --models conv --nfe 16 --conv-batch 32
@@ -42,23 +42,23 @@ def numbers(context: click.Context, parameter: click.Parameter, value: str) -> l
     """A click callback for positive integers separated by commas."""
     parts = value.split(",")
     if not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise click.BadParameter(f"{value!r} is no list of positive whole numbers; give e.g. 4,8,16")
+        raise click.BadParameter(f"{value!r} is not a list of positive whole numbers; use e.g. 4,8,16")
     return [int(part) for part in parts]
 
 
 def cases(models: Sequence[str], nfe: Sequence[int], batches: dict[str, int]) -> list[Case]:
-    """Every method at every NFE of every model."""
-    found = []
+    """Every method at every NFE on every model."""
+    planned = []
     for model, n in product(models, nfe):
-        found += [Case(model, method, n, batches[model]) for method in ADAM]
-        found += [Case(model, "levenberg-marquardt", n, batches[model], mb * MB) for mb in BUDGETS[model]]
-    return found
+        planned += [Case(model, method, n, batches[model]) for method in ADAM]
+        planned += [Case(model, "levenberg-marquardt", n, batches[model], mb * MB) for mb in BUDGETS[model]]
+    return planned
 
 
 def run(case: Case) -> Measured:
-    """The case in a process of its own."""
+    """Measure the case in a process of its own."""
     call = [sys.executable, str(Path(__file__).parent / "memory_case.py"), json.dumps(asdict(case))]
-    # One arena: memory that a second thread's arena keeps is not the step's.
+    # One arena, so that memory kept by another thread's arena is not attributed to the step.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
@@ -66,28 +66,28 @@ def run(case: Case) -> Measured:
     return Measured(**json.loads(done.stdout))
 
 
-def row(case: Case, found: Measured, adam: Measured) -> list[str]:
-    """A line of the table; ``adam`` is plain Adam's of the same model and NFE."""
+def row(case: Case, measured: Measured, adam: Measured) -> list[str]:
+    """A row of the table; ``adam`` is the measurement of plain Adam for the same model and NFE."""
     budget = f"{case.memory_bytes / MB:.0f}" if case.memory_bytes else ""
-    held = "" if found.held is None else f"{found.held / MB:.1f}"
+    held = "" if measured.held is None else f"{measured.held / MB:.1f}"
     return [
         f"{case.model}, {case.batch} pairs",
         str(case.nfe),
         case.method,
         budget,
-        f"{found.peak_rss / MB:.1f}",
-        f"{found.peak_tensors / MB:.1f}",
-        f"{found.peak_tensors / adam.peak_tensors:.2f} x",
+        f"{measured.peak_rss / MB:.1f}",
+        f"{measured.peak_tensors / MB:.1f}",
+        f"{measured.peak_tensors / adam.peak_tensors:.2f} x",
         held,
-        f"{found.seconds:.2f}",
+        f"{measured.seconds:.2f}",
     ]
 
 
 @command(__doc__)
 @click.option("--models", default=",".join(MODELS), help="digits, conv, or both.")
-@click.option("--nfe", default="4,8,16", callback=numbers, help="Evaluations.")
-@click.option("--batch", default=64, help="Pairs of a step on digits.")
-@click.option("--conv-batch", default=8, help="Pairs of a step on the convolutional network.")
+@click.option("--nfe", default="4,8,16", callback=numbers, help="Evaluations per sample.")
+@click.option("--batch", default=64, help="Pairs per step on digits.")
+@click.option("--conv-batch", default=8, help="Pairs per step on the convolutional network.")
 @quick_option
 @results_option
 def main(models: str, nfe: list[int], batch: int, conv_batch: int, quick: bool, results: Path) -> None:
@@ -103,13 +103,13 @@ def main(models: str, nfe: list[int], batch: int, conv_batch: int, quick: bool, 
     plain: dict[tuple[str, int], Measured] = {}
     with bar(len(planned), "case", "memory") as progress:
         for case in planned:
-            found = run(case)
-            # Plain Adam comes first of its model and NFE.
-            rows.append(row(case, found, plain.setdefault((case.model, case.nfe), found)))
+            measured = run(case)
+            # Plain Adam comes first for each model and NFE.
+            rows.append(row(case, measured, plain.setdefault((case.model, case.nfe), measured)))
             progress.update()
     note = (
-        "Memory above the baseline, in 2^20 bytes. The ratio is of tensors, to plain Adam's. 'Held' is what waits for "
-        "the backward\npass. A budget leaves out the network's own activations, of up to 512 samples in one call."
+        "Memory above the baseline, in 2^20 bytes. The ratio is that of tensors to plain Adam's. 'Held' is kept for "
+        "the backward\npass. A budget does not include the network's own activations, of up to 512 samples per call."
     )
     heading = ["model", "NFE", "method", "budget", "peak RSS", "peak tensors", "to Adam's", "held", "seconds"]
     publish(

@@ -1,12 +1,12 @@
-"""Ground-truth pairs through the product against a bare torchdiffeq loop.
+"""Ground-truth pairs made by the product, against a bare torchdiffeq loop.
 
-The product draws noise and labels, solves, writes Parquet shards and the manifest: in this process (LocalPool), and
+The product draws noise and labels, solves, and writes Parquet shards and the manifest: in this process (LocalPool), and
 through the router and Ray actors (RayPool, 1 and 2 hosts). The bare loop has noise and labels in memory already and
-keeps nothing; batches, tolerances, norm and last step are the same, and so are its samples, which is checked. A pool
-of n hosts is compared with n processes that run the bare loop at the same time, so that both share the cores.
-Loading the model is timed in none of them, and all run at one priority.
+stores nothing. Batches, tolerances, norm and last step are the same; the benchmark checks that the samples are, too. A
+pool of n hosts is compared with n processes that run the bare loop at the same time, so that both use the same cores.
+The time to load the model is not included, and all processes run at one priority.
 
-Seconds suffer from whatever else the machine does; CPU seconds (the driver's, the hosts', the router's) much less.
+Seconds are affected by other work of the machine; CPU seconds (of driver, hosts and router) much less.
 
 python benchmarks/bench_pairs.py
 python benchmarks/bench_pairs.py --pairs 512 --tolerance 1e-5 --rounds 5
@@ -52,11 +52,11 @@ HOSTS = (1, 2)
 
 
 class BareLoop:
-    """torchdiffeq over some shards of a spec, its noise and labels drawn beforehand."""
+    """torchdiffeq over some shards of a spec, with noise and labels drawn beforehand."""
 
     def __init__(self, spec: PairSpec, shards: list[int]):
         self.model = ZooModel(MODEL)
-        torch.set_num_threads(1)  # as a host's
+        torch.set_num_threads(1)  # like a host
         self.tolerances = {"rtol": spec.rtol, "atol": spec.atol}
         conditioning = plugins.build("datasets", spec.conditioning["name"], spec.conditioning["options"])
         self.batches = [
@@ -85,17 +85,17 @@ class BareLoop:
 
 
 def _bare_process(connection: Connection, spec: PairSpec, shards: list[int]) -> None:
-    """Runs the bare loop once for every 'go', until told otherwise."""
+    """Run the bare loop once per 'go' received, until any other message."""
     loop = BareLoop(spec, shards)
     connection.send("ready")
-    with suppress(EOFError):  # the process that asks is gone
+    with suppress(EOFError):  # the parent process is gone
         while connection.recv() == "go":
             loop.run()
             connection.send("done")
 
 
 class BareProcesses:
-    """``count`` processes with the bare loop ready in each, the shards dealt out to them. A context manager."""
+    """``count`` processes that run the bare loop, each on its part of the shards. A context manager."""
 
     def __init__(self, spec: PairSpec, count: int):
         context = multiprocessing.get_context("spawn")
@@ -105,7 +105,7 @@ class BareProcesses:
             shards = list(range(first, spec.shards, count))
             process = context.Process(target=_bare_process, args=(theirs, spec, shards), daemon=True)
             process.start()
-            theirs.close()  # or a process that died would be waited for without end
+            theirs.close()  # otherwise recv() would wait forever for a process that died
             self.processes.append(process)
             self.connections.append(ours)
 
@@ -128,10 +128,10 @@ class BareProcesses:
 
 
 def pair_spec(facts: ModelFacts, pairs: int, batch: int, tolerance: float) -> PairSpec:
-    """Pairs in shards of which every host gets the same number."""
+    """A spec whose shards can be divided equally among the hosts."""
     if pairs % (2 * max(HOSTS) * batch):
         raise click.BadParameter(
-            f"--pairs {pairs} is no multiple of {2 * max(HOSTS)} x --batch {batch}: every host is given the same "
+            f"--pairs {pairs} is not a multiple of {2 * max(HOSTS)} x --batch {batch}: every host must get the same "
             f"number of whole batches, in two shards"
         )
     return PairSpec(
@@ -150,7 +150,7 @@ def pair_spec(facts: ModelFacts, pairs: int, batch: int, tolerance: float) -> Pa
 
 
 def making(pool: Pool, storage: Storage, spec: PairSpec) -> Callable[[], None]:
-    """Makes the whole store anew: every shard and the manifest."""
+    """A function that makes the whole store again: every shard and the manifest."""
     store = PairStore(storage, spec)
     requests = [Request("make_shard", {"spec": spec, "shard": shard}) for shard in range(spec.shards)]
 
@@ -162,14 +162,14 @@ def making(pool: Pool, storage: Storage, spec: PairSpec) -> Callable[[], None]:
 
 
 def check_same(bare: list[Tensor], store: PairStore) -> None:
-    """Refuse to compare what is not the same work."""
+    """Check that both sides made the same samples, up to rounding."""
     difference = float((torch.cat(bare).float() - store.load().x1).abs().max())
     if difference > 1e-4:
         raise click.ClickException(f"the bare loop and the product differ by {difference:.1e}: not the same work")
 
 
 def with_cpu_seconds(run: Callable[[], object], spent: list[float]) -> Callable[[], None]:
-    """``run``, writing down the CPU seconds that this process and those below it took for it."""
+    """``run``, appending to ``spent`` the CPU seconds that this process and its descendants took for it."""
 
     def measured() -> None:
         before = cpu_seconds(os.getpid())
@@ -180,10 +180,10 @@ def with_cpu_seconds(run: Callable[[], object], spent: list[float]) -> Callable[
 
 
 @command(__doc__)
-@click.option("--pairs", default=1024, help="Pairs a round.")
-@click.option("--batch", default=64, help="Pairs that are solved together.")
+@click.option("--pairs", default=1024, help="Pairs per round.")
+@click.option("--batch", default=64, help="Pairs per batch.")
 @click.option("--tolerance", default=1e-6, help="rtol and atol of dopri5.")
-@click.option("--rounds", default=9, help="Times every alternative is run, in turns.")
+@click.option("--rounds", default=9, help="Runs of each alternative, in turns.")
 @quick_option
 @results_option
 def main(pairs: int, batch: int, tolerance: float, rounds: int, quick: bool, results: Path) -> None:
@@ -223,13 +223,13 @@ def main(pairs: int, batch: int, tolerance: float, rounds: int, quick: bool, res
             share = paired_ratio(seconds[bare_name], seconds[alternative])
             cpu = statistics.median(spent[alternative][1:])  # the first is the warm-up
             cpu_share = paired_ratio(spent[bare_name][1:], spent[alternative][1:])
-            found = [f"{median:.2f}", f"{pairs / median:.0f}", f"{100 * share:.1f} %"]
-            rows.append([alternative, *found, f"{cpu:.2f}", f"{100 * cpu_share:.1f} %"])
+            cells = [f"{median:.2f}", f"{pairs / median:.0f}", f"{100 * share:.1f} %"]
+            rows.append([alternative, *cells, f"{cpu:.2f}", f"{100 * cpu_share:.1f} %"])
     note = (
         f"{pairs} pairs of {MODEL} in {spec.shards} shards, batches of {batch}, tolerance {tolerance:g}, "
-        f"{statistics.mean(nfe):.0f} evaluations a pair; medians of {rounds} interleaved rounds.\nShares "
-        f"are medians over rounds of the product's throughput (pairs a second, pairs a CPU second) over that of the\n"
-        f"bare loop above it, as many processes each."
+        f"{statistics.mean(nfe):.0f} evaluations per pair; medians of {rounds} interleaved rounds.\nShares "
+        f"are medians over rounds of the product's throughput (pairs per second, pairs per CPU second) over that of\n"
+        f"the bare loop above it, with the same number of processes."
     )
     heading = ["", "seconds", "pairs / s", "share of the bare loop's", "CPU seconds", "share of the bare loop's"]
     title = "Pair generation against a bare torchdiffeq loop"

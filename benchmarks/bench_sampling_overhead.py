@@ -1,12 +1,12 @@
-"""What NSSolver costs over the bare model calls that it makes, and diffusers' DPMSolverMultistepScheduler beside it.
+"""Overhead of NSSolver over the bare model calls that it makes, beside that of diffusers' DPMSolverMultistepScheduler.
 
-The solver is a dense theta, as a distilled one is: no weight is zero. Networks are those of the zoo, and perceptrons
-of several widths, so that calls of several lengths meet states of several sizes: a perceptron does less arithmetic for
-each number of the state than any convolutional network or transformer. A block of 32 MiB is freed beforehand, as any
-network does whose activations are larger than its states: malloc then keeps what is freed, and page faults are not
-measured.
+The solver is a dense theta, like a distilled one: no weight is zero. The networks are those of the zoo and perceptrons
+of several widths, so that calls of several durations are combined with states of several sizes. A perceptron does less
+arithmetic per number of the state than any convolutional network or transformer. A block of 32 MiB is freed beforehand,
+as by any network whose activations are larger than its states: malloc then keeps freed blocks, and page faults are
+not measured.
 
-CPU seconds are compared where --clock is cpu: they suffer less from whatever else the machine does.
+With --clock cpu, CPU seconds are compared: other work of the machine affects them less.
 
 python benchmarks/bench_sampling_overhead.py
 python benchmarks/bench_sampling_overhead.py --clock wall --rounds 31
@@ -53,7 +53,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time
 
 @dataclass(frozen=True)
 class Case:
-    """Samplers of the same network from the same noise, with as many calls."""
+    """Samplers of one network, from the same noise and with the same number of calls."""
 
     name: str
     x0: Tensor
@@ -89,7 +89,7 @@ class Case:
         return lambda: solver.sample(lambda x, t: self.net(x), self.x0)  # type: ignore[arg-type]
 
     def dpm_solver(self) -> Callable[[], object]:
-        """The scheduler's own loop, as a pipeline writes it."""
+        """The scheduler's loop, as in a pipeline."""
         scheduler = DPMSolverMultistepScheduler(solver_order=2)
 
         def run() -> Tensor:
@@ -103,7 +103,7 @@ class Case:
 
 
 def dense_theta(nfe: int) -> NSSolver:
-    """A solver with no weight of zero."""
+    """A solver without zero weights."""
     generator = torch.Generator().manual_seed(0)
     return NSSolver.from_flat(torch.rand(nfe * (nfe + 5) // 2 + 1, generator=generator, dtype=torch.float64))
 
@@ -111,22 +111,22 @@ def dense_theta(nfe: int) -> NSSolver:
 def seconds(
     alternatives: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
-    """Seconds of each in every round, taken in turns."""
+    """Seconds of each alternative in every round; the alternatives take turns."""
     for run in alternatives.values():
         run()
-    found: dict[str, list[float]] = {name: [] for name in alternatives}
+    timings: dict[str, list[float]] = {name: [] for name in alternatives}
     for _ in range(rounds):
         for name, run in alternatives.items():
             begin = clock()
             run()
-            found[name].append(clock() - begin)
-    return found
+            timings[name].append(clock() - begin)
+    return timings
 
 
 @command(__doc__)
-@click.option("--nfe", default=8, help="Model calls a sample.")
-@click.option("--rounds", default=21, help="Times each is run.")
-@click.option("--clock", default="cpu", type=click.Choice(list(CLOCKS)), help="What is measured.")
+@click.option("--nfe", default=8, help="Model calls per sample.")
+@click.option("--rounds", default=21, help="Runs of each alternative.")
+@click.option("--clock", default="cpu", type=click.Choice(list(CLOCKS)), help="Clock to measure with.")
 @quick_option
 @results_option
 @torch.no_grad()
@@ -140,11 +140,11 @@ def main(nfe: int, rounds: int, clock: str, quick: bool, results: Path) -> None:
     cases += [partial(Case.of_zoo, *case) for case in (ZOO[:1] if quick else ZOO)]
     for make in cases:
         case = make(nfe=nfe)
-        found = seconds(
+        timings = seconds(
             {"bare": case.bare, "ns": case.ns_solver(solver), "dpm": case.dpm_solver()}, rounds, CLOCKS[clock]
         )
-        call = statistics.median(found["bare"]) / nfe
-        ratios = [paired_ratio(found[name], found["bare"]) for name in ("ns", "dpm")]
+        call = statistics.median(timings["bare"]) / nfe
+        ratios = [paired_ratio(timings[name], timings["bare"]) for name in ("ns", "dpm")]
         added = [(ratio - 1) * call * 1e3 for ratio in ratios]
         rows.append(
             [
@@ -162,16 +162,16 @@ def main(nfe: int, rounds: int, clock: str, quick: bool, results: Path) -> None:
         "call (ms)",
         "NSSolver / bare",
         "DPM++(2M) / bare",
-        "NSSolver adds (ms a call)",
+        "NSSolver adds (ms per call)",
     ]
     publish(
         results,
         "sampling-overhead",
-        f"What sampling costs over {nfe} bare model calls",
+        f"Overhead of sampling over {nfe} bare model calls",
         [
             f"Medians over {rounds} interleaved rounds of ratios taken within a round, {clock} seconds, one thread, "
             f"float32, dense theta of NFE {nfe}.",
-            table([*heading, "NSSolver adds (ms a call)", "DPM++(2M) adds (ms a call)"], rows),
+            table([*heading, "NSSolver adds (ms per call)", "DPM++(2M) adds (ms per call)"], rows),
         ],
         quick=quick,
         load_before=load_before,
@@ -179,7 +179,7 @@ def main(nfe: int, rounds: int, clock: str, quick: bool, results: Path) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Free a large block: glibc's malloc then keeps blocks up to its size instead of giving them back each time."""
+    """Free a large block: glibc's malloc then keeps freed blocks up to this size instead of returning them."""
     torch.empty(32 * 2**20 - 4096, dtype=torch.uint8)
 
 

@@ -1,7 +1,7 @@
-"""One case of bench_memory.py, in a process of its own: python memory_case.py JSON. Prints what it measured as JSON.
+"""One case of bench_memory.py, in a process of its own: python memory_case.py JSON. Prints the measurements as JSON.
 
-The baseline is taken after imports, with model and pairs in memory and each kind of call made once, so that what
-libraries set up on first use is not counted.
+The baseline is taken after imports, with model and pairs in memory and after one call of each kind, so that one-time
+allocations of libraries are not counted.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from solvers.schedulers import CondOT
 
 @dataclass(frozen=True)
 class Case:
-    """What to measure.
+    """A step to measure.
 
     Attributes:
         model: 'digits' (the zoo's, states 1 x 8 x 8) or 'conv' (random weights, states 3 x 32 x 32).
         method: 'adam', 'adam, checkpointed', or 'levenberg-marquardt'.
-        nfe: Evaluations.
-        batch: Pairs in the step.
+        nfe: Evaluations per sample.
+        batch: Pairs per step.
         memory_bytes: Budget of the normal equations; 0 for Adam.
     """
 
@@ -52,13 +52,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a step took above the baseline.
+    """Memory of a step above the baseline, and its duration.
 
     Attributes:
         peak_rss: Peak of resident memory, bytes.
         peak_tensors: Most bytes of tensors alive at once.
-        held: Bytes of tensors alive between forward and backward pass; None where there is no backward pass.
-        seconds: Of the step, without the tracking of tensors.
+        held: Bytes of tensors alive between forward and backward pass; None if there is no backward pass.
+        seconds: Duration of the step, without the tracking of tensors.
     """
 
     peak_rss: int
@@ -68,7 +68,7 @@ class Measured:
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised convolutions, the second one's input shifted by time."""
+    """Two normalised convolutions; the input of the second is shifted by a function of time."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -81,7 +81,7 @@ class ResidualBlock(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """A residual convolutional network at full resolution: its activations dwarf its states and its weights."""
+    """A residual convolutional network at full resolution, whose activations dwarf its states and weights."""
 
     def __init__(self, width: int = 24, depth: int = 3):
         super().__init__()
@@ -98,10 +98,10 @@ class ConvNet(nn.Module):
 
 
 class LiveTensors(TorchDispatchMode):
-    """Bytes of the tensors made while it is active that are alive; a context manager.
+    """Counts the bytes of live tensors that were made while it is active. A context manager.
 
     Attributes:
-        peak: The most there were.
+        peak: Largest number of bytes alive at once.
     """
 
     def __init__(self) -> None:
@@ -111,10 +111,10 @@ class LiveTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        inputs = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in tree_leaves(result):
-            # A view of what was there before is nothing new.
-            if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage())._cdata not in given:
+            # A view of an input does not add memory.
+            if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage())._cdata not in inputs:
                 self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
         self.peak = max(self.peak, self.alive())
         return result
@@ -125,7 +125,7 @@ class LiveTensors(TorchDispatchMode):
 
 
 def pair_field_of(model: str) -> tuple[PairField, tuple[int, ...]]:
-    """The model's field for any rows, and the shape of a state."""
+    """The model's field as a function of the rows, and the shape of a state."""
     if model == "digits":
         from orchestrator.models.zoo import ZooModel
 
@@ -137,7 +137,7 @@ def pair_field_of(model: str) -> tuple[PairField, tuple[int, ...]]:
 
 
 def step_of(case: Case, pair_field: PairField, x0: Tensor, x1: Tensor) -> Callable[[LiveTensors | None], int | None]:
-    """One distillation step's question, as a host answers it; gives the bytes held before the backward pass."""
+    """A function that runs one step as a host does and returns the bytes held before the backward pass."""
     start = GridSolver(Euler(), case.nfe, Grid()).to_ns(CondOT()).flat()
 
     def adam(live: LiveTensors | None) -> int | None:
@@ -156,20 +156,20 @@ def step_of(case: Case, pair_field: PairField, x0: Tensor, x1: Tensor) -> Callab
 
 
 def status(name: str) -> int:
-    """A line of /proc/self/status, in bytes."""
+    """A value of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def measure(case: Case) -> Measured:
-    """Warm up on one pair, then the step twice: for memory and time, and again with its tensors tracked."""
+    """Warm up on one pair, then run the step twice: for memory and time, and again with its tensors tracked."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     pair_field, shape = pair_field_of(case.model)
     x0, x1 = torch.randn(case.batch, *shape), torch.randn(case.batch, *shape)
     step_of(Case(case.model, case.method, 1, 1, 2**30), pair_field, x0[:1], x1[:1])(None)
     step = step_of(case, pair_field, x0, x1)
-    # The peak so far is that of the imports: getrusage's ru_maxrss and VmHWM start again from here.
+    # The peak so far is that of the imports. This resets VmHWM and getrusage's ru_maxrss.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     baseline = status("VmRSS")
     begin = time.perf_counter()

@@ -1,7 +1,7 @@
-"""A discrete-event simulation of trials, the router, hosts and MLflow. Nothing of Ray runs here, and no clock ticks.
+"""A discrete-event simulation of trials, the router, hosts and MLflow, without Ray and in simulated time.
 
-Points ask as sweeps/points/execute.py does (validate the start; advance and validate, log, and so on; the test pairs
-at the end). Scheduling is the router's own, orchestrator/pool/queue.py.
+Trials send the same requests as in sweeps/points/execute.py (validate the start; advance and validate, log, and so on;
+score the test pairs at the end). Scheduling is the router's own, orchestrator/pool/queue.py.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from orchestrator.pool.queue import Assignment, HostState, RequestQueue, Reserva
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds.
+    """Durations in seconds.
 
     Attributes:
-        advance: A host's for the iterations between two validations of one trial.
-        batched: The same for 2, 4 and 8 trials batched, as multiples of ``advance``.
-        score: A host's for one validation.
-        router: The router's for a request, to and fro.
-        log: MLflow's for one batch of metrics.
-        own: A trial's between an answer and its next request.
-        wire: Of a request's way through Ray, to and fro, in which the router does nothing.
+        advance: Time of a host for the iterations between two validations of one trial.
+        batched: The same for 2, 4 and 8 batched trials, as multiples of ``advance``.
+        score: Time of a host for one validation.
+        router: Time of the router per request, both ways.
+        log: Time of MLflow for one batch of metrics.
+        own: Time of a trial between an answer and its next request.
+        wire: Time of a request in Ray, both ways, during which the router is not busy.
     """
 
     advance: float
@@ -46,12 +46,12 @@ class Times:
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked.
+    """The trials to simulate.
 
     Attributes:
-        trials: All begin at once.
-        validations: Of each trial, after that of its start.
-        keys: Different batch keys among the trials; those of equal keys may be batched.
+        trials: Number of trials; all begin at once.
+        validations: Validations per trial, after that of its start.
+        keys: Number of different batch keys; trials with equal keys may be batched.
     """
 
     trials: int
@@ -61,14 +61,14 @@ class Load:
 
 @dataclass
 class Outcome:
-    """What a run or a simulation of one gives.
+    """Measurements of a real or simulated run.
 
     Attributes:
-        seconds: From the first request to the last answer.
+        seconds: Time from the first request to the last answer.
         host_busy: Share of the hosts' time in which they worked.
         latency: Mean seconds from a request to its answer.
-        logs_per_second: MLflow's rate.
-        shared: Share of advances that were answered max_batch with others.
+        logs_per_second: Rate of MLflow.
+        batched_share: Share of the advances that were answered in batched calls.
         router_busy, log_busy: Share of the time in which the router and MLflow worked.
     """
 
@@ -76,7 +76,7 @@ class Outcome:
     host_busy: float
     latency: float
     logs_per_second: float
-    shared: float
+    batched_share: float
     router_busy: float = float("nan")
     log_busy: float = float("nan")
 
@@ -86,7 +86,7 @@ Then = Callable[[], None]
 
 
 def steps(workload: Load, key: str) -> Generator[Step, None, None]:
-    """What a trial does, one thing after the other: ('advance' | 'score' | 'log' | 'own', batch key)."""
+    """The steps of a trial, in order: ('advance' | 'score' | 'log' | 'own', batch key)."""
     for validation in range(workload.validations + 1):
         yield ("advance", key) if validation else ("score", None)
         yield "log", None
@@ -96,7 +96,7 @@ def steps(workload: Load, key: str) -> Generator[Step, None, None]:
 
 
 class Clock:
-    """Events in order of time, those of one time in order of arrival."""
+    """Runs events in order of time; events at the same time in order of arrival."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -113,7 +113,7 @@ class Clock:
 
 
 class Server:
-    """Does one thing after the other, in order of arrival."""
+    """Works on one task at a time, in order of arrival."""
 
     def __init__(self, clock: Clock):
         self.clock, self.free, self.busy = clock, 0.0, 0.0
@@ -126,7 +126,7 @@ class Server:
 
 
 class QueuedRequest(NamedTuple):
-    """A request at the router."""
+    """A request queued at the router."""
 
     kind: str
     then: Then
@@ -134,14 +134,14 @@ class QueuedRequest(NamedTuple):
 
 @dataclass(eq=False)
 class SimulatedHost(HostState):
-    """A host that takes its time."""
+    """A host whose work takes simulated time."""
 
     server: Server = field(kw_only=True)
 
 
 @dataclass
 class Simulation:
-    """One run."""
+    """One simulated run."""
 
     workload: Load
     times: Times
@@ -153,7 +153,7 @@ class Simulation:
         self.router, self.mlflow = Server(self.clock), Server(self.clock)
         self.loads = [SimulatedHost(server=Server(self.clock)) for _ in range(self.hosts)]
         self.queue: RequestQueue[SimulatedHost, QueuedRequest] = RequestQueue(self.loads, self.max_batch)
-        self.logs = self.advances = self.shared = 0
+        self.logs = self.advances = self.batched = 0
         self.latencies: list[float] = []
 
     def run(self) -> Outcome:
@@ -166,7 +166,7 @@ class Simulation:
             host_busy=sum(host.server.busy for host in self.loads) / (self.hosts * seconds),
             latency=float(np.mean(self.latencies)),
             logs_per_second=self.logs / seconds,
-            shared=self.shared / max(1, self.advances),
+            batched_share=self.batched / max(1, self.advances),
             router_busy=self.router.busy / seconds,
             log_busy=self.mlflow.busy / seconds,
         )
@@ -183,9 +183,9 @@ class Simulation:
         elif kind == "own":
             self.clock.after(self.times.own, go_on)
         else:
-            self._ask(kind, key if self.max_batch > 1 else None, go_on)
+            self._request(kind, key if self.max_batch > 1 else None, go_on)
 
-    def _ask(self, kind: str, key: str | None, then: Then) -> None:
+    def _request(self, kind: str, key: str | None, then: Then) -> None:
         begin = self.clock.now
 
         def answered() -> None:
@@ -203,14 +203,14 @@ class Simulation:
 
     def _dispatch(self) -> None:
         for assignment in self.queue.assignments():
-            self._give(assignment)
+            self._run(assignment)
 
-    def _give(self, assignment: Assignment[SimulatedHost, QueuedRequest]) -> None:
+    def _run(self, assignment: Assignment[SimulatedHost, QueuedRequest]) -> None:
         group = assignment.items
         advancing = group[0].kind == "advance"
         if advancing:
             self.advances += len(group)
-            self.shared += len(group) if len(group) > 1 else 0
+            self.batched += len(group) if len(group) > 1 else 0
 
         seconds = self.times.advance_batched(len(group)) if advancing else self.times.score
 
@@ -233,7 +233,7 @@ class Simulation:
 
 
 def bottleneck(outcome: Outcome) -> str:
-    """What is busy for the largest share of the time."""
+    """The part that is busy for the largest share of the time."""
     busy = {"the hosts": outcome.host_busy, "the router": outcome.router_busy, "MLflow": outcome.log_busy}
     name = max(busy, key=lambda key: busy[key])
     return f"{name}, busy {100 * busy[name]:.0f} % of the time"

@@ -1,4 +1,4 @@
-"""What the processes of a benchmark cost: CPU seconds and memory by role, read from /proc (Linux)."""
+"""CPU seconds and memory of the processes of a benchmark, by role, read from /proc (Linux)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from types import TracebackType
 TICKS = os.sysconf("SC_CLK_TCK")
 
 ROLES = {"ray::Host": "host", "ray::Router": "router", "ray::PointRunner": "runner", "ray::ImplicitFunc": "trial"}
-"""Roles by the title that Ray gives a worker; Tune's trials are 'ImplicitFunc'."""
+"""Roles by the process title of a Ray worker; Tune's trials are 'ImplicitFunc'."""
 
 RAY = "Ray's own"
 
 
 SAME_PRIORITY = {"RAY_worker_niceness": "0"}
-"""Environment in which Ray's workers have the priority of everything else: at their usual niceness of 15 a machine with
-other work on it gives them little, and a benchmark against plain processes would measure that."""
+"""Environment that gives Ray's workers the same priority as other processes. At their usual niceness of 15 they get
+little of a busy machine, and a benchmark against plain processes would measure that."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Process:
     """A process under observation.
 
     Attributes:
-        pid: Its number.
+        pid: Process id.
         role: 'driver' (the root of the tree), 'host', 'router', 'runner', 'trial', :data:`RAY`, or 'other'.
     """
 
@@ -37,21 +37,21 @@ class Process:
 
 
 def processes(root: int) -> list[Process]:
-    """The process ``root`` and all its descendants, as they are now."""
+    """The process ``root`` and all its current descendants."""
     children: dict[int, list[int]] = defaultdict(list)
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and (fields := _stat(int(entry.name))):
             children[int(fields[1])].append(int(entry.name))
-    found, todo = [Process(root, "driver")], [root]
+    tree, todo = [Process(root, "driver")], [root]
     while todo:
         for pid in children[todo.pop()]:
-            found.append(Process(pid, _role(pid)))
+            tree.append(Process(pid, _role(pid)))
             todo.append(pid)
-    return found
+    return tree
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on; none for a process that is gone."""
+    """The fields of /proc/PID/stat, from the state on; empty if the process is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -70,7 +70,7 @@ def _role(pid: int) -> str:
 
 
 def cpu_seconds(root: int) -> float:
-    """User and system seconds so far of ``root`` and its descendants, without what Ray does for itself."""
+    """User and system seconds so far of ``root`` and its descendants, without Ray's own processes."""
     total = 0
     for process in processes(root):
         if process.role != RAY and (fields := _stat(process.pid)):
@@ -80,7 +80,7 @@ def cpu_seconds(root: int) -> float:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a process: RSS counts pages it shares with others whole, PSS its part of them, private none."""
+    """Memory of a process, bytes. Of pages used by several processes, RSS counts all, PSS a part, private none."""
 
     rss: int
     pss: int
@@ -88,7 +88,7 @@ class Memory:
 
 
 def memory(pid: int) -> Memory | None:
-    """What ``pid`` holds now; None where it is gone, or not ours to look at."""
+    """Current memory of ``pid``; None if it is gone or may not be read."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
     except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -102,28 +102,28 @@ def memory(pid: int) -> Memory | None:
 
 @dataclass
 class RolePeak:
-    """The most that was seen of a role: processes at once, and bytes of one of them."""
+    """Peaks of a role: number of concurrent processes, and bytes of the largest one."""
 
     count: int = 0
     rss: int = 0
     pss: int = 0
     private: int = 0
 
-    def see(self, seen: list[Memory]) -> None:
-        self.count = max(self.count, len(seen))
-        for one in seen:
+    def see(self, memories: list[Memory]) -> None:
+        self.count = max(self.count, len(memories))
+        for one in memories:
             self.rss, self.pss = max(self.rss, one.rss), max(self.pss, one.pss)
             self.private = max(self.private, one.private)
 
 
 @dataclass
 class MemoryWatch:
-    """Looks at a process tree at intervals while it is entered. A context manager.
+    """Samples the memory of a process tree at intervals. A context manager.
 
     Attributes:
-        root: The tree's root.
-        interval: Seconds between looks; reading PSS takes milliseconds a process.
-        total_pss: The most that the whole tree held at once, bytes.
+        root: Root of the tree, a process id.
+        interval: Seconds between samples; reading PSS takes milliseconds per process.
+        total_pss: Peak of the whole tree, bytes.
         roles: Peaks by role.
     """
 
@@ -149,10 +149,10 @@ class MemoryWatch:
             begin = time.monotonic()
             by_role: dict[str, list[Memory]] = defaultdict(list)
             for process in processes(self.root):
-                if (seen := memory(process.pid)) is not None:
-                    by_role[process.role].append(seen)
-            self.total_pss = max(self.total_pss, sum(one.pss for seen in by_role.values() for one in seen))
-            for role, seen in by_role.items():
-                self.roles[role].see(seen)
-            # At most a tenth of the time: the watch must not be what is measured.
+                if (current := memory(process.pid)) is not None:
+                    by_role[process.role].append(current)
+            self.total_pss = max(self.total_pss, sum(one.pss for memories in by_role.values() for one in memories))
+            for role, memories in by_role.items():
+                self.roles[role].see(memories)
+            # Sampling takes at most a tenth of the time, so that it hardly disturbs the measurement.
             self._stop.wait(max(self.interval, 9 * (time.monotonic() - begin)))

@@ -1,4 +1,4 @@
-"""Result files of the benchmarks: a dated Markdown table with the machine, its load and the command that made it."""
+"""Result files of the benchmarks: dated Markdown tables with the machine, its load and the command that made them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 
-quick_option = click.option("--quick", is_flag=True, help="Smaller and noisier: done in under 90 s.")
+quick_option = click.option("--quick", is_flag=True, help="Smaller and noisier; takes less than 90 s.")
 results_option = click.option(
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
@@ -27,32 +27,32 @@ results_option = click.option(
 
 
 def command(summary: str | None) -> Callable[[Callable[..., Any]], click.Command]:
-    """A click command whose help is the module's docstring, paragraph by paragraph as it is written."""
+    """A click command whose help is the module's docstring, with its line breaks kept."""
     text = "\n\n".join("\b\n" + part for part in (summary or "").strip().split("\n\n"))
     return click.command(help=text, context_settings={"show_default": True, "max_content_width": 120})
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; floats should come formatted."""
+    """A Markdown table. Format floats beforehand."""
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in lines)
 
 
 def load() -> float:
-    """Processes that want a core, mean over the last minute."""
+    """Load average over the last minute."""
     return os.getloadavg()[0]
 
 
 def publish(folder: Path, name: str, title: str, sections: Sequence[str], *, quick: bool, load_before: float) -> Path:
-    """Print the sections, and write them to ``folder/DATE-NAME.md``, quick runs to ``DATE-NAME-quick.md``.
+    """Print the sections and write them to ``folder/DATE-NAME.md``, or ``DATE-NAME-quick.md`` for a quick run.
 
     Args:
-        folder: Made where it is not there.
-        name: What was measured, for the file's name.
+        folder: Folder of the file; created if missing.
+        name: Name of the benchmark, part of the file's name.
         title: First line.
         sections: Markdown paragraphs and tables.
-        quick: Whether this was a quick run; its file says so.
-        load_before: :func:`load` before the benchmark began: what else the machine was doing.
+        quick: Whether this was a quick run.
+        load_before: :func:`load` before the benchmark began, which shows other work of the machine.
     """
     today = datetime.date.today().isoformat()
     body = "\n\n".join(sections)

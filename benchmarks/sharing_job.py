@@ -1,9 +1,9 @@
-"""What bench_sharing.py starts, each in a process of its own: python sharing_job.py sweep|trial|pairs|imports FILE.
+"""Processes that bench_sharing.py starts: python sharing_job.py sweep|trial|pairs|imports FILE.
 
-``sweep`` runs all trials as the product does (hosts, Ray Tune, MLflow, report); ``trial`` runs one of them by itself,
-on a model that it loads; ``pairs`` makes the pairs that both find; ``imports`` only imports what a trial of the sweep
-does. FILE is JSON: the experiment's configuration, and for a trial the index of its point. Each writes what it found
-to FILE.out.
+``sweep`` runs all trials as the product does (hosts, Ray Tune, MLflow, report). ``trial`` runs one of them by itself,
+on a model that it loads. ``pairs`` makes the pairs for both. ``imports`` only imports the modules of a trial and of a
+runner. FILE is JSON: the experiment's configuration and, for a trial, the index of its point. Each writes its report to
+FILE.out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ADAPTERS = str(Path(__file__).parent / "adapters")
 
 
 def find_adapters() -> None:
-    """Let this process find the benchmarks' model adapters beside the product's."""
+    """Add the benchmarks' model adapters to those of the product, in this process."""
     import orchestrator.models
 
     if ADAPTERS not in orchestrator.models.__path__:
@@ -31,7 +31,7 @@ def find_adapters() -> None:
 
 
 def sweep(job: dict[str, Any]) -> dict[str, Any]:
-    """The whole sweep; the best validation PSNR of each of its points."""
+    """Run the whole sweep; report the best validation PSNR of each point."""
     import ray
 
     from orchestrator.config.reading import parse_config
@@ -45,7 +45,7 @@ def sweep(job: dict[str, Any]) -> dict[str, Any]:
     config.check()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     begin = time.perf_counter()
-    # As orchestrator.cluster.connect.connect does, and with a hook: its workers must find the adapters too.
+    # As in orchestrator.cluster.connect.connect, with a hook that makes the adapters available to the workers.
     ray.init(
         address="local",
         num_cpus=config.resources.cpu_budget,
@@ -65,7 +65,7 @@ def sweep(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def trial(job: dict[str, Any]) -> dict[str, Any]:
-    """The trial of point ``index``: the same questions as the sweep's trial asks, of a host in this process."""
+    """Run the trial of point ``index`` with the same requests as in the sweep, to a host in this process."""
     begin = time.perf_counter()
     from orchestrator.config.pair_plan import pair_specs
     from orchestrator.hosts.distillation import validate
@@ -114,7 +114,7 @@ def pairs(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def imports(job: dict[str, Any]) -> dict[str, Any]:
-    """What a trial, then a runner, hold before they do anything: memory and seconds after each large import."""
+    """Report the cumulative memory and the seconds of each large import of a trial, then of a runner."""
     from processes import memory
 
     steps = []
@@ -130,7 +130,7 @@ def imports(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _configured(job: dict[str, Any]) -> tuple[Any, Any]:
-    """The configuration, and the settings of a host for it."""
+    """The configuration, and the settings of its hosts."""
     from orchestrator.config.reading import parse_config
     from orchestrator.hosts.settings import HostSettings
 
@@ -144,5 +144,5 @@ JOBS = {"sweep": sweep, "trial": trial, "pairs": pairs, "imports": imports}
 
 if __name__ == "__main__":
     file = Path(sys.argv[2])
-    found = JOBS[sys.argv[1]](json.loads(file.read_text(encoding="utf-8")))
-    Path(f"{file}.out").write_text(json.dumps(found), encoding="utf-8")
+    report = JOBS[sys.argv[1]](json.loads(file.read_text(encoding="utf-8")))
+    Path(f"{file}.out").write_text(json.dumps(report), encoding="utf-8")

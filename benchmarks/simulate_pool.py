@@ -1,12 +1,12 @@
-"""How many trials and hosts the pool's one router and one MLflow store carry: a discrete-event simulation, checked.
+"""How many trials and hosts one router and one MLflow store can serve: a simulation, checked against a real run.
 
 Every request costs the router time, every log costs MLflow time (benchmarks/pool_simulation.py).
 
-The parameters are measured here: the router's CPU time per request (its process, in a real pool whose hosts answer at
-once; and without Ray, while few and many requests wait), a log (SQLite), and what a host takes to advance and to score
-(the digits model, one core). The simulation is then compared with a real run: Ray, the router, 4 host actors
-that sleep instead of computing, 16 trials as threads, MLflow. Where they differ by more than --tolerance, it ends with
-an error; else 1,000 trials on 64 hosts are simulated, and what limits them is named.
+The parameters are measured first: the router's CPU time per request (of its process, in a real pool whose hosts answer
+at once; and without Ray, while few and many requests wait), the duration of a log (SQLite), and a host's times to
+advance and to score (the digits model, one core). The simulation is then compared with a real run: Ray, the router, 4
+host actors that sleep instead of computing, 16 trials as threads, MLflow. If they differ by more than --tolerance, the
+benchmark ends with an error. Otherwise it simulates 1,000 trials on 64 hosts and names their bottleneck.
 
 python benchmarks/simulate_pool.py
 """
@@ -44,14 +44,14 @@ from orchestrator.pool.router import Router
 TRIALS_REAL, HOSTS_REAL = 16, 4
 TRIALS, HOSTS = 1000, 64
 PAYLOAD = np.zeros(1000)
-"""What a request carries: a few hundred numbers of theta and of an optimiser's state."""
+"""Payload of a request, about as large as theta and an optimiser's state."""
 
 
-# ---- the real thing, with hosts that sleep ------------------------------------------------------------------------
+# ---- a real pool, with hosts that sleep ---------------------------------------------------------------------------
 
 
 class SleepingHost:
-    """Answers after the seconds that a host would work; without model and pairs."""
+    """Sleeps for as long as a host would work, then answers. Has neither a model nor pairs."""
 
     BATCHED = Host.BATCHED
 
@@ -77,7 +77,7 @@ class SleepingHost:
 
 @dataclass(frozen=True, kw_only=True)
 class SleepingSettings(HostSettings):
-    """How to make one: nothing is loaded."""
+    """Settings of a :class:`SleepingHost`, which loads nothing."""
 
     adapter: str = "none"
     options: dict[str, Any] = field(default_factory=dict)
@@ -107,13 +107,13 @@ def start_pool(name: str, times: Times, hosts: int, max_batch: int) -> RayPool:
         name, SleepingHost, SleepingSettings(times=times), PoolSettings(hosts=hosts, cpus=0.01, max_batch=max_batch)
     )
     pids: set[int] = set()
-    while len(pids) < hosts:  # all of them are up
+    while len(pids) < hosts:  # until all of them are up
         pids |= set(pool.gather([Request("process_id", {})] * 4 * hosts))
     return pool
 
 
-def really(workload: Load, times: Times, hosts: int, max_batch: int, log: Callable[[int], None]) -> Outcome:
-    """The same trials as threads on a real pool."""
+def run_real_pool(workload: Load, times: Times, hosts: int, max_batch: int, log: Callable[[int], None]) -> Outcome:
+    """Run the same trials as threads on a real pool."""
     pool = start_pool(f"real-{max_batch}-{times.advance}", times, hosts, max_batch)
     before = pool.statistics()
     latencies: list[float] = []
@@ -141,7 +141,7 @@ def really(workload: Load, times: Times, hosts: int, max_batch: int, log: Callab
     batched_requests = after["batched_requests"] - before["batched_requests"]
     batches = after["batches"] - before["batches"]
     advances, scores = workload.trials * workload.validations, workload.trials * 3
-    # What a shared call took follows from how many it answered; only their mean is known.
+    # The duration of a batched call follows from its number of requests, of which only the mean is known.
     mean = batched_requests / batches if batches else 1
     worked = (advances - batched_requests) * times.advance_batched(1) + batches * times.advance_batched(mean)
     return Outcome(
@@ -149,7 +149,7 @@ def really(workload: Load, times: Times, hosts: int, max_batch: int, log: Callab
         host_busy=(worked + scores * times.score) / (hosts * seconds),
         latency=float(np.mean(latencies)),
         logs_per_second=next(logs) / seconds,
-        shared=batched_requests / advances,
+        batched_share=batched_requests / advances,
     )
 
 
@@ -157,7 +157,7 @@ def really(workload: Load, times: Times, hosts: int, max_batch: int, log: Callab
 
 
 def router_seconds(requests: int = 2000) -> tuple[float, float]:
-    """The router's process's CPU time for a request that its hosts answer at once; and how long one alone takes."""
+    """CPU seconds of the router's process per request to hosts that answer at once, and the latency of one alone."""
     import psutil
 
     pool = start_pool("instant", Times(0.0, 0.0), 2, 1)
@@ -166,7 +166,7 @@ def router_seconds(requests: int = 2000) -> tuple[float, float]:
         for process in psutil.Process().children(recursive=True)
         if any(part.startswith("ray::Router") for part in process.cmdline()[:1])
     ]
-    # As many at once as the real trials of this file: more waiting ones are a cost of their own.
+    # As many at once as in the real run: a longer queue has a cost of its own.
     pool.window = TRIALS_REAL
     pool.gather([Request("score", {"payload": PAYLOAD})] * 200)
     before = sum(router.cpu_times()[:2])
@@ -181,51 +181,51 @@ def router_seconds(requests: int = 2000) -> tuple[float, float]:
 
 
 class _HeldMethod:
-    """A host's method that answers when it is told to."""
+    """A host method whose answers are set by the caller."""
 
     def __init__(self) -> None:
-        self.asked: deque[asyncio.Future[None]] = deque()
+        self.pending: deque[asyncio.Future[None]] = deque()
 
     def remote(self, **arguments: Any) -> asyncio.Future[None]:
         answer = asyncio.get_running_loop().create_future()
-        self.asked.append(answer)
+        self.pending.append(answer)
         return answer
 
 
 async def _up() -> None:
-    """A host that is up from the beginning."""
+    """The reply of a host that is up at once."""
 
 
 def seconds_of_queue(waiting: int, hosts: int, answers: int = 50) -> float:
-    """CPU time of the real router, without Ray, for an answer and the request that follows it, while so many wait."""
+    """CPU seconds of the real router, without Ray, per answer and next request, while ``waiting`` requests queue."""
     score = _HeldMethod()
     up = SimpleNamespace(options=lambda **options: SimpleNamespace(remote=_up))
 
-    async def ask() -> float:
+    async def measure() -> float:
         settings = SleepingSettings(times=Times(0.0, 0.0))
         start = partial(SimpleNamespace, score=score, process_id=up)
         router = Router(SleepingHost, settings, PoolSettings(hosts=hosts), start_host=start)
         number = SLOTS * hosts + waiting
         requests = [asyncio.create_task(router.request("score", {})) for _ in range(number)]
-        while len(score.asked) < SLOTS * hosts:
+        while len(score.pending) < SLOTS * hosts:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
         begin = time.process_time()
         for _ in range(answers):
             requests.append(asyncio.create_task(router.request("score", {})))
-            score.asked.popleft().set_result(None)
-            await asyncio.sleep(0.02)  # CPU time is measured: that nothing happens here costs nothing
+            score.pending.popleft().set_result(None)
+            await asyncio.sleep(0.02)  # CPU time is measured, so idling here costs nothing
         spent = time.process_time() - begin
         for request in requests:
             request.cancel()
         await asyncio.gather(*requests, return_exceptions=True)
         return spent / answers
 
-    return asyncio.run(ask())
+    return asyncio.run(measure())
 
 
 def digits_times(validate_every: int) -> Times:
-    """What a host takes for the digits model at NFE 8, as the shipped experiment asks: one core."""
+    """Times of a host with the digits model at NFE 8 and the settings of the shipped experiment, on one core."""
     from orchestrator.config.pair_plan import pair_specs
     from orchestrator.config.reading import parse_config
     from orchestrator.hosts.distillation import to_numpy
@@ -266,14 +266,14 @@ def digits_times(validate_every: int) -> Times:
             return min(seconds[1:])
 
         single = best(lambda: local.call("advance", **calls[0]))
-        together = [best(lambda n=n: local.call("advance_batched", requests=calls[:n])) for n in (2, 4, 8)]
+        batched_seconds = [best(lambda n=n: local.call("advance_batched", requests=calls[:n])) for n in (2, 4, 8)]
         score = best(lambda: local.call("score", theta=theta, pairs=point.validation, metrics=["psnr"]))
-    two, four, eight = (seconds / single for seconds in together)
+    two, four, eight = (seconds / single for seconds in batched_seconds)
     return Times(advance=single * validate_every / measured, batched=(two, four, eight), score=score)
 
 
 class Logger:
-    """An MLflow store in SQLite, with a run for each trial."""
+    """Logs to an MLflow store in SQLite, with one run per trial."""
 
     def __init__(self, folder: str, runs: int):
         from orchestrator.tracking.mlflow import Tracker
@@ -287,7 +287,7 @@ class Logger:
         self.runs[number].metrics({"validation_psnr_db": 40.0, "loss": 0.1}, step=next(self.steps))
 
     def seconds(self, count: int = 100) -> float:
-        """Of one log, one after the other: the median, since what else the machine does is not MLflow's."""
+        """Median duration of a log, one after the other; the median excludes other work of the machine."""
         for number in range(len(self.runs)):
             self(number)
         seconds = []
@@ -308,16 +308,16 @@ def _row(name: str, outcome: Outcome) -> list[str]:
         f"{100 * (1 - outcome.host_busy):.1f}",
         f"{1000 * outcome.latency:.0f}",
         f"{outcome.logs_per_second:.2f}",
-        f"{100 * outcome.shared:.0f}",
+        f"{100 * outcome.batched_share:.0f}",
         *("—" if np.isnan(share) else f"{100 * share:.1f}" for share in (outcome.router_busy, outcome.log_busy)),
     ]
 
 
-HEADING = ["run", "s", "hosts idle, %", "ms a request", "logs/s", "shared, %", "router busy, %", "MLflow busy, %"]
+HEADING = ["run", "s", "hosts idle, %", "ms per request", "logs/s", "batched, %", "router busy, %", "MLflow busy, %"]
 
 
 def differences(real: Outcome, simulated: Outcome) -> dict[str, float]:
-    """Relative, of the simulation from the real run."""
+    """Relative differences of the simulation from the real run."""
     return {
         name: getattr(simulated, name) / getattr(real, name) - 1
         for name in ("seconds", "host_busy", "latency", "logs_per_second")
@@ -325,8 +325,8 @@ def differences(real: Outcome, simulated: Outcome) -> dict[str, float]:
 
 
 def check(sleeping: Times) -> tuple[str, float, list[str]]:
-    """Real runs beside simulated ones; the largest difference and what it is in, and the report's sections."""
-    load_asked = Load(TRIALS_REAL, validations=10, keys=2)
+    """Compare real and simulated runs; return the name and value of the largest difference, and report sections."""
+    workload = Load(TRIALS_REAL, validations=10, keys=2)
     rows, worst, beyond = [], ("", 0.0), ""
     with tempfile.TemporaryDirectory() as folder:
         logger = Logger(folder, TRIALS_REAL)
@@ -337,27 +337,27 @@ def check(sleeping: Times) -> tuple[str, float, list[str]]:
             "max_batch 8, an eighth of the sleep": (short, 8),
         }
         for name, (asleep, max_batch) in cases.items():
-            real = really(load_asked, asleep, HOSTS_REAL, max_batch, logger)
-            simulated = Simulation(load_asked, asleep, HOSTS_REAL, max_batch).run()
+            real = run_real_pool(workload, asleep, HOSTS_REAL, max_batch, logger)
+            simulated = Simulation(workload, asleep, HOSTS_REAL, max_batch).run()
             rows += [_row(f"real, {name}", real), _row(f"simulated, {name}", simulated)]
-            found = max(differences(real, simulated).items(), key=lambda item: abs(item[1]))
+            largest = max(differences(real, simulated).items(), key=lambda item: abs(item[1]))
             if asleep is sleeping:
-                worst = max(worst, (f"{found[0]}, {name}", found[1]), key=lambda pair: abs(pair[1]))
+                worst = max(worst, (f"{largest[0]}, {name}", largest[1]), key=lambda pair: abs(pair[1]))
             else:
-                beyond = f"{found[0]} {100 * found[1]:+.0f} %"
+                beyond = f"{largest[0]} {100 * largest[1]:+.0f} %"
     sections = [
-        f"{TRIALS_REAL} trials, {HOSTS_REAL} hosts that sleep {sleeping.advance} s to advance (2, 4, 8 together: times "
+        f"{TRIALS_REAL} trials, {HOSTS_REAL} hosts that sleep {sleeping.advance} s to advance (2, 4, 8 batched: times "
         f"{', '.join(map(str, sleeping.batched))}) and {sleeping.score} s to score, 10 validations, two batch keys:",
         table(HEADING, rows),
-        f"Largest difference: {worst[0]}, {100 * worst[1]:+.1f} %. With an eighth of the sleep requests take about as "
+        f"Largest difference: {worst[0]}, {100 * worst[1]:+.1f} %. With an eighth of the sleep, requests take about as "
         f"long as Ray and MLflow do, whose threads then wait for each other in ways that are not simulated: {beyond}. "
-        f"What is said below of fast hosts is a lower bound for the same reason.",
+        f"For the same reason, the times of fast hosts below are lower bounds.",
     ]
     return *worst, sections
 
 
 def predict(times: Times, validations: int) -> list[str]:
-    """What a thousand trials would take, with these times and with faster parts; the report's sections."""
+    """Simulate 1,000 trials, with these times and with faster parts; return the report's sections."""
     fast = replace(times, advance=times.advance / 10, score=times.score / 10)
     faster_log = times.log / 4
     scenarios = {
@@ -368,11 +368,11 @@ def predict(times: Times, validations: int) -> list[str]:
         "hosts 10 times, MLflow 4 times as fast": (replace(fast, log=faster_log), 8),
     }
     large = Load(TRIALS, validations=validations, keys=8)
-    found = {name: Simulation(large, at, HOSTS, max_batch).run() for name, (at, max_batch) in scenarios.items()}
+    outcomes = {name: Simulation(large, at, HOSTS, max_batch).run() for name, (at, max_batch) in scenarios.items()}
     return [
         f"{TRIALS:,} trials, {HOSTS} hosts, {validations} validations, 8 batch keys, simulated:",
-        table(HEADING, [_row(name, outcome) for name, outcome in found.items()]),
-        "Most busy: " + "; ".join(f"{name}: {bottleneck(outcome)}" for name, outcome in found.items()) + ".",
+        table(HEADING, [_row(name, outcome) for name, outcome in outcomes.items()]),
+        "Bottlenecks: " + "; ".join(f"{name}: {bottleneck(outcome)}" for name, outcome in outcomes.items()) + ".",
     ]
 
 
@@ -381,15 +381,15 @@ def measured(times: Times, alone: float, queue: dict[int, float], validate_every
     return table(
         ["parameter", "measured"],
         [
-            ["router, CPU ms a request", f"{1000 * times.router:.2f}"],
-            ["a request alone that is answered at once, ms", f"{1000 * alone:.1f}"],
+            ["router, CPU ms per request", f"{1000 * times.router:.2f}"],
+            ["a single request, answered at once, ms", f"{1000 * alone:.1f}"],
             *(
-                [f"router without Ray, {n} waiting, {HOSTS} hosts, CPU ms an answer", f"{1000 * s:.2f}"]
+                [f"router without Ray, {n} waiting, {HOSTS} hosts, CPU ms per answer", f"{1000 * s:.2f}"]
                 for n, s in queue.items()
             ),
-            ["MLflow (SQLite), ms a log", f"{1000 * times.log:.1f}"],
+            ["MLflow (SQLite), ms per log", f"{1000 * times.log:.1f}"],
             [f"digits, NFE 8: {validate_every} iterations on one core, s", f"{times.advance:.2f}"],
-            ["2, 4, 8 trials together, times that", ", ".join(f"{factor:.2f}" for factor in times.batched)],
+            ["2, 4, 8 trials batched, times that", ", ".join(f"{factor:.2f}" for factor in times.batched)],
             ["digits, NFE 8: scoring 1,024 pairs, s", f"{times.score:.2f}"],
         ],
     )
@@ -398,7 +398,7 @@ def measured(times: Times, alone: float, queue: dict[int, float], validate_every
 @command(__doc__)
 @click.option("--tolerance", default=0.2, help="Largest relative difference between real and simulated.")
 @click.option("--validations", default=15, help="Validations of each of the 1,000 trials.")
-@click.option("--validate-every", default=100, help="Iterations between them.")
+@click.option("--validate-every", default=100, help="Iterations between validations.")
 @results_option
 def main(tolerance: float, validations: int, validate_every: int, results: Path) -> None:
     """Measure, check, predict."""

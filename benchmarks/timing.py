@@ -1,4 +1,4 @@
-"""Interleaved timing of alternatives: machines are noisy, so only ratios from one run are reported."""
+"""Interleaved timing of alternatives. Machines are noisy, so only ratios from one run are reported."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 def interleaved_rounds(
     alternatives: Mapping[str, Callable[[], object]], rounds: int, tick: Callable[[], object] = lambda: None
 ) -> dict[str, list[float]]:
-    """Seconds of each alternative in every round, taken in turns so that drift of the machine hits all alike.
+    """Seconds of each alternative in every round. They take turns, so that drift of the machine affects all alike.
 
     Args:
-        alternatives: What to time, by name; each runs once before the first round to warm up.
-        rounds: Times each is run.
-        tick: Called after every run, the warm-up's too, outside what is timed.
+        alternatives: Functions to time, by name; each runs once before the first round to warm up.
+        rounds: Runs of each.
+        tick: Called after every run, including the warm-up, outside the timed part.
     """
     for run in alternatives.values():
         run()
@@ -36,7 +36,7 @@ def interleaved(alternatives: Mapping[str, Callable[[], object]], rounds: int) -
 
 
 def paired_ratio(of: Sequence[float], to: Sequence[float]) -> float:
-    """Median over rounds of ``of / to``: a slow round of the machine is in both, and cancels."""
+    """Median over rounds of ``of / to``. A slow round of the machine affects both and cancels."""
     return statistics.median(one / other for one, other in zip(of, to, strict=True))
 
 

@@ -1,1 +1,1 @@
-"""Everything a distillation run is made of: models, pairs, hosts, metrics, tracking, reports. Never imports sweeps."""
+"""The parts of a distillation run: models, pairs, hosts, metrics, tracking, reports. Never imports ``sweeps``."""

@@ -1,7 +1,7 @@
-"""One writer at a time on a store: the second waits and says for whom, or fails at once.
+"""Exclusive lock on a store: a second writer waits and names the owner, or fails at once.
 
-On a directory the lock is ``flock``, which the kernel releases with its process, however that ends. On an object store
-it is a lease: an object with the owner's name that is renewed while the work goes on and lapses when it stops.
+On a directory the lock is ``flock``, which the kernel releases when the process ends for any reason. On an object
+store it is a lease: an object with the owner's name, renewed while the work goes on, which lapses when renewal stops.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ POLL_SECONDS = 1.0
 LEASE_SECONDS = 60.0
 
 Announce = Callable[[str], None]
-"""Told once, in a sentence, for whom we wait."""
+"""Called once, with a sentence that names the owner of the lock, when waiting begins."""
 
 
 @contextmanager
@@ -36,8 +36,8 @@ def exclusive(storage: Storage, key: str, *, wait: bool, announce: Announce) -> 
     Args:
         storage: Where the lock lives.
         key: Name of the lock.
-        wait: Whether to wait for another owner, or fail at once.
-        announce: Told for whom we wait.
+        wait: Whether to wait for another owner or fail at once.
+        announce: Called with a sentence that names the owner, if waiting is necessary.
 
     Raises:
         BusyStoreError: Another process holds it and ``wait`` is false.
@@ -50,7 +50,7 @@ def exclusive(storage: Storage, key: str, *, wait: bool, announce: Announce) -> 
 def _owner() -> dict[str, Any]:
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
+    except (KeyError, OSError):  # the user of a container may have no name
         user = str(os.getuid())
     return {"user": user, "host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%H:%M:%S")}
 
@@ -67,7 +67,7 @@ def _flock(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Ite
         path.parent.mkdir(parents=True, exist_ok=True)
         opened = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (the next statement closes it)
     except OSError as error:
-        raise StoreError(f"{path} cannot be made: {error}; free some space or choose another --storage") from error
+        raise StoreError(f"cannot create {path}: {error}; free some space or choose another --storage") from error
     with opened as file:
         announced = False
         while True:
@@ -82,7 +82,7 @@ def _flock(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Ite
                     announce(f"{sentence}; waiting for it to finish")
                     announced = True
                 time.sleep(POLL_SECONDS)
-        with suppress(OSError):  # on a full disk the lock holds all the same, without a name
+        with suppress(OSError):  # on a full disk the lock still holds, but without the owner's name
             os.ftruncate(file.fileno(), 0)
             os.write(file.fileno(), json.dumps(_owner()).encode())
         try:
@@ -108,7 +108,7 @@ def _lease(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Ite
 
     def renew() -> None:
         while not stop.wait(LEASE_SECONDS / 4):
-            with suppress(OSError, StoreError):  # tried again in a quarter of the lease
+            with suppress(OSError, StoreError):  # the next attempt follows after a quarter of the lease
                 if _is_ours(storage, key, token):
                     _write_lease(storage, key, token)
 
@@ -119,7 +119,7 @@ def _lease(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Ite
     finally:
         stop.set()
         renewer.join()
-        with suppress(OSError, StoreError):  # what was done is done, and the lease lapses by itself
+        with suppress(OSError, StoreError):  # the work is complete, and the lease lapses by itself
             if _is_ours(storage, key, token):
                 storage.delete(key)
 
@@ -130,13 +130,13 @@ def _try_lease(storage: Storage, key: str, token: str) -> bool:
     if isinstance(until, int | float) and until > time.time():
         return False
     _write_lease(storage, key, token)
-    # Two may write at once; the last one stands, and after a moment both read the same.
+    # If two processes write at once, the last write wins; after a pause both read the same lease.
     time.sleep(POLL_SECONDS)
     return _is_ours(storage, key, token)
 
 
 def _is_ours(storage: Storage, key: str, token: str) -> bool:
-    """False also after a lease that lapsed, as of a process that was suspended, was taken by another."""
+    """Whether the lease is ours; false if it lapsed (the process was suspended, say) and another owner took it."""
     return _current(storage, key).get("token") == token
 
 
@@ -153,7 +153,7 @@ def _current(storage: Storage, key: str) -> dict[str, Any]:
 
 
 def _parse(data: bytes) -> dict[str, Any]:
-    """Who holds a lock; empty where the file says nothing that can be read."""
+    """The owner's record from a lock file; empty if it cannot be parsed."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):

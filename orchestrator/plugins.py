@@ -1,6 +1,6 @@
-"""Plugins by module name: ``family: euler`` in a configuration is ``solvers/families/euler.py``.
+"""Plugins by module name: ``family: euler`` in a configuration refers to ``solvers/families/euler.py``.
 
-A new plugin is a new file in the right folder, with one module-level name; nothing is registered anywhere.
+A new plugin is a new file in the right folder that defines one module-level name. There is no registry.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from orchestrator.errors import ConfigError
 
 
 class Kind(NamedTuple):
-    """Where the plugins of one kind live, and the module-level name that each defines.
+    """Package of the plugins of one kind, and the module-level name that each defines.
 
     Attributes:
         package: The package; its public modules are the plugins, except ``base`` and those in ``others``.
         attribute: The module-level name.
-        noun: What error messages call a plugin of this kind.
+        noun: Term for a plugin of this kind in error messages.
         others: Public modules of the package that are not plugins.
     """
 
@@ -47,7 +47,7 @@ KINDS = {
 
 
 def names(kind: str) -> list[str]:
-    """Names of every plugin of a kind, sorted."""
+    """Names of all plugins of a kind, sorted."""
     package = importlib.import_module(KINDS[kind].package)
     modules = (module.name for module in pkgutil.iter_modules(package.__path__))
     others = ("base", *KINDS[kind].others)
@@ -58,7 +58,7 @@ def load(kind: str, name: str) -> Any:
     """The plugin ``name`` of a kind.
 
     Raises:
-        ConfigError: There is none of that name; the message lists what exists.
+        ConfigError: Unknown plugin; the message lists those that exist.
     """
     noun = KINDS[kind].noun
     known = names(kind)
@@ -69,10 +69,10 @@ def load(kind: str, name: str) -> Any:
 
 
 def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
-    """The plugin ``name`` with ``options`` as its dataclass fields.
+    """Build the plugin ``name`` with ``options`` as its dataclass fields.
 
     Raises:
-        ConfigError: Unknown plugin, unknown option (the valid ones are listed), or a value it refuses.
+        ConfigError: Unknown plugin, unknown option (the message lists the valid ones), or a value the plugin rejects.
     """
     factory = load(kind, name)
     options = dict(options or {})
@@ -91,19 +91,19 @@ def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any
 
 
 def describe(kind: str, plugin: Any) -> dict[str, Any]:
-    """The name and options that :func:`build` makes an equal plugin of."""
+    """The name and options from which :func:`build` makes an equal plugin."""
     name = type(plugin).__module__.removeprefix(f"{KINDS[kind].package}.")
     options = {f.name: getattr(plugin, f.name) for f in dataclasses.fields(plugin) if f.init}
     return {"name": name, "options": options}
 
 
 def every(kind: str) -> Iterator[tuple[str, Any]]:
-    """(name, plugin) for all plugins of a kind."""
+    """Iterate over all plugins of a kind, as (name, plugin)."""
     for name in names(kind):
         yield name, load(kind, name)
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """`` (did you mean 'x'?)`` for the nearest known name, or nothing."""
+    """`` (did you mean 'x'?)`` for the nearest known name, or an empty string."""
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

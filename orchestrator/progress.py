@@ -1,4 +1,4 @@
-"""Progress on a terminal: bars with rate and time left, silence elsewhere."""
+"""Progress on a terminal: notes, and bars with rate and time left that are hidden elsewhere."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NoReturn
 from tqdm import tqdm
 
 Note = Callable[[str], None]
-"""Told what happens, in sentences for the user."""
+"""Callback for progress messages to the user, each a sentence."""
 
 
 def bar(total: int, unit: str, description: str) -> tqdm[NoReturn]:
-    """A progress bar on standard error with rate and time left; nothing where that is no terminal."""
+    """A progress bar on standard error with rate and time left; hidden if that is not a terminal."""
     return tqdm(
         total=total,
         unit=unit,
@@ -27,5 +27,5 @@ def bar(total: int, unit: str, description: str) -> tqdm[NoReturn]:
 
 
 def note(sentence: str) -> None:
-    """A line on standard error that does not tear a bar apart."""
+    """Print a line on standard error without breaking a progress bar."""
     tqdm.write(sentence, file=sys.stderr)

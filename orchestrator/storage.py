@@ -1,6 +1,7 @@
-"""Files under a storage root, on any pyarrow filesystem: whole objects, written atomically, nothing else.
+"""Objects under a storage root, on any pyarrow filesystem, read and written as a whole.
 
-The root is a path or a URI (``file://``, ``s3://``, ``gs://``). A reader sees an object complete or not at all.
+The root is a path or a URI (``file://``, ``s3://``, ``gs://``). Writes are atomic: a reader sees a complete object or
+none.
 """
 
 from __future__ import annotations
@@ -29,27 +30,27 @@ from orchestrator.errors import ConfigError, StoreError, UnreachableStorageError
 T = TypeVar("T")
 
 LEFTOVER = re.compile(r"\.[^.].*\.[0-9a-f]{32}")
-"""Names under which files are written before they are renamed; a lock's begin with two dots, and are its owner's."""
+"""Temporary names of files that are renamed once written. Lock files, which their owner manages, have two dots."""
 
 ATTEMPTS = 4
-"""At one operation on remote storage. The client libraries ask again themselves, for some errors and not for others."""
+"""Attempts at one operation on remote storage. The client libraries retry by themselves only for some errors."""
 
 FIRST_PAUSE = 0.2
-"""Seconds before the second attempt; every further pause is three times as long."""
+"""Seconds before the second attempt; each further pause is three times as long."""
 
 HOPELESS = re.compile("ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|SIGNATURE_DOES_NOT_MATCH")
-"""Errors of object stores that asking again does not mend."""
+"""Errors of object stores that a retry does not fix."""
 
 NO_NAME = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
-"""Errors of a directory that follow from the name: a file where a folder is meant, or too long."""
+"""Errors of a directory that follow from the name: a file in place of a folder, say, or a name that is too long."""
 
 JSON_BYTES = 64 * 2**20
-"""Larger than any JSON that is written here: a longer object is not read."""
+"""Size limit for JSON objects, above any that is written here; larger objects are rejected unread."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A storage root. Cheap to make and to send to other processes; connects on first use.
+    """A storage root. Cheap to create and to send to other processes; connects on first use.
 
     Attributes:
         root: Absolute path or URI.
@@ -59,14 +60,14 @@ class Storage:
 
     @classmethod
     def at(cls, root: str | Path) -> Storage:
-        """The storage at ``root``; a relative path is taken from the working directory, once, here.
+        """The storage at ``root``; a relative path is resolved here, against the working directory.
 
         Raises:
-            ConfigError: A URI scheme that pyarrow does not know, or no path at all.
+            ConfigError: pyarrow does not support the URI scheme, or ``root`` is not a path.
         """
         text = str(root)
         if not text or "\0" in text:
-            raise ConfigError(f"storage root {text!r} is no path; give a path, s3://… or gs://…")
+            raise ConfigError(f"storage root {text!r} is not a path; give a path, s3://… or gs://…")
         scheme = urlsplit(text).scheme
         if not scheme:
             text = str(Path(text).expanduser().absolute())
@@ -90,20 +91,20 @@ class Storage:
 
     @property
     def is_local(self) -> bool:
-        """Whether the root is a directory of this machine (which may be a shared mount)."""
+        """Whether the root is a directory on this machine (which may be a shared mount)."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def path(self, key: str) -> str:
-        """The path of ``key`` on the filesystem; the root's own for an empty key.
+        """The path of ``key`` on the filesystem; the root itself for an empty key.
 
         Raises:
-            StoreError: ``key`` climbs out of the root, or a link under the root leads out of it.
+            StoreError: ``key`` is not a valid name, or it leads out of the root, by itself or through a link.
         """
         normal = posixpath.normpath(key) if key else "."
         if normal.startswith(("/", "..")):
             raise StoreError(f"{key!r} leads out of the storage root {self.shown}")
         if "\0" in normal or any("\ud800" <= character <= "\udfff" for character in normal):
-            raise StoreError(f"{key!r} can be the name of no file under {self.shown}")
+            raise StoreError(f"{key!r} is not a valid file name under {self.shown}")
         base = self._located[1]
         path = base if normal == "." else posixpath.join(base, normal)
         if self.is_local:
@@ -117,26 +118,26 @@ class Storage:
 
     @property
     def shown(self) -> str:
-        """The root as it may be shown: a URI without the credentials and the connection's options it may hold."""
+        """The root for display: a URI without its credentials and connection options."""
         parts = urlsplit(self.root)
         return self.root if self.is_local else f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     def location(self, key: str) -> str:
-        """``key`` as a user would write it: a path, or a URI (see :attr:`shown`)."""
+        """``key`` for display: a path, or a URI without credentials (see :attr:`shown`)."""
         return self.path(key) if self.is_local else f"{self.shown.rstrip('/')}/{key}"
 
     def _persistently(self, what: str, action: Callable[[], T]) -> T:
-        """``action``, again after a while where remote storage failed; on a directory errors are not passing.
+        """Run ``action``, with retries after pauses on remote storage; on a directory errors are not transient.
 
         Raises:
-            UnreachableStorageError: It failed every time, or for a reason that does not pass.
-            FileNotFoundError: As the action does.
+            UnreachableStorageError: Every attempt failed, or the error is permanent.
+            FileNotFoundError: Raised by ``action``.
         """
         if self.is_local:
             try:
                 return action()
             except OSError as error:
-                if error.errno in NO_NAME or str(error).endswith("is a directory"):  # pyarrow's has no number
+                if error.errno in NO_NAME or str(error).endswith("is a directory"):  # pyarrow's error has no errno
                     raise StoreError(f"storage {self.shown} cannot {what}: {error}") from error
                 raise
         for attempt in range(ATTEMPTS):
@@ -165,19 +166,19 @@ class Storage:
         return self._info(key).type != pafs.FileType.NotFound
 
     def read(self, key: str, limit: int | None = None) -> bytes:
-        """The whole object.
+        """Read the whole object.
 
         Args:
             key: Its name.
-            limit: Bytes; a larger object is refused before any of it is read.
+            limit: Bytes; a larger object is rejected unread.
 
         Raises:
-            FileNotFoundError: There is none.
-            StoreError: It is larger than ``limit``.
+            FileNotFoundError: The object does not exist.
+            StoreError: The object is larger than ``limit``.
         """
         path = self.path(key)
         if limit is not None and (size := self._info(key).size or 0) > limit:
-            raise StoreError(f"{self.location(key)} has {size:,} bytes, and at most {limit:,} can be its own")
+            raise StoreError(f"{self.location(key)} has {size:,} bytes, and at most {limit:,} are expected")
 
         def action() -> bytes:
             with self.filesystem.open_input_stream(path) as stream:
@@ -186,17 +187,18 @@ class Storage:
         return self._persistently(f"read {key}", action)
 
     def write(self, key: str, data: bytes | pa.Buffer) -> None:
-        """Write the whole object atomically, replacing what was there.
+        """Write the whole object atomically, replacing any object of that name.
 
-        On a directory: a temporary name beside the target, fsync, rename. On an object store one put, which is
-        atomic by itself; nothing is ever streamed to a final name, since a stream that breaks off would be published.
+        On a directory the file is written under a temporary name in the same folder, synced and renamed. On an object
+        store it is a single put, which is atomic. Nothing is streamed to a final name, since a stream that breaks off
+        would be published.
 
         Raises:
-            StoreError: The device is full; nothing was left behind.
+            StoreError: The device is full; no partial file remains.
         """
         path = self.path(key)
         if path == self._located[1]:
-            raise StoreError(f"{key!r} names no object under {self.shown}")
+            raise StoreError(f"{key!r} does not name an object under {self.shown}")
         try:
             put = _write_local if self.is_local else self._put
             self._persistently(f"write {key}", lambda: put(path, data))
@@ -213,37 +215,37 @@ class Storage:
             stream.write(data)
 
     def check_writable(self) -> None:
-        """Write, read and delete a probe: a storage that cannot be used is found before any work starts.
+        """Write, read and delete a probe, so that unusable storage is detected before any work starts.
 
         Raises:
-            ConfigError: Naming the root, and why.
+            ConfigError: The storage cannot be used; the message names the root and the reason.
         """
         probe, content = f".probe-{uuid.uuid4().hex}", uuid.uuid4().hex.encode()
         try:
             self.write(probe, content)
-            found = self.read(probe)
+            returned = self.read(probe)
             self.delete(probe)
         except (OSError, pa.ArrowException, StoreError) as error:
             reason = error.__cause__ or error
             raise ConfigError(
                 f"storage root {self.shown} cannot be written: {reason}; choose another --storage"
             ) from error
-        if found != content:
-            raise ConfigError(f"storage root {self.shown} gives back other bytes than were written; choose another")
+        if returned != content:
+            raise ConfigError(f"storage root {self.shown} returns other bytes than were written; choose another")
 
     def delete(self, key: str) -> None:
-        """Remove the object; no error where there is none. A folder is left alone."""
+        """Remove the object if it exists. A folder is not removed."""
         path = self.path(key)
 
         def action() -> None:
-            # Asked each time: what failed to answer may have been deleted.
+            # Checked at each attempt: an earlier one may have deleted the object although it failed to answer.
             if self.filesystem.get_file_info(path).type == pafs.FileType.File:
                 self.filesystem.delete_file(path)
 
         self._persistently(f"delete {key}", action)
 
     def names(self, folder: str) -> list[str]:
-        """Names of the finished objects and folders directly under ``folder``, sorted; empty where there is none."""
+        """Names of complete objects and folders directly under ``folder``, sorted; empty if it does not exist."""
         return sorted(info.base_name for info in self._listed(folder) if info.base_name[0] != ".")
 
     def _listed(self, folder: str) -> list[pafs.FileInfo]:
@@ -251,28 +253,28 @@ class Storage:
         return self._persistently(f"list {folder or 'the root'}", lambda: self.filesystem.get_file_info(selector))
 
     def delete_empty_folder(self, folder: str) -> None:
-        """Remove a folder of a directory in which nothing is left; on an object store there is none to remove."""
+        """Remove a local folder if it is empty; object stores have no folders to remove."""
         if self.is_local:
-            with suppress(OSError):  # not there, or somebody has put something into it
+            with suppress(OSError):  # the folder does not exist or is not empty
                 Path(self.path(folder)).rmdir()
 
     def delete_leftovers(self, folder: str) -> int:
-        """Delete what writers that were killed left half-written directly under ``folder``; how many there were.
+        """Delete temporary files that killed writers left directly under ``folder``; return their number.
 
-        Only for whoever has the folder to itself: a writer's own temporary name looks the same.
+        The caller must be the only writer to the folder: the temporary file of an active writer looks the same.
         """
-        found = [info.base_name for info in self._listed(folder) if LEFTOVER.fullmatch(info.base_name)]
-        for name in found:
+        names = [info.base_name for info in self._listed(folder) if LEFTOVER.fullmatch(info.base_name)]
+        for name in names:
             self.delete(posixpath.join(folder, name))
-        return len(found)
+        return len(names)
 
     def read_json(self, key: str) -> Any:
-        """The value of a JSON object.
+        """Read an object as JSON.
 
         Raises:
-            FileNotFoundError: There is none.
-            ValueError: It is not JSON, or nested more deeply than can be read.
-            StoreError: It is larger than any that is written here.
+            FileNotFoundError: The object does not exist.
+            ValueError: It is not JSON, or nested too deeply to be parsed.
+            StoreError: It is larger than :data:`JSON_BYTES`.
         """
         try:
             return json.loads(self.read(key, JSON_BYTES))
@@ -280,17 +282,17 @@ class Storage:
             raise ValueError("it is nested too deeply") from None
 
     def write_json(self, key: str, value: Any) -> None:
-        """``value`` as canonical JSON: the same value gives the same bytes."""
+        """Write ``value`` as canonical JSON: equal values give equal bytes."""
         self.write(key, canonical_json(value).encode())
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no NaN: equal values give equal text, so it can be hashed."""
+    """JSON with sorted keys and without NaN, so that equal values give equal text and equal hashes."""
     return json.dumps(value, sort_keys=True, allow_nan=False, indent=1) + "\n"
 
 
 def digest_of(value: Any) -> str:
-    """sha256 of a value's canonical JSON, 16 hex digits: a name for whatever depends on it."""
+    """First 16 hex digits of the sha256 of a value's canonical JSON, used to name things that depend on it."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 

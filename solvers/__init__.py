@@ -1,4 +1,4 @@
-"""Non-stationary solvers for diffusion and flow models: pure torch, no cluster.
+"""Non-stationary solvers for diffusion and flow models, in pure torch and without a cluster.
 
 from solvers import load_theta
 x1 = load_theta("theta.json").solver.sample(velocity, x0)

@@ -1,4 +1,4 @@
-"""The safetensors form of a theta artifact: tensors times, a and b in float64, provenance in the header's metadata."""
+"""Reads theta artifacts in safetensors form: float64 tensors times, a and b; provenance in the header's metadata."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 from solvers.ns import MAX_NFE, InvalidThetaError
 
 METADATA_KEY = "bespoke_theta"
-"""Key of the header's metadata; its value is the theta artifact's JSON object without the numbers."""
+"""Metadata key in the header; its value is the theta artifact's JSON object without times, a and b."""
 
 TENSORS = ("times", "a", "b")
 
 MAX_BYTES = 8 * (MAX_NFE + (MAX_NFE + 1) ** 2) + 2**20
-"""The numbers of the largest theta and a generous header: what is larger is no theta, and is not opened."""
+"""Size limit for a theta file (the largest solver plus 1 MiB for the header); larger files are rejected unopened."""
 
 
 def read_json(source: Path) -> str:
-    """The theta artifact's JSON that a safetensors file stands for; needs the package safetensors.
+    """Return the JSON text of the theta artifact in a safetensors file; needs the package safetensors.
 
-    The JSON is still to be validated, so a file of either form is held to the same rules.
+    The caller validates the JSON, so that both file formats obey the same rules.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        InvalidThetaError: The file is not a theta in this form.
+        FileNotFoundError: The file does not exist.
+        InvalidThetaError: The file is not a theta artifact in safetensors form.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -41,7 +41,7 @@ def read_json(source: Path) -> str:
     except OSError as error:
         raise invalid(f"it cannot be read ({error})") from error
     if size > MAX_BYTES:
-        raise invalid(f"it has {size:,} bytes, and the largest theta has {MAX_BYTES:,}")
+        raise invalid(f"it has {size:,} bytes, but the largest theta has {MAX_BYTES:,}")
     try:
         with safe_open(source, framework="pt") as file:
             content = _provenance(file, invalid)
@@ -52,9 +52,9 @@ def read_json(source: Path) -> str:
     except OSError as error:
         raise invalid(f"it cannot be read ({error})") from error
     b = tensors["b"]
-    # NaN is not equal to 0 either.
+    # NaN != 0 is true, so NaN on or above the diagonal is rejected too.
     if bool((b.triu() != 0).any()):
-        raise invalid("'b' must be strictly lower triangular: a state uses only velocities that are known by then")
+        raise invalid("'b' must be strictly lower triangular: a state may use only the velocities before it")
     numbers = {
         "times": tensors["times"].tolist(),
         "a": tensors["a"].tolist(),
@@ -75,12 +75,12 @@ def _provenance(file: Any, invalid: Any) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise invalid(f"its {METADATA_KEY!r} is not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise invalid(f"its {METADATA_KEY!r} is no JSON object")
+        raise invalid(f"its {METADATA_KEY!r} is not a JSON object")
     return content
 
 
 def _check_shapes(file: Any, nfe: Any, invalid: Any) -> None:
-    """Names, shapes and dtypes as the header declares them, before a number is read."""
+    """Check the names, shapes and dtypes that the header declares, before any tensor is read."""
     if not isinstance(nfe, int) or isinstance(nfe, bool) or not 1 <= nfe <= MAX_NFE:
         raise invalid(f"'nfe' must be an integer from 1 to {MAX_NFE}, got {reprlib.repr(nfe)}")
     names = sorted(file.keys())

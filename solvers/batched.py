@@ -1,6 +1,6 @@
-"""Several NS solvers of equal NFE run side by side in one batch: one network call serves all of them.
+"""Runs several NS solvers of equal NFE in one batch, so that one network call serves all of them.
 
-Knows nothing of why: distilling many theta at once fills a device that a single small batch leaves idle.
+Distilling many theta at once fills a device that a single small batch would leave mostly idle.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from solvers.ns import nfe_of_flat
 
 
 def sample_batched(thetas: Tensor, velocity: VelocityField, x0: Tensor) -> Tensor:
-    """Algorithm 1 of the BNS paper for k solvers, each on its own B samples.
+    """Run Algorithm 1 of the BNS paper for k solvers, each on its own B samples.
 
-    Equals ``NSSolver.from_flat(thetas[i]).sample(u_i, x0[i])`` for every i, but for what the size of a batch does to
-    the rounding of the network. Gradients flow into ``thetas``, each row's from its own samples alone. What is kept
-    for them grows as n states beside what the network keeps.
+    Equals ``NSSolver.from_flat(thetas[i]).sample(u_i, x0[i])`` for every i, up to the rounding differences of the
+    network between batch sizes. Differentiable in ``thetas``: the gradient of each row comes from its own samples
+    alone. The memory held for the backward pass is n states, plus the network's own activations.
 
     Args:
-        thetas: Rows are :meth:`NSSolver.flat`, shape (k, n(n+5)/2 + 1), float64, on the CPU.
-        velocity: The field of all k B samples in order, solver by solver; asked with one time a sample, (k B,).
+        thetas: Flat vectors (:meth:`NSSolver.flat`) as rows, shape (k, n(n+5)/2 + 1), float64, on the CPU.
+        velocity: The field of all k B samples, ordered by solver. It is called with one time per sample, (k B,).
         x0: Noise ~ N(0, I), shape (k, B, ...).
 
     Returns:
-        The samples x_n, of the shape and dtype of ``x0``.
+        The samples x_n, with the shape and dtype of ``x0``.
 
     Raises:
-        InvalidThetaError: A row's length is that of no n.
-        ValueError: Another number of thetas than of batches.
+        InvalidThetaError: The row length does not correspond to any n.
+        ValueError: The numbers of thetas and of batches differ.
     """
     if thetas.ndim != 2 or len(thetas) != len(x0):
         raise ValueError(
-            f"thetas of shape {tuple(thetas.shape)} for {len(x0)} batches of samples; give one row for each batch"
+            f"thetas of shape {tuple(thetas.shape)} for {len(x0)} batches of samples; give one row per batch"
         )
     n = nfe_of_flat(thetas.shape[1])
     times, a, b = thetas[:, :n], thetas[:, n : 2 * n + 1], thetas[:, 2 * n + 1 :]
@@ -42,11 +42,11 @@ def sample_batched(thetas: Tensor, velocity: VelocityField, x0: Tensor) -> Tenso
     velocities: list[Tensor] = []
     x = a[:, 0].view(shape) * x0
     for k in range(n):
-        asked = times[:, k].repeat_interleave(x0.shape[1])
-        velocities.append(velocity(x.flatten(0, 1), asked).view_as(x0))
+        sample_times = times[:, k].repeat_interleave(x0.shape[1])
+        velocities.append(velocity(x.flatten(0, 1), sample_times).view_as(x0))
         x = a[:, k + 1].view(shape) * x0
-        first = k * (k + 1) // 2  # of row k + 1 of the lower triangle
-        for j, known in enumerate(velocities):
-            # No stack of the velocities: autograd then keeps references to them, and no copy a row.
-            x = torch.addcmul(x, b[:, first + j].view(shape), known)
+        first = k * (k + 1) // 2  # offset of row k + 1 in the flat lower triangle
+        for j, past in enumerate(velocities):
+            # The velocities are not stacked: autograd then keeps references to them instead of a copy per row.
+            x = torch.addcmul(x, b[:, first + j].view(shape), past)
     return x

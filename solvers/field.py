@@ -1,4 +1,4 @@
-"""Velocity fields: what a solver is given, with guidance and evaluation counting as wrappers."""
+"""Velocity fields, the input of every solver, and wrappers for guidance and evaluation counting."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ from solvers.schedulers.base import Scheduler
 class VelocityField(Protocol):
     """The right-hand side u_t(x) of the sampling ODE dx/dt = u_t(x), with t=0 noise and t=1 data.
 
-    ``scheduler`` names the Gaussian path that u belongs to; its ``t_min`` is where sampling starts, from
+    ``scheduler`` is the Gaussian path that u belongs to. Sampling starts at its ``t_min``, from
     ``scheduler.sigma(t_min) * x0`` with x0 ~ N(0, I).
 
-    Solvers ask with one time for the whole batch. Where several solvers share a batch, each sample brings the time of
-    its own solver; a field that cannot answer that serves every solver alone, and no shared batch.
+    A solver passes one time for the whole batch. If several solvers share a batch, each sample has the time of its own
+    solver. A field that does not accept one time per sample still works with one solver at a time.
     """
 
     @property
     def scheduler(self) -> Scheduler: ...
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """u_t(x), each sample as if it were asked alone.
+        """u_t(x); the result for a sample must not depend on the other samples.
 
         Args:
             x: Shape (B, ...).
-            t: 0-d float64, the time of every sample, or (B,) float64, one time a sample.
+            t: 0-d float64, the time of all samples, or (B,) float64, one time per sample.
 
         Returns:
-            The shape and dtype of ``x``.
+            The velocity, with the shape and dtype of ``x``.
         """
         ...
 
 
 def check_time_shape(t: Tensor, x: Tensor) -> None:
-    """Refuse times that are neither one for all samples nor one for each.
+    """Check that ``t`` is one time for all samples or one time per sample.
 
     Raises:
-        ValueError: ``t`` is not 0-d, and not of shape (B,) for ``x`` of shape (B, ...).
+        ValueError: ``t`` is neither 0-d nor of shape (B,) for ``x`` of shape (B, ...).
     """
     if t.ndim and t.shape != x.shape[:1]:
         raise ValueError(
-            f"times of shape {tuple(t.shape)} for a batch of {len(x)} samples; give one time (0-d), or one time a "
+            f"times of shape {tuple(t.shape)} for a batch of {len(x)} samples; give one time (0-d), or one time per "
             f"sample ({len(x)},)"
         )
 
 
 def per_sample(value: Tensor, x: Tensor) -> Tensor:
-    """A function of time in the form that multiplies samples: what is 0-d stays so, (B,) becomes (B, 1, ..., 1).
+    """Reshape a function of time so that it multiplies samples: 0-d stays 0-d, (B,) becomes (B, 1, ..., 1).
 
     Args:
-        value: 0-d or (B,), as the time it comes from.
-        x: Samples, shape (B, ...); the result has their dtype and, where it has their length, their device.
+        value: 0-d or (B,), like the time it was computed from.
+        x: Samples, shape (B, ...). The result has their dtype and, if ``value`` has shape (B,), their device.
 
     Raises:
-        ValueError: ``value`` has another shape.
+        ValueError: ``value`` has a different shape.
     """
     check_time_shape(value, x)
     if value.ndim == 0:
@@ -78,10 +78,10 @@ class FunctionField:
 
 
 class CountingField:
-    """Counts velocity evaluations (NFE) of the field it wraps.
+    """Counts the velocity evaluations (NFE) of the field it wraps.
 
-    With guidance one evaluation is two forwards of the network; ``forwards`` counts those, given how many
-    forwards one evaluation takes.
+    With guidance, one evaluation takes two forward passes of the network. ``forwards`` is the number of forward
+    passes, ``forwards_per_evaluation`` for each evaluation.
     """
 
     def __init__(self, field: VelocityField, forwards_per_evaluation: int = 1):
@@ -102,12 +102,13 @@ class CountingField:
 class GuidedPrediction:
     """Classifier-free guidance f_null + s (f_cond - f_null) on a network's output (Ho & Salimans 2022).
 
-    ``guidance_scale`` follows diffusers: 1 is unguided, and costs one forward instead of two. The
-    class-conditional papers' w is ``guidance_scale - 1``. The velocity is affine in the prediction at a fixed x,
-    so guiding the prediction guides the velocity alike.
+    ``guidance_scale`` follows diffusers: 1 is unguided, and costs one forward pass instead of two. The
+    class-conditional papers' w is ``guidance_scale - 1``. The velocity is affine in the prediction at a fixed x, so
+    guiding the prediction guides the velocity in the same way.
 
     Args:
-        predict: ``predict(x, t, condition)``, the network's output for a batch; asked with times as it is asked.
+        predict: ``predict(x, t, condition)`` returns the network's output for a batch; ``t`` is 0-d or one time per
+            sample, like the time of the call.
         condition: Conditioning of the batch, shape (B, ...).
         null_condition: The conditioning of a dropped label, same shape.
     """
@@ -127,7 +128,7 @@ class GuidedPrediction:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if self.guidance_scale == 1:
             return self.predict(x, t, self.condition)
-        # One doubled batch rather than two calls: the device is better filled.
+        # One doubled batch uses the device better than two calls.
         times = t if t.ndim == 0 else torch.cat([t, t])
         conditional, unconditional = self.predict(torch.cat([x, x]), times, self.condition).chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)

@@ -1,8 +1,8 @@
-"""GITS: the best time grid for a solver of few steps, by dynamic programming over a fine one.
+"""GITS: the best time grid for a solver of few steps, by dynamic programming over a fine grid.
 
-Along ground-truth trajectories, what one Euler step from knot i to knot j loses is a number, and a grid of n steps is
-a path from the first knot to the last. Its cost is the sum of its steps' losses, and the cheapest path is found
-exactly. No network is asked: the states and velocities of a few trajectories are all it takes.
+Each Euler step from knot i to knot j of the ground-truth trajectories has a loss, and a grid of n steps is a path from
+the first knot to the last. The cost of a grid is the sum of its steps' losses, and dynamic programming computes the
+cheapest path exactly. It needs the states and velocities of a few trajectories, and no network evaluations.
 """
 
 from __future__ import annotations
@@ -24,48 +24,48 @@ def gits_grid(
     gamma: float = 1.0,
     loss: Loss = "error",
 ) -> Tensor:
-    """The grid of ``steps`` steps, among the knots, that costs least on these trajectories.
+    """The cheapest grid of ``steps`` steps between the knots on these trajectories.
 
-    It is the best grid for Euler's method in this sense, and a candidate for others: a multistep method may do badly
-    on it where a very short step is followed by a long one, over which it extrapolates.
+    In this sense it is the best grid for Euler's method, and a candidate for others. A multistep method may do badly on
+    it if a very short step is followed by a long one, over which the method extrapolates.
 
     Args:
         states: x(t) of B trajectories at K knots, shape (K, B, ...), floating point.
-        velocities: u_t(x) there, same shape.
+        velocities: u_t(x) at the knots, same shape.
         times: Knots, shape (K,), float64, strictly rising from the noise to the data.
-        steps: Steps of the grid, 1 to K - 1.
+        steps: Number of steps of the grid, 1 to K - 1.
         gamma: Weight of every step relative to the one before it (:func:`cheapest_path`). 1 is the plain sum of the
             losses; the published code's default is 1.15, on EDM's polynomial knots.
-        loss: What a step costs (:func:`step_costs`).
+        loss: Loss of a step (:func:`step_costs`).
 
     Returns:
         Times of shape (steps + 1,), float64, from ``times[0]`` to ``times[-1]``.
 
     Raises:
-        ValueError: Shapes that do not belong together, knots that do not rise, numbers that are not finite, an unknown
-            loss, more steps than the knots allow, or a gamma that is not positive.
+        ValueError: Shapes do not match, the knots do not rise, a number is not finite, the loss is unknown, there are
+            more steps than the knots allow, or gamma is not positive.
 
-    Source: Chen et al. 2024, "On the Trajectory Regularity of ODE-based Diffusion Sampling" (GITS). There the variable
+    Source: Chen et al. 2024, "On the Trajectory Regularity of ODE-based Diffusion Sampling" (GITS). Its time variable
     is the noise level of the variance-exploding path, on which Euler's method is DDIM; on cond_ot it is DDIM too.
     """
     return times[cheapest_path(step_costs(states, velocities, times, loss), steps, gamma)]
 
 
 def step_costs(states: Tensor, velocities: Tensor, times: Tensor, loss: Loss = "error") -> Tensor:
-    """What an Euler step between any two knots loses, averaged over the trajectories.
+    """The loss of an Euler step between any two knots, averaged over the trajectories.
 
     With y_ij = x_i + (t_j - t_i) u_i, the step from i to j costs
 
     - 'error': ||y_ij - x_j||, its local error in the Euclidean norm;
-    - 'deviation': the distance of y_ij from the straight line between the trajectory's ends, less that of x_j. It may
-      be negative. It is the published code's default, and blind to errors along the line.
+    - 'deviation': the distance of y_ij from the straight line between the trajectory's ends, minus that of x_j. It
+      may be negative. It is the published code's default, and ignores errors along the line.
 
     Args:
         states, velocities, times: As in :func:`gits_grid`.
         loss: 'error' or 'deviation'.
 
     Returns:
-        Shape (K, K), float64; infinite where j <= i.
+        Shape (K, K), float64; infinite for j <= i.
 
     Raises:
         ValueError: As in :func:`gits_grid`.
@@ -96,10 +96,10 @@ def step_costs(states: Tensor, velocities: Tensor, times: Tensor, loss: Loss = "
         step = (times[i + 1 :] - times[i]).to(torch.float64)[:, None, None]
         reached, true = x[i] + step * u[i], x[i + 1 :]
         if loss == "error":
-            lost = (reached - true).norm(dim=-1)
+            loss_per_trajectory = (reached - true).norm(dim=-1)
         else:
-            lost = _off_line(reached, x[0], x[-1]) - _off_line(true, x[0], x[-1])
-        costs[i, i + 1 :] = lost.mean(dim=1).cpu()
+            loss_per_trajectory = _off_line(reached, x[0], x[-1]) - _off_line(true, x[0], x[-1])
+        costs[i, i + 1 :] = loss_per_trajectory.mean(dim=1).cpu()
     return costs
 
 
@@ -111,21 +111,21 @@ def _off_line(x: Tensor, first: Tensor, last: Tensor) -> Tensor:
 
 
 def cheapest_path(costs: Tensor, steps: int, gamma: float = 1.0) -> list[int]:
-    """The path 0 = i_0 < i_1 < ... < i_n = K - 1 of least sum_k gamma^k costs[i_k, i_{k+1}], exactly.
+    """The path 0 = i_0 < i_1 < ... < i_n = K - 1 with the least sum_k gamma^k costs[i_k, i_{k+1}], exactly.
 
     Solved backwards: V_k(i) = min_j costs[i, j] + gamma V_{k-1}(j) is the least cost of k steps from i to the end. A
-    gamma above 1 makes late steps dear, and so crowds the steps towards the data.
+    gamma above 1 makes late steps more expensive, and so concentrates the steps near the data.
 
     Args:
-        costs: Shape (K, K); only entries above the diagonal are used. Real numbers, of any sign.
+        costs: Shape (K, K); only entries above the diagonal are used. They may have any sign.
         steps: n, from 1 to K - 1.
         gamma: Positive.
 
     Returns:
-        n + 1 indices. Of equally cheap paths the one that is first in lexicographic order.
+        n + 1 indices. Of several equally cheap paths, the first in lexicographic order.
 
     Raises:
-        ValueError: ``steps`` or ``gamma`` out of range.
+        ValueError: ``steps`` or ``gamma`` is out of range.
     """
     knots = len(costs)
     if not 1 <= steps <= knots - 1:

@@ -1,4 +1,4 @@
-"""Time grids: where a solver takes its steps. Each is a function of (steps, scheduler) to times t_0 < ... < t_n."""
+"""Time grids, the times of a solver's steps. Each maps (steps, scheduler) to times t_0 < ... < t_n."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from solvers.schedulers.base import TIME_TOLERANCE, Scheduler
 
 LOG_SNR_MARGIN = 1e-3
-"""Share of the domain at each end that a log-SNR grid leaves to its first and last step."""
+"""Margin of a log-SNR grid at each end, as a share of the domain; its first and last step extend over it."""
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "uniform": (),
@@ -23,7 +23,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "given": ("listed",),
     "ays": ("table",),
 }
-"""The options that each kind of grid has."""
+"""The options of each kind of grid."""
 
 KINDS = tuple(OPTIONS)
 
@@ -37,44 +37,44 @@ AYS_TABLES: dict[str, tuple[float, ...]] = {
 Stable Video Diffusion (Sabour et al. 2024, "Align Your Steps", appendix B)."""
 
 AYS_ROUNDING = 0.02
-"""Relative rounding of the published tables, whose last entries have one or two digits."""
+"""Relative rounding error of the published tables; their last entries have only one or two digits."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A named time grid. Plain data: ``Grid(**asdict(grid))`` is the same grid, also after a trip through JSON.
+    """A named time grid, as plain data: ``Grid(**asdict(grid))`` is the same grid, even after a JSON round trip.
 
-    By their times, laid over the domain [t_min, t_max], with uniform r:
+    Kinds defined by their times, scaled to the domain [t_min, t_max], with uniform r:
 
     - 'uniform': t = r.
-    - 'warped': t = (1 - (1-r)^p)^q. p > 1 crowds steps towards the data, q > 1 towards the noise.
-    - 'shifted': t = r / (shift - (shift - 1) r). shift > 1 crowds steps towards the noise, as SD3 and FLUX do (Esser et
-      al. 2024, eq. 23, which has the same formula in the noise level 1 - t).
+    - 'warped': t = (1 - (1-r)^p)^q. p > 1 concentrates steps near the data, q > 1 near the noise.
+    - 'shifted': t = r / (shift - (shift - 1) r). shift > 1 concentrates steps near the noise, as in SD3 and FLUX (Esser
+      et al. 2024, eq. 23, which is the same formula in the noise level 1 - t).
     - 'given': times listed by the user; the ends of the domain may be left out.
 
-    By their noise levels sigma/alpha, so that they suit every scheduler alike:
+    Kinds defined by their noise levels sigma/alpha, so that they suit every scheduler:
 
     - 'log_snr': uniform in log-SNR. 'polynomial': uniform in (sigma/alpha)^(1/rho). Both between two times just inside
-      the ends (LOG_SNR_MARGIN), since log-SNR is infinite at the ends of most paths; the outermost points are then
+      the ends (LOG_SNR_MARGIN), since log-SNR is infinite at the ends of most paths. The outermost points are then
       moved to the ends.
     - 'edm': EDM's sampler (Karras et al. 2022, eq. 5): n levels from sigma_max to sigma_min, uniform in the 1/rho-th
-      power, then the path's end. Levels that the path does not have are cut off: it begins with the path where that
-      starts with less noise than sigma_max, otherwise later than ``t_min``; where the path ends with sigma_min or more,
-      its end is the last level.
-    - 'ays': a published table of Align Your Steps, interpolated linearly in log noise level for other numbers of steps
-      than 10. Its first and last point are the path's own ends; of a path with less range, the part it has is divided.
+      power, then the path's end. Levels outside the path are cut off. The grid begins at ``t_min`` if the path starts
+      with at most sigma_max, and later otherwise. If the path ends with sigma_min or more, its end is the last level.
+    - 'ays': a published table of Align Your Steps, interpolated linearly in log noise level if the number of steps is
+      not 10. Its first and last point are the path's own ends. If the path covers only part of the table's range, that
+      part is divided.
 
     Attributes:
         kind: One of the above.
         p, q: Exponents of 'warped', positive.
-        rho: Exponent of 'polynomial' and 'edm', positive: the larger, the more steps next to the data.
+        rho: Exponent of 'polynomial' and 'edm', positive. Larger values put more steps near the data.
         sigma_min, sigma_max: Noise levels of 'edm', in sigma/alpha.
-        shift: The time shift of 'shifted', positive; SD3's is 3.
+        shift: The time shift of 'shifted', positive; 3 in SD3.
         listed: The times of 'given', strictly increasing.
         table: The table of 'ays': sd15, sdxl, deepfloyd or svd.
 
     Raises:
-        ValueError: An unknown kind or table, a value out of range, or an option that the kind does not have.
+        ValueError: The kind or table is unknown, a value is out of range, or an option does not belong to the kind.
     """
 
     kind: str = "uniform"
@@ -123,11 +123,11 @@ class Grid:
 
     @property
     def label(self) -> str:
-        """The kind and what differs from its defaults: grids with the same label are the same."""
+        """The kind and the options that differ from their defaults; grids with the same label are the same grid."""
         defaults = {option.name: option.default for option in fields(self)}
-        # A warped grid's exponents are what it is.
-        told = [n for n in OPTIONS[self.kind] if self.kind == "warped" or getattr(self, n) != defaults[n]]
-        return " ".join([self.kind, *(self._option_label(name) for name in told)])
+        # The exponents of a warped grid are always part of its label.
+        names = [n for n in OPTIONS[self.kind] if self.kind == "warped" or getattr(self, n) != defaults[n]]
+        return " ".join([self.kind, *(self._option_label(name) for name in names)])
 
     def _option_label(self, name: str) -> str:
         value = getattr(self, name)
@@ -141,11 +141,11 @@ class Grid:
     def times(self, steps: int, scheduler: Scheduler) -> Tensor:
         """Times of shape (steps + 1,), float64, strictly increasing, differentiable in p and q.
 
-        They run from ``scheduler.t_min`` to ``scheduler.t_max`` exactly, but for 'edm', which may begin later.
+        They run from ``scheduler.t_min`` to ``scheduler.t_max`` exactly, except for 'edm', which may begin later.
 
         Raises:
-            ValueError: Fewer than one step, listed times that do not make ``steps`` steps or leave the domain, or noise
-                levels of which the path has none.
+            ValueError: ``steps`` is less than 1, the listed times do not make ``steps`` steps or leave the domain, or
+                the grid and the path have no noise levels in common.
         """
         if steps < 1:
             raise ValueError(f"a time grid needs at least one step, got {steps}")
@@ -189,8 +189,8 @@ class Grid:
         return torch.tensor([scheduler.t_min, *inner, scheduler.t_max], dtype=torch.float64)
 
     def _between_margins(self, r: Tensor, scheduler: Scheduler) -> Tensor:
-        # Log-SNR is infinite at the ends of most paths: the grid is laid between two times just inside them, and
-        # its outermost points are then moved to the ends themselves.
+        # Log-SNR is infinite at the ends of most paths. So the grid lies between two times just inside the ends, and
+        # ``times`` then moves its outermost points to the ends.
         margin = LOG_SNR_MARGIN * (scheduler.t_max - scheduler.t_min)
         low = scheduler.lambda_(scheduler.t_min + margin)
         high = scheduler.lambda_(scheduler.t_max - margin)
@@ -203,12 +203,12 @@ class Grid:
 
     def _edm(self, steps: int, scheduler: Scheduler) -> Tensor:
         high, low = self._shared_levels(scheduler, self.sigma_max, self.sigma_min, rounding=0.0)
-        # 1e-6: where the path ends with sigma_min itself, rounding must not make a last step of no length.
-        goes_on = _noise_level(scheduler, scheduler.t_max) < self.sigma_min * (1 - 1e-6)
-        r = _uniform(steps - 1) if goes_on else _uniform(steps)
+        # 1e-6: if the path ends with exactly sigma_min, rounding must not cause a last step of length zero.
+        path_continues = _noise_level(scheduler, scheduler.t_max) < self.sigma_min * (1 - 1e-6)
+        r = _uniform(steps - 1) if path_continues else _uniform(steps)
         roots = high ** (1 / self.rho) + r * (low ** (1 / self.rho) - high ** (1 / self.rho))
         times = scheduler.time_at_lambda(-self.rho * torch.log(roots))
-        if goes_on:
+        if path_continues:
             times = torch.cat([times, torch.zeros(1, dtype=torch.float64)])
         times[-1] = scheduler.t_max
         if _noise_level(scheduler, scheduler.t_min) <= self.sigma_max:
@@ -219,14 +219,14 @@ class Grid:
         table = AYS_TABLES[self.table]
         high, low = self._shared_levels(scheduler, table[0], table[-1], rounding=AYS_ROUNDING)
         logs = -torch.tensor(table, dtype=torch.float64).log()
-        places = _uniform(len(table) - 1)
-        begin, end = _interpolate(-torch.tensor([high, low], dtype=torch.float64).log(), logs, places)
-        return scheduler.time_at_lambda(_interpolate(begin + r * (end - begin), places, logs))
+        positions = _uniform(len(table) - 1)
+        begin, end = _interpolate(-torch.tensor([high, low], dtype=torch.float64).log(), logs, positions)
+        return scheduler.time_at_lambda(_interpolate(begin + r * (end - begin), positions, logs))
 
     def _shared_levels(
         self, scheduler: Scheduler, sigma_max: float, sigma_min: float, rounding: float
     ) -> tuple[float, float]:
-        """The highest and the lowest noise level that the grid and the path share."""
+        """The highest and lowest noise level that the grid and the path have in common."""
         start, end = (_noise_level(scheduler, t) for t in (scheduler.t_min, scheduler.t_max))
         high = start if start < sigma_max * (1 - rounding) else sigma_max
         low = end if end > sigma_min * (1 + rounding) else sigma_min
@@ -239,7 +239,7 @@ class Grid:
 
 
 def shift_times(r: Tensor, shift: float) -> Tensor:
-    """r / (shift - (shift - 1) r) on [0, 1]: the time shift of SD3 in t = 1 - noise level, float64, same shape."""
+    """r / (shift - (shift - 1) r) on [0, 1]: the time shift of SD3, with t = 1 - noise level; float64, same shape."""
     return r / (shift - (shift - 1) * r)
 
 
@@ -263,5 +263,5 @@ UNIFORM = Grid()
 
 
 def warped_grids(p: list[float], q: list[float]) -> list[Grid]:
-    """Every warped grid of the product p x q, the search that each baseline is given."""
+    """All warped grids of the product p x q, over which each baseline is searched."""
     return [Grid("warped", p_, q_) for p_ in p for q_ in q]

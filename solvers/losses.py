@@ -1,4 +1,4 @@
-"""Losses of solver distillation. The norm is the papers': ||x||^2 = mean over a sample's dimensions."""
+"""Losses of solver distillation, in the norm of the papers: ||x||^2 is the mean over a sample's dimensions."""
 
 from __future__ import annotations
 
@@ -8,33 +8,35 @@ import torch
 from torch import Tensor
 
 MSE_FLOOR = 1e-28
-"""Keeps a loss's gradient finite for a sample that is exact; 280 dB below unit range."""
+"""Floor of the MSE, which keeps a loss's gradient finite for an exact sample; 280 dB below unit range."""
 
 
 def per_sample_mse(x: Tensor, reference: Tensor) -> Tensor:
-    """||x - reference||^2 of each sample, shape (B,), in float32 or better.
+    """||x - reference||^2 per sample, shape (B,), in float32 or better.
 
     Raises:
         ValueError: The shapes differ.
     """
     if x.shape != reference.shape:
-        raise ValueError(f"samples of shape {tuple(x.shape)} against a reference of shape {tuple(reference.shape)}")
+        raise ValueError(
+            f"samples of shape {tuple(x.shape)} do not match the reference of shape {tuple(reference.shape)}"
+        )
     dtype = torch.promote_types(x.dtype, torch.float32)
     return (x.to(dtype) - reference.to(dtype)).square().flatten(1).mean(dim=1)
 
 
 def psnr_loss(x: Tensor, reference: Tensor) -> Tensor:
-    """log ||x_n - x(1)||^2 of each sample, shape (B,): the summand of BNS eq. 13, whose printed sign is wrong.
+    """log ||x_n - x(1)||^2 per sample, shape (B,): the summand of BNS eq. 13, whose printed sign is wrong.
 
-    Its mean over samples is minimised: a mean of logs, not the log of a mean.
+    Its mean over samples is minimised: the mean of logs, not the log of the mean.
     """
     return torch.log(per_sample_mse(x, reference).clamp_min(MSE_FLOOR))
 
 
 def rmse_loss(x: Tensor, reference: Tensor) -> Tensor:
-    """||x_n - x(1)|| of each sample, shape (B,): the summand of the global truncation error (BST eq. 6).
+    """||x_n - x(1)|| per sample, shape (B,): the summand of the global truncation error (BST eq. 6).
 
-    Its mean over samples is minimised: a mean of roots, not the root of a mean.
+    Its mean over samples is minimised: the mean of roots, not the root of the mean.
     """
     return per_sample_mse(x, reference).clamp_min(MSE_FLOOR).sqrt()
 
@@ -44,6 +46,6 @@ def psnr_db(mse: Tensor, data_range: float) -> Tensor:
 
     Args:
         mse: Per-sample mean squared error.
-        data_range: Largest minus smallest value of the data: 2 for data in [-1, 1].
+        data_range: Largest minus smallest value of the data, e.g. 2 for data in [-1, 1].
     """
     return 20 * math.log10(data_range) - 10 * torch.log10(mse)

@@ -1,4 +1,4 @@
-"""Network predictions to velocities: noise, data, v or velocity, under any scheduler (BNS Table 1)."""
+"""Converts network predictions (noise, data, v or velocity) to velocities under any scheduler (BNS Table 1)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 
 
 class Endpoints(NamedTuple):
-    """The clean data and the noise a prediction implies, each of the shape of x."""
+    """The clean data and the noise that a prediction implies, each with the shape of x."""
 
     data: Tensor
     noise: Tensor
@@ -26,7 +26,7 @@ class Endpoints(NamedTuple):
 def endpoints_from_velocity(velocity: Tensor, x: Tensor, point: PathPoint) -> Endpoints:
     """x1-hat = (sigma u - sigma' x) / (sigma alpha' - alpha sigma'), eps-hat = (alpha' x - alpha u) / (same).
 
-    Linear in (x, u), so it works on samples and on coefficient vectors alike.
+    It is linear in (x, u), so it works on both samples and coefficient vectors.
     """
     determinant = point.sigma * point.d_alpha - point.alpha * point.d_sigma
     data = (point.sigma / determinant) * velocity - (point.d_sigma / determinant) * x
@@ -42,18 +42,18 @@ def endpoints(prediction: Prediction, output: Tensor, x: Tensor, point: PathPoin
             alpha^2 + sigma^2 = 1.
         output: The network's output, shape (B, ...).
         x: The network's input, same shape.
-        point: The scheduler at the network's time: 0-d, or of a shape that multiplies x, one time a sample.
+        point: The scheduler at the network's time: 0-d, or one time per sample in a shape that broadcasts with x.
 
     Raises:
-        ValueError: An unknown prediction, v-prediction on a path that is not variance preserving, or a time at which
-            the prediction does not determine the other endpoint.
+        ValueError: The prediction is unknown, v-prediction is used on a path that is not variance preserving, or the
+            prediction does not determine the other endpoint at this time.
     """
     alpha, sigma = point.alpha, point.sigma
-    blind = {"epsilon": ("data", "alpha", alpha), "sample": ("noise", "sigma", sigma)}.get(prediction)
-    if blind is not None and bool((blind[2].detach() == 0).any()):
+    undetermined = {"epsilon": ("data", "alpha", alpha), "sample": ("noise", "sigma", sigma)}.get(prediction)
+    if undetermined is not None and bool((undetermined[2].detach() == 0).any()):
         raise ValueError(
-            f"a prediction of {prediction!r} does not determine the {blind[0]} where {blind[1]} = 0; choose a time "
-            f"grid or a domain of the scheduler that leaves this time out"
+            f"a prediction of {prediction!r} does not determine the {undetermined[0]} where {undetermined[1]} = 0; "
+            f"choose a time grid or a domain of the scheduler that leaves this time out"
         )
     match prediction:
         case "epsilon":
@@ -62,9 +62,11 @@ def endpoints(prediction: Prediction, output: Tensor, x: Tensor, point: PathPoin
             return Endpoints(output, (x - alpha * output) / sigma)
         case "v_prediction":
             norms = (alpha**2 + sigma**2).detach()
-            off = norms[(norms - 1).abs() > 1e-6]
-            if len(off):
-                raise ValueError(f"v_prediction needs alpha^2 + sigma^2 = 1, got {float(off[0]):.6g}; use 'velocity'")
+            wrong_norms = norms[(norms - 1).abs() > 1e-6]
+            if len(wrong_norms):
+                raise ValueError(
+                    f"v_prediction needs alpha^2 + sigma^2 = 1, got {float(wrong_norms[0]):.6g}; use 'velocity'"
+                )
             return Endpoints(alpha * x - sigma * output, sigma * x + alpha * output)
         case "velocity":
             return endpoints_from_velocity(output, x, point)
@@ -74,15 +76,17 @@ def endpoints(prediction: Prediction, output: Tensor, x: Tensor, point: PathPoin
 class PredictionField:
     """The velocity field of a network with any prediction, presented under any scheduler.
 
-    The network runs at its native time; the velocity it implies under ``scheduler`` is
-    alpha' x1-hat + sigma' eps-hat, free of the divisions by alpha and sigma that make Table 1's coefficients blow up.
-    Presenting a variance-preserving network under ``CondOT`` gives a velocity that is finite on the closed domain.
+    The network runs at its native time. The velocity it implies under ``scheduler`` is alpha' x1-hat + sigma' eps-hat,
+    without the divisions by alpha and sigma that make Table 1's coefficients blow up. A variance-preserving network
+    presented under ``CondOT`` has a velocity that is finite on the closed domain.
 
     Args:
-        predict: ``predict(x, t)``: the network at native time ``t``, float64: 0-d, or (B,) where the field is asked so.
-        prediction: What it predicts.
-        native: The scheduler it was trained with.
-        scheduler: The scheduler of the velocity; default ``native``. Its domain is cut to what ``native`` covers.
+        predict: ``predict(x, t)`` returns the network's output at native time ``t``, float64: 0-d, or (B,) if the field
+            is called with one time per sample.
+        prediction: The quantity that the network predicts.
+        native: The scheduler that the network was trained with.
+        scheduler: The scheduler of the velocity; default ``native``. Its domain is cut to the part that ``native``
+            covers.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Scale-time (ST) transforms: change of scheduler after training, and sigma0 preconditioning (BST section 2)."""
+"""Scale-time (ST) transforms: changes of scheduler after training, and sigma0 preconditioning (BST section 2)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from solvers.schedulers.base import PathPoint, Scheduler, as_time
 
 
 class ScaleTimePoint(NamedTuple):
-    """x-bar(r) = s x(t): time, scale, dt/dr, and (ds/dr)/s, as float64 tensors of the shape of r."""
+    """The transform x-bar(r) = s x(t) at r: t, s, dt/dr and (ds/dr)/s, as float64 tensors with the shape of r."""
 
     t: Tensor
     s: Tensor
@@ -38,7 +38,7 @@ class Preconditioned(Scheduler):
         if not self.sigma0 > 0:
             raise ValueError(f"sigma0 must be positive, got {self.sigma0}")
         if isinstance(self.base, Preconditioned):
-            raise ValueError("preconditioning a preconditioned scheduler: multiply the two sigma0 instead")
+            raise ValueError("the scheduler is already preconditioned; multiply the two sigma0 instead")
 
     @property
     def name(self) -> str:
@@ -57,7 +57,7 @@ class Preconditioned(Scheduler):
 
 
 def precondition(scheduler: Scheduler, sigma0: float) -> Scheduler:
-    """``scheduler`` with its noise scaled by ``sigma0``; itself where sigma0 is 1.
+    """``scheduler`` with its noise scaled by ``sigma0``; ``scheduler`` itself if sigma0 is 1.
 
     Raises:
         ValueError: ``sigma0`` is not positive.
@@ -68,28 +68,29 @@ def precondition(scheduler: Scheduler, sigma0: float) -> Scheduler:
 
 
 class SchedulerChange:
-    """The ST transform that takes trajectories of ``source`` to trajectories of ``target`` (BNS eq. 8).
+    """The ST transform that maps trajectories of ``source`` to trajectories of ``target`` (BNS eq. 8).
 
-    t_r is matched at equal SNR and s_r = hypot(alpha-bar, sigma-bar) / hypot(alpha, sigma), which equals the papers'
+    t_r is the time of equal SNR, and s_r = hypot(alpha-bar, sigma-bar) / hypot(alpha, sigma), which equals the papers'
     sigma-bar/sigma but is finite at r = 1. ``target`` is cut to the times whose SNR ``source`` reaches: on a path
-    that starts at snr > 0 (VP) a sigma0 above 1 starts at r_0 > 0, snr-bar(r_0) = snr(t_min). Where ``target`` starts
-    at the higher SNR (sigma0 below 1 on VP), sampling starts later on the source, from sigma(t) x0: an approximation.
+    that starts at snr > 0 (VP), a sigma0 above 1 starts at r_0 > 0, snr-bar(r_0) = snr(t_min). If ``target`` starts
+    at the higher SNR (sigma0 below 1 on VP), sampling starts later on the source, from sigma(t) x0, which is an
+    approximation.
     """
 
     def __init__(self, source: Scheduler, target: Scheduler):
         first = float(target.time_at_angle(source.angle(source.t_min)))
         last = float(target.time_at_angle(source.angle(source.t_max)))
-        # Rounding in the inverse must not move an end that both schedulers share.
+        # Rounding in the inverse must not move an end that the two schedulers have in common.
         t_min = max(target.t_min, 0.0 if abs(first) < 1e-12 else first)
         t_max = min(target.t_max, 1.0 if abs(1 - last) < 1e-12 else last)
         self.source = source
         self.target = dataclasses.replace(target, t_min=t_min, t_max=t_max)
 
     def time_and_scale(self, r: float | Tensor) -> tuple[Tensor, Tensor]:
-        """(t_r, s_r), float64, of the shape of ``r``, finite on the whole closed domain."""
+        """(t_r, s_r), float64, with the shape of ``r``, finite on the whole closed domain."""
         r = as_time(r)
         time = self.source.time_at_angle(self.target.angle(r))
-        # The inverse may overstep the ends by rounding; the network must not be asked there.
+        # Rounding may move the inverse beyond the ends, where the network must not be evaluated.
         time = time.clamp(self.source.t_min, self.source.t_max)
         outer, inner = self.target(r), self.source(time)
         scale = torch.hypot(outer.alpha, outer.sigma) / torch.hypot(inner.alpha, inner.sigma)
@@ -112,7 +113,7 @@ class SchedulerChange:
 class TransformedField:
     """u-bar_r(x) = (s'/s) x + t' s u_{t_r}(x / s) (BNS eq. 7): ``field`` under another scheduler.
 
-    Works on samples and, for :func:`solvers.to_ns.to_ns`, on coefficient vectors.
+    It works on samples and, for :func:`solvers.to_ns.to_ns`, on coefficient vectors.
     """
 
     def __init__(self, field: VelocityField, scheduler: Scheduler):
@@ -128,13 +129,13 @@ class TransformedField:
         return d_log_s * x + gain * self.field(x / scale, point.t)
 
     def restore(self, x: Tensor) -> Tensor:
-        """A sample of the transformed field at its last time, back on the original path: x / s."""
+        """Map a sample of the transformed field, at its last time, back to the original path: x / s."""
         _, scale = self.change.time_and_scale(self.scheduler.t_max)
         return x / scale.to(x.dtype)
 
 
 def on_source(solver: NSSolver, change: SchedulerChange) -> NSSolver:
-    """A solver of the transformed field, as one of the field itself; differentiable.
+    """Convert a solver of the transformed field to a solver of the original field, differentiably.
 
     With u-bar_j = d_j x-bar_j + g_j u_j (BNS eq. 7) the states of an NS solver satisfy
 
@@ -143,11 +144,11 @@ def on_source(solver: NSSolver, change: SchedulerChange) -> NSSolver:
     a unit lower triangular system for their coefficients over (x0, u_0, ..., u_{n-1}); then x_k = x-bar_k / s_k.
 
     Args:
-        solver: Acts on fields of ``change.target``; its sample is brought back to the path of ``change.source``.
+        solver: A solver for fields of ``change.target``; its sample is mapped back to the path of ``change.source``.
         change: The transform.
 
     Raises:
-        ValueError: A time lies outside the domain of either scheduler, or what comes out is not finite.
+        ValueError: A time lies outside the domain of either scheduler, or the result is not finite.
     """
     change.target.check_velocity_time(solver.times)
     point = change(solver.times)

@@ -1,4 +1,4 @@
-"""The theta artifact: a solver and its provenance, as the JSON file that a user takes home."""
+"""The theta artifact: the JSON file of a distilled solver and its provenance."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from solvers.ns import MAX_NFE, InvalidThetaError, NSSolver
 THETA_FORMAT = "bespoke-theta"
 THETA_VERSION = 1
 MAX_NUMBER = 1e6
-"""Larger than any coefficient of a usable solver."""
+"""Limit on the size of every number in a theta artifact, above any coefficient of a usable solver."""
 
 MAX_BYTES = 28 * (MAX_NFE * (MAX_NFE + 5) // 2 + 1) + 2**20
-"""The numbers of the largest theta at full length, and a generous rest: a longer file is no theta, and is not read."""
+"""Size limit for a theta file (the largest solver printed in full, plus 1 MiB); larger files are rejected unread."""
 
 
 @dataclass(frozen=True)
 class ThetaArtifact:
-    """A solver and where it came from: the JSON file that a user takes home.
+    """A solver and its provenance, saved as a JSON file.
 
     Attributes:
         solver: theta, acting on the model's velocity itself (sigma0 and scheduler changes are folded in).
-        family: Family that produced it.
-        start: Solver the distillation started from; None for a solver that was not distilled.
-        prediction: What the network predicts.
+        family: Family that produced the solver.
+        start: Solver that the distillation started from; None for a solver that was not distilled.
+        prediction: The quantity that the network predicts.
         scheduler: Name of the scheduler of the velocity that theta acts on.
-        native_scheduler: Name of the scheduler the network was trained with.
-        guidance_scale: Guidance that theta was made for (1 is unguided).
-        sigma0: Preconditioning used during distillation, already folded into the numbers.
-        model_digest: sha256 of the model; theta is refused on another unless transfer is asked for.
-        pairs_digest: Digest of the ground-truth pairs it was distilled on.
+        native_scheduler: Name of the scheduler that the network was trained with.
+        guidance_scale: Guidance scale that theta was made for (1 is unguided).
+        sigma0: Preconditioning used during distillation, already folded into the solver.
+        model_digest: sha256 of the model. theta is rejected on a different model unless transfer is allowed.
+        pairs_digest: Digest of the pair set that theta was distilled on.
         validation_psnr_db: PSNR on the validation pairs, dB.
-        packages: Versions of the packages that made it.
+        packages: Versions of the packages that produced the artifact.
     """
 
     solver: NSSolver
@@ -59,6 +59,7 @@ class ThetaArtifact:
     packages: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
+        """The artifact as JSON text."""
         solver = self.solver
         content = {
             "format": THETA_FORMAT,
@@ -84,14 +85,14 @@ class ThetaArtifact:
 
     @property
     def digest(self) -> str:
-        """sha256 of the numbers of theta alone."""
+        """sha256 of flat theta, without provenance."""
         return hashlib.sha256(self.solver.flat().detach().to(torch.float64).numpy().tobytes()).hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write the artifact atomically: it is complete under its name, or not there.
+        """Write the artifact atomically: the file is either complete or absent.
 
         Raises:
-            InvalidThetaError: theta holds a number that is not finite.
+            InvalidThetaError: The artifact does not pass :meth:`from_json`, for example because a number is not finite.
         """
         text = self.to_json()
         ThetaArtifact.from_json(text, origin="theta to be saved")
@@ -111,20 +112,28 @@ class ThetaArtifact:
 
     @classmethod
     def from_json(cls, text: str, *, origin: str = "theta") -> ThetaArtifact:
-        """Parse and validate; ``origin`` names the text in errors."""
+        """Parse and validate JSON text.
+
+        Args:
+            text: The JSON text.
+            origin: Name of the text in error messages.
+
+        Raises:
+            InvalidThetaError: The text is not a theta artifact, or its numbers are not those of a solver.
+        """
 
         def invalid(problem: str) -> InvalidThetaError:
             return InvalidThetaError(f"{origin} is not a usable theta artifact: {problem}")
 
         try:
             content = json.loads(text)
-        except (ValueError, RecursionError) as error:  # ValueError alone for an integer of thousands of digits
+        except (ValueError, RecursionError) as error:  # a plain ValueError for an integer of thousands of digits
             raise invalid(f"it is not JSON ({error})") from error
         if not isinstance(content, dict) or content.get("format") != THETA_FORMAT:
             raise invalid(f"its 'format' is not {THETA_FORMAT!r}")
         version = content.get("version")
         if version != THETA_VERSION or isinstance(version, bool):
-            raise invalid(f"version {_brief(version)} is unknown, this release reads version {THETA_VERSION}")
+            raise invalid(f"version {_brief(version)} is unknown; this release reads version {THETA_VERSION}")
         nfe = content.get("nfe")
         if not isinstance(nfe, int) or isinstance(nfe, bool) or not 1 <= nfe <= MAX_NFE:
             raise invalid(f"'nfe' must be an integer from 1 to {MAX_NFE}, got {_brief(nfe)}")
@@ -142,7 +151,7 @@ class ThetaArtifact:
         return cls(NSSolver(times, a, b), **_provenance(content, invalid))
 
     def check_model(self, model_digest: str, *, allow_transfer: bool = False) -> None:
-        """Refuse this theta on another model than it was made for.
+        """Check that this theta was made for the model.
 
         Raises:
             InvalidThetaError: The digests differ and ``allow_transfer`` is false.
@@ -150,22 +159,22 @@ class ThetaArtifact:
         if self.model_digest != model_digest and not allow_transfer:
             raise InvalidThetaError(
                 f"this theta was made for model {_short(self.model_digest)}, not for {_short(model_digest)}: "
-                f"its samples would be off; pass --allow-transfer (allow_transfer=True) to use it all the same"
+                f"its samples would be wrong; pass --allow-transfer (allow_transfer=True) to use it anyway"
             )
 
 
 def load_theta(path: str | Path, *, model_digest: str | None = None, allow_transfer: bool = False) -> ThetaArtifact:
-    """Read and check a theta artifact.
+    """Read and validate a theta artifact.
 
     Args:
-        path: A JSON file, or one that ends in .safetensors.
-        model_digest: Digest of the model it will be used on; None: not checked.
-        allow_transfer: Accept a theta that was made for another model.
+        path: A JSON file, or a safetensors file with suffix .safetensors.
+        model_digest: Digest of the model that theta will be used on; not checked if None.
+        allow_transfer: Accept a theta that was made for a different model.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         InvalidThetaError: The file is not a theta artifact, its numbers are not those of a solver, or it was made for
-            another model.
+            a different model.
     """
     source = Path(path)
     text = read_json(source) if source.suffix == ".safetensors" else _read_text(source)
@@ -187,13 +196,13 @@ def _read_text(source: Path) -> str:
         raise InvalidThetaError(f"{source} is not a usable theta artifact: it cannot be read ({error})") from error
     if len(data) > MAX_BYTES:
         raise InvalidThetaError(
-            f"{source} is not a usable theta artifact: it has more than the {MAX_BYTES:,} bytes of the largest"
+            f"{source} is not a usable theta artifact: it exceeds {MAX_BYTES:,} bytes, the size of the largest theta"
         )
     return data.decode("utf-8", errors="replace")
 
 
 def _json_value(key: str, value: Any) -> str:
-    """One line a number list, and one line a row of b: long enough to read, short enough to scan."""
+    """JSON of one value: a single line, except b with one line per row."""
     if key == "b":
         return "[\n" + ",\n".join(f"    {json.dumps(row)}" for row in value) + "\n  ]"
     return json.dumps(value)
@@ -206,7 +215,7 @@ def _numbers(values: Any, length: int, name: str, invalid: Any) -> Tensor:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise invalid(f"{name!r} holds {_brief(value)}, which is not a number")
-        if not abs(value) <= MAX_NUMBER:  # also false for NaN
+        if not abs(value) <= MAX_NUMBER:  # the comparison is false for NaN too
             raise invalid(f"{name!r} holds {_brief(value)}; every number must be finite and at most 1e6 in size")
     return torch.tensor(values, dtype=torch.float64)
 
@@ -227,7 +236,7 @@ _PROVENANCE_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _provenance(content: dict[str, Any], invalid: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
     for key, types in _PROVENANCE_TYPES.items():
         if key not in content:
             continue
@@ -236,16 +245,16 @@ def _provenance(content: dict[str, Any], invalid: Any) -> dict[str, Any]:
             raise invalid(f"{key!r} is {_brief(value)}, expected {' or '.join(t.__name__ for t in types)}")
         if isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:
             raise invalid(f"{key!r} must be finite, got {_brief(value)}")
-        found[key] = value
-    if not found.get("sigma0", 1) > 0:
-        raise invalid(f"'sigma0' must be positive, got {found['sigma0']!r}")
-    if not all(isinstance(version, str) for version in found.get("packages", {}).values()):
+        provenance[key] = value
+    if not provenance.get("sigma0", 1) > 0:
+        raise invalid(f"'sigma0' must be positive, got {provenance['sigma0']!r}")
+    if not all(isinstance(version, str) for version in provenance.get("packages", {}).values()):
         raise invalid("'packages' must map names to versions as text")
-    return found
+    return provenance
 
 
 def _brief(value: Any) -> str:
-    """A value of a file for an error message: whatever its length or depth."""
+    """A value from a file, shortened for an error message."""
     return reprlib.repr(value)
 
 

@@ -1,12 +1,12 @@
-"""Any linear solver as a non-stationary solver (Theorem 3.2 of the BNS paper), by running it on coefficients.
+"""Converts linear solvers to non-stationary solvers (Theorem 3.2 of the BNS paper), by running them on coefficients.
 
 A solver whose updates are linear in past states and velocities is run on vectors over the basis
-(x0, u_0, ..., u_{n-1}) instead of on samples: the start is e_{x0}, the k-th velocity query records its time and state
-and answers e_{u_k}. The recorded states and the final one *are* (T, a, b). All of it is differentiable in whatever
-the solver's grid or coefficients depend on.
+(x0, u_0, ..., u_{n-1}) instead of on samples. The start is e_{x0}; the k-th velocity query records its time and state
+and returns e_{u_k}. The recorded times and states and the final state *are* (T, a, b). The result is differentiable in
+everything that the solver's grid or coefficients depend on.
 
-A solver that is not linear would be traced to a wrong theta without a sign, so the vectors handed out refuse every
-operation that is not linear, by name.
+A solver that is not linear would silently be traced to a wrong theta. Therefore the coefficient vectors reject every
+operation that is not linear, with an error that names it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class LinearSolver(Protocol):
     def sample(self, velocity: VelocityField, x0: Tensor) -> Tensor: ...
 
 
-# ---- what may be done to a state --------------------------------------------------------------------------------
+# ---- operations allowed on a state ------------------------------------------------------------------------------
 
 
 class LinearTensor(Tensor):
-    """A coefficient vector that lets only operations pass that are linear in it, differentiable as any tensor."""
+    """A coefficient vector that allows only operations that are linear in it; differentiable like any tensor."""
 
     @classmethod
     def __torch_function__(
@@ -61,7 +61,8 @@ def _not_linear(func: Callable[..., Any], detail: str = "") -> ValueError:
         name = getattr(getattr(func, "__self__", None), "__name__", name)
     return ValueError(
         f"the solver is not linear in its states: it applies {name!r}{detail} to one, and so has no non-stationary "
-        f"form; leave thresholding, clipping and whatever else is not linear in states and velocities out of it"
+        f"form; leave thresholding, clipping and all other operations that are not linear in states and velocities out "
+        f"of it"
     )
 
 
@@ -73,25 +74,25 @@ def _is_number(value: Any) -> bool:
 
 
 def _anything(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """Linear whatever the arguments: signs, copies, types, and collecting states in a list."""
+    """Accept operations that are linear for all arguments: signs, copies, dtypes, and stacking states."""
 
 
 def _states_alone(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
     for value in args[:2]:
-        # 0 + x is how Python's sum() begins.
+        # Python's sum() starts with 0 + x.
         if not (isinstance(value, LinearTensor) or (isinstance(value, int | float) and value == 0)):
-            raise _not_linear(func, " with something that is no state")
+            raise _not_linear(func, " with something that is not a state")
 
 
 def _one_state(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
     numbers = [value for value in args[:2] if not isinstance(value, LinearTensor)]
     if len(numbers) != 1 or not _is_number(numbers[0]):
-        raise _not_linear(func, " of two states" if not numbers else " with something that is no single number")
+        raise _not_linear(func, " of two states" if not numbers else " with something that is not a single number")
 
 
 def _divided_state(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
     if not isinstance(args[0], LinearTensor) or not _is_number(args[1]):
-        raise _not_linear(func, " by something that is no single number")
+        raise _not_linear(func, " by something that is not a single number")
 
 
 def _combination(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -102,14 +103,14 @@ def _combination(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
 def _interpolation(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
     _states_alone(func, args)
     if not _is_number(args[2]):
-        raise _not_linear(func, " with something that is no single number")
+        raise _not_linear(func, " with something that is not a single number")
 
 
 _Check = Callable[[Callable[..., Any], tuple[Any, ...]], None]
 
 
 def _operations(check: _Check, *names: str) -> dict[Any, _Check]:
-    """Torch's functions and tensor methods of these names, in place and with the operands swapped too."""
+    """Torch functions and tensor methods of these names, including in-place and swapped-operand variants."""
     spellings = (
         spelling for name in names for spelling in (name, f"{name}_", f"__{name}__", f"__r{name}__", f"__i{name}__")
     )
@@ -134,7 +135,7 @@ _CHECKS: dict[Any, _Check] = {
     **_operations(_combination, "tensordot"),
     **_operations(_interpolation, "lerp"),
 }
-# float(x) is no change of type: it takes the number out, and what is done to it is lost from sight.
+# float(x) is not a conversion of dtype: it extracts a Python number, whose further use cannot be checked.
 for _name in ("__float__", "__rtruediv__", "__rdiv__"):
     _CHECKS.pop(getattr(Tensor, _name), None)
 
@@ -143,7 +144,7 @@ for _name in ("__float__", "__rtruediv__", "__rdiv__"):
 
 
 class _Recorder:
-    """A velocity field over coefficient vectors that writes down every query."""
+    """A velocity field over coefficient vectors that records every query."""
 
     def __init__(self, scheduler: Scheduler, nfe: int, vector: type[Tensor]):
         self.scheduler = scheduler
@@ -153,7 +154,7 @@ class _Recorder:
         self.states: list[Tensor] = []
 
     def basis_vector(self, index: int) -> Tensor:
-        """e_{x0} for 0, e_{u_k} for k + 1: a copy, since a solver may work in place."""
+        """e_{x0} for 0, e_{u_k} for k + 1. A copy, since a solver may modify it in place."""
         return self.basis[index].clone().as_subclass(self.vector)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -162,34 +163,36 @@ class _Recorder:
         self.states.append(x.as_subclass(Tensor).clone())
         if len(self.times) >= self.basis.shape[0]:
             raise ValueError(
-                f"the solver declares {self.basis.shape[0] - 1} evaluations but asks for more; correct its nfe"
+                f"the solver declares {self.basis.shape[0] - 1} evaluations but makes more; correct its nfe"
             )
         return self.basis_vector(len(self.times))
 
 
 _known_linear: set[Hashable] = set()
-"""Solvers that were traced under guard. Learning traces the same solver, with other numbers, thousands of times."""
+"""Structures of the solvers that passed a guarded trace. Distillation traces the same solver thousands of times, with
+different numbers."""
 
 MAX_KNOWN = 10_000
+"""Limit on the number of remembered structures; when it is reached, all are dropped."""
 
 
 def to_ns(solver: LinearSolver, scheduler: Scheduler) -> NSSolver:
     """The non-stationary form of ``solver`` on fields of ``scheduler``.
 
-    The first trace of a solver is guarded: an operation that is not linear in states and velocities is refused. Later
-    traces of one that differs from it in nothing but the values of tensors (a learned solver at its next iterate) skip
-    the guard, whose cost is a tenth to a half of a trace. Solvers that are no dataclasses are guarded every time.
+    The first trace of a solver is guarded: an operation that is not linear in states and velocities is rejected. Later
+    traces of a solver that differs only in the values of tensors (a learned solver at its next iterate) skip the guard,
+    which costs a tenth to a half of a trace. Solvers that are not dataclasses are guarded every time.
 
     Args:
-        solver: Anything with ``nfe`` and ``sample``.
-        scheduler: The scheduler of the velocity that theta is to act on.
+        solver: Any object with ``nfe`` and ``sample``.
+        scheduler: The scheduler of the velocity that theta will act on.
 
     Returns:
-        theta with ``to_ns(solver, s).sample(u, x0) == solver.sample(u, x0)`` to rounding, for every field u of s.
+        theta with ``to_ns(solver, s).sample(u, x0) == solver.sample(u, x0)`` up to rounding, for every field u of s.
 
     Raises:
-        ValueError: The solver is not linear (thresholding, clipping), makes another number of evaluations than it
-            declares, asks outside the domain, or yields numbers that are not finite.
+        ValueError: The solver is not linear (thresholding, clipping), makes more or fewer evaluations than it declares,
+            queries a time outside the domain, or yields numbers that are not finite.
     """
     structure = _structure((solver, scheduler))
     known = structure is not None and structure in _known_linear
@@ -209,14 +212,14 @@ def to_ns(solver: LinearSolver, scheduler: Scheduler) -> NSSolver:
 
 
 def _structure(value: Any) -> Hashable | None:
-    """Everything that ``value`` is but the numbers in its tensors; None where that cannot be known."""
+    """A hashable description of ``value`` without the numbers in its tensors; None if it cannot be determined."""
     parts: list[Any]
     if isinstance(value, Tensor):
         return ("tensor", tuple(value.shape), value.dtype)
     if isinstance(value, str | int | float | bool | type(None)):
         return (type(value), value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        # The instance's own dictionary: fields, and nothing that a property would have to compute.
+        # Only the dataclass fields, so that no property is computed.
         parts = [getattr(value, f.name) for f in dataclasses.fields(value)]
     elif isinstance(value, Mapping):
         parts = [*value.keys(), *value.values()]
@@ -226,5 +229,5 @@ def _structure(value: Any) -> Hashable | None:
         parts = list(value)
     else:
         return None
-    found = [_structure(part) for part in parts]
-    return None if any(part is None for part in found) else (type(value), *found)
+    structures = [_structure(part) for part in parts]
+    return None if any(part is None for part in structures) else (type(value), *structures)

@@ -1,1 +1,1 @@
-"""Sweeps: which points an experiment has, what a trial does at one, and how Ray Tune runs them."""
+"""Sweeps: the points of an experiment, the work of a trial, and running trials with Ray Tune."""

@@ -1,4 +1,4 @@
-"""Early stopping inside cells: one ASHA per (family, NFE, guidance, seed), so PSNR is never compared across NFEs."""
+"""Early stopping within cells: one ASHA per (family, NFE, guidance, seed), so PSNR is never compared across NFEs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 
 class PerCellScheduler(FIFOScheduler):
-    """Runs trials in order, and hands each result to the scheduler of the trial's own cell.
+    """Runs trials in order and forwards each result to the scheduler of the trial's cell.
 
     Args:
-        make: Makes the scheduler of a new cell.
-        cell_of: The cell of a trial's configuration.
-        stopped: Told of every trial that its cell's scheduler stops, before Tune ends it.
+        make: Creates the scheduler of a new cell.
+        cell_of: Maps a trial's configuration to its cell.
+        stopped: Called with the configuration of each trial that its cell's scheduler stops, before Tune ends it.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ def asha_per_cell(
     cell_of: Callable[[dict[str, Any]], str],
     stopped: Callable[[dict[str, Any]], None],
 ) -> PerCellScheduler:
-    """ASHA inside each cell, its rungs counted in validations."""
+    """ASHA within each cell, with rungs counted in validations."""
 
     def make() -> TrialScheduler:
         return ASHAScheduler(
@@ -64,7 +64,7 @@ def asha_per_cell(
             metric="psnr_db",
             mode="max",
             grace_period=grace_validations,
-            # Beyond the last report: a trial that gets there still has its result to write.
+            # Beyond the last report, because a trial that gets there still has to write its result.
             max_t=max(max_validations, grace_validations) + 2,
             reduction_factor=reduction_factor,
             stop_last_trials=False,

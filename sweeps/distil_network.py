@@ -1,7 +1,7 @@
-"""``bespoke distil-network``: distillation of the solver beside that of the network (BNS Table 3), on one model.
+"""``bespoke distil-network``: compares distilling the solver with distilling the network (BNS Table 3), on one model.
 
-The solver's side are the points of a sweep, run by a host in this process; the network's side are training tasks, here
-or under Ray. What is complete is not made again: pairs, points and students each have their own sign of it.
+Solvers are distilled as the points of a sweep, by a host in this process. Networks are distilled by training tasks, in
+this process or under Ray. Complete pairs, points and students are reused.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ SAMPLING_BATCH = 512
 """Samples per model call."""
 
 SCORE_FORMAT = 1
-"""Raised whenever the same samples would be scored otherwise."""
+"""Increment whenever the same samples would be scored differently."""
 
 Progress = Callable[[int], object]
 
@@ -70,9 +70,9 @@ class Job:
 
     Attributes:
         method: Name of its rows in the table.
-        recipe: What to train.
-        nfes: The NFEs that the comparison shows of it.
-        iterations: Its length, for the progress bar.
+        recipe: Recipe of the student or chain.
+        nfes: NFEs of the students that the comparison shows.
+        iterations: Length of the task, for the progress bar.
     """
 
     method: str
@@ -81,7 +81,7 @@ class Job:
     iterations: int
 
     def run(self, storage: Storage, progress: Progress) -> list[StudentResult]:
-        """Train, or go on, or read what is complete; the students at :attr:`nfes`."""
+        """Train, resume, or read complete results; returns the students at :attr:`nfes`."""
         torch.set_num_threads(1)
         if isinstance(self.recipe, WeightsRecipe):
             return [distil_weights(self.recipe, storage, progress)]
@@ -91,12 +91,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``bespoke distil-network`` leaves.
+    """Result of ``bespoke distil-network``.
 
     Attributes:
-        rows: Ground truth first, then by NFE.
-        markdown: The table.
-        table, figure: Where table and figure are.
+        rows: Rows of the table: ground truth first, then by NFE.
+        markdown: The table as Markdown.
+        table, figure: Locations of the table and the figure.
     """
 
     rows: list[ComparisonRow]
@@ -108,13 +108,13 @@ class Comparison:
 def run_comparison(
     config: NetworkDistillationConfig, *, address: str | None, wait: bool, announce: Note = note
 ) -> Comparison:
-    """Run or resume a comparison to its table.
+    """Run or resume a comparison.
 
     Args:
         config: A checked configuration.
-        address: Ray cluster for the training tasks; None for this machine (Ray only where ``workers`` is above 1).
-        wait: Whether to wait for another process on the same comparison or pairs.
-        announce: Told what happens, in sentences.
+        address: Ray cluster for the training tasks; None for this machine (with Ray only if ``workers`` is above 1).
+        wait: Whether to wait for another process that uses the same comparison or pairs.
+        announce: Receives progress notes, in sentences.
 
     Raises:
         UserError: Something in the configuration or the environment cannot work.
@@ -129,15 +129,15 @@ def run_comparison(
             ensure_pairs(storage, [*work.specs.values(), *work.larger.values()], work.pool, wait=wait, note=announce)
             results, points = work.distil_solvers()
             students = train(work.jobs(), storage, config.workers, address)
-            found = work.rows(results, points, students)
-            return work.publish(folder, parent, found)
+            comparison_rows = work.rows(results, points, students)
+            return work.publish(folder, parent, comparison_rows)
         except KeyboardInterrupt:
             parent.finish({}, status="KILLED")
             raise
 
 
 class _Work:
-    """One comparison: its model, host, pairs, and the MLflow run it is written to."""
+    """One comparison: its model, host, pairs, and MLflow run."""
 
     def __init__(self, config: NetworkDistillationConfig, storage: Storage):
         self.config, self.storage = config, storage
@@ -150,7 +150,7 @@ class _Work:
         self.train = self.specs[PairKey("train", 1.0, config.seed)]
         self.validation = self.specs[PairKey("validation", 1.0, 0)]
         self.test = self.specs[PairKey("test", 1.0, 0)]
-        #: Training sets of students, by size: the same pairs as the solver's, and more of them.
+        #: Training sets of the students, by size. They extend the solver's training pairs.
         self.larger = {
             entry.trajectories: dataclasses.replace(self.train, count=entry.trajectories) for entry in config.weights
         }
@@ -160,11 +160,11 @@ class _Work:
     # ---- MLflow -----------------------------------------------------------------------------------------------
 
     def open_tracking(self) -> RunLog:
-        """The comparison's own run, found or made before any work."""
+        """Find or create the comparison's MLflow run, before any other work."""
         uri = resolve_tracking_uri(self.config.tracking_uri, self.config.storage)
         self.tracking_uri = uri
         self.tracker, self.mlflow_experiment = open_experiment(uri, self.config.name, self.storage)
-        # By what is compared on: other test pairs or features are another comparison.
+        # The key names the test pairs and features: with others it is a different comparison.
         key = f"network-distillation/{self.test.digest}/{self.config.features}"
         parent = self.tracker.run(
             self.mlflow_experiment, key, f"network distillation: {self.config.name}", {ROLE: "network distillation"}
@@ -176,7 +176,7 @@ class _Work:
     # ---- distillation of the solver ---------------------------------------------------------------------------
 
     def distil_solvers(self) -> tuple[dict[str, Result], dict[str, Point]]:
-        """The fixed solvers, then the learned ones that start from them, each as a sweep's trial would run it."""
+        """Run the fixed solvers, then the learned ones that start from them, each as a trial of a sweep would."""
         context = TrialContext(
             storage=self.storage.root,
             tracking_uri=self.tracking_uri,
@@ -196,13 +196,13 @@ class _Work:
                 for point in points:
                     done = 0
 
-                    def told(values: dict[str, float], point: Point = point) -> None:
+                    def report(values: dict[str, float], point: Point = point) -> None:
                         nonlocal done
                         now = min(int(values["iteration"]), _length(point))
                         progress.update(max(0, now - done))
                         done = max(done, now)
 
-                    results[point.key] = run_point(point, context, self.pool, self.storage, told)
+                    results[point.key] = run_point(point, context, self.pool, self.storage, report)
                     progress.update(_length(point) - done)
 
         run(fixed, "fixed solvers")
@@ -214,11 +214,11 @@ class _Work:
     # ---- distillation of the network --------------------------------------------------------------------------
 
     def jobs(self) -> list[Job]:
-        """Every training task of the comparison."""
-        found = [self._weights_job(entry, nfe) for entry in self.config.weights for nfe in self.config.nfe]
+        """All training tasks of the comparison."""
+        jobs = [self._weights_job(entry, nfe) for entry in self.config.weights for nfe in self.config.nfe]
         if self.config.progressive is not None:
-            found.append(self._progressive_job(self.config.progressive))
-        return found
+            jobs.append(self._progressive_job(self.config.progressive))
+        return jobs
 
     def _weights_job(self, entry: WeightsConfig, nfe: int) -> Job:
         recipe = WeightsRecipe(
@@ -260,22 +260,22 @@ class _Work:
     def rows(
         self, results: dict[str, Result], points: dict[str, Point], students: Sequence[tuple[Job, list[StudentResult]]]
     ) -> list[ComparisonRow]:
-        """Everything on the same fresh noise: PSNR to ground truth, and the Frechet distance to real data."""
+        """Rows of all methods on the same fresh noise: PSNR to ground truth, Frechet distance to real data."""
         table = rows(results.values())
-        chosen = [(job, result) for job, made in students for result in made]
-        with bar(1 + len(table) + len(chosen), "method", "evaluation") as progress:
+        trained = [(job, result) for job, results_of_job in students for result in results_of_job]
+        with bar(1 + len(table) + len(trained), "method", "evaluation") as progress:
             nfe = round(_ground_truth_nfe(self.storage, self.test) / self.test.count)
             exact = self._score("ground truth", lambda: self.inputs.x1) | {"psnr_db": math.inf, "psnr_stderr": 0.0}
             first = ComparisonRow(method="Ground truth (dopri5)", nfe=nfe, **exact)
             progress.update()
-            found = []
+            others = []
             for row in table:
-                found.append(self._solver_row(row, results, points))
+                others.append(self._solver_row(row, results, points))
                 progress.update()
-            for job, result in chosen:
-                found.append(self._student_row(job, result))
+            for job, result in trained:
+                others.append(self._student_row(job, result))
                 progress.update()
-        return [first, *sorted(found, key=lambda row: (row.nfe, row.psnr_db))]
+        return [first, *sorted(others, key=lambda row: (row.nfe, row.psnr_db))]
 
     @cached_property
     def inputs(self) -> PairSet:
@@ -283,28 +283,28 @@ class _Work:
         return PairStore(self.storage, self.test).load()
 
     def _score(self, made_by: str, sample: Callable[[], Tensor]) -> dict[str, Any]:
-        """PSNR and distance of samples from the test noise; kept, since sampling again would give the same.
+        """PSNR and Frechet distance of samples from the test noise. Stored, because sampling is deterministic.
 
         Args:
-            made_by: Identifies what samples, and with what numbers.
-            sample: Makes the samples, shape (N, ...).
+            made_by: Identifies the sampler and its parameters.
+            sample: Draws the samples, shape (N, ...).
         """
-        compared = hashlib.sha256(self.reference.to_bytes()).hexdigest()
-        told = canonical_json([made_by, self.model.digest, self.test.digest, compared, SCORE_FORMAT])
-        key = f"network-distillation/scores/{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
+        reference_digest = hashlib.sha256(self.reference.to_bytes()).hexdigest()
+        identity = canonical_json([made_by, self.model.digest, self.test.digest, reference_digest, SCORE_FORMAT])
+        key = f"network-distillation/scores/{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
         if not self.storage.exists(key):
             samples = sample()
             psnr = plugins.build("metrics", "psnr").per_sample(samples, self.inputs.x1, self.facts.data_range)
             summary = summarise(psnr)
             fid = frechet_distance(feature_moments(self.extractor, samples), self.reference)
-            # Ground truth has no finite PSNR to itself, nor JSON a number for it.
+            # Ground truth has an infinite PSNR to itself, which JSON cannot represent.
             numbers = {"psnr_db": summary.mean, "psnr_stderr": summary.stderr} if summary.count else {}
             self.storage.write_json(key, numbers | {"fid": fid})
-        found: dict[str, Any] = self.storage.read_json(key)
-        return found
+        scores: dict[str, Any] = self.storage.read_json(key)
+        return scores
 
     def _solver_row(self, row: Row, results: dict[str, Result], points: dict[str, Point]) -> ComparisonRow:
-        """A solver's row: its theta is sampled by the host."""
+        """Row of a solver, sampled by the host."""
         point = points[row.keys[0]]
         theta = ResultStore(self.storage, point.key).read_theta()
         solver = ThetaArtifact.from_json(theta, origin=point.name).solver
@@ -320,7 +320,7 @@ class _Work:
         )
         forwards = int(row.forwards)
         if row.kind in ("learned", "start") and any("best" in learned.start for learned in self.config.learned):
-            # What found the start was spent too: the grid searches of all fixed solvers.
+            # Finding the best start took the grid searches of all fixed solvers, which count as well.
             forwards += sum(r.forwards for r in results.values() if r.kind != "learned" and r.point["nfe"] == row.nfe)
         if row.kind != "learned":
             return ComparisonRow(method=row.name, nfe=row.nfe, forwards=forwards, bytes=len(theta.encode()), **scores)
@@ -337,17 +337,17 @@ class _Work:
 
     @staticmethod
     def _start(point: Point) -> GridSolver:
-        """The solver that a distillation started from."""
+        """The solver from which a distillation started."""
         assert point.start is not None
         return point.start.solver(point.nfe, point.sigma0)
 
     def _parameters(self, point: Point) -> int:
-        """Numbers that a learned solver's optimiser moves."""
+        """Number of parameters of a learned solver."""
         family = plugins.build("families", point.family, point.options)
         return int(family.start(self._start(point), self.facts.scheduler).numel())
 
     def _sample_student(self, result: StudentResult) -> Tensor:
-        """A student is another network than the host's, and sampled here."""
+        """Sample a student in this process, because its network is not the host's."""
         student = StudentStore(self.storage, result.key).load_student(self.model, result.nfe)
         solver = result.build_solver()
         parts = []
@@ -369,10 +369,10 @@ class _Work:
             **self._score(f"student {result.key} nfe{result.nfe}", lambda: self._sample_student(result)),
         )
 
-    # ---- what is left behind ----------------------------------------------------------------------------------
+    # ---- output -----------------------------------------------------------------------------------------------
 
     def publish(self, folder: str, parent: RunLog, found: list[ComparisonRow]) -> Comparison:
-        """Table and figure into the storage and into MLflow, and a run for every row."""
+        """Write table and figure to the storage and MLflow, and log an MLflow run per row."""
         markdown = markdown_table(found, self.config.features, f"real {self.config.dataset}")
         with tempfile.TemporaryDirectory() as temporary:
             figure = Path(temporary) / "comparison.png"
@@ -404,32 +404,32 @@ class _Work:
 def train(
     jobs: Sequence[Job], storage: Storage, workers: int, address: str | None
 ) -> list[tuple[Job, list[StudentResult]]]:
-    """Run every training task: one after the other in this process, or as Ray tasks of one CPU each.
+    """Run all training tasks: one after the other in this process, or as Ray tasks of one CPU each.
 
     Args:
         jobs: The tasks.
-        storage: Where pairs are and students go; on a cluster a place that every node reaches.
-        workers: Tasks at once on this machine; above 1, or with an address, Ray runs them.
-        address: Ray cluster, or None.
+        storage: Storage of pairs and students; on a cluster, every node must be able to reach it.
+        workers: Number of parallel tasks on this machine. Ray runs them if this is above 1 or an address is set.
+        address: Ray cluster; None for this machine.
 
     Raises:
-        UserError: A task failed for a reason that a user can mend.
+        UserError: A task failed for a reason that the user can fix.
     """
     with bar(sum(job.iterations for job in jobs), "iteration", "network distillation") as progress:
         if workers == 1 and address is None:
             return [(job, job.run(storage, progress.update)) for job in jobs]
         connect(address, workers)
-        check_nodes(storage, None)  # MLflow is this process's alone
-        found: dict[int, list[StudentResult]] = {}
-        for index, results in _as_tasks(jobs, storage):
-            found[index] = results
+        check_nodes(storage, None)  # only this process uses MLflow
+        results: dict[int, list[StudentResult]] = {}
+        for index, students in _as_tasks(jobs, storage):
+            results[index] = students
             progress.update(jobs[index].iterations)
-        return [(job, found[index]) for index, job in enumerate(jobs)]
+        return [(job, results[index]) for index, job in enumerate(jobs)]
 
 
 def _as_tasks(jobs: Sequence[Job], storage: Storage) -> Iterator[tuple[int, list[StudentResult]]]:
-    """The jobs under Ray, as they are done."""
-    # A task that loses its node is started again, and goes on from its checkpoint.
+    """Run the jobs as Ray tasks; yields (index, results) in order of completion."""
+    # A task whose node is lost is restarted and resumes from its checkpoint.
     task = ray.remote(num_cpus=1, max_retries=2)(_run_job)
     pending = {task.remote(job, storage): index for index, job in enumerate(jobs)}
     while pending:
@@ -444,17 +444,17 @@ def _as_tasks(jobs: Sequence[Job], storage: Storage) -> Iterator[tuple[int, list
 
 
 def _run_job(job: Job, storage: Storage) -> list[StudentResult]:
-    """Module-level, so that workers import it instead of unpickling a closure."""
+    """Run a job in a Ray worker. Module-level, so that workers import it instead of unpickling a closure."""
     return job.run(storage, lambda iterations: None)
 
 
 def _weights_name(entry: WeightsConfig, entries: Sequence[WeightsConfig]) -> str:
-    """``Weights (LTE)``, with the settings that tell it from the others of the comparison."""
-    told = {"trajectories": f"{entry.trajectories}", "iterations": f"{entry.iterations} iterations"}
-    told |= {"batch_size": f"batch {entry.batch_size}", "learning_rate": f"lr {entry.learning_rate:g}"}
-    told |= {"decay": entry.decay, "validate_every": f"validated every {entry.validate_every}"}
+    """``Weights (LTE)``, with the settings that distinguish it from the others of the comparison."""
+    texts = {"trajectories": f"{entry.trajectories}", "iterations": f"{entry.iterations} iterations"}
+    texts |= {"batch_size": f"batch {entry.batch_size}", "learning_rate": f"lr {entry.learning_rate:g}"}
+    texts |= {"decay": entry.decay, "validate_every": f"validated every {entry.validate_every}"}
     alike = [other for other in entries if other.loss == entry.loss]
-    differing = [text for key, text in told.items() if len({getattr(other, key) for other in alike}) > 1]
+    differing = [text for key, text in texts.items() if len({getattr(other, key) for other in alike}) > 1]
     return ", ".join([f"Weights ({entry.loss.upper()})", *differing])
 
 
@@ -463,10 +463,10 @@ def _length(point: Point) -> int:
 
 
 def _ground_truth_nfe(storage: Storage, spec: PairSpec) -> int:
-    """Evaluations, which unguided are forwards, that a pair set took."""
+    """Evaluations spent on a pair set; without guidance, each is one forward."""
     return sum(record.nfe_sum for record in PairStore(storage, spec).records())
 
 
 def _json_row(row: ComparisonRow) -> dict[str, Any]:
-    """A row without what JSON and MLflow cannot hold: the infinite PSNR of ground truth."""
+    """A row without the infinite PSNR of ground truth, which JSON and MLflow cannot store."""
     return {key: value for key, value in dataclasses.asdict(row).items() if value != math.inf}

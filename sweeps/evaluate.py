@@ -1,4 +1,4 @@
-"""``bespoke evaluate``: solvers x datasets x metrics on the cluster, then MLflow, tables and a report. Resumable."""
+"""``bespoke evaluate``: scores solvers x datasets x metrics on the cluster, then writes MLflow, tables and a report."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FoundTheta:
-    """A theta and where it was found.
+    """A theta and its origin.
 
     Attributes:
         origin: A path, ``runs:/…`` or ``models:/…``.
-        artifact: theta.
-        run_id: MLflow run that it is from, where it came from there.
+        artifact: The theta artifact.
+        run_id: MLflow run that it came from; None for a file.
     """
 
     origin: str
@@ -59,13 +59,13 @@ class FoundTheta:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOutcome:
-    """What an evaluation leaves.
+    """Result of an evaluation.
 
     Attributes:
         scores: Every metric of every solver on every dataset.
-        tables: What to show of them.
-        report: Where ``report.html`` is; the tables are beside it.
-        failed: Metrics that have no value, with the reason.
+        tables: Tables of these scores.
+        report: Location of ``report.html``; the tables are beside it.
+        failed: Metrics without a value, with the reason.
     """
 
     scores: list[Score]
@@ -75,22 +75,22 @@ class EvaluationOutcome:
 
 
 def metric_specs(config: ExperimentConfig) -> list[MetricSpec]:
-    """The metrics of an evaluation: its own, else those of the sweep."""
+    """The metrics of an evaluation; by default, those of the sweep."""
     if config.evaluation.metrics:
         return [MetricSpec(metric.name, metric.options) for metric in config.evaluation.metrics]
     return [MetricSpec(name) for name in config.metrics]
 
 
 def datasets(config: ExperimentConfig) -> dict[str, PluginConfig]:
-    """The datasets of an evaluation by the name they have in tables."""
+    """The datasets of an evaluation, by their names in tables; by default, the conditioning of the sweep."""
     return config.evaluation.datasets or {config.conditioning.name: config.conditioning}
 
 
 def check_evaluation(config: ExperimentConfig) -> None:
-    """Everything that can be known to be impossible before anything starts: weights, packages, datasets.
+    """Refuse, before anything starts, what cannot succeed: missing weights, packages, or unsuitable datasets.
 
     Raises:
-        ConfigError: Naming what is wrong and the remedy.
+        ConfigError: The message names the problem and the remedy.
     """
     specs = metric_specs(config)
     columns = Counter(spec.metric.column for spec in specs)
@@ -122,15 +122,15 @@ def evaluate_thetas(
     allow_transfer: bool,
     announce: Note = note,
 ) -> EvaluationOutcome:
-    """Score every theta on every dataset by every metric, at theta's own guidance scale.
+    """Score every theta on every dataset with every metric, at theta's own guidance scale.
 
     Args:
-        config: The experiment whose model to use; its section ``evaluation`` says on what, and by what.
-        thetas: What to score.
+        config: Experiment that names the model; its section ``evaluation`` names datasets, metrics and baselines.
+        thetas: The theta to score.
         address: Ray cluster; None for a local one.
-        wait: Whether to wait for another process on the same pairs.
-        allow_transfer: Score theta also on a model it was not made for.
-        announce: Told what happens, in sentences.
+        wait: Whether to wait for another process that uses the same pairs.
+        allow_transfer: Allow theta made for another model.
+        announce: Receives progress notes, in sentences.
 
     Raises:
         InvalidThetaError: theta belongs to another model and ``allow_transfer`` is false.
@@ -138,13 +138,13 @@ def evaluate_thetas(
     """
     check_evaluation(config)
     with Session(config, address=address, wait=wait, announce=announce) as session:
-        for found in thetas:
-            found.artifact.check_model(session.facts.digest, allow_transfer=allow_transfer)
+        for theta in thetas:
+            theta.artifact.check_model(session.facts.digest, allow_transfer=allow_transfer)
         return _Run(session, thetas, announce).run()
 
 
 class _Run:
-    """One evaluation."""
+    """One run of an evaluation."""
 
     def __init__(self, session: Session, thetas: Sequence[FoundTheta], announce: Note):
         self.session, self.announce = session, announce
@@ -163,11 +163,11 @@ class _Run:
         for spec in self.metrics:
             if spec.metric.sees not in ("samples", makes):
                 raise ConfigError(
-                    f"metric {spec.name!r} is of {spec.metric.sees}, and model {self.facts.name} makes {makes}; "
-                    f"leave it out of evaluation.metrics"
+                    f"metric {spec.name!r} measures {spec.metric.sees}, but model {self.facts.name} makes {makes}; "
+                    f"remove it from evaluation.metrics"
                 )
 
-    # ---- what is evaluated ------------------------------------------------------------------------------------
+    # ---- solvers and pairs ------------------------------------------------------------------------------------
 
     def _solvers(self, thetas: Sequence[FoundTheta]) -> list[EvaluatedSolver]:
         solvers = {s.identity: s for s in map(self._of_theta, thetas)}
@@ -187,7 +187,7 @@ class _Run:
             named = self.tracker.client.get_run(found.run_id)
             run = named if "label" in named.data.params and "forwards" in named.data.metrics else None
         if run is not None and run.data.params.get("family") != artifact.family:
-            run = None  # another family with the same numbers, as Euler and DDIM on CondOT
+            run = None  # a different family with the same theta, e.g. Euler and DDIM on CondOT
         label = artifact.family
         if artifact.family in plugins.names("families"):
             label = plugins.load("families", artifact.family)().label
@@ -207,21 +207,21 @@ class _Run:
         )
 
     def _baselines(self, scale: float, nfes: Sequence[int]) -> list[EvaluatedSolver]:
-        found = []
+        solvers = []
         for baseline in self.settings.baselines:
             family = baseline.build()
             for nfe in nfes:
                 try:
                     family.steps(nfe)
                 except ValueError:
-                    self.announce(f"baseline {baseline.label} cannot run at NFE {nfe}, left out there")
+                    self.announce(f"baseline {baseline.label} cannot run at NFE {nfe} and is skipped there")
                     continue
                 solver = GridSolver(family, nfe, baseline.fixed_grid, baseline.sigma0).to_ns(self.facts.scheduler)
-                found.append(EvaluatedSolver(kind="baseline", name=baseline.label, guidance_scale=scale, ns=solver))
-        return found
+                solvers.append(EvaluatedSolver(kind="baseline", name=baseline.label, guidance_scale=scale, ns=solver))
+        return solvers
 
     def _specs(self) -> dict[tuple[str, float], PairSpec]:
-        """The pairs of every dataset and guidance scale; the sweep's own test pairs where it is the same set."""
+        """Pair specs by dataset and guidance scale. With the sweep's settings they equal its test pairs."""
         pairs = self.config.pairs
         return {
             (name, scale): PairSpec(
@@ -255,7 +255,7 @@ class _Run:
         )
         with ExitStack() as stack:
             for digest in sorted({spec.digest for spec in self.specs.values()}):
-                # One at a time on a pair set: another would delete the samples that this one's scorers read.
+                # One evaluation at a time per pair set: another would delete the samples that our scorers read.
                 key = f"measurements/{digest}/.lock"
                 stack.enter_context(exclusive(self.storage, key, wait=self.session.wait, announce=self.announce))
             scorers = self._scorers()
@@ -272,7 +272,7 @@ class _Run:
         return EvaluationOutcome(scores=scores, tables=tables, report=report, failed=failed)
 
     def _scorers(self) -> RayPool | None:
-        """Actors that hold the networks of metrics; None where no metric needs one."""
+        """Start actors that hold the networks of metrics; None if no metric needs one."""
         if all(spec.metric.compares for spec in self.metrics):
             return None
         settings, resources = self.settings, self.config.resources
@@ -301,25 +301,27 @@ class _Run:
 
     def _ground_truth_nfe(self) -> dict[str, float]:
         records = {spec.digest: PairStore(self.storage, spec).records() for spec in self.specs.values()}
-        return {digest: sum(r.nfe_sum for r in found) / sum(r.rows for r in found) for digest, found in records.items()}
+        return {
+            digest: sum(r.nfe_sum for r in shards) / sum(r.rows for r in shards) for digest, shards in records.items()
+        }
 
-    # ---- what is shown ----------------------------------------------------------------------------------------
+    # ---- tables and report ------------------------------------------------------------------------------------
 
     def _tables(self, evaluation: Evaluation, scores: Sequence[Score]) -> list[Table]:
-        found = []
+        results = []
         for spec in self.metrics:
             if not spec.metric.paired:
                 continue
             cells: dict[tuple[str, float, float], list[Case]] = {}
             for score in scores:
                 if score.metric is spec and score.failure is None and score.case.solver.kind != "ground truth":
-                    place = (score.case.dataset, score.case.solver.guidance_scale, score.nfe)
-                    cells.setdefault(place, []).append(score.case)
+                    cell = (score.case.dataset, score.case.solver.guidance_scale, score.nfe)
+                    cells.setdefault(cell, []).append(score.case)
             for (dataset, scale, nfe), cases in sorted(cells.items()):
                 where = f"{dataset}, NFE {nfe:.0f}" + ("" if scale == 1 else f", guidance {scale:g}")
                 values = {case.solver.name: evaluation.per_sample(case, spec) for case in cases}
-                found += [(where, spec.metric.column, c) for c in compare(spec.metric, values)]
-        tested = comparisons(found)
+                results += [(where, spec.metric.column, c) for c in compare(spec.metric, values)]
+        tested = comparisons(results)
         return [
             *by_dataset(scores, self.settings.training_passes),
             *across_datasets(scores),
@@ -327,7 +329,7 @@ class _Run:
         ]
 
     def _panels(self, scores: Sequence[Score]) -> list[tuple[str, Panel]]:
-        """Samples of every solver from the same noise, for every dataset, guidance scale and NFE."""
+        """Samples of all solvers from the same noise, per dataset, guidance scale and NFE."""
         psnr = {
             (s.case.dataset, s.case.solver.digest, s.case.solver.guidance_scale): s.summary.mean
             for s in scores
@@ -345,7 +347,7 @@ class _Run:
         return panels
 
     def _write(self, scores: Sequence[Score], tables: Sequence[Table]) -> str:
-        """Write the files of the evaluation beside the experiment, and into a run of its own."""
+        """Write the evaluation's files to the experiment's folder and to an MLflow run of their own."""
         log = self.tracker.run(self.experiment, "evaluation", f"evaluation of {self.config.name}", {ROLE: "report"})
         with tempfile.TemporaryDirectory() as folder:
             files = write_evaluation(Path(folder), self.config, self.facts, scores, tables, self._panels(scores))
@@ -360,26 +362,26 @@ class _Run:
     # ---- MLflow -----------------------------------------------------------------------------------------------
 
     def _log(self, scores: Sequence[Score]) -> None:
-        """Scores of a theta on its own run, and of all NFEs of a solver as curves on its summary run."""
-        by_subject: dict[tuple[str, str, float], list[Score]] = {}
+        """Log the scores of each theta on its own run, and curves over NFE on the summary run of each solver."""
+        by_solver: dict[tuple[str, str, float], list[Score]] = {}
         by_name: dict[tuple[str, float], list[Score]] = {}
         for score in scores:
             solver = score.case.solver
             exact = solver.kind == "ground truth" and score.metric.metric.compares
             if np.isfinite(score.summary.mean) and not exact:
-                by_subject.setdefault(solver.identity, []).append(score)
+                by_solver.setdefault(solver.identity, []).append(score)
                 by_name.setdefault((solver.name, solver.guidance_scale), []).append(score)
-        for found in by_subject.values():
-            self._log_scores(found)
+        for group in by_solver.values():
+            self._log_scores(group)
         summaries = self._summary_runs()
-        for (title, scale), found in by_name.items():
+        for (title, scale), group in by_name.items():
             name = title if scale == 1 else f"{title}, guidance {scale:g}"
             log = summaries.get(name)
             if log is None:
                 key = f"evaluation-summary/{title}/{scale:g}"
                 log = self.tracker.run(self.experiment, key, name, {ROLE: "evaluation summary"})
             curves: dict[str, list[tuple[int, float]]] = {}
-            for score in found:
+            for score in group:
                 curves.setdefault(f"{_metric(score)}_vs_nfe", []).append((round(score.nfe), score.summary.mean))
             log.curves_once("curves", curves)
             log.finish({})
@@ -394,9 +396,9 @@ class _Run:
         if solver.run_id is not None:
             RunLog(self.tracker.client, solver.run_id).curves_once("scores", values)
             return
-        # Two solvers may have the same numbers: the title tells them apart.
+        # Two solvers may have the same theta, so the key contains the name as well.
         key = f"evaluation/{solver.name}/{solver.digest}/{solver.guidance_scale:g}"
-        # Ground truth takes another number of evaluations on other samples, and a parameter cannot change.
+        # The NFE of ground truth depends on the samples, and an MLflow parameter cannot change.
         nfe = "adaptive" if solver.nfe is None else str(solver.nfe)
         name = solver.name if solver.nfe is None else f"{solver.name} nfe{nfe}"
         log = self.tracker.run(self.experiment, key, name, {ROLE: "evaluation", "bespoke.nfe": nfe})
@@ -409,16 +411,16 @@ class _Run:
         log.finish({"nfe": scores[0].nfe}, texts=texts)
 
     def _summary_runs(self) -> dict[str, RunLog]:
-        """The summary runs of the newest sweep that a theta is from, by name."""
+        """Summary runs, by name, of the newest sweep that one of the theta comes from."""
         sweeps = [run.data.tags[SWEEP] for run in self.runs.values() if SWEEP in run.data.tags]
         if not sweeps:
             return {}
-        found = self.tracker.runs_of(self.experiment, sweeps[0], "summary")
-        return {run.info.run_name: RunLog(self.tracker.client, run.info.run_id) for run in found.values()}
+        runs = self.tracker.runs_of(self.experiment, sweeps[0], "summary")
+        return {run.info.run_name: RunLog(self.tracker.client, run.info.run_id) for run in runs.values()}
 
 
 def _metric(score: Score) -> str:
-    """A score's name in MLflow, which knows no brackets: ``digits/fid/digits_cnn``."""
+    """Name of a score in MLflow, which allows no brackets: ``digits/fid/digits_cnn``."""
     return f"{score.case.dataset}/{score.metric.metric.column.replace('[', '/').replace(']', '')}"
 
 
@@ -427,12 +429,12 @@ def _name(score: Score) -> str:
 
 
 def _distinctly_named(solvers: Sequence[EvaluatedSolver]) -> list[EvaluatedSolver]:
-    """Solvers of one name and NFE get their origin beside it: a row of a table is one solver."""
+    """Append the origin to the names of solvers that share name and NFE, so that each has its own table row."""
     names = Counter((s.name, s.nfe, s.guidance_scale) for s in solvers)
-    found = []
+    renamed = []
     for number, solver in enumerate(solvers):
         if names[solver.name, solver.nfe, solver.guidance_scale] > 1:
             where = Path(solver.origin).name if solver.origin else str(number)
             solver = replace(solver, name=f"{solver.name} ({where}, {solver.digest[:6]})")
-        found.append(solver)
-    return found
+        renamed.append(solver)
+    return renamed

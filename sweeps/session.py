@@ -1,4 +1,4 @@
-"""A session: an experiment with everything it runs on. What every command that needs hosts starts with."""
+"""Session: an experiment with its storage, hosts and MLflow store, for every command that needs hosts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from orchestrator.tracking.uri import resolve_tracking_uri
 
 
 class Session:
-    """An experiment and what it runs on: storage, hosts, MLflow.
+    """An experiment with its storage, hosts and MLflow store.
 
     A context manager. When it ends, its hosts stop and its lock is released.
     """
@@ -75,8 +75,8 @@ class Session:
         except PoolError as error:
             if address is None:
                 raise
-            # The cluster may still grow: its autoscaler starts nodes for the hosts that are requested below.
-            self.announce(f"{error}. Waiting for the cluster to grow to it")
+            # The cluster may still grow, because the autoscaler starts nodes for the hosts requested below.
+            self.announce(f"{error}. Waiting for the cluster to grow")
         host = HostSettings(
             adapter=config.model.name,
             options=dict(config.model.options),
@@ -95,25 +95,25 @@ class Session:
             request_timeout=resources.request_timeout,
             max_batch=resources.batch_runs,
         )
-        # Unique: under a shared name, it could be the pool of a session that is just ending.
+        # The name is unique: a shared one could belong to the pool of a session that is just ending.
         self.pool_name = f"pool-{config.name}-{uuid.uuid4().hex[:8]}"
         self.pool = RayPool.start(self.pool_name, Host, host, pool)
         stack.callback(self.pool.close)
-        if tracking_uri is not None:  # while the hosts load their models: creating a store takes seconds
+        if tracking_uri is not None:  # runs while hosts load their models, since it takes seconds
             executor = ThreadPoolExecutor(1)
             stack.callback(executor.shutdown, wait=False)
             self._tracking = executor.submit(open_experiment, tracking_uri, config.name, self.storage)
         self.facts: ModelFacts = self.pool.call("facts")
-        # Nodes that an autoscaler has started for the hosts are there only now.
+        # Check the nodes that the autoscaler has started for the hosts since.
         check_nodes(self.storage, tracking_uri, known)
         self.specs: dict[PairKey, PairSpec] = pair_specs(config, self.facts)
 
     @cached_property
     def tracking_uri(self) -> str:
-        """Where MLflow is.
+        """Address of the MLflow store.
 
         Raises:
-            ConfigError: None was given, and there can be none beside the storage.
+            ConfigError: No address is configured, and the storage cannot hold a default store.
         """
         return resolve_tracking_uri(self.config.tracking_uri, self.config.storage)
 
@@ -126,14 +126,15 @@ class Session:
         self._stack.close()
 
     def make_pairs(self, announce: Note = note, splits: Collection[Split] = SPLITS) -> None:
-        """Make what is missing of the experiment's pair stores, of these splits."""
+        """Make the missing ground-truth pairs of these splits."""
         specs = [spec for key, spec in self.specs.items() if key.split in splits]
         ensure_pairs(self.storage, specs, self.pool, wait=self.wait, note=announce)
 
     def open_tracking(self) -> tuple[Tracker, str]:
-        """MLflow and the id of the experiment in it, both made where they were not there yet.
+        """The MLflow tracker and the id of the experiment, both created if they did not exist.
 
-        That happens on the driver, before any trial: several processes that open a new SQLite store together fail.
+        The driver creates them before any trial, because a new SQLite store cannot be opened by several processes at
+        the same time.
 
         Raises:
             UserError: The store cannot be used.

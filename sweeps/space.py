@@ -1,7 +1,7 @@
-"""The search space: an experiment's pair specs and its points. Pure functions of configuration and model facts.
+"""The search space: the points of an experiment, as pure functions of its configuration and the model facts.
 
-A *point* is one trial. A *cell* is a (family, NFE, guidance scale, seed): trials are only ever compared within one,
-since PSNR rises with NFE and a search across cells would just pick the largest.
+A *point* is one trial. A *cell* is a (family, NFE, guidance scale, seed). Trials are compared only within a cell, since
+PSNR rises with NFE and a search across cells would just pick the largest.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from solvers.grids import Grid
 from solvers.schedulers.base import Scheduler
 
 RESULT_FORMAT = 1
-"""Raised whenever the same point would give another result: what was computed before is then computed again."""
+"""Increment whenever the same point would give a different result. Earlier results are then recomputed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SolverChoice:
-    """A fixed solver, fully determined: what a distillation may start from."""
+    """A fully specified fixed solver, from which a distillation may start."""
 
     family: str
     options: dict[str, Any]
@@ -42,7 +42,7 @@ class SolverChoice:
         return GridSolver(plugins.build("families", self.family, self.options), nfe, self.grid, sigma0)
 
     def may_start(self, learned: LearnableFamily, nfe: int, sigma0: float, scheduler: Scheduler) -> bool:
-        """Whether ``learned`` can equal this solver, on this grid and path."""
+        """Whether ``learned`` can represent this solver, on this grid and path."""
         solver = self.solver(nfe, sigma0)
         if not learned.starts_from(solver.family):
             return False
@@ -55,27 +55,26 @@ class SolverChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One trial, fully determined: equal points have equal results, whatever experiment they belong to.
+    """One fully specified trial. Equal points have equal results, in any experiment.
 
     Attributes:
-        family, options, label: The family, and its name in tables.
-        nfe, guidance_scale, sigma0, seed: Where in the sweep.
-        validation, test: Digests of the pair sets that choose and that report.
+        family, options, label: The family, its options, and its name in tables.
+        nfe, guidance_scale, sigma0, seed: Position in the sweep.
+        validation, test: Digests of the pair sets for selection and for reporting.
         metrics: Metrics on the test pairs.
-        grids, gits: Candidate grids of a fixed family, and settings of GITS for grids that are found on the
-            training pairs; the best on ``search_pairs`` validation pairs is taken. A single candidate is the common
-            grid.
+        grids, gits: Candidate grids of a fixed family, and GITS settings for grids that are computed from the training
+            pairs. The best on ``search_pairs`` validation pairs is taken. A single candidate is the common grid.
         search_pairs: See ``grids``.
-        start: Where a learned family starts.
-        train: Digest of the training pairs, where anything is learned.
-        settings: The method's settings of a learned family.
-        objective, objective_options: What a learned family minimises.
-        method: How it is learned: a key of :data:`orchestrator.hosts.distillation.SETTINGS`.
-        precision: What the network computes in while it is distilled.
+        start: Solver from which a learned family starts.
+        train: Digest of the training pairs; None if nothing is learned from them.
+        settings: Settings of the method of a learned family.
+        objective, objective_options: Objective that a learned family minimises.
+        method: Method of a learned family: a key of :data:`orchestrator.hosts.distillation.SETTINGS`.
+        precision: Precision of the network during distillation.
         data_parallel: Whether every batch is split over all hosts.
         validate_every: Iterations between validations of a learned family.
-        early_stopping: Whether the search may end it early; what it then has is no result of the full run.
-        format: Version of how results are computed.
+        early_stopping: Whether the search may stop it early; its result is then not that of the full run.
+        format: Version of the way results are computed.
     """
 
     family: str
@@ -116,11 +115,11 @@ class Point:
 
     @property
     def cell(self) -> str:
-        """Trials of one cell may be compared with each other."""
+        """Name of the point's cell. Only trials of the same cell are compared with each other."""
         return f"{self.label}/{self.kind}/nfe{self.nfe}/guidance{self.guidance_scale:g}/seed{self.seed}"
 
     def learned_run(self) -> LearnedRun:
-        """What a point of a learned family distils, and how."""
+        """The distillation run of a point with a learned family."""
         assert self.settings is not None
         assert self.train is not None
         return LearnedRun(
@@ -135,7 +134,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """For people: run names in MLflow."""
+        """Display name, used for runs in MLflow."""
         parts = [self.label, f"nfe{self.nfe}"]
         if self.guidance_scale != 1:
             parts.append(f"g{self.guidance_scale:g}")
@@ -165,7 +164,7 @@ class Point:
 
 
 def fixed_points(config: ExperimentConfig, specs: Mapping[PairKey, PairSpec]) -> list[Point]:
-    """Every fixed family at every NFE, guidance scale and sigma0, on the common grid and on the best one."""
+    """Points of every fixed family at every NFE, guidance scale and sigma0, on the common grid and on the best one."""
     points = []
     for solver in config.fixed:
         for scale, nfe, sigma0 in itertools.product(
@@ -193,7 +192,7 @@ def fixed_points(config: ExperimentConfig, specs: Mapping[PairKey, PairSpec]) ->
 
 
 def _on_grids(point: Point, grids: Sequence[Grid | GITSConfig], train: PairSpec | None) -> Point:
-    """The point with these candidates; it depends on the training pairs only where a grid is found on them."""
+    """The point with these candidate grids. It depends on the training pairs only if a grid is computed from them."""
     fixed = tuple(grid for grid in grids if isinstance(grid, Grid))
     gits = tuple(grid.model_dump(exclude={"kind"}) for grid in grids if isinstance(grid, GITSConfig))
     digest = train.digest if gits and train is not None else None
@@ -206,14 +205,14 @@ def learned_points(
     best: Mapping[tuple[int, float, float], Sequence[SolverChoice]],
     scheduler: Scheduler,
 ) -> list[Point]:
-    """Every learned family at every point of its axes that has a solver to start from.
+    """Points of every learned family on all its axes, except those without a solver to start from.
 
     Args:
         config: The experiment.
-        specs: From :func:`pair_specs`.
-        best: The fixed solvers by (nfe, guidance scale, sigma0), the best on validation pairs first: 'start: best'
-            means the first that the family can start from.
-        scheduler: Of the model's field.
+        specs: Pair specs, see :func:`pair_specs`.
+        best: Fixed solvers by (nfe, guidance scale, sigma0), best on validation pairs first. 'start: best' means the
+            first one that the family can start from.
+        scheduler: Scheduler of the model's field.
     """
     points = []
     for learned in config.learned:
@@ -260,7 +259,7 @@ def _start(
     sigma0: float,
     scheduler: Scheduler,
 ) -> SolverChoice | None:
-    """The solver to start from; None where 'best' is asked for and no fixed solver that will do finished."""
+    """The solver to start from; None if ``name`` is 'best' and no suitable fixed solver has finished."""
     if name == "best":
         swept = {
             key: choice
@@ -271,5 +270,5 @@ def _start(
         return swept[min(swept, key=lambda key: abs(math.log(key[2] / sigma0)))] if swept else None
     if name == LEAST_SQUARES:
         return SolverChoice(family=LEAST_SQUARES, options={}, label="least squares", grid=Grid())
-    # A named start is the family with its default options on the uniform grid, as in the papers.
+    # Any other name is a family, taken with its default options on the uniform grid, as in the papers.
     return SolverChoice(family=name, options={}, label=plugins.build("families", name).label, grid=Grid())

@@ -1,7 +1,7 @@
-"""The main job: pairs, then the sweep by Ray Tune, then MLflow and the report. Resumable at every point.
+"""The main job: pairs, then the sweep with Ray Tune, then MLflow and the report. It can be resumed at any point.
 
-Two rounds of trials: fixed families first, since a distillation may start from the best of them. What is complete is
-never computed again: pair stores by their manifest, points by their result.
+There are two rounds of trials: fixed families first, since a distillation may start from the best of them. Nothing
+complete is computed again; a pair store is complete once it has a manifest, a point once it has a result.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ MAX_TRIAL_FAILURES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOutcome:
-    """What a sweep leaves.
+    """Result of a sweep.
 
     Attributes:
-        rows: The comparison.
-        report: Where ``report.html`` is.
-        thetas: Folder of the best learned solvers, one theta a file; None where none was learned.
+        rows: Rows of the comparison table.
+        report: Location of ``report.html``.
+        thetas: Folder of the best learned solvers, one theta per file; None if none was learned.
         failed: Names of points that could not be finished, with the reason.
     """
 
@@ -67,20 +67,20 @@ class SweepOutcome:
 
 
 def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, announce: Note = note) -> SweepOutcome:
-    """Run or resume an experiment to its report.
+    """Run or resume an experiment, up to its report.
 
     Args:
         config: A checked configuration.
         address: Ray cluster; None for a local one.
-        wait: Whether to wait for another process on the same experiment or pairs.
-        announce: Told what happens, in sentences.
+        wait: Whether to wait for another process that uses the same experiment or pairs.
+        announce: Receives progress notes, in sentences.
 
     Raises:
         UserError: Something in the configuration or the environment cannot work.
     """
     folder = f"experiments/{config.name}"
     with Session(config, address=address, wait=wait, announce=announce, lock_folder=folder) as session:
-        # Before the long work: a tracking store that cannot be reached is found now.
+        # Before the long work, so that an unreachable tracking store is detected now.
         sweep = _Sweep(session, folder, announce)
         try:
             with SystemMetrics(session.tracking_uri, sweep.parent.run_id) as machines:
@@ -115,9 +115,10 @@ class _Sweep:
         self.failed: dict[str, str] = {}
 
     def _parent(self) -> RunLog:
-        """The sweep's own run: one for all sweeps under this name whose results can be compared with each other.
+        """The MLflow run of the sweep, shared by all sweeps of this name whose results are comparable.
 
-        That is, on the same validation and test pairs: with others it is another run, and `compare` shows the newest.
+        Results are comparable on the same validation and test pairs. With other pairs the sweep gets a new run, and
+        `compare` shows the newest one.
         """
         facts = self.session.facts
         scored = sorted(spec.digest for key, spec in self.session.specs.items() if key.split != "train")
@@ -151,30 +152,30 @@ class _Sweep:
         return SweepOutcome(rows=table, report=report, thetas=thetas, failed=self.failed)
 
     def close(self) -> None:
-        """End what trials ran on, if there were any."""
+        """Stop the runners, if any were started."""
         if "runners" in vars(self):
             end_runners(self.runners)
 
     def _check_starts(self, best: dict[tuple[int, float, float], list[SolverChoice]]) -> None:
-        """Note where no fixed solver finished: what was to start from the best one there cannot be distilled."""
+        """Record as failed the distillations from the best fixed solver for which no suitable one has finished."""
         scheduler = self.session.facts.scheduler
         for learned in self.config.learned:
             if "best" not in learned.start:
                 continue
             family = learned.build()
-            there = {
+            startable = {
                 (nfe, scale)
                 for (nfe, scale, sigma0), choices in best.items()
                 if any(choice.may_start(family, nfe, sigma0, scheduler) for choice in choices)
             }
-            for nfe, scale in sorted(set(itertools.product(self.config.nfe, self.config.guidance_scale)) - there):
+            for nfe, scale in sorted(set(itertools.product(self.config.nfe, self.config.guidance_scale)) - startable):
                 self.failed[f"distillation of {learned.label} at nfe {nfe}, guidance {scale:g}"] = (
-                    "no fixed solver to start from finished"
+                    "no fixed solver that it can start from has finished"
                 )
 
     def _finish(self, points: Sequence[Point], description: str) -> dict[str, Result]:
-        """The results of these points; those that are not there yet are computed by Tune."""
-        # A named start may be what 'best' is as well: one point then, and one run.
+        """Results of these points. Missing ones are computed with Tune."""
+        # A named start may coincide with 'best'; the two are then one point and one run.
         points = list({point.key: point for point in points}.values())
         stores = {point.key: ResultStore(self.storage, point.key) for point in points}
         pending = [point for point in points if not stores[point.key].is_complete()]
@@ -187,12 +188,12 @@ class _Sweep:
                     follow(point.to_dict(), self.runners, lambda values: None)
                 if stores[point.key].is_complete():
                     continue
-                self.failed[point.name] = errors.get(point.key, "Ray Tune ended without it")
+                self.failed[point.name] = errors.get(point.key, "Ray Tune ended without a result")
                 self._trial_run(point).finish({}, status="FAILED")
         return {key: store.load() for key, store in stores.items() if store.is_complete()}
 
     def _tune(self, points: Sequence[Point], description: str) -> dict[str, str]:
-        """Run these points as trials; the errors of those that failed, by key."""
+        """Run these points as trials; returns the errors of failed ones, by key."""
         search, resources = self.config.search, self.config.resources
         scheduler = None
         if search.scheduler == "asha" and points[0].settings is not None:
@@ -202,7 +203,7 @@ class _Sweep:
                 search.reduction_factor,
                 longest,
                 _cell,
-                partial(_mark_stopped, self.storage),  # not of the sweep: Tune pickles it
+                partial(_mark_stopped, self.storage),  # not a method of the sweep, because Tune pickles it
             )
         name = f"{self.config.name}-{description.replace(' ', '-')}-{uuid.uuid4().hex[:8]}"
         with _Display(points, description) as display:
@@ -232,13 +233,13 @@ class _Sweep:
             for result in grid
             if result.error is not None and result.config is not None
         }
-        if not errors:  # nothing there that the points do not hold; after an error it is what one looks into
+        if not errors:  # Tune's folder holds nothing new; after an error it is kept for debugging
             self.storage.filesystem.delete_dir(f"{_tune_root(self.storage)}/{name}")
         return errors
 
     @cached_property
     def runners(self) -> list[Any]:
-        """The actors that take points to their results, started here: as many as the trials at once are for."""
+        """Actors that compute the results of points, enough for the concurrent trials. Started on first use."""
         resources = self.config.resources
         free = ray.cluster_resources().get("CPU", 0.0) - resources.hosts * resources.host_cpus
         at_once = min(self.trials_at_once, max(free / resources.trial_cpus, 1))
@@ -247,7 +248,7 @@ class _Sweep:
 
     @property
     def trials_at_once(self) -> int:
-        """As many as can be at the hosts: more would wait, and a cluster that scales would start nodes for them."""
+        """Number of trials that the hosts can serve at once. More would wait, and an autoscaler would add nodes."""
         resources = self.config.resources
         return resources.hosts * SLOTS * resources.batch_runs
 
@@ -255,7 +256,7 @@ class _Sweep:
         return self.tracker.trial_run(self.experiment, self.parent.run_id, point.key, point.name, parameters(point))
 
     def _record_all(self, points: dict[str, Point], results: dict[str, Result]) -> None:
-        """Every result has its finished run, also where it was computed for another sweep or MLflow was away."""
+        """Ensure every result has a finished run, even if it comes from another sweep or MLflow was unreachable."""
         recorded = self.tracker.runs_of(self.experiment, self.parent.run_id, "trial")
         for key, result in results.items():
             if key not in recorded:
@@ -264,7 +265,7 @@ class _Sweep:
                 write_run(log, result, ResultStore(self.storage, key))
 
     def _summaries(self, table: Sequence[Row]) -> None:
-        """One run per family and guidance, with PSNR logged at step = NFE: curves for the UI to overlay."""
+        """Log one run per family and guidance, with PSNR at step = NFE, so that the UI can overlay the curves."""
         series: dict[tuple[str, float], list[Row]] = {}
         for row in table:
             series.setdefault((row.name, row.guidance_scale), []).append(row)
@@ -284,7 +285,7 @@ class _Sweep:
             self.tracker.delete(run)
 
     def _report(self, table: Sequence[Row], results: Sequence[Result]) -> str:
-        """Write the report beside the experiment and into the parent run."""
+        """Write the report to the experiment's folder and the parent run; returns its location."""
         tests = {scale: spec for (split, scale, _), spec in self.session.specs.items() if split == "test"}
         panels = make_gallery(self.session.pool, self.storage, tests, table, self.session.facts.rate)
         with tempfile.TemporaryDirectory() as folder:
@@ -298,12 +299,12 @@ class _Sweep:
         return self.storage.location(f"{self.folder}/report.html")
 
     def _keep_only(self, folder: str, names: set[str]) -> None:
-        """Delete what an earlier sweep under this name left and this one did not make again."""
+        """Delete files of an earlier sweep of this name that this one has not written."""
         for name in set(self.storage.names(folder)) - names:
             self.storage.delete(f"{folder}/{name}")
 
     def _publish_thetas(self, table: Sequence[Row]) -> str | None:
-        """Copy the chosen learned solvers to names that people can find; the folder they are in, if there are any."""
+        """Copy the chosen learned solvers to readable file names; returns their folder, or None if there are none."""
         folder = f"{self.folder}/thetas"
         published = set()
         for row in table:
@@ -321,8 +322,8 @@ class _Sweep:
 def best_choices(
     points: Sequence[Point], results: dict[str, Result]
 ) -> dict[tuple[int, float, float], list[SolverChoice]]:
-    """The fixed solvers at every (nfe, guidance scale, sigma0), the highest validation PSNR first."""
-    found: dict[tuple[int, float, float], list[tuple[float, SolverChoice]]] = {}
+    """Fixed solvers by (nfe, guidance scale, sigma0), highest validation PSNR first."""
+    candidates: dict[tuple[int, float, float], list[tuple[float, SolverChoice]]] = {}
     for point in points:
         result = results.get(point.key)
         if result is None or result.chosen_grid is None:
@@ -331,19 +332,19 @@ def best_choices(
             family=point.family, options=point.options, label=point.label, grid=Grid(**result.chosen_grid)
         )
         cell = (point.nfe, point.guidance_scale, point.sigma0)
-        found.setdefault(cell, []).append((result.validation_psnr_db, choice))
+        candidates.setdefault(cell, []).append((result.validation_psnr_db, choice))
     return {
         cell: [choice for _, choice in sorted(choices, key=lambda scored: -scored[0])]
-        for cell, choices in found.items()
+        for cell, choices in candidates.items()
     }
 
 
 def _description(name: str, table: Sequence[Row], report: str) -> str:
-    """The parent run's description in the UI: the comparison itself, and how to see it as curves."""
+    """Description of the parent run in the UI: the comparison table, and where to see it as curves."""
     return (
         f"# {name}\n\n{markdown_table(table)}\n"
-        f"Curves against NFE: the chart view of the experiment's runs. Figures, samples and `report.html` are among "
-        f"this run's artifacts (also at {report}); a solver's theta is an artifact of its own run."
+        f"For curves against NFE, open the chart view of the experiment's runs. Figures, samples and `report.html` are "
+        f"among this run's artifacts (also at {report}); a solver's theta is an artifact of its own run."
     )
 
 
@@ -356,7 +357,7 @@ def _cell(config: dict[str, Any]) -> str:
 
 
 def _trial_name(trial: Any) -> str:
-    """Folder of a trial in Tune's results: by key, since names of points are long."""
+    """Folder of a trial in Tune's results. It uses the key, since names of points are long."""
     return f"{Point.from_dict(trial.config['point']).key}-{trial.trial_id}"
 
 
@@ -365,7 +366,7 @@ def _tune_root(storage: Storage) -> str:
 
 
 class _Display(Callback):
-    """One progress bar for a round of trials: in iterations, so that its rate and time left mean something."""
+    """Progress bar for a round of trials, in iterations, so that its rate and remaining time are meaningful."""
 
     def __init__(self, points: Sequence[Point], description: str):
         self.total = {point.key: _work(point) for point in points}
@@ -406,11 +407,12 @@ def _work(point: Point) -> int:
 
 
 class _Quiet:
-    """Tune kept off the terminal, where the progress bar says what its tables say, and off Ctrl-C."""
+    """Silences Tune's tables, which the progress bar replaces, and disables its Ctrl-C handler."""
 
     def __enter__(self) -> None:
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-        # Or it would swallow the first Ctrl-C, and go on where its last trial had just ended. What is done is stored.
+        # Otherwise Tune would swallow the first Ctrl-C, and continue if its last trial had just ended. Stopping at once
+        # is safe, because completed work is stored.
         os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         self.level = logging.getLogger("ray.tune").level

@@ -84,7 +84,7 @@ def test_other_work_is_not_compared(storage: Storage, host_settings: Any) -> Non
 
 def test_sweeps_that_found_other_numbers_are_not_compared() -> None:
     """Both ways must end at the same PSNRs, trial by trial."""
-    with pytest.raises(Exception, match="did not find the same PSNRs"):
+    with pytest.raises(Exception, match="did not end at the same PSNRs"):
         bench_sharing.check_same([run_of([40.0, 41.0]), run_of([40.0, 41.5])])
 
 
@@ -159,9 +159,9 @@ def test_checkpointing_holds_less_for_the_backward_pass() -> None:
 @pytest.mark.parametrize(
     ("script", "options", "message"),
     [
-        (bench_pairs, ["--pairs", "100"], "--pairs 100 is no multiple of 4 x --batch 64"),
+        (bench_pairs, ["--pairs", "100"], "--pairs 100 is not a multiple of 4 x --batch 64"),
         (bench_sharing, ["--trials", "3"], "--trials must be a multiple of 2, got 3"),
-        (bench_memory, ["--nfe", "4,x"], "'4,x' is no list of positive whole numbers; give e.g. 4,8,16"),
+        (bench_memory, ["--nfe", "4,x"], "'4,x' is not a list of positive whole numbers; use e.g. 4,8,16"),
         (bench_memory, ["--models", "cat"], "unknown model 'cat' in --models; choose from digits, conv"),
     ],
 )

@@ -26,7 +26,7 @@ def test_one_trial_alone_takes_the_sum_of_what_it_does() -> None:
     assert found.seconds == pytest.approx(3 * 2.0 + 6 * 0.5 + requests * 0.03 + logs * (0.1 + 0.03))
     assert found.latency == pytest.approx((3 * 2.0 + 6 * 0.5) / requests + 0.03)
     assert found.host_busy == pytest.approx((3 * 2.0 + 6 * 0.5) / (2 * found.seconds))
-    assert found.shared == 0
+    assert found.batched_share == 0
 
 
 @pytest.mark.parametrize("hosts", [1, 4])
@@ -43,10 +43,10 @@ def test_merged_trials_cost_a_host_what_was_measured_for_so_many() -> None:
     """Eight trials of one key on one host advance as one: 2.4 times one's seconds, where they would take 8 times."""
     workload = Load(8, validations=10, keys=1)
     together = Simulation(workload, TIMES, hosts=1, max_batch=8).run()
-    assert together.shared > 0.8
+    assert together.batched_share > 0.8
     assert together.seconds < 0.7 * Simulation(workload, TIMES, hosts=1, max_batch=1).run().seconds
     apart = Simulation(dataclasses.replace(workload, keys=8), TIMES, hosts=1, max_batch=8).run()
-    assert apart.shared == 0
+    assert apart.batched_share == 0
 
 
 def test_a_group_is_never_larger_than_the_limit() -> None:
@@ -76,7 +76,7 @@ def test_the_same_simulation_gives_the_same_numbers() -> None:
 
 def test_differences_are_relative_to_the_real_run() -> None:
     """A simulation that says 12 s where 10 were measured is 20 % off."""
-    real = Outcome(seconds=10, host_busy=0.5, latency=1.0, logs_per_second=4, shared=0)
+    real = Outcome(seconds=10, host_busy=0.5, latency=1.0, logs_per_second=4, batched_share=0)
     found = differences(real, dataclasses.replace(real, seconds=12, logs_per_second=3))
     assert found == pytest.approx({"seconds": 0.2, "host_busy": 0, "latency": 0, "logs_per_second": -0.25})
 
@@ -90,13 +90,15 @@ REAL = """
 import dataclasses, json, sys, tempfile
 sys.path.append(sys.argv[1])
 from pool_simulation import Load, Simulation, Times
-from simulate_pool import differences, really, start_ray
+from simulate_pool import differences, run_real_pool, start_ray
 
 start_ray(cpus=1)
 times = Times(advance=0.4, score=0.1, batched=(1.2, 1.6, 2.4))
 load = Load(8, validations=5, keys=1)
 print(json.dumps([
-    differences(really(load, times, 2, max_batch, lambda number: None), Simulation(load, times, 2, max_batch).run())
+    differences(
+        run_real_pool(load, times, 2, max_batch, lambda number: None), Simulation(load, times, 2, max_batch).run()
+    )
     for max_batch in (1, 8)
 ]))
 """

@@ -1,7 +1,7 @@
-"""A model adapter for benchmarks: a zoo model that loads and weighs as a large one would.
+"""A model adapter for benchmarks: a zoo model with the loading time and memory of a large one.
 
-It stands for a large checkpoint, and is none: loading sleeps, and the further weights are held but never used, so that
-samples, digest and pairs are those of the small model.
+It imitates a large checkpoint: the constructor sleeps, and the further weights are held but never used. Samples, digest
+and pairs are those of the small model.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from orchestrator.models.zoo.adapter import ZooModel
 
 @dataclass
 class LargeZooModel(ZooModel):
-    """A zoo model behind a slow load.
+    """A zoo model that loads slowly and holds unused weights.
 
     Attributes:
         weights: As :class:`ZooModel`.
-        load_seconds: Seconds that its constructor sleeps.
-        weights_mb: Further weights it holds, 2^20 bytes.
+        load_seconds: Seconds that the constructor sleeps.
+        weights_mb: Size of the further weights, 2^20 bytes.
     """
 
     load_seconds: float = 0.0
@@ -32,7 +32,7 @@ class LargeZooModel(ZooModel):
     def __post_init__(self) -> None:
         time.sleep(self.load_seconds)
         super().__post_init__()
-        # Ones, not empty: pages that nobody wrote to take no memory.
+        # Ones instead of empty: pages that were never written to do not take memory.
         self.further_weights = torch.ones(self.weights_mb * 2**18, dtype=torch.float32)
 
     @classmethod

@@ -1,1 +1,1 @@
-"""Sound to log-mel frames and back, and the networks that listen to it."""
+"""Audio: log-mel frames, their vocoder, speech recognisers and speaker encoders."""

@@ -1,6 +1,6 @@
-"""A recogniser of strings of spoken digits, trained by the project on real recordings: it says what was understood.
+"""A recogniser of strings of spoken digits, trained by the project on real recordings.
 
-It hears sound, not features: :func:`understood` takes waves. Its weights travel with the package.
+:func:`understood` takes waves and returns digits. The weights ship with the package.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from orchestrator.weights.shipped import load_shipped
 WEIGHTS = Path(__file__).parent / "weights" / "digits_recogniser.safetensors"
 METADATA_KEY = "bespoke_recogniser"
 BLANK = 10
-"""The class of "nothing new" in connectionist temporal classification (Graves et al. 2006)."""
+"""The blank class of connectionist temporal classification (CTC; Graves et al. 2006)."""
 STRIDE = 2
-"""Frames that make one step of the output."""
+"""Frames per output step."""
 WIDTH = 128
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-"""What the digits are called."""
+"""Names of the digits."""
 
 
 class Recogniser(nn.Module):
-    """Convolutions over time; each step's scores depend on about a third of a second around it."""
+    """Convolutions over time; the scores of a step depend on about a third of a second around it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Recogniser(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Log probabilities of the digits and of :data:`BLANK`, (steps, B, 11), as CTC takes them.
+        """Log probabilities of the digits and of :data:`BLANK`, (steps, B, 11), the layout that CTC expects.
 
         Args:
             features: Normalised log-mel amplitudes, (B, MELS, frames), float32.
@@ -52,25 +52,25 @@ class Recogniser(nn.Module):
 
     @torch.no_grad()
     def strings(self, features: Tensor) -> list[list[int]]:
-        """The likeliest digits of each sample: repeated classes merged, blanks left out."""
+        """The likeliest digits of each sample, after merging repeated classes and dropping blanks."""
         best = self(features).argmax(dim=2).T.tolist()
         return [[digit for digit, _ in itertools.groupby(steps) if digit != BLANK] for steps in best]
 
 
 @cache
 def recogniser() -> tuple[Recogniser, dict[str, Any]]:
-    """The shipped recogniser, frozen, and what its file says of it."""
+    """The shipped recogniser, frozen, and the facts in its file's metadata."""
     return load_shipped(Recogniser(), WEIGHTS, METADATA_KEY)
 
 
 def understood(waves: Sequence[FloatArray]) -> list[list[int]]:
-    """The digits understood in waves at :data:`orchestrator.audio.mel.RATE`, one list a wave."""
+    """Digits recognised in waves at :data:`orchestrator.audio.mel.RATE`, one list per wave."""
     net, _ = recogniser()
     return [net.strings(torch.from_numpy(log_mel(wave))[None])[0] for wave in waves]
 
 
 def word_errors(said: Sequence[Hashable], heard: Sequence[Hashable]) -> int:
-    """Fewest insertions, deletions and substitutions of words that turn one string into the other (Levenshtein)."""
+    """Levenshtein distance: the fewest word insertions, deletions and substitutions between the two strings."""
     row = list(range(len(heard) + 1))
     for i, word in enumerate(said, start=1):
         previous, row[0] = row[0], i
@@ -80,10 +80,10 @@ def word_errors(said: Sequence[Hashable], heard: Sequence[Hashable]) -> int:
 
 
 def word_error_rate(said: Sequence[Sequence[Hashable]], heard: Sequence[Sequence[Hashable]]) -> float:
-    """Word errors of all strings as a share of all words that were said.
+    """Word errors of all strings, divided by the number of words said.
 
     Raises:
-        ValueError: Nothing was said.
+        ValueError: ``said`` contains no words.
     """
     words = sum(len(string) for string in said)
     if not words:

@@ -1,4 +1,4 @@
-"""What every network that listens has in common: recognisers of speech and encoders of speakers."""
+"""Common base of the networks that take sound: speech recognisers and speaker encoders."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ Self = TypeVar("Self", bound="Listener")
 
 
 class Listener(ABC):
-    """A frozen network that hears waves. A subclass's dataclass fields are its options; it is loaded when needed.
+    """A frozen network that takes waves. A subclass's dataclass fields are its options; weights load on first use.
 
-    What two of them hear is not comparable: the name is part of every number made with one.
+    Results of different listeners are not comparable, so the name is part of every metric computed with one.
     """
 
     @property
@@ -19,13 +19,13 @@ class Listener(ABC):
     def name(self) -> str:
         """Part of the metric's column: ``wer[name]``, ``speaker_similarity[name]``."""
 
-    def check(self) -> None:  # noqa: B027 (optional: weights may travel with the package)
-        """Refuse, without loading anything large, what cannot work.
+    def check(self) -> None:  # noqa: B027 (optional: weights may ship with the package)
+        """Check that the listener can be loaded, without loading anything large.
 
         Raises:
-            ConfigError: Naming the missing package or weights, where they were looked for, and the remedy.
+            ConfigError: A package or weights are missing; the message says where they were looked for and the remedy.
         """
 
     def to(self: Self, device: str) -> Self:
-        """The listener on a device; itself where it stays on the CPU."""
+        """Return the listener on ``device``; this default returns ``self``, which stays on the CPU."""
         return self

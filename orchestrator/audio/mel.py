@@ -1,6 +1,6 @@
-"""Sound to log-mel spectrograms and back: what audio models of the zoo are trained on, and how they are listened to.
+"""Log-mel spectrograms of sound, on which the zoo's audio models are trained, and a vocoder for their samples.
 
-Needs the extra ``audio`` (librosa). Knows nothing of models or data sets.
+Needs the extra ``audio`` (librosa). Independent of models and data sets.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import numpy.typing as npt
 from orchestrator.errors import ConfigError
 
 RATE = 8000
-"""Samples a second."""
+"""Samples per second."""
 HOP = 128
 """Samples from one frame to the next: 16 ms."""
 WINDOW = 512
 MELS = 40
 FLOOR = 1e-4
-"""Smallest mel amplitude: below it is silence."""
+"""Smallest mel amplitude; anything below it counts as silence."""
 CENTRE, SPREAD = -4.3, 1.9
-"""Log amplitudes are normalised by these to a mean near 0 and a deviation near 1 (natural logarithms)."""
+"""Natural-log amplitudes are normalised by these to a mean near 0 and a standard deviation near 1."""
 SILENCE = float((np.log(FLOOR) - CENTRE) / SPREAD)
 """The normalised value of a silent bin."""
 LOUDEST = 3.0
-"""No normalised value of the recordings is above it."""
+"""Upper bound of the recordings' normalised values."""
 GRIFFIN_LIM_ITERATIONS = 60
 
 FloatArray = npt.NDArray[np.float32]
@@ -35,14 +35,14 @@ def _librosa() -> Any:
     try:
         import librosa
     except ImportError as error:
-        raise ConfigError("sound needs librosa; pip install 'bespoke-solvers[audio]'") from error
+        raise ConfigError("audio needs librosa; install it: pip install 'bespoke-solvers[audio]'") from error
     return librosa
 
 
 def log_mel(wave: FloatArray) -> FloatArray:
     """Normalised log-mel amplitudes, shape (MELS, frames), of a wave of shape (samples,) at :data:`RATE`.
 
-    The wave is brought to a peak of 1 first: recordings differ in loudness by chance.
+    The wave is first scaled to a peak of 1, since the loudness of a recording is arbitrary.
     """
     librosa = _librosa()
     peak = float(np.abs(wave).max())
@@ -54,9 +54,10 @@ def log_mel(wave: FloatArray) -> FloatArray:
 
 
 def vocode(features: FloatArray) -> FloatArray:
-    """A wave, shape ((frames - 1) * HOP,), whose log-mel amplitudes are near these, shape (MELS, frames): Griffin-Lim.
+    """Reconstruct a wave, shape ((frames - 1) * HOP,), from log-mel amplitudes, shape (MELS, frames), by Griffin-Lim.
 
-    The phase begins the same each time, so equal features sound equal. Bins that are as good as silent are silent.
+    The initial phase is fixed, so equal features give equal waves. Bins within a factor of 2 of :data:`FLOOR` are
+    silenced.
     """
     librosa = _librosa()
     logs = features.astype(np.float64) * SPREAD + CENTRE
@@ -74,13 +75,13 @@ def vocode(features: FloatArray) -> FloatArray:
 
 
 def resampled(wave: FloatArray, rate: int, wanted: int) -> FloatArray:
-    """A wave of shape (samples,) at another rate, float32; itself where the rates agree."""
+    """Resample a wave of shape (samples,), float32, from ``rate`` to ``wanted``; unchanged if the two are equal."""
     if rate == wanted:
         return wave
-    found: FloatArray = _librosa().resample(wave, orig_sr=rate, target_sr=wanted).astype(np.float32)
-    return found
+    converted: FloatArray = _librosa().resample(wave, orig_sr=rate, target_sr=wanted).astype(np.float32)
+    return converted
 
 
 def audible(wave: FloatArray) -> bool:
-    """Whether there is anything to hear: some sample, all of them finite, not all of them 0."""
+    """Whether the wave has any sound: at least one sample, all samples finite, not all of them 0."""
     return wave.size > 0 and bool(np.isfinite(wave).all()) and float(np.abs(wave).max()) > 0

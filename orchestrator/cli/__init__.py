@@ -1,1 +1,1 @@
-"""What `bespoke` can do, command by command; `cli` puts them together."""
+"""The commands of `bespoke`, grouped by topic; `main` assembles them."""

@@ -1,4 +1,4 @@
-"""Commands that make what others take: theta for other programs and the registry, statistics of real images."""
+"""Commands that produce artifacts: exported and registered theta, statistics of real images."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import click
 from orchestrator.cli.shared import tracked
 from orchestrator.errors import UserError
 
-# Heavy imports (torch, ray, mlflow: seconds) stay inside the commands: --help and a typing error answer at once.
+# Imports of torch, ray and mlflow take seconds, so they stay inside the commands: --help and usage errors are instant.
 
 
 @click.command()
 @click.argument("theta", metavar="THETA")
-@click.option("--to", "to", required=True, metavar="NAME", help="The format; `bespoke list exporters` shows them.")
+@click.option("--to", "to", required=True, metavar="NAME", help="Output format, one of `bespoke list exporters`.")
 @click.argument("destination", type=click.Path(path_type=Path), metavar="DESTINATION")
 def export(theta: str, to: str, destination: Path) -> None:
-    """Write a THETA artifact in the form that another program reads. A file at DESTINATION is replaced.
+    """Export a THETA artifact for use by another program. An existing file at DESTINATION is overwritten.
 
     \b
     Examples:
@@ -39,13 +39,17 @@ def export(theta: str, to: str, destination: Path) -> None:
 
 @click.command()
 @click.argument("theta", metavar="THETA")
-@click.option("--name", required=True, help="Of the registered model; made where there is none.")
-@click.option("--alias", help="Let this alias point to the new version, e.g. champion.")
-@click.option("--experiment", default="registered", show_default=True, help="Where the run of a THETA file goes.")
+@click.option("--name", required=True, help="Name of the registered model; created if it does not exist.")
+@click.option("--alias", help="Alias to point at the new version, e.g. champion.")
+@click.option(
+    "--experiment", default="registered", show_default=True, help="MLflow experiment in which a THETA file is logged."
+)
 @tracked
-@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Root that holds mlflow.db.")
+@click.option(
+    "--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Storage root that holds mlflow.db."
+)
 def register(theta: str, name: str, alias: str | None, experiment: str, tracking_uri: str | None, storage: str) -> None:
-    """Register THETA, a file or runs:/ID, as a version of a model in MLflow's registry.
+    """Register THETA (a file or runs:/ID) as a new version of a model in the MLflow registry.
 
     \b
     Examples:
@@ -78,13 +82,17 @@ def register(theta: str, name: str, alias: str | None, experiment: str, tracking
 @click.command()
 @click.argument("dataset")
 @click.argument("options", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--features", default="inception", show_default=True, help="`bespoke list features` shows them.")
-@click.option("--weights", metavar="FILE", help="Weights of the features' network, where they are not in their place.")
-@click.option("--to", "to", required=True, type=click.Path(path_type=Path), metavar="FILE", help="A .safetensors file.")
-@click.option("--keep", default=4000, show_default=True, help="Samples whose features are kept too, for KID.")
+@click.option(
+    "--features", default="inception", show_default=True, help="Feature extractor, one of `bespoke list features`."
+)
+@click.option("--weights", metavar="FILE", help="Weights of the extractor, if not in the default location.")
+@click.option(
+    "--to", "to", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Output .safetensors file."
+)
+@click.option("--keep", default=4000, show_default=True, help="Number of samples whose features are stored, for KID.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--batch-size", default=64, show_default=True, help="Images that go through the network at once.")
-@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Where features are kept.")
+@click.option("--batch-size", default=64, show_default=True, help="Images per forward pass.")
+@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Storage root for features.")
 def reference(
     dataset: str,
     options: tuple[str, ...],
@@ -96,7 +104,7 @@ def reference(
     batch_size: int,
     storage: str,
 ) -> None:
-    """Statistics of a DATASET's real images, for FID and KID: option 'reference' of those metrics. Resumable.
+    """Compute statistics of a DATASET's real images for FID and KID (their option 'reference'). Resumable.
 
     \b
     Examples:
@@ -113,12 +121,14 @@ def reference(
     from orchestrator.storage import Storage
 
     if to.suffix != ".safetensors":
-        raise UserError(f"statistics are a .safetensors file, got --to {to}")
-    place = Storage.at(storage)
-    place.check_writable()
-    scorers = LocalPool(Scorer(ScorerSettings(storage=place.root, device=device, batch_size=batch_size)))
-    described = {"name": dataset, "options": parse_options(options)}
-    moments = reference_statistics(place, scorers, features, {"weights": weights} if weights else {}, described, keep)
+        raise UserError(f"--to must name a .safetensors file, got {to}")
+    store = Storage.at(storage)
+    store.check_writable()
+    scorers = LocalPool(Scorer(ScorerSettings(storage=store.root, device=device, batch_size=batch_size)))
+    dataset_config = {"name": dataset, "options": parse_options(options)}
+    moments = reference_statistics(
+        store, scorers, features, {"weights": weights} if weights else {}, dataset_config, keep
+    )
     Storage.at(to.absolute().parent).write(to.name, moments.to_bytes(dataset=dataset))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     click.echo(f"{to}: {moments.count:,} images, {len(moments.mean)} features; peak memory {peak:,.0f} MiB")

@@ -1,4 +1,4 @@
-"""``bespoke doctor``: what is there, what is missing, what to do about it. Leaves at most an empty storage folder."""
+"""``bespoke doctor``: checks the environment and suggests remedies. Leaves at most an empty storage folder."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ PROJECT = "bespoke-solvers"
 
 State = Literal["ok", "optional", "missing"]
 
-#: Plugins whose weights, packages or files may be absent; what they need is told by their own errors.
+#: Kinds of plugins that may need weights, packages or files. Their own errors say what is missing.
 WITH_NEEDS = ("metrics", "features", "objectives", "decoders", "datasets")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination.
+    """Result of one check.
 
     Attributes:
-        part: What was looked at: 'packages', 'machine', 'ray', 'storage', 'mlflow' or 'plugins'.
-        name: Of the thing.
-        state: 'ok'; 'optional': not there, and needed by some configurations only; 'missing': nothing runs without.
-        found: What is there.
-        remedy: What to do; empty where nothing is.
+        part: Area of the check: 'packages', 'machine', 'ray', 'storage', 'mlflow' or 'plugins'.
+        name: Name of the checked item.
+        state: 'ok'; 'optional': absent, but only some configurations need it; 'missing': no command works without it.
+        found: Description of the current state.
+        remedy: What to do; empty if nothing needs to be done.
     """
 
     part: str
@@ -48,25 +48,25 @@ class Finding:
 
 
 def diagnose(storage: str, tracking_uri: str | None, address: str | None) -> Iterator[Finding]:
-    """Examine this machine, or the cluster at ``address``, one line after the other.
+    """Check this machine, or the cluster at ``address``; findings are yielded one by one.
 
     Args:
         storage: Root of pairs and results.
-        tracking_uri: MLflow; None for the store that a sweep would use beside the storage.
-        address: Ray cluster; None to see whether Ray can start here.
+        tracking_uri: MLflow store; None for the one that a sweep would use beside the storage.
+        address: Ray cluster; None to check whether Ray can start on this machine.
     """
     yield from packages()
     yield from machine()
     yield from plugin_needs()
-    place, root = _storage(storage)
-    yield root
+    store, writable = _storage(storage)
+    yield writable
     uri, tracking = _tracking(tracking_uri, storage)
     yield tracking
-    yield from _ray(address, place if root.state == "ok" else None, uri if tracking.state == "ok" else None)
+    yield from _ray(address, store if writable.state == "ok" else None, uri if tracking.state == "ok" else None)
 
 
 def works(findings: list[Finding]) -> bool:
-    """Whether everything that every command needs is there."""
+    """Whether nothing is missing that every command needs."""
     return all(finding.state != "missing" for finding in findings)
 
 
@@ -74,7 +74,7 @@ def works(findings: list[Finding]) -> bool:
 
 
 def packages() -> Iterator[Finding]:
-    """Python and every package that is asked for, with the extra that asks for it."""
+    """Check Python and every required package; packages of an extra are labelled with it."""
     try:
         about = metadata.metadata(PROJECT)
         requirements = [Requirement(line) for line in metadata.requires(PROJECT) or []]
@@ -82,9 +82,9 @@ def packages() -> Iterator[Finding]:
         yield Finding("packages", PROJECT, "missing", "not installed", "pip install -c constraints.txt -e .")
         return
     yield Finding("packages", PROJECT, "ok", metadata.version(PROJECT))
-    wanted = about["Requires-Python"] or ""
-    fits = SpecifierSet(wanted).contains(platform.python_version(), prereleases=True)
-    remedy = "" if fits else f"use a Python {wanted}"
+    required = about["Requires-Python"] or ""
+    fits = SpecifierSet(required).contains(platform.python_version(), prereleases=True)
+    remedy = "" if fits else f"use a Python {required}"
     yield Finding("packages", "python", "ok" if fits else "missing", platform.python_version(), remedy)
     extras = [extra for extra in about.get_all("Provides-Extra") or [] if extra != "dev"]
     for requirement in requirements:
@@ -113,11 +113,11 @@ def _package(requirement: Requirement, extra: str | None) -> Finding:
 
 
 def machine() -> Iterator[Finding]:
-    """Cores, memory and accelerators that this process may use."""
+    """Report the cores, memory and accelerators available to this process."""
     yield Finding("machine", "cores", "ok", f"{_cores()} of {os.cpu_count()}")
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = _memory_limit()
-    text = f"{total / 1e9:.1f} GB" + (f", of which {limit / 1e9:.1f} GB may be used" if limit and limit < total else "")
+    text = f"{total / 1e9:.1f} GB" + (f", limited to {limit / 1e9:.1f} GB" if limit and limit < total else "")
     yield Finding("machine", "memory", "ok", text)
     import torch
 
@@ -125,18 +125,18 @@ def machine() -> Iterator[Finding]:
         facts = torch.cuda.get_device_properties(index)
         yield Finding("machine", f"cuda:{index}", "ok", f"{facts.name}, {facts.total_memory / 1e9:.1f} GB")
     if not torch.cuda.is_available():
-        why = "torch is built without CUDA" if torch.version.cuda is None else "torch finds none"
-        remedy = "only for resources.device: cuda; install a driver that fits, or go on with device: cpu"
+        why = "torch is built without CUDA" if torch.version.cuda is None else "torch finds no GPU"
+        remedy = "needed only for resources.device: cuda; install a matching driver, or use device: cpu"
         yield Finding("machine", "GPU", "optional", why, remedy)
 
 
 def _cores() -> int:
-    """What the scheduler lets this process use, which in a container may be fewer than there are."""
+    """Number of cores this process may run on; in a container, this can be less than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory_limit() -> int | None:
-    """The control group's limit in bytes, or None."""
+    """Memory limit of the control group in bytes, or None."""
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             text = Path(name).read_text(encoding="ascii").strip()
@@ -147,10 +147,10 @@ def _memory_limit() -> int | None:
 
 
 def plugin_needs() -> Iterator[Finding]:
-    """Whether every plugin that comes with defaults can be used as it is: weights, packages, downloaded files.
+    """Check whether each plugin works with its default options: weights, packages and downloaded files.
 
-    Asked of the plugins themselves, so that a new one is examined without a word here: by making one, and, where it
-    has a ``check(dataset)``, by that; a plugin that accepts any of the datasets lacks nothing.
+    Each plugin is built, so new plugins are covered without a change here. Metrics must also accept at least one of
+    the datasets, by their ``check(dataset)``. Plugins with required options are skipped.
     """
     datasets: dict[str, Any] = {}
     for kind in ("datasets", *(kind for kind in WITH_NEEDS if kind != "datasets")):
@@ -177,6 +177,7 @@ def _needs_options(factory: Any) -> bool:
 
 
 def _accepts_any(metric: Any, datasets: Mapping[str, Any]) -> None:
+    """Raise the first refusal if the metric refuses every dataset."""
     refusal: ConfigError | None = None
     for dataset in datasets.values():
         try:
@@ -189,7 +190,7 @@ def _accepts_any(metric: Any, datasets: Mapping[str, Any]) -> None:
         raise refusal
 
 
-# ---- what the work is done on -------------------------------------------------------------------------------------
+# ---- storage, MLflow, Ray -----------------------------------------------------------------------------------------
 
 
 def _storage(root: str) -> tuple[Storage | None, Finding]:
@@ -211,7 +212,7 @@ def _tracking(uri: str | None, storage: str) -> tuple[str | None, Finding]:
     except UserError as error:
         return None, Finding("mlflow", uri or "MLflow", "missing", *_told(error))
     fresh = resolved.startswith("sqlite:///") and not Path(resolved.removeprefix("sqlite:///")).exists()
-    return resolved, Finding("mlflow", resolved, "ok", "made by the first sweep" if fresh else "answers")
+    return resolved, Finding("mlflow", resolved, "ok", "created by the first sweep" if fresh else "reachable")
 
 
 def _ray(address: str | None, storage: Storage | None, tracking_uri: str | None) -> Iterator[Finding]:
@@ -227,49 +228,49 @@ def _ray(address: str | None, storage: Storage | None, tracking_uri: str | None)
     except UserError as error:
         yield Finding("ray", address or "local", "missing", *_told(error))
         return
-    there = preflight.nodes()
-    for node in there:
+    nodes = preflight.nodes()
+    for node in nodes:
         resources = ", ".join(f"{amount:g} {name}" for name, amount in sorted(node.resources.items())) or "nothing"
         yield Finding("ray", str(node), "ok", resources)
     if storage is None:
         return
-    if len(there) > 1 and tracking_uri is not None and tracking_uri.startswith("sqlite:"):
+    if len(nodes) > 1 and tracking_uri is not None and tracking_uri.startswith("sqlite:"):
         remedy = "start `mlflow server` on one node and give its address with --tracking-uri"
-        yield Finding("mlflow", tracking_uri, "missing", f"a file, and the cluster has {len(there)} nodes", remedy)
+        yield Finding("mlflow", tracking_uri, "missing", f"a file, but the cluster has {len(nodes)} nodes", remedy)
         tracking_uri = None
-    for report in preflight.survey(storage, tracking_uri, there):
+    for report in preflight.survey(storage, tracking_uri, nodes):
         problems = preflight.told(report, storage)
         if not problems:
-            what = "storage" if tracking_uri is None else "storage and MLflow"
-            yield Finding("ray", f"from {report.node}", "ok", f"{what} can be used")
+            parts = "storage" if tracking_uri is None else "storage and MLflow"
+            yield Finding("ray", f"from {report.node}", "ok", f"{parts} can be used")
         for problem in problems:
             yield Finding("ray", f"from {report.node}", "missing", *_told(problem))
 
 
 def _told(error: Exception) -> tuple[str, str]:
-    """What is wrong, and the remedy, which errors name last."""
-    what, semicolon, remedy = str(error).rpartition("; ")
-    return (what, remedy) if semicolon else (remedy, "")
+    """Split an error message into problem and remedy: messages end with '; remedy'."""
+    problem, semicolon, remedy = str(error).rpartition("; ")
+    return (problem, remedy) if semicolon else (remedy, "")
 
 
 def table(findings: list[Finding]) -> Table:
-    """The findings for a terminal."""
-    shown = Table(box=None, pad_edge=False)
+    """The findings as a table for the terminal."""
+    output = Table(box=None, pad_edge=False)
     for header in ("", "", "", "found", "what to do"):
-        shown.add_column(header, overflow="fold")
+        output.add_column(header, overflow="fold")
     style = {"ok": "green", "optional": "yellow", "missing": "bold red"}
     label = {"ok": "OK", "optional": "optional", "missing": "MISSING"}
     part = ""
     for finding in findings:
-        shown.add_row(
+        output.add_row(
             f"[{style[finding.state]}]{label[finding.state]}[/]",
             finding.part if finding.part != part else "",
             *(escape(text) for text in (finding.name, finding.found, finding.remedy)),
         )
         part = finding.part
-    return shown
+    return output
 
 
 def as_dict(findings: list[Finding]) -> dict[str, Any]:
-    """For ``--json``."""
+    """The findings for ``--json``."""
     return {"works": works(findings), "findings": [asdict(finding) for finding in findings]}

@@ -1,17 +1,17 @@
-"""Commands that look: at results, at what there is to configure, at this machine, at a cluster file."""
+"""Commands that inspect results, plugins, this machine, or a cluster file."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from typing import Any
 
 import click
 
 from orchestrator.cli.shared import FAILED, load, print_table, tracked
+from orchestrator.plugins import KINDS
 
-# Heavy imports (torch, ray, mlflow: seconds) stay inside the commands: --help and a typing error answer at once.
+# Imports of torch, ray and mlflow take seconds, so they stay inside the commands: --help and usage errors are instant.
 
 
 @click.command()
@@ -19,9 +19,11 @@ from orchestrator.cli.shared import FAILED, load, print_table, tracked
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON row per solver instead of a table.")
 @click.option("--markdown", is_flag=True, help="Print Markdown tables.")
 @tracked
-@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Root that holds mlflow.db.")
+@click.option(
+    "--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Storage root that holds mlflow.db."
+)
 def compare(experiment: str, as_json: bool, markdown: bool, tracking_uri: str | None, storage: str) -> None:
-    """Compare the solvers of an EXPERIMENT by name, from MLflow: all that its sweeps have tried on the newest model.
+    """Compare the solvers of an MLflow EXPERIMENT: all trials of its sweeps on the newest model.
 
     \b
     Examples:
@@ -73,24 +75,10 @@ def _json_row(result: Any, theta: str, selected: bool) -> dict[str, Any]:
 @click.command(name="list")
 @click.argument(
     "kind",
-    type=click.Choice(
-        [
-            "families",
-            "models",
-            "datasets",
-            "metrics",
-            "objectives",
-            "features",
-            "decoders",
-            "recognisers",
-            "speaker_encoders",
-            "schedulers",
-            "exporters",
-        ]
-    ),
+    type=click.Choice(sorted(KINDS)),
 )
 def list_plugins(kind: str) -> None:
-    """List what configurations can name: solver families, models, datasets, metrics, objectives and so on."""
+    """List the plugins that configurations can name: solver families, models, datasets, metrics and others."""
     from orchestrator.cli.listing import describe
 
     for line in describe(kind):
@@ -99,27 +87,39 @@ def list_plugins(kind: str) -> None:
 
 @click.command()
 @tracked
-@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Root that holds mlflow.db.")
+@click.option(
+    "--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Storage root that holds mlflow.db."
+)
 @click.option("--port", default=5000, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
 def ui(tracking_uri: str | None, storage: str, port: int, host: str) -> None:
-    """Open MLflow's UI on the right store (Ctrl-C ends it)."""
-    from orchestrator.tracking.mlflow import check_readable
+    """Open the MLflow UI on the curves of the newest sweep (stop it with Ctrl-C).
+
+    Prints the address of these curves once the server answers, and opens it if this machine has a browser.
+
+    \b
+    Examples:
+      bespoke ui
+      bespoke ui --storage /data/bespoke --port 5001
+    """
+    from orchestrator.cli.ui import curves_path, serve
+    from orchestrator.tracking.mlflow import Tracker, check_readable
     from orchestrator.tracking.uri import resolve_tracking_uri
 
     uri = resolve_tracking_uri(tracking_uri, storage)
     check_readable(uri)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port), "--host", host]
-    sys.exit(subprocess.call(command))
+    sys.exit(serve(uri, host, port, curves_path(Tracker(uri).newest_sweep_experiment())))
 
 
 @click.command()
-@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Root to try.")
+@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Storage root to test.")
 @tracked
-@click.option("--address", metavar="ADDR", help="Ray cluster to look at, node by node; default: can Ray start here?")
+@click.option(
+    "--address", metavar="ADDR", help="Ray cluster to check node by node; default: check that Ray starts here."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def doctor(storage: str, tracking_uri: str | None, address: str | None, as_json: bool) -> None:
-    """What is there, what is missing, what to do: packages, cores, GPUs, Ray, storage, MLflow, weights.
+    """Check packages, cores, GPUs, Ray, storage, MLflow and weights, and say how to fix what is missing.
 
     \b
     Examples:
@@ -140,17 +140,19 @@ def doctor(storage: str, tracking_uri: str | None, address: str | None, as_json:
 
 @click.group()
 def cluster() -> None:
-    """Clusters that `ray up` starts."""
+    """Work with clusters started by `ray up`."""
 
 
 @cluster.command("check")
 @click.argument("file", default="ray_cluster.yaml")
-@click.option("--config", "configs", multiple=True, metavar="CONFIG", help="An experiment that is to run there.")
-@click.option("--for-launch", is_flag=True, help="Also report values still to be filled in, and files to be mounted.")
+@click.option(
+    "--config", "configs", multiple=True, metavar="CONFIG", help="Experiment that will run on the cluster; repeatable."
+)
+@click.option("--for-launch", is_flag=True, help="Also report placeholders left in the file and missing mounted files.")
 def cluster_check(file: str, configs: tuple[str, ...], for_launch: bool) -> None:
-    """Find what is wrong with a `ray up` FILE without calling a cloud: versions, limits, open ports, secrets.
+    """Check a `ray up` FILE for version, limit, port and secret problems, without calling a cloud.
 
-    FILE is ray_cluster.yaml unless another is named. The exit code is 1 where there are problems.
+    FILE defaults to ray_cluster.yaml. The exit code is 1 if there are problems.
 
     \b
     Examples:
@@ -161,14 +163,14 @@ def cluster_check(file: str, configs: tuple[str, ...], for_launch: bool) -> None
 
     demands = []
     for name in configs:
-        asked = load(name, (), None, None).resources
+        resources = load(name, (), None, None).resources
         demands.append(
             Demand(
                 name=name,
-                hosts=asked.hosts,
-                host_cpus=asked.host_cpus,
-                host_gpus=asked.host_gpus,
-                trial_cpus=asked.trial_cpus,
+                hosts=resources.hosts,
+                host_cpus=resources.host_cpus,
+                host_gpus=resources.host_gpus,
+                trial_cpus=resources.trial_cpus,
             )
         )
     problems = check_cluster_file(file, demands=demands, for_launch=for_launch)

@@ -1,4 +1,4 @@
-"""Commands that compute for long: pairs, sweeps, evaluations, training. Each is resumable."""
+"""Long-running commands: pairs, sweeps, evaluations, training. All of them can be resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.errors import UserError
 if TYPE_CHECKING:
     from orchestrator.config.experiment import ExperimentConfig
 
-# Heavy imports (torch, ray, mlflow: seconds) stay inside the commands: --help and a typing error answer at once.
+# Imports of torch, ray and mlflow take seconds, so they stay inside the commands: --help and usage errors are instant.
 
 
 @click.command()
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @runs_hosts
 def pairs(config: str, overrides: tuple[str, ...], address: str, storage: str, no_wait: bool) -> None:
-    """Make or resume the ground-truth pairs of CONFIG; damaged shards are made again.
+    """Make the ground-truth pairs of CONFIG, or resume making them. Damaged shards are replaced.
 
     \b
     Examples:
@@ -43,7 +43,7 @@ def pairs(config: str, overrides: tuple[str, ...], address: str, storage: str, n
             mean = sum(record.nfe_sum for record in records) / spec.count
             click.echo(
                 f"{split:<10} guidance {scale:g} seed {seed}: {spec.count} pairs in {len(records)} shards, "
-                f"{mean:.0f} evaluations a pair, {session.storage.location(store.folder)}"
+                f"{mean:.0f} evaluations per pair, {session.storage.location(store.folder)}"
             )
 
 
@@ -55,7 +55,7 @@ def pairs(config: str, overrides: tuple[str, ...], address: str, storage: str, n
 def sweep(
     config: str, overrides: tuple[str, ...], address: str, tracking_uri: str, storage: str, no_wait: bool
 ) -> None:
-    """The main job: pairs, sweep, evaluation, MLflow and report of CONFIG. Resumable: run it again.
+    """Run the main job of CONFIG: pairs, sweep, evaluation, MLflow and report. To resume, run it again.
 
     \b
     Examples:
@@ -80,10 +80,16 @@ def sweep(
 
 @click.command()
 @click.argument("thetas", nargs=-1, metavar="[THETA]...")
-@click.option("--config", required=True, help="Whose model to use; its section 'evaluation' says on what.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the configuration.")
-@click.option("--experiment", metavar="NAME", help="Also every learned theta that this experiment's table shows.")
-@click.option("--allow-transfer", is_flag=True, help="Score theta also on another model than it was made for.")
+@click.option(
+    "--config",
+    required=True,
+    help="Experiment that names the model, and the datasets and metrics (section 'evaluation').",
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the configuration; repeatable."
+)
+@click.option("--experiment", metavar="NAME", help="Also score every learned theta in this experiment's table.")
+@click.option("--allow-transfer", is_flag=True, help="Allow theta made for another model.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @runs_hosts
 @tracked
@@ -99,11 +105,11 @@ def evaluate(
     storage: str,
     no_wait: bool,
 ) -> None:
-    """Score THETA artifacts on datasets by metrics: tables, pictures, MLflow. Resumable: run it again.
+    """Score THETA artifacts with metrics on datasets: tables, pictures, MLflow. To resume, run it again.
 
-    A THETA is a file, an MLflow run (runs:/ID) or a registered model (models:/NAME@ALIAS, models:/NAME/VERSION).
-    What is scored on what, and by what, is the section 'evaluation' of the configuration; without one, the test pairs
-    of the experiment by the metrics of its sweep. What was measured before is not measured again.
+    A THETA is a file, an MLflow run (runs:/ID) or a registered model (models:/NAME@ALIAS, models:/NAME/VERSION). The
+    section 'evaluation' of the configuration sets datasets, metrics and baselines; without it, the metrics of the
+    sweep are measured on the experiment's test pairs. Values measured earlier are reused.
 
     \b
     Examples:
@@ -116,8 +122,8 @@ def evaluate(
     from sweeps.evaluate import check_evaluation, evaluate_thetas
 
     check_evaluation(loaded)
-    found = _find_thetas(thetas, experiment, loaded)
-    outcome = evaluate_thetas(loaded, found, address=address, wait=not no_wait, allow_transfer=allow_transfer)
+    artifacts = _find_thetas(thetas, experiment, loaded)
+    outcome = evaluate_thetas(loaded, artifacts, address=address, wait=not no_wait, allow_transfer=allow_transfer)
     if as_json:
         from orchestrator.reports.tables import to_rows
 
@@ -132,7 +138,7 @@ def evaluate(
 
 
 def _find_thetas(thetas: Sequence[str], experiment: str | None, config: ExperimentConfig) -> list[Any]:
-    """The theta of these names: files, MLflow runs, registered models, and those of an experiment."""
+    """Load theta from files, MLflow runs and registered models, and the learned ones of an experiment."""
     from orchestrator.results.store import rows
     from orchestrator.tracking.mlflow import Tracker, check_readable
     from orchestrator.tracking.records import read_run
@@ -152,26 +158,26 @@ def _find_thetas(thetas: Sequence[str], experiment: str | None, config: Experime
         records = {read_run(run)[0].key: run for run in runs}
         table = rows(read_run(run)[0] for run in runs)
         names += [f"runs:/{records[row.keys[0]].info.run_id}" for row in table if row.kind == "learned"]
-    found = []
+    artifacts = []
     for name in names:
         if name.startswith(("runs:/", "models:/")):
             text, run_id = tracker.read_theta(name)
-            found.append(FoundTheta(name, ThetaArtifact.from_json(text, origin=name), run_id))
+            artifacts.append(FoundTheta(name, ThetaArtifact.from_json(text, origin=name), run_id))
             continue
         try:
-            found.append(FoundTheta(name, load_theta(name)))
+            artifacts.append(FoundTheta(name, load_theta(name)))
         except FileNotFoundError as error:
             raise UserError(str(error)) from error
-    return found
+    return artifacts
 
 
 @click.command()
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--output", default=".", show_default=True, help="Folder for the weights and the model card.")
+@click.option("--output", default=".", show_default=True, help="Output folder for the weights and the model card.")
 @tracked
 def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri: str) -> None:
-    """Train a zoo model, draw and judge its samples; goes on from its last checkpoint. Losses go to MLflow.
+    """Train a zoo model, then draw and score samples. Resumes from the last checkpoint; logs losses to MLflow.
 
     \b
     Examples:
@@ -191,18 +197,18 @@ def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri:
     loaded = validated(PretrainConfig, read_yaml(config, overrides), config)
     uri = resolve_tracking_uri(tracking_uri, loaded.storage)
     tracker, experiment = open_experiment(uri, "pretrain", Storage.at(loaded.storage))
-    # A run for each recipe: the same one goes on, another's parameters would contradict it.
+    # One run per recipe: the same recipe resumes its run, and another's parameters would conflict with it.
     recipe = loaded.model_dump(mode="json", exclude=set(ELSEWHERE))
     run = tracker.run(experiment, f"pretrain/{digest_of(recipe)}", loaded.name)
     run.parameters(recipe)
     with bar(loaded.iterations, "iteration", loaded.name) as progress:
 
-        def told(iteration: int, loss: float) -> None:
+        def report(iteration: int, loss: float) -> None:
             progress.update(iteration - progress.n)
             progress.set_postfix_str(f" loss {loss:.4f}", refresh=False)
 
         try:
-            facts = train(loaded, Path(output), told, lambda iteration, losses: run.metrics(losses, iteration))
+            facts = train(loaded, Path(output), report, lambda iteration, losses: run.metrics(losses, iteration))
         except ConfigError:
             run.finish({}, status="FAILED")
             raise
@@ -213,7 +219,7 @@ def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri:
     for path in (sheet, weights.with_suffix(".md")):
         run.file(path)
     run.finish({})
-    click.echo(f"samples to look at: {sheet}")
+    click.echo(f"sample sheet: {sheet}")
     click.echo(f"{weights}: held-out loss {facts['validation_loss']:.4f}, {facts['parameters']:,} parameters")
 
 
@@ -225,11 +231,11 @@ def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri:
 def distil_network(
     config: str, overrides: tuple[str, ...], address: str, tracking_uri: str, storage: str, no_wait: bool
 ) -> None:
-    """Compare distilling the solver with distilling the network, on one zoo model. Resumable: run it again.
+    """Compare distilling the solver with distilling the network, on one zoo model. To resume, run it again.
 
-    Makes pairs, distils solvers, trains students (BST K.4 and Progressive Distillation) at the same NFEs, and samples
-    all of them from the same fresh noise: PSNR, Frechet distance, passes spent, training set, parameters, bytes. The
-    networks train in this process; with workers=N, or --address, as Ray tasks.
+    Makes pairs, distils solvers, trains student networks (BST K.4 and Progressive Distillation) at the same NFEs, and
+    samples all of them from the same fresh noise. Reports PSNR, Frechet distance, network passes spent, training set,
+    parameters and bytes. The networks are trained in this process, or as Ray tasks with workers=N or --address.
 
     \b
     Examples:
@@ -242,7 +248,7 @@ def distil_network(
     loaded = load_network_config(config, with_options(overrides, storage, tracking_uri))
     from sweeps.distil_network import run_comparison
 
-    found = run_comparison(loaded, address=address, wait=not no_wait)
-    click.echo(found.markdown)
-    click.echo(f"table: {found.table}")
-    click.echo(f"figure: {found.figure}")
+    comparison = run_comparison(loaded, address=address, wait=not no_wait)
+    click.echo(comparison.markdown)
+    click.echo(f"table: {comparison.table}")
+    click.echo(f"figure: {comparison.figure}")

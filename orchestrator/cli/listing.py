@@ -1,4 +1,4 @@
-"""What ``bespoke list`` prints: one line a plugin."""
+"""Output of ``bespoke list``: one line per plugin."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from solvers.families import Family
 
 
 def describe(kind: str) -> Iterator[str]:
-    """Lines for the plugins of one kind: name, options, first sentence; for families also order, cost and source."""
-    found = list(plugins.every(kind))
-    width = max(len(name) for name, _ in found) + 1
+    """One line per plugin of a kind: name, options and first sentence; for families also order, cost and source."""
+    entries = list(plugins.every(kind))
+    width = max(len(name) for name, _ in entries) + 1
     if kind == "families":
         yield f"{'':<{width}} {'order':>7} {'eval/step':>9}"
-    for name, plugin in found:
+    for name, plugin in entries:
         yield f"{name:<{width}} {_facts(kind, plugin)}{first_sentence(plugin)}{_options(plugin)}{_source(plugin)}"
     if kind == "models":
         from orchestrator.models.zoo.adapter import zoo_names
 
         yield ""
-        yield "weights that travel with the zoo adapter: " + ", ".join(zoo_names())
+        yield "weights shipped with the zoo adapter: " + ", ".join(zoo_names())
 
 
 def _facts(kind: str, plugin: Any) -> str:
@@ -38,7 +38,7 @@ def _facts(kind: str, plugin: Any) -> str:
 
 
 def _cost(family: Family) -> str:
-    """Evaluations of N steps: a number of them per step, or '2N-1' where the last step is cheaper."""
+    """Evaluations per step, or the total for N steps ('2N-1') if the last step is cheaper."""
     per_step = family.evaluations_per_step
     for nfe in range(per_step, 0, -1):
         with suppress(ValueError):
@@ -53,7 +53,7 @@ def _source(plugin: Any) -> str:
 
 
 def first_sentence(plugin: Any) -> str:
-    """The first line of the plugin's docstring."""
+    """First line of the plugin's docstring."""
     return (inspect.getdoc(plugin) or "").split("\n", 1)[0]
 
 

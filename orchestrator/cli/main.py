@@ -1,6 +1,6 @@
-"""The command ``bespoke``: the commands of ``orchestrator.cli`` put together.
+"""The ``bespoke`` command, assembled from the commands of ``orchestrator.cli``.
 
-Exit codes: 0 done; 1 the work ended with failures; 2 what the user gave cannot work; 130 interrupted.
+Exit codes: 0 success; 1 finished with failures; 2 invalid input or environment; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from orchestrator.errors import UserError
 
 
 class _Group(click.Group):
-    """Prints errors that a user can mend without a traceback."""
+    """Prints errors that the user can fix, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         from solvers.ns import InvalidThetaError
@@ -29,9 +29,9 @@ class _Group(click.Group):
             click.echo(f"error: {error}", err=True)
             ctx.exit(USAGE)
         except KeyboardInterrupt:
-            # Ray ends its processes at exit, in a second or two: whoever is impatient must not leave some behind.
+            # Ray takes a second or two at exit to end its processes. A second Ctrl-C must not leave any behind.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            click.echo("interrupted; the same command goes on from here", err=True)
+            click.echo("interrupted; run the same command again to resume", err=True)
             ctx.exit(INTERRUPTED)
 
 
@@ -43,8 +43,8 @@ def main() -> None:
     \b
     Start here:
       bespoke sweep sweeps/configs/digits.yaml     pairs, sweep, evaluation, report
-      bespoke ui                                   look at it in MLflow
-      bespoke compare digits                       the table again
+      bespoke ui                                   browse the results in MLflow
+      bespoke compare digits                       print the table again
     """
 
 

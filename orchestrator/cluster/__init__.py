@@ -1,1 +1,1 @@
-"""The Ray cluster: connecting to it, checking its nodes, checking its launch file."""
+"""The Ray cluster: connecting to it, and checks of its nodes and its launch file."""

@@ -1,4 +1,4 @@
-"""Connecting to Ray: a cluster by its address, or a local one. Checks that a workload fits the cluster."""
+"""Connects to a Ray cluster or starts a local one, and checks that a workload fits it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def connect(address: str | None, cpus: int) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
         return
-    logging.getLogger("ray").setLevel(logging.ERROR)  # before init, which logs notices of its own
+    logging.getLogger("ray").setLevel(logging.ERROR)  # before init, which logs its own notices
     common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         # 'local' is explicit: by default Ray joins the cluster that was last started on this machine.
@@ -66,28 +66,28 @@ def check_fits(
     others: str = "one trial",
     keys: str = "resources.trial_cpus",
 ) -> None:
-    """Refuse resources with which the work would wait for itself.
+    """Refuse resource settings with which the work would deadlock.
 
     Args:
         hosts: Number of hosts.
         host_cpus, host_gpus: Resources of each host.
         other_cpus, other_gpus: Resources that must be free beside all hosts.
-        others: What needs these, for the error message.
+        others: What needs these resources, for the error message.
         keys: Configuration keys that reduce them, for the error message.
 
     Raises:
-        PoolError: Naming the resources requested, those that the cluster has, and what to change.
+        PoolError: The cluster is too small. The message names the resources requested, those available, and the remedy.
     """
     available = ray.cluster_resources()
     for unit, of_host, of_others in (("CPU", host_cpus, other_cpus), ("GPU", host_gpus, other_gpus)):
         need, have = hosts * of_host + of_others, available.get(unit, 0.0)
         if need <= have + 1e-9:
             continue
-        beside = f" and {others} of {of_others:g} {unit}" if of_others else ""
+        others_text = f" and {others} of {of_others:g} {unit}" if of_others else ""
         remedy = f"resources.hosts or resources.host_cpus or {keys}"
         if unit == "GPU":
             remedy = "resources.hosts or resources.host_gpus, or set resources.device to cpu"
         raise PoolError(
-            f"{hosts} hosts of {of_host:g} {unit}{beside} need {need:g} {unit}s, but the cluster has {have:g}; "
+            f"{hosts} hosts of {of_host:g} {unit}{others_text} need {need:g} {unit}s, but the cluster has {have:g}; "
             f"lower {remedy}"
         )

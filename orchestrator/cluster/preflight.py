@@ -1,7 +1,7 @@
-"""What every node of a cluster must be able to do, tried before any work starts: use the storage, reach MLflow.
+"""Checks before any work starts that every node of a cluster can use the storage and reach MLflow.
 
-A path of the driver's machine, or a SQLite file, is not there on the other nodes: hosts and trials on them would fail
-one by one, minutes later and far from the cause.
+A path on the driver's machine, or a SQLite file, does not exist on the other nodes. Without this check, hosts and
+trials on them would fail one by one, minutes later and far from the cause.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import ping
 
 NODE_SECONDS = 120.0
-"""For all nodes together, which answer at the same time; the first task on a node starts a worker process."""
+"""Timeout for all nodes, which answer in parallel. The first task on a node has to start a worker process."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A living node of the cluster that this process is connected to."""
+    """A live node of the cluster that this process is connected to."""
 
     id: str
     address: str
@@ -40,13 +40,13 @@ class Node:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What one node could do.
+    """Result of the checks on one node.
 
     Attributes:
-        node: Which one.
-        sees_beacon: Whether it found what the driver had written to the storage, byte for byte.
-        storage, tracking: What was wrong with either; None: nothing.
-        problem: Why the node gave no answer at all; None: it did.
+        node: The node.
+        sees_beacon: Whether the node could read, byte for byte, a file that the driver had written to the storage.
+        storage, tracking: Error of the storage or MLflow check; None if it passed.
+        problem: Why the node did not answer at all; None if it did.
     """
 
     node: Node
@@ -57,7 +57,7 @@ class NodeReport:
 
 
 def nodes() -> list[Node]:
-    """The living nodes of the cluster that this process is connected to."""
+    """The live nodes of the cluster that this process is connected to."""
     return [
         Node(entry["NodeID"], entry["NodeManagerAddress"], _countable(entry["Resources"]))
         for entry in ray.nodes()
@@ -66,19 +66,19 @@ def nodes() -> list[Node]:
 
 
 def _countable(resources: dict[str, float]) -> dict[str, float]:
-    """CPU, GPU and what a cluster file declares, without what Ray adds for itself."""
+    """CPU, GPU and resources declared in a cluster file, without those that Ray adds."""
     return {name: amount for name, amount in resources.items() if ":" not in name and "memory" not in name}
 
 
 def survey(storage: Storage, tracking_uri: str | None, there: Sequence[Node]) -> list[NodeReport]:
-    """What each of these nodes can do: find what this process writes; write, read and delete; reach MLflow.
+    """Check on each node that it sees files written here, can write, read and delete, and can reach MLflow.
 
-    Costs one task without resources on each node, all at the same time.
+    Runs one task without resources per node, all in parallel.
 
     Args:
-        storage: The root that all of them are to share.
-        tracking_uri: The MLflow store; None: not asked.
-        there: Nodes, see :func:`nodes`.
+        storage: Storage root that all nodes must share.
+        tracking_uri: MLflow store; None to skip this check.
+        there: The nodes to check, see :func:`nodes`.
 
     Raises:
         ConfigError: This process cannot use the storage itself.
@@ -88,14 +88,14 @@ def survey(storage: Storage, tracking_uri: str | None, there: Sequence[Node]) ->
     storage.write(beacon, content)
     try:
         task = ray.remote(num_cpus=0, max_retries=0)(_from_here)
-        asked = {
+        tasks = {
             task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
                 storage.root, beacon, hashlib.sha256(content).hexdigest(), tracking_uri
             ): node
             for node in there
         }
-        ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
-        return [_report(node, reference) for reference, node in asked.items()]
+        ray.wait(list(tasks), num_returns=len(tasks), timeout=NODE_SECONDS)
+        return [_report(node, reference) for reference, node in tasks.items()]
     finally:
         storage.delete(beacon)
 
@@ -112,14 +112,14 @@ def _report(node: Node, reference: Any) -> NodeReport:
 
 
 def _from_here(root: str, beacon: str, sha256: str, tracking_uri: str | None) -> tuple[bool, str | None, str | None]:
-    """On a node: (whether it sees the driver's beacon, what is wrong with storage, with MLflow)."""
+    """Run on a node: (whether it sees the driver's beacon, error of the storage, error of MLflow)."""
     sees, storage, tracking = False, None, None
     try:
-        there = Storage.at(root)
-        sees = there.exists(beacon) and hashlib.sha256(there.read(beacon)).hexdigest() == sha256
-        if sees:  # elsewhere a probe would only leave an empty folder behind
-            there.check_writable()
-    except Exception as error:  # a worker's error may be of a class that the driver cannot unpickle
+        shared = Storage.at(root)
+        sees = shared.exists(beacon) and hashlib.sha256(shared.read(beacon)).hexdigest() == sha256
+        if sees:  # otherwise a probe would only leave an empty folder behind
+            shared.check_writable()
+    except Exception as error:  # as text: the driver may be unable to unpickle the error's class
         storage = str(error) or type(error).__name__
     if tracking_uri is not None:
         try:
@@ -130,67 +130,67 @@ def _from_here(root: str, beacon: str, sha256: str, tracking_uri: str | None) ->
 
 
 def check_nodes(storage: Storage, tracking_uri: str | None, known: Collection[str] = ()) -> set[str]:
-    """Refuse storage or MLflow that some node of a cluster cannot use. On a single node nothing is asked.
+    """Refuse storage or MLflow that some node of a cluster cannot use. A single node is not checked.
 
     Args:
-        storage: The experiment's.
-        tracking_uri: Its MLflow store; None where the command uses none.
-        known: Ids of nodes that have been asked before.
+        storage: Storage of the experiment.
+        tracking_uri: Its MLflow store; None if the command does not use MLflow.
+        known: Ids of nodes that were checked before.
 
     Returns:
-        The ids of all nodes there are: a cluster grows while it is waited for.
+        The ids of all current nodes. A cluster may grow, and the check can then be repeated with ``known``.
 
     Raises:
-        ConfigError: Naming the node, what it cannot do, and the remedy.
-        PoolError: A node that gave no answer.
+        ConfigError: A node cannot use one of them. The message names the node, the problem, and the remedy.
+        PoolError: A node did not answer.
     """
-    there = nodes()
-    ids = {node.id for node in there}
-    if len(there) < 2 or ids <= set(known):
+    current = nodes()
+    ids = {node.id for node in current}
+    if len(current) < 2 or ids <= set(known):
         return ids
     if tracking_uri is not None and tracking_uri.startswith("sqlite:"):
         raise ConfigError(
-            f"MLflow's store {tracking_uri} is a file, and the cluster has {len(there)} nodes: SQLite is not safe on a "
-            f"shared disk, and not there without one; start `mlflow server` on one node and give its address, e.g. "
-            f"--tracking-uri http://head:5000"
+            f"MLflow's store {tracking_uri} is a file, and the cluster has {len(current)} nodes: SQLite is not safe on "
+            f"a shared disk, and without one the file is missing on the other nodes; start `mlflow server` on one node "
+            f"and give its address, e.g. --tracking-uri http://head:5000"
         )
-    problems = [problem for report in survey(storage, tracking_uri, there) for problem in told(report, storage)]
+    problems = [problem for report in survey(storage, tracking_uri, current) for problem in told(report, storage)]
     if not problems:
         return ids
     first, others = problems[0], len(problems) - 1
     if not others:
         raise first
-    more = f" ({others} more such problem(s) on {len(there)} nodes; `bespoke doctor --address …` lists them)"
+    more = f" ({others} more such problem(s) on {len(current)} nodes; `bespoke doctor --address …` lists them)"
     raise type(first)(f"{first}{more}")
 
 
 def told(report: NodeReport, storage: Storage) -> list[ConfigError | PoolError]:
-    """What is wrong on one node, as errors with the remedy."""
+    """The problems of one node, as errors that name the remedy."""
     if report.problem is not None:
         return [PoolError(f"node {report.node} does not run tasks: {report.problem}; see `ray status`")]
-    found: list[ConfigError | PoolError] = []
+    problems: list[ConfigError | PoolError] = []
     if report.storage is not None:
-        found.append(ConfigError(f"on node {report.node}: {report.storage}"))
+        problems.append(ConfigError(f"on node {report.node}: {report.storage}"))
     elif not report.sees_beacon:
-        kind = "is a folder of this machine" if storage.is_local else "is another place there"
-        found.append(
+        kind = "is a folder of this machine" if storage.is_local else "is a different place on that node"
+        problems.append(
             ConfigError(
                 f"storage root {storage.shown} {kind}: node {report.node} does not find in it what was just written "
                 f"here; give --storage a place that all nodes share, s3://…, gs://… or a mounted network folder"
             )
         )
     if report.tracking is not None:
-        found.append(ConfigError(f"on node {report.node}: {report.tracking}"))
-    return found
+        problems.append(ConfigError(f"on node {report.node}: {report.tracking}"))
+    return problems
 
 
 def can_start(cpus: int) -> float:
-    """Start Ray on this machine, have it run one task, and end it; the seconds of the task.
+    """Start Ray on this machine, run one task, and stop Ray again; returns the duration of the task in seconds.
 
     Raises:
-        PoolError: It does not start.
+        PoolError: Ray does not start.
     """
-    ours = not ray.is_initialized()
+    started_here = not ray.is_initialized()
     try:
         connect(None, cpus)
         begin = time.monotonic()
@@ -199,7 +199,7 @@ def can_start(cpus: int) -> float:
     except (RayError, OSError, RuntimeError, ValueError) as error:
         raise PoolError(f"Ray does not start on this machine: {error}") from error
     finally:
-        if ours:
+        if started_here:
             ray.shutdown()
 
 

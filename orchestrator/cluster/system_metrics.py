@@ -1,8 +1,8 @@
-"""The machines' own numbers in MLflow: CPU, memory, disk, network and GPUs of every node, on the sweep's run.
+"""System metrics in MLflow: CPU, memory, disk, network and GPUs of every node, logged to the sweep's run.
 
-Only where MLflow's own switch asks for them, ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=true``. They are then sampled by
-MLflow's own monitor, one actor a node, every 10 s or as ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`` says. GPUs are seen
-where nvidia-ml-py is installed.
+Enabled by MLflow's own switch, ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=true``. One actor per node runs MLflow's monitor,
+which samples every 10 s or at the interval ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL``. GPUs are included if
+nvidia-ml-py is installed.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from orchestrator.cluster.preflight import Node, nodes
 from orchestrator.tracking.mlflow import monitor_system, wants_system_metrics
 
 STOP_SECONDS = 20.0
-"""For all nodes together, to log what they have sampled."""
+"""Time limit for all nodes together to log their remaining samples."""
 
 
 class SystemMetrics:
-    """Watches the nodes of the cluster that this process is connected to; a context manager.
+    """Context manager that monitors the nodes of the cluster this process is connected to.
 
     Args:
-        tracking_uri: MLflow.
-        run_id: The run that is logged to; watching ends with it.
+        tracking_uri: MLflow store.
+        run_id: MLflow run to log to. Monitoring ends with the context.
     """
 
     def __init__(self, tracking_uri: str, run_id: str):
@@ -37,7 +37,7 @@ class SystemMetrics:
         return self
 
     def look(self) -> None:
-        """Watch the nodes that have come since the last look: a cluster grows while it works."""
+        """Monitor nodes that have joined since the last call: a cluster may grow during a sweep."""
         if not wants_system_metrics():
             return
         for node in nodes():
@@ -52,7 +52,7 @@ class SystemMetrics:
         ends = [watch.finish.remote() for watch in self.watches.values()]
         if ends:
             ray.wait(ends, num_returns=len(ends), timeout=STOP_SECONDS)
-        for watch in self.watches.values():  # also those whose node is gone, or does not answer
+        for watch in self.watches.values():  # including those whose node is lost or does not answer
             ray.kill(watch)
         self.watches.clear()
 
@@ -64,10 +64,10 @@ class _Watch:
         self.monitor = monitor_system(tracking_uri, run_id, node)
 
     def finish(self) -> None:
-        """Log what has been sampled and end."""
+        """Log the remaining samples and stop."""
         self.monitor.finish()
 
 
 def _name(node: Node) -> str:
-    """A node as part of a metric's name: MLflow takes no colons, which addresses of version 6 have."""
+    """Name of a node within metric names. MLflow allows no colons, which IPv6 addresses contain."""
     return node.address.replace(":", "-")

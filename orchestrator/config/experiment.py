@@ -1,7 +1,7 @@
-"""The experiment configuration: everything a run depends on, checked as a whole before any work starts.
+"""The experiment configuration: everything that a run depends on, checked completely before any work starts.
 
-Models are strict and frozen. An unknown key is refused with the nearest valid one. What is derived from a
-configuration is made elsewhere: pair specs in ``pair_plan``, points in ``sweeps.space``.
+The models are strict and frozen. The error for an unknown key suggests the nearest valid one. Pair specs are derived
+from a configuration in ``pair_plan``, and sweep points in ``sweeps.space``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from solvers.schedulers import CondOT
 
 
 class ExperimentConfig(Strict):
-    """One experiment: a model, its pairs, the solvers to compare, and where everything goes."""
+    """One experiment: a model, its pairs, the solvers to compare, and where the results are stored."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     model: PluginConfig
@@ -47,29 +47,29 @@ class ExperimentConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _bare_families(cls, values: Any) -> Any:
-        """``fixed: [euler, heun]`` is ``fixed: [{family: euler}, {family: heun}]``."""
+        """Expand ``fixed: [euler, heun]`` to ``fixed: [{family: euler}, {family: heun}]``."""
         if not isinstance(values, dict):
             return values
-        opened = dict(values)
+        expanded = dict(values)
         for key in ("fixed", "learned"):
-            if isinstance(opened.get(key), list):
-                opened[key] = [{"family": item} if isinstance(item, str) else item for item in opened[key]]
-        return opened
+            if isinstance(expanded.get(key), list):
+                expanded[key] = [{"family": item} if isinstance(item, str) else item for item in expanded[key]]
+        return expanded
 
     def check(self) -> None:
-        """Everything that can be known to be impossible without loading a model.
+        """Check everything that can be checked without loading a model.
 
         Raises:
-            ConfigError: Naming the key, the value and the remedy.
+            ConfigError: The experiment cannot run; names the key, the value and the remedy.
         """
         for metric in self.metrics:
             if not isinstance(plugins.build("metrics", metric), PairMetric):
                 raise ConfigError(
-                    f"metrics lists {metric!r}, which is not measured while a sweep runs: psnr, snr and their like "
-                    f"are; list it under evaluation.metrics"
+                    f"metrics lists {metric!r}, which cannot be measured during a sweep: only metrics that compare "
+                    f"pairs, such as psnr and snr, can; list it under evaluation.metrics"
                 )
         if "psnr" not in self.metrics:
-            raise ConfigError("metrics must include 'psnr': it is what iterates and grids are chosen by")
+            raise ConfigError("metrics must include 'psnr': iterates and grids are chosen by it")
         adapter = plugins.load("models", self.model.name)
         adapter.check(self.model.options)
         dataset = plugins.build("datasets", self.conditioning.name, self.conditioning.options)
@@ -77,28 +77,27 @@ class ExperimentConfig(Strict):
         if not self.fixed and not self.learned:
             raise ConfigError("the sweep is empty: list families under 'fixed', 'learned', or both")
         for name, values in self._lists().items():
-            # As names of files and runs show them: 1 and 1.0000001 would be one.
-            shown = {f"{value:g}" if isinstance(value, float) else value for value in values}
-            if not values or len(shown) != len(values):
-                raise ConfigError(f"{name} must list different values, at least one; got {list(values)}")
+            # Formatted as in the names of files and runs, where 1 and 1.0000001 would coincide.
+            formatted = {f"{value:g}" if isinstance(value, float) else value for value in values}
+            if not values or len(formatted) != len(values):
+                raise ConfigError(f"{name} must list at least one value and no value twice; got {list(values)}")
         for solver in self.fixed:
             self._check_nfe(solver)
         _refuse_twice("fixed", [solver.label for solver in self.fixed])
         if not self.learned and not any(solver.nfes(self.nfe) for solver in self.fixed):
             raise ConfigError(
-                f"no fixed family runs at any nfe of {list(self.nfe)}; their own 'nfe' lists leave all out"
+                f"no fixed family runs at any nfe of {list(self.nfe)}: their own 'nfe' lists exclude all of them"
             )
         for learned in self.learned:
             self._check_learned(learned)
         _refuse_twice("learned", [learned.label for learned in self.learned])
         if self.resources.checkpoint and not any(learned.method == "adam" for learned in self.learned):
             raise ConfigError(
-                "resources.checkpoint is of use to gradients alone, and no learned family has 'method: adam'; leave it "
-                "out"
+                "resources.checkpoint only affects gradients, and no learned family has 'method: adam'; leave it out"
             )
 
     def _lists(self) -> dict[str, tuple[Any, ...]]:
-        """Lists whose entries name runs and files, and so must differ."""
+        """Lists whose entries appear in the names of runs and files, and so must be distinct."""
         return {
             "nfe": self.nfe,
             "guidance_scale": self.guidance_scale,
@@ -140,36 +139,37 @@ class ExperimentConfig(Strict):
             learned.build_objective().check(family)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        takes = "" if family.starts is None else f" (it can start from {' or '.join(family.starts)} only)"
+        allowed = "" if family.starts is None else f" (it can only start from {' or '.join(family.starts)})"
         example = (family.starts or ("midpoint",))[0]
         for start in learned.start:
             if start == "best":
                 startable = [solver for solver in self.fixed if family.starts_from(solver.build())]
                 if not startable:
                     raise ConfigError(
-                        f"learned family {learned.family!r} starts from the best fixed solver{takes}, but 'fixed' has "
-                        f"none; list families there or name a start, e.g. 'start: {example}'"
+                        f"learned family {learned.family!r} starts from the best fixed solver{allowed}, but 'fixed' "
+                        f"has none; list families there or name a start, e.g. 'start: {example}'"
                     )
                 reachable = {n for solver in startable for n in solver.nfes(self.nfe)}
                 missing = [n for n in self.nfe if n not in reachable]
                 if missing:
                     raise ConfigError(
                         f"no fixed family that {learned.family!r} can start from runs at nfe {missing[0]}, so "
-                        f"'start: best' has nothing there{takes}"
+                        f"'start: best' has nothing to choose from{allowed}"
                     )
                 continue
             if start == LEAST_SQUARES:
                 if not isinstance(family, BNS):
                     raise ConfigError(
-                        f"only 'bns' can start from {LEAST_SQUARES!r}: {learned.family!r} cannot equal every solver"
+                        f"only 'bns' can start from {LEAST_SQUARES!r}: {learned.family!r} cannot represent every solver"
                     )
                 if set(learned.sigma0) != {1.0}:
                     raise ConfigError(
-                        f"start {LEAST_SQUARES!r} is fitted on the path itself; leave sigma0 at 1, or start from 'best'"
+                        f"start {LEAST_SQUARES!r} is fitted to the original path; leave sigma0 at 1, or start from "
+                        f"'best'"
                     )
                 continue
             if not family.starts_from(SolverConfig(family=start).build()):
-                raise ConfigError(f"learned family {learned.family!r} cannot start from {start!r}{takes}")
+                raise ConfigError(f"learned family {learned.family!r} cannot start from {start!r}{allowed}")
             for nfe in self.nfe:
                 try:
                     SolverConfig(family=start).build().steps(nfe)
@@ -177,19 +177,19 @@ class ExperimentConfig(Strict):
                     raise ConfigError(f"start {start!r} of {learned.family!r} at nfe {nfe}: {error}") from error
 
     def grids(self, solver: SolverConfig) -> list[Grid | GITSConfig]:
-        """The grids that a fixed solver is searched over; its own first."""
+        """The grids among which a fixed solver's grid is chosen, its own first."""
         if self.grid_search is None or not solver.search:
             return [solver.grid]
         return distinct([solver.grid, *self.grid_search.candidates()])
 
     @property
     def needs_training_pairs(self) -> bool:
-        """Whether anything learns from training pairs: a distillation, or a grid."""
+        """Whether a distillation or a grid is fitted to training pairs."""
         return bool(self.learned) or self.needs_trajectories
 
     @property
     def needs_trajectories(self) -> bool:
-        """Whether anything needs the training pairs' trajectories."""
+        """Whether a grid, an objective or a start needs the trajectories of the training pairs."""
         grids = [grid for solver in self.fixed for grid in self.grids(solver)]
         return any(isinstance(grid, GITSConfig) for grid in grids) or any(
             learned.build_objective().needs_trajectory or LEAST_SQUARES in learned.start for learned in self.learned
@@ -205,9 +205,9 @@ def _affords(family: Family, nfe: int) -> bool:
 
 
 def _refuse_twice(key: str, labels: Sequence[str]) -> None:
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice is not None:
+    repeated = next((label for label in labels if labels.count(label) > 1), None)
+    if repeated is not None:
         remedy = "list the settings as axes instead, e.g. 'learning_rate: [1.0e-3, 5.0e-3]'"
         if key == "fixed":
             remedy = "leave one out, or give it another grid or other options"
-        raise ConfigError(f"{key!r} lists {twice!r} twice, and their results would be one row; {remedy}")
+        raise ConfigError(f"{key!r} lists {repeated!r} twice; their results would share one row; {remedy}")

@@ -1,4 +1,4 @@
-"""Which pair sets an experiment needs: one spec for each split, guidance scale and seed."""
+"""The pair specs of an experiment: one for each split, guidance scale and seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class PairKey(NamedTuple):
-    """Which of an experiment's pair sets: training sets differ by seed, the others are shared by all seeds."""
+    """Identifies a pair set of an experiment. Training sets differ by seed; all seeds share the other sets."""
 
     split: Split
     guidance_scale: float
@@ -22,15 +22,18 @@ class PairKey(NamedTuple):
 
 STREAMS: dict[Split, int] = {"validation": 0, "test": 1, "train": 2}
 SEED_STRIDE = 1002
-"""Noise of pairs.seed s begins at s times this; training pairs of seed k are k streams on."""
+"""Number of noise streams per ``pairs.seed``: those of ``pairs.seed`` s begin at s times this number.
+
+The training pairs of sweep seed k use stream ``STREAMS["train"] + k``.
+"""
 
 
 def pair_specs(config: ExperimentConfig, facts: ModelFacts) -> dict[PairKey, PairSpec]:
-    """Every pair set of the experiment; noise of different sets never overlaps."""
+    """The spec of every pair set that the experiment needs. The noise of different sets never overlaps."""
     specs: dict[PairKey, PairSpec] = {}
     pairs = config.pairs
     counts: dict[Split, int] = {"train": pairs.train, "validation": pairs.validation, "test": pairs.test}
-    # Training pairs alone: nothing else is scored between its ends.
+    # Only training pairs keep trajectories: validation and test compare final samples.
     stepwise = config.needs_trajectories
     for scale in config.guidance_scale:
         for split, count in counts.items():

@@ -1,4 +1,4 @@
-"""Reading of configurations: YAML, variants, ``key=value`` overrides, and error messages in the user's terms."""
+"""Reads configurations: YAML, variants, ``key=value`` overrides, and error messages in the user's terms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.errors import ConfigError
 M = TypeVar("M", bound=BaseModel)
 
 RENAMED = {"resources.merge": "resources.batch_runs"}
-"""Keys of earlier releases and their present names: the error for the former names the latter."""
+"""Keys of earlier releases and their current names, for the error about an old key."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -27,7 +27,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
         overrides: ``key=value`` with dotted keys, e.g. ``pairs.train=64`` or ``nfe=[4,8]``; values are YAML.
 
     Raises:
-        ConfigError: Naming the key, the value and the remedy.
+        ConfigError: The configuration is invalid; names the key, the value and the remedy.
     """
     config = parse_config(read_yaml(path, overrides), str(path))
     config.check()
@@ -35,34 +35,39 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
 
 
 def parse_config(content: dict[str, Any], origin: str) -> ExperimentConfig:
-    """Validate the shape of a configuration (see :meth:`ExperimentConfig.check` for its meaning)."""
+    """Validate keys and types of a configuration. :meth:`ExperimentConfig.check` validates the rest."""
     return validated(ExperimentConfig, content, origin)
 
 
 def validated(model: type[M], content: dict[str, Any], origin: str) -> M:
-    """``content`` as ``model``, every problem told in one :class:`ConfigError`."""
+    """``content`` as a ``model``; a single :class:`ConfigError` lists all problems."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        found = error.errors()
-        wrong = [problem["loc"] for problem in found]
-        # A list with a refused item is then also said to be too short: one problem, one line.
-        told = [p for p in found if not any(len(w) > len(p["loc"]) and w[: len(p["loc"])] == p["loc"] for w in wrong)]
-        problems = "\n  ".join(_explain(problem, model) for problem in told)
-        raise ConfigError(f"{origin} is refused:\n  {problems}") from error
+        details = error.errors()
+        locations = [detail["loc"] for detail in details]
+        # For a list with an invalid item, pydantic also reports that the list is too short: keep the item's error only.
+        kept = [
+            d
+            for d in details
+            if not any(len(at) > len(d["loc"]) and at[: len(d["loc"])] == d["loc"] for at in locations)
+        ]
+        problems = "\n  ".join(_explain(detail, model) for detail in kept)
+        raise ConfigError(f"{origin} is not a valid configuration:\n  {problems}") from error
 
 
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML mapping with ``key=value`` overrides applied.
 
-    A file may hold ``variants``, named mappings of overrides; ``variant=NAME`` applies one, before the other overrides.
+    A file may hold ``variants``, named mappings of overrides. ``variant=NAME`` applies one before the other overrides.
 
     Raises:
-        ConfigError: No such file, not YAML, not a mapping, an override that is no ``key=value``, or an unknown variant.
+        ConfigError: The file does not exist or is not a YAML mapping, an override is not ``key=value``, or the variant
+            is unknown.
     """
     source = Path(path)
     if not source.is_file():
-        raise ConfigError(f"no configuration at {source}; the ones that come along are in sweeps/configs")
+        raise ConfigError(f"no configuration at {source}; the bundled ones are in sweeps/configs")
     try:
         content = yaml.safe_load(source.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -86,10 +91,10 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` texts as a mapping; values are YAML.
+    """Parse ``key=value`` strings into a mapping; values are YAML.
 
     Raises:
-        ConfigError: One that is no ``key=value``.
+        ConfigError: An option is not ``key=value``.
     """
     content: dict[str, Any] = {}
     for option in options:
@@ -109,7 +114,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 
 def _set(content: dict[str, Any], key: str, value: Any, override: str) -> None:
-    """Set a dotted key; ``override`` is what errors call it."""
+    """Set a dotted key. ``override`` names it in error messages."""
     *parents, last = key.split(".")
     target: Any = content
     for part in parents:
@@ -119,7 +124,7 @@ def _set(content: dict[str, Any], key: str, value: Any, override: str) -> None:
     elif isinstance(target, dict):
         target[last] = value
     else:
-        raise ConfigError(f"override {override!r}: {'.'.join(parents)} is no mapping")
+        raise ConfigError(f"override {override!r}: {'.'.join(parents)} is not a mapping")
 
 
 def _step(target: Any, part: str, override: str) -> Any:
@@ -129,17 +134,17 @@ def _step(target: Any, part: str, override: str) -> Any:
         if not isinstance(target.get(part), dict | list):
             target[part] = {}
         return target[part]
-    raise ConfigError(f"override {override!r}: {part!r} lies inside a plain value")
+    raise ConfigError(f"override {override!r}: {part!r} is inside a plain value")
 
 
 def _index(target: list[Any], part: str, override: str) -> int:
     if not part.isdecimal() or int(part) >= len(target):
-        raise ConfigError(f"override {override!r}: {part!r} is no index of a list of {len(target)}")
+        raise ConfigError(f"override {override!r}: {part!r} is not an index of a list of {len(target)}")
     return int(part)
 
 
 def _explain(problem: Any, model: type[BaseModel]) -> str:
-    """One line for one of pydantic's problems."""
+    """One line that explains one of pydantic's errors."""
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden" and where in RENAMED:
         return f"{where}: this key is now called {RENAMED[where]}; rename it"
@@ -154,15 +159,15 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
 
 
 def _fields_at(model: type[BaseModel], location: Iterable[Any]) -> list[str]:
-    """Field names of the model that a location of pydantic's error leads to."""
+    """Field names of the section at the location of a pydantic error."""
     current: type[BaseModel] = model
     for part in location:
         field = current.model_fields.get(str(part))
         if field is None:
             continue
-        found = _model_inside(field.annotation)
-        if found is not None:
-            current = found
+        section = _model_inside(field.annotation)
+        if section is not None:
+            current = section
     return list(current.model_fields)
 
 
@@ -170,7 +175,7 @@ def _model_inside(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
-        found = _model_inside(argument)
-        if found is not None:
-            return found
+        model = _model_inside(argument)
+        if model is not None:
+            return model
     return None

@@ -1,4 +1,4 @@
-"""Sections for everything but solvers: pairs, search, resources, evaluation."""
+"""All sections except those for solvers: pairs, search, resources, evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
 class PairsConfig(Strict):
-    """Ground-truth pairs: how many, how exactly, in which batches."""
+    """Ground-truth pairs: counts, tolerances, batches and shards."""
 
     train: int = Field(520, ge=1, strict=True)
     validation: int = Field(1024, ge=1, strict=True)
@@ -31,14 +31,14 @@ class PairsConfig(Strict):
     def _whole_batches(self) -> PairsConfig:
         if self.shard_size % self.batch_size:
             raise ValueError(
-                f"shard_size {self.shard_size} is no multiple of batch_size {self.batch_size}; a pair's batch must not "
-                f"span shards, use {max(1, self.shard_size // self.batch_size) * self.batch_size}"
+                f"shard_size {self.shard_size} is not a multiple of batch_size {self.batch_size}: a batch must not "
+                f"span shards; use {max(1, self.shard_size // self.batch_size) * self.batch_size}"
             )
         return self
 
 
 class SearchConfig(Strict):
-    """How Ray Tune spends the trials of a cell. 'asha' stops the worse ones early, and never compares across cells."""
+    """Ray Tune's scheduler for a cell's trials. 'asha' stops the worse ones early, comparing only within the cell."""
 
     scheduler: Literal["fifo", "asha"] = "fifo"
     grace_validations: int = Field(3, ge=1, strict=True)
@@ -46,7 +46,10 @@ class SearchConfig(Strict):
 
 
 class Resources(Strict):
-    """What the sweep takes of the cluster. Fractions are bookkeeping; torch threads are set to match."""
+    """Cluster resources of a sweep.
+
+    Fractions of a CPU or GPU only affect how Ray schedules; ``host_threads`` sets the torch threads of a host.
+    """
 
     hosts: int = Field(2, ge=1, strict=True)
     host_cpus: float = Field(0.5, gt=0)
@@ -56,25 +59,26 @@ class Resources(Strict):
     local_cpus: int | None = Field(None, ge=1, strict=True)
     device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     host_memory_gb: float = Field(1.0, gt=0)
-    """What a distillation step may hold on a host beside the model, in 10^9 bytes; batches shrink to fit."""
+    """Memory for a distillation step on a host, beside the model, in 10^9 bytes; batches shrink to fit."""
     precision: Precision = "float32"
-    """What the network computes in while a solver is distilled: bfloat16 and float16 are torch's autocast, on any
-    device. Losses, states and theta keep theirs; ground truth and scores are always the network's own."""
+    """Precision of the network in distillation steps; bfloat16 and float16 use torch's autocast, on any device. Losses,
+    states and theta keep their own precision. Ground truth and scores always use the network as loaded."""
     checkpoint: bool = Field(False, strict=True)
-    """Gradients keep the activations of one evaluation, and evaluate again: less memory, 1.5 to 2 times the time."""
+    """Gradients keep the activations of only one evaluation and recompute the others: less memory, 1.5 to 2 times the
+    time."""
     compile: bool = Field(False, strict=True)
-    """Distil with the network compiled by torch.compile, which must succeed; it needs a C++ or CUDA compiler."""
+    """Distil with the network compiled by torch.compile. Needs a C++ or CUDA compiler; a failure is an error."""
     request_timeout: float | None = Field(None, gt=0)
-    """Seconds after which a host that gives no answer is taken for hung and started again; none by default. The start
-    itself may take as long as it takes."""
+    """Seconds after which a host that does not answer is considered hung and is restarted; None: never. The time that a
+    host takes to start is not limited."""
     batch_runs: int = Field(8, ge=1, strict=True)
     """Largest number of runs of one NFE that a host advances in the same model batches, if it measures that to be
-    faster. What a run learns then depends, by rounding, on the runs it is batched with. With 1, a sweep is bit-exactly
-    repeatable."""
+    faster. The result of a run then depends, by rounding, on the runs it is batched with. With 1, a sweep is repeatable
+    to the bit."""
 
     @property
     def cpu_budget(self) -> int:
-        """CPUs of a local Ray: ``local_cpus``, or every core of this machine."""
+        """CPUs of a local Ray: ``local_cpus``, or all cores of this machine."""
         return self.local_cpus or os.cpu_count() or 1
 
     @model_validator(mode="after")
@@ -87,21 +91,21 @@ class Resources(Strict):
 
 
 class EvaluationConfig(Strict):
-    """What ``bespoke evaluate`` scores solvers by, and on what.
+    """Datasets, metrics and baselines of ``bespoke evaluate``.
 
     Attributes:
-        datasets: Sources of conditioning (and of real samples, prompts, voices) by the name they have in tables; none:
-            the experiment's own conditioning.
-        metrics: Metrics, with options where they have some; none: those of the sweep.
-        samples: Samples of each solver on each dataset; None: as many as there are test pairs.
-        baselines: Fixed solvers beside the theta.
-        ground_truth: Whether ground truth is a row of its own.
-        training_passes: Passes of one sample through the network that its training took (a backward counted as two):
-            the share that a distillation cost is told where it is given.
-        scorers: Actors that hold the networks of metrics.
-        scorer_cpus, scorer_gpus, scorer_device: What each of them takes.
-        batch_size: Samples that go through a metric's network at once.
-        pictures: Samples that are shown of each solver.
+        datasets: Sources of conditioning (and of real samples, prompts, voices) by their names in tables. If empty, the
+            experiment's own conditioning.
+        metrics: Metrics and their options. If empty, the metrics of the sweep.
+        samples: Samples per solver and dataset; None: as many as there are test pairs.
+        baselines: Fixed solvers evaluated beside the theta.
+        ground_truth: Whether ground truth gets a row of its own.
+        training_passes: Passes of one sample through the network that training the model took (a backward counts as
+            two). If set, the cost of a distillation is reported as a share of it.
+        scorers: Number of scorers: actors that hold the networks of metrics.
+        scorer_cpus, scorer_gpus, scorer_device: Resources of each scorer.
+        batch_size: Samples per forward pass of a metric's network.
+        pictures: Samples shown per solver.
     """
 
     datasets: dict[Name, PluginConfig] = Field(default_factory=dict)

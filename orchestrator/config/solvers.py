@@ -22,7 +22,7 @@ from solvers.grids import KINDS, Grid
 
 
 class GITSConfig(Strict):
-    """The grid that GITS finds on training trajectories by dynamic programming (``solvers.gits``)."""
+    """A grid chosen by GITS, by dynamic programming on training trajectories (``solvers.gits``)."""
 
     kind: Literal["gits"]
     gamma: float = Field(1.0, gt=0, le=10)
@@ -36,7 +36,7 @@ class GITSConfig(Strict):
 
 
 def _as_grid(value: Any) -> Any:
-    """``edm`` or ``{kind: edm, rho: 5}`` as a :class:`Grid`; what is wrong with it is told by the grid itself."""
+    """Convert ``edm`` or ``{kind: edm, rho: 5}`` to a :class:`Grid`, whose constructor validates the options."""
     content = {"kind": value} if isinstance(value, str) else value
     if not isinstance(content, dict) or content.get("kind") == "gits":
         return content
@@ -54,18 +54,18 @@ def _as_grid(value: Any) -> Any:
     try:
         return Grid(**content)
     except TypeError as error:
-        raise ValueError(f"{content} is no time grid: {error}") from error
+        raise ValueError(f"{content} is not a time grid: {error}") from error
 
 
 AnyGrid = Annotated[Grid | GITSConfig, BeforeValidator(_as_grid)]
 
 
 class SolverConfig(Strict):
-    """One fixed family of the sweep; a bare name means its defaults.
+    """One fixed family of the sweep. A bare name means its defaults.
 
-    ``nfe`` restricts it to these of the sweep's NFEs: some families need a multiple of their evaluations per step.
-    ``grid`` is where it steps before any search: a kind of grid (uniform, log_snr, polynomial, edm, shifted, ays, gits)
-    or a mapping with its options. ``search: false`` keeps it to that grid.
+    ``nfe`` restricts it to some of the sweep's NFEs: several families need a multiple of their evaluations per step.
+    ``grid`` is its grid before any search: a kind (uniform, log_snr, polynomial, edm, shifted, ays, gits) or a mapping
+    with options. With ``search: false`` no other grid is tried.
     """
 
     family: str
@@ -76,7 +76,7 @@ class SolverConfig(Strict):
 
     @property
     def label(self) -> str:
-        """The solver's name in tables: its family, and its grid where that is not the uniform one."""
+        """The solver's name in tables: its family, and its grid unless that is uniform."""
         family = self.build().label
         return family if self.grid == Grid() else f"{family} ({self.grid.label})"
 
@@ -92,19 +92,19 @@ class SolverConfig(Strict):
 
 
 class GridSearch(Strict):
-    """The search every fixed family is given: all warped grids t = (1-(1-r)^p)^q with p and q from these lists.
+    """Grid search of every fixed family: all warped grids t = (1-(1-r)^p)^q with p and q from these lists.
 
-    ``also`` are further grids to try, by kind or with options.
+    ``also`` lists further grids, by kind or with options.
     """
 
     p: Annotated[tuple[Exponent, ...], NotEmpty] = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
     q: Annotated[tuple[Exponent, ...], NotEmpty] = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
     also: tuple[AnyGrid, ...] = (Grid("log_snr"), Grid("polynomial"), Grid("edm"))
     pairs: int = Field(256, ge=1, strict=True)
-    """Validation pairs a grid is scored on; the winner is scored again on all of them."""
+    """Number of validation pairs on which a grid is scored; the best grid is scored again on all of them."""
 
     def candidates(self) -> list[Grid | GITSConfig]:
-        """The uniform grid, every warped one, and the others, each once."""
+        """The uniform grid, all warped grids, and those of ``also``, without duplicates."""
         warped = [Grid("warped", p, q) if (p, q) != (1, 1) else Grid() for p in self.p for q in self.q]
         return distinct([Grid(), *warped, *self.also])
 
@@ -113,7 +113,7 @@ Method = Literal["adam", "levenberg_marquardt"]
 
 
 class MethodDefaults(NamedTuple):
-    """What a method of distillation does where a configuration leaves it open."""
+    """Settings of a distillation method that apply unless a configuration sets them."""
 
     iterations: int
     batch_size: int
@@ -125,28 +125,28 @@ METHODS: dict[Method, MethodDefaults] = {
     "levenberg_marquardt": MethodDefaults(iterations=40, batch_size=64, validate_every=4),
 }
 LEAST_SQUARES = "least_squares"
-"""The start that is fitted to trajectories and is no family."""
+"""Name of the closed-form start; not a solver family."""
 
 ADAM_ONLY = ("learning_rate", "decay")
 LM_ONLY = ("jacobian",)
 
 
 class LearnedConfig(Strict):
-    """One learnable family of the sweep. Every list is an axis of the search inside a cell (NFE, guidance).
+    """One learnable family of the sweep. Every list is an axis of the search within a cell (NFE, guidance).
 
-    ``start`` is a fixed family by name, on its uniform grid, or ``best``: family and grid of the best fixed solver on
-    validation pairs (of those that this family can start from), at the same NFE and guidance, and at the sigma0 among
-    ``fixed_sigma0`` that is nearest in ratio. BNS can also start from ``least_squares``: theta in closed form, fitted
-    row by row to the training pairs' trajectories on the uniform grid.
+    ``start`` names a fixed family, on its uniform grid, or is ``best``: family and grid of the best fixed solver on
+    validation pairs, among those that this family can start from, at the same NFE and guidance and at the value of
+    ``fixed_sigma0`` nearest in ratio. BNS can also start from ``least_squares``: theta in closed form, fitted row by
+    row to the training pairs' trajectories on the uniform grid.
 
-    ``method`` is 'adam' (Algorithm 2 of the BNS paper: 1500 iterations of 40 pairs unless told) or
-    'levenberg_marquardt' (40 iterations of 64 pairs), which needs no backward pass.
+    ``method`` is 'adam' (Algorithm 2 of the BNS paper; by default 1500 iterations of 40 pairs) or
+    'levenberg_marquardt' (by default 40 iterations of 64 pairs), which needs no backward pass.
     """
 
     family: str
     options: dict[str, Any] = Field(default_factory=dict)
     objective: Annotated[PluginConfig, BeforeValidator(as_plugin)] = PluginConfig(name="psnr")
-    """What is minimised; a bare name means its defaults. Iterates are chosen by validation PSNR in any case."""
+    """The loss to minimise; a bare name means its defaults. Iterates are chosen by validation PSNR in any case."""
     start: Annotated[tuple[str, ...], NotEmpty, Several] = ("best",)
     sigma0: Annotated[tuple[Positive, ...], NotEmpty, Several] = (1.0,)
     method: Method = "adam"
@@ -154,19 +154,19 @@ class LearnedConfig(Strict):
     batch_size: int | None = Field(None, ge=1, strict=True)
     validate_every: int | None = Field(None, ge=1, strict=True)
     data_parallel: bool = False
-    """Split every batch over all hosts, 64 pairs each: for models of which one host alone is slow."""
+    """Split every batch over all hosts, in blocks of 64 pairs: for models that are slow on a single host."""
     learning_rate: Annotated[tuple[Positive, ...], NotEmpty, Several] = (5e-3,)
     decay: Literal["polynomial", "cosine", "constant"] = "polynomial"
     jacobian: Literal["auto", "forward", "central", "jvp"] = "auto"
-    """How theta's Jacobian is taken: 'auto' takes forward differences, and central ones, which cost about twice as much
-    and stand more rounding, where resources.precision is half."""
+    """How the Jacobian with respect to theta is computed. 'auto' uses forward differences, or central ones if
+    ``resources.precision`` is a half precision: these cost about twice as much and tolerate more rounding."""
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> LearnedConfig:
         for method, names in (("levenberg_marquardt", ADAM_ONLY), ("adam", LM_ONLY)):
-            strange = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
-            if self.method == method and strange:
-                raise ValueError(f"{strange[0]!r} has no meaning for method {method!r}; leave it out")
+            unused = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+            if self.method == method and unused:
+                raise ValueError(f"{unused[0]!r} has no meaning for method {method!r}; leave it out")
         if self.method == "levenberg_marquardt" and self.objective.name != "psnr":
             raise ValueError(
                 f"method 'levenberg_marquardt' minimises the PSNR loss, not {self.objective.name!r}; use method 'adam'"
@@ -175,12 +175,14 @@ class LearnedConfig(Strict):
 
     @property
     def length(self) -> MethodDefaults:
-        """Iterations, batch size and validation interval: as told, else the method's own."""
-        told = (self.iterations, self.batch_size, self.validate_every)
-        return MethodDefaults(*(own if t is None else t for t, own in zip(told, METHODS[self.method], strict=True)))
+        """Iterations, batch size and validation interval: as configured, or else the method's defaults."""
+        configured = (self.iterations, self.batch_size, self.validate_every)
+        return MethodDefaults(
+            *(own if c is None else c for c, own in zip(configured, METHODS[self.method], strict=True))
+        )
 
     def settings(self, seed: int, training_pairs: int, precision: Precision) -> list[Settings]:
-        """The method's settings at every point of its own axes."""
+        """The method's settings at every point of its own axes, such as the learning rate."""
         common = {
             "iterations": self.length.iterations,
             "batch_size": self.length.batch_size,
@@ -205,7 +207,7 @@ class LearnedConfig(Strict):
 
     @property
     def label(self) -> str:
-        """The solver's name in tables: its family, and how and for what it was trained where that is not the usual."""
+        """The solver's name in tables: its family, and its method or objective unless these are the defaults."""
         family = self.build().label
         if self.method == "levenberg_marquardt":
             return f"{family} (LM)"
@@ -213,9 +215,9 @@ class LearnedConfig(Strict):
 
 
 class BaselineConfig(Strict):
-    """A fixed solver evaluated beside the theta, at each of their NFEs that it can run at; a bare name is its defaults.
+    """A fixed solver evaluated beside the theta, at each of their NFEs that it can run at.
 
-    With ``sigma0`` it is the preconditioned solver that a distillation starts from.
+    A bare name means its defaults. With ``sigma0`` it is the preconditioned solver that a distillation starts from.
     """
 
     family: str
@@ -231,10 +233,12 @@ class BaselineConfig(Strict):
         """The grid that it steps on.
 
         Raises:
-            ConfigError: One that has to be found on training pairs first.
+            ConfigError: The grid must first be fitted to training pairs.
         """
         if not isinstance(self.grid, Grid):
-            raise ConfigError(f"baseline {self.family!r} cannot step on grid 'gits', which is found in a sweep")
+            raise ConfigError(
+                f"baseline {self.family!r} cannot step on grid 'gits', which is fitted in a sweep; choose another kind"
+            )
         return self.grid
 
     @property
@@ -244,8 +248,8 @@ class BaselineConfig(Strict):
 
 
 def distinct(grids: Iterable[Grid | GITSConfig]) -> list[Grid | GITSConfig]:
-    found: list[Grid | GITSConfig] = []
+    kept: list[Grid | GITSConfig] = []
     for grid in grids:
-        if grid not in found:
-            found.append(grid)
-    return found
+        if grid not in kept:
+            kept.append(grid)
+    return kept

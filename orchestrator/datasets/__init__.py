@@ -1,1 +1,1 @@
-"""Conditioning sources and reference sets, one file each, found by module name."""
+"""Dataset plugins (conditioning sources and reference sets), one module each; the module name is the plugin name."""

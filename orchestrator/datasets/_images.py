@@ -1,4 +1,4 @@
-"""Reading of image files for datasets: decoded, cropped, resized; what is wrong is named."""
+"""Image decoding for datasets: read, crop and resize, with errors that name the image."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for bytes that are no image, or half of one, or whose header claims more pixels than it allows."""
+"""Exceptions Pillow raises for bytes that are not an image, are truncated, or declare more pixels than it allows."""
 
 
 def decoded(
     source: Path | bytes, where: str, side: int | None = None, grayscale: bool = False
 ) -> npt.NDArray[np.float32]:
-    """An image as (C, H, W) in [-1, 1], float32.
+    """Decode an image to (C, H, W) in [-1, 1], float32.
 
     Args:
-        source: A file, or an encoded image.
-        where: What it is called in errors.
-        side: Height and width of the centre square, resized with antialiasing; None: as it is.
+        source: Path of an image file, or the bytes of one.
+        where: Name of the image in error messages.
+        side: Crop to the centre square and resize it, with antialiasing, to this height and width; None keeps the size.
         grayscale: One channel (ITU-R 601 luma) instead of three.
 
     Raises:
-        ValueError: It is no image.
+        ValueError: The source is not a readable image.
     """
     try:
         opened = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
         image = _in_8_bits(opened).convert("L" if grayscale else "RGB")
     except UNREADABLE as error:
-        raise ValueError(f"{where} is no image that can be read: {error}; leave it out or mend it") from error
+        raise ValueError(f"{where} is not a readable image: {error}; remove or replace it") from error
     if side is not None and image.size != (side, side):
         short = min(image.size)
         left, top = ((length - short) // 2 for length in image.size)
@@ -43,10 +43,10 @@ def decoded(
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits scaled to 8: Pillow's own conversion clips, which makes nearly everything white."""
+    """Scale 16-bit grey to 8 bits: Pillow's own conversion clips, which turns almost every pixel white."""
     if image.mode in ("I", "F"):
         raise ValueError(
-            f"its pixels are of Pillow's mode {image.mode!r}, whose white is unknown; save it with 8 or 16 bits"
+            f"its Pillow mode is {image.mode!r}, in which the value of white is undefined; save it with 8 or 16 bits"
         )
     if not image.mode.startswith("I;16"):
         return image
@@ -54,16 +54,16 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
 
 
 def stacked(images: list[npt.NDArray[np.float32]], names: list[str]) -> npt.NDArray[np.float32]:
-    """Images of one size as a batch, (B, C, H, W).
+    """Stack images of one size into a batch, (B, C, H, W).
 
     Raises:
-        ValueError: Two of different size, by name.
+        ValueError: Two images differ in size; the message names both.
     """
     for image, name in zip(images, names, strict=True):
         if image.shape != images[0].shape:
             raise ValueError(
-                f"{name} is {image.shape[2]}x{image.shape[1]}, and {names[0]} is {images[0].shape[2]}x"
-                f"{images[0].shape[1]}; set the option 'side' to have all cut and resized to squares"
+                f"{name} is {image.shape[2]}x{image.shape[1]}, but {names[0]} is {images[0].shape[2]}x"
+                f"{images[0].shape[1]}; set the option 'side' to crop and resize every image to one square"
             )
     return np.stack(images)
 
@@ -72,17 +72,17 @@ def check_side(side: int | None) -> None:
     """Refuse a side below 1.
 
     Raises:
-        ValueError: With the value.
+        ValueError: The side is below 1.
     """
     if side is not None and side < 1:
         raise ValueError(f"side must be at least 1, got {side}")
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file ``name`` of a folder.
+    """The path of file ``name`` in a folder.
 
     Raises:
-        ValueError: It is not there, or leads out of the folder.
+        ValueError: The file does not exist, or its path leads out of the folder.
     """
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):

@@ -1,4 +1,4 @@
-"""A column of Parquet files by row, with one row group in memory at a time."""
+"""Row access to one column of Parquet files, holding one row group in memory at a time."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class _RowGroup(NamedTuple):
 
 
 class RowGroups:
-    """A column whose rows are asked for in about their order.
+    """A column of several Parquet files as one sequence; fastest when rows are read roughly in order.
 
     Args:
-        files: Parquet files, one after another.
+        files: Parquet files; their rows are concatenated in this order.
         column: Name of the column.
     """
 
@@ -41,13 +41,13 @@ class RowGroups:
         return self.rows
 
     def __getitem__(self, index: int) -> Any:
-        """The value of a row, as Python has it."""
+        """The value of a row, as a Python object."""
         if not 0 <= index < self.rows:
             raise IndexError(index)
         place = int(np.searchsorted(self._firsts, index, side="right")) - 1
         group = self._groups[place]
         if place != self._place:
-            self._held = None  # before the next is read: one is held, never two
+            self._held = None  # freed before the next group is read, so that two are never held
             table = pq.ParquetFile(group.file).read_row_group(group.group, columns=[self.column])
             self._place, self._held = place, table[self.column]
         return self._held[index - group.first].as_py()

@@ -1,4 +1,4 @@
-"""Recordings in a folder with a manifest, as most speech corpora are: what is to be said, and in whose voice."""
+"""Speech recordings in a folder with a manifest, as most corpora are laid out: transcripts and voice prompts."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ class Recording(NamedTuple):
 
 @dataclass(frozen=True)
 class AudioFolder(Dataset):
-    """Recordings drawn uniformly from a manifest: LibriSpeech, Common Voice and the like (BNS appendix D.5).
+    """Speech recordings drawn uniformly from a manifest, e.g. of LibriSpeech or Common Voice (BNS appendix D.5).
 
-    A condition is a row's number. What is to be said is its transcript; the voice is that of another recording of its
-    speaker (the next in the manifest), or its own where there is no other or no speaker is told.
+    A condition is a row number. The text to speak is that row's transcript. The voice prompt is the speaker's next
+    recording in the manifest; if the speaker has only one, or no speaker is listed, it is the recording itself.
 
     Attributes:
-        folder: Where the recordings are, in any format that libsndfile reads.
-        manifest: The list of them in that folder: ``.csv``, ``.tsv`` (unquoted), ``.jsonl`` or ``.parquet``.
-        path: Column of each recording's path, relative to the folder.
-        transcript: Column of what is said in it.
-        speaker: Column of who says it, if any.
-        sha256: Of the manifest's bytes, so that pairs of a changed one are never taken for those of another; it is
-            refused where it differs. Checked where it is given.
+        folder: Folder of the recordings, in any format that libsndfile reads.
+        manifest: File in that folder that lists them: ``.csv``, ``.tsv`` (unquoted), ``.jsonl`` or ``.parquet``.
+        path: Column with each recording's path, relative to the folder.
+        transcript: Column with the words spoken in it.
+        speaker: Column with its speaker, if any.
+        sha256: Expected sha256 of the manifest's bytes, if set; a manifest that differs is refused, so that pairs made
+            from it are never confused with those of another version.
 
     Raises:
-        ValueError: No manifest, one of another kind or with no rows, a column that it lacks, a row without its path or
-            transcript, a path that leads out of the folder, or a recording that is not there.
+        ValueError: The manifest is missing, of an unknown format or empty, lacks a column, has a row without a path or
+            transcript or with a path that leads out of the folder, or lists a recording that does not exist.
     """
 
     folder: str
@@ -65,7 +65,7 @@ class AudioFolder(Dataset):
         for recording in self.recordings:
             if not recording.path.is_file():
                 raise ValueError(
-                    f"{self._manifest} lists {recording.path}, and there is no such file; add or unlist it"
+                    f"{self._manifest} lists {recording.path}, which does not exist; add the file or remove the row"
                 )
 
     @property
@@ -83,12 +83,12 @@ class AudioFolder(Dataset):
     def _rows(self) -> list[dict[str, Any]]:
         manifest = self._manifest
         if manifest.suffix not in KINDS:
-            raise ValueError(f"manifest {manifest} is none of {', '.join(KINDS)}")
+            raise ValueError(f"manifest {manifest} must end in one of {', '.join(KINDS)}")
         if not manifest.is_file():
             raise ValueError(f"no manifest at {manifest}; set the dataset's options 'folder' and 'manifest'")
-        found = hashlib.sha256(manifest.read_bytes()).hexdigest()
-        if self.sha256 is not None and found != self.sha256:
-            raise ValueError(f"{manifest} has sha256 {found}, not {self.sha256}; give the one those pairs were made of")
+        digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+        if self.sha256 is not None and digest != self.sha256:
+            raise ValueError(f"{manifest} has sha256 {digest}, not {self.sha256}; use the one the pairs were made from")
         rows, columns = _read(manifest)
         for column in filter(None, (self.path, self.transcript, self.speaker)):
             if columns and column not in columns:
@@ -99,7 +99,7 @@ class AudioFolder(Dataset):
         path, transcript = row.get(self.path), row.get(self.transcript)
         for column, value in ((self.path, path), (self.transcript, transcript)):
             if not isinstance(value, str) or (column == self.path and not value):
-                raise ValueError(f"row {number} of {self._manifest} has no text in column {column!r}, but {value!r}")
+                raise ValueError(f"row {number} of {self._manifest} has no text in column {column!r}, got {value!r}")
         assert isinstance(path, str)
         assert isinstance(transcript, str)
         within = os.path.normpath(path)
@@ -111,13 +111,13 @@ class AudioFolder(Dataset):
 
     @cached_property
     def _voices(self) -> list[int]:
-        """Number of the recording that is each one's prompt."""
-        of: dict[str, list[int]] = {}
+        """For each recording, the number of the recording that serves as its voice prompt."""
+        by_speaker: dict[str, list[int]] = {}
         for number, recording in enumerate(self.recordings):
             if recording.speaker is not None:
-                of.setdefault(recording.speaker, []).append(number)
+                by_speaker.setdefault(recording.speaker, []).append(number)
         prompts = list(range(len(self.recordings)))
-        for numbers in of.values():
+        for numbers in by_speaker.values():
             for place, number in enumerate(numbers):
                 prompts[number] = numbers[(place + 1) % len(numbers)]
         return prompts
@@ -127,21 +127,21 @@ class AudioFolder(Dataset):
         return np.array([generator(seed, i, "condition").integers(count) for i in indices], dtype=np.int64)
 
     def texts(self, conditions: Sequence[int]) -> list[str]:
-        """What is said in these recordings."""
+        """The transcripts of these recordings."""
         return [self.recordings[number].transcript for number in conditions]
 
     transcripts = texts
 
     def spoken(self, conditions: Sequence[int]) -> list[tuple[float, float]]:
-        """All of each recording: 0 and its length, seconds."""
+        """The span of each whole recording: 0 and its length, in seconds."""
         return [(0.0, self._opened(number, "info").duration) for number in conditions]
 
     def voices(self, conditions: Sequence[int]) -> list[tuple[FloatArray, int]]:
-        """The recording that each voice is told by, and its samples a second."""
+        """The voice prompt of each recording, and its sample rate in Hz."""
         return [self.wave(self._voices[number]) for number in conditions]
 
     def wave(self, number: int) -> tuple[FloatArray, int]:
-        """A recording, (samples,), float32 in [-1, 1], its channels averaged, and its samples a second.
+        """One recording, (samples,), float32 in [-1, 1], its channels averaged, and its sample rate in Hz.
 
         Raises:
             ConfigError: soundfile is missing, or the file cannot be read.
@@ -151,19 +151,19 @@ class AudioFolder(Dataset):
 
     @cached_property
     def rate(self) -> int:
-        """Samples a second of :meth:`real_samples`: the first recording's."""
+        """Sample rate of :meth:`real_samples` in Hz: that of the first recording."""
         return int(self._opened(0, "info").samplerate)
 
     def real_count(self) -> int:
         return len(self.recordings)
 
     def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
-        """These recordings as waves at :attr:`rate`, (len(indices), N), followed by silence up to the longest."""
+        """These recordings as waves at :attr:`rate`, (len(indices), N), padded with silence to the longest."""
         waves = [resampled(*self.wave(number), self.rate) for number in indices]
-        found = np.zeros((len(waves), max(map(len, waves), default=0)), dtype=np.float32)
-        for row, wave in zip(found, waves, strict=True):
+        padded = np.zeros((len(waves), max(map(len, waves), default=0)), dtype=np.float32)
+        for row, wave in zip(padded, waves, strict=True):
             row[: len(wave)] = wave
-        return found
+        return padded
 
     def _opened(self, number: int, function: str, **options: Any) -> Any:
         try:
@@ -175,12 +175,12 @@ class AudioFolder(Dataset):
             return getattr(soundfile, function)(str(path), **options)
         except (OSError, soundfile.LibsndfileError) as error:
             raise ConfigError(
-                f"{path} cannot be read as sound: {error}; mend it or take it off the manifest"
+                f"{path} cannot be read as sound: {error}; replace it or remove it from the manifest"
             ) from error
 
 
 def _read(manifest: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows and columns of a manifest; no columns where nothing tells them (an empty JSONL)."""
+    """Rows and column names of a manifest; an empty JSONL file has no column names."""
     if manifest.suffix == ".parquet":
         table = pq.read_table(manifest)
         return table.to_pylist(), table.column_names
@@ -192,9 +192,9 @@ def _read(manifest: Path) -> tuple[list[dict[str, Any]], list[str]]:
                 try:
                     row = json.loads(line)
                 except ValueError as error:
-                    raise ValueError(f"line {number} of {manifest} is no JSON: {error}") from error
+                    raise ValueError(f"line {number} of {manifest} is not JSON: {error}") from error
                 if not isinstance(row, dict):
-                    raise ValueError(f"line {number} of {manifest} is no JSON object, but {line!r}")
+                    raise ValueError(f"line {number} of {manifest} is not a JSON object: {line!r}")
                 rows.append(row)
         return rows, sorted({column for row in rows for column in row})
     lines = io.StringIO(text, newline="")

@@ -1,11 +1,11 @@
-"""What a dataset offers: conditioning for pair i, and a reference set where it has one.
+"""Interface of datasets: conditioning for pair i and, optionally, a reference set of real samples.
 
-Metrics ask for more where a dataset has it, by these methods:
+Some metrics need further methods, which a dataset implements if it can:
 
 - ``texts(conditions)``: the prompt of each sample, list of str;
-- ``transcripts(conditions)``: the words that each sample is to say, list of str;
-- ``spoken(conditions)``: first and last second of the part of each sample that is to be spoken, list of pairs;
-- ``voices(conditions)``: a wave of the voice that each sample is to be spoken in, with its samples a second.
+- ``transcripts(conditions)``: the words each sample must say, list of str;
+- ``spoken(conditions)``: start and end, in seconds, of the part of each sample to be spoken, list of pairs;
+- ``voices(conditions)``: for each sample, a wave of the voice to speak in and its sample rate in Hz.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ import numpy.typing as npt
 
 
 class LabelledSamples(NamedTuple):
-    """Real data: ``samples`` float32 (N, ...) in the model's data range, ``labels`` int64 (N,)."""
+    """Real samples, float32 (N, ...) in the model's data range, and their labels, int64 (N,)."""
 
     samples: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
 
 
 class Dataset(ABC):
-    """A source of conditioning. A subclass's dataclass fields are its options."""
+    """Base class of conditioning sources. The dataclass fields of a subclass are its options."""
 
     @abstractmethod
     def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
-        """The conditioning of these pairs, shape (len(indices), ...): a function of (seed, index) alone."""
+        """The conditioning of these pairs, shape (len(indices), ...); it depends only on (seed, index)."""
 
     def reference(self) -> LabelledSamples | None:
-        """The real samples this dataset stands for, or None."""
+        """The real samples of this dataset, or None if it has none."""
         return None
 
     def real_count(self) -> int:
-        """How many real samples there are to compare with; 0 where there are none."""
-        found = self.reference()
-        return 0 if found is None else len(found.samples)
+        """Number of real samples to compare with; 0 if there are none."""
+        reference = self.reference()
+        return 0 if reference is None else len(reference.samples)
 
     def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
-        """These real samples, (len(indices), C, H, W) in [-1, 1]. Overridden where they do not all fit in memory."""
-        found = self.reference()
-        if found is None:
+        """These real samples, (len(indices), C, H, W) in [-1, 1]. Override it if they do not all fit in memory."""
+        reference = self.reference()
+        if reference is None:
             raise ValueError(f"{type(self).__name__} has no real samples")
-        return found.samples[list(indices)]
+        return reference.samples[list(indices)]

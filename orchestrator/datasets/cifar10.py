@@ -25,17 +25,17 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 @dataclass(frozen=True)
 class Cifar10(Dataset):
-    """CIFAR-10's labels, drawn uniformly: conditioning needs no file, only the reference set does.
+    """CIFAR-10 class labels, drawn uniformly; only the reference set needs the image files.
 
     Attributes:
-        folder: Where ``cifar10-train.parquet`` and ``cifar10-test.parquet`` are, with columns ``image`` (an encoded
+        folder: Folder of ``cifar10-train.parquet`` and ``cifar10-test.parquet``, with columns ``image`` (an encoded
             32x32 image) and ``label``.
-        split: Which of the two is the reference set.
-        side: Height and width; below 32, pixels are averages of squares.
+        split: Split used as the reference set, ``train`` or ``test``.
+        side: Height and width, a divisor of 32; below 32, each pixel is the average of a square.
         grayscale: One channel (ITU-R 601 luma) instead of three.
 
     Raises:
-        ValueError: A split that is none, or a side that does not divide 32.
+        ValueError: The split is unknown, or the side does not divide 32.
     """
 
     folder: str = "data"
@@ -54,13 +54,13 @@ class Cifar10(Dataset):
 
     @cached_property
     def _images(self) -> RowGroups:
-        """The split as it is stored: images are decoded when they are asked for.
+        """The encoded images of the split; they are decoded on access.
 
         Raises:
-            ValueError: The file is not there, or lacks a column.
+            ValueError: The file does not exist, or lacks a column.
         """
         if not self.path.is_file():
-            raise ValueError(f"no file {self.path}; set the dataset's option 'folder' to where the CIFAR-10 files are")
+            raise ValueError(f"no file {self.path}; set the dataset's option 'folder' to the folder of that file")
         names = pq.read_schema(self.path).names
         if missing := {"image", "label"} - set(names):
             raise ValueError(f"{self.path} has no column {min(missing)!r}; it has {', '.join(names)}")
@@ -68,14 +68,14 @@ class Cifar10(Dataset):
 
     @property
     def path(self) -> Path:
-        """The split's file."""
+        """Parquet file of the split."""
         return Path(self.folder) / f"cifar10-{self.split}.parquet"
 
     def reference(self) -> LabelledSamples:
         """Every image of the split, (N, C, side, side) in [-1, 1].
 
         Raises:
-            ValueError: The file is not there, or is no file of such images.
+            ValueError: The file does not exist, or does not hold 32x32 images.
         """
         images = self.real_samples(range(len(self._images)))
         labels = pq.read_table(self.path, columns=["label"])["label"].to_numpy()
@@ -92,9 +92,9 @@ class Cifar10(Dataset):
         try:
             image = Image.open(io.BytesIO(encoded)).convert("L" if self.grayscale else "RGB")
         except UNREADABLE as error:
-            raise ValueError(f"{self.path} holds bytes that are no image: {error}") from error
+            raise ValueError(f"{self.path} holds bytes that are not an image: {error}") from error
         if image.size != (SIDE, SIDE):
-            raise ValueError(f"{self.path} holds an image of {image.size}; CIFAR-10's are {SIDE}x{SIDE}")
+            raise ValueError(f"{self.path} holds an image of size {image.size}; CIFAR-10 images are {SIDE}x{SIDE}")
         pixels = np.asarray(image, dtype=np.float32).reshape(SIDE, SIDE, -1).transpose(2, 0, 1)
         block = SIDE // self.side
         averaged: npt.NDArray[np.float32] = pixels.reshape(-1, self.side, block, self.side, block).mean(axis=(2, 4))

@@ -1,4 +1,4 @@
-"""Captions of MS-COCO (Lin et al. 2015) and of data sets in its format, with their images."""
+"""Captions and images of MS-COCO (Lin et al. 2015), or of a dataset in the same format."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from orchestrator.randomness import generator
 
 @dataclass(frozen=True)
 class CocoCaptions(Dataset):
-    """Captions drawn uniformly from an annotation file; a condition is a caption's number.
+    """Image captions drawn uniformly from a COCO annotation file; a condition is the number of a caption.
 
     Attributes:
         annotations: The JSON file, e.g. ``captions_val2014.json``.
-        images: The folder of its images: what distances to real images need.
-        side: Every image is cut to its centre square and resized to this; None: as they are, all of one size.
+        images: Folder of the images; needed only by metrics that compare with real images.
+        side: Crop every image to its centre square and resize it to this height and width; None keeps the sizes, which
+            must then all be equal.
         grayscale: One channel (ITU-R 601 luma) instead of three.
 
     Raises:
-        ValueError: No such file or folder, or no captions in it.
+        ValueError: The file or the folder does not exist, or the file holds no captions.
     """
 
     annotations: str
@@ -39,7 +40,7 @@ class CocoCaptions(Dataset):
     def __post_init__(self) -> None:
         check_side(self.side)
         if self.images is not None and not Path(self.images).is_dir():
-            raise ValueError(f"no folder {self.images}; give the one that holds the images of {self.annotations}")
+            raise ValueError(f"no folder {self.images}; set images to the folder with the images of {self.annotations}")
         if not self.captions:
             raise ValueError(f"{self.annotations} holds no captions")
 
@@ -47,21 +48,21 @@ class CocoCaptions(Dataset):
     def _content(self) -> dict[str, list[dict[str, Any]]]:
         path = Path(self.annotations)
         if not path.is_file():
-            raise ValueError(f"no annotation file {path}; give one such as captions_val2014.json")
+            raise ValueError(f"no annotation file {path}; set annotations to a file such as captions_val2014.json")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             for key, name in (("annotations", "caption"), ("images", "file_name")):
                 _ = [entry[name] for entry in content[key]]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path} is no file of captions in COCO's format, which has 'images' with a 'file_name' and "
+                f"{path} is not a caption file in COCO's format, which has 'images' with a 'file_name' and "
                 f"'annotations' with a 'caption': {type(error).__name__} {error}"
             ) from error
         return content
 
     @cached_property
     def captions(self) -> list[str]:
-        """All captions, in order."""
+        """All captions, in the order of the file."""
         return [str(entry["caption"]).strip() for entry in self._content["annotations"]]
 
     def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
@@ -69,7 +70,7 @@ class CocoCaptions(Dataset):
         return np.array(drawn, dtype=np.int64)
 
     def texts(self, conditions: Sequence[int]) -> list[str]:
-        """The captions of these numbers."""
+        """The captions with these numbers."""
         return [self.captions[number] for number in conditions]
 
     def real_count(self) -> int:
@@ -79,10 +80,10 @@ class CocoCaptions(Dataset):
         """These images, (len(indices), C, H, W) in [-1, 1].
 
         Raises:
-            ValueError: No folder was given; an image that is not in it, cannot be read, or is of another size.
+            ValueError: No image folder is set, or an image is missing, unreadable or of another size.
         """
         if self.images is None:
-            raise ValueError("there are no real images; set the option 'images' to their folder")
+            raise ValueError("this dataset has no real images; set the option 'images' to their folder")
         names = [str(self._content["images"][i]["file_name"]) for i in indices]
         paths = [inside(Path(self.images), name) for name in names]
         return stacked([decoded(path, str(path), self.side, self.grayscale) for path in paths], names)

@@ -1,4 +1,4 @@
-"""scikit-learn's 8x8 handwritten digits: 1,797 grey images of ten classes."""
+"""The 8x8 handwritten digits of scikit-learn: 1,797 grey images of ten classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.randomness import generator
 
 @dataclass(frozen=True)
 class Digits(Dataset):
-    """Labels drawn from the real digits, which are also the reference set, in [-1, 1]."""
+    """Labels drawn from scikit-learn's handwritten digits, whose images, in [-1, 1], are the reference set."""
 
     def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
         labels = self.reference().labels
@@ -27,7 +27,7 @@ class Digits(Dataset):
 
 @cache
 def _load() -> LabelledSamples:
-    from sklearn.datasets import load_digits  # a second of import time, wanted only here
+    from sklearn.datasets import load_digits  # importing it takes a second, and only this function needs it
 
     digits = load_digits()
     images = digits.images.astype(np.float32)[:, None] / 8 - 1

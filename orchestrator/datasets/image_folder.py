@@ -1,4 +1,4 @@
-"""A folder of images, in subfolders by class where there are classes."""
+"""A folder of images, with one subfolder per class if there are classes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @dataclass(frozen=True)
 class ImageFolder(Dataset):
-    """Images in a folder (png, jpg, webp, bmp), read when they are asked for; subfolders are classes, by name.
+    """Images in a folder (png, jpg, webp, bmp), read on demand; each subfolder is a class.
 
-    Conditioning is the class of an image that is drawn uniformly, 0 where there are no classes.
+    The conditioning is the class of an image drawn uniformly, or 0 if there are no classes.
 
     Attributes:
-        folder: The folder.
-        side: Every image is cut to its centre square and resized to this; None: as they are, all of one size.
+        folder: Folder of the images.
+        side: Crop every image to its centre square and resize it to this height and width; None keeps the sizes, which
+            must then all be equal.
         grayscale: One channel (ITU-R 601 luma) instead of three.
 
     Raises:
-        ValueError: No such folder, or no images in it.
+        ValueError: The folder does not exist, or holds no images.
     """
 
     folder: str
@@ -39,18 +40,18 @@ class ImageFolder(Dataset):
     def __post_init__(self) -> None:
         check_side(self.side)
         if not Path(self.folder).is_dir():
-            raise ValueError(f"no folder {self.folder}; give one that holds images")
+            raise ValueError(f"no folder {self.folder}; set folder to one that holds images")
         if not self.files:
-            raise ValueError(f"no images in {self.folder}: none ends in {', '.join(SUFFIXES)}")
+            raise ValueError(f"no images in {self.folder}: no file ends in {', '.join(SUFFIXES)}")
 
     @cached_property
     def files(self) -> list[Path]:
-        """Every image, in order of its name."""
+        """Paths of all images, sorted by name."""
         return sorted(path for path in Path(self.folder).rglob("*") if path.suffix.lower() in SUFFIXES)
 
     @cached_property
     def classes(self) -> list[str]:
-        """Names of the classes, in order of their numbers."""
+        """Names of the classes, in the order of their label numbers."""
         return sorted({self._place(path)[0] for path in self.files if len(self._place(path)) > 1})
 
     def _place(self, path: Path) -> tuple[str, ...]:
@@ -68,7 +69,7 @@ class ImageFolder(Dataset):
         """These images, (len(indices), C, H, W) in [-1, 1].
 
         Raises:
-            ValueError: One that cannot be read, or of another size where ``side`` is not given.
+            ValueError: An image cannot be read, or sizes differ and ``side`` is not set.
         """
         chosen = [self.files[i] for i in indices]
         images = [decoded(path, str(path), self.side, self.grayscale) for path in chosen]

@@ -1,4 +1,4 @@
-"""Parquet files of images, with labels or texts, as data sets are published on the Hugging Face hub."""
+"""Parquet files of images with labels or texts, the format of datasets on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from orchestrator.randomness import generator
 
 @dataclass(frozen=True)
 class ImageParquet(Dataset):
-    """Encoded images in a column of Parquet files, one row group in memory at a time.
+    """Images in Parquet files, with class labels or prompts; one row group is in memory at a time.
 
-    Conditioning is the label of a row that is drawn uniformly, or its number where there are texts.
+    A row is drawn uniformly. The conditioning is its label or, with texts, its number; without either it is 0.
 
     Attributes:
-        path: A file, or a folder whose ``*.parquet`` are taken in order of name.
-        image_column: Encoded images: bytes, or a struct with a field ``bytes``.
-        label_column: Class labels, integers; None: there are none.
-        text_column: Prompts; None: there are none.
-        side: Every image is cut to its centre square and resized to this; None: as they are, all of one size.
+        path: A file, or a folder whose ``*.parquet`` files are read in order of name.
+        image_column: Column of encoded images: bytes, or a struct with a field ``bytes``.
+        label_column: Column of integer class labels; None if there are none.
+        text_column: Column of prompts; None if there are none.
+        side: Crop every image to its centre square and resize it to this height and width; None keeps the sizes, which
+            must then all be equal.
         grayscale: One channel (ITU-R 601 luma) instead of three.
 
     Raises:
-        ValueError: No such file, no rows, a column that is not there, or labels and texts at once.
+        ValueError: There is no file, no row, no such column, or both labels and texts are set.
     """
 
     path: str
@@ -46,20 +47,20 @@ class ImageParquet(Dataset):
     def __post_init__(self) -> None:
         check_side(self.side)
         if self.label_column is not None and self.text_column is not None:
-            raise ValueError("conditioning is by labels or by texts; leave out label_column or text_column")
+            raise ValueError("conditioning uses either labels or texts; remove label_column or text_column")
         if not self.files:
-            raise ValueError(f"no Parquet file at {self.path}; give a file, or a folder that holds some")
+            raise ValueError(f"no Parquet file at {self.path}; set path to a file, or to a folder of Parquet files")
         for file in self.files:
-            there = pq.read_schema(file).names
+            names = pq.read_schema(file).names
             for column in (self.image_column, self.label_column, self.text_column):
-                if column is not None and column not in there:
-                    raise ValueError(f"{file} has no column {column!r}; it has {', '.join(there)}")
+                if column is not None and column not in names:
+                    raise ValueError(f"{file} has no column {column!r}; it has {', '.join(names)}")
         if not self.real_count():
             raise ValueError(f"{self.path} holds no rows")
 
     @cached_property
     def files(self) -> list[Path]:
-        """The Parquet files."""
+        """Paths of the Parquet files, sorted by name."""
         path = Path(self.path)
         return [path] if path.is_file() else sorted(path.glob("*.parquet"))
 
@@ -88,7 +89,7 @@ class ImageParquet(Dataset):
 
     @property
     def texts(self) -> Callable[[Sequence[int]], list[str]]:
-        """``texts(conditions)``: the prompts of these rows; not there without a text column."""
+        """``texts(conditions)``: the prompts of these rows; the attribute exists only with a text column."""
         if self.text_column is None:
             raise AttributeError("this dataset has no texts; set text_column")
         return lambda conditions: [self._texts[number] for number in conditions]
@@ -100,7 +101,7 @@ class ImageParquet(Dataset):
         """These images, (len(indices), C, H, W) in [-1, 1].
 
         Raises:
-            ValueError: One that cannot be read, or of another size where ``side`` is not given.
+            ValueError: An image cannot be read, or sizes differ and ``side`` is not set.
         """
         names = [f"row {i} of {self.path}" for i in indices]
         encoded = zip(map(self._encoded, indices), names, strict=True)
@@ -110,7 +111,7 @@ class ImageParquet(Dataset):
         value = self._images[index]
         value = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(value, bytes):
-            raise ValueError(f"row {index} of {self.path} holds no encoded image, but {type(value).__name__}")
+            raise ValueError(f"row {index} of {self.path} holds {type(value).__name__} instead of an encoded image")
         return value
 
 

@@ -1,4 +1,4 @@
-"""Class labels drawn uniformly: the conditioning of class-conditional models."""
+"""Uniformly drawn class labels, the conditioning of class-conditional models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.randomness import generator
 
 @dataclass(frozen=True)
 class Labels(Dataset):
-    """Uniform labels 0..classes-1.
+    """Class labels drawn uniformly from 0..classes-1.
 
     Attributes:
         classes: Number of classes.

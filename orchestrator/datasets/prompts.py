@@ -1,4 +1,4 @@
-"""Prompts: the conditioning of models of text."""
+"""Text prompts, the conditioning of text-to-image and text-to-audio models."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from orchestrator.randomness import generator
 
 @dataclass(frozen=True)
 class Prompts(Dataset):
-    """Prompts drawn uniformly from a list, a text file (one a line) or a column of a Parquet file.
+    """Prompts drawn uniformly from a list, a text file (one per line) or a Parquet column.
 
-    A condition is a prompt's number; the model adapter encodes the text of it (:meth:`texts`).
+    A condition is the number of a prompt; the model adapter encodes its text (:meth:`texts`).
 
     Attributes:
-        prompts: The prompts themselves; used where no file is given.
-        file: A ``.txt`` or ``.parquet`` file of prompts instead.
-        column: The Parquet column.
-        sha256: Of the file's bytes, so that pairs of a changed file are never taken for those of another; the file is
-            refused where it differs. Checked where it is given.
+        prompts: List of prompts; used if no file is set.
+        file: A ``.txt`` or ``.parquet`` file of prompts, used instead of the list.
+        column: Column of the Parquet file.
+        sha256: Expected sha256 of the file's bytes, if set; a file that differs is refused, so that pairs made from it
+            are never confused with those of another version.
 
     Raises:
-        ValueError: No prompts, a file that is not there or of another kind, or a column it does not have.
+        ValueError: There are no prompts, or the file is missing, of another format or without the column.
     """
 
     prompts: tuple[str, ...] = ("a photograph of a cat", "a painting of a lighthouse at dusk", "a bowl of ripe peaches")
@@ -40,11 +40,11 @@ class Prompts(Dataset):
 
     def __post_init__(self) -> None:
         if self.file is None and self.sha256 is not None:
-            raise ValueError("sha256 is that of a file, and no file is given; leave it out")
+            raise ValueError("sha256 applies to a file, but no file is set; remove it")
         if isinstance(self.prompts, str) or not all(isinstance(prompt, str) for prompt in self.prompts):
-            raise ValueError(f"prompts must be a list of texts, got {self.prompts!r}")
+            raise ValueError(f"prompts must be a list of strings, got {self.prompts!r}")
         if not self._all:
-            raise ValueError(f"{self.file or 'the list'} holds no prompts; give at least one")
+            raise ValueError(f"{self.file or 'the list'} holds no prompts; add at least one")
 
     @cached_property
     def _all(self) -> tuple[str, ...]:
@@ -52,15 +52,15 @@ class Prompts(Dataset):
 
     def _read(self, path: Path) -> tuple[str, ...]:
         if not path.is_file():
-            raise ValueError(f"no prompts file at {path}; give an existing .txt or .parquet file")
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if self.sha256 is not None and found != self.sha256:
-            raise ValueError(f"{path} has sha256 {found}, not {self.sha256}; give the file those pairs were made of")
+            raise ValueError(f"no prompts file at {path}; set file to an existing .txt or .parquet file")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if self.sha256 is not None and digest != self.sha256:
+            raise ValueError(f"{path} has sha256 {digest}, not {self.sha256}; use the file the pairs were made from")
         if path.suffix == ".txt":
             lines = path.read_text(encoding="utf-8").splitlines()
             return tuple(line.strip() for line in lines if line.strip())
         if path.suffix != ".parquet":
-            raise ValueError(f"prompts file {path} is neither .txt (one prompt a line) nor .parquet")
+            raise ValueError(f"prompts file {path} is neither .txt (one prompt per line) nor .parquet")
         schema = pq.read_schema(path)
         if self.column not in schema.names:
             raise ValueError(f"{path} has no column {self.column!r}; its columns are: {', '.join(schema.names)}")
@@ -70,7 +70,7 @@ class Prompts(Dataset):
         return np.array([generator(seed, i, "condition").integers(len(self._all)) for i in indices], dtype=np.int64)
 
     def texts(self, conditions: Sequence[int]) -> list[str]:
-        """The prompts of these numbers."""
+        """The prompts with these numbers."""
         return [self._all[number] for number in conditions]
 
 

@@ -1,7 +1,7 @@
-"""Spoken digits: strings of them by one speaker, of which the first is heard and the others are to be spoken.
+"""Strings of digits by one speaker: the first digit is the prompt, and the model must speak the others.
 
-Recordings are those of the Free Spoken Digit Dataset (CC BY-SA 4.0), as log-mel frames: its test split travels with the
-package, the training split is read from a folder.
+The recordings are those of the Free Spoken Digit Dataset (CC BY-SA 4.0), as log-mel frames. Its test split ships with
+the package; the training split is read from a folder.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from orchestrator.errors import ConfigError
 from orchestrator.randomness import generator
 
 FRAMES = 96
-"""Frames of one string: 1.5 s."""
+"""Frames per string: 1.5 s."""
 LONGEST = 5
-"""Recordings a string holds at most."""
+"""Maximum number of recordings per string."""
 DIGITS = 10
 NO_DIGIT, UNKNOWN = 10, 11
-"""Tokens of frames between digits, and of frames whose digit is not told."""
+"""Tokens for frames between digits, and for frames whose digit is withheld."""
 TEST_TAKES = 5
-"""Takes below it are the test split, as the data set's authors have it."""
+"""Takes below this number are the test split, following the authors of the dataset."""
 SHIPPED = Path(__file__).parent / "data" / "spoken_digits.safetensors"
 METADATA_KEY = "bespoke_recordings"
 STEPS = 255
-"""Levels of a stored log-mel value between silence and the loudest."""
+"""Quantisation levels of a stored log-mel value, from silence to the loudest."""
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -49,9 +49,9 @@ class Recordings(NamedTuple):
     """Recordings of single digits.
 
     Attributes:
-        features: Normalised log-mel amplitudes of each, (MELS, its frames).
-        digits: (N,).
-        speakers: Name of each one's speaker.
+        features: Normalised log-mel amplitudes of each recording, (MELS, its frames).
+        digits: The digit spoken in each, (N,).
+        speakers: Name of the speaker of each.
     """
 
     features: list[FloatArray]
@@ -61,19 +61,20 @@ class Recordings(NamedTuple):
 
 @dataclass(frozen=True)
 class SpokenDigits(Dataset):
-    """Strings of spoken digits, 1.5 seconds each: recordings of one speaker with short pauses, the first a prompt.
+    """Strings of spoken digits, 1.5 seconds each: recordings of one speaker with short pauses, the first as prompt.
 
-    A condition is a plan, int64 (2 LONGEST + 2,): number and first frame of each recording (-1: none), then the first
-    and last-but-one frame of the part to be spoken. :meth:`infilling` makes of it what a model is conditioned on.
+    A condition is a plan, int64 (2 LONGEST + 2,): number and first frame of each recording (-1 if unused), then the
+    first frame of the part to be spoken and the frame after its end. :meth:`infilling` turns plans into the
+    conditioning of a model.
 
     Attributes:
-        folder: Where ``fsdd.parquet`` is (columns ``audio``, a WAV file, ``digit``, ``speaker``, ``take``); without
-            one, the recordings of the test split that travel with the package.
-        split: Which recordings of the folder.
-        speaker: Of this speaker only.
+        folder: Folder of ``fsdd.parquet`` (columns ``audio``, a WAV file, ``digit``, ``speaker``, ``take``); without
+            one, the test recordings that ship with the package are used.
+        split: Split of the recordings in the folder, ``train`` or ``test``.
+        speaker: Use recordings of this speaker only.
 
     Raises:
-        ValueError: An unknown split or speaker, or the training split without a folder.
+        ValueError: The split or speaker is unknown, or the training split is chosen without a folder.
     """
 
     folder: str | None = None
@@ -84,9 +85,11 @@ class SpokenDigits(Dataset):
         if self.split not in ("train", "test"):
             raise ValueError(f"split must be train or test, got {self.split!r}")
         if self.split == "train" and self.folder is None:
-            raise ValueError("the training split does not travel with the package; set folder to where fsdd.parquet is")
+            raise ValueError(
+                "the training split does not ship with the package; set folder to the folder of fsdd.parquet"
+            )
         if self.speaker is not None and self.speaker not in self.speakers:
-            raise ValueError(f"no speaker {self.speaker!r}; there are: {', '.join(self.speakers)}")
+            raise ValueError(f"unknown speaker {self.speaker!r}; choose one of: {', '.join(self.speakers)}")
 
     @cached_property
     def recordings(self) -> Recordings:
@@ -114,7 +117,8 @@ class SpokenDigits(Dataset):
             frame = first + length
             if place == 0:
                 row[-2:] = frame + 1, FRAMES
-        return row if row[-1] > 0 and row[2] >= 0 else self._plan(rng)  # at least a prompt and a digit to speak
+        # A string needs a prompt and at least one digit to speak.
+        return row if row[-1] > 0 and row[2] >= 0 else self._plan(rng)
 
     @cached_property
     def _of_speaker(self) -> dict[str, IntArray]:
@@ -122,7 +126,7 @@ class SpokenDigits(Dataset):
         return {speaker: np.flatnonzero(names == speaker) for speaker in set(self.recordings.speakers)}
 
     def real(self, conditions: IntArray) -> Tensor:
-        """The strings as they were spoken, (B, MELS, FRAMES), float32."""
+        """Log-mel frames of the recorded strings, (B, MELS, FRAMES), float32."""
         strings = np.full((len(conditions), MELS, FRAMES), SILENCE, dtype=np.float32)
         for string, row in zip(strings, conditions, strict=True):
             for number, first in self.placed(row):
@@ -131,8 +135,11 @@ class SpokenDigits(Dataset):
         return torch.from_numpy(strings)
 
     def infilling(self, conditions: IntArray) -> Tensor:
-        """What a model is conditioned on, (B, MELS + 2, FRAMES), float32: the prompt, 0 where it is masked; 1 where it
-        is masked; the token of each frame, a digit or :data:`NO_DIGIT`."""
+        """The conditioning of a model, (B, MELS + 2, FRAMES), float32.
+
+        The channels are the prompt (0 in masked frames), the mask (1 in masked frames) and the token of each frame: a
+        digit or :data:`NO_DIGIT`.
+        """
         masked = np.zeros((len(conditions), 1, FRAMES), dtype=np.float32)
         tokens = np.full((len(conditions), 1, FRAMES), NO_DIGIT, dtype=np.float32)
         for span, token, row in zip(masked, tokens, conditions, strict=True):
@@ -144,36 +151,37 @@ class SpokenDigits(Dataset):
         return torch.cat([self.real(conditions) * (1 - mask), mask, torch.from_numpy(tokens)], dim=1)
 
     def said(self, conditions: IntArray) -> list[list[int]]:
-        """The digits of each string that are to be spoken, in order."""
+        """The digits to be spoken in each string, in order."""
         return [[int(self.recordings.digits[number]) for number, _ in self.placed(row)[1:]] for row in conditions]
 
     def transcripts(self, conditions: IntArray) -> list[str]:
-        """The same in English words: "seven one"."""
+        """The digits to be spoken as English words, e.g. "seven one"."""
         return [" ".join(WORDS[digit] for digit in digits) for digits in self.said(conditions)]
 
     def spoken(self, conditions: IntArray) -> list[tuple[float, float]]:
-        """First and last second of the part of each string that is to be spoken: what follows the prompt."""
+        """Start and end, in seconds, of the part of each string to be spoken, which follows the prompt."""
         return [(int(row[-2]) * HOP / RATE, int(row[-1]) * HOP / RATE) for row in conditions]
 
     def voices(self, conditions: IntArray) -> list[tuple[FloatArray, int]]:
-        """The prompt of each string as it sounds, and its samples a second.
+        """Wave of each string's prompt, and its sample rate in Hz.
 
-        It is vocoded, as what a model makes is: an encoder then hears two voices, and not two ways of recording.
+        It is vocoded like a model's samples, so that a speaker encoder compares voices and not recording conditions.
         """
         return [(vocode(self.recordings.features[self.placed(row)[0][0]]), RATE) for row in conditions]
 
     @staticmethod
     def placed(row: IntArray) -> list[tuple[int, int]]:
-        """Number and first frame of each recording of a plan."""
+        """Number and first frame of each recording in a plan."""
         pairs = row[:-2].reshape(-1, 2)
         return [(int(number), int(first)) for number, first in pairs if number >= 0]
 
 
 def read_recordings(folder: Path, split: str) -> Recordings:
-    """The recordings of a split as log-mel frames.
+    """Read the recordings of a split as log-mel frames.
 
     Raises:
-        ValueError: The file is not there, or lacks a column.
+        ConfigError: soundfile is missing.
+        ValueError: The file does not exist, or lacks a column.
     """
     try:
         import soundfile
@@ -181,18 +189,18 @@ def read_recordings(folder: Path, split: str) -> Recordings:
         raise ConfigError("reading sound needs soundfile; pip install 'bespoke-solvers[audio]'") from error
     path = folder / "fsdd.parquet"
     if not path.is_file():
-        raise ValueError(f"no file {path}; set the dataset's option 'folder' to where fsdd.parquet is")
+        raise ValueError(f"no file {path}; set the dataset's option 'folder' to the folder of fsdd.parquet")
     table = pq.read_table(path)
     if missing := {"audio", "digit", "speaker", "take"} - set(table.column_names):
         raise ValueError(f"{path} has no column {min(missing)!r}; it has {', '.join(table.column_names)}")
     rows = [row for row in table.to_pylist() if (row["take"] < TEST_TAKES) == (split == "test")]
     waves = (soundfile.read(io.BytesIO(row["audio"]), dtype="float32")[0] for row in rows)
-    features = [log_mel(wave)[:, : FRAMES // 2] for wave in waves]  # a few are far longer than any digit takes
+    features = [log_mel(wave)[:, : FRAMES // 2] for wave in waves]  # a few recordings are far longer than any digit
     return Recordings(features, np.array([row["digit"] for row in rows]), [row["speaker"] for row in rows])
 
 
 def shipped_recordings() -> Recordings:
-    """The recordings that travel with the package, their values rounded to :data:`STEPS` levels."""
+    """The recordings that ship with the package; their values are rounded to :data:`STEPS` levels."""
     with safe_open(SHIPPED, framework="np") as file:
         described = json.loads(file.metadata()[METADATA_KEY])
         stored, lengths, digits = (file.get_tensor(name) for name in ("features", "lengths", "digits"))

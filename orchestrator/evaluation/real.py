@@ -1,4 +1,7 @@
-"""Real samples, measured once: what distances between distributions compare with, shard by shard and resumable."""
+"""Measurements of a dataset's real samples, made once, shard by shard and resumable.
+
+Metrics that compare distributions (FID, KID) compare a solver's samples with these.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,20 @@ from orchestrator.progress import bar
 from orchestrator.storage import Storage, digest_of
 
 SOURCE = "real"
-"""Source of measurements of real samples."""
+"""Name under which measurements of real samples are stored, in place of a solver's digest."""
 SHARD = 1000
-"""Real samples a shard."""
+"""Real samples per shard."""
 
 
 @dataclass(frozen=True)
 class RealShard:
-    """Some real samples that a metric has not measured yet.
+    """A shard of real samples that a metric has not measured yet.
 
     Attributes:
         spec: The metric.
-        key: Where its numbers go.
+        key: Storage key of the shard's measurements.
         dataset: Name and options of the dataset.
-        indices: Which of its samples.
+        indices: Indices of the real samples in the dataset.
     """
 
     spec: MetricSpec
@@ -40,20 +43,20 @@ class RealShard:
     indices: range
 
     def request(self) -> Request:
-        """What a scorer is asked."""
+        """The request to a scorer that measures this shard."""
         arguments = {"metric": self.spec, "key": self.key, "dataset": self.dataset, "indices": self.indices}
         return Request("measure_real", arguments)
 
 
 @dataclass(frozen=True)
 class RealSamples:
-    """A metric's numbers of all real samples of a dataset.
+    """One metric's measurements of all real samples of a dataset.
 
     Attributes:
-        storage: Where they are.
+        storage: Storage of the measurements.
         spec: The metric.
         dataset: Name and options of the dataset.
-        count: How many real samples it has.
+        count: Number of real samples in the dataset.
     """
 
     storage: Storage
@@ -63,11 +66,12 @@ class RealSamples:
 
     @property
     def measured(self) -> Measured:
-        of = digest_of(dict(self.dataset))
-        return Measured(self.storage, SOURCE, of, self.spec.identity, -(-self.count // SHARD))
+        """The stored measurements, complete or not."""
+        dataset_digest = digest_of(dict(self.dataset))
+        return Measured(self.storage, SOURCE, dataset_digest, self.spec.identity, -(-self.count // SHARD))
 
     def missing(self) -> list[RealShard]:
-        """What is not measured yet."""
+        """The shards that are not measured yet."""
         measured = self.measured
         return [
             RealShard(
@@ -87,23 +91,25 @@ def reference_statistics(
 ) -> Moments:
     """Mean and covariance of the features of a dataset's real samples, and the features of some of them.
 
+    Features are stored shard by shard, so a call that was killed resumes when it is repeated.
+
     Args:
-        storage: Where features are kept while this goes on, and after it: killed and called again, it goes on.
-        scorers: Who measures.
-        features, features_options: Feature extractor plugin.
+        storage: Storage of the features; they stay there afterwards.
+        scorers: Pool of scorers that measure.
+        features, features_options: Name and options of the feature extractor plugin.
         dataset: Name and options of the dataset.
-        keep: Samples whose features are kept, for kernel distances.
+        keep: Number of samples whose features are kept, for kernel distances.
 
     Raises:
         ConfigError: The dataset has no real samples, or the extractor's weights are missing.
-        PoolError: Some samples could not be measured; the others are kept.
+        PoolError: A shard could not be measured; the shards already measured stay stored.
     """
     options = {"features": features} | ({"features_options": dict(features_options)} if features_options else {})
     spec = MetricSpec("fid", options)
     source = plugins.build("datasets", dataset["name"], dataset["options"])
     count = source.real_count()
     if not count:
-        raise ConfigError(f"dataset {dataset['name']!r} has no real samples here; look at its options")
+        raise ConfigError(f"dataset {dataset['name']!r} has no real samples; check its options")
     spec.metric.check(source)
     real = RealSamples(storage, spec, dataset, count)
     missing = real.missing()

@@ -1,8 +1,8 @@
-"""Fills in what has not been measured yet, on hosts and scorers at the same time, and summarises what has.
+"""Runs an evaluation: measures what is missing, on hosts and scorers concurrently, and summarises all measurements.
 
-The unit of work is one shard of one solver on one set of pairs: a host samples it, measures what compares with ground
-truth, and leaves images or sound for scorers, which measure the rest. Stopped at any moment, the same call goes on:
-every number that was published is found again.
+The unit of work is one shard of one solver on one pair set. A host samples it, measures the metrics that compare with
+ground truth, and writes images or sound for scorers, which measure the other metrics. An evaluation that was stopped at
+any moment resumes when it is repeated: measurements that were stored are not made again.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from orchestrator.progress import bar
 from orchestrator.storage import Storage, digest_of
 
 WAITING_MEDIA = 8
-"""Shards of media that may wait for a scorer: what is on disk at once stays bounded."""
+"""Shards of media that may wait for a scorer; bounds the media on disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A solver on a dataset.
+    """One solver to evaluate on one dataset.
 
     Attributes:
         solver: The solver.
-        dataset: The dataset's name in tables.
-        pairs: The pairs that it is evaluated on.
+        dataset: Name of the dataset in tables.
+        pairs: Spec of the pair set that the solver is evaluated on.
     """
 
     solver: EvaluatedSolver
@@ -49,14 +49,14 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One metric of one solver on one dataset.
+    """The value of one metric for one solver on one dataset.
 
     Attributes:
         case: The solver and the dataset.
         metric: The metric.
-        summary: The value.
-        nfe: Evaluations a sample; of ground truth the mean over its samples.
-        not_finite: Indices of samples that are not finite, at most ten of them.
+        summary: The value, with its standard error and sample counts.
+        nfe: Evaluations per sample; for ground truth, the mean over its samples.
+        not_finite: Indices of samples that are not finite; the first ten only.
         failure: Why there is no value, or None.
     """
 
@@ -70,15 +70,15 @@ class Score:
 
 @dataclass
 class Evaluation:
-    """One run over cases and metrics.
+    """An evaluation of cases by metrics.
 
     Attributes:
-        storage: Where pairs and measurements are.
+        storage: Storage of pairs and measurements.
         hosts: Hosts of the model.
-        scorers: Where metrics' networks are; None where no metric needs one.
-        cases: What to evaluate.
-        metrics: By what.
-        failures: Why a shard could not be measured, by its case's place and the identity of the metric.
+        scorers: Processes that hold the metrics' networks; None if no metric needs one.
+        cases: Solvers and datasets to evaluate.
+        metrics: Metrics to measure.
+        failures: Why a shard could not be measured, by index of its case and identity of the metric.
     """
 
     storage: Storage
@@ -92,8 +92,8 @@ class Evaluation:
     # ---- measuring --------------------------------------------------------------------------------------------
 
     def measure(self) -> None:
-        """Measure what is missing. What cannot be measured is noted in :attr:`failures`, and the rest goes on."""
-        # Two names of one theta are one piece of work.
+        """Measure what is missing. A shard that fails is noted in :attr:`failures`; the others are still measured."""
+        # The same theta under two names is measured once.
         shards = {
             (case.solver.digest, case.pairs.digest, shard): self._shard(number, shard)
             for number, case in enumerate(self.cases)
@@ -107,7 +107,7 @@ class Evaluation:
                 if outcome.error is not None:
                     self._fail_everywhere(item.spec, outcome.error)
                 progress.update(len(item.indices))
-            lock = threading.Lock()  # hosts and scorers are waited for in two threads
+            lock = threading.Lock()  # outcomes of hosts and scorers arrive in two threads
 
             def update(samples: int) -> None:
                 with lock:
@@ -118,7 +118,7 @@ class Evaluation:
             self._delete_media(case)
 
     def _measure_samples(self, work: Sequence[_Shard], update: Any) -> None:
-        """Hosts in a thread of their own, scorers here: both are busy at once."""
+        """Sample on the hosts in a second thread and score in this one, so that both pools stay busy."""
         waiting: queue.Queue[_Shard | BaseException | None] = queue.Queue(WAITING_MEDIA)
         stop = threading.Event()
 
@@ -148,7 +148,7 @@ class Evaluation:
                     if stop.is_set():
                         return
                 put(None)
-            except BaseException as error:  # to be raised where somebody waits
+            except BaseException as error:  # raised again in the thread that waits on the queue
                 put(error)
 
         def scored() -> Iterator[_Shard]:
@@ -174,15 +174,15 @@ class Evaluation:
             self.failures.setdefault((shard.number, spec.identity), str(error))
 
     def _fail_everywhere(self, spec: MetricSpec, error: Exception) -> None:
-        """Real samples that cannot be measured cost the metric its value, and no other its own."""
+        """Note real samples that could not be measured: this metric then has no value, other metrics are unaffected."""
         for number in range(len(self.cases)):
             self.failures.setdefault((number, spec.identity), f"real samples: {error}")
 
     def check_sizes(self) -> None:
-        """Refuse real images of another size than samples, before any is measured: they are other distributions.
+        """Refuse real images whose shape differs from the samples', before anything is measured.
 
         Raises:
-            ConfigError: With both sizes and the options that change one.
+            ConfigError: The shapes differ; the message has both and the options that change one.
         """
         for case in {case.pairs.digest: case for case in self.cases}.values():
             for spec in self.metrics:
@@ -190,14 +190,14 @@ class Evaluation:
                 if real is None or spec.metric.sees != "images":
                     continue
                 source = plugins.build("datasets", real.dataset["name"], real.dataset["options"])
-                theirs = tuple(source.real_samples([0]).shape[1:])
-                one = {"theta": None, "pairs": case.pairs.digest, "indices": [0]}
-                mine = tuple(self.hosts.call("pictures", **one).shape[1:])
-                if theirs != mine:
+                real_shape = tuple(source.real_samples([0]).shape[1:])
+                first = {"theta": None, "pairs": case.pairs.digest, "indices": [0]}
+                shape = tuple(self.hosts.call("pictures", **first).shape[1:])
+                if real_shape != shape:
                     raise ConfigError(
-                        f"metric {spec.metric.column!r} compares samples of shape {mine} with real images of "
-                        f"{real.dataset['name']!r} of shape {theirs}; set the dataset's options (side, grayscale), or "
-                        f"take another reference"
+                        f"metric {spec.metric.column!r} compares samples of shape {shape} with real images of "
+                        f"{real.dataset['name']!r} of shape {real_shape}; set the dataset's options (side, grayscale), "
+                        f"or choose another reference"
                     )
 
     def _shard(self, number: int, shard: int) -> _Shard:
@@ -223,7 +223,7 @@ class Evaluation:
 
     @staticmethod
     def _applies(spec: MetricSpec, case: Case) -> bool:
-        """Ground truth is not compared with itself."""
+        """Whether a metric is measured for a case: ground truth is not compared with itself."""
         return not (spec.metric.compares and case.solver.kind == "ground truth")
 
     def _measured(self, case: Case, spec: MetricSpec) -> Measured:
@@ -241,7 +241,7 @@ class Evaluation:
     # ---- real samples -----------------------------------------------------------------------------------------
 
     def _real(self, spec: MetricSpec, pairs: PairSpec) -> RealSamples | None:
-        """The real samples that a metric needs measured too."""
+        """The real samples that a metric compares with, or None if it needs none measured."""
         key = (digest_of([spec.name, dict(spec.options)]), digest_of(pairs.conditioning))
         if key not in self._real_samples:
             dataset = self.dataset(pairs)
@@ -259,18 +259,18 @@ class Evaluation:
 
     @staticmethod
     def dataset(pairs: PairSpec) -> Dataset:
-        """The dataset that conditioned these pairs."""
+        """The dataset from which the pairs' conditioning was drawn."""
         return plugins.build("datasets", pairs.conditioning["name"], pairs.conditioning["options"])
 
     # ---- summaries --------------------------------------------------------------------------------------------
 
     def scores(self, ground_truth_nfe: Mapping[str, float]) -> list[Score]:
-        """A score for every case and metric. Ground truth is at no distance from itself.
+        """One score per case and metric; ground truth has distance 0 from itself.
 
         Args:
-            ground_truth_nfe: Mean evaluations of ground truth, by digest of the pair set.
+            ground_truth_nfe: Mean evaluations per sample of ground truth, by pairs digest.
         """
-        found = []
+        scores = []
         for number, case in enumerate(self.cases):
             dataset = self.dataset(case.pairs)
             not_finite = self._not_finite(case)
@@ -282,10 +282,10 @@ class Evaluation:
                 else:
                     exact = math.inf if spec.metric.higher_is_better else 0.0
                     summary = Summary(exact, 0.0, case.pairs.count, 0)
-                found.append(
+                scores.append(
                     Score(case=case, metric=spec, summary=summary, nfe=nfe, not_finite=not_finite[:10], failure=failure)
                 )
-        return found
+        return scores
 
     def _summary(
         self, number: int, case: Case, spec: MetricSpec, dataset: Dataset, not_finite: int
@@ -294,7 +294,7 @@ class Evaluation:
         if (failure := self.failures.get((number, spec.identity))) is not None:
             return nothing, failure
         if not_finite and not isinstance(spec.metric, MeanMetric | RateMetric):
-            # What is left would be another distribution than the solver's.
+            # The remaining samples follow another distribution than the solver's.
             return nothing, f"{not_finite} samples are not finite"
         real = self._real(spec, case.pairs)
         try:
@@ -311,13 +311,26 @@ class Evaluation:
         return tuple(int(i) for i in np.flatnonzero(~good.astype(bool)))
 
     def per_sample(self, case: Case, spec: MetricSpec) -> Array:
-        """What was measured of every sample, (N, K), in the order of the pairs."""
+        """A metric's per-sample measurements, (N, K), in the order of the pairs."""
         return np.concatenate(list(self._measured(case, spec)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Shard:
-    """One shard of one case, and what is missing of it."""
+    """One shard of one case, with the measurements that are missing.
+
+    Attributes:
+        number: Index of the case.
+        shard: Index of the shard.
+        case: The case.
+        compared: Missing metrics that compare with ground truth; a host measures them.
+        scored: Missing metrics that a scorer measures.
+        keys: Storage keys of the missing measurements, by metric identity.
+        finite: Storage key of the record of finite samples.
+        lacks_finite: Whether that record is missing.
+        media: Storage key of the shard's images or sound.
+        storage: Storage of measurements and media.
+    """
 
     number: int
     shard: int
@@ -336,7 +349,7 @@ class _Shard:
 
     @property
     def needs_host(self) -> bool:
-        """Whether it has to be sampled; media that a killed run left are good."""
+        """Whether the shard has to be sampled; media left by a killed run are used as they are."""
         return bool(self.compared or self.lacks_finite or (self.scored and not self.storage.exists(self.media)))
 
     @property
@@ -345,7 +358,7 @@ class _Shard:
 
     @property
     def steps(self) -> int:
-        """Samples to be made and samples to be scored."""
+        """Progress steps: samples to be sampled, plus samples to be scored by each metric."""
         return self.rows * (self.needs_host + len(self.scored))
 
     def host_request(self) -> Request:
@@ -382,7 +395,7 @@ def _media_folder(case: Case) -> str:
 
 
 def _answers(pool: Pool | None, work: Any, request: Any) -> Iterator[tuple[Outcome, Any]]:
-    """Outcomes with the work that they are of; work is taken when there is room for it."""
+    """Outcomes paired with their items of work; items are consumed lazily, as the pool has room."""
     taken = []
 
     def requests() -> Iterator[Request]:
@@ -391,7 +404,7 @@ def _answers(pool: Pool | None, work: Any, request: Any) -> Iterator[tuple[Outco
             yield request(item)
 
     if pool is None:
-        assert not list(requests()), "a metric that needs a scorer, and none was started"
+        assert not list(requests()), "a metric needs a scorer, but no scorer was started"
         return
     for outcome in pool.map(requests()):
         yield outcome, taken[outcome.index]

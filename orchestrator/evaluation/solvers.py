@@ -1,4 +1,4 @@
-"""What is evaluated: distilled solvers, fixed ones beside them, and ground truth itself."""
+"""The solvers of an evaluation: distilled thetas, fixed baselines, and ground truth itself."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class EvaluatedSolver:
     """One solver at one guidance scale.
 
     Attributes:
-        kind: Where it is from.
-        name: Its name in tables; with ``nfe`` and ``guidance_scale`` no other has it.
-        guidance_scale: 1 is unguided.
+        kind: Ground truth, fixed baseline or distilled theta.
+        name: Name in tables, unique for each ``nfe`` and ``guidance_scale``.
+        guidance_scale: Guidance scale; 1 is unguided.
         ns: The solver itself; None for ground truth.
-        artifact: Of a theta.
-        origin: Where theta was found: a path, ``runs:/…`` or ``models:/…``.
-        run_id: MLflow run that theta is from, where it is known.
-        passes: Forwards plus backwards that its distillation took, where it is known.
+        artifact: The theta artifact; None for baselines and ground truth.
+        origin: Location that theta was loaded from: a path, ``runs:/…`` or ``models:/…``.
+        run_id: MLflow run that theta comes from, if known.
+        passes: Forwards plus backwards that the distillation took, if known.
     """
 
     kind: Kind
@@ -42,26 +42,26 @@ class EvaluatedSolver:
 
     @property
     def nfe(self) -> int | None:
-        """Evaluations a sample; None for ground truth, whose number differs from dataset to dataset."""
+        """Evaluations per sample; None for ground truth, whose number varies with the dataset."""
         return None if self.ns is None else self.ns.nfe
 
     @property
     def digest(self) -> str:
-        """What its samples follow from: equal for equal numbers of theta."""
+        """Digest that identifies the solver's samples: equal for equal theta."""
         return GROUND_TRUTH if self.ns is None else ThetaArtifact(self.ns).digest[:16]
 
     @property
     def identity(self) -> tuple[str, str, float]:
-        """Two of the same identity are one row of a table."""
+        """Key of a table row: solvers with equal identity share one row."""
         return (self.name, self.digest, self.guidance_scale)
 
     @property
     def theta(self) -> npt.NDArray[np.float64] | None:
-        """Flat, float64; None for ground truth."""
+        """The flat theta, float64; None for ground truth."""
         return None if self.ns is None else self.ns.flat().detach().to(torch.float64).numpy()
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Rows of a table: ground truth, then by name and NFE."""
+        """Sort key of table rows: guidance scale, ground truth before thetas before baselines, then name and NFE."""
         kinds: dict[Kind, int] = {"ground truth": 0, "theta": 1, "baseline": 2}
         return (self.guidance_scale, kinds[self.kind], self.name, self.nfe or 0)

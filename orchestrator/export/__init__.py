@@ -1,1 +1,1 @@
-"""Exporters: theta in the form that other programs read. One file each, found by module name."""
+"""Exporters: theta in the file formats of other programs. One module each, loaded by module name."""

@@ -1,4 +1,4 @@
-"""What an exporter provides: theta, written for another program."""
+"""Interface of exporters, which write theta in the format of another program."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from solvers.theta import ThetaArtifact
 
 
 class ExportError(UserError):
-    """A destination that cannot take the export, or a theta that the target cannot express."""
+    """The destination is not valid for the export, or the target format cannot express the theta."""
 
 
 class Exporter(ABC):
-    """Writes a theta artifact in one format. Stateless: ``EXPORTER()`` makes one.
+    """Writes a theta artifact in one format. Stateless: ``EXPORTER()`` creates an instance.
 
     Attributes:
-        name: Module name, as ``bespoke export --to`` takes it.
+        name: Module name, as passed to ``bespoke export --to``.
     """
 
     name: ClassVar[str]
 
     @abstractmethod
     def export(self, artifact: ThetaArtifact, destination: Path) -> list[Path]:
-        """Write ``artifact`` to ``destination``; a file that is there is replaced.
+        """Write ``artifact`` to ``destination``; an existing file is replaced.
 
         Args:
             artifact: The solver with its provenance.
-            destination: A file or a folder, whichever the format consists of.
+            destination: A file or a folder, depending on the format.
 
         Returns:
             The files written.
 
         Raises:
             ExportError: The destination does not suit the format.
-            InvalidThetaError: theta holds numbers that no solver has.
+            InvalidThetaError: theta is not a valid solver.
         """
 
 
 def check_artifact(artifact: ThetaArtifact) -> ThetaArtifact:
-    """The artifact as it would be read back from its JSON: what a loader would refuse is never written.
+    """The artifact as read back from its own JSON, so that an artifact a loader would refuse is never exported.
 
     Raises:
         InvalidThetaError: theta holds a number that is not finite, a time outside [0, 1], or unusable provenance.
@@ -51,15 +51,15 @@ def check_artifact(artifact: ThetaArtifact) -> ThetaArtifact:
 
 
 def write_file(destination: Path, suffix: str, data: bytes) -> list[Path]:
-    """Write the one file of a format, complete under its name or not at all.
+    """Write the file of a single-file format atomically.
 
     Raises:
-        ExportError: The destination is a folder, or ends in another suffix.
+        ExportError: The destination is a folder, or has another suffix.
         StoreError: The disk is full.
     """
     if destination.is_dir() or destination.suffix != suffix:
         raise ExportError(
-            f"the export is one file that ends in {suffix}, and the destination is {destination}; write for example "
+            f"the export is one file that ends in {suffix}, but the destination is {destination}; write for example "
             f"{destination / ('theta' + suffix) if destination.is_dir() else destination.with_suffix(suffix)}"
         )
     Storage.at(destination.parent).write(destination.name, data)

@@ -1,4 +1,4 @@
-"""``diffusers``: theta as a scheduler for the pipeline it was made for."""
+"""``diffusers``: exports theta as a scheduler for the pipeline it was made for."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from solvers.schedulers import DiscreteVP
 from solvers.theta import ThetaArtifact
 
 LARGEST_START_DEVIATION = 0.01
-"""Of a_0 from 1, in pipelines that start from their noise whatever the scheduler says."""
+"""Largest deviation of a_0 from 1 in pipelines that start from their noise and ignore ``init_noise_sigma``."""
 
 _DIT_NULL_CLASS = 1000
-"""The class that DiTPipeline takes for a dropped label, whatever the network's number of classes."""
+"""Class that DiTPipeline uses as the dropped label, whatever the number of classes of the network."""
 
 
 def ns_scheduler(
     artifact: ThetaArtifact, pipe: Any, *, guidance_scale: float | None = None, allow_transfer: bool = False
 ) -> Any:
-    """theta as the scheduler of a pipeline in memory: ``pipe.scheduler = ns_scheduler(theta, pipe)``.
+    """The scheduler of theta for a pipeline in memory: ``pipe.scheduler = ns_scheduler(theta, pipe)``.
 
     Args:
         artifact: The solver with its provenance.
-        pipe: The diffusers pipeline that it was made for; its networks are frozen.
-        guidance_scale: What the pipeline will be called with, to be checked; None for theta's own.
-        allow_transfer: Whether to take a theta of another model.
+        pipe: The diffusers pipeline that theta was made for; its networks are frozen.
+        guidance_scale: Scale that the pipeline will be called with, checked against theta's; None for theta's own.
+        allow_transfer: Whether to accept a theta that was made for another model.
 
     Returns:
-        An ``NSScheduler``; its ``config`` has theta's ``guidance_scale``.
+        An ``NSScheduler``; its ``config`` holds theta's ``guidance_scale``.
 
     Raises:
         InvalidThetaError: theta was made for another model, prediction, path or guidance.
-        ExportError: The pipeline cannot do what theta needs.
+        ExportError: The pipeline cannot sample with this theta.
         ConfigError: There is no adapter for the pipeline.
     """
     from orchestrator.export.ns_scheduler import FLOW, NSScheduler
@@ -65,10 +65,10 @@ def _check(artifact: ThetaArtifact, model: DiffusersModel, guidance_scale: float
         ("native scheduler", artifact.native_scheduler, model.native.name),
         ("scheduler", artifact.scheduler, model.scheduler.name),
     )
-    for noun, made_for, found in pairs:
-        if made_for != found:
+    for noun, made_for, actual in pairs:
+        if made_for != actual:
             raise InvalidThetaError(
-                f"this theta was made for the {noun} {made_for!r}, and the pipeline's is {found!r}; distil one for "
+                f"this theta was made for the {noun} {made_for!r}, but the pipeline's is {actual!r}; distil one for "
                 f"this pipeline"
             )
     artifact.check_model(model.digest, allow_transfer=allow_transfer)
@@ -81,10 +81,13 @@ def _check(artifact: ThetaArtifact, model: DiffusersModel, guidance_scale: float
     network = model.network
     name = type(network.pipe).__name__
     if network.guidance == "none" and scale != 1:
-        raise ExportError(f"this theta was made for guidance_scale {scale:g}, and {name} here knows no guidance")
+        raise ExportError(
+            f"this theta was made for guidance_scale {scale:g}, but this {name} does not support guidance; distil one "
+            f"for 1"
+        )
     if network.guidance == "classifier_free" and scale < 1:
         raise ExportError(
-            f"this theta was made for guidance_scale {scale:g}, and {name} takes any scale below 1 for unguided; "
+            f"this theta was made for guidance_scale {scale:g}, but {name} treats every scale below 1 as unguided; "
             f"distil one for 1 or more"
         )
     if isinstance(network, DiT) and scale != 1 and network.classes != _DIT_NULL_CLASS:
@@ -95,37 +98,36 @@ def _check(artifact: ThetaArtifact, model: DiffusersModel, guidance_scale: float
     start = float(artifact.solver.a[0])
     if start <= 0 or (not network.scales_noise and abs(start - 1) > LARGEST_START_DEVIATION):
         raise ExportError(
-            f"this theta starts from {start:.4g} x0, and {name} starts from its noise itself; distil one from a start "
-            f"at the first time of the path, such as 'midpoint'"
+            f"this theta starts from {start:.4g} x0, but {name} starts from the unscaled noise; distil one from a "
+            f"start at the first time of the path, such as 'midpoint'"
         )
 
 
 @dataclass(frozen=True)
 class DiffusersScheduler(Exporter):
-    """A folder inside a diffusers pipeline's, with theta as a scheduler for it."""
+    """Exports theta as a scheduler folder inside the folder of a diffusers pipeline."""
 
     name = "diffusers"
 
     def export(self, artifact: ThetaArtifact, destination: Path) -> list[Path]:
         """Write ``scheduler_config.json`` to ``destination``, a folder inside the pipeline's, e.g. ``PIPELINE/bns``.
 
-        The pipeline itself stays as it is; it is loaded to see that theta was made for it. See
-        :meth:`Exporter.export`.
+        The pipeline is loaded to check that theta was made for it, and is not changed. See :meth:`Exporter.export`.
 
         Raises:
-            ExportError: ``destination`` is not inside a pipeline's folder, or is one of its own components.
+            ExportError: ``destination`` is not inside a pipeline's folder, or is one of the pipeline's components.
             InvalidThetaError: theta was made for another pipeline.
         """
         folder = destination.parent
         if not (folder / "model_index.json").is_file():
-            inside = destination if (destination / "model_index.json").is_file() else Path("PIPELINE")
+            pipeline = destination if (destination / "model_index.json").is_file() else Path("PIPELINE")
             raise ExportError(
-                f"the export is a folder inside that of the pipeline, and the destination is {destination}; write for "
-                f"example {inside / 'bns'}"
+                f"the export is a folder inside the pipeline's folder, but the destination is {destination}; write for "
+                f"example {pipeline / 'bns'}"
             )
         if destination.name in pipeline_index(str(folder)):
             raise ExportError(
-                f"{destination} is a component of the pipeline itself; write beside it, for example {folder / 'bns'}"
+                f"{destination} is a component of the pipeline; choose another folder, for example {folder / 'bns'}"
             )
         scheduler = ns_scheduler(artifact, _pipeline_of(artifact, folder))
         scheduler.save_pretrained(destination)
@@ -133,7 +135,7 @@ class DiffusersScheduler(Exporter):
 
 
 def _pipeline_of(artifact: ThetaArtifact, folder: Path) -> Any:
-    """The pipeline in the dtype that theta was made in; in float32 where none is that of theta."""
+    """Load the pipeline in the dtype whose digest matches theta's model, or in float32 if none does."""
     for dtype in DTYPES:
         pipe = load_pipeline(str(folder), dtype)
         if DiffusersModel.of(pipe).digest == artifact.model_digest:

@@ -1,6 +1,6 @@
-"""theta as a scheduler of diffusers: drops into an unchanged pipeline. The only module that defines a diffusers class.
+"""Diffusers scheduler that samples with theta in an unchanged pipeline. The only module that defines a diffusers class.
 
-Pipelines that were saved with it name this module, so it must be importable where they are loaded.
+A pipeline saved with this scheduler refers to this module, so the package must be installed where it is loaded.
 """
 
 from __future__ import annotations
@@ -18,50 +18,50 @@ from solvers.schedulers import CondOT, Cosine, DiscreteVP, Scheduler
 
 FLOW = "flow_prediction"
 _CONTINUOUS: dict[bool, Scheduler] = {True: CondOT(), False: Cosine()}
-"""The path of what has no betas, by whether it is a flow."""
+"""Path of models without betas, by whether the model is a flow."""
 
 
 class NSSchedulerOutput(NamedTuple):
-    """What :meth:`NSScheduler.step` returns.
+    """Result of :meth:`NSScheduler.step`.
 
     Attributes:
-        prev_sample: The next state, of the shape and dtype of the one before.
+        prev_sample: The next state, with the shape and dtype of the current one.
     """
 
     prev_sample: Tensor
 
 
-class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers combines them so itself
+class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers combines them in the same way
     """A non-stationary solver (BNS eq. 11, Algorithm 1) as a diffusers scheduler.
 
-    Step k turns the pipeline's output, after guidance, into the velocity u_k and gives
+    Step k converts the network's output, after guidance, to the velocity u_k and returns
     x_{k+1} = a_{k+1} x0 + sum_j b_{k+1,j} u_j. Sums are in float32 (float64 for float64 samples).
 
-    The first state is a_0 x0. Pipelines that multiply their noise by ``init_noise_sigma`` = a_0 (Stable Diffusion 1, 2,
-    XL) start there from x0 itself; others start from their noise, and x0 is that noise divided by a_0.
+    The first state is a_0 x0. In pipelines that multiply their noise by ``init_noise_sigma`` = a_0 (Stable Diffusion 1,
+    2, XL), x0 is the noise itself. Other pipelines start at their noise, and x0 is that noise divided by a_0.
 
-    Timesteps are real-valued, and may repeat or return, as theta's times do. Only deterministic sampling of the whole
-    path is possible: no eta, no clipping or thresholding, no start in the middle (image to image).
+    Timesteps are real-valued. Like theta's times, they may repeat or run backwards. Only deterministic sampling of the
+    whole path is supported: eta, clipping, thresholding and a start in the middle (image to image) are not.
 
     Args:
-        times: theta's t_0..t_{n-1}, t=0 noise and t=1 data.
-        a: Weights of x0, n + 1 numbers.
-        b: Rows 0..n of the lower triangle; row k has k numbers.
+        times: theta's t_0..t_{n-1}, with t=0 noise and t=1 data.
+        a: Weights of x0, n + 1 values.
+        b: Rows 0..n of the lower triangle; row k has k values.
         prediction_type: 'epsilon', 'sample', 'v_prediction' or 'flow_prediction' (noise minus data).
         trained_betas: The betas the network was trained with; None for flows, and for a v prediction on the continuous
             cosine path (Stable Audio), whose timesteps are 1 - t.
-        num_train_timesteps: Timesteps of training.
-        guidance_scale: Guidance that theta was made for: what to call the pipeline with.
-        model_digest: Model that theta was made for.
-        use_flow_sigmas: Whether it is a flow; flow pipelines then leave the grid to the scheduler.
+        num_train_timesteps: Number of timesteps in training.
+        guidance_scale: Guidance scale that theta was made for; call the pipeline with it.
+        model_digest: Digest of the model that theta was made for.
+        use_flow_sigmas: Whether the model is a flow; flow pipelines then leave the grid to the scheduler.
 
     Raises:
-        InvalidThetaError: The numbers are those of no solver.
-        ValueError: A prediction type that is unknown or does not suit ``trained_betas``.
+        InvalidThetaError: ``times``, ``a`` and ``b`` are not a valid solver.
+        ValueError: The prediction type is unknown or does not suit ``trained_betas``.
     """
 
     order = 1
-    _compatibles: list[str] = []  # noqa: RUF012 (diffusers reads it so)
+    _compatibles: list[str] = []  # noqa: RUF012 (diffusers expects a class attribute)
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -84,8 +84,9 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         continuous = prediction_type == "v_prediction" and trained_betas is None
         if (flow or continuous) == (trained_betas is not None) or flow != use_flow_sigmas:
             raise ValueError(
-                f"{FLOW} takes use_flow_sigmas and no trained_betas; epsilon and sample take trained_betas alone, "
-                f"v_prediction those or none"
+                f"prediction_type does not suit trained_betas and use_flow_sigmas: {FLOW} takes use_flow_sigmas and no "
+                f"trained_betas, epsilon and sample take only trained_betas, v_prediction takes trained_betas or "
+                f"neither"
             )
         n = len(times)
         lower = torch.zeros(n + 1, n, dtype=torch.float64)
@@ -111,7 +112,7 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
 
     @property
     def step_index(self) -> int:
-        """Steps taken since :meth:`set_timesteps`."""
+        """Number of steps taken since :meth:`set_timesteps`."""
         return len(self._velocities)
 
     @property
@@ -119,10 +120,10 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         return 0
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Pipelines call it with 0.
+        """Accept 0, the only value that pipelines pass for a sample from noise.
 
         Raises:
-            ValueError: Another start than the first step.
+            ValueError: ``begin_index`` is not 0.
         """
         if begin_index != 0:
             raise ValueError(f"theta is a solver of the whole path and cannot begin at step {begin_index}; begin at 0")
@@ -130,15 +131,15 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: str | torch.device | None = None, mu: float | None = None
     ) -> None:
-        """Begin a sample.
+        """Begin a new sample.
 
         Args:
-            num_inference_steps: theta's number of evaluations.
-            device: Where the pipeline wants ``timesteps``.
-            mu: The shift that FLUX and SD3 compute for a grid of their own; theta has its grid, so it is not used.
+            num_inference_steps: Number of steps; must be theta's NFE.
+            device: Device for ``timesteps``.
+            mu: Shift that FLUX and SD3 compute for their own grids. Ignored, since theta has its own grid.
 
         Raises:
-            ValueError: Another number of steps than theta's.
+            ValueError: ``num_inference_steps`` is not theta's NFE.
         """
         if num_inference_steps != self.solver.nfe:
             raise ValueError(
@@ -149,7 +150,7 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         self._start(device)
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
-        """The state as it is: the network sees the path that it was trained on."""
+        """Return the state unchanged: the network is evaluated on the path it was trained on."""
         return sample
 
     def step(
@@ -162,23 +163,23 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         generator: Any = None,
         return_dict: bool = True,
     ) -> NSSchedulerOutput | tuple[Tensor]:
-        """The next state.
+        """Take one step and return the next state.
 
         Args:
-            model_output: The network's output after guidance, (B, C, ...); further channels (a variance) are left out.
-            timestep: The one the network was asked at; steps are counted, since theta may ask twice at one time.
-            sample: The state at which it was asked, (B, C, ...).
-            eta, use_clipped_model_output, generator: Of stochastic samplers. Nothing is drawn, so a generator is of
-                no effect; pipelines hand the one they drew the noise from to every scheduler.
-            return_dict: Whether to give an output object or a tuple.
+            model_output: The network's output after guidance, (B, C, ...); extra channels (a variance) are dropped.
+            timestep: Timestep of the evaluation. Ignored: steps are counted, since theta's times may repeat.
+            sample: The state at which the network was evaluated, (B, C, ...).
+            eta, use_clipped_model_output, generator: Arguments of stochastic samplers. Nothing is drawn here, so
+                ``generator``, which pipelines pass to every scheduler, has no effect.
+            return_dict: Whether to return an output object or a tuple.
 
         Raises:
-            ValueError: eta or clipping is asked for, or a step too many.
+            ValueError: eta or clipping is requested, or all steps have been taken.
         """
         if eta != 0 or use_clipped_model_output:
             raise ValueError(
-                f"theta is deterministic and linear: eta={eta:g} and use_clipped_model_output="
-                f"{use_clipped_model_output} cannot be had; leave them at 0 and None"
+                f"theta is deterministic and linear, so eta={eta:g} and use_clipped_model_output="
+                f"{use_clipped_model_output} are not supported; leave them at 0 and None"
             )
         k = self.step_index
         if self.num_inference_steps is None or k >= self.solver.nfe:
@@ -197,7 +198,7 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         if state.ndim == 4 and output.shape[1] == 2 * channels:
             output = output[:, :channels]
         if self.predicts == "velocity":
-            output = -output  # diffusers' flows point from data to noise
+            output = -output  # velocities of diffusers' flows point from data to noise
         return PredictionField(lambda x, t: output, self.predicts, self.native)(state, t)
 
     def __len__(self) -> int:

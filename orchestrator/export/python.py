@@ -1,4 +1,4 @@
-"""``python``: theta as one short Python file that needs nothing but the arrays it is given."""
+"""``python``: exports theta as one short Python file without dependencies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEMPLATE = '''\
 
 ``velocity(x, t)`` is dx/dt of the sampling ODE for a batch x and a Python float t, with t=0 noise and t=1 data.
 {belongs}
-x0 is noise ~ N(0, I). Both may be arrays of torch, numpy or anything else with + and *.
+x0 is noise ~ N(0, I). x0 and the velocities may be arrays of torch, numpy or any other library with + and *.
 """
 
 MODEL_DIGEST = {model_digest!r}
@@ -32,7 +32,7 @@ B = {b}
 
 
 def sample(velocity, x0):
-    """The sample of noise ``x0``, of its shape and dtype, in len(TIMES) evaluations of ``velocity``."""
+    """Solve the ODE from noise ``x0`` in len(TIMES) evaluations of ``velocity``; keeps the shape and dtype of x0."""
     velocities = []
     x = A[0] * x0
     for t, a, row in zip(TIMES, A[1:], B[1:]):
@@ -46,12 +46,12 @@ def sample(velocity, x0):
 
 @dataclass(frozen=True)
 class PythonFile(Exporter):
-    """One Python file, the numbers inside: needs torch or numpy, and none of this package."""
+    """Exports theta as one Python file that holds its values; it runs with torch or numpy, without this package."""
 
     name = "python"
 
     def export(self, artifact: ThetaArtifact, destination: Path) -> list[Path]:
-        """Write the file; its name must be that of a Python module. See :meth:`Exporter.export`."""
+        """Write the file, whose name must be a valid Python module name. See :meth:`Exporter.export`."""
         if not destination.stem.isidentifier():
             importable = re.sub(r"\W", "_", destination.stem)
             raise ExportError(
@@ -64,10 +64,10 @@ class PythonFile(Exporter):
 
 def _source(artifact: ThetaArtifact, module: str) -> str:
     solver = artifact.solver
-    # Text from the artifact enters the file through repr alone: a hostile name must stay a name.
+    # Text from the artifact enters the file only through repr or ascii, so that a hostile name cannot become code.
     family = ascii(artifact.family)[1:-1].replace('"', "'")
     return TEMPLATE.format(
-        title=f"A sampler of {solver.nfe} evaluations, distilled (family {family}).",
+        title=f"Distilled solver of {solver.nfe} velocity evaluations (family {family}).",
         module=module,
         belongs=_belongs(artifact),
         model_digest=artifact.model_digest,
@@ -81,12 +81,12 @@ def _source(artifact: ThetaArtifact, module: str) -> str:
 
 def _belongs(artifact: ThetaArtifact) -> str:
     guided = "without guidance" if artifact.guidance_scale == 1 else "guided at GUIDANCE_SCALE"
-    path = "on the path named SCHEDULER" if artifact.scheduler else "on the path that theta was made for"
-    return f"It is that of the model MODEL_DIGEST, {guided}, {path}: with another, samples are off."
+    path = "on the path named SCHEDULER" if artifact.scheduler else "on the path that the solver was distilled for"
+    return f"It must be the velocity of the model MODEL_DIGEST, {guided}, {path};\nwith any other, samples are wrong."
 
 
 def _tuple(values: Iterable[float]) -> str:
-    """A tuple literal that reads back to the very same float64 numbers."""
+    """A tuple literal that reads back to exactly the same float64 values."""
     return "(" + "".join(f"{value!r}, " for value in values).rstrip() + ")"
 
 

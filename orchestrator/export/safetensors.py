@@ -1,4 +1,4 @@
-"""``safetensors``: theta as three tensors, with its provenance in the header. ``solvers.load_theta`` reads it."""
+"""``safetensors``: exports theta as three tensors with provenance in the header, for ``solvers.load_theta``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from solvers.theta import ThetaArtifact
 
 @dataclass(frozen=True)
 class Safetensors(Exporter):
-    """One safetensors file: tensors times, a and b in float64, provenance in the metadata."""
+    """Exports theta as one safetensors file: float64 tensors times, a and b, and provenance in the metadata."""
 
     name = "safetensors"
 
     def export(self, artifact: ThetaArtifact, destination: Path) -> list[Path]:
-        """Write the file; it must end in .safetensors. See :meth:`Exporter.export`."""
+        """Write the file, whose name must end in .safetensors. See :meth:`Exporter.export`."""
         artifact = check_artifact(artifact)
         provenance = {key: value for key, value in json.loads(artifact.to_json()).items() if key not in TENSORS}
         solver = artifact.solver

@@ -1,1 +1,1 @@
-"""Feature extractors, for Frechet distances and perceptual losses: one file each, found by module name."""
+"""Feature extractor plugins for Frechet distances and perceptual losses: one file each, named by its module."""

@@ -1,4 +1,4 @@
-"""Features that are the hidden layer of a small classifier, trained by the project on the real data."""
+"""Features from the hidden layer of a small classifier that the project trained on the real data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METADATA_KEY = "bespoke_features"
 
 
 class ClassifierNet(Protocol):
-    """A classifier in two parts: ``features`` (B, F) of samples, and ``classes``, the scores (B, classes) of those."""
+    """A classifier in two parts: ``features`` maps samples to (B, F), and ``classes`` those to scores (B, classes)."""
 
     features: nn.Module
     classes: nn.Module
@@ -25,13 +25,13 @@ class ClassifierNet(Protocol):
 
 @dataclass
 class ClassifierFeatures:
-    """The hidden layer of a classifier. A subclass says which.
+    """The hidden layer of a classifier, which a subclass names.
 
-    Samples are clipped to [-1, 1] first, as a viewer would: what is out of range looks like what is at its end.
+    Samples are first clipped to [-1, 1], as an image viewer would do: a value out of range looks like the nearest end.
 
     Attributes:
         net: The classifier, frozen.
-        facts: What the weights' file says of them: test accuracy, sizes of the sets, seed, versions.
+        facts: Metadata of the weights file: test accuracy, sizes of the data sets, seed, versions.
     """
 
     NAME: ClassVar[str]
@@ -57,7 +57,7 @@ class ClassifierFeatures:
         """Features, shape (B, F), float32, of samples (B, \\*SHAPE) in [-1, 1]; differentiable.
 
         Raises:
-            ValueError: Samples of another shape.
+            ValueError: The samples have another shape.
         """
         if tuple(samples.shape[1:]) != self.SHAPE:
             shape = ", ".join(map(str, self.SHAPE))

@@ -1,4 +1,4 @@
-"""What a feature extractor is. A Frechet distance means nothing without the name of the features it is taken in."""
+"""Interface of feature extractors. A Frechet distance is meaningless without the name of its features."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 class FeatureExtractor(Protocol):
-    """A frozen network that maps samples to the features whose distribution is compared."""
+    """A frozen network that maps samples to the features whose distributions are compared."""
 
     @property
     def name(self) -> str:
-        """Part of every number that is made with it: ``fid[name]``."""
+        """Part of the name of every metric computed with it: ``fid[name]``."""
         ...
 
     @property
@@ -30,10 +30,10 @@ class FeatureExtractor(Protocol):
 
 
 def fid_column(features: str) -> str:
-    """Name of a Frechet distance in tables and in MLflow: ``fid[digits_cnn]``."""
+    """Name of a Frechet distance in tables: ``fid[digits_cnn]``."""
     return f"fid[{features}]"
 
 
 def fid_metric(features: str) -> str:
-    """The same as MLflow takes it, which knows no brackets: ``fid/digits_cnn``."""
+    """Name of a Frechet distance in MLflow, whose metric names cannot contain brackets: ``fid/digits_cnn``."""
     return f"fid/{features}"

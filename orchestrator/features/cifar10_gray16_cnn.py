@@ -1,4 +1,4 @@
-"""``cifar10_gray16_cnn``: features of grey 16x16 photographs, from a classifier the project trained on CIFAR-10."""
+"""``cifar10_gray16_cnn``: features of grey 16x16 photographs, from the project's own classifier of CIFAR-10."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _convolution(inward: int, outward: int) -> list[nn.Module]:
 
 
 class PhotosNet(nn.Module):
-    """Three convolution stages, averaged over pixels, and a hidden layer whose activations are the features."""
+    """Three convolution stages, an average over pixels, and a hidden layer whose activations are the features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class PhotosNet(nn.Module):
 
 @dataclass
 class Cifar10Gray16CNN(ClassifierFeatures):
-    """128 features of a photograph."""
+    """128 features per photograph, from the hidden layer of a CIFAR-10 classifier."""
 
     NAME, DIM, SHAPE, NET = "cifar10_gray16_cnn", FEATURES, (1, 16, 16), PhotosNet
 

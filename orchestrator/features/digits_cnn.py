@@ -1,4 +1,4 @@
-"""``digits_cnn``: features of 8x8 digits, from a small classifier that the project trained on the real ones."""
+"""``digits_cnn``: features of 8x8 digits, from a small classifier that the project trained on the real data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FEATURES = 64
 
 
 class DigitsNet(nn.Module):
-    """Two convolution stages and a hidden layer: the hidden layer's activations are the features."""
+    """Two convolution stages and a hidden layer whose activations are the features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class DigitsNet(nn.Module):
 
 @dataclass
 class DigitsCNN(ClassifierFeatures):
-    """64 features of a digit."""
+    """64 features per digit, from the hidden layer of a digits classifier."""
 
     NAME, DIM, SHAPE, NET = "digits_cnn", FEATURES, (1, 8, 8), DigitsNet
 

@@ -1,4 +1,4 @@
-"""``inception``: the 2,048 features of the Frechet inception distance, by torch-fidelity's own network."""
+"""``inception``: the 2,048 features of the Frechet inception distance, from torch-fidelity's network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEATURES = 2048
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as a viewer would save them: clipped and rounded to 8 bits, (B, C, H, W), uint8."""
+    """Clip and round images in [-1, 1] to 8 bits, as an image file would store them: (B, C, H, W), uint8."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -28,10 +28,10 @@ class Inception:
     """InceptionV3 with the weights of the original FID (Heusel et al. 2017), as torch-fidelity distributes them.
 
     Attributes:
-        weights: The file; by default where torch keeps what it has fetched from the net.
+        weights: Path of the weights file; by default :data:`FILE` in torch hub's cache.
 
     Raises:
-        ConfigError: There is no such file. It is not fetched.
+        ConfigError: The file does not exist. It is not downloaded.
     """
 
     weights: str | None = None
@@ -45,7 +45,7 @@ class Inception:
 
     @property
     def path(self) -> Path:
-        """Where the weights are looked for."""
+        """Path of the weights."""
         return Path(self.weights or Path(torch.hub.get_dir()) / "checkpoints" / FILE).expanduser()
 
     @property
@@ -61,14 +61,14 @@ class Inception:
         """The network.
 
         Raises:
-            ConfigError: The file holds something else.
+            ConfigError: The file is not a weights file of this network.
         """
         from torch_fidelity.feature_extractor_inceptionv3 import (  # type: ignore[import-untyped]
             FeatureExtractorInceptionV3,
         )
 
         try:
-            # torch-fidelity unpickles whatever the file holds: looked at first, so that it is tensors alone.
+            # torch-fidelity unpickles the file without restrictions, so check first that it holds only tensors.
             torch.load(self.path, weights_only=True, map_location="cpu")
             return FeatureExtractorInceptionV3("inception", [str(FEATURES)], str(self.path))
         except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
@@ -76,10 +76,10 @@ class Inception:
             raise ConfigError(f"{self.path} holds no weights of torch-fidelity's Inception: {reason}") from error
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """Features, (B, 2048), float32, of images (B, 1 or 3, H, W) in [-1, 1]. Not differentiable: images are rounded.
+        """Features, (B, 2048), float32, of images (B, 1 or 3, H, W) in [-1, 1]. Rounding makes it non-differentiable.
 
         Raises:
-            ValueError: Another number of channels.
+            ValueError: The samples are not images of 1 or 3 channels.
         """
         if samples.ndim != 4 or samples.shape[1] not in (1, 3):
             raise ValueError(f"inception takes images (B, 1 or 3, H, W), got {tuple(samples.shape)}")

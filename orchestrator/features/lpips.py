@@ -22,24 +22,24 @@ FILES: dict[str, str] = {
     "vgg": "vgg16-397923af.pth",
     "squeeze": "squeezenet1_1-b8a52dc0.pth",
 }
-"""The ImageNet weights of the trunks, as torchvision names them when it has downloaded them."""
+"""File names of the trunks' ImageNet weights, as torchvision downloads them."""
 
 
 @dataclass(frozen=True)
 class LPIPS:
-    """LPIPS as one vector a sample: the sum of squared differences of two vectors is their LPIPS.
+    """LPIPS as one vector per sample: the sum of squared differences of two vectors is their LPIPS.
 
-    The calibrated layer weights come with the package ``lpips`` (the extra ``perceptual``); the trunk's ImageNet
-    weights are torchvision's file, looked for in torch hub's cache unless ``weights`` says where it is. Samples in
-    [-1, 1], with three channels or one, at least 32 pixels a side.
+    The calibrated layer weights come with the package ``lpips`` (the extra ``perceptual``). The trunk's ImageNet
+    weights are torchvision's file, by default in torch hub's cache. Samples lie in [-1, 1] and have one or three
+    channels and at least 32 pixels per side.
 
     Attributes:
         trunk: 'alex', 'vgg' or 'squeeze'.
-        weights: Path of torchvision's weights of the trunk.
+        weights: Path of torchvision's weights of the trunk; by default in torch hub's cache.
 
     Raises:
-        ConfigError: The package or the weights are not there.
-        ValueError: Another trunk.
+        ConfigError: The package or the weights are missing.
+        ValueError: Unknown trunk.
     """
 
     trunk: Trunk = "alex"
@@ -60,7 +60,7 @@ class LPIPS:
 
     @property
     def file(self) -> Path:
-        """Where the trunk's weights are looked for."""
+        """Path of the trunk's weights."""
         return Path(self.weights) if self.weights else Path(torch.hub.get_dir()) / "checkpoints" / FILES[self.trunk]
 
     @property
@@ -69,7 +69,7 @@ class LPIPS:
 
     @property
     def dim(self) -> int:
-        """Of a sample of 64 x 64 pixels: it grows with the image."""
+        """Number of features of a 64 x 64 image; it grows with the image."""
         return self(torch.zeros(1, 3, 64, 64)).shape[1]
 
     @cached_property
@@ -77,29 +77,29 @@ class LPIPS:
         import lpips  # type: ignore[import-untyped]  # an extra, and slow to import
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torchvision's, about arguments that lpips passes
+            warnings.simplefilter("ignore", UserWarning)  # torchvision warns about arguments that lpips passes
             net = lpips.LPIPS(net=self.trunk, pnet_rand=True, verbose=False)
         state = torch.load(self.file, map_location="cpu", weights_only=True)
-        # The trunk's layers keep their numbers, in slices between the layers that are compared.
-        mine = net.net.state_dict()
-        found = {
+        # lpips slices the trunk at the layers it compares, and keeps torchvision's layer numbers within the slices.
+        expected = net.net.state_dict()
+        tensors = {
             key: state[f"features.{key.split('.', 1)[1]}"]
-            for key in mine
+            for key in expected
             if f"features.{key.split('.', 1)[1]}" in state
         }
-        if len(found) != len(mine):
+        if len(tensors) != len(expected):
             raise ConfigError(
-                f"{self.file} holds no torchvision weights of {self.trunk}: {len(mine) - len(found)} of {len(mine)} "
-                f"tensors are missing; download {FILES[self.trunk]} again"
+                f"{self.file} holds no torchvision weights of {self.trunk}: {len(expected) - len(tensors)} of "
+                f"{len(expected)} tensors are missing; download {FILES[self.trunk]} again"
             )
-        net.net.load_state_dict(found)
+        net.net.load_state_dict(tensors)
         return freeze(net)
 
     def __call__(self, samples: Tensor) -> Tensor:
         """Features, shape (B, F), of samples of shape (B, 3 or 1, H, W) in [-1, 1]; differentiable.
 
         Raises:
-            ValueError: Samples of another shape.
+            ValueError: The samples have another shape.
         """
         if samples.ndim != 4 or samples.shape[1] not in (1, 3) or min(samples.shape[2:]) < 32:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Mean and covariance of features, streamed and merged exactly, and the Frechet distance between two of them."""
+"""Mean and covariance of features, accumulated and merged exactly, and the Frechet distance between two sets."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ Array = npt.NDArray[np.float64]
 
 WEIGHTS = Path(__file__).parent / "weights"
 LARGEST = 64.0
-"""Features must stay below this size, and are rounded to multiples of 2^-24: 30 bits, whose sums can be exact."""
+"""Upper bound of a feature's magnitude. Rounded to multiples of 2^-24 a feature has 30 bits, so sums are exact."""
 
 MAX_COUNT = 2**23
-"""Samples whose sums of 30-bit products still fit the 53 bits of float64."""
+"""Largest number of samples for which sums of 30-bit products fit the 53 bits of float64."""
 
 BATCH = 1024
-"""Samples that go through an extractor at once."""
+"""Samples per pass through an extractor."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What a Frechet distance needs of a set of features.
+    """Moments of a set of features, as a Frechet distance needs them.
 
     Attributes:
         features: Name of the extractor.
         count: Number of samples.
         mean: Shape (F,), float64.
         covariance: Shape (F, F), float64, normalised by count - 1.
-        samples: Features of some of the samples, (M, F), float32: what kernel distances need; None: none were kept.
+        samples: Features of some of the samples, (M, F), float32, for kernel distances; None if none were kept.
     """
 
     features: str
@@ -52,19 +52,20 @@ class Moments:
     samples: npt.NDArray[np.float32] | None = None
 
     def to_bytes(self, **facts: str) -> bytes:
-        """As a safetensors file; ``facts`` are kept beside the numbers for people to read."""
+        """Serialise to a safetensors file; ``facts`` are stored in its metadata for human readers."""
         described = {"features": self.features, "count": self.count, **facts}
         tensors: dict[str, npt.NDArray[Any]] = {"mean": self.mean, "covariance": self.covariance}
         if self.samples is not None:
-            tensors["samples"] = self.samples.astype(np.float16)  # half the bytes; kernel distances are far noisier
+            # float16 halves the bytes, and the noise of kernel distances is far above its rounding.
+            tensors["samples"] = self.samples.astype(np.float16)
         return save(tensors, {"bespoke_moments": json.dumps(described)})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Moments:
-        """The inverse of :meth:`to_bytes`, but for the samples' rounding to 16 bits.
+        """The inverse of :meth:`to_bytes`, except that samples were rounded to 16 bits.
 
         Raises:
-            ValueError, KeyError: They are no such bytes.
+            ValueError, KeyError: ``data`` is not such a file.
         """
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         described = json.loads(header["__metadata__"]["bespoke_moments"])
@@ -74,11 +75,11 @@ class Moments:
 
 
 class FeatureStatistics:
-    """Sums over features that add up to the same bits in whatever order, batches and shards they are taken.
+    """Sums over features whose bits do not depend on order, batches or shards.
 
-    A feature is rounded to a multiple of 2^-24 (float32 has no more digits from 1 upwards) and split into a high and a
-    low half of 15 bits. Products of halves are whole multiples of a power of two, and up to :data:`MAX_COUNT` of them
-    fit the 53 bits of a float64: no addition ever rounds.
+    A feature is rounded to a multiple of 2^-24 (at or above 1, float32 has no finer digits) and split into a high and
+    a low half of 15 bits. Products of halves are integer multiples of a power of two, and the sum of up to
+    :data:`MAX_COUNT` of them fits the 53 bits of a float64, so no addition rounds.
 
     Attributes:
         features: Name of the extractor.
@@ -92,10 +93,11 @@ class FeatureStatistics:
         self._products = np.zeros((3, dim, dim))
 
     def add(self, features: Tensor | npt.NDArray[Any]) -> None:
-        """Take in the features of a batch, shape (B, F).
+        """Add the features of a batch, shape (B, F).
 
         Raises:
-            ValueError: Another number of features, a value that is not finite or too large, or too many samples.
+            ValueError: The number of features differs, a value is not finite or too large, or there are too many
+                samples.
         """
         dim = self._sums.shape[1]
         if features.ndim != 2 or features.shape[1] != dim:
@@ -114,18 +116,18 @@ class FeatureStatistics:
                 f"exact; scale the extractor's features down"
             )
         self._check_count(len(values))
-        whole = np.round(values * 2.0**24) / 2.0**24
-        high = np.round(whole * 2.0**9) / 2.0**9
-        low = whole - high
+        rounded = np.round(values * 2.0**24) / 2.0**24
+        high = np.round(rounded * 2.0**9) / 2.0**9
+        low = rounded - high
         self.count += len(values)
         self._sums += np.stack([high.sum(axis=0), low.sum(axis=0)])
         self._products += np.stack([high.T @ high, high.T @ low, low.T @ low])
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Take in another shard's sums.
+        """Add the sums of another shard.
 
         Raises:
-            ValueError: They are of other features, or there are too many samples together.
+            ValueError: The two are of different features, or there are too many samples in total.
         """
         if (other.features, other._sums.shape) != (self.features, self._sums.shape):
             raise ValueError(f"statistics of {other.features} cannot be merged into those of {self.features}")
@@ -139,19 +141,20 @@ class FeatureStatistics:
             raise ValueError(f"statistics of more than {MAX_COUNT:,} samples would not be exact; use fewer samples")
 
     def moments(self, at_least: int | None = None) -> Moments:
-        """Mean and covariance of all samples taken in.
+        """Mean and covariance of all samples added so far.
 
         Args:
-            at_least: Samples that there must be; None: more than features.
+            at_least: Smallest number of samples; by default one more than the number of features.
 
         Raises:
-            ValueError: Fewer samples. With no more than features the covariance is singular, and a distance all bias.
+            ValueError: There are fewer samples. If they do not outnumber the features, the covariance is singular
+                and a distance is dominated by bias.
         """
         dim = self._sums.shape[1]
         if self.count < (dim + 1 if at_least is None else at_least):
             raise ValueError(
                 f"{self.count} samples do not determine the covariance of {dim} features; use more than {dim}, "
-                f"better ten times as many"
+                f"preferably ten times as many"
             )
         high, mixed, low = self._products
         mean = self._sums.sum(axis=0) / self.count
@@ -165,7 +168,7 @@ def feature_moments(extractor: FeatureExtractor, samples: Tensor, keep: int = 0)
     Args:
         extractor: The network.
         samples: (N, ...).
-        keep: How many samples' features to keep with them, evenly spread.
+        keep: Number of samples, evenly spread, whose features are kept in ``Moments.samples``.
 
     Raises:
         ValueError: See :meth:`FeatureStatistics.add` and :meth:`FeatureStatistics.moments`.
@@ -190,27 +193,27 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al. 2017), by torch-fidelity's function.
 
     Raises:
-        ValueError: The two are of different features.
+        ValueError: ``a`` and ``b`` are of different features.
     """
     if a.features != b.features:
         raise ValueError(f"a Frechet distance between features {a.features!r} and {b.features!r} means nothing")
     pair = ({"mu": moments.mean, "sigma": moments.covariance} for moments in (a, b))
-    found: dict[str, Any] = fid_statistics_to_metric(*pair, verbose=False)
-    return float(found[KEY_METRIC_FID])
+    metrics: dict[str, Any] = fid_statistics_to_metric(*pair, verbose=False)
+    return float(metrics[KEY_METRIC_FID])
 
 
 def reference_moments(features: str, dataset: str) -> Moments:
-    """The moments of real data that travel with the package.
+    """Moments of real data that ship with the package.
 
     Args:
         features: Name of the extractor.
         dataset: Name of the dataset plugin.
 
     Raises:
-        ConfigError: There are none for this pair; those that exist are listed.
+        ConfigError: None exist for this extractor and data set; the message lists those that do.
     """
     path = WEIGHTS / f"{features}.{dataset}.safetensors"
     if not path.is_file():
-        known = ", ".join(sorted(found.stem for found in WEIGHTS.glob("*.*.safetensors"))) or "none"
+        known = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.*.safetensors"))) or "none"
         raise ConfigError(f"no reference statistics {features}.{dataset}; there are: {known}")
     return Moments.from_bytes(path.read_bytes())

@@ -1,7 +1,8 @@
-"""Losses and gradients of several theta from one model batch, and the measurement that decides when this pays.
+"""Losses and gradients of several theta from one model batch, and the measurement that decides when this pays off.
 
 A small batch leaves most of a device idle, so answering several requests in one batch is nearly free. A large model or
-a large batch fills the device already, and nothing is gained. The break-even point is measured once per batch size.
+a large batch already fills the device, and batching gains nothing. The break-even point is measured once per shape and
+number of requests.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ BATCHED_OBJECTIVE = "psnr"
 """The only method and objective whose requests are batched."""
 
 GAIN = 0.95
-"""A larger batch must take less than this share of the smaller one's time per sample to be worth its memory."""
+"""A larger batch is preferred if its time per sample is below this share of the smaller one's."""
 
 REPEATS = 5
-"""Timings per batch size; the fastest counts."""
+"""Timings per batch size, of which the fastest counts."""
 
 LossAndGradient = tuple[float, npt.NDArray[np.float64]]
 
@@ -47,10 +48,10 @@ class BatchingStatistics:
     """Counts and timings of a host's batched requests.
 
     Attributes:
-        requests: Requests for a loss and gradient that arrived together with others.
+        requests: Requests for a loss and gradient that arrived together with others and could be batched.
         batched: Those that were answered in a model batch with others.
         batches: Number of these model batches.
-        out_of_memory: Batches that did not fit and were split.
+        out_of_memory: Batches that did not fit in memory and were split.
         seconds_per_sample: Measured duration of a velocity and its backward pass, by shape and number of theta; s.
     """
 
@@ -62,12 +63,12 @@ class BatchingStatistics:
 
 
 class Batching:
-    """Answers several requests to one frozen model, batched where that pays.
+    """Answers several requests to one frozen model, in batches if these are faster.
 
     Args:
         ask: ``ask(method, arguments)`` answers one request.
-        select: ``select(digest, indices)`` returns the guidance scale of a pair set, and these of its pairs on the
-            device.
+        select: ``select(digest, indices)`` returns the guidance scale of a pair set, and its pairs at these indices on
+            the device.
         velocity: ``velocity(condition, guidance_scale)`` is the model's field for a batch.
     """
 
@@ -100,7 +101,7 @@ class Batching:
         return answers
 
     def _answer_batchable(self, shape: Shape, requests: list[_BatchableRequest]) -> list[LossAndGradient]:
-        """Losses and gradients of theta of one NFE, each on the same number of pairs."""
+        """Losses and gradients of requests with theta of one NFE and pairs of one shape."""
         self.statistics.requests += len(requests)
         parts = -(-len(requests) // self._batch_size(shape, requests))
         answers: list[LossAndGradient] = []
@@ -114,7 +115,7 @@ class Batching:
         try:
             answers = self._answer_batch(shape, requests)
         except torch.OutOfMemoryError:
-            # The timed call holds one evaluation, a distillation step all of them.
+            # The timed call holds the activations of one evaluation, a distillation step those of all evaluations.
             self.statistics.out_of_memory += 1
             self.statistics.seconds_per_sample[shape][_sizes(len(requests))[-1]] = float("inf")
             half = len(requests) // 2
@@ -124,7 +125,7 @@ class Batching:
         return answers
 
     def _answer_batch(self, shape: Shape, requests: list[_BatchableRequest]) -> list[LossAndGradient]:
-        """One model batch, one backward pass."""
+        """Answer requests by one model batch and one backward pass."""
         thetas = torch.from_numpy(np.stack([request.arguments["theta"] for request in requests])).requires_grad_(True)
         batch = concatenate([request.pairs for request in requests])
         x0 = batch.x0.unflatten(0, (len(requests), shape.pairs))
@@ -134,10 +135,10 @@ class Batching:
         (gradients,) = torch.autograd.grad(losses.sum(), thetas)
         return list(zip(losses.tolist(), gradients.numpy(), strict=True))
 
-    # ---- when batching pays -----------------------------------------------------------------------------------------
+    # ---- when batching pays off -------------------------------------------------------------------------------------
 
     def _batch_size(self, shape: Shape, requests: list[_BatchableRequest]) -> int:
-        """Requests per batch: the smallest number beyond which the time per sample falls no further."""
+        """Requests per batch: the smallest number beyond which the time per sample no longer falls."""
         seconds = self.statistics.seconds_per_sample.setdefault(shape, {})
         sizes = _sizes(len(requests))
         for size in sizes:
@@ -153,7 +154,7 @@ class Batching:
     def _seconds_per_sample(self, shape: Shape, requests: list[_BatchableRequest]) -> float:
         """Shortest duration of one velocity and its backward pass, per sample; s."""
         batch = concatenate([request.pairs for request in requests])
-        # On a CPU the thread's own time: other processes on a busy machine must not count.
+        # On a CPU, use the thread's own time, so that other processes on a busy machine do not count.
         clock = time.thread_time if batch.x0.device.type == "cpu" else time.perf_counter
         velocity = self.velocity(batch.condition, shape.guidance_scale)
         scheduler = velocity.scheduler
@@ -173,12 +174,12 @@ class Batching:
 
 @dataclass(frozen=True)
 class _BatchableRequest:
-    """A request for a loss and gradient.
+    """A request for a loss and gradient that can be batched.
 
     Attributes:
         position: Index of its group, and its index in the group.
-        arguments: Its keyword arguments.
-        pairs: Its pairs, on the device.
+        arguments: The keyword arguments.
+        pairs: The pairs, on the device.
     """
 
     position: tuple[int, int]

@@ -1,7 +1,7 @@
-"""One distillation run: what is learned, by which method, and how it goes on by asking whoever has the model.
+"""Drives one distillation run. Every model evaluation goes through ``ask``, a callback to a host or the pool.
 
-The questions are methods of :class:`orchestrator.hosts.host.Host`, asked about fixed blocks of pairs whose sums are
-added in order: a host asks itself, a data-parallel trial asks the pool, and theta does not depend on who answered.
+Requests are methods of :class:`orchestrator.hosts.host.Host`, called on fixed blocks of pairs whose sums are added in
+order. A host calls its own methods; a data-parallel trial sends them to the pool. theta is the same either way.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ Settings = AdamSettings | LMSettings
 State = AdamState | LMState
 
 SETTINGS: dict[str, type[Settings]] = {"adam": AdamSettings, "levenberg_marquardt": LMSettings}
-"""Methods by their name in configurations."""
+"""Settings class of each method, by the method's name in configurations."""
 
 MAX_PSNR_DB = 300.0
-"""Beyond float64's rounding: what an exact sample counts as in a choice."""
+"""PSNR assigned to an exact sample when solvers are compared; beyond the reach of float64 rounding."""
 
 BLOCK = 64
-"""Pairs whose losses are summed together. Fixed, so that sums do not depend on how many hosts share them."""
+"""Pairs whose losses are summed in one request. Fixed, so that sums do not depend on the number of hosts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedRun:
-    """Which learnable family a distillation moves, on which pairs, and how.
+    """A distillation run: a learnable family, its training pairs, and the method's settings.
 
     Attributes:
         family: Family plugin.
-        options: Its options.
+        options: Options of the family.
         sigma0: Preconditioning.
         train: Digest of the training pairs.
-        settings: Adam's or Levenberg-Marquardt's settings.
-        objective: Objective plugin; Levenberg-Marquardt knows the PSNR loss alone.
-        objective_options: Its options.
+        settings: Settings of Adam or Levenberg-Marquardt.
+        objective: Objective plugin; Levenberg-Marquardt supports only the PSNR loss.
+        objective_options: Options of the objective.
     """
 
     family: str
@@ -66,26 +66,30 @@ class LearnedRun:
         return plugins.build("families", self.family, self.options)
 
     def solver(self, parameters: Sequence[float], scheduler: Scheduler) -> NSSolver:
-        """theta of the family's parameters, on fields of ``scheduler``."""
+        """The solver with these parameters of the family, for fields of ``scheduler``."""
         return self.build().to_ns(torch.tensor(parameters, dtype=torch.float64), scheduler, self.sigma0)
 
     def build_objective(self) -> Objective:
         return plugins.build("objectives", self.objective, self.objective_options)
 
     def begin(self, parameters: Tensor) -> State:
-        """The state before the first iteration, from the family's parameters at the start."""
+        """The state before the first iteration.
+
+        Args:
+            parameters: Initial parameters of the family.
+        """
         if isinstance(self.settings, LMSettings):
             return LMState.begin(parameters, self.settings)
         return AdamState.begin(parameters)
 
     def resume(self, saved: dict[str, Any]) -> State:
-        """A state that was stored as a dictionary."""
+        """The state restored from a dictionary."""
         return LMState(**saved) if isinstance(self.settings, LMSettings) else AdamState(**saved)
 
     def batch_key(self, nfe: int, guidance_scale: float) -> str | None:
-        """Equal for runs whose steps can share model batches; None where a run can share none.
+        """A key that is equal for runs whose steps can share model batches; None if this run's steps cannot.
 
-        Adam on the PSNR loss: Levenberg-Marquardt fills a batch with the columns of its Jacobian already.
+        Only Adam on the PSNR loss has one: Levenberg-Marquardt already fills a batch with the columns of its Jacobian.
         """
         if not isinstance(self.settings, AdamSettings) or self.objective != BATCHED_OBJECTIVE:
             return None
@@ -93,7 +97,7 @@ class LearnedRun:
         return f"nfe {nfe}, guidance {guidance_scale:g}, {pairs} pairs"
 
     def passes(self, state: State, nfe: int, forwards_per_evaluation: int) -> tuple[int, int]:
-        """Network forwards and backwards spent on training pairs so far."""
+        """Network forwards and backwards spent on training pairs up to ``state``."""
         if isinstance(state, LMState):
             return state.evaluations * forwards_per_evaluation, 0
         settings = self.settings
@@ -104,32 +108,32 @@ class LearnedRun:
 def advance(
     run: LearnedRun, state: State, steps: int, scheduler: Scheduler, ask: Ask, validation: str | None = None
 ) -> State:
-    """``steps`` more iterations of ``run`` from ``state``, or fewer where it ends.
+    """Advance ``run`` by ``steps`` iterations, or fewer if it ends earlier.
 
     Args:
-        run: What is distilled.
-        state: Where it stands; of the method that ``run`` has settings of.
-        steps: Iterations.
-        scheduler: Of the model's field.
-        ask: Who has the model and the pairs: the methods of a host.
-        validation: Digest of the pairs on which the last iterate is validated; None: it is not.
+        run: The run.
+        state: State to continue from, of the method that ``run.settings`` selects.
+        steps: Number of iterations.
+        scheduler: Scheduler of the model's field.
+        ask: Calls methods of a host that has the model and the pairs.
+        validation: Digest of the pairs on which the last iterate is validated; None: no validation.
     """
     state = _advance(run, state, steps, scheduler, ask)
     return state if validation is None else validate(run, state, validation, scheduler, ask)
 
 
 def validate(run: LearnedRun, state: State, pairs: str, scheduler: Scheduler, ask: Ask) -> State:
-    """``state`` with the PSNR of its iterate on these pairs (:func:`mean_psnr`)."""
+    """``state`` with its iterate's PSNR on these pairs (:func:`mean_psnr`)."""
     return state.with_validation(mean_psnr(run.solver(state.parameters, scheduler), pairs, ask))
 
 
 def mean_psnr(solver: NSSolver, pairs: str, ask: Ask) -> float:
-    """Mean PSNR of a solver on a whole pair store, dB; not finite where the solver, or one of its samples, is not."""
+    """Mean PSNR of a solver on a whole pair set, dB; not finite if theta or one of its samples is not finite."""
     theta = to_numpy(solver.flat())
     if not np.isfinite(theta).all():
         return float("nan")
     (scores,) = ask("score", [{"theta": theta, "pairs": pairs, "metrics": ["psnr"], "indices": None}])
-    # An exact sample has infinite PSNR, and one of them must not make the mean meaningless.
+    # An exact sample has infinite PSNR; a single one would make the mean meaningless.
     return float(np.mean(np.minimum(scores["psnr"], MAX_PSNR_DB)))
 
 
@@ -139,17 +143,17 @@ def _advance(run: LearnedRun, state: State, steps: int, scheduler: Scheduler, as
         return _advance_lm(run, run.settings, state, steps, scheduler, ask)
     assert isinstance(state, AdamState)
 
-    def of_theta(solver: NSSolver, indices: list[int]) -> LossAndGradient:
+    def theta_objective(solver: NSSolver, indices: list[int]) -> LossAndGradient:
         common = {"theta": to_numpy(solver.flat()), "pairs": run.train, "objective": run.objective}
         common["objective_options"] = run.objective_options
         return mean_of_blocks(ask("loss_and_gradient", _calls(common, indices)), indices)
 
-    def of_parameters(parameters: Tensor, indices: list[int]) -> LossAndGradient:
+    def parameter_objective(parameters: Tensor, indices: list[int]) -> LossAndGradient:
         common = {"run": run, "parameters": to_numpy(parameters)}
         return mean_of_blocks(ask("loss_and_gradient_of_parameters", _calls(common, indices)), indices)
 
-    by_steps = issubclass(plugins.load("objectives", run.objective), FamilyObjective)
-    objective = ParameterObjective(of_parameters) if by_steps else of_theta
+    in_parameters = issubclass(plugins.load("objectives", run.objective), FamilyObjective)
+    objective = ParameterObjective(parameter_objective) if in_parameters else theta_objective
     return adam.advance(state, steps, run.settings, run.build(), scheduler, run.sigma0, objective)
 
 
@@ -172,12 +176,12 @@ def _calls(common: dict[str, Any], indices: Sequence[int]) -> list[dict[str, Any
 
 
 def blocks(indices: Sequence[int]) -> list[list[int]]:
-    """``indices`` in blocks of :data:`BLOCK`, the unit of every sum."""
+    """Split ``indices`` into blocks of :data:`BLOCK`, the unit of every sum."""
     return [list(indices[first : first + BLOCK]) for first in range(0, len(indices), BLOCK)]
 
 
 def mean_of_blocks(parts: Sequence[tuple[float, npt.NDArray[np.float64]]], indices: Sequence[int]) -> LossAndGradient:
-    """The mean loss and gradient from per-block sums, added in order of block."""
+    """The mean loss and gradient from per-block sums, added in the order of the blocks."""
     gradient = torch.zeros(len(parts[0][1]), dtype=torch.float64)
     loss = 0.0
     for block_loss, block_gradient in parts:
@@ -187,5 +191,5 @@ def mean_of_blocks(parts: Sequence[tuple[float, npt.NDArray[np.float64]]], indic
 
 
 def to_numpy(theta: Tensor) -> npt.NDArray[np.float64]:
-    """A flat theta as it crosses the wire."""
+    """A flat theta as a float64 array, the form in which it is sent."""
     return theta.detach().to(torch.float64).numpy()

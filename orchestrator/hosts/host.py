@@ -1,7 +1,8 @@
-"""The host: owns one frozen model and answers questions about it. A plain class; ``pool`` makes actors of it.
+"""The host: owns one frozen model and answers requests about it.
 
-What crosses its boundary is small: theta, indices of pairs, sums, per-sample numbers. It holds nothing that cannot be
-rebuilt from the model and the pair store, so it may die at any moment. It never trains the model.
+A plain class, from which ``pool`` makes actors. Requests and answers are small: theta, indices of pairs, sums,
+per-sample values. Everything in a host can be rebuilt from the model and the pair store, so it may die at any moment.
+It never trains the model.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from solvers.losses import psnr_loss
 from solvers.ns import CheckpointedField, NSSolver
 
 FieldOf = Callable[[Tensor, float], VelocityField]
-"""``field(condition, guidance_scale)``: the velocity of a batch."""
+"""``field(condition, guidance_scale)`` returns the velocity field of a batch."""
 
 SCORING_BATCH = 512
 """Pairs per model call when no gradient is needed."""
@@ -59,9 +60,13 @@ class AdvanceArguments(TypedDict):
 
 
 class Host:
-    """One frozen model on one device, and the pairs it has been asked about."""
+    """One frozen model on one device, and the pair sets it has loaded.
 
-    #: Methods with a batched form: it takes a list of their arguments as ``requests`` and returns the answers in order.
+    Args:
+        settings: How to build the model, and on which device.
+    """
+
+    #: Methods with a batched form, and its name. It takes a list of arguments as ``requests``; answers are in order.
     BATCHED: ClassVar[dict[str, str]] = {"advance": "advance_batched"}
 
     def __init__(self, settings: HostSettings):
@@ -69,17 +74,17 @@ class Host:
         self.work = Work()
         self.storage = Storage.at(settings.storage)
         self.model: ModelAdapter = plugins.build("models", settings.adapter, settings.options).to(settings.device)
-        # After every import: some libraries set the thread count when they load.
+        # Set after all imports, since some libraries change the thread count when they load.
         torch.set_num_threads(settings.threads)
         self._pairs: dict[str, tuple[PairSpec, PairSet]] = {}
         self._objectives: dict[str, Any] = {}
-        # What is distilled on: the very model, or its twin with a compiled network.
+        # The model of distillation steps: the model itself, or its compiled form, which shares the weights.
         self._distilled_on = self.model.compiled() if settings.compile else self.model
         self._batching = Batching(self._ask, self._select, self._distillation_field)
 
     @cached_property
     def device_class(self) -> str:
-        """'cpu', or the accelerator's name: pairs of different classes are not bit-identical."""
+        """'cpu' or the accelerator's name. Pairs of different device classes are not bit-identical."""
         if self.settings.device.startswith("cuda"):
             return torch.cuda.get_device_name(torch.device(self.settings.device))
         return self.settings.device
@@ -103,36 +108,36 @@ class Host:
         return os.getpid()
 
     def batching_statistics(self) -> BatchingStatistics:
-        """What this host has answered in merged batches, and what it has measured to decide so."""
+        """Counts of this host's batched requests, and the timings by which it decides to batch."""
         return self._batching.statistics
 
-    # ---- make these pairs -------------------------------------------------------------------------------------
+    # ---- ground-truth pairs -----------------------------------------------------------------------------------
 
     def make_shard(self, spec: PairSpec, shard: int) -> ShardRecord:
-        """Solve for the pairs of one shard and write it; the record for the manifest.
+        """Solve for the pairs of one shard, write them, and return the shard's record for the manifest.
 
         Raises:
-            StoreError: The spec is for another model or device class, or the device is full.
+            StoreError: The spec is for a different model or device class, or the storage is full.
         """
         if spec.model_digest != self.model.digest:
-            raise StoreError(f"pair spec {spec.digest} is for another model than {self.model.name}")
+            raise StoreError(f"pair spec {spec.digest} is for a different model than {self.model.name}")
         if spec.device_class != self.device_class:
             raise StoreError(
-                f"pair spec {spec.digest} is for device class {spec.device_class!r}, this host is "
-                f"{self.device_class!r}; shards of two classes are not "
-                f"mixed, choose another storage or the same kind of device"
+                f"pair spec {spec.digest} is for device class {spec.device_class!r}, but this host is "
+                f"{self.device_class!r}; shards of two classes are not mixed: choose another storage or the same kind "
+                f"of device"
             )
         conditioning = plugins.build("datasets", spec.conditioning["name"], spec.conditioning["options"])
         parts = [self._solve(spec, list(batch), conditioning) for batch in spec.batches(shard)]
-        made = concatenate(parts)
-        record = PairStore(self.storage, spec).write_shard(shard, made)
-        self.work.pairs += len(made)
+        pairs = concatenate(parts)
+        record = PairStore(self.storage, spec).write_shard(shard, pairs)
+        self.work.pairs += len(pairs)
         return record
 
     def _solve(self, spec: PairSpec, indices: list[int], conditioning: Any) -> PairSet:
         x0 = torch.from_numpy(noise(spec.seed, indices, spec.shape))
         condition = torch.from_numpy(conditioning.conditions(spec.seed, indices))
-        # Text is encoded here, once: the pairs keep what the network is conditioned on.
+        # Text is encoded once, here: the pairs store the encoding that conditions the network.
         condition = self.model.encode_conditions(condition, conditioning)
         self.model.check_condition(condition)
         device = self.settings.device
@@ -141,7 +146,7 @@ class Host:
         spent = torch.full((len(indices),), nfe, dtype=torch.int32)
         return PairSet(x0, x1.float(), condition, spent, path).to("cpu")
 
-    # ---- loss and gradient at theta on these pairs ------------------------------------------------------------
+    # ---- losses and gradients ---------------------------------------------------------------------------------
 
     def loss_and_gradient(
         self,
@@ -151,18 +156,18 @@ class Host:
         objective: str = "psnr",
         objective_options: dict[str, Any] | None = None,
     ) -> tuple[float, npt.NDArray[np.float64]]:
-        """Sum over these pairs (one block) of a loss of theta, and of its gradient in theta's flat form.
+        """The loss of theta and its gradient in theta's flat form, both summed over one block of pairs.
 
         Args:
             theta: :meth:`NSSolver.flat`, float64.
-            pairs: Digest of a pair store.
+            pairs: Digest of a pair set.
             indices: Pairs of one block, at most :data:`BLOCK`.
-            objective, objective_options: A :class:`SolverObjective`; the PSNR loss by default.
+            objective, objective_options: A :class:`SolverObjective` and its options; the PSNR loss by default.
         """
-        loss_of: SolverObjective = self._objective(objective, objective_options or {})
+        solver_objective: SolverObjective = self._objective(objective, objective_options or {})
         flat = torch.from_numpy(theta).clone().requires_grad_(True)
         batch, velocity = self._batch(pairs, indices, self._distillation_field)
-        loss = loss_of.per_sample(NSSolver.from_flat(flat), velocity, batch).to(torch.float64).sum()
+        loss = solver_objective.per_sample(NSSolver.from_flat(flat), velocity, batch).to(torch.float64).sum()
         (gradient,) = torch.autograd.grad(loss, flat)
         return loss.item(), gradient.numpy()
 
@@ -170,21 +175,21 @@ class Host:
         self, run: LearnedRun, parameters: npt.NDArray[np.float64], indices: Sequence[int]
     ) -> tuple[float, npt.NDArray[np.float64]]:
         """The same for a loss of the family's own steps (:class:`FamilyObjective`), in the family's parameters."""
-        loss_of: FamilyObjective = self._objective(run.objective, run.objective_options)
-        of = torch.from_numpy(parameters).clone().requires_grad_(True)
+        objective: FamilyObjective = self._objective(run.objective, run.objective_options)
+        variables = torch.from_numpy(parameters).clone().requires_grad_(True)
         batch, velocity = self._batch(run.train, indices, self._distillation_field)
-        loss = loss_of.per_sample(run.build(), of, run.sigma0, velocity, batch).to(torch.float64).sum()
-        (gradient,) = torch.autograd.grad(loss, of)
+        loss = objective.per_sample(run.build(), variables, run.sigma0, velocity, batch).to(torch.float64).sum()
+        (gradient,) = torch.autograd.grad(loss, variables)
         return loss.item(), gradient.numpy()
 
     def _objective(self, name: str, options: dict[str, Any]) -> Any:
-        """The objective, built once: some hold a network."""
+        """The objective, built only once, since some hold a network."""
         key = canonical_json([name, options])
         if key not in self._objectives:
             self._objectives[key] = plugins.build("objectives", name, options)
         return self._objectives[key]
 
-    # ---- normal equations and loss at theta on these pairs ----------------------------------------------------
+    # ---- normal equations -------------------------------------------------------------------------------------
 
     def normal_equations(
         self,
@@ -194,14 +199,14 @@ class Host:
         jacobian: Jacobian = "forward",
         free: npt.NDArray[np.bool_] | None = None,
     ) -> NormalEquations:
-        """Sums over these pairs of J^T W J and J^T W r of the PSNR loss, without a backward pass.
+        """J^T W J and J^T W r of the PSNR loss, summed over one block of pairs, without a backward pass.
 
         Args:
             theta: :meth:`NSSolver.flat`, float64.
-            pairs: Digest of a pair store.
+            pairs: Digest of a pair set.
             indices: Pairs of one block, at most :data:`BLOCK`.
             jacobian: 'forward', 'central' or 'jvp'.
-            free: Mask over theta: the numbers whose columns are wanted; all that can be learned by default.
+            free: Mask over theta of the entries whose columns are computed; by default, all learnable ones.
         """
         spec, pair_set = self._load(pairs)
         batch = pair_set.select(list(indices)).to(self.settings.device)
@@ -217,21 +222,22 @@ class Host:
         )
 
     def loss(self, theta: npt.NDArray[np.float64], pairs: str, indices: Sequence[int]) -> float:
-        """Sum over these pairs of the PSNR loss of theta."""
+        """The PSNR loss of theta, summed over these pairs."""
         batch, velocity = self._batch(pairs, indices, self._distillation_field)
         with torch.no_grad():
             sample = NSSolver.from_flat(torch.from_numpy(theta)).sample(velocity, batch.x0)
             return psnr_loss(sample, batch.x1).to(torch.float64).sum().item()
 
-    # ---- steps of a distillation ------------------------------------------------------------------------------
+    # ---- distillation steps -----------------------------------------------------------------------------------
 
     def advance(self, run: LearnedRun, state: State, steps: int, validation: str | None = None) -> State:
-        """``steps`` optimiser steps from this state: used where a round trip per step would cost too much.
+        """Advance a run by ``steps`` iterations on this host, which saves a round trip per iteration.
 
         Args:
-            run, state: What is distilled, and where it stands.
-            steps: Iterations.
-            validation: Digest of the pairs on which the last iterate is validated then; None: it is not.
+            run: The run.
+            state: State to continue from.
+            steps: Number of iterations.
+            validation: Digest of the pairs on which the last iterate is validated; None: no validation.
         """
 
         def ask(method: str, calls: Sequence[dict[str, Any]]) -> list[Any]:
@@ -240,14 +246,14 @@ class Host:
         return advance(run, state, steps, self.model.scheduler, ask, validation)
 
     def advance_batched(self, requests: Sequence[AdvanceArguments]) -> list[State]:
-        """:meth:`advance` for several runs in step, their theta sharing model batches where that is faster.
+        """:meth:`advance` for several runs in lockstep, with shared model batches if these are faster.
 
-        Runs may differ in everything. Those that ask for the PSNR loss of theta of one NFE, on as many pairs of one
-        guidance scale, share a batch; what cannot be shared is answered one by one. A run that ends leaves the others.
+        Runs may differ in everything. Requests for the PSNR loss share a batch if they agree in NFE, number of pairs
+        and guidance scale. All others are answered one by one. If a run ends early, the others go on.
 
         Returns:
-            The states, in order: each that of its own :meth:`advance` but for the rounding of the network, which
-            depends on the size of its batches. A single call is :meth:`advance` to the bit.
+            The states, in order. Each equals that of a separate :meth:`advance` up to rounding in the network, which
+            depends on the batch size. For a single request it is identical to the bit.
         """
 
         def task(request: AdvanceArguments, ask: Ask) -> State:
@@ -260,11 +266,11 @@ class Host:
         return getattr(self, method)(**arguments)
 
     def _pair_field(self, batch: PairSet, spec: PairSpec, field: FieldOf) -> PairField:
-        """The field of any rows of a batch, from the field of a conditioning and guidance scale."""
+        """A function that returns the velocity field of some rows of a batch."""
         return lambda rows: field(batch.condition[rows.to(batch.condition.device)], spec.guidance_scale)
 
     def _field(self, condition: Tensor, guidance_scale: float) -> VelocityField:
-        """The model's field as it was loaded: of ground truth, starts and scores."""
+        """The field of the model as loaded, for ground truth, starts and scores."""
         return self._metered(self.model, condition, guidance_scale)
 
     def _metered(self, model: ModelAdapter, condition: Tensor, guidance_scale: float) -> VelocityField:
@@ -272,20 +278,20 @@ class Host:
         return MeteredField(model.field(condition, guidance_scale), self.work, forwards)
 
     def _distillation_field(self, condition: Tensor, guidance_scale: float) -> VelocityField:
-        """The model's field as distillation steps use it: in the precision, and with the memory, of the settings."""
+        """The model's field for distillation steps: compiled, autocast and checkpointed according to the settings."""
         field = self._metered(self._distilled_on, condition, guidance_scale)
         dtype = AUTOCAST[self.settings.precision]
         if dtype is not None:
             field = AutocastField(field, dtype)
         return CheckpointedField(field) if self.settings.checkpoint else field
 
-    # ---- starts and grids from the trajectories of these pairs ------------------------------------------------
+    # ---- starts and grids from trajectories -------------------------------------------------------------------
 
     def least_squares(self, pairs: str, times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """theta fitted row by row to the trajectories of all these pairs (:mod:`solvers.distil.least_squares`).
+        """theta fitted row by row to the trajectories of a whole pair set (:mod:`solvers.distil.least_squares`).
 
         Args:
-            pairs: Digest of a pair store that holds trajectories.
+            pairs: Digest of a pair set with trajectories.
             times: t_0..t_n, shape (n + 1,), float64.
         """
         spec, pair_set = self._load(pairs)
@@ -300,17 +306,17 @@ class Host:
     def gits_grid(
         self, pairs: str, steps: int, gamma: float, loss: Literal["error", "deviation"], trajectories: int, knots: int
     ) -> tuple[npt.NDArray[np.float64], int]:
-        """The grid that GITS finds on the trajectories of the first of these pairs.
+        """The grid that GITS chooses from the trajectories of the first pairs of a set.
 
         Args:
-            pairs: Digest of a pair store that holds trajectories.
+            pairs: Digest of a pair set with trajectories.
             steps: Steps of the grid.
             gamma, loss: See :func:`solvers.gits.gits_grid`.
-            trajectories: How many pairs to look at; all where there are fewer.
-            knots: Uniform times between which it chooses; at least 4 a step are taken.
+            trajectories: Number of pairs to use; all of them if there are fewer.
+            knots: Number of uniform times to choose from; raised to 4 per step if there are fewer.
 
         Returns:
-            Times, shape (steps + 1,), float64; and the velocity evaluations spent, of one sample each.
+            The times, shape (steps + 1,), float64, and the number of velocity evaluations spent, each of one sample.
         """
         batch, field = self._batch(pairs, range(min(trajectories, len(self._load(pairs)[1]))))
         if batch.path is None:
@@ -325,10 +331,10 @@ class Host:
         velocities.append(torch.zeros_like(velocities[0]))
         return gits_grid(states, torch.stack(velocities), times, steps, gamma, loss).numpy(), spent
 
-    # ---- sample and score theta on these pairs ----------------------------------------------------------------
+    # ---- samples and scores -----------------------------------------------------------------------------------
 
     def sample(self, theta: npt.NDArray[np.float64], pairs: str, indices: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Samples of theta from the noise of these pairs, shape (len(indices), ...)."""
+        """Samples of theta from the noise of these pairs, shape (len(indices), ...), float32."""
         parts = []
         for first in range(0, len(indices), SCORING_BATCH):
             chosen = indices[first : first + SCORING_BATCH]
@@ -339,7 +345,7 @@ class Host:
     def score(
         self, theta: npt.NDArray[np.float64], pairs: str, metrics: Sequence[str], indices: Sequence[int] | None = None
     ) -> dict[str, npt.NDArray[np.float64]]:
-        """Each metric of theta on each of these pairs (all of them by default), in order of index."""
+        """Values of each metric for theta on these pairs (by default, the whole set), in the order of ``indices``."""
         count = len(self._load(pairs)[1])
         chosen = list(range(count)) if indices is None else list(indices)
         samples = torch.from_numpy(self.sample(theta, pairs, chosen))
@@ -360,43 +366,43 @@ class Host:
         finite: str,
         media: str | None = None,
     ) -> int:
-        """Sample the pairs of one shard, measure what compares with ground truth, and write what was measured.
+        """Sample the pairs of one shard, measure the metrics that compare with ground truth, and write their values.
 
         Args:
-            theta: Flat; None for ground truth itself.
+            theta: Flat theta; None for ground truth itself.
             pairs: Digest of the pair set.
-            shard: Number of its shard: no other is read.
-            metrics: Metrics that compare; not for ground truth.
-            keys: Where the numbers of each of them go.
-            finite: Where the record goes of which samples are finite, written last.
-            media: Where the samples go as images or sound, for scorers; None: they are not kept.
+            shard: Number of the shard. No other shard is read.
+            metrics: Metrics that compare with ground truth; empty for ground truth itself.
+            keys: Storage key for the values of each metric.
+            finite: Storage key for the mask of finite samples, which is written last.
+            media: Storage key for the samples as images or sound, for scorers; None: they are not kept.
 
         Returns:
-            Samples in the shard.
+            The number of samples in the shard.
         """
         store = PairStore.open(self.storage, pairs)
         pair_set = store.load_shard(shard)
         samples = pair_set.x1 if theta is None else self._sample(theta, pair_set, store.spec)
-        seen = {"samples": (samples, pair_set.x1, self.model.data_range)}
+        forms = {"samples": (samples, pair_set.x1, self.model.data_range)}
         if any(spec.metric.sees == "images" for spec in metrics):
-            seen["images"] = (self._shown(samples), self._shown(pair_set.x1), 2.0)
+            forms["images"] = (self._shown(samples), self._shown(pair_set.x1), 2.0)
         conditioning = plugins.build("datasets", store.spec.conditioning["name"], store.spec.conditioning["options"])
         for spec, key in zip(metrics, keys, strict=True):
-            mine, reference, data_range = seen[spec.metric.sees]
-            values = spec.metric.measure(Batch(mine, None, conditioning, reference, data_range))
+            measured, reference, data_range = forms[spec.metric.sees]
+            values = spec.metric.measure(Batch(measured, None, conditioning, reference, data_range))
             write_values(self.storage, key, values.numpy())
             self.work.scored += len(samples)
-        good = torch.isfinite(samples.flatten(1)).all(dim=1)
+        is_finite = torch.isfinite(samples.flatten(1)).all(dim=1)
         if media is not None:
-            kept = samples[good]
-            shown = self._heard(kept) if self.model.rate else self._shown(kept)
+            kept = samples[is_finite]
+            decoded = self._heard(kept) if self.model.rate else self._shown(kept)
             form: Media = "sound" if self.model.rate else "images"
-            MediaShard(shown, good.numpy(), form, self.model.rate).write(self.storage, media)
-        write_values(self.storage, finite, good.numpy()[:, None])
+            MediaShard(decoded, is_finite.numpy(), form, self.model.rate).write(self.storage, media)
+        write_values(self.storage, finite, is_finite.numpy()[:, None])
         return len(pair_set)
 
     def _sample(self, theta: npt.NDArray[np.float64], pairs: PairSet, spec: PairSpec) -> Tensor:
-        """Samples of theta from the noise of these pairs."""
+        """Samples of theta from the noise of these pairs, float32, on the CPU."""
         solver = NSSolver.from_flat(torch.from_numpy(theta))
         parts = []
         with torch.no_grad():
@@ -407,17 +413,17 @@ class Host:
         return torch.cat(parts)
 
     def _shown(self, samples: Tensor) -> Tensor:
-        """Images of samples, latents decoded."""
+        """Samples as images; latents are decoded."""
         return self.model.decode(samples.to(self.settings.device)).float().cpu()
 
     def _heard(self, samples: Tensor) -> Tensor:
-        """Waves of samples."""
+        """Samples as waves."""
         return self.model.sound(samples.to(self.settings.device)).float().cpu()
 
     def sound(
         self, theta: npt.NDArray[np.float64] | None, pairs: str, indices: Sequence[int]
     ) -> npt.NDArray[np.float32]:
-        """Waves (N, samples) of theta from the noise of these pairs, or of their ground truth where it is None."""
+        """Waves (N, samples) decoded from samples of theta, or from ground truth if ``theta`` is None."""
         spec, pair_set = self._load(pairs)
         chosen = pair_set.select(list(indices))
         return self._heard(chosen.x1 if theta is None else self._sample(theta, chosen, spec)).numpy()
@@ -425,20 +431,18 @@ class Host:
     def score_thetas(
         self, thetas: Sequence[npt.NDArray[np.float64]], pairs: str, metric: str, indices: Sequence[int]
     ) -> list[npt.NDArray[np.float64]]:
-        """One metric of several theta on the same pairs: a grid search in one request."""
+        """Values of one metric for several theta on the same pairs, so that a grid search takes one request."""
         return [self.score(theta, pairs, [metric], indices)[metric] for theta in thetas]
 
     def pictures(
         self, theta: npt.NDArray[np.float64] | None, pairs: str, indices: Sequence[int]
     ) -> npt.NDArray[np.float32]:
-        """What people look at, of samples of theta from the noise of these pairs, or of their ground truth.
-
-        Images (N, C, H, W), latents decoded; sound as the frames (N, F, T) that the model samples.
+        """Samples decoded for viewing: images (N, C, H, W), or mel frames (N, F, T) for audio models.
 
         Args:
-            theta: Flat; None for ground truth.
+            theta: Flat theta; None for ground truth.
             pairs: Digest of the pair set.
-            indices: Which pairs.
+            indices: Indices of the pairs whose noise is sampled from.
         """
         if theta is None:
             samples = self._load(pairs)[1].select(list(indices)).x1
@@ -452,20 +456,20 @@ class Host:
         if digest not in self._pairs:
             store = PairStore.open(self.storage, digest)
             if store.spec.model_digest != self.model.digest:
-                raise StoreError(f"pair store {digest} was made by another model than {self.model.name}")
+                raise StoreError(f"pair store {digest} was made by a different model than {self.model.name}")
             self._pairs[digest] = (store.spec, store.load())
         return self._pairs[digest]
 
     def _batch(
         self, digest: str, indices: Sequence[int], field: FieldOf | None = None
     ) -> tuple[PairSet, VelocityField]:
-        """These pairs on the device, and their velocity: the model's own unless another is asked for."""
+        """These pairs on the device, and their velocity field: the model's own by default."""
         spec, pairs = self._load(digest)
         batch = pairs.select(list(indices)).to(self.settings.device)
         return batch, (field or self._field)(batch.condition, spec.guidance_scale)
 
     def _select(self, digest: str, indices: Sequence[int]) -> tuple[float, PairSet]:
-        """The guidance scale of a pair store, and these of its pairs without their trajectories."""
+        """The guidance scale of a pair set, and its pairs at these indices without their trajectories."""
         spec, pairs = self._load(digest)
         ends = replace(pairs, path=None)
         return spec.guidance_scale, ends.select(list(indices)).to(self.settings.device)

@@ -2,7 +2,7 @@
 
 A task is an ordinary function that calls ``ask`` and waits for the answers; the same code also runs alone. Each task
 has a thread to wait in, but only one thread runs at any time, so results do not depend on thread scheduling. This
-module knows nothing of what is requested.
+module does not depend on what is requested.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 R = TypeVar("R")
 
 Ask = Callable[[str, Sequence[dict[str, Any]]], list[Any]]
-"""``ask(method, arguments)`` calls a method with each of these keyword arguments; the answers are in their order."""
+"""``ask(method, arguments)`` calls a method once per entry of ``arguments``; the answers are in the same order."""
 
 
 class RequestGroup(NamedTuple):
@@ -28,15 +28,15 @@ class RequestGroup(NamedTuple):
 def run_in_lockstep(
     tasks: Sequence[Callable[[Ask], R]], answer: Callable[[list[RequestGroup]], list[list[Any]]]
 ) -> list[R]:
-    """Run all tasks; their results, in order.
+    """Run all tasks and return their results, in order.
 
     Args:
         tasks: Functions of ``ask``. If one ends early, the others go on.
-        answer: Called in the caller's thread with the requests of all tasks that still run, in order of task. Returns
-            the answers to each group.
+        answer: Called in the caller's thread with the requests of all tasks that still run, in the order of the tasks.
+            Returns the answers to each group.
 
     Raises:
-        Exception: Whatever a task or ``answer`` raises; the other tasks are ended first.
+        Exception: Any exception of a task or of ``answer``; the other tasks are ended first.
     """
     runs = [_Run(task) for task in tasks]
     try:
@@ -44,8 +44,8 @@ def run_in_lockstep(
             run.begin()
         while waiting := [run for run in runs if run.group is not None]:
             answers = answer([run.group for run in waiting if run.group is not None])
-            for run, of_run in zip(waiting, answers, strict=True):
-                run.proceed(of_run)
+            for run, answers_of_run in zip(waiting, answers, strict=True):
+                run.proceed(answers_of_run)
     finally:
         for run in runs:
             run.end()
@@ -106,7 +106,7 @@ class _Run(Generic[R]):
             self._results.append(self._task(self._ask))
         except _Ended:
             pass
-        except BaseException as failure:  # the caller's to raise
+        except BaseException as failure:  # raised again in the caller's thread
             self._failure = failure
         finally:
             self.group = None

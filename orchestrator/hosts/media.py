@@ -1,6 +1,6 @@
-"""What people look at or listen to, shard by shard: how samples get from the hosts that make them to scorers.
+"""Media shards: images or sound that hosts decode from samples and leave in the storage for scorers.
 
-A media shard is a safetensors file that is written whole, and deleted once everything in it has been measured.
+A media shard is a safetensors file. It is written atomically, and deleted once all of it has been measured.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from orchestrator.storage import Storage
 
 @dataclass(frozen=True)
 class MediaShard:
-    """Samples of one shard in the form that metrics see.
+    """The decoded samples of one shard.
 
     Attributes:
-        samples: Of the finite samples alone, in order of index: (F, C, H, W) images or (F, N) waves, float32.
-        finite: Which samples of the shard these are, (B,), bool.
+        samples: The F finite samples, in order of index: images (F, C, H, W) or waves (F, N), float32.
+        finite: Mask of the finite samples among all samples of the shard, (B,), bool.
         media: 'images' or 'sound'.
-        rate: Of sound: samples a second.
+        rate: Sample rate in Hz for sound, else None.
     """
 
     samples: Tensor
@@ -36,17 +36,17 @@ class MediaShard:
     rate: int | None = None
 
     def write(self, storage: Storage, key: str) -> None:
-        """Publish it under ``key``, whole."""
+        """Write the shard to ``key``, atomically."""
         facts = json.dumps({"media": self.media, "rate": self.rate})
         tensors = {"samples": self.samples.float().cpu().contiguous(), "finite": torch.from_numpy(self.finite)}
         storage.write(key, save(tensors, {"bespoke_media": facts}))
 
     @classmethod
     def read(cls, storage: Storage, key: str) -> MediaShard:
-        """The inverse of :meth:`write`.
+        """Read a shard that :meth:`write` wrote.
 
         Raises:
-            StoreError: There is no such shard, or it is damaged.
+            StoreError: The shard does not exist or is damaged.
         """
         try:
             data = storage.read(key)

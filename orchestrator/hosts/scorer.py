@@ -1,7 +1,7 @@
-"""The scorer: holds the networks that metrics need, and measures samples that hosts have left in the storage.
+"""The scorer: holds the networks of metrics and measures samples that hosts have written to the storage.
 
-A plain class; ``pool`` makes actors of it. A scorer holds nothing that cannot be built again, so it may die at any
-moment. What it measures goes to the storage, shard by shard.
+A plain class, from which ``pool`` makes actors. Everything in a scorer can be rebuilt, so it may die at any moment. It
+writes its measurements to the storage, shard by shard.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ class Scorer:
         seed: int,
         first: int,
     ) -> int:
-        """Measure a media shard by these metrics and write what was measured.
+        """Measure a media shard by these metrics and write the values.
 
         Args:
-            metrics: Which metrics.
-            keys: Where the numbers of each metric go.
+            metrics: The metrics.
+            keys: Storage key for the values of each metric.
             media: Key of the media shard.
             dataset: Name and options of the dataset that conditioned the samples.
-            seed, first: Seed of the pairs and index of the shard's first one: what conditioning follows from.
+            seed, first: Seed of the pairs and index of the shard's first pair, which determine the conditioning.
 
         Returns:
-            Samples measured. Those that are not finite are given NaN.
+            The number of samples in the shard. The values of samples that are not finite are NaN.
         """
         shard = MediaShard.read(self.storage, media)
         source = self._plugin("datasets", dataset["name"], dataset["options"])
@@ -78,7 +78,7 @@ class Scorer:
         return len(shard.finite)
 
     def measure_real(self, metric: MetricSpec, key: str, dataset: dict[str, Any], indices: Sequence[int]) -> int:
-        """Measure these real samples of a dataset and write what was measured; how many there were."""
+        """Measure real samples of a dataset, write the values, and return the number of samples."""
         source = self._plugin("datasets", dataset["name"], dataset["options"])
         built = self._plugin("metrics", metric.name, metric.options)
 
@@ -97,7 +97,7 @@ class Scorer:
         return torch.cat(parts) if parts else torch.zeros(0, metric.width)
 
     def _plugin(self, kind: str, name: str, options: Mapping[str, Any]) -> Any:
-        """The plugin, built once: metrics hold networks, datasets read files."""
+        """The plugin, built only once, since metrics hold networks and datasets read files."""
         key = canonical_json([kind, name, dict(options)])
         if key not in self._built:
             self._built[key] = plugins.build(kind, name, options)

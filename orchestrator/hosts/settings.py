@@ -10,7 +10,7 @@ from orchestrator.models.base import Precision
 
 @dataclass(frozen=True, kw_only=True)
 class HostSettings:
-    """How to make a host: what is sent to an actor instead of the model.
+    """Settings of a host.
 
     Attributes:
         adapter: Model adapter plugin.
@@ -18,12 +18,12 @@ class HostSettings:
         storage: Storage root of the pairs.
         device: 'cpu' or a CUDA device.
         threads: torch threads; more than the host's share of cores makes it many times slower.
-        memory_bytes: What a distillation step may hold beside the model: batches shrink to fit.
-        precision: What the network computes in during distillation steps, by torch's autocast.
-        checkpoint: Whether gradients keep no activations but those of one evaluation.
+        memory_bytes: Memory for a distillation step, beside the model; batches shrink to fit.
+        precision: Precision of the network in distillation steps, by torch's autocast.
+        checkpoint: Whether gradients keep the activations of only one evaluation.
         compile: Whether distillation steps use the network compiled by torch.compile.
 
-    The last three concern distillation alone: pairs, grids, starts and scores are of the network as it was loaded.
+    The last three affect only distillation: pairs, grids, starts and scores use the network as loaded.
     """
 
     adapter: str
@@ -39,13 +39,13 @@ class HostSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerSettings:
-    """How to make a scorer.
+    """Settings of a scorer.
 
     Attributes:
         storage: Storage root of samples and measurements.
-        device: 'cpu' or a CUDA device: where samples are put before a metric sees them.
+        device: 'cpu' or a CUDA device, to which samples are moved before they are measured.
         threads: torch threads.
-        batch_size: Samples that go through a metric's network at once.
+        batch_size: Samples per forward pass of a metric's network.
     """
 
     storage: str

@@ -1,4 +1,4 @@
-"""What a host or a scorer has done since it started, counted: plain numbers, which others may export."""
+"""Counts of the work that a host or scorer has done since it started. Exporting them is left to the pool."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from solvers.field import VelocityField
 
 @dataclass
 class Work:
-    """Totals.
+    """Totals since the process started.
 
     Attributes:
         pairs: Ground-truth pairs made.
-        evaluations: Forwards of the model's network, of one sample each, whatever they were for.
-        scored: Samples that metrics have measured.
+        evaluations: Forward passes of the model's network for any purpose, each of one sample.
+        scored: Samples measured by metrics.
     """
 
     pairs: int = 0
@@ -25,12 +25,12 @@ class Work:
 
 
 class MeteredField:
-    """A velocity field whose evaluations count as work.
+    """A velocity field whose evaluations are counted.
 
     Args:
         field: The field.
-        work: What they are added to.
-        forwards_per_evaluation: Forwards of the network that one evaluation takes: two with guidance.
+        work: Totals to which the evaluations are added.
+        forwards_per_evaluation: Forward passes of the network per evaluation: two with guidance.
     """
 
     def __init__(self, field: VelocityField, work: Work, forwards_per_evaluation: int):

@@ -1,1 +1,1 @@
-"""Metrics, one file each, found by module name."""
+"""Metrics, one module each, loaded by module name."""

@@ -1,4 +1,4 @@
-"""Scores by CLIP models: how well an image fits the text it was made for."""
+"""Base class of metrics that use a CLIP model to measure how well an image fits its text."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from orchestrator.weights.local import local_folder
 
 @dataclass(frozen=True)
 class CLIPMetric(MeanMetric):
-    """A score by a CLIP model. A subclass says which.
+    """A metric based on a CLIP model; subclasses choose the model and the formula.
 
     Attributes:
-        weights: The model: a folder, or a repository of the hub that is in the local cache.
-        processor: The folder or repository of its processor; None: the model's own.
+        weights: The model: a folder, or a hub repository that is in the local cache.
+        processor: Folder or repository of the processor; None for the one in ``weights``.
     """
 
     weights: str
@@ -60,17 +60,17 @@ class CLIPMetric(MeanMetric):
         return CLIPProcessor.from_pretrained(local_folder(self.processor or self.weights, self.NAME))
 
     def cosine(self, batch: Batch) -> Tensor:
-        """Cosine of image and text embeddings, (B, 1), float64."""
+        """Cosine similarity of image and text embeddings, (B, 1), float64."""
         assert batch.conditions is not None
         texts = needs(batch.dataset, "texts", self.NAME, "the text of each image")(batch.conditions)
         pictures = list(to_uint8(batch.samples).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy())
         device = batch.samples.device
         inputs = self._processor(images=pictures, text=texts, return_tensors="pt", padding=True, truncation=True)
         with torch.no_grad():
-            found = self._net.to(device)(**inputs.to(device))
-        return (found.image_embeds * found.text_embeds).sum(dim=1, keepdim=True).double()
+            output = self._net.to(device)(**inputs.to(device))
+        return (output.image_embeds * output.text_embeds).sum(dim=1, keepdim=True).double()
 
     @property
     def scale(self) -> float:
-        """The factor that the model itself puts on cosines."""
+        """The model's own factor on cosines (``logit_scale``)."""
         return float(self._net.logit_scale.exp())

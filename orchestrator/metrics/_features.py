@@ -1,4 +1,4 @@
-"""What distances between distributions of features share: the features, and the real samples they are compared with."""
+"""Base class of distances between feature distributions: the features, and the real data they are compared with."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class FeatureMetric(Metric):
 
     Attributes:
         features: Feature extractor plugin; part of the metric's name.
-        features_options: Its options.
-        reference: The real data: None for those of the dataset that is evaluated on; the name of statistics that travel
-            with the package; a file of statistics (``.safetensors`` of `bespoke reference`, or ``.npz`` with ``mu`` and
-            ``sigma``); or another dataset, ``{name: …, options: {…}}``.
+        features_options: Options of the extractor.
+        reference: The real data. None: real samples of the evaluated dataset. Otherwise the name of statistics shipped
+            with the package, a file of statistics (``.safetensors`` from `bespoke reference`, or ``.npz`` with ``mu``
+            and ``sigma``), or another dataset, ``{name: …, options: {…}}``.
     """
 
     features: str = "inception"
@@ -46,15 +46,15 @@ class FeatureMetric(Metric):
 
     @cached_property
     def extractor(self) -> FeatureExtractor:
-        """The network."""
+        """The feature extractor."""
         return plugins.build("features", self.features, self.features_options)
 
     @cached_property
     def statistics(self) -> Moments | None:
-        """The statistics that ``reference`` names; None where real samples have to be measured.
+        """The statistics that ``reference`` names; None if real samples have to be measured instead.
 
         Raises:
-            ConfigError: There are none, they are of other features, or the file is no file of statistics.
+            ConfigError: There are none, they are of other features, or the file is not a statistics file.
         """
         if self.reference is None or isinstance(self.reference, dict):
             return None
@@ -63,19 +63,19 @@ class FeatureMetric(Metric):
             return reference_moments(self.features, str(self.reference))
         if not path.is_file():
             raise ConfigError(f"no reference statistics at {path}; make them with `bespoke reference`")
-        found = _read(path, self.features)
-        if found.features != self.features:
+        moments = _read(path, self.features)
+        if moments.features != self.features:
             raise ConfigError(
-                f"{path} holds statistics of features {found.features!r}, and the metric is of {self.features!r}"
+                f"{path} holds statistics of features {moments.features!r}, but the metric uses {self.features!r}"
             )
-        return found
+        return moments
 
     def check(self, dataset: Dataset) -> None:
         _ = self.extractor, self.statistics
         if self.reference is None and not dataset.real_count():
             raise ConfigError(
                 f"{type(dataset).__name__} has no real samples to compare with; set the option 'reference' to shipped "
-                f"statistics, to a file of `bespoke reference`, or to another dataset"
+                f"statistics, to a file made by `bespoke reference`, or to another dataset"
             )
 
     def real(self, dataset: Dataset) -> Dataset | None:
@@ -92,7 +92,7 @@ class FeatureMetric(Metric):
 
 
 def _read(path: Path, features: str) -> Moments:
-    """Statistics in a file; an ``.npz`` does not say of which features."""
+    """Read a statistics file. An ``.npz`` does not name its features; they are taken to be ``features``."""
     try:
         if path.suffix == ".safetensors":
             return Moments.from_bytes(path.read_bytes())
@@ -100,14 +100,14 @@ def _read(path: Path, features: str) -> Moments:
             mean, covariance = (file[name].astype(np.float64) for name in ("mu", "sigma"))
             return Moments(features, 0, mean, covariance)
     except (KeyError, ValueError, OSError) as error:
-        raise ConfigError(f"{path} holds no statistics: {error}; make them with `bespoke reference`") from error
+        raise ConfigError(f"{path} is not a statistics file: {error}; make one with `bespoke reference`") from error
 
 
 def moments_of(features: str, shards: Iterable[Array]) -> Moments:
-    """Moments of stored features, (rows, F) each, one shard in memory at a time.
+    """Moments of stored features, (rows, F) per shard, with one shard in memory at a time.
 
     Raises:
-        ValueError: Fewer than two samples, or features that are not finite.
+        ValueError: There are fewer than two samples, or features that are not finite.
     """
     statistics: FeatureStatistics | None = None
     for shard in shards:

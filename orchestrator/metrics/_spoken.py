@@ -1,4 +1,4 @@
-"""The part of sound that is to be spoken: what metrics of speech hear."""
+"""Cuts the spoken part out of generated sound, for speech metrics."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from orchestrator.metrics.base import Batch, needs
 
 
 def spoken_part(batch: Batch, metric: str) -> list[FloatArray]:
-    """That part of each wave of a batch; the whole wave for real data, which has no conditions.
+    """The spoken part of each wave of a batch; the whole wave for real data, which has no conditions.
 
     Args:
         batch: Sound.
-        metric: Who asks.
+        metric: Name of the metric, for error messages.
     """
     waves = batch.samples.detach().float().cpu().numpy()
     if batch.conditions is None:
         return list(waves)
     assert batch.rate is not None
-    seconds = needs(batch.dataset, "spoken", metric, "which part of each sample is to be spoken")(batch.conditions)
+    seconds = needs(batch.dataset, "spoken", metric, "the part of each sample that is to be spoken")(batch.conditions)
     return [
         np.ascontiguousarray(wave[round(first * batch.rate) : round(last * batch.rate)])
         for wave, (first, last) in zip(waves, seconds, strict=True)

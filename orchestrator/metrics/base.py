@@ -1,8 +1,8 @@
-"""What a metric is: numbers measured of every sample, shard by shard, and a summary over all shards.
+"""Interface of metrics: per-sample measurements, made shard by shard, and a summary over all shards.
 
-Measuring is the expensive part and is done where the samples are: on the hosts for what compares raw samples with
-ground truth, in scorers for what needs a network of its own. What it leaves is small, is stored shard by shard, and is
-summarised in the order of the pairs: no number depends on how many hosts, scorers or batches there were.
+Measuring is the expensive part and runs where the samples are: on hosts for metrics that compare raw samples with
+ground truth, in scorers for metrics that need a network of their own. The measurements are small, are stored shard by
+shard, and are summarised in the order of the pairs, so no value depends on the number of hosts, scorers or batches.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 Media = Literal["samples", "images", "sound"]
-"""What of a sample a metric sees: the model's own numbers, the image or the sound that they stand for."""
+"""The form of samples that a metric sees: raw model output, or the decoded image or sound."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples, as a metric sees them.
+    """A batch of samples in the form a metric sees.
 
     Attributes:
         samples: 'samples': (B, \\*shape) as solved, unclipped. 'images': (B, C, H, W), nominally in [-1, 1], unclipped.
             'sound': waves (B, N) in [-1, 1]. All float32, all finite.
-        conditions: What the dataset drew for them, (B, ...), int64; None for real data.
-        dataset: Where their conditioning is from (for real data: where they are from).
-        reference: Ground truth of the same pairs in the same form; None where the metric does not compare.
-        data_range: Largest minus smallest value that 'samples' have; 2 for images.
-        rate: Of sound: samples a second.
+        conditions: Conditions drawn from the dataset, (B, ...), int64; None for real data.
+        dataset: Source of the conditions; for real data, source of the samples.
+        reference: Ground truth of the same pairs in the same form; None if the metric does not compare.
+        data_range: Largest minus smallest value of the data; 2 for images.
+        rate: Sampling rate of sound, in samples per second.
     """
 
     samples: Tensor
@@ -52,13 +52,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Summary:
-    """A metric over samples.
+    """The value of a metric over a set of samples.
 
     Attributes:
-        mean: The mean over the finite values, or what else the metric is; NaN where there is none.
-        stderr: Its standard error; 0 for a single sample, NaN where the metric has none.
-        count: Samples that it is over.
-        not_finite: Samples left out because the metric was infinite or NaN: never averaged away in silence.
+        mean: The mean over the finite values, or the value of a metric that is not a mean; NaN if there is none.
+        stderr: Standard error of ``mean``; 0 for a single sample, NaN if the metric has none.
+        count: Number of samples in the value.
+        not_finite: Number of samples left out because the metric was infinite or NaN; reported with the value.
     """
 
     mean: float
@@ -68,15 +68,15 @@ class Summary:
 
 
 class Metric(ABC):
-    """Numbers of every sample and their summary. A subclass's dataclass fields are its options.
+    """A metric: per-sample measurements and their summary. The dataclass fields of a subclass are its options.
 
     Attributes:
         higher_is_better: Direction of improvement.
-        sees: What of a sample it is given.
+        sees: Form of the samples passed to :meth:`measure`.
         compares: Whether it needs ground truth; ground truth itself is then not scored.
-        paired: Whether summaries of two solvers can be compared pair by pair (:meth:`resampled`).
-        summary_options: Options that only the summary depends on, not what is measured of a sample.
-        width: K where it is known: what is kept of a shard in which no sample is finite.
+        paired: Whether two solvers can be compared pair by pair (:meth:`resampled`).
+        summary_options: Options that affect only the summary, not the measurements.
+        width: K, the measurements per sample, for shards in which no sample is finite.
     """
 
     higher_is_better: ClassVar[bool]
@@ -93,46 +93,46 @@ class Metric(ABC):
 
     @property
     def measured(self) -> str:
-        """Name of what :meth:`measure` gives. Metrics with the same name share it; it names the network, if any."""
+        """Name of the measurements; includes the network, if any. Metrics with equal names share measurements."""
         return self.column
 
-    def check(self, dataset: Dataset) -> None:  # noqa: B027 (optional: many need nothing)
-        """Refuse what cannot work before anything starts: missing weights or packages, a dataset that lacks something.
+    def check(self, dataset: Dataset) -> None:  # noqa: B027 (optional: many metrics need no check)
+        """Check, before an evaluation starts, that weights and packages are present and the dataset suits the metric.
 
         Raises:
-            ConfigError: Naming what is missing, where it was looked for, and the remedy.
+            ConfigError: Something is missing; the message has its name, the locations searched, and the remedy.
         """
 
     @abstractmethod
     def measure(self, batch: Batch) -> Tensor:
-        """The numbers of each sample, shape (B, K), float32 or float64."""
+        """Measure each sample, shape (B, K), float32 or float64."""
 
     @abstractmethod
     def summarise(self, shards: Iterable[Array], dataset: Dataset, real: Iterable[Array] | None = None) -> Summary:
         """The value over all samples, in constant memory.
 
         Args:
-            shards: Numbers of the samples, (rows, K) each, in the order of the pairs. Can be gone through again.
-            dataset: Where their conditioning is from.
-            real: The same numbers of the real samples of :meth:`real`, where that is not None.
+            shards: Measurements of the samples, (rows, K) per shard, in the order of the pairs; iterable repeatedly.
+            dataset: Source of the samples' conditions.
+            real: The same measurements of the real samples of :meth:`real`, if that is not None.
         """
 
     def real(self, dataset: Dataset) -> Dataset | None:
-        """The dataset whose real samples have to be measured too, or None."""
+        """The dataset whose real samples the metric compares with, or None if it needs none measured."""
         return None
 
     def resampled(self, values: Array, weights: Array) -> Array:
-        """The metric of bootstrap resamples, shape (R,).
+        """The value of the metric on bootstrap resamples, shape (R,).
 
         Args:
-            values: (N, K), all finite.
-            weights: How often each sample is in each resample, (R, N).
+            values: Measurements, (N, K), all finite.
+            weights: Number of times each sample occurs in each resample, (R, N).
         """
-        raise NotImplementedError(f"{type(self).__name__} is not compared pair by pair")
+        raise NotImplementedError(f"{type(self).__name__} cannot be compared pair by pair")
 
 
 class MeanMetric(Metric):
-    """One number a sample, K = 1, and its mean over samples."""
+    """A metric with one value per sample, K = 1, summarised by the mean over samples."""
 
     def summarise(self, shards: Iterable[Array], dataset: Dataset, real: Iterable[Array] | None = None) -> Summary:
         return summarise(torch.from_numpy(np.concatenate([shard[:, 0] for shard in shards])))
@@ -143,7 +143,7 @@ class MeanMetric(Metric):
 
 
 class PairMetric(MeanMetric):
-    """A number for a sample and its ground truth."""
+    """A metric that compares each sample with its ground truth."""
 
     compares = True
 
@@ -153,7 +153,7 @@ class PairMetric(MeanMetric):
 
     @abstractmethod
     def per_sample(self, samples: Tensor, reference: Tensor, data_range: float) -> Tensor:
-        """The metric of each sample, shape (B,), float64.
+        """The value of the metric for each sample, shape (B,), float64.
 
         Args:
             samples: Solver output, shape (B, ...), unclipped.
@@ -163,7 +163,7 @@ class PairMetric(MeanMetric):
 
 
 class RateMetric(Metric):
-    """Errors of all samples as a share of all chances for one, K = 2: (errors, chances) of each sample."""
+    """Total errors as a share of total chances for an error; K = 2: (errors, chances) per sample."""
 
     width = 2
 
@@ -186,12 +186,12 @@ class RateMetric(Metric):
 
 
 def summarise(values: Tensor) -> Summary:
-    """Mean and standard error of per-sample values, summed exactly (independent of order and blocks)."""
+    """Mean and standard error of per-sample values, summed exactly (independent of their order)."""
     return summarise_values(values.to(torch.float64).tolist())
 
 
 def summarise_values(values: Sequence[float]) -> Summary:
-    """The same of plain numbers."""
+    """The same as :func:`summarise`, for a sequence of floats."""
     finite = [value for value in values if math.isfinite(value)]
     count = len(finite)
     if count == 0:
@@ -210,22 +210,30 @@ def check_comparable(samples: Tensor, reference: Tensor) -> None:
     """Refuse samples and reference of different shape.
 
     Raises:
-        ValueError: With both shapes.
+        ValueError: The shapes differ; the message has both.
     """
     if samples.shape != reference.shape:
-        raise ValueError(f"samples of shape {tuple(samples.shape)} against {tuple(reference.shape)} of ground truth")
+        raise ValueError(
+            f"samples have shape {tuple(samples.shape)}, but ground truth has shape {tuple(reference.shape)}"
+        )
 
 
 def needs(dataset: Dataset, method: str, metric: str, what: str) -> Any:
-    """A dataset's optional method.
+    """An optional method of a dataset that a metric needs.
+
+    Args:
+        dataset: The dataset.
+        method: Name of the method.
+        metric: Name of the metric, for the error message.
+        what: What the method returns, for the error message.
 
     Raises:
-        ConfigError: The dataset has none: the metric has no meaning on it.
+        ConfigError: The dataset does not have the method, so the metric has no meaning on it.
     """
-    found = getattr(dataset, method, None)
-    if found is None:
+    bound = getattr(dataset, method, None)
+    if bound is None:
         raise ConfigError(
-            f"metric {metric!r} needs {what}, and dataset {type(dataset).__name__} has none; leave the metric out for "
-            f"it, or take another dataset"
+            f"metric {metric!r} needs {what}, which dataset {type(dataset).__name__} does not provide; leave the "
+            f"metric out for this dataset, or choose another dataset"
         )
-    return found
+    return bound

@@ -14,7 +14,7 @@ from orchestrator.metrics.base import Batch
 class CLIPScore(CLIPMetric):
     """Cosine of CLIP's embeddings of image and prompt (Radford et al. 2021), about 0.25 for good images (BNS Table 2).
 
-    Others multiply it by 100 or 2.5; here it is the cosine itself.
+    The value is the cosine itself; other implementations multiply it by 100 or 2.5.
     """
 
     weights: str = "openai/clip-vit-base-patch32"

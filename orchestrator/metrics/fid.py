@@ -1,4 +1,4 @@
-"""Frechet distance between features of samples and of real data: FID, where the features are Inception's."""
+"""Frechet distance between features of samples and of real data; with Inception features this is FID."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from orchestrator.metrics.base import Array, Summary
 class FID(FeatureMetric):
     """Frechet distance of features (Heusel et al. 2017), by torch-fidelity's formula, from exactly merged moments.
 
-    It is biased upwards by about F / N: compare numbers of the same features and the same number of samples alone. With
-    no more samples than features it is defined, as torch-fidelity has it, and says little.
+    It is biased upwards by about F / N, so compare only values with the same features and the same number of samples.
+    With N <= F it is still defined, as in torch-fidelity, but means little.
     """
 
     @property
@@ -27,7 +27,7 @@ class FID(FeatureMetric):
 
     @cached_property
     def _real(self) -> dict[Hashable, Moments]:
-        """Moments of real samples, once for all solvers."""
+        """Cache of the moments of real samples, shared by all solvers."""
         return {}
 
     def summarise(self, shards: Iterable[Array], dataset: Dataset, real: Iterable[Array] | None = None) -> Summary:

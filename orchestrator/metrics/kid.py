@@ -1,4 +1,4 @@
-"""Kernel distance between features of samples and of real data: KID, where the features are Inception's."""
+"""Kernel distance between features of samples and of real data; with Inception features this is KID."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from orchestrator.metrics._features import FeatureMetric
 from orchestrator.metrics.base import Array, Summary, summarise_values
 
 AT_ONCE = 10
-"""Blocks of real features in memory at once: 80 MB for Inception's, gone through again for each as many blocks."""
+"""Blocks of real features held in memory (80 MB for Inception's); each group takes one pass over all real features."""
 
 KERNEL = {"kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1}
-"""(x · y / F + 1)^3, as torch-fidelity has it by default."""
+"""The kernel (x · y / F + 1)^3, torch-fidelity's default."""
 
 
 @dataclass(frozen=True)
 class KID(FeatureMetric):
     """Squared maximum mean discrepancy of features (Binkowski et al. 2018), unbiased, over disjoint blocks of samples.
 
-    The mean over blocks, and its standard error. torch-fidelity draws its subsets at random instead, so that they
-    overlap; the kernel and the estimator of a block are torch-fidelity's. Samples after the last whole block are left
-    out. Blocks of real data are drawn at random, and always the same: real data come sorted by class, or with classes
-    in turn, and a block has to stand for all of them.
+    The value is the mean over blocks, with its standard error. The kernel and the estimator per block are those of
+    torch-fidelity, which draws random, overlapping subsets instead. Samples after the last full block are left out.
+    Blocks of real data are drawn at random with a fixed seed: real data often come sorted by class or with the classes
+    in turn, and each block has to represent all of them.
 
     Attributes:
-        block: Samples in a block; all of them where there are fewer, or fewer real ones.
+        block: Samples per block; reduced to the number of samples or real samples if that is smaller.
     """
 
     block: int = 1000
@@ -52,8 +52,8 @@ class KID(FeatureMetric):
         super().check(dataset)
         if self.statistics is not None and self.statistics.samples is None:
             raise ConfigError(
-                f"reference {self.reference!r} holds mean and covariance alone, and KID needs features of samples; "
-                f"make statistics that hold some with `bespoke reference`"
+                f"reference {self.reference!r} holds only mean and covariance, but KID needs features of samples; make "
+                f"statistics that include them with `bespoke reference`"
             )
 
     def summarise(self, shards: Iterable[Array], dataset: Dataset, real: Iterable[Array] | None = None) -> Summary:
@@ -63,19 +63,19 @@ class KID(FeatureMetric):
         assert real is not None
         size = min(self.block, _rows(shards), _rows(real))
         if size < 2:
-            raise ValueError("KID needs at least two samples and two real ones")
+            raise ValueError("KID needs at least two samples and two real samples")
         values = [
             _distance(mine, theirs) for mine, theirs in zip(_blocks(shards, size), _drawn(real, size), strict=False)
         ]
-        found = summarise_values(values)
-        return Summary(found.mean, found.stderr if len(values) > 1 else math.nan, size * len(values), 0)
+        summary = summarise_values(values)
+        return Summary(summary.mean, summary.stderr if len(values) > 1 else math.nan, size * len(values), 0)
 
 
 def _rows(shards: Iterable[Array]) -> int:
-    """How many rows there are.
+    """Number of rows in all shards.
 
     Raises:
-        ValueError: Some are not finite: without them it would be another distribution.
+        ValueError: Some rows are not finite; without them the rest would be another distribution.
     """
     count = bad = 0
     for shard in shards:
@@ -87,7 +87,7 @@ def _rows(shards: Iterable[Array]) -> int:
 
 
 def _blocks(shards: Iterable[Array], size: int) -> Iterator[Array]:
-    """Whole blocks of this many rows, in order."""
+    """Full blocks of ``size`` rows, in order."""
     held: list[Array] = []
     count = 0
     for shard in shards:
@@ -100,7 +100,7 @@ def _blocks(shards: Iterable[Array], size: int) -> Iterator[Array]:
 
 
 def _drawn(shards: Iterable[Array], size: int) -> Iterator[Array]:
-    """Disjoint random blocks of this many rows, the same each time; from the first again when all were drawn."""
+    """Disjoint random blocks of ``size`` rows, the same in every call; starts over after the last block."""
     order = np.random.Generator(np.random.Philox(0)).permutation(_rows(shards))
     blocks = [np.sort(order[i : i + size]) for i in range(0, len(order) - size + 1, size)]
     while True:
@@ -109,7 +109,7 @@ def _drawn(shards: Iterable[Array], size: int) -> Iterator[Array]:
 
 
 def _taken(shards: Iterable[Array], blocks: list[npt.NDArray[np.int64]]) -> list[Array]:
-    """These rows, from one pass over all; rows of a block in order."""
+    """Collect the rows of several blocks, given by sorted row indices, in one pass over the shards."""
     parts: list[list[Array]] = [[] for _ in blocks]
     start = 0
     for shard in shards:

@@ -1,5 +1,7 @@
-"""What has been measured: numbers of every sample, one small file a shard, under a name that follows from what was
-measured of what. Whoever finds a file need not measure again; FID and KID of the same features find the same files.
+"""Stored measurements: per-sample values, one small file per shard.
+
+The file name is derived from the metric and from the samples that were measured, so a shard is never measured twice.
+Metrics with the same measurements, such as FID and KID of the same features, share the files.
 """
 
 from __future__ import annotations
@@ -20,18 +22,18 @@ from orchestrator.metrics.base import Array, Metric
 from orchestrator.storage import Storage, digest_of
 
 FORMAT = 1
-"""Raised whenever the same name would stand for other numbers."""
+"""Version of the measurements; increased when a change would give other values under the same name."""
 FINITE = "finite"
-"""Name of the record of which samples are finite: every other measurement is read beside it."""
+"""Name of the record of which samples are finite; it is stored beside the metrics' measurements."""
 
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """A metric by name, with its options: what is sent to whoever measures.
+    """Name and options of a metric, as sent to hosts and scorers.
 
     Attributes:
-        name: The plugin.
-        options: Its options.
+        name: Name of the plugin.
+        options: Options of the plugin.
     """
 
     name: str
@@ -39,30 +41,30 @@ class MetricSpec:
 
     @cached_property
     def metric(self) -> Metric:
-        """The metric itself."""
+        """The metric, built on first use."""
         return plugins.build("metrics", self.name, dict(self.options))
 
     @property
     def identity(self) -> str:
-        """Digest of all that its numbers of a sample depend on: equal for metrics that share them."""
+        """Digest of all options that the measurements depend on; equal for metrics that share measurements."""
         summary_only = self.metric.summary_options
         own = {key: value for key, value in self.options.items() if key not in summary_only}
         return digest_of([FORMAT, self.metric.measured, own])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MetricSpec, (self.name, dict(self.options))  # without the networks it may have loaded
+        return MetricSpec, (self.name, dict(self.options))  # leaves out the metric, which may hold loaded networks
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of one metric on the samples of one solver and one set of pairs (or on real samples).
+    """One metric's measurements of the samples of one solver on one pair set, or of real samples.
 
     Attributes:
-        storage: Where they are.
-        source: What was measured: the solver's digest, or what stands for ground truth or real samples.
-        of: Digest of the pair set, or of the dataset whose real samples these are.
+        storage: Storage of the measurements.
+        source: Digest of the solver, or the fixed name that stands for ground truth or for real samples.
+        of: Pairs digest, or digest of the dataset whose real samples were measured.
         identity: :attr:`MetricSpec.identity`, or :data:`FINITE`.
-        shards: How many there are when it is complete.
+        shards: Number of shards in a complete measurement.
     """
 
     storage: Storage
@@ -80,14 +82,14 @@ class Measured:
 
     def missing(self) -> list[int]:
         """Shards that are not measured yet."""
-        there = set(self.storage.names(self.folder))
-        return [shard for shard in range(self.shards) if f"shard-{shard:05d}.safetensors" not in there]
+        names = set(self.storage.names(self.folder))
+        return [shard for shard in range(self.shards) if f"shard-{shard:05d}.safetensors" not in names]
 
     def __iter__(self) -> Iterator[Array]:
-        """The shards' numbers, (rows, K) each, in order; one in memory at a time.
+        """The measurements of each shard, (rows, K), in order; one shard is in memory at a time.
 
         Raises:
-            StoreError: A damaged one, which is deleted: it is measured again when this is run again.
+            StoreError: A shard is damaged. It is deleted, and measured again by the next run.
         """
         for shard in range(self.shards):
             try:
@@ -98,15 +100,15 @@ class Measured:
 
 
 def write_values(storage: Storage, key: str, values: npt.NDArray[Any]) -> None:
-    """Publish numbers of a shard's samples, (rows, K)."""
+    """Store the measurements of a shard, (rows, K)."""
     storage.write(key, save({"values": np.ascontiguousarray(values)}))
 
 
 def read_values(storage: Storage, key: str) -> Array:
-    """The inverse of :func:`write_values`.
+    """Read what :func:`write_values` stored.
 
     Raises:
-        StoreError: It is damaged.
+        StoreError: The file is damaged.
     """
     try:
         return load(storage.read(key))["values"]

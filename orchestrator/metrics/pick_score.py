@@ -1,4 +1,4 @@
-"""PickScore: which image people would prefer for a prompt, by a model of their choices."""
+"""PickScore: a model's estimate of how much people prefer an image for its prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.metrics.base import Batch
 
 @dataclass(frozen=True)
 class PickScore(CLIPMetric):
-    """The logit of a CLIP model that was trained on people's choices (Kirstain et al. 2023), about 21 (BNS Table 2)."""
+    """Logit of a CLIP model trained on human preferences (Kirstain et al. 2023), about 21 in BNS Table 2."""
 
     weights: str = "yuvalkirstain/PickScore_v1"
     processor: str | None = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

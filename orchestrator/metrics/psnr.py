@@ -13,9 +13,10 @@ from solvers.losses import per_sample_mse, psnr_db
 
 @dataclass(frozen=True)
 class PSNR(PairMetric):
-    """10 log10(range^2 / MSE) of each sample, dB, on unclipped floats (BNS section 5).
+    """10 log10(range^2 / MSE) per sample, dB, on unclipped floats (BNS section 5).
 
-    The papers state no range; here it is the model's own, 2 for data in [-1, 1]. +inf for an exact sample.
+    The papers do not state the range; here it is the model's data range, 2 for data in [-1, 1]. +inf for an exact
+    sample.
     """
 
     column = "psnr_db"

@@ -14,9 +14,9 @@ from solvers.losses import per_sample_mse, psnr_db
 
 @dataclass(frozen=True)
 class PSNRUint8(PairMetric):
-    """10 log10(255^2 / MSE) of each image, dB, after decoding, clipping and rounding to 8 bits.
+    """10 log10(255^2 / MSE) per image, dB, after decoding, clipping and rounding to 8 bits.
 
-    Rounding alone is worth about 59 dB: above that the unrounded ``psnr`` says more. +inf for equal images.
+    Rounding alone limits it to about 59 dB; use the unrounded ``psnr`` above that. +inf for equal images.
     """
 
     column = "psnr_uint8_db"

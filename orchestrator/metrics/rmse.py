@@ -13,7 +13,7 @@ from solvers.losses import per_sample_mse
 
 @dataclass(frozen=True)
 class RMSE(PairMetric):
-    """sqrt(||x_n - x(1)||^2) of each sample, the norm a mean over dimensions (BST eq. 6)."""
+    """sqrt(||x_n - x(1)||^2) per sample, where the squared norm is a mean over dimensions (BST eq. 6)."""
 
     column = "rmse"
     higher_is_better = False

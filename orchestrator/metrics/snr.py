@@ -12,9 +12,9 @@ from orchestrator.metrics.base import PairMetric, check_comparable
 
 @dataclass(frozen=True)
 class SNR(PairMetric):
-    """10 log10(sum x^2 / sum (x - x-hat)^2) of each sample, dB (BNS section 5.4, for audio features).
+    """10 log10(sum x^2 / sum (x - x-hat)^2) per sample, dB (BNS section 5.4, for audio features).
 
-    Unlike PSNR it is relative to each sample's own energy. +inf for an exact sample.
+    Unlike PSNR, it is relative to the energy of each sample. +inf for an exact sample.
     """
 
     column = "snr_db"

@@ -1,4 +1,4 @@
-"""Speaker similarity: whether it is the voice that was asked for."""
+"""Speaker similarity: how close the generated voice is to the voice of the prompt."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SpeakerSimilarity(MeanMetric):
-    """Cosine between the voice of what is spoken and that of the prompt (BNS appendix D.5), -1 to 1.
+    """Cosine between the voice embeddings of the spoken part and of the prompt (BNS appendix D.5), -1 to 1.
 
-    NaN where either cannot be heard: counted, and not averaged.
+    NaN if the encoder hears no voice in either; such samples are counted but not averaged.
 
     Attributes:
-        encoder: Who compares: a plugin of ``orchestrator/audio/speaker_encoders/``.
-        encoder_options: Its options.
+        encoder: Speaker encoder: a plugin of ``orchestrator/audio/speaker_encoders/``.
+        encoder_options: Options of the encoder.
     """
 
     higher_is_better = True
@@ -39,24 +39,24 @@ class SpeakerSimilarity(MeanMetric):
         return f"speaker_similarity[{self._encoder().name}]"
 
     def _encoder(self) -> SpeakerEncoder:
-        found: SpeakerEncoder = plugins.build("speaker_encoders", self.encoder, self.encoder_options)
-        return found
+        encoder: SpeakerEncoder = plugins.build("speaker_encoders", self.encoder, self.encoder_options)
+        return encoder
 
     def check(self, dataset: Dataset) -> None:
         needs(dataset, "voices", "speaker_similarity", "a recording of each voice")
-        needs(dataset, "spoken", "speaker_similarity", "which part of each sample is to be spoken")
+        needs(dataset, "spoken", "speaker_similarity", "the part of each sample that is to be spoken")
         self._encoder().check()
 
     def measure(self, batch: Batch) -> Tensor:
         """The similarity of each sample, shape (B, 1), float64."""
         if batch.conditions is None:
-            raise ValueError("speaker similarity needs the voice that was asked for; real samples come without one")
+            raise ValueError("speaker similarity needs the voice of the prompt, and real samples have no prompt")
         assert batch.rate is not None
         encoder = self._encoder().to(str(batch.samples.device))
         voices = needs(batch.dataset, "voices", "speaker_similarity", "a recording of each voice")(batch.conditions)
-        wanted = torch.cat([encoder.embed([wave], rate) for wave, rate in voices])
-        found = encoder.embed(spoken_part(batch, "speaker_similarity"), batch.rate)
-        return (found.double() * wanted.double()).sum(dim=1, keepdim=True)
+        prompts = torch.cat([encoder.embed([wave], rate) for wave, rate in voices])
+        spoken = encoder.embed(spoken_part(batch, "speaker_similarity"), batch.rate)
+        return (spoken.double() * prompts.double()).sum(dim=1, keepdim=True)
 
 
 METRIC = SpeakerSimilarity

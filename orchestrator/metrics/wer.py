@@ -1,4 +1,4 @@
-"""Word error rate: how much of what is to be said is understood."""
+"""Word error rate: the share of the transcript's words that a recogniser gets wrong in generated speech."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WER(RateMetric):
-    """Word errors (Levenshtein) of all samples as a share of all words that were to be said (BNS appendix D.5).
+    """Word errors (Levenshtein) of all samples as a share of all words in their transcripts (BNS appendix D.5).
 
-    A share, not a percentage: BNS table 7 has it times 100. Only the part that is to be spoken is heard. A sample with
-    a value that is not finite is counted as such; one in which nothing is understood has all its words wrong.
+    The value is a share; BNS table 7 has percentages. Only the part that is to be spoken is transcribed. Samples with
+    values that are not finite are counted separately. If the recogniser understands nothing, all words are wrong.
 
     Attributes:
-        recogniser: Who listens: a plugin of ``orchestrator/audio/recognisers/``.
-        recogniser_options: Its options.
+        recogniser: Speech recogniser: a plugin of ``orchestrator/audio/recognisers/``.
+        recogniser_options: Options of the recogniser.
     """
 
     higher_is_better = False
@@ -41,30 +41,30 @@ class WER(RateMetric):
         return f"wer[{self._listener().name}]"
 
     def _listener(self) -> Recogniser:
-        found: Recogniser = plugins.build("recognisers", self.recogniser, self.recogniser_options)
-        return found
+        recogniser: Recogniser = plugins.build("recognisers", self.recogniser, self.recogniser_options)
+        return recogniser
 
     def check(self, dataset: Dataset) -> None:
-        needs(dataset, "transcripts", "wer", "the words that each sample is to say")
-        needs(dataset, "spoken", "wer", "which part of each sample is to be spoken")
+        needs(dataset, "transcripts", "wer", "the transcript of each sample")
+        needs(dataset, "spoken", "wer", "the part of each sample that is to be spoken")
         self._listener().check()
 
     def measure(self, batch: Batch) -> Tensor:
-        """(word errors, words to be said) of each sample, shape (B, 2), float64; NaN where sound is not finite."""
+        """(word errors, words in the transcript) per sample, shape (B, 2), float64; NaN if the sound is not finite."""
         if batch.conditions is None:
-            raise ValueError("a word error rate needs the words that were to be said; real samples come without them")
+            raise ValueError("the word error rate needs a transcript, and real samples have none")
         assert batch.rate is not None
-        listener = self._listener().to(str(batch.samples.device))
-        said = needs(batch.dataset, "transcripts", "wer", "the words that each sample is to say")(batch.conditions)
+        recogniser = self._listener().to(str(batch.samples.device))
+        transcripts = needs(batch.dataset, "transcripts", "wer", "the transcript of each sample")(batch.conditions)
         parts = spoken_part(batch, "wer")
         finite = torch.isfinite(batch.samples).flatten(1).all(dim=1).tolist()
-        numbers = torch.full((len(parts), 2), torch.nan, dtype=torch.float64)
-        for row, part, text, heard in zip(numbers, parts, said, finite, strict=True):
-            if heard:
-                words = listener.words(text)
-                found = listener.words(listener.transcribe([part], batch.rate)[0])
-                row[:] = torch.tensor([word_errors(words, found), len(words)], dtype=torch.float64)
-        return numbers
+        counts = torch.full((len(parts), 2), torch.nan, dtype=torch.float64)
+        for row, part, text, is_finite in zip(counts, parts, transcripts, finite, strict=True):
+            if is_finite:
+                words = recogniser.words(text)
+                heard = recogniser.words(recogniser.transcribe([part], batch.rate)[0])
+                row[:] = torch.tensor([word_errors(words, heard), len(words)], dtype=torch.float64)
+        return counts
 
 
 METRIC = WER

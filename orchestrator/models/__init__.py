@@ -1,1 +1,1 @@
-"""Model adapters, one file each, found by module name."""
+"""Model adapter plugins, one module each; the module name is the plugin name."""

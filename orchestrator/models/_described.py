@@ -1,4 +1,4 @@
-"""Networks that say nothing about themselves: the options that describe what one expects and predicts."""
+"""Base class of adapters whose options describe the network: its inputs, its prediction and its scheduler."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from solvers.schedulers.discrete_vp import DiscreteVP
 Time = Literal["t", "1-t", "timestep", "sigma"]
 
 SYMBOLS = ("x", "t", "y")
-"""What a network is given: the state, the time in its own convention, and the label."""
+"""Inputs of a network: the state, the time in the network's own convention, and the label."""
 
 
 class Call(NamedTuple):
-    """How a network takes its arguments.
+    """The calling convention of a network.
 
     Attributes:
-        positional: Symbols in order.
-        keywords: Argument names and the symbol that each takes.
+        positional: Symbols of the positional arguments, in order.
+        keywords: Symbol of each keyword argument, by argument name.
     """
 
     positional: tuple[str, ...]
@@ -35,10 +35,10 @@ class Call(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Call:
-        """``"x, t, y"``, ``"x, t, class_labels=y"``, ``"sample=x, timestep=t"``.
+        """Parse a text like ``"x, t, y"``, ``"x, t, class_labels=y"`` or ``"sample=x, timestep=t"``.
 
         Raises:
-            ValueError: The text means no call.
+            ValueError: The text is not a valid call.
         """
         positional: list[str] = []
         keywords: dict[str, str] = {}
@@ -49,7 +49,7 @@ class Call(NamedTuple):
             elif equals and name.isidentifier() and name not in keywords:
                 keywords[name] = symbol
             else:
-                raise ValueError(f"call={text!r}: {part!r} cannot stand there; write it like 'x, t, class_labels=y'")
+                raise ValueError(f"call={text!r}: {part!r} is not valid here; write it like 'x, t, class_labels=y'")
         symbols = [*positional, *keywords.values()]
         if sorted(symbols) not in (["t", "x"], ["t", "x", "y"]):
             raise ValueError(
@@ -63,34 +63,34 @@ class Call(NamedTuple):
         return (*self.positional, *self.keywords.values())
 
     def arguments(self, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        """Positional and keyword arguments, by symbol."""
+        """Positional and keyword arguments, filled from the values by symbol."""
         return [values[s] for s in self.positional], {name: values[s] for name, s in self.keywords.items()}
 
 
 @dataclass(kw_only=True)
 class DescribedModel(ExternalModel):
-    """A network whose conventions are told by options; contradictions are refused.
+    """A network whose conventions are described by options; options that contradict each other are refused.
 
     Attributes:
         shape: Shape of one sample.
-        prediction: What it predicts: epsilon, sample, v_prediction or velocity.
-        native_scheduler: Scheduler it was trained with: a name, or ``{name: ..., options: {...}}``.
+        prediction: Quantity the network predicts: epsilon, sample, v_prediction or velocity.
+        native_scheduler: Scheduler the network was trained with: a name, or ``{name: ..., options: {...}}``.
         data_range: Largest minus smallest value of the data; 2 for [-1, 1].
-        call: Its arguments: x, t and, with labels, y, by position or as ``name=y``.
-        time: What it takes for t: 't' (0 noise, 1 data), '1-t', 'timestep' (0 to N - 1 of discrete_vp, fractions
-            between them), or 'sigma' (the scheduler's noise level).
-        time_scale: Factor of that number; 1000 for flow networks that count 1-t in thousandths.
-        classes: Number of labels, 0 to classes - 1; with a y in ``call``.
-        null_label: Label that it was trained to take for "dropped"; needed for guidance.
-        decoder: For a model of latents, what makes images or sound of its samples: ``{name: ..., options: {...}}``. It
-            is no part of the digest.
+        call: Arguments of the network: x, t and, with labels, y, by position or as ``name=y``.
+        time: Convention of its time argument: 't' (0 noise, 1 data), '1-t', 'timestep' (0 to N - 1 of discrete_vp,
+            fractional values included), or 'sigma' (the scheduler's noise level).
+        time_scale: Factor applied to that time; 1000 for flow networks that count 1-t in thousandths.
+        classes: Number of labels, 0 to classes - 1; required if ``call`` has a y.
+        null_label: Label that stood for "dropped" in training; required for guidance.
+        decoder: For a latent model, the decoder from samples to images or sound: ``{name: ..., options: {...}}``. It
+            is not part of the digest.
 
     Raises:
-        ConfigError: An option that cannot work, or two that contradict each other.
+        ConfigError: An option is invalid, or two options contradict each other.
     """
 
     local: ClassVar[tuple[str, ...]] = ()
-    """Options that say where something lies: no part of the digest."""
+    """Options that only locate files; they are not part of the digest."""
 
     shape: tuple[int, ...]
     prediction: Prediction
@@ -139,20 +139,20 @@ class DescribedModel(ExternalModel):
 
     @property
     def rate(self) -> int | None:  # type: ignore[override]
-        """Of the decoder's sound; None without one, and for images."""
+        """Sample rate of the decoded sound in Hz; None without a decoder, and for images."""
         return getattr(self._decoder, "rate", None)
 
     def decode(self, samples: Tensor) -> Tensor:
         return samples if self._decoder is None else self._decoder(samples)
 
     def _build_scheduler(self) -> Scheduler:
-        given = self.native_scheduler
-        given = {"name": given} if isinstance(given, str) else given
-        if not isinstance(given, Mapping) or not {"name"} <= set(given) <= {"name", "options"}:
+        spec = self.native_scheduler
+        spec = {"name": spec} if isinstance(spec, str) else spec
+        if not isinstance(spec, Mapping) or not {"name"} <= set(spec) <= {"name", "options"}:
             raise self.refused(
                 f"native_scheduler must be a name or {{name: ..., options: {{...}}}}, got {self.native_scheduler!r}"
             )
-        self.native_scheduler = {"name": given["name"], "options": dict(given.get("options") or {})}
+        self.native_scheduler = {"name": spec["name"], "options": dict(spec.get("options") or {})}
         built: Scheduler = plugins.build("schedulers", **self.native_scheduler)
         return built
 
@@ -161,14 +161,14 @@ class DescribedModel(ExternalModel):
         first, last = native(native.t_min), native(native.t_max)
         if self.prediction == "epsilon" and float(first.alpha) == 0:
             raise self.refused(
-                f"an epsilon prediction on {native.name!r} says nothing about the data where sampling starts, "
-                f"t={native.t_min:g}: alpha is 0 there and the velocity infinite; flow networks predict 'velocity', or "
-                f"start later with the scheduler's option t_min, e.g. 0.001"
+                f"an epsilon prediction on {native.name!r} does not determine the data where sampling starts, "
+                f"t={native.t_min:g}: alpha is 0 there, so the velocity is infinite; set prediction to 'velocity' for "
+                f"a flow network, or start later with the scheduler's option t_min, e.g. 0.001"
             )
         if self.prediction == "sample" and float(last.sigma) == 0:
             raise self.refused(
-                f"a sample prediction on {native.name!r} says nothing about the noise where sampling ends, "
-                f"t={native.t_max:g}: sigma is 0 there and the velocity infinite; end earlier with the scheduler's "
+                f"a sample prediction on {native.name!r} does not determine the noise where sampling ends, "
+                f"t={native.t_max:g}: sigma is 0 there, so the velocity is infinite; end earlier with the scheduler's "
                 f"option t_max, e.g. 0.999"
             )
         if self.prediction == "v_prediction":
@@ -176,7 +176,7 @@ class DescribedModel(ExternalModel):
             norms = point.alpha**2 + point.sigma**2
             if bool(((norms - 1).abs() > 1e-6).any()):
                 raise self.refused(
-                    f"v_prediction needs alpha^2 + sigma^2 = 1, and {native.name!r} has "
+                    f"v_prediction needs alpha^2 + sigma^2 = 1, but {native.name!r} has "
                     f"{float(norms[(norms - 1).abs().argmax()]):.6g}; choose vp, discrete_vp or cosine, or the "
                     f"prediction 'velocity'"
                 )
@@ -186,7 +186,7 @@ class DescribedModel(ExternalModel):
             raise self.refused(f"time must be one of {', '.join(map(repr, get_args(Time)))}, got {self.time!r}")
         if self.time == "timestep" and not isinstance(self.native, DiscreteVP):
             raise self.refused(
-                f"time 'timestep' counts the training timesteps of 'discrete_vp', and the scheduler is "
+                f"time 'timestep' counts the training timesteps of 'discrete_vp', but the scheduler is "
                 f"{self.native.name!r}, which has none; choose 't', '1-t' (with time_scale) or 'sigma'"
             )
 
@@ -196,7 +196,7 @@ class DescribedModel(ExternalModel):
             raise self.refused(f"call={self.call!r} takes labels; set classes to their number, got {self.classes!r}")
         for option in ("classes", "null_label"):
             if not labelled and getattr(self, option) is not None:
-                raise self.refused(f"{option} has no effect: call={self.call!r} takes no y; add it, or leave it out")
+                raise self.refused(f"{option} has no effect: call={self.call!r} has no y; add y, or remove the option")
         label = self.null_label
         if label is not None and (isinstance(label, bool) or not isinstance(label, int)):
             raise self.refused(f"null_label must be an integer, got {label!r}")
@@ -204,22 +204,22 @@ class DescribedModel(ExternalModel):
     def network_time(self, t: Tensor) -> Tensor:
         match self.time:
             case "t":
-                found = t
+                time = t
             case "1-t":
-                found = 1 - t
+                time = 1 - t
             case "timestep":
                 assert isinstance(self.native, DiscreteVP)
-                found = self.native.timestep(t)
+                time = self.native.timestep(t)
             case "sigma":
-                found = self.native.sigma(t)
-        return found * self.time_scale
+                time = self.native.sigma(t)
+        return time * self.time_scale
 
     def evaluate(self, x: Tensor, time: Tensor, label: Tensor) -> Any:
         positional, keywords = self.arguments.arguments({"x": x, "t": time, "y": label})
         return self.net(*positional, **keywords)
 
     def options(self) -> dict[str, Any]:
-        """What the digest depends on beside files."""
+        """Options that enter the digest, in addition to the files."""
         left_out = (*self.local, "decoder")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in left_out}
 

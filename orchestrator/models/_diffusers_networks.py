@@ -1,6 +1,6 @@
-"""How each kind of diffusers pipeline calls its network: one class a kind. Knows nothing of solvers or schedulers.
+"""How each type of diffusers pipeline calls its network, one class per type; independent of solvers and schedulers.
 
-diffusers is imported by whoever makes the pipeline; here its objects are only used.
+The caller that builds the pipeline imports diffusers; this module only uses its objects.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Guidance = Literal["none", "classifier_free", "embedded"]
 
 
 class PipelineNetwork(ABC):
-    """The denoising network of a pipeline, called as the pipeline calls it.
+    """The denoising network of a pipeline, called in the same way as the pipeline calls it.
 
     Args:
         pipe: A diffusers pipeline.
@@ -26,15 +26,16 @@ class PipelineNetwork(ABC):
 
     Attributes:
         pipelines: Names of the pipeline classes.
-        component: Name of the pipeline's component that is the network.
+        component: Name of the pipeline component that is the network.
         encoders: Names of the components that turn text into conditioning.
-        is_flow: Whether it predicts noise minus data along the straight path; otherwise it predicts epsilon, v or x.
-        is_continuous: Whether it predicts v on the cosine path, at times 0..1; otherwise it is asked at timesteps.
+        is_flow: Whether the network predicts noise minus data on the straight path; otherwise it predicts epsilon, v
+            or x.
+        is_continuous: Whether it predicts v on the cosine path, at times 0..1; otherwise it is evaluated at timesteps.
         scales_noise: Whether the pipeline multiplies its noise by the scheduler's ``init_noise_sigma``.
-        guidance: Classifier-free, an input of the network, or none at all.
-        channels: Channels of a sample, as the network takes it.
+        guidance: Classifier-free guidance, guidance as an input of the network (embedded), or none.
+        channels: Channels of a sample at the network's input.
         shape: Shape of one sample.
-        rate: Samples a second of decoded sound; None for images.
+        rate: Sample rate of decoded sound in Hz; None for images.
     """
 
     pipelines: ClassVar[tuple[str, ...]]
@@ -61,16 +62,16 @@ class PipelineNetwork(ABC):
         return (self.config.in_channels, height, width)
 
     def _check_network(self) -> None:  # noqa: B027 (optional)
-        """Refuse networks of this class whose inputs are others than those given here.
+        """Refuse networks of this class that need inputs which this call does not provide.
 
         Raises:
-            ConfigError: Naming what the network wants.
+            ConfigError: The network needs another input; the message names it.
         """
 
     def _refuse(self, key: str, wants: str) -> None:
         raise ConfigError(
-            f"the {type(self.net).__name__} of this pipeline has {key}={self.config[key]!r}: {wants}, which "
-            f"{type(self.pipe).__name__} does not give; choose another pipeline"
+            f"the {type(self.net).__name__} of this pipeline has {key}={self.config[key]!r}, so it needs {wants}, "
+            f"which {type(self.pipe).__name__} does not provide; choose another pipeline"
         )
 
     @abstractmethod
@@ -81,7 +82,7 @@ class PipelineNetwork(ABC):
             x: Shape (B, *shape), in the network's dtype.
             timestep: Shape (B,), float32, in the pipeline's own units.
             condition: Shape (B, ...).
-            guidance_scale: Embedded guidance; of no meaning to networks of other kinds.
+            guidance_scale: Scale of embedded guidance; other networks ignore it.
         """
 
     def check_condition(self, condition: Tensor) -> None:  # noqa: B027 (optional)
@@ -91,12 +92,12 @@ class PipelineNetwork(ABC):
         return condition
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Images in [-1, 1] (not clamped), shape (B, channels, height, width), or sound, (B, channels, samples)."""
+        """Decode to images in [-1, 1] (not clamped), (B, channels, height, width), or sound, (B, channels, samples)."""
         return samples.float()
 
 
 class UNet2D(PipelineNetwork):
-    """Unconditional pixel models: DDPM's and DDIM's pipelines (Ho et al. 2020)."""
+    """Unconditional pixel models: the DDPM and DDIM pipelines (Ho et al. 2020)."""
 
     pipelines = ("DDPMPipeline", "DDIMPipeline")
     component = "unet"
@@ -121,7 +122,7 @@ class UNet2D(PipelineNetwork):
 
 
 class _Latent(PipelineNetwork):
-    """What works on a VAE's latents."""
+    """A network on the latents of a VAE."""
 
     def decode(self, samples: Tensor) -> Tensor:
         vae = self.pipe.vae
@@ -131,7 +132,7 @@ class _Latent(PipelineNetwork):
 
 
 class DiT(_Latent):
-    """Class-conditional diffusion transformers (Peebles & Xie 2023); dropped labels are one class more."""
+    """Class-conditional diffusion transformers (Peebles & Xie 2023); dropped labels are one additional class."""
 
     pipelines = ("DiTPipeline",)
     component = "transformer"
@@ -140,7 +141,7 @@ class DiT(_Latent):
     def _check_network(self) -> None:
         if self.shape[1:] != (self.config.sample_size,) * 2:
             raise ConfigError(
-                f"sample_size is {self.shape[1]}, but the positions of this transformer are {self.config.sample_size}; "
+                f"sample_size is {self.shape[1]}, but this transformer has positions for {self.config.sample_size}; "
                 f"leave sample_size out"
             )
 
@@ -150,13 +151,13 @@ class DiT(_Latent):
 
     def __call__(self, x: Tensor, timestep: Tensor, condition: Tensor, guidance_scale: float) -> Tensor:
         output = self.net(x, timestep=timestep, class_labels=condition, return_dict=False)[0]
-        return output[:, : x.shape[1]]  # the rest is its variance
+        return output[:, : x.shape[1]]  # the other channels are the predicted variance
 
     def check_condition(self, condition: Tensor) -> None:
         unknown = condition[(condition < 0) | (condition >= self.classes)]
         if len(unknown):
             raise ConfigError(
-                f"label {unknown[0].item():g} is none of this model's {self.classes} classes; set "
+                f"label {unknown[0].item():g} is not one of this model's {self.classes} classes; set "
                 f"conditioning.options.classes to {self.classes} or fewer"
             )
 
@@ -165,16 +166,16 @@ class DiT(_Latent):
 
 
 class _Text(_Latent):
-    """What is conditioned on text: the embeddings' parts, flattened into one vector a prompt."""
+    """A network conditioned on text; the parts of the embeddings are flattened into one vector per prompt."""
 
     guidance: Guidance = "classifier_free"
     _null: Tensor | None = None
-    #: Shapes of the parts of a condition, in their order in the vector; known once a prompt has been encoded.
+    #: Shapes of the parts of a condition, in their order in the vector; set when the first prompt is encoded.
     _layout: dict[str, tuple[int, ...]] | None = None
 
     @abstractmethod
     def _embed(self, prompts: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        """The parts of these prompts' conditioning, each (B, ...), and those of dropped prompts."""
+        """Encode prompts to the parts of their conditioning, each (B, ...), and those for dropped prompts."""
 
     @property
     def layout(self) -> dict[str, tuple[int, ...]]:
@@ -185,20 +186,20 @@ class _Text(_Latent):
         return self._layout
 
     def encode(self, prompts: list[str], *, dropped: bool = False) -> Tensor:
-        """The conditioning of these prompts, shape (B, width), float32, on the encoders' device.
+        """Encode prompts to conditioning, shape (B, width), float32, on the encoders' device.
 
         Args:
-            prompts: Text.
-            dropped: Whether the conditioning that stands for a dropped prompt is wanted instead.
+            prompts: The prompts.
+            dropped: Whether to return the conditioning that stands for dropped prompts instead.
         """
         with torch.no_grad():
-            given, null = self._embed(prompts)
-        parts = null if dropped and null is not None else given
+            kept, null = self._embed(prompts)
+        parts = null if dropped and null is not None else kept
         self._layout = {name: tuple(part.shape[1:]) for name, part in parts.items()}
         return torch.cat([part.float().flatten(1) for part in parts.values()], dim=1)
 
     def unpack(self, condition: Tensor) -> dict[str, Tensor]:
-        """The parts of a condition (B, width), in the network's dtype."""
+        """Split a condition (B, width) into its named parts, in the network's dtype."""
         sizes = [math.prod(shape) for shape in self.layout.values()]
         parts = condition.to(next(self.net.parameters()).dtype).split(sizes, dim=1)
         return {name: part.reshape(-1, *shape) for (name, shape), part in zip(self.layout.items(), parts, strict=True)}
@@ -212,13 +213,13 @@ class _Text(_Latent):
         width = sum(math.prod(shape) for shape in self.layout.values())
         if condition.ndim != 2 or not condition.is_floating_point() or condition.shape[1] != width:
             raise ConfigError(
-                f"conditioning of shape {tuple(condition.shape)} and {condition.dtype} for a model of text, which "
-                f"takes {width} numbers a prompt; set conditioning.name to prompts"
+                f"conditioning has shape {tuple(condition.shape)} and {condition.dtype}, but this text model takes "
+                f"{width} numbers per prompt; set conditioning.name to prompts"
             )
 
 
 class StableDiffusion(_Text):
-    """Stable Diffusion 1.x and 2.x: a latent U-Net with cross-attention to CLIP's tokens (Rombach et al. 2022)."""
+    """Stable Diffusion 1.x and 2.x: a latent U-Net with cross-attention to CLIP tokens (Rombach et al. 2022)."""
 
     pipelines = ("StableDiffusionPipeline",)
     component = "unet"
@@ -227,7 +228,7 @@ class StableDiffusion(_Text):
 
     def _check_network(self) -> None:
         if self.config.in_channels != self.pipe.vae.config.latent_channels:
-            self._refuse("in_channels", "an image or a mask beside the latents")
+            self._refuse("in_channels", "an image or a mask in addition to the latents")
         for key in ("class_embed_type", "num_class_embeds", "time_cond_proj_dim"):
             if self.config.get(key) is not None:
                 self._refuse(key, "class labels or an embedded guidance scale")
@@ -237,12 +238,12 @@ class StableDiffusion(_Text):
         return self.net(x, timestep, encoder_hidden_states=parts["prompt_embeds"], return_dict=False)[0]
 
     def _embed(self, prompts: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        given, null = self.pipe.encode_prompt(prompts, self.pipe.device, 1, True)
-        return {"prompt_embeds": given}, {"prompt_embeds": null}
+        embeds, null = self.pipe.encode_prompt(prompts, self.pipe.device, 1, True)
+        return {"prompt_embeds": embeds}, {"prompt_embeds": null}
 
 
 class StableDiffusionXL(StableDiffusion):
-    """SDXL: two text encoders, a pooled embedding, and the image's size as an input (Podell et al. 2023)."""
+    """SDXL: two text encoders, a pooled embedding, and the image size as an input (Podell et al. 2023)."""
 
     pipelines = ("StableDiffusionXLPipeline",)
     encoders = ("text_encoder", "text_encoder_2")
@@ -258,13 +259,13 @@ class StableDiffusionXL(StableDiffusion):
         )[0]
 
     def _embed(self, prompts: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        given, null, pooled, null_pooled = self.pipe.encode_prompt(
+        embeds, null, pooled, null_pooled = self.pipe.encode_prompt(
             prompt=prompts, device=self.pipe.device, do_classifier_free_guidance=True
         )
         size = tuple(side * self.pipe.vae_scale_factor for side in self.shape[1:])
-        time_ids = torch.tensor([*size, 0, 0, *size], device=given.device, dtype=given.dtype).repeat(len(given), 1)
+        time_ids = torch.tensor([*size, 0, 0, *size], device=embeds.device, dtype=embeds.dtype).repeat(len(embeds), 1)
         return (
-            {"prompt_embeds": given, "pooled_prompt_embeds": pooled, "time_ids": time_ids},
+            {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled, "time_ids": time_ids},
             {"prompt_embeds": null, "pooled_prompt_embeds": null_pooled, "time_ids": time_ids},
         )
 
@@ -288,19 +289,19 @@ class StableDiffusion3(_Text):
         )[0]
 
     def _embed(self, prompts: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        given, null, pooled, null_pooled = self.pipe.encode_prompt(
+        embeds, null, pooled, null_pooled = self.pipe.encode_prompt(
             prompt=prompts, prompt_2=None, prompt_3=None, device=self.pipe.device
         )
         return (
-            {"prompt_embeds": given, "pooled_prompt_embeds": pooled},
+            {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled},
             {"prompt_embeds": null, "pooled_prompt_embeds": null_pooled},
         )
 
 
 class Flux(_Text):
-    """FLUX.1: a flow in latents, whose guidance scale is an input of the network (dev) or distilled away (schnell).
+    """FLUX.1: a flow in latents; the guidance scale is an input of the network (dev) or distilled away (schnell).
 
-    A sample has the VAE's channels; the pipeline works on the same numbers packed in 2x2 patches.
+    Samples have the channels of the VAE. The pipeline works on the same numbers, packed into 2x2 patches.
     """
 
     pipelines = ("FluxPipeline",)
@@ -338,14 +339,14 @@ class Flux(_Text):
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
 
     def _embed(self, prompts: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        given, pooled, _ = self.pipe.encode_prompt(prompt=prompts, prompt_2=None, device=self.pipe.device)
-        return {"prompt_embeds": given, "pooled_prompt_embeds": pooled}, None
+        embeds, pooled, _ = self.pipe.encode_prompt(prompt=prompts, prompt_2=None, device=self.pipe.device)
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}, None
 
 
 class StableAudio(_Text):
     """Stable Audio Open: a transformer over latent frames of sound, conditioned on text and length (Evans et al. 2024).
 
-    Every sample is as long as the model allows. A dropped prompt is zeros; the length stays.
+    Every sample has the maximum length of the model. A dropped prompt is encoded as zeros; the length is kept.
     """
 
     pipelines = ("StableAudioPipeline",)
@@ -383,11 +384,11 @@ class StableAudio(_Text):
         text = pipe.encode_prompt(prompts, pipe.device, False)
         seconds = self.config.sample_size * pipe.vae.hop_length / pipe.vae.config.sampling_rate
         start, end = pipe.encode_duration(0.0, seconds, pipe.device, False, len(prompts))
-        given = torch.cat([text, start, end], dim=1)
+        embeds = torch.cat([text, start, end], dim=1)
         lengths = torch.cat([start, end], dim=2)
         return (
-            {"prompt_embeds": given, "duration_embeds": lengths},
-            {"prompt_embeds": torch.zeros_like(given), "duration_embeds": lengths},
+            {"prompt_embeds": embeds, "duration_embeds": lengths},
+            {"prompt_embeds": torch.zeros_like(embeds), "duration_embeds": lengths},
         )
 
     @property
@@ -405,4 +406,4 @@ NETWORKS: dict[str, type[PipelineNetwork]] = {
     for network in (UNet2D, DiT, StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, StableAudio)
     for pipeline in network.pipelines
 }
-"""The network's class by the name of the pipeline's class, as ``model_index.json`` has it."""
+"""Network class for each pipeline class name in ``model_index.json``."""

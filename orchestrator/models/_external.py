@@ -1,4 +1,4 @@
-"""What adapters of networks from elsewhere share: loading when first needed, labels, and checks of what comes back."""
+"""Base class of adapters for third-party networks: lazy loading, labels, and checks of the network's output."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from solvers.prediction import PredictionField
 
 
 class ExternalModel(ModelAdapter):
-    """A network from elsewhere. It is loaded when it is first needed, so that options are checked without it.
+    """A third-party network. It is loaded on first use, so that options can be checked without it.
 
     Attributes:
-        differentiable: Whether torch can differentiate the network in its input. A black box is refused to whoever
-            asks for derivatives: silently, they would be wrong.
+        differentiable: Whether torch can differentiate the network with respect to its input. If not, differentiation
+            raises an error, because it would otherwise give wrong derivatives silently.
         classes: Number of labels; None for a network without conditioning.
-        null_label: Label that means "dropped", for guidance; None where there is none.
+        null_label: Label that means "dropped", for guidance; None if there is none.
         dtype: Floating dtype in which the network computes.
     """
 
@@ -37,7 +37,7 @@ class ExternalModel(ModelAdapter):
 
     @classmethod
     def plugin(cls) -> str:
-        """The name under which configurations know this adapter."""
+        """Name of this adapter in configurations."""
         return cls.__module__.rpartition(".")[2]
 
     @classmethod
@@ -46,44 +46,44 @@ class ExternalModel(ModelAdapter):
 
     @abstractmethod
     def inspect(self) -> None:
-        """Refuse what cannot be loaded, from headers and source alone.
+        """Check that the network can be loaded, reading only file headers and source code.
 
         Raises:
-            ConfigError: Naming the option, its value and the remedy.
+            ConfigError: It cannot be loaded; the message names the option, its value and the remedy.
         """
 
     @abstractmethod
     def load(self) -> Any:
-        """The frozen network."""
+        """Load the network and freeze it."""
 
     @abstractmethod
     def identity(self) -> Iterable[Path | bytes]:
-        """What the digest is of: files by what is in them, and bytes."""
+        """Parts of the digest: files, hashed by content, and bytes."""
 
     @abstractmethod
     def network_time(self, t: Tensor) -> Tensor:
-        """Native time, float64 of any shape, as the network takes it."""
+        """Convert native time, float64 of any shape, to the network's time argument."""
 
     @abstractmethod
     def evaluate(self, x: Tensor, time: Tensor, label: Tensor) -> Any:
-        """The network's answer to x (B, ...) in :attr:`dtype`, time (B,) and label (B,)."""
+        """The network's output for x (B, ...) in :attr:`dtype`, time (B,) and label (B,)."""
 
     @cached_property
     def net(self) -> Any:
-        """The frozen network."""
+        """The frozen network, loaded on first access."""
         return self.load()
 
     @cached_property
     def digest(self) -> str:  # type: ignore[override]
-        """sha256 of :meth:`identity`. Where files lie has no part in it."""
-        found = hashlib.sha256()
+        """sha256 of :meth:`identity`. It does not depend on the location of files."""
+        digest = hashlib.sha256()
         for part in self.identity():
             if isinstance(part, Path):
                 with part.open("rb") as stream:
-                    found.update(hashlib.file_digest(stream, "sha256").digest())
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
             else:
-                found.update(hashlib.sha256(part).digest())
-        return found.hexdigest()
+                digest.update(hashlib.sha256(part).digest())
+        return digest.hexdigest()
 
     @cached_property
     def parameters(self) -> int:  # type: ignore[override]
@@ -100,31 +100,32 @@ class ExternalModel(ModelAdapter):
     def predict(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         if not self.differentiable and (_is_differentiated(x) or _is_differentiated(t)):
             raise self.refused(
-                f"{self.name} is a black box that has no derivatives; distil with 'method: levenberg_marquardt' and "
-                f"jacobian 'forward' or 'central', which need its output alone, or give the network as torch_module"
+                f"{self.name} is a black box without derivatives; distil with 'method: levenberg_marquardt' and "
+                f"jacobian 'forward' or 'central', which need only its output, or load the network with the adapter "
+                f"'torch_module'"
             )
         inner = x.to(self.dtype)
-        # Half precision cannot tell timestep 999 from 1000.
+        # Half precision cannot distinguish timestep 999 from 1000.
         time = expand_time(self.network_time(t), inner.to(torch.promote_types(self.dtype, torch.float32)))
         output = self.evaluate(inner, time, condition)
         if not isinstance(output, Tensor) or output.shape != x.shape:
             got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise self.refused(
-                f"{self.name} must answer x of shape {tuple(x.shape)} with one tensor of that shape, got {got}; wrap "
-                f"it so that it returns its prediction alone"
+                f"{self.name} must return one tensor of shape {tuple(x.shape)}, the shape of x, got {got}; wrap it so "
+                f"that it returns only its prediction"
             )
         return output.to(x.dtype)
 
     def field(self, condition: Tensor, guidance_scale: float) -> PredictionField:
         if guidance_scale != 1 and self.null_label is None:
             raise self.refused(
-                f"guidance scale {guidance_scale:g} needs the label of a dropped condition, and {self.name} has none; "
-                f"set guidance_scale to 1, or null_label for a network that was trained with dropped labels"
+                f"guidance scale {guidance_scale:g} needs a label for the dropped condition, but {self.name} has none; "
+                f"set guidance_scale to 1, or set null_label if the network was trained with dropped labels"
             )
         return super().field(condition, guidance_scale)
 
     def null_condition(self, condition: Tensor) -> Tensor:
-        # Without a label of its own it is asked for at guidance scale 1 alone, where nobody looks at it.
+        # Without a null label this is only called at guidance scale 1, where the result is not used.
         return condition if self.null_label is None else torch.full_like(condition, self.null_label)
 
     def check_condition(self, condition: Tensor) -> None:
@@ -133,19 +134,19 @@ class ExternalModel(ModelAdapter):
         unknown = condition[(condition < 0) | (condition >= self.classes)]
         if len(unknown):
             raise ConfigError(
-                f"label {int(unknown[0])} is none of {self.name}'s {self.classes} classes; set "
+                f"label {int(unknown[0])} is not one of {self.name}'s {self.classes} classes; set "
                 f"conditioning.options.classes to {self.classes}"
             )
 
     def refused(self, problem: str) -> ConfigError:
-        """The error of an option or a network that cannot work."""
+        """Build the error for an option or a network that cannot be used."""
         return ConfigError(f"model adapter {self.plugin()!r}: {problem}")
 
     def existing_file(self, option: str, given: str, suffixes: tuple[str, ...]) -> Path:
-        """The absolute path of a file that an option names: hosts run in other working directories.
+        """The absolute path of the file named by an option; absolute because hosts run in other working directories.
 
         Raises:
-            ConfigError: It is not there, or has another suffix.
+            ConfigError: The file does not exist, or has another suffix.
         """
         path = Path(given).expanduser().absolute()
         if path.suffix not in suffixes:
@@ -156,7 +157,7 @@ class ExternalModel(ModelAdapter):
 
 
 def option_bytes(options: dict[str, Any]) -> bytes:
-    """Options in the form that enters a digest."""
+    """Serialise options for a digest."""
     return canonical_json(options).encode()
 
 

@@ -1,4 +1,4 @@
-"""Weights of other people's networks: tensors by name, from safetensors or from torch's files read as tensors alone."""
+"""Weight loading for third-party networks: named tensors from safetensors, or from tensor-only torch files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 LISTED = 5
-"""Names that an error lists of each kind."""
+"""Number of names listed per kind of problem in an error message."""
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a file; of safetensors only the header is read.
+    """Read the names and shapes of the tensors in a file; for safetensors only the header is read.
 
     Raises:
-        ValueError: As :func:`read_tensors`.
+        ValueError: As for :func:`read_tensors`.
     """
     if path.suffix != ".safetensors":
         return {name: tuple(tensor.shape) for name, tensor in read_tensors(path).items()}
@@ -36,10 +36,10 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name. No code of the file is run.
+    """Read the tensors in a file by name, without running any code from the file.
 
     Raises:
-        ValueError: The file cannot be read, holds more than tensors, or is no state dictionary.
+        ValueError: The file cannot be read, holds more than tensors, or is not a state dictionary.
     """
     if path.suffix == ".safetensors":
         try:
@@ -48,123 +48,125 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{path} is not safetensors: {error}") from error
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{path} holds more than tensors, or is damaged, and is not read: a pickle runs code of whoever wrote it; "
-            f"save the state dictionary alone, best as safetensors ({str(error).splitlines()[0]})"
+            f"{path} is damaged or holds more than tensors, and is not loaded, because unpickling it could run code; "
+            f"save only the state dictionary, preferably as safetensors ({str(error).splitlines()[0]})"
         ) from error
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        keys = f"a mapping with {_listed(list(found))}" if isinstance(found, Mapping) else type(found).__name__
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        keys = f"a mapping with {_listed(list(content))}" if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(
-            f"{path} is no state dictionary but {keys}; save the module's state_dict() alone, best as safetensors"
+            f"{path} is not a state dictionary but {keys}; save only the module's state_dict(), preferably as "
+            f"safetensors"
         )
-    return dict(found)
+    return dict(content)
 
 
 def check_fit(module: nn.Module, found: Mapping[str, tuple[int, ...]], origin: Path) -> None:
-    """Refuse weights that are not those of this module.
+    """Refuse weights that do not fit this module.
 
-    A tied weight may be saved under any one of its names, as safetensors does.
+    A tied weight may be saved under any one of its names, as in safetensors files.
 
     Raises:
-        ValueError: Listing names that are missing, left over, or of another shape.
+        ValueError: Weights are missing, unexpected or of the wrong shape; the message lists their names.
     """
     state = module.state_dict(keep_vars=True)
     present = {id(state[name]) for name in found if name in state}
     missing = [name for name, value in state.items() if name not in found and id(value) not in present]
     unexpected = [name for name in found if name not in state]
     reshaped = [
-        f"{name} {shape} for {tuple(state[name].shape)}"
+        f"{name} {shape} instead of {tuple(state[name].shape)}"
         for name, shape in found.items()
         if name in state and shape != tuple(state[name].shape)
     ]
     problems = [
-        f"{what}: {_listed(names)}"
-        for what, names in (("missing", missing), ("left over", unexpected), ("of another shape", reshaped))
+        f"{kind}: {_listed(names)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", reshaped))
         if names
     ]
     if problems:
         raise ValueError(
-            f"the weights of {origin} do not fit {type(module).__name__}: {'; '.join(problems)}; give the factory's "
-            f"arguments with which they were trained (kwargs), or the names as the module has them"
+            f"the weights of {origin} do not fit {type(module).__name__}: {'; '.join(problems)}; set kwargs to the "
+            f"factory arguments used in training, or rename the weights to match the module"
         )
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Copy a file's weights into the module they belong to, in the module's dtype.
+    """Copy the weights in a file into a module, in the module's dtype.
 
     Raises:
-        ValueError: The file cannot be read, or does not fit.
+        ValueError: The file cannot be read, or its weights do not fit.
     """
     tensors = read_tensors(path)
     check_fit(module, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
-    module.load_state_dict(tensors, strict=False)  # a tied weight has one name in the file
+    module.load_state_dict(tensors, strict=False)  # not strict: the file holds a tied weight under one name only
 
 
 def build_module(factory: Callable[..., Any], name: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """The network that the factory makes.
+    """Build a network by calling its factory.
 
     Raises:
-        ValueError: It makes none.
+        ValueError: The factory fails, or does not return a module.
     """
     try:
         module = factory(**kwargs)
-    except Exception as error:  # whatever the constructor does
+    except Exception as error:  # the constructor may raise anything
         raise ValueError(f"{name} with kwargs {dict(kwargs)} fails: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
-        raise ValueError(f"{name} must make a torch.nn.Module, got {type(module).__name__}")
+        raise ValueError(f"{name} must return a torch.nn.Module, got {type(module).__name__}")
     return module
 
 
 def build_without_weights(factory: Callable[[], Any]) -> Any:
-    """The module with its shapes and, where its constructor allows, no memory for its weights."""
+    """Build a module for its shapes, without allocating memory for weights if its constructor allows that."""
     try:
         with torch.device("meta"):
             return factory()
     except Exception:
-        # Constructors that compute with their tensors cannot run without numbers; what is wrong shows again below.
+        # Constructors that compute with tensor values fail on the meta device. Any other error is raised again here.
         return factory()
 
 
 def import_factory(given: Any, folder: str | None) -> Callable[..., Any]:
-    """The class or function at ``"package.module:name"``.
+    """Import the class or function at ``"package.module:name"``.
 
     Args:
         given: The import path.
-        folder: Folder of a module that is not installed; it goes to the front of ``sys.path``, where it stays: a
-            network may import its neighbours when it first runs.
+        folder: Folder of a module that is not installed. It is put at the front of ``sys.path`` and stays there,
+            because a network may import neighbouring modules when it first runs.
 
     Raises:
-        ValueError: Naming what is not there, or is taken from elsewhere, and the remedy.
+        ValueError: The import path is malformed, cannot be imported, or resolves to a module outside the folder; the
+            message names the remedy.
     """
     module_name, colon, name = str(given).partition(":")
     if not (isinstance(given, str) and module_name and colon and name):
-        raise ValueError(f"factory={given!r} names no class or function; write it as 'package.module:name'")
+        raise ValueError(f"factory={given!r} does not name a class or function; write it as 'package.module:name'")
     root = find_modules_in(folder)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module does when it is imported
-        hint = "set path to the folder that holds it" if root is None else f"looked for in {root} too"
+    except Exception as error:  # importing a user module may raise anything
+        hint = "set path to the folder that holds it" if root is None else f"path {root} was searched too"
         raise ValueError(f"factory={given!r} cannot be imported ({type(error).__name__}: {error}); {hint}") from error
     origin = getattr(module, "__file__", None)
     if root is not None and (origin is None or not Path(origin).resolve().is_relative_to(root.resolve())):
         raise ValueError(
-            f"factory={given!r} is taken from {origin}, not from path {root}: another module has the same name; rename "
-            f"yours, or leave path out"
+            f"factory={given!r} is imported from {origin}, not from path {root}: another module has the same name; "
+            f"rename yours, or remove path"
         )
-    found = getattr(module, name, None)
-    if not callable(found):
-        what = f"{name!r}" if found is None else f"class or function {name!r}, only {type(found).__name__}"
-        raise ValueError(f"factory={given!r}: the module {module_name!r} has no {what}")
-    return found
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        missing = f"{name!r}" if factory is None else f"class or function {name!r}, only {type(factory).__name__}"
+        raise ValueError(f"factory={given!r}: the module {module_name!r} has no {missing}")
+    return factory
 
 
 def find_modules_in(folder: str | None) -> Path | None:
-    """Let modules be imported from a folder; its absolute path.
+    """Make the modules in a folder importable, and return its absolute path.
 
     Raises:
-        ValueError: There is no such folder.
+        ValueError: The folder does not exist.
     """
     if folder is None:
         return None
@@ -178,5 +180,5 @@ def find_modules_in(folder: str | None) -> Path | None:
 
 
 def _listed(names: list[Any]) -> str:
-    shown = ", ".join(str(name) for name in names[:LISTED])
-    return shown if len(names) <= LISTED else f"{shown} and {len(names) - LISTED} more"
+    listed = ", ".join(str(name) for name in names[:LISTED])
+    return listed if len(names) <= LISTED else f"{listed} and {len(names) - LISTED} more"

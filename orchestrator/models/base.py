@@ -1,4 +1,4 @@
-"""What a model adapter provides: a frozen network, and the velocity field it implies for a batch."""
+"""Interface of model adapters: a frozen network, and its velocity field for a batch."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from solvers.schedulers.base import Scheduler
 from solvers.schedulers.cond_ot import CondOT
 
 Precision = Literal["float32", "bfloat16", "float16"]
-"""What a network computes in while something is distilled; float32 stands for what it was loaded in."""
+"""Precision of the network during distillation; float32 stands for the dtype it was loaded in."""
 
 AUTOCAST: dict[Precision, torch.dtype | None] = {
     "float32": None,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""The dtype of torch's autocast for each; None: no autocast."""
+"""Autocast dtype for each precision; None disables autocast."""
 
 A = TypeVar("A", bound="ModelAdapter")
 
 
 class ModelAdapter(ABC):
-    """A frozen pretrained model. Its convention is made ours here: t=0 noise, t=1 data, x0 ~ N(0, I).
+    """A frozen pretrained model, adapted to the project's convention: t=0 noise, t=1 data, x0 ~ N(0, I).
 
     Attributes:
         name: Name for tables.
         shape: Shape of one sample.
-        prediction: What the network predicts.
-        native: Scheduler it was trained with.
+        prediction: Quantity the network predicts.
+        native: Scheduler the network was trained with.
         data_range: Largest minus smallest value of the data, for PSNR: 2 for [-1, 1].
         digest: sha256 of weights and architecture.
-        parameters: Number of the network's weights.
-        rate: Samples a second of the sound that samples stand for; None for a model of images.
+        parameters: Number of weights of the network.
+        rate: Sample rate of decoded sound in Hz; None for image models.
     """
 
     name: str
@@ -53,22 +53,22 @@ class ModelAdapter(ABC):
 
     @classmethod  # noqa: B027 (optional: most adapters have nothing to check)
     def check(cls, options: dict[str, Any]) -> None:
-        """Refuse options that cannot work, without loading anything large: called before any actor starts.
+        """Refuse invalid options without loading anything large; called before any actor starts.
 
         Raises:
-            ConfigError: Naming the option, its value and the remedy.
+            ConfigError: An option is invalid; the message names the option, its value and the remedy.
         """
 
-    @classmethod  # noqa: B027 (optional: most models take whatever conditioning has their labels)
+    @classmethod  # noqa: B027 (optional: most models accept any conditioning with their labels)
     def check_conditioning(cls, options: dict[str, Any], dataset: Any) -> None:
-        """Refuse a dataset whose conditioning is of another kind than the model's: called before any actor starts.
+        """Refuse a dataset whose kind of conditioning the model does not take; called before any actor starts.
 
         Args:
-            options: As :meth:`check` has accepted them.
+            options: Options that :meth:`check` has accepted.
             dataset: The source of conditioning.
 
         Raises:
-            ConfigError: Naming the dataset and one that suits.
+            ConfigError: The dataset does not fit; the message names it and a dataset that does.
         """
 
     @abstractmethod
@@ -77,49 +77,49 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def predict(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """The network's output in the dtype of ``x``, each sample's as if it were alone.
+        """The network's output in the dtype of ``x``; a sample's output does not depend on the rest of the batch.
 
         Args:
             x: Shape (B, \\*shape).
-            t: Native time, float64: 0-d, or one a sample, (B,), where several solvers share the batch.
+            t: Native time, float64: 0-d, or one time per sample, (B,), if several solvers share the batch.
             condition: Shape (B, ...).
         """
 
     @abstractmethod
     def null_condition(self, condition: Tensor) -> Tensor:
-        """The conditioning of a dropped condition, of the same shape; used with guidance."""
+        """The conditioning that stands for a dropped condition, of the same shape; used for guidance."""
 
     def encode_conditions(self, condition: Tensor, dataset: Any) -> Tensor:
-        """The conditioning that pairs store, from what a dataset draws: itself, unless the adapter encodes it (texts).
+        """Encode the conditions of a dataset for storage in pairs: unchanged, unless the model takes encoded text.
 
         Args:
-            condition: Shape (B, ...), int64, as the dataset gives it.
-            dataset: The dataset, which knows what its numbers stand for.
+            condition: Conditions drawn by the dataset, shape (B, ...), int64.
+            dataset: The dataset, which maps condition numbers to texts or recordings.
         """
         return condition
 
     def decode(self, samples: Tensor) -> Tensor:
-        """What people look at or listen to, of samples (B, \*shape): themselves, unless they are latents."""
+        """Decode samples (B, \*shape) to images or sound; without a decoder they are returned unchanged."""
         return samples
 
     def sound(self, samples: Tensor) -> Tensor:
-        """Waves (B, N) of samples (B, \*shape) at :attr:`rate`, channels averaged; for models of sound alone."""
+        """Convert samples (B, \*shape) to waves (B, N) at :attr:`rate`, channels averaged; for audio models only."""
         waves = self.decode(samples).float()
         return waves.mean(dim=1) if waves.ndim == 3 else waves
 
     def check_condition(self, condition: Tensor) -> None:  # noqa: B027 (optional)
-        """Refuse conditioning that the model does not know.
+        """Refuse conditioning that the model does not support.
 
         Raises:
-            ConfigError: Naming the value and the remedy.
+            ConfigError: A value is not supported; the message names it and the remedy.
         """
 
     @property
     def scheduler(self) -> Scheduler:
-        """The scheduler of the velocity that solvers see and theta acts on.
+        """The scheduler of the velocity field that solvers integrate and theta refers to.
 
-        The native one, except where its velocity is infinite at the data end: such a model is presented under
-        CondOT, where the same trajectories have a finite velocity everywhere.
+        This is the native scheduler, unless its velocity is infinite at the data end. In that case it is CondOT, under
+        which the same trajectories have a finite velocity everywhere.
         """
         return self.field_scheduler(self.native)
 
@@ -131,21 +131,21 @@ class ModelAdapter(ABC):
         return CondOT(t_min=float(target.time_at_angle(native.angle(native.t_min))))
 
     def forwards_per_evaluation(self, guidance_scale: float) -> int:
-        """Network forwards that one velocity evaluation takes."""
+        """Number of network forward passes per velocity evaluation."""
         return 1 if guidance_scale == 1 else 2
 
     def field(self, condition: Tensor, guidance_scale: float) -> PredictionField:
-        """The velocity field of a batch with this conditioning, shape (B, ...)."""
+        """The velocity field of a batch with the given conditioning, shape (B, ...)."""
         predict = GuidedPrediction(self.predict, condition, self.null_condition(condition), guidance_scale)
         return PredictionField(predict, self.prediction, self.native, self.scheduler)
 
     def compiled(self: A) -> A:
-        """This model with its network compiled by ``torch.compile``, whole; the weights are shared.
+        """Return a copy of this model whose whole network is compiled by ``torch.compile``; weights are shared.
 
-        For adapters that keep the network under ``net``; another one overrides this.
+        This works for adapters that keep the network in ``net``; others override it.
 
         Raises:
-            ConfigError: The adapter keeps no ``net``. What the compiler refuses is a ConfigError of the first call.
+            ConfigError: The adapter has no ``net``. Code that does not compile raises a ConfigError on the first call.
         """
         net = getattr(self, "net", None)
         if not isinstance(net, torch.nn.Module):
@@ -158,11 +158,11 @@ class ModelAdapter(ABC):
 
 
 class CompiledNetwork(torch.nn.Module):
-    """A network as ``torch.compile`` makes it, in one piece: what cannot be compiled is an error, never run as it is.
+    """A network compiled by ``torch.compile`` as one graph; code that does not compile raises an error.
 
     Args:
         net: The network.
-        name: The model's, for errors.
+        name: Name of the model, for error messages.
     """
 
     def __init__(self, net: torch.nn.Module, name: str):
@@ -171,12 +171,12 @@ class CompiledNetwork(torch.nn.Module):
         self.run = torch.compile(net, fullgraph=True)
 
     def forward(self, *inputs: Any) -> Any:
-        """The network's answer.
+        """The network's output.
 
         Raises:
-            ConfigError: The compiler refused, with its own first line.
+            ConfigError: Compilation failed; the message quotes the first line of the compiler's.
         """
-        from torch._dynamo.exc import TorchDynamoException  # seconds to import, and needed here alone
+        from torch._dynamo.exc import TorchDynamoException  # importing it takes seconds, and only this method needs it
 
         try:
             return self.run(*inputs)
@@ -189,12 +189,12 @@ class CompiledNetwork(torch.nn.Module):
 
 
 class AutocastField:
-    """A velocity field whose network computes under torch's autocast.
+    """A velocity field whose network runs under torch's autocast.
 
-    States and velocities keep their dtype: only the matrix products and convolutions inside are of lower precision.
+    States and velocities keep their dtype; only matrix products and convolutions inside the network use less precision.
 
     Args:
-        field: The field, its weights in float32.
+        field: The field; its weights are in float32.
         dtype: bfloat16 or float16. Values beyond 65504 overflow in float16.
     """
 
@@ -204,16 +204,16 @@ class AutocastField:
         self.dtype = dtype
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """u_t(x), of the shape and dtype of ``x``."""
+        """u_t(x), in the shape and dtype of ``x``."""
         with torch.autocast(x.device.type, dtype=self.dtype):
             return self.field(x, t).to(x.dtype)
 
 
 def expand_time(t: Tensor, x: Tensor) -> Tensor:
-    """A time, 0-d or one a sample, as the (B,) vector that networks take, in the dtype and on the device of ``x``.
+    """Expand a time, 0-d or one per sample, to the (B,) vector that networks take, in the dtype and device of ``x``.
 
     Raises:
-        ValueError: Another number of times than samples.
+        ValueError: The number of times differs from the number of samples.
     """
     check_time_shape(t, x)
     return t.to(device=x.device, dtype=x.dtype).expand(x.shape[0])

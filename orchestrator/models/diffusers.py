@@ -1,7 +1,7 @@
 """Frozen diffusers pipelines: images or sound, pixels or latents, classes or text, diffusion or flow, as saved.
 
-A flow's *shift* (SD3, FLUX) is no property of its velocity: it only moves the pipeline's own time grid, so nothing of
-it is read here, and the distilled grid takes its place. The same goes for timestep spacing and offsets.
+The *shift* of a flow (SD3, FLUX) is not a property of its velocity: it only moves the pipeline's own time grid. It is
+not read here, because the distilled grid replaces that grid. The same holds for timestep spacing and offsets.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from solvers.schedulers import CondOT, Cosine, DiscreteVP, Scheduler
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOW_TIMESTEPS = 1000
-"""Timesteps run from 0 (data) to this (noise) in every flow pipeline."""
+"""Largest timestep of flow pipelines: timesteps run from 0 (data) to this (noise)."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _INDEX = "model_index.json"
@@ -36,39 +36,41 @@ _SCHEDULER = "scheduler/scheduler_config.json"
 
 
 def pipeline_index(pipeline: str) -> dict[str, Any]:
-    """What a pipeline's ``model_index.json`` says: from its folder, or from the hub (the local cache first).
+    """Read the ``model_index.json`` of a pipeline from its folder, or from the hub (the local cache first).
 
     Args:
         pipeline: A folder written by ``save_pretrained``, or a hub id ``owner/name``.
 
     Raises:
-        ConfigError: Neither, or the hub cannot be reached; with the remedy.
+        ConfigError: It is neither, or the hub cannot be reached; the message gives the remedy.
     """
     return _json_of(pipeline, _INDEX)
 
 
 def _json_of(pipeline: str, file: str) -> dict[str, Any]:
-    """A JSON file of a pipeline; errors as of :func:`pipeline_index`."""
+    """Read a JSON file of a pipeline; raises like :func:`pipeline_index`."""
     folder = Path(pipeline)
     if folder.is_dir():
         if not (folder / file).is_file():
-            raise ConfigError(f"{folder} holds no {file}: it is no pipeline; make one with pipe.save_pretrained(…)")
+            raise ConfigError(
+                f"{folder} holds no {file}, so it is not a pipeline; make one with pipe.save_pretrained(…)"
+            )
         return _parsed(folder / file)
     if not _HUB_ID.fullmatch(pipeline):
         raise ConfigError(
-            f"no pipeline folder at {pipeline}, and it is no hub id 'owner/name' either; give a folder that "
-            f"pipe.save_pretrained(…) wrote"
+            f"no pipeline folder at {pipeline}, and it is not a hub id 'owner/name' either; give a folder written by "
+            f"pipe.save_pretrained(…)"
         )
     from huggingface_hub import hf_hub_download
 
     try:
         return _parsed(Path(hf_hub_download(pipeline, file)))
-    # Whatever keeps the file away (offline, no such repository, a gate, a proxy), the remedy is the same.
+    # The remedy is the same for every cause (offline, unknown or gated repository, proxy).
     except Exception as error:
         raise ConfigError(
-            f"pipeline {pipeline!r} is no folder here and could not be fetched from the hub "
+            f"pipeline {pipeline!r} is not a folder here and could not be fetched from the hub "
             f"({type(error).__name__}); check the name and the network, or run `hf download {pipeline} --local-dir "
-            f"FOLDER` where there is one and give that folder"
+            f"FOLDER` on a machine that is online and give that folder"
         ) from error
 
 
@@ -81,24 +83,24 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 
 def load_pipeline(pipeline: str, dtype: str = "float32") -> Any:
-    """A pipeline with its weights, safetensors only; on the CPU.
+    """Load a pipeline and its weights to the CPU, from safetensors only.
 
     Args:
         pipeline: A folder or a hub id.
         dtype: 'float32', 'bfloat16' or 'float16'.
 
     Raises:
-        ConfigError: It cannot be found, loaded, or is of a class that has no adapter.
+        ConfigError: The pipeline cannot be found or loaded, or its class has no adapter.
     """
     index = pipeline_index(pipeline)
     _check_class(pipeline, index)
     from diffusers import DiffusionPipeline
 
-    # The filter replaces images by black ones; it plays no part in the velocity.
+    # The safety filter only replaces images by black ones; it does not affect the velocity.
     left_out: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
-    given = left_out if "safety_checker" in index else {}
+    overrides = left_out if "safety_checker" in index else {}
     try:
-        pipe = DiffusionPipeline.from_pretrained(pipeline, torch_dtype=DTYPES[dtype], use_safetensors=True, **given)
+        pipe = DiffusionPipeline.from_pretrained(pipeline, torch_dtype=DTYPES[dtype], use_safetensors=True, **overrides)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"pipeline {pipeline!r} cannot be loaded: {error}") from error
     pipe.set_progress_bar_config(disable=True)
@@ -114,15 +116,15 @@ def _check_class(pipeline: str, index: dict[str, Any]) -> None:
 
 
 def native_path(network: type[PipelineNetwork], name: str, config: Mapping[str, Any]) -> tuple[Prediction, Scheduler]:
-    """What a network predicts, and the path it was trained on, as its pipeline's scheduler has them.
+    """The prediction and the training path of a network, read from its pipeline's scheduler.
 
     Args:
-        network: The kind of network.
-        name: Class of the pipeline's scheduler.
-        config: Its configuration.
+        network: Class of the network.
+        name: Class name of the pipeline's scheduler.
+        config: Configuration of that scheduler.
 
     Raises:
-        ConfigError: A scheduler that says neither, or of another kind than the network.
+        ConfigError: The scheduler does not define them, or does not match the network.
     """
     predicts = config.get("prediction_type", "flow_prediction" if name.startswith("FlowMatch") else "epsilon")
     if network.is_flow != (predicts == "flow_prediction"):
@@ -139,23 +141,23 @@ def native_path(network: type[PipelineNetwork], name: str, config: Mapping[str, 
                 f"{config.get('sigma_data')}, but its network was trained for v_prediction and 1.0; give it the "
                 f"scheduler it was published with"
             )
-        # sigma = tan(pi t' / 2) at the network's time t', its input scaled to unit variance: the cosine path.
+        # sigma = tan(pi t' / 2) at the network's time t', with inputs scaled to unit variance, is the cosine path.
         return predicts, Cosine()
     if predicts not in ("epsilon", "sample", "v_prediction") or name.startswith("EDM"):
         raise ConfigError(
-            f"the pipeline's scheduler {name} has prediction_type {predicts!r}; known are epsilon, sample and "
+            f"the pipeline's scheduler {name} has prediction_type {predicts!r}; supported are epsilon, sample and "
             f"v_prediction at discrete timesteps"
         )
     from diffusers import DDPMScheduler
 
-    # Every scheduler of this family reads the same keys, and this one knows all of them.
+    # All schedulers of this family share these keys, and DDPMScheduler accepts all of them.
     known = {key: config[key] for key in _PATH_KEYS if key in config}
     training: Any = DDPMScheduler(**known)
     betas = training.betas.double()
     if predicts == "epsilon" and float(betas[-1]) == 1:
         raise ConfigError(
-            "the pipeline's scheduler has zero terminal SNR (rescale_betas_zero_snr) but predicts epsilon, which says "
-            "nothing of the data in pure noise; such networks predict v_prediction: check prediction_type"
+            "the pipeline's scheduler has zero terminal SNR (rescale_betas_zero_snr) but predicts epsilon, which does "
+            "not determine the data from pure noise; such networks predict v_prediction: check prediction_type"
         )
     return predicts, DiscreteVP(betas=tuple(betas.tolist()))
 
@@ -172,21 +174,21 @@ _PATH_KEYS = (
 
 @dataclass
 class DiffusersModel(ModelAdapter):
-    """A pipeline in the format of diffusers: DDPM/DDIM, DiT, Stable Diffusion 1, 2, XL and 3, FLUX, Stable Audio.
+    """A diffusers pipeline: DDPM, DDIM, DiT, Stable Diffusion 1, 2, XL and 3, FLUX or Stable Audio.
 
-    Latent models are sampled and scored in latents; :meth:`decode` gives images or sound. PSNR counts a data
-    range of 2 in latents too, which have no bounds: differences between solvers do not depend on it.
+    Latent models are sampled and scored in latents; :meth:`decode` returns images or sound. PSNR uses a data range of
+    2 for latents too, although they are unbounded; differences between solvers do not depend on it.
 
-    The guidance scale is that of the pipeline: classifier-free, or, for FLUX.1 dev, the input of the network. Ground
-    truth is not clipped or thresholded, whatever the pipeline's own scheduler does.
+    The guidance scale has the meaning it has in the pipeline: classifier-free guidance or, for FLUX.1 dev, an input of
+    the network. Ground truth is never clipped or thresholded, even if the pipeline's own scheduler does so.
 
     Attributes:
         pipeline: A folder written by ``save_pretrained``, or a hub id ``owner/name``.
-        dtype: What the networks compute in: float32, bfloat16 or float16. It is part of the digest.
+        dtype: Dtype of the networks: float32, bfloat16 or float16. It is part of the digest.
         sample_size: Height and width of a sample, in latents for latent models; the pipeline's default if left out.
 
     Raises:
-        ConfigError: A pipeline that cannot be found or used, with the remedy.
+        ConfigError: The pipeline cannot be found or used; the message gives the remedy.
     """
 
     pipeline: str
@@ -229,11 +231,11 @@ class DiffusersModel(ModelAdapter):
 
     @classmethod
     def of(cls, pipe: Any, sample_size: int | None = None) -> DiffusersModel:
-        """The adapter of a pipeline that is already in memory; it is frozen, and keeps its device.
+        """Wrap a pipeline that is already in memory; it is frozen and stays on its device.
 
         Args:
             pipe: A diffusers pipeline.
-            sample_size: As the option.
+            sample_size: See the option of the class.
         """
         _check_class(type(pipe).__name__, {"_class_name": type(pipe).__name__})
         model = cls.__new__(cls)
@@ -267,27 +269,27 @@ class DiffusersModel(ModelAdapter):
             times = times.expand(len(x))
         inner = x.to(next(self.network.net.parameters()).dtype)
         output = self.network(inner, times, condition, embedded_guidance).to(x.dtype)
-        # diffusers' flows point from data to noise.
+        # Flows in diffusers point from data to noise.
         return -output if self.network.is_flow else output
 
     def timestep(self, t: Tensor) -> Tensor:
-        """The pipeline's timestep at our time ``t``: real-valued, of its shape, float64."""
+        """The pipeline's timestep at native time ``t``: real-valued, float64, of the same shape."""
         if isinstance(self.native, DiscreteVP):
             return self.native.timestep(t)
         return 1 - t if self.network.is_continuous else FLOW_TIMESTEPS * (1 - t)
 
     def encode_conditions(self, condition: Tensor, dataset: Any) -> Tensor:
-        """What the network is conditioned on, for a dataset's conditions: text is encoded, labels are kept.
+        """Encode the conditions of a dataset for the network: text is encoded, labels are kept.
 
         Args:
-            condition: What ``dataset`` gave, int64, shape (B,).
-            dataset: The source of the conditions; one with ``texts`` for models of text.
+            condition: Conditions drawn by ``dataset``, int64, shape (B,).
+            dataset: The source of the conditions; it must have ``texts`` for text models.
 
         Returns:
-            Labels as they came; for text, float32 of shape (B, width): the embeddings' parts in one vector.
+            Labels unchanged; for text, float32 of shape (B, width) with all parts of the embeddings in one vector.
 
         Raises:
-            ConfigError: A model of text and a dataset without it, or the other way round.
+            ConfigError: The model takes text and the dataset has none, or the reverse.
         """
         _check_kind(self.name, type(self.network), dataset)
         if not isinstance(self.network, _Text):
@@ -307,37 +309,38 @@ class DiffusersModel(ModelAdapter):
         """See the base class.
 
         Raises:
-            ConfigError: Guidance for a model that has none.
+            ConfigError: The model does not support guidance, but the scale is not 1.
         """
         kind = self.network.guidance
         if kind == "classifier_free" and guidance_scale != 1:
             return super().field(condition, guidance_scale)
         if kind == "none" and guidance_scale != 1:
-            raise ConfigError(f"guidance_scale is {guidance_scale:g}, but {self.name} knows no guidance; set it to 1")
-        # Unguided there is no need of a dropped condition, nor of the text encoders that make it.
+            raise ConfigError(
+                f"guidance_scale is {guidance_scale:g}, but {self.name} does not support guidance; set it to 1"
+            )
+        # Without guidance, neither a dropped condition nor the text encoders that make it are needed.
         return PredictionField(
             lambda x, t: self._evaluate(x, t, condition, guidance_scale), self.prediction, self.native, self.scheduler
         )
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Images in about [-1, 1], or sound, of samples (B, *shape): through the VAE for latent models; float32."""
+        """Decode samples (B, *shape) to images in about [-1, 1] or sound, float32; latent models use the VAE."""
         return self.network.decode(samples)
 
 
 def _check_kind(name: str, network: type[PipelineNetwork], dataset: Any) -> None:
     has_texts = hasattr(dataset, "texts")
     if issubclass(network, _Text) != has_texts:
-        kind, wanted = ("text", "prompts") if not has_texts else ("no text", "labels")
+        kind, suitable = ("a text model", "prompts") if not has_texts else ("not a text model", "labels")
         raise ConfigError(
-            f"{name} is a model of {kind}, and {type(dataset).__name__} does not suit it; set conditioning.name to "
-            f"{wanted}"
+            f"{name} is {kind}, so {type(dataset).__name__} does not fit it; set conditioning.name to {suitable}"
         )
 
 
 def _digest(network: PipelineNetwork, prediction: str, native: Scheduler) -> str:
-    """sha256 of all that the velocity follows from: weights and configuration of network and encoders, and the path.
+    """sha256 of everything the velocity depends on: weights and configuration of network and encoders, and the path.
 
-    Neither the file format nor the pipeline's sampler nor the VAE is part of it, nor is the size of the samples.
+    It excludes the file format, the pipeline's sampler, the VAE and the sample size.
     """
     digest = hashlib.sha256()
     for name in (network.component, *network.encoders):
@@ -358,7 +361,7 @@ def _digest(network: PipelineNetwork, prediction: str, native: Scheduler) -> str
 def _update_with_module(digest: Any, module: torch.nn.Module) -> None:
     config: Any = module.config
     content = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    # Versions, paths and what only a saved file has say nothing of the network.
+    # Versions, paths and keys that only saved files have do not describe the network.
     left_out = ("transformers_version", "dtype", "torch_dtype", "architectures")
     kept = {key: value for key, value in content.items() if not key.startswith("_") and key not in left_out}
     digest.update(json.dumps(kept, sort_keys=True, default=str).encode())

@@ -1,4 +1,4 @@
-"""``edm``: networks with the interface of EDM's published ones (Karras et al. 2022), as a pickle or as safetensors."""
+"""``edm``: networks like the published ones of EDM (Karras et al. 2022), from a pickle or from safetensors."""
 
 from __future__ import annotations
 
@@ -33,38 +33,39 @@ from solvers.schedulers.base import Scheduler
 from solvers.schedulers.edm import EDM
 
 METADATA_KEY = "bespoke_edm"
-"""Key of a safetensors file's metadata: a JSON object with the factory and its kwargs."""
+"""Metadata key in a safetensors file; its value is a JSON object with the factory and its kwargs."""
 
 INTERFACE = ("img_resolution", "img_channels", "label_dim", "sigma_min", "sigma_max")
-"""What an EDM network says about itself."""
+"""Attributes that every EDM network has."""
 
 PUBLISHED_RANGE = (0.002, 80.0)
-"""sigma_min and sigma_max of the published sampler, which limits them to what the network supports."""
+"""sigma_min and sigma_max of the published sampler, which clips them to the network's range."""
 
 
 @dataclass
 class EDMNetwork(ExternalModel):
-    """A network with EDM's interface: the denoiser D(x; sigma, class_labels) on the variance-exploding path.
+    """An EDM network: the denoiser D(x; sigma, class_labels) on the variance-exploding path.
 
-    The denoiser predicts the sample (E[x1 | x_sigma]), its input is x1 + sigma * eps as it is, and labels are one-hot;
-    a dropped one is all zeros. So the field is u = sigma' (x - D(x; sigma)) / sigma on the scheduler 'edm', from
-    sigma_max at t = 0 to sigma_min at its end: the published ODE in the time t = 1 - sigma / sigma_max. The published
-    sampler then takes one Euler step from sigma_min to 0; the samples here end at sigma_min.
+    The denoiser predicts the sample (E[x1 | x_sigma]). Its input is x1 + sigma * eps without scaling. Labels are
+    one-hot, and a dropped label is all zeros. The field is thus u = sigma' (x - D(x; sigma)) / sigma on the scheduler
+    'edm', from sigma_max at t = 0 to sigma_min at its end. This is the published ODE in the time
+    t = 1 - sigma / sigma_max. The published sampler then takes one Euler step from sigma_min to 0; the samples here
+    end at sigma_min.
 
-    A published checkpoint is a pickle, and a pickle runs code of whoever wrote it when it is opened; it also needs the
-    EDM repository (``path``). :func:`export_safetensors` turns it into a file that does neither, once.
+    Published checkpoints are pickles, which can run arbitrary code when opened and need the EDM repository (``path``).
+    :func:`export_safetensors` converts one to a safetensors file that runs no code.
 
     Attributes:
-        file: A .pkl whose entry 'ema' is the network, or a .safetensors that :func:`export_safetensors` wrote.
+        file: A .pkl whose entry 'ema' is the network, or a .safetensors written by :func:`export_safetensors`.
         trust_pickle: Whether a .pkl may run its code.
-        factory: For safetensors: the network's class, as ``"package.module:name"``.
-        path: Folder to find modules in that are not installed: the EDM repository.
-        sigma_min: Noise level at which sampling ends; by default 0.002, or the network's own least.
-        sigma_max: Noise level at which it starts; by default 80, or the network's own largest.
+        factory: For safetensors: class of the network, as ``"package.module:name"``.
+        path: Folder of modules that are not installed, such as the EDM repository.
+        sigma_min: Noise level at which sampling ends; by default 0.002, or the network's own minimum if larger.
+        sigma_max: Noise level at which sampling starts; by default 80, or the network's own maximum if smaller.
         data_range: Largest minus smallest value of the data; 2 for [-1, 1].
 
     Raises:
-        ConfigError: An option that cannot work, or a network of another interface.
+        ConfigError: An option is invalid, or the network does not have the EDM interface.
 
     Source: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", eq. 1-4.
     """
@@ -84,9 +85,8 @@ class EDMNetwork(ExternalModel):
         self.name = self.source.stem
         if self.is_pickle and self.trust_pickle is not True:
             raise self.refused(
-                f"{self.source} is a pickle, and opening one runs code of whoever wrote it; set trust_pickle: true if "
-                f"you trust where it comes from, or have it exported to safetensors (export_safetensors in "
-                f"orchestrator.models.edm)"
+                f"{self.source} is a pickle, and opening it can run arbitrary code; set trust_pickle: true if you "
+                f"trust its source, or export it to safetensors (export_safetensors in orchestrator.models.edm)"
             )
         if not self.is_pickle and self.trust_pickle:
             raise self.refused("trust_pickle has no effect on safetensors, which run no code; leave it out")
@@ -106,7 +106,7 @@ class EDMNetwork(ExternalModel):
 
     def inspect(self) -> None:
         if self.is_pickle:
-            return  # opening it is loading it
+            return  # a pickle cannot be inspected without loading it
         module = build_without_weights(self._made)
         try:
             check_fit(module, read_shapes(self.source), self.source)
@@ -129,7 +129,7 @@ class EDMNetwork(ExternalModel):
             find_modules_in(self.path)
             with self.source.open("rb") as stream:
                 content = pickle.load(stream)
-        except Exception as error:  # whatever the pickle's code does
+        except Exception as error:  # a pickle's code may raise anything
             raise self.refused(
                 f"{self.source} cannot be opened: {type(error).__name__}: {error}; set path to the folder of the "
                 f"repository that wrote it (it holds dnnlib and torch_utils)"
@@ -138,17 +138,17 @@ class EDMNetwork(ExternalModel):
             got = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
             raise self.refused(f"{self.source} must be a pickled dictionary with the network as 'ema', got {got}")
         if not isinstance(content["ema"], nn.Module):
-            raise self.refused(f"'ema' of {self.source} is no torch module but {type(content['ema']).__name__}")
+            raise self.refused(f"'ema' of {self.source} is not a torch module but {type(content['ema']).__name__}")
         return content["ema"]
 
     def _made(self) -> nn.Module:
-        """The network that a safetensors file says it has the weights of, without them."""
+        """Build the network described in a safetensors file, without loading its weights."""
         described = self._description()
         if self.factory is None:
-            # The file may come from anywhere, and a name of its choosing must not be called.
+            # The file may come from anywhere, so the factory it names must not be called unchecked.
             raise self.refused(
-                f"{self.source} says that it was made with {described['factory']!r}; set factory to the class you "
-                f"trust to make it"
+                f"{self.source} names the factory {described['factory']!r}; set factory to the class that you trust to "
+                f"build the network"
             )
         try:
             return build_module(import_factory(self.factory, self.path), self.factory, described["kwargs"])
@@ -156,23 +156,23 @@ class EDMNetwork(ExternalModel):
             raise self.refused(str(error)) from error
 
     def _description(self) -> dict[str, Any]:
-        """What :func:`export_safetensors` wrote beside the weights."""
+        """The factory and kwargs that :func:`export_safetensors` wrote to the metadata."""
         try:
             with safe_open(self.source, framework="pt") as file:
                 described = json.loads((file.metadata() or {})[METADATA_KEY])
             return {"factory": str(described["factory"]), "kwargs": dict(described["kwargs"])}
         except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise self.refused(
-                f"{self.source} does not say how to make its network ({error}); write it with export_safetensors in "
-                f"orchestrator.models.edm"
+                f"{self.source} does not describe how to build its network ({error}); write it with "
+                f"export_safetensors in orchestrator.models.edm"
             ) from error
 
     def _check_interface(self, module: nn.Module) -> None:
         missing = [name for name in INTERFACE if not hasattr(module, name)]
         if missing:
             raise self.refused(
-                f"{type(module).__name__} has not the interface of EDM's networks: {', '.join(missing)} missing; give "
-                f"it as 'torch_module', where options describe it"
+                f"{type(module).__name__} does not have the interface of EDM networks: {', '.join(missing)} missing; "
+                f"use the adapter 'torch_module', whose options describe it"
             )
         if not self._rounds_noise_levels(module):
             return
@@ -187,10 +187,10 @@ class EDMNetwork(ExternalModel):
             return False
         levels = torch.logspace(-1, 0.5, 7)
         if any(value.is_meta for value in [*module.parameters(), *module.buffers()]):
-            return False  # a table has no numbers yet
+            return False  # a table on the meta device has no values yet
         return not torch.allclose(torch.as_tensor(rounding(levels)).to(levels), levels, rtol=1e-5)
 
-    # ---- what it says of itself ---------------------------------------------------------------------------------
+    # ---- properties of the network ------------------------------------------------------------------------------
 
     @cached_property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -203,8 +203,8 @@ class EDMNetwork(ExternalModel):
         high = min(PUBLISHED_RANGE[1], largest) if self.sigma_max is None else float(self.sigma_max)
         if not least <= low < high <= largest:
             raise self.refused(
-                f"noise levels from {low:g} to {high:g} are not within those of {self.name}, {least:g} to {largest:g}; "
-                f"mend sigma_min and sigma_max, or leave them out"
+                f"noise levels from {low:g} to {high:g} are not within the range of {self.name}, {least:g} to "
+                f"{largest:g}; correct sigma_min and sigma_max, or remove them"
             )
         return EDM(sigma_min=low, sigma_max=high)
 
@@ -218,7 +218,7 @@ class EDMNetwork(ExternalModel):
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        return torch.float32  # as the published sampler asks: half precision is the network's own affair
+        return torch.float32  # as in the published sampler; a network casts to half precision itself
 
     def network_time(self, t: Tensor) -> Tensor:
         return self.native.sigma(t)
@@ -226,7 +226,7 @@ class EDMNetwork(ExternalModel):
     def evaluate(self, x: Tensor, time: Tensor, label: Tensor) -> Any:
         if self.classes is None:
             return self.net(x, time, None)
-        # The dropped label is one more, and its column is left out: all zeros.
+        # The dropped label is number `classes`. Its column is cut off, so it becomes all zeros.
         one_hot = nn.functional.one_hot(label, self.classes + 1)[:, : self.classes]
         return self.net(x, time, one_hot.to(x.dtype))
 
@@ -244,27 +244,27 @@ def export_safetensors(
     kwargs: Mapping[str, Any] | None = None,
     path: str | None = None,
 ) -> Path:
-    """Write an EDM network as safetensors that this adapter loads without a pickle.
+    """Write an EDM network to a safetensors file that this adapter loads without a pickle.
 
     Args:
-        net: The network, e.g. the entry 'ema' of a published pickle that you have opened.
-        destination: A .safetensors file; one that is there is replaced.
-        factory: Its class, as ``"package.module:name"``, e.g. ``"training.networks:EDMPrecond"``.
-        kwargs: The arguments that it was made with; plain values. Published networks remember theirs (init_kwargs).
-        path: Folder to find the class in, where it is not installed.
+        net: The network, e.g. the entry 'ema' of an opened published pickle.
+        destination: A .safetensors file; an existing one is replaced.
+        factory: Class of the network, as ``"package.module:name"``, e.g. ``"training.networks:EDMPrecond"``.
+        kwargs: Arguments it was built with, as plain values; published networks record theirs (init_kwargs).
+        path: Folder of the class's module, if it is not installed.
 
     Raises:
-        ConfigError: The class cannot be made with these arguments, its weights have other names or shapes, or the copy
-            answers otherwise than ``net``.
+        ConfigError: The class cannot be built with these arguments, its weights have other names or shapes, or the
+            copy's outputs differ from those of ``net``.
     """
     target = Path(destination)
     if target.suffix != ".safetensors":
-        raise ConfigError(f"an exported network is a file that ends in .safetensors, got {str(destination)!r}")
+        raise ConfigError(f"destination must be a file that ends in .safetensors, got {str(destination)!r}")
     if kwargs is None:
         kwargs = getattr(net, "init_kwargs", None)
         if kwargs is None:
             raise ConfigError(
-                f"{type(net).__name__} does not remember the arguments that it was made with; give them as kwargs"
+                f"{type(net).__name__} does not record the arguments it was built with; pass them as kwargs"
             )
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in net.state_dict().items()}
     try:
@@ -275,8 +275,8 @@ def export_safetensors(
     copy.load_state_dict(weights)
     if not torch.allclose(_probe(copy), _probe(net), rtol=1e-4, atol=1e-5):
         raise ConfigError(
-            f"{factory} with kwargs {dict(kwargs)} and the same weights answers otherwise than the network; give the "
-            f"arguments that it was made with"
+            f"{factory} with kwargs {dict(kwargs)} and the same weights gives other outputs than the network; pass "
+            f"the arguments the network was built with"
         )
     description = json.dumps({"factory": factory, "kwargs": dict(kwargs)})
     Storage.at(target.parent).write(target.name, save(weights, metadata={METADATA_KEY: description}))
@@ -284,7 +284,7 @@ def export_safetensors(
 
 
 def _probe(net: nn.Module) -> Tensor:
-    """D at two noise levels, with a label where it takes one."""
+    """Evaluate D at two noise levels, with a label if the network takes one."""
     first = next(net.parameters())
     channels, size, labels = (int(getattr(net, name)) for name in ("img_channels", "img_resolution", "label_dim"))
     x = torch.linspace(-2, 2, 2 * channels * size * size).view(2, channels, size, size).to(first.device)

@@ -1,4 +1,4 @@
-"""Facts about a model that the rest of the system needs without holding the model."""
+"""Facts about a model for code that does not hold the model itself."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from solvers.schedulers.base import Scheduler
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What a host reports about its model.
+    """Facts that a host reports about its model.
 
     Attributes:
         name: Name for tables.
         digest: sha256 of the model.
         shape: Shape of one sample.
-        prediction: What the network predicts.
-        scheduler: Scheduler of the velocity that solvers see.
+        prediction: Quantity the network predicts.
+        scheduler: Scheduler of the velocity field that solvers integrate.
         native_scheduler: Name of the scheduler the network was trained with.
         data_range: Largest minus smallest value of the data, for PSNR.
-        device_class: 'cpu', or the accelerator's name.
-        parameters: Number of the network's weights.
-        rate: Sample rate of the sound that samples stand for, in Hz; None for other models.
+        device_class: 'cpu', or the name of the accelerator.
+        parameters: Number of weights of the network.
+        rate: Sample rate of decoded sound in Hz; None for image models.
     """
 
     name: str

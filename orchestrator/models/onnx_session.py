@@ -1,4 +1,4 @@
-"""``onnx_session``: a network as an ONNX file, run by ONNX Runtime."""
+"""``onnx_session``: a network in an ONNX file, run by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ INTEGERS = ("INT64", "INT32")
 
 @dataclass
 class OnnxSession(DescribedModel):
-    """A network as an ONNX file, run by ONNX Runtime: a black box, distilled by Levenberg-Marquardt.
+    """A network in an ONNX file, run by ONNX Runtime; as a black box it is distilled by Levenberg-Marquardt.
 
-    Needs the extra ``onnx``. The graph's first axis must be a batch of any size, its one output the prediction.
-    Arguments by position in ``call`` are its inputs in order; those by name, its inputs by name. It has no
-    derivatives, so Adam, and the Jacobian 'jvp', are refused. It runs with as many threads as torch has when it is
-    first asked.
+    It needs the extra ``onnx``. The graph's first axis must be a batch axis of any size, and its only output the
+    prediction. Positional arguments in ``call`` are assigned to the graph's inputs in order, named ones by name. The
+    network has no derivatives, so Adam and the Jacobian 'jvp' are refused. It uses as many threads as torch has on
+    its first evaluation.
 
     Attributes:
         file: The .onnx file.
 
-    Its shape and conventions are told by the options of :class:`DescribedModel`, which also says what it raises.
+    The options of :class:`DescribedModel` describe its shape and conventions, and the errors are documented there.
     """
 
     file: str
@@ -51,12 +51,12 @@ class OnnxSession(DescribedModel):
 
     @cached_property
     def graph(self) -> _Graph:
-        """What the file says of its inputs, without weights that lie beside it."""
+        """The graph's inputs and outputs, read without loading external weight files."""
         onnx = self._package("onnx")
         try:
             model = onnx.load(self.source, load_external_data=False)
-        except Exception as error:  # protobuf's errors are of no common kind
-            raise self.refused(f"{self.source} is no ONNX file: {error}; export the network again") from error
+        except Exception as error:  # protobuf's errors have no common base class
+            raise self.refused(f"{self.source} is not an ONNX file: {error}; export the network again") from error
         return _Graph.read(model.graph, onnx.TensorProto.DataType.Name)
 
     def inspect(self) -> None:
@@ -65,34 +65,35 @@ class OnnxSession(DescribedModel):
             kind, shape = self.graph.inputs[name]
             expected = (None, *self.shape) if symbol == "x" else (None,)
             if len(shape) != len(expected) or any(
-                size not in (None, wanted) for size, wanted in zip(shape, expected, strict=True)
+                size not in (None, required) for size, required in zip(shape, expected, strict=True)
             ):
                 raise self.refused(
-                    f"input {name!r} of {self.source.name}, which is given {symbol}, has shape {_shown(shape)}, and "
-                    f"{_shown(expected)} is what comes; export it with a batch axis of any size, or mend shape and call"
+                    f"input {name!r} of {self.source.name}, which takes {symbol}, has shape {_shown(shape)} instead of "
+                    f"{_shown(expected)}; export it with a batch axis of any size, or correct shape and call"
                 )
             kinds = INTEGERS if symbol == "y" else tuple(FLOATS)
             if kind not in kinds:
                 raise self.refused(
-                    f"input {name!r} of {self.source.name}, which is given {symbol}, is {kind}, and must be one of "
-                    f"{', '.join(kinds)}; solvers ask at fractions of a timestep too, so export it with that type"
+                    f"input {name!r} of {self.source.name}, which takes {symbol}, is {kind}, but must be one of "
+                    f"{', '.join(kinds)}; export it with that type (solvers evaluate at fractional timesteps too)"
                 )
 
     @cached_property
     def inputs(self) -> dict[str, str]:
-        """The graph's input of each symbol."""
+        """Name of the graph's input for each symbol."""
         names, call = list(self.graph.inputs), self.arguments
-        found = dict(zip(call.positional, names, strict=False)) | {s: name for name, s in call.keywords.items()}
-        if sorted(found.values()) != sorted(names) or set(found) != set(call.symbols):
+        by_symbol = dict(zip(call.positional, names, strict=False)) | {s: name for name, s in call.keywords.items()}
+        if sorted(by_symbol.values()) != sorted(names) or set(by_symbol) != set(call.symbols):
             raise self.refused(
                 f"call={self.call!r} does not fit {self.source.name}, whose inputs are {', '.join(names)}; name each "
                 f"once, in this order or as 'name=x'"
             )
         if self.graph.outputs != 1:
             raise self.refused(
-                f"{self.source.name} has {self.graph.outputs} outputs, and must have one, the prediction; export it so"
+                f"{self.source.name} has {self.graph.outputs} outputs, but must have one, the prediction; export it "
+                f"with that output only"
             )
-        return found
+        return by_symbol
 
     def load(self) -> Any:
         self.inspect()
@@ -106,10 +107,10 @@ class OnnxSession(DescribedModel):
         settings = runtime.SessionOptions()
         settings.intra_op_num_threads = torch.get_num_threads()
         settings.inter_op_num_threads = 1
-        where = {"device_id": torch.device(self.device).index or 0} if self.device.startswith("cuda") else {}
+        options = {"device_id": torch.device(self.device).index or 0} if self.device.startswith("cuda") else {}
         try:
-            return runtime.InferenceSession(self.source, settings, providers=[(provider, where)])
-        except Exception as error:  # ONNX Runtime's errors are of no common kind
+            return runtime.InferenceSession(self.source, settings, providers=[(provider, options)])
+        except Exception as error:  # ONNX Runtime's errors have no common base class
             raise self.refused(f"{self.source} cannot be run: {error}; export the network again") from error
 
     def to(self, device: str) -> OnnxSession:
@@ -127,8 +128,8 @@ class OnnxSession(DescribedModel):
         return self.graph.parameters
 
     def evaluate(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        given = {"x": x, "t": time, "y": label}
-        arrays = {name: self._array(given[symbol], name) for symbol, name in self.inputs.items()}
+        values = {"x": x, "t": time, "y": label}
+        arrays = {name: self._array(values[symbol], name) for symbol, name in self.inputs.items()}
         (answer,) = self.net.run(None, arrays)
         return torch.from_numpy(answer).to(x.device)
 
@@ -157,13 +158,13 @@ class OnnxSession(DescribedModel):
 
 @dataclass(frozen=True)
 class _Graph:
-    """What an ONNX graph declares.
+    """Inputs, outputs and weights declared by an ONNX graph.
 
     Attributes:
-        inputs: Type and shape by name, in order; None stands for any size.
+        inputs: Type and shape of each input by name, in order; None stands for any size.
         outputs: Number of outputs.
-        parameters: Number of floating weights.
-        beside: Files of weights beside the graph's own.
+        parameters: Number of floating-point weights.
+        beside: Names of external weight files in the same folder.
     """
 
     inputs: dict[str, tuple[str, tuple[int | None, ...]]]
@@ -176,15 +177,15 @@ class _Graph:
         held = {tensor.name for tensor in graph.initializer}
         inputs = {}
         for value in graph.input:
-            if value.name in held:  # a weight with a default, as old exporters wrote them
+            if value.name in held:  # old exporters list weights with defaults as inputs
                 continue
             declared = value.type.tensor_type
             shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in declared.shape.dim)
             inputs[value.name] = (type_name(declared.elem_type), shape)
         floating = [tensor for tensor in graph.initializer if type_name(tensor.data_type) in (*FLOATS, "BFLOAT16")]
-        beside = {e.value for tensor in graph.initializer for e in tensor.external_data if e.key == "location"}
+        external = {e.value for tensor in graph.initializer for e in tensor.external_data if e.key == "location"}
         parameters = sum(math.prod(tensor.dims) for tensor in floating)
-        return cls(inputs, len(graph.output), parameters, frozenset(beside))
+        return cls(inputs, len(graph.output), parameters, frozenset(external))
 
 
 def _shown(shape: tuple[int | None, ...]) -> str:

@@ -1,4 +1,4 @@
-"""``torch_module``: any torch module of your own, by its import path."""
+"""``torch_module``: a torch module of your own, given by its import path."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from orchestrator.models._weights import (
 from orchestrator.weights.frozen import freeze
 
 SEED = 0
-"""torch's seed while a module without a file of weights is made: every host must hold the same one."""
+"""Seed of torch when a module without a weights file is built, so that every host holds the same weights."""
 
 
 @dataclass
 class TorchModule(DescribedModel):
-    """Any torch module of your own, by its import path, with weights from a file.
+    """A torch module of your own, given by its import path, with weights from a file.
 
-    Weights are safetensors, or torch's own files as far as they hold tensors alone (``weights_only=True``). Without
-    ``weights`` the factory brings its own.
+    Weights are safetensors, or torch's own files if they hold only tensors (``weights_only=True``). Without
+    ``weights``, the factory supplies them.
 
     Attributes:
-        factory: Class or function that makes the module, as ``"package.module:name"``.
-        kwargs: Its keyword arguments.
-        path: Folder to find the factory's module in, where it is not installed; put on ``sys.path``, in hosts too.
+        factory: Class or function that returns the module, as ``"package.module:name"``.
+        kwargs: Keyword arguments of the factory.
+        path: Folder of the factory's module, if it is not installed; added to ``sys.path``, in hosts as well.
         weights: File of the module's state dictionary: .safetensors, .pt or .pth.
 
-    Its shape and conventions are told by the options of :class:`DescribedModel`, which also says what it raises.
+    The options of :class:`DescribedModel` describe its shape and conventions, and the errors are documented there.
     """
 
     factory: str
@@ -103,13 +103,12 @@ class TorchModule(DescribedModel):
             raise self.refused(str(error)) from error
 
     def _source(self, factory: Callable[..., Any]) -> str:
-        """The source of the factory's module: without a file of weights it is what decides about the numbers."""
+        """Source code of the factory's module, which determines the weights if there is no weights file."""
         try:
             return source.getsource(source.getmodule(factory) or factory)
         except (OSError, TypeError) as error:
             raise self.refused(
-                f"{self.factory} has no source to tell versions of the model apart by ({error}); give its weights as a "
-                f"file"
+                f"{self.factory} has no source code to identify the model version by ({error}); set weights to a file"
             ) from error
 
 

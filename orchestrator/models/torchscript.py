@@ -1,4 +1,4 @@
-"""``torchscript``: a network that was exported with ``torch.jit.save``."""
+"""``torchscript``: a network exported with ``torch.jit.save``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from orchestrator.models._external import option_bytes
 
 @dataclass
 class TorchScript(DescribedModel):
-    """A network exported as TorchScript: its code and weights are one file, and no source is needed.
+    """A network exported as TorchScript, with code and weights in one file; no Python source is needed.
 
     Attributes:
-        file: What ``torch.jit.save`` wrote: .pt, .pth or .ts.
+        file: File written by ``torch.jit.save``: .pt, .pth or .ts.
 
-    Its shape and conventions are told by the options of :class:`DescribedModel`, which also says what it raises.
+    The options of :class:`DescribedModel` describe its shape and conventions, and the errors are documented there.
     """
 
     file: str
@@ -37,8 +37,8 @@ class TorchScript(DescribedModel):
         names = zipfile.ZipFile(self.source).namelist() if zipfile.is_zipfile(self.source) else []
         if not any("/code/" in name for name in names):
             raise self.refused(
-                f"{self.source} is no TorchScript: it holds no code; export with torch.jit.save, or give weights to "
-                f"the adapter 'torch_module' beside their class"
+                f"{self.source} is not TorchScript: it holds no code; export the network with torch.jit.save, or "
+                f"load the weights with the adapter 'torch_module', which takes the class too"
             )
 
     def load(self) -> Any:
@@ -48,7 +48,7 @@ class TorchScript(DescribedModel):
         except RuntimeError as error:
             raise self.refused(f"{self.source} cannot be loaded: {error}; export it again") from error
         for parameter in net.parameters():
-            parameter.requires_grad_(False)  # a ScriptModule has no requires_grad_ of its own
+            parameter.requires_grad_(False)  # ScriptModule has no requires_grad_ method
         return net.eval()
 
     def identity(self) -> Iterable[Path | bytes]:

@@ -1,4 +1,4 @@
-"""Distillation of the *network*: the baselines that distillation of the solver is measured against.
+"""Distillation of the *network*: baselines for comparison with distillation of the solver.
 
-Tasks of their own, which train copies of a zoo model's network; hosts never train. Knows nothing of Ray.
+Separate tasks train copies of a zoo model's network; hosts never train. This package does not import Ray.
 """

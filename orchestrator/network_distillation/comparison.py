@@ -1,4 +1,4 @@
-"""The comparison of solver and network distillation as a table and a figure. Reads rows, computes none."""
+"""Table and figure of the comparison between solver and network distillation, from rows computed elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # no display on a cluster's head
+matplotlib.use("Agg")  # a cluster's head has no display
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -25,15 +25,15 @@ class ComparisonRow:
     """One method at one NFE.
 
     Attributes:
-        method: What it is, for people.
-        nfe: Evaluations a sample; the mean for ground truth.
-        psnr_db, psnr_stderr: To ground truth on the test noise; infinite for ground truth itself.
+        method: Display name.
+        nfe: Evaluations per sample; the mean for ground truth.
+        psnr_db, psnr_stderr: PSNR to ground truth on the test noise; infinite for ground truth itself.
         fid: Frechet distance of the samples to real data.
-        forwards, backwards: Network passes of single samples spent on making it: training, validation, search, and
-            the ground truth it learns from.
-        training_set: Trajectories or real samples it learns from.
-        parameters: Numbers that were trained.
-        bytes: Size of what a user takes home.
+        forwards, backwards: Network passes spent on producing it, counted per sample: training, validation, search,
+            and the ground truth it learns from.
+        training_set: Number of trajectories or real samples it learns from.
+        parameters: Number of trained parameters.
+        bytes: Size of the resulting file.
     """
 
     method: str
@@ -49,12 +49,12 @@ class ComparisonRow:
 
 
 def markdown_table(rows: Sequence[ComparisonRow], features: str, real: str) -> str:
-    """The comparison as Markdown, by NFE; the best PSNR and distance of each NFE are bold.
+    """The comparison as a Markdown table, with the best PSNR and distance of each NFE in bold.
 
     Args:
-        rows: Ground truth first.
-        features: Name of the extractor.
-        real: Name of the training set of methods without trajectories, for the column's unit.
+        rows: All rows, ground truth first.
+        features: Name of the feature extractor.
+        real: Unit of the training set of methods that learn from real data, e.g. 'real digits'.
     """
     columns = ("method", "NFE", "PSNR (dB)", fid_column(features), "forwards", "backwards", "training set", "trained")
     lines = ["| " + " | ".join((*columns, "bytes")) + " |", "|---" * 2 + "|---:" * (len(columns) - 1) + "|"]
@@ -74,19 +74,19 @@ def markdown_table(rows: Sequence[ComparisonRow], features: str, real: str) -> s
 
 
 def _short(number: int) -> str:
-    """Passes as the papers give them: 4.90 M, or 25 k."""
+    """Number of passes in the papers' style: 4.90 M, or 25.0 k."""
     if not number:
         return "—"
     return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number / 1e3:.1f} k"
 
 
 def draw(rows: Sequence[ComparisonRow], features: str, path: Path) -> None:
-    """PSNR and Frechet distance of what was trained against the passes it took; dashed, the best that was not.
+    """Plot PSNR and Frechet distance of trained methods against the passes spent; dashed lines: best untrained method.
 
     Args:
-        rows: Ground truth first.
-        features: Name of the extractor.
-        path: A PNG.
+        rows: All rows, ground truth first.
+        features: Name of the feature extractor.
+        path: PNG file to write.
     """
     truth, *others = rows
     trained = [row for row in others if row.parameters]
@@ -115,12 +115,12 @@ def _panel(
     quantity: str,
     label: str,
 ) -> None:
-    """One quantity: a line a trained method through its NFEs, and a dashed line for the best untrained of each NFE."""
+    """Plot one quantity: a line per trained method, and a dashed line for the best untrained method at each NFE."""
     for method, colour in colours.items():
         mine = [row for row in rows if row.method == method]
-        spent, found = [row.forwards + row.backwards for row in mine], [getattr(row, quantity) for row in mine]
-        axes.plot(spent, found, color=colour, alpha=0.35)
-        for row, x, y in zip(mine, spent, found, strict=True):
+        spent, values = [row.forwards + row.backwards for row in mine], [getattr(row, quantity) for row in mine]
+        axes.plot(spent, values, color=colour, alpha=0.35)
+        for row, x, y in zip(mine, spent, values, strict=True):
             axes.plot(x, y, markers[row.nfe], color=colour)
     best = max if quantity == "psnr_db" else min
     for position, nfe in enumerate(markers):
@@ -136,6 +136,6 @@ def _panel(
 
 
 def _line(axes: Axes, height: float, text: str, position: float) -> None:
-    """A dashed line with its name on it, ``position`` of the way along: neighbours are named apart."""
+    """Draw a labelled dashed line. ``position`` (0 to 1) places the label, so that labels do not overlap."""
     axes.axhline(height, color="grey", linestyle="--", linewidth=1)
     axes.annotate(text, (position, height), xycoords=("axes fraction", "data"), fontsize=8, color="grey", va="bottom")

@@ -25,7 +25,7 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 
 
 def _bare_family(value: Any) -> Any:
-    """``euler`` is ``{family: euler}``."""
+    """Expand ``euler`` to ``{family: euler}``."""
     return {"family": value} if isinstance(value, str) else value
 
 
@@ -34,9 +34,10 @@ class _Strict(BaseModel):
 
 
 class WeightsConfig(_Strict):
-    """Distillation of the weights towards ground truth (BST K.4), at every NFE.
+    """Settings of distilling the weights towards ground truth (BST K.4), at every NFE.
 
-    ``loss`` is 'lte' (eq. 80: each midpoint step from the ground-truth trajectory) or 'rmse' (eq. 6: the sample).
+    ``loss`` is 'lte' (eq. 80: error of each midpoint step from the ground-truth trajectory) or 'rmse' (eq. 6: error of
+    the sample).
     """
 
     loss: Loss
@@ -49,11 +50,11 @@ class WeightsConfig(_Strict):
 
 
 class ProgressiveConfig(_Strict):
-    """Progressive Distillation (Salimans & Ho 2022): one chain of halvings that passes through every NFE."""
+    """Settings of Progressive Distillation (Salimans & Ho 2022): one chain of halvings through every NFE."""
 
     start_steps: Count = 64
     iterations: Count = 1000
-    """Of each halving."""
+    """Iterations per halving."""
     batch_size: Count = 128
     learning_rate: Positive = 2e-4
     decay: Decay = "polynomial"
@@ -62,8 +63,8 @@ class ProgressiveConfig(_Strict):
 class NetworkDistillationConfig(_Strict):
     """One comparison: ground truth, fixed solvers, distilled solvers and distilled networks of one zoo model, unguided.
 
-    ``pairs.test`` is the fresh noise that everything is sampled from, for PSNR and for the Frechet distance.
-    ``dataset`` is the real data: the distance's reference, and what progressive distillation learns from.
+    ``pairs.test`` is the number of test pairs: every method is sampled from their noise, for PSNR and Frechet distance.
+    ``dataset`` is the real data: the reference of the distance, and the training set of progressive distillation.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -80,12 +81,12 @@ class NetworkDistillationConfig(_Strict):
     dataset: str = "digits"
     seed: int = Field(0, ge=0, lt=1000, strict=True)
     workers: Count = 1
-    """Networks trained at once: 1 in this process, more as Ray tasks of one CPU each."""
+    """Networks trained in parallel: 1 trains in this process, more train as Ray tasks of one CPU each."""
     storage: str = "bespoke-data"
     tracking_uri: str | None = None
 
     def experiment(self) -> ExperimentConfig:
-        """The solvers' part as an experiment: the same pairs and points as a sweep would make."""
+        """The solver part as an experiment, with the same pairs and points as a sweep."""
         return ExperimentConfig(
             name=self.name,
             model=self.model,
@@ -102,10 +103,10 @@ class NetworkDistillationConfig(_Strict):
         )
 
     def check(self) -> None:
-        """Everything that can be known to be impossible before any work.
+        """Refuse, before any work starts, everything that cannot succeed.
 
         Raises:
-            ConfigError: Naming the key, the value and the remedy.
+            ConfigError: The message names the key, the value and the remedy.
         """
         if self.model.name != "zoo":
             raise ConfigError(
@@ -118,7 +119,9 @@ class NetworkDistillationConfig(_Strict):
         for entry in self.weights:
             self._check_weights(entry)
         if len(set(self.weights)) != len(self.weights):
-            raise ConfigError("'weights' lists the same settings twice, and their students would be one row")
+            raise ConfigError(
+                "'weights' lists the same settings twice, and their students would be one row; remove one"
+            )
         if self.progressive is not None:
             check_prediction(ZooModel(**self.model.options))
             for nfe in self.nfe:
@@ -130,7 +133,7 @@ class NetworkDistillationConfig(_Strict):
             try:
                 student_solver("midpoint", nfe)
             except ValueError as error:
-                raise ConfigError(f"'weights' trains midpoint steps, and nfe has {nfe}: {error}") from error
+                raise ConfigError(f"'weights' trains midpoint steps, but nfe has {nfe}: {error}") from error
         if entry.validate_every > entry.iterations:
             raise ConfigError(
                 f"weights.validate_every is {entry.validate_every}, above its {entry.iterations} iterations: no "
@@ -144,16 +147,16 @@ class NetworkDistillationConfig(_Strict):
             raise ConfigError(f"dataset {self.dataset!r} has no real samples; choose one that has, e.g. digits")
         if self.pairs.test <= extractor.dim:
             raise ConfigError(
-                f"pairs.test is {self.pairs.test}, and {self.features} has {extractor.dim} features: a Frechet "
-                f"distance needs more samples than features, better ten times as many"
+                f"pairs.test is {self.pairs.test}, but {self.features} has {extractor.dim} features: a Frechet "
+                f"distance needs more samples than features, preferably ten times as many"
             )
 
 
 def load_network_config(path: str, overrides: Sequence[str] = ()) -> NetworkDistillationConfig:
-    """Read and check a comparison; ``overrides`` as :func:`orchestrator.config.reading.load_config` takes them.
+    """Read and check a comparison; ``overrides`` are those of :func:`orchestrator.config.reading.load_config`.
 
     Raises:
-        ConfigError: Naming the key, the value and the remedy.
+        ConfigError: The message names the key, the value and the remedy.
     """
     config = validated(NetworkDistillationConfig, read_yaml(path, overrides), path)
     config.check()

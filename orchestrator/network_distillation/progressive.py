@@ -1,8 +1,9 @@
-"""Progressive Distillation (Salimans & Ho 2022): halve the number of DDIM steps, again and again.
+"""Progressive Distillation (Salimans & Ho 2022): repeated halving of the number of DDIM steps.
 
-A student of k steps learns to do in one DDIM step what its teacher, with 2k, does in two; then it is the teacher. Real
-data, no trajectories. Our time runs the other way than the paper's (t=0 is noise here), and the network may predict the
-data, v or the velocity; what is compared is always the data prediction x-hat, as there.
+A student of k steps learns to do in one DDIM step what its teacher of 2k steps does in two, and then becomes the next
+teacher. It trains on real data and needs no trajectories. Time runs in the opposite direction to the paper's (t=0 is
+noise here), and the network may predict the data, v or the velocity. The loss compares data predictions x-hat, as in
+the paper.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from solvers.grids import UNIFORM
 from solvers.prediction import PredictionField, endpoints_from_velocity
 
 FORWARDS_PER_SAMPLE = 3
-"""Two of the teacher and one of the student, as BNS appendix D.4 counts them."""
+"""Two by the teacher and one by the student, as counted in BNS appendix D.4."""
 
 CHECKPOINTS_PER_STAGE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressiveRecipe:
-    """A chain of halvings. How far it is followed is not part of it: what is there is gone on from.
+    """A chain of halvings. Its length is not part of the recipe, so an existing chain can be continued.
 
     Attributes:
         teacher: Name or path of the zoo model; it must not predict epsilon.
-        teacher_digest: Its sha256.
+        teacher_digest: The model's sha256.
         dataset: Dataset plugin whose reference set is the real data.
         start_steps: DDIM steps of the first teacher, the model itself.
-        settings: Adam's of one stage: its rate falls anew in each (the paper's is linear, 'polynomial').
+        settings: Settings of Adam for one stage; each stage restarts the decay (linear in the paper, 'polynomial').
     """
 
     teacher: str
@@ -55,34 +56,34 @@ class ProgressiveRecipe:
 
 
 def stages(start_steps: int, end_steps: int) -> list[int]:
-    """Steps of the students from the first to the last: each half of its teacher's.
+    """Steps of the students, first to last; each has half the steps of its teacher.
 
     Raises:
-        ConfigError: ``start_steps`` is not ``end_steps`` times a power of two, at least two.
+        ConfigError: ``start_steps`` is not ``end_steps`` times a power of two that is at least two.
     """
-    found = []
+    steps_of_students = []
     steps = start_steps
     while steps > end_steps and steps % 2 == 0:
         steps //= 2
-        found.append(steps)
-    if steps != end_steps or not found:
+        steps_of_students.append(steps)
+    if steps != end_steps or not steps_of_students:
         doublings = max(1, round(math.log2(max(start_steps / end_steps, 2))))
         raise ConfigError(
-            f"progressive distillation halves its steps, and {end_steps} is not reached from start_steps {start_steps}"
+            f"progressive distillation halves its steps, but {end_steps} is not reached from start_steps {start_steps}"
             f"; use start_steps {end_steps * 2**doublings}"
         )
-    return found
+    return steps_of_students
 
 
 def check_prediction(model: ZooModel) -> None:
-    """Refuse a network that progressive distillation cannot work with.
+    """Refuse a network that progressive distillation does not support.
 
     Raises:
         ConfigError: It predicts epsilon.
     """
     if model.prediction == "epsilon":
         raise ConfigError(
-            f"{model.name} predicts epsilon, which says nothing of the data where all is noise, and progressive "
+            f"{model.name} predicts epsilon, which says nothing about the data at pure noise, and progressive "
             f"distillation compares data predictions (Salimans & Ho 2022, section 4); use a model that predicts "
             f"velocity, v_prediction or sample, or leave 'progressive' out"
         )
@@ -91,19 +92,19 @@ def check_prediction(model: ZooModel) -> None:
 def distil_progressively(
     recipe: ProgressiveRecipe, end_steps: int, storage: Storage, progress: Progress
 ) -> list[StudentResult]:
-    """Train the chain of students down to ``end_steps``, going on from what is complete and from the last checkpoint.
+    """Train the chain of students down to ``end_steps``, resuming from complete stages and the last checkpoint.
 
     Args:
         recipe: The chain.
         end_steps: Steps of the last student.
-        storage: Where students go.
-        progress: Told how many iterations are done.
+        storage: Storage for the students.
+        progress: Called with the number of newly completed iterations.
 
     Returns:
-        One result a stage, most steps first; passes are those of the whole chain up to there.
+        One result per stage, most steps first. Passes are cumulative over the chain.
 
     Raises:
-        ConfigError: The steps do not halve to ``end_steps``, or the model cannot be distilled so.
+        ConfigError: Halving does not reach ``end_steps``, or the model is not supported.
         UserError: The loss of a stage is not finite.
     """
     store = StudentStore(storage, recipe.key)
@@ -128,7 +129,7 @@ def _run_stage(
     before: StudentResult | None,
     progress: Progress,
 ) -> StudentResult:
-    """One halving: from ``teacher``, with twice ``steps``, to a student."""
+    """Train a student of ``steps`` steps from ``teacher``, which has twice as many."""
     settings = recipe.settings
     data = _RealData.load(recipe.dataset)
     student = Student(teacher)
@@ -167,7 +168,7 @@ def _run_stage(
 
 
 class Batch(NamedTuple):
-    """Noisy real data on the student's grid: z_t (B, ...), its step (B,), and its label (B,)."""
+    """Noisy real data on the student's grid: z_t (B, ...), its step index (B,), and its label (B,)."""
 
     z: Tensor
     step: Tensor
@@ -175,15 +176,15 @@ class Batch(NamedTuple):
 
 
 class Halving:
-    """The arithmetic of one stage: a student of ``steps`` DDIM steps, a teacher of twice as many, uniform in time.
+    """Targets and loss of one stage: a student of ``steps`` DDIM steps, a teacher of twice as many, uniform in time.
 
-    Everything that depends on time alone is tabulated on the teacher's grid, in float64, by running the model's own
-    field on the coefficients of (z, network output), as ``solvers.to_ns`` does: with any prediction and scheduler,
-    x-hat and eps-hat are linear in the two. A batch then mixes times freely.
+    For any prediction and scheduler, x-hat and eps-hat are linear in (z, network output). The coefficients depend on
+    time alone and are tabulated on the teacher's grid, in float64, by running the model's own field on unit vectors, as
+    ``solvers.to_ns`` does. A batch can then mix times freely.
 
     Args:
-        model: Teacher or student: they differ in their weights only.
-        steps: The student's steps.
+        model: Teacher or student; they differ in their weights only.
+        steps: Steps of the student.
     """
 
     def __init__(self, model: ZooModel, steps: int):
@@ -193,27 +194,27 @@ class Halving:
         points = [scheduler(t) for t in times]
         self.alpha = torch.stack([point.alpha for point in points])
         self.sigma = torch.stack([point.sigma for point in points])
-        rows = [self._coefficients(model, t) for t in times[:-1]]  # the last time is never asked
-        #: Per time: native time, scale of the network's input, and x-hat's and eps-hat's weights on (z, output).
+        rows = [self._coefficients(model, t) for t in times[:-1]]  # the network is never evaluated at the last time
+        #: Per time: native time, scale of the network's input, and coefficients of x-hat and eps-hat on (z, output).
         self.native_time, self.scale = (torch.stack([row[i] for row in rows]) for i in (0, 1))
         self.data, self.noise = (torch.stack([row[i] for row in rows]) for i in (2, 3))
 
     @staticmethod
     def _coefficients(model: ZooModel, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         z, output = torch.eye(2, dtype=torch.float64)
-        asked: list[tuple[Tensor, Tensor]] = []
+        calls: list[tuple[Tensor, Tensor]] = []
 
         def record(native_x: Tensor, native_t: Tensor) -> Tensor:
-            asked.append((native_t, native_x[0]))
+            calls.append((native_t, native_x[0]))
             return output
 
         field = PredictionField(record, model.prediction, model.native, model.scheduler)
         data, noise = endpoints_from_velocity(field(z, t), z, model.scheduler(t))
-        ((native_t, scale),) = asked
+        ((native_t, scale),) = calls
         return torch.as_tensor(native_t, dtype=torch.float64), scale, data, noise
 
     def endpoints(self, model: ZooModel, z: Tensor, index: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """x-hat and eps-hat of ``model`` at z, each (B, ...), at the teacher's times of these indices, (B,)."""
+        """x-hat and eps-hat of ``model`` at z, each (B, ...); ``index``, (B,), refers to the teacher's times."""
         output = model.predict(_wide(self.scale[index], z) * z, self.native_time[index], label)
         data, noise = self.data[index], self.noise[index]
         return (
@@ -222,7 +223,7 @@ class Halving:
         )
 
     def target(self, teacher: ZooModel, batch: Batch) -> Tensor:
-        """x-tilde: the data prediction whose one DDIM step lands where two steps of the teacher do (algorithm 2)."""
+        """x-tilde: the data prediction with which one DDIM step equals two steps of the teacher (algorithm 2)."""
         first = 2 * batch.step
         z = batch.z
         with torch.no_grad():
@@ -234,9 +235,9 @@ class Halving:
         return _wide(gain, z) * (z - _wide(ratio, z) * batch.z)
 
     def loss(self, student: ZooModel, batch: Batch, target: Tensor) -> Tensor:
-        """max(alpha^2 / sigma^2, 1) ||x-tilde - x-hat||^2 of each sample, (B,): the truncated-SNR weighting (eq. 9).
+        """max(alpha^2 / sigma^2, 1) ||x-tilde - x-hat||^2 per sample, (B,): the truncated-SNR weighting (eq. 9).
 
-        The signal-to-noise ratio does not depend on which way time runs. Mean over a sample's dimensions.
+        The norm is a mean over dimensions. The signal-to-noise ratio does not depend on the direction of time.
         """
         index = 2 * batch.step
         data, _ = self.endpoints(student, batch.z, index, batch.label)
@@ -245,7 +246,7 @@ class Halving:
 
 
 def _wide(values: Tensor, z: Tensor) -> Tensor:
-    """(B,) coefficients as they multiply (B, ...) samples."""
+    """Reshape (B,) coefficients to broadcast over (B, ...) samples."""
     return values.to(z.dtype).view(-1, *(1,) * (z.ndim - 1))
 
 
@@ -262,7 +263,7 @@ class _RealData:
         return cls(torch.from_numpy(reference.samples), torch.from_numpy(reference.labels))
 
     def draw(self, halving: Halving, settings: AdamSettings, iteration: int) -> Batch:
-        """The batch of an iteration: a function of (seed, stage, iteration) alone, so a resumed run draws the same."""
+        """The batch of an iteration. It depends on (seed, stage, iteration) only, so a resumed run draws the same."""
         random = np.random.Generator(np.random.Philox(key=[settings.seed, halving.steps * 2**40 + iteration]))
         chosen = random.integers(len(self.labels), size=settings.batch_size)
         step = torch.from_numpy(random.integers(halving.steps, size=settings.batch_size))

@@ -1,4 +1,4 @@
-"""Students: copies of a zoo model whose weights move, their checkpoints, and what a finished one leaves behind."""
+"""Students: copies of a zoo model whose weights are trained, with their checkpoints and results."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
 
 STUDENT_FORMAT = 1
-"""Raised whenever the same recipe would give other weights."""
+"""Increment whenever the same recipe would give different weights."""
 
 GRADIENT_NORM = 1.0
 """Gradients are clipped to this norm, as in the training of the zoo and of Progressive Distillation."""
 
 Solver = Literal["midpoint", "ddim"]
 Progress = Callable[[int], object]
-"""``progress(iterations)``: so many more are done."""
+"""``progress(iterations)``: called when this many more iterations are complete."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentResult:
-    """What is known of one student once it is trained. Its weights lie beside it, as a zoo model.
+    """Result of a trained student. Its weights are stored beside it, as a zoo model.
 
     Attributes:
         key: Folder under ``students/``.
-        nfe: Evaluations a sample that it was trained for.
-        solver: What it is sampled with, on the uniform grid.
-        forwards: Network forwards of single samples spent on training, teachers and validation included.
-        backwards: Network backwards of single samples.
-        data_forwards: Forwards spent on making what it learns from (ground truth); 0 for real data.
-        training_set: Ground-truth trajectories or real samples it learns from.
-        parameters: Trainable numbers.
-        bytes: Size of the weights' file.
-        status: 'finished', or 'diverged' where the best iterate before is kept.
-        history: [iteration, validation PSNR in dB] of every validation; empty where there is none.
+        nfe: Evaluations per sample that it was trained for.
+        solver: Solver it is sampled with, on the uniform grid.
+        forwards: Network forwards spent on training, counted per sample, including teachers and validation.
+        backwards: Network backwards, counted per sample.
+        data_forwards: Forwards spent on making its training set (ground truth); 0 for real data.
+        training_set: Number of ground-truth trajectories or real samples it learns from.
+        parameters: Number of trainable parameters.
+        bytes: Size of the weights file.
+        status: 'finished', or 'diverged' if the best iterate before the divergence was kept.
+        history: [iteration, validation PSNR in dB] of every validation; empty if there were none.
     """
 
     key: str
@@ -69,25 +69,25 @@ class StudentResult:
 
 
 def student_solver(name: Solver, nfe: int) -> GridSolver:
-    """Midpoint or DDIM of ``nfe`` evaluations on the uniform grid.
+    """Midpoint or DDIM with ``nfe`` evaluations on the uniform grid.
 
     Raises:
-        ValueError: Midpoint at an odd ``nfe``.
+        ValueError: Midpoint with an odd ``nfe``.
     """
     return GridSolver({"midpoint": Midpoint, "ddim": DDIM}[name](), nfe, Grid())
 
 
 def recipe_key(recipe: Any, leave_out: tuple[str, ...]) -> str:
-    """Name of a recipe's folder: a digest of everything that its students depend on."""
+    """Name of a recipe's folder: a digest of everything its students depend on."""
     content = {name: value for name, value in asdict(recipe).items() if name not in leave_out}
     content |= {"recipe": type(recipe).__name__, "format": STUDENT_FORMAT}
     return digest_of(content)
 
 
 class Student:
-    """A copy of a model whose weights move, its optimiser, and the passes spent so far.
+    """A trainable copy of a model, with its optimiser and the passes spent so far.
 
-    Dropout stays off: targets are deterministic, and so is the same recipe's result.
+    Dropout stays off, so targets are deterministic and the same recipe gives the same result.
     """
 
     def __init__(self, model: ZooModel):
@@ -99,7 +99,7 @@ class Student:
         self.backwards = 0
 
     def descend(self, loss: Tensor, rate: float) -> None:
-        """One step of Adam, at this learning rate, down a 0-d loss."""
+        """Take one step of Adam on a 0-d loss with learning rate ``rate``."""
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.net.parameters(), GRADIENT_NORM)
@@ -109,11 +109,11 @@ class Student:
         self.iteration += 1
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of the weights as they are now."""
+        """A copy of the current weights."""
         return {name: tensor.detach().clone() for name, tensor in self.model.net.state_dict().items()}
 
     def state(self) -> dict[str, Any]:
-        """Everything that going on needs."""
+        """State from which training can resume."""
         return {
             "net": self.model.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -129,7 +129,7 @@ class Student:
 
 
 class StudentStore:
-    """The folder of one recipe: a checkpoint while it trains, then weights and result by NFE, the result last."""
+    """Folder of one recipe: a checkpoint during training, then weights and result per NFE, the result last."""
 
     def __init__(self, storage: Storage, key: str):
         self.storage = storage
@@ -149,7 +149,7 @@ class StudentStore:
         return StudentResult(**self.storage.read_json(self._result_key(nfe)))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The state that an interrupted training left, or None."""
+        """State left by an interrupted training, or None."""
         if not self.storage.exists(self._checkpoint):
             return None
         state: dict[str, Any] = torch.load(io.BytesIO(self.storage.read(self._checkpoint)), weights_only=True)
@@ -164,9 +164,9 @@ class StudentStore:
         """Write a finished student: its weights as a zoo model, then its result.
 
         Args:
-            teacher: Name or path of the zoo model it is a copy of: the network's description is taken from there.
-            weights: The student's.
-            facts: The fields of :class:`StudentResult` that do not follow from the weights.
+            teacher: Name or path of the zoo model it copies, which supplies the network's description.
+            weights: Weights of the student.
+            facts: Fields of :class:`StudentResult` that do not follow from the weights.
         """
         with safe_open(weights_path(teacher), framework="pt") as file:
             description = file.metadata()[METADATA_KEY]
@@ -179,7 +179,7 @@ class StudentStore:
         return result
 
     def load_student(self, teacher: ZooModel, nfe: int) -> ZooModel:
-        """The teacher with the weights of its student at this NFE, frozen."""
+        """A frozen copy of the teacher with the weights of its student at this NFE."""
         student = copy.deepcopy(teacher)
         student.net.load_state_dict(load(self.storage.read(self.weights_key(nfe))))
         return student

@@ -1,11 +1,11 @@
-"""Distillation of the weights towards ground truth (BST appendix K.4): RK2 stays, the network moves.
+"""Distillation of the weights towards ground truth (BST appendix K.4): RK2 is fixed, the network is trained.
 
 Two losses, both with the papers' norm ||x|| = sqrt(mean over dimensions), averaged over the batch, on the uniform grid:
 
 - ``lte`` is BST eq. 80, sum_i || x(t_{i+1}) - step_x(x(t_i), t_i; u^theta) ||: every midpoint step starts from the
-  ground-truth trajectory. (The paper prints ``x_i`` for the start; the text calls it the Bespoke objective with the
-  weights for parameters, whose steps start from x(t_i), eq. 24.)
-- ``rmse`` is BST eq. 6, || x(1) - x_n^theta ||: the sample itself, differentiated through all steps.
+  ground-truth trajectory. (The paper prints ``x_i`` for the start, but describes the loss as the Bespoke objective with
+  the weights as parameters, whose steps start from x(t_i), eq. 24.)
+- ``rmse`` is BST eq. 6, || x(1) - x_n^theta ||: the error of the sample, differentiated through all steps.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ Loss = Literal["lte", "rmse"]
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsRecipe:
-    """Everything that a student of K.4 depends on.
+    """Everything a student of K.4 depends on.
 
     Attributes:
         teacher: Name or path of the zoo model.
-        teacher_digest: Its sha256.
-        train, validation: Digests of pair stores; the best iterate on the second is the result.
-        nfe: Evaluations a sample, even: nfe / 2 midpoint steps.
+        teacher_digest: The model's sha256.
+        train, validation: Digests of pair stores. The result is the best iterate on the validation pairs.
+        nfe: Evaluations per sample, even: nfe / 2 midpoint steps.
         loss: 'lte' (eq. 80) or 'rmse' (eq. 6).
-        settings: Adam's; the batch is in trajectories.
-        validate_every: Iterations between validations, which are also the checkpoints.
+        settings: Settings of Adam; the batch size is in trajectories.
+        validate_every: Iterations between validations. A checkpoint is saved at each of them.
     """
 
     teacher: str
@@ -72,17 +72,18 @@ class WeightsRecipe:
 
 
 def distil_weights(recipe: WeightsRecipe, storage: Storage, progress: Progress) -> StudentResult:
-    """Train a student, going on from its last checkpoint; the best validated iterate is the result.
+    """Train a student, resuming from its last checkpoint. The result is the best validated iterate.
 
-    Never worse on the validation pairs than the teacher with the same solver, which is the first iterate validated.
+    On the validation pairs, the result is never worse than the teacher with the same solver, which is the first
+    validated iterate.
 
     Args:
-        recipe: What to train.
-        storage: Where the pairs are and the student goes.
-        progress: Told how many iterations are done.
+        recipe: The student to train.
+        storage: Storage of the pairs and the student.
+        progress: Called with the number of newly completed iterations.
 
     Raises:
-        ConfigError: The teacher's file is another model than the recipe's.
+        ConfigError: The teacher's file is a different model than the recipe's.
         StoreError: A pair store is not complete.
     """
     store = StudentStore(storage, recipe.key)
@@ -102,7 +103,7 @@ def distil_weights(recipe: WeightsRecipe, storage: Storage, progress: Progress) 
         if run.student.iteration > before:
             run.validate()
         store.save_checkpoint(run.state())
-    progress(recipe.settings.iterations - run.student.iteration)  # a run that diverged has no more to do
+    progress(recipe.settings.iterations - run.student.iteration)  # a diverged run has skipped these
     return store.publish(
         recipe.teacher,
         run.best,
@@ -118,7 +119,7 @@ def distil_weights(recipe: WeightsRecipe, storage: Storage, progress: Progress) 
 
 
 class _Run:
-    """One training: the student, its best iterate, and the data it learns from."""
+    """One training run: the student, its best iterate, and its training data."""
 
     def __init__(self, recipe: WeightsRecipe, storage: Storage):
         self.recipe = recipe
@@ -140,7 +141,7 @@ class _Run:
         self.status = "running"
 
     def advance(self, steps: int, progress: Progress) -> None:
-        """So many iterations, or fewer where the run ends or diverges."""
+        """Run ``steps`` iterations, or fewer if the run ends or diverges."""
         settings, student = self.recipe.settings, self.student
         last = min(student.iteration + steps, settings.iterations)
         while student.iteration < last:
@@ -159,7 +160,7 @@ class _Run:
             self.status = "finished"
 
     def _local_errors(self, indices: list[int]) -> Tensor:
-        """Summand of eq. 80 for these trajectories, shape (B,)."""
+        """The summands of eq. 80 for these trajectories, shape (B,)."""
         states = self.trajectories[indices]
         field = self.student.model.field(self.pairs.condition[indices], self.spec.guidance_scale)
         steps = [
@@ -169,14 +170,14 @@ class _Run:
         return torch.stack(steps).sum(dim=0)
 
     def _sample_errors(self, indices: list[int]) -> Tensor:
-        """Summand of eq. 6 for these pairs, shape (B,)."""
+        """The summands of eq. 6 for these pairs, shape (B,)."""
         return rms(self._sample(self.pairs.select(indices)), self.pairs.x1[indices])
 
     def _sample(self, pairs: PairSet) -> Tensor:
         return self.solver.sample(self.student.model.field(pairs.condition, self.spec.guidance_scale), pairs.x0)
 
     def validate(self) -> None:
-        """Mean PSNR on the validation pairs, dB; keeps the best iterate."""
+        """Record the mean PSNR on the validation pairs, in dB, and keep the best iterate."""
         with torch.no_grad():
             error = per_sample_mse(self._sample(self.validation), self.validation.x1)
         self.student.forwards += self.recipe.nfe * len(self.validation)
@@ -197,32 +198,32 @@ class _Run:
 
 
 def rms(x: Tensor, reference: Tensor) -> Tensor:
-    """||x - reference|| of each sample, shape (B,): the root of the mean over its dimensions."""
-    return per_sample_mse(x, reference).clamp_min(1e-20).sqrt()  # the root's slope is infinite at 0
+    """||x - reference|| per sample, shape (B,): the root of the mean square over dimensions."""
+    return per_sample_mse(x, reference).clamp_min(1e-20).sqrt()  # the root's derivative is infinite at 0
 
 
 def trajectories(teacher: ZooModel, storage: Storage, pairs: str, times: Tensor) -> tuple[Tensor, int]:
-    """x(t_i) of a pair set on a time grid, and the forwards that they took; made once and kept beside the pairs.
+    """x(t_i) of a pair set on a time grid, and the forwards spent on them. Computed once and stored.
 
-    The adaptive solver lands on every grid time, at the pairs' own tolerances, so nothing is interpolated.
+    The adaptive solver stops at every grid time, with the pairs' own tolerances, so nothing is interpolated.
 
     Args:
-        teacher: The model of the pairs.
-        storage: Where they are.
+        teacher: Model that made the pairs.
+        storage: Storage of the pairs and of the trajectories.
         pairs: Digest of the pair store.
         times: Grid, shape (n + 1,), from the scheduler's first time to its last.
 
     Returns:
-        States, shape (N, n + 1, \\*sample shape), float32, and network forwards of single samples.
+        States, shape (N, n + 1, \\*sample shape), float32, and network forwards, counted per sample.
     """
     key = f"trajectories/{pairs}-uniform{len(times) - 1}.safetensors"
     if not storage.exists(key):
-        spec, found = _open(storage, pairs)
+        spec, pair_set = _open(storage, pairs)
         forwards = 0
         parts = []
         for shard in range(spec.shards):
             for batch in spec.batches(shard):
-                states, nfe = _solve_between(teacher, spec, found.select(list(batch)), times)
+                states, nfe = _solve_between(teacher, spec, pair_set.select(list(batch)), times)
                 parts.append(states)
                 forwards += nfe * len(batch) * teacher.forwards_per_evaluation(spec.guidance_scale)
         storage.write(key, save({"states": torch.cat(parts), "forwards": torch.tensor(forwards)}))
@@ -236,7 +237,7 @@ def _solve_between(teacher: ZooModel, spec: PairSpec, batch: PairSet, times: Ten
     states = [x]
     total = 0
     for t, t_next in pairwise(times.tolist()):
-        # The solver starts from sigma(t_min) x0: cut to one interval, it starts from x(t) for x0 = x(t) / sigma(t).
+        # The solver starts from sigma(t_min) x0. On this interval alone, x0 = x(t) / sigma(t) makes it start from x(t).
         scheduler = dataclasses.replace(field.scheduler, t_min=t, t_max=t_next)
         solution = solve(FunctionField(field, scheduler), x / float(scheduler.sigma(t)), spec.rtol, spec.atol)
         x, nfe = solution[0], solution[1]
@@ -246,16 +247,16 @@ def _solve_between(teacher: ZooModel, spec: PairSpec, batch: PairSet, times: Ten
 
 
 def check_teacher(teacher: str, digest: str) -> ZooModel:
-    """The zoo model, if it is the one that the recipe was written for.
+    """Load the zoo model and check that it is the one the recipe was written for.
 
     Raises:
-        ConfigError: Another model lies at this name or path by now.
+        ConfigError: The name or path now refers to a different model.
     """
     model = ZooModel(teacher)
     if model.digest != digest:
         raise ConfigError(
-            f"model {teacher!r} is {model.digest[:12]}, but its student was to be one of {digest[:12]}; run the same "
-            f"command again to start from the model that is there now"
+            f"model {teacher!r} has digest {model.digest[:12]}, but the recipe of its student names {digest[:12]}; run "
+            f"the same command again to start from the current model"
         )
     return model
 

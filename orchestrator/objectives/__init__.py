@@ -1,1 +1,1 @@
-"""What a distillation minimises, one objective a file, found by module name."""
+"""Objectives that a distillation minimises: one file each, named by its module."""

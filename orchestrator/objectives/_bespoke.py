@@ -1,4 +1,4 @@
-"""What the two losses of BST's local errors share."""
+"""Base class of BST's two losses on local errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from solvers.families._bespoke import BespokeRungeKutta
 
 @dataclass(frozen=True)
 class LocalErrorObjective(FamilyObjective):
-    """A loss of single steps that start on the ground truth: only families that have such steps can be scored."""
+    """A loss on single steps that start on the ground-truth trajectory; only for families with scale-time steps."""
 
     needs_trajectory = True
 
@@ -19,5 +19,5 @@ class LocalErrorObjective(FamilyObjective):
         if not isinstance(family, BespokeRungeKutta):
             raise ValueError(
                 f"objective {self.label!r} scores single scale-time steps, and {family.label} has none; use it with "
-                f"bespoke_rk1 or bespoke_rk2, or take 'psnr', 'rmse' or 'trajectory' here"
+                f"bespoke_rk1 or bespoke_rk2, or choose 'psnr', 'rmse' or 'trajectory'"
             )

@@ -1,4 +1,4 @@
-"""What an objective is: a loss of each pair. A new one is one file beside this one, with an ``OBJECTIVE``."""
+"""Interface of objectives: losses per pair. A new objective is a file in this folder that defines ``OBJECTIVE``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from solvers.ns import NSSolver
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """A loss per pair, whose mean over pairs is minimised. A subclass's fields are its options. Stateless.
+    """A loss per pair, whose mean over pairs is minimised. Stateless. A subclass's fields are its options.
 
-    Iterates are always chosen by validation PSNR, whatever is minimised: results of two objectives can be compared.
+    The best iterate is always chosen by validation PSNR, so that results of different objectives are comparable.
     """
 
-    #: Whether the training pairs must hold the trajectories between their ends.
+    #: Whether the training pairs must include the trajectories between their ends.
     needs_trajectory: ClassVar[bool] = False
     #: Published source of the loss.
     source: ClassVar[str]
@@ -32,31 +32,31 @@ class Objective(ABC):
         """Short name for tables and figures."""
 
     def check(self, family: LearnableFamily) -> None:  # noqa: B027 (optional: most objectives fit every family)
-        """Refuse a family that the loss is not defined for.
+        """Check that the loss is defined for ``family``.
 
         Raises:
-            ValueError: Naming the family and the remedy.
+            ValueError: It is not; the message names the family and the remedy.
         """
 
 
 @dataclass(frozen=True)
 class SolverObjective(Objective):
-    """A loss of the solver's own samples or states: defined for every NS solver, whatever family it comes from."""
+    """A loss on the solver's samples or states, defined for every NS solver whatever its family."""
 
     @abstractmethod
     def per_sample(self, solver: NSSolver, field: VelocityField, pairs: PairSet) -> Tensor:
         """The losses, shape (B,), differentiable in theta.
 
         Args:
-            solver: theta.
-            field: The velocity of these pairs' conditioning.
+            solver: theta as a solver.
+            field: The velocity field under the conditioning of these pairs.
             pairs: B pairs on the field's device.
         """
 
 
 @dataclass(frozen=True)
 class FamilyObjective(Objective):
-    """A loss of the family's own steps, which the NS form no longer shows."""
+    """A loss on the family's own steps, which cannot be recovered from the NS form."""
 
     @abstractmethod
     def per_sample(

@@ -16,7 +16,7 @@ from solvers.field import VelocityField
 
 @dataclass(frozen=True)
 class LTEObjective(LocalErrorObjective):
-    """The local errors of all steps, unweighted."""
+    """Local truncation errors of all steps of a scale-time solver, unweighted."""
 
     source = "Shaul et al. 2023 (BST), Algorithm 5"
     label = "LTE"

@@ -1,4 +1,4 @@
-"""A perceptual loss: the distance between features of a sample and of the ground truth."""
+"""Perceptual loss: the distance between the features of a sample and those of the ground truth."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from solvers.ns import NSSolver
 
 @dataclass(frozen=True)
 class PerceptualObjective(SolverObjective):
-    """log ||phi(x_n) - phi(x(1))||^2 for the features phi of a given network.
+    """log ||phi(x_n) - phi(x(1))||^2 for the features phi of a chosen network.
 
-    What DDSS (Watson et al. 2022) and LD3 (Tong et al. 2024) minimise is of this kind: the former a kernel distance
-    between feature distributions, the latter LPIPS, which is a squared distance of features (``features: lpips``).
+    DDSS (Watson et al. 2022) and LD3 (Tong et al. 2024) minimise related losses: DDSS a kernel distance between
+    feature distributions, LD3 LPIPS, which is a squared distance between features (``features: lpips``).
 
     Attributes:
         features: Feature extractor plugin.
@@ -34,7 +34,7 @@ class PerceptualObjective(SolverObjective):
     source = "Watson et al. 2022 (DDSS), Tong et al. 2024 (LD3), here per pair"
 
     def __post_init__(self) -> None:
-        plugins.build("features", self.features, self.options)  # its own checks, before any work
+        plugins.build("features", self.features, self.options)  # runs the extractor's own checks before any work
 
     @property
     def label(self) -> str:

@@ -15,9 +15,9 @@ from solvers.ns import NSSolver
 
 @dataclass(frozen=True)
 class PSNRObjective(SolverObjective):
-    """log ||x_n - x(1)||^2, the mean log error of the samples: maximises mean PSNR."""
+    """log ||x_n - x(1)||^2, the log error of the samples; minimising its mean maximises the mean PSNR."""
 
-    source = "Shaul et al. 2024 (BNS), eq. 13, its sign mended"
+    source = "Shaul et al. 2024 (BNS), eq. 13, with its sign corrected"
     label = "PSNR"
 
     def per_sample(self, solver: NSSolver, field: VelocityField, pairs: PairSet) -> Tensor:

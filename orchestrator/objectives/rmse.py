@@ -15,7 +15,7 @@ from solvers.ns import NSSolver
 
 @dataclass(frozen=True)
 class RMSEObjective(SolverObjective):
-    """||x_n - x(1)||, the global truncation error itself."""
+    """||x_n - x(1)||, the global truncation error."""
 
     source = "Shaul et al. 2023 (BST), eq. 6 and Algorithm 5"
     label = "RMSE"

@@ -16,10 +16,10 @@ from solvers.field import VelocityField
 
 @dataclass(frozen=True)
 class RMSEBoundObjective(LocalErrorObjective):
-    """The local errors, each times what later steps can make of it: bounds the samples' RMSE.
+    """Local errors, each weighted by the amplification of all later steps: an upper bound of the samples' RMSE.
 
     Attributes:
-        lipschitz: L_tau, the Lipschitz constant that the velocity is taken to have.
+        lipschitz: L_tau, the assumed Lipschitz constant of the velocity.
     """
 
     lipschitz: float = 1.0
@@ -27,7 +27,7 @@ class RMSEBoundObjective(LocalErrorObjective):
 
     def __post_init__(self) -> None:
         if not self.lipschitz >= 0:
-            raise ValueError(f"lipschitz must not be negative, got {self.lipschitz}; the paper takes 1")
+            raise ValueError(f"lipschitz must not be negative, got {self.lipschitz}; the paper uses 1")
 
     @property
     def label(self) -> str:

@@ -1,4 +1,4 @@
-"""Trajectory matching: every state of the solver is to lie on the ground truth's trajectory."""
+"""Trajectory matching: every state of the solver should lie on the ground-truth trajectory."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class TrajectoryObjective(SolverObjective):
     """log of the weighted mean over states of ||x_k - x(t_k)||^2, the last state against x(1).
 
     Attributes:
-        path_weight: Weight of the states on the way together; the sample's own is 1 - path_weight. At 0 this is the
-            PSNR loss.
+        path_weight: Total weight of the intermediate states; the sample has weight 1 - path_weight. With 0 this is
+            the PSNR loss.
     """
 
     path_weight: float = 0.5

@@ -1,4 +1,4 @@
-"""Ground-truth pairs: what they depend on, how they are solved for, where they are kept."""
+"""Ground-truth pairs: their spec, the solver that makes them, and their storage."""
 
 from orchestrator.pairs.pair_set import PairSet, concatenate
 from orchestrator.pairs.spec import PairSpec

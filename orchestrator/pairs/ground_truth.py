@@ -1,4 +1,4 @@
-"""Ground truth: adaptive RK45 from noise to data. The only importer of torchdiffeq."""
+"""Ground truth: adaptive RK45 from noise to data. The only module that imports torchdiffeq."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from solvers.trajectory import DensePath
 def largest_sample_rms(error: Tensor) -> Tensor:
     """The largest of the samples' RMS errors, 0-d.
 
-    torchdiffeq's own norm averages over the whole batch, so that a difficult sample is solved more loosely the easier
-    its neighbours are.
+    torchdiffeq's own norm averages over the whole batch. With it, the error of a difficult sample would depend on how
+    easy the other samples are.
     """
     if error.ndim < 2:
         return error.abs().max()
@@ -24,7 +24,13 @@ def largest_sample_rms(error: Tensor) -> Tensor:
 
 
 class Solution(NamedTuple):
-    """x(t_max) of a batch, float64; the batch's NFE; the accepted steps (K knots), where they were asked for."""
+    """The solution for a batch.
+
+    Attributes:
+        x1: x(t_max), float64.
+        nfe: Velocity evaluations of the batch.
+        path: The accepted steps (K knots); None if they were not kept.
+    """
 
     x1: Tensor
     nfe: int
@@ -32,9 +38,9 @@ class Solution(NamedTuple):
 
 
 class _Watched:
-    """The velocity as torchdiffeq sees it, with the knots of its accepted steps written down on request.
+    """The velocity in the form that torchdiffeq calls. It can record the knots of the accepted steps.
 
-    dopri5 evaluates the velocity at the end of every step as its last stage, so a knot's velocity costs nothing.
+    dopri5 evaluates the velocity at the end of each step as its last stage, so the velocity at a knot costs nothing.
     """
 
     def __init__(self, field: CountingField, keep: bool):
@@ -45,7 +51,7 @@ class _Watched:
         self.knots: list[tuple[float, Tensor, Tensor]] = []
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        # The guess of a first step tries a time that may lie beyond the end, where the velocity begins very small.
+        # To choose its first step, torchdiffeq tries a time that lies beyond t_max if the initial velocity is tiny.
         velocity = self.field(x, t.cpu().clamp(max=self.t_max))
         if self.keep:
             if not self.knots:
@@ -67,13 +73,13 @@ class _Watched:
 
 
 def solve(velocity: VelocityField, x0: Tensor, rtol: float, atol: float, *, keep_path: bool = False) -> Solution:
-    """x(t_max) from noise by dopri5, and the velocity evaluations it took.
+    """Solve for x(t_max) from noise by dopri5.
 
-    The state is float64 whatever the network computes in. The last step lands on t_max: a solver that oversteps and
-    interpolates back would ask the network outside its domain.
+    The state is float64, whatever the precision of the network. The last step ends exactly at t_max, since a solver
+    that oversteps and interpolates back would evaluate the network outside its domain.
 
     Args:
-        velocity: The field; its scheduler gives the ends and the start's scale.
+        velocity: The field. Its scheduler defines t_min, t_max and the scale of the initial state.
         x0: Noise ~ N(0, I), shape (B, ...).
         rtol, atol: Tolerances on the largest per-sample RMS error of a step.
         keep_path: Whether to keep the accepted steps; their states and velocities are float32.
@@ -97,16 +103,16 @@ def solve(velocity: VelocityField, x0: Tensor, rtol: float, atol: float, *, keep
                 method="dopri5",
                 options={"norm": largest_sample_rms, "step_t": ends[1:]},
             )
-    except AssertionError as error:  # torchdiffeq's word for steps that shrink to nothing
+    except AssertionError as error:  # raised by torchdiffeq when the step size underflows
         raise FloatingPointError(
-            f"ground truth broke off after {counted.nfe} evaluations ({error}): the velocity is not finite; check the "
+            f"ground truth failed after {counted.nfe} evaluations ({error}): the velocity is not finite; check the "
             f"model, its data range and the guidance scale"
         ) from error
     x1 = states[-1]
     if not bool(torch.isfinite(x1).all()):
-        lost = int((~torch.isfinite(x1).flatten(1).all(1)).sum())
+        not_finite = int((~torch.isfinite(x1).flatten(1).all(1)).sum())
         raise FloatingPointError(
-            f"ground truth is not finite for {lost} of {len(x1)} samples; check the model, its "
-            f"data range and the guidance scale"
+            f"ground truth is not finite for {not_finite} of {len(x1)} samples; check the model, its data range and "
+            f"the guidance scale"
         )
     return Solution(x1, counted.nfe, watched.path(float(ends[1])) if keep_path else None)

@@ -1,4 +1,4 @@
-"""Makes or mends pair stores with a pool of hosts: resumable, one writer at a time."""
+"""Makes or repairs pair stores with a pool of hosts. Resumable; one writer at a time."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from orchestrator.storage import Storage
 def ensure_pairs(
     storage: Storage, specs: Sequence[PairSpec], pool: Pool, *, wait: bool, note: Note
 ) -> dict[str, list[ShardRecord]]:
-    """Make every missing or damaged shard of these stores and commit their manifests.
+    """Make all missing or damaged shards of these stores and commit their manifests.
 
     Args:
-        storage: Root of the stores.
-        specs: What to make.
+        storage: Storage root of the stores.
+        specs: Specs of the pair sets.
         pool: Hosts of the model.
-        wait: Whether to wait for another process that makes the same store.
-        note: Told what is reused, mended, waited for.
+        wait: Whether to wait if another process is making the same store.
+        note: Receives progress notes about damaged shards, damaged manifests, and waiting for another process.
 
     Returns:
         The manifest's records of each store, by digest.
 
     Raises:
         PoolError: Some shards could not be made; the others are kept.
-        BusyStoreError: Another process makes the same store and ``wait`` is false.
+        BusyStoreError: Another process is making the same store and ``wait`` is false.
     """
-    made: dict[str, list[ShardRecord]] = {}
+    records: dict[str, list[ShardRecord]] = {}
     failures: list[str] = []
     with bar(sum(spec.count for spec in specs), "pair", "ground-truth pairs") as progress:
         for spec in specs:
@@ -40,16 +40,16 @@ def ensure_pairs(
             with exclusive(storage, f"{store.folder}/.lock", wait=wait, announce=note):
                 storage.delete_leftovers(store.folder)
                 try:
-                    made[spec.digest] = _ensure(store, pool, note, progress.update)
-                except _ShardsSetAsideError as error:  # the other stores do not depend on it
+                    records[spec.digest] = _ensure(store, pool, note, progress.update)
+                except _ShardsSetAsideError as error:  # the other stores can still be made
                     failures.append(str(error))
     if failures:
-        raise PoolError(f"{'; '.join(failures)}; the others are kept, run the same command again")
-    return made
+        raise PoolError(f"{'; '.join(failures)}; the other shards are kept; run the same command again")
+    return records
 
 
 class _ShardsSetAsideError(PoolError):
-    """Shards of one store that no host could make."""
+    """Some shards of one store could not be made by any host."""
 
 
 def _ensure(store: PairStore, pool: Pool, note: Note, update: Callable[[int], object]) -> list[ShardRecord]:
@@ -59,10 +59,10 @@ def _ensure(store: PairStore, pool: Pool, note: Note, update: Callable[[int], ob
             if not damaged:
                 update(store.spec.count)
                 return store.records()
-            note(f"{store.storage.location(store.folder)}: making {len(damaged)} damaged or missing shard(s) again")
+            note(f"{store.storage.location(store.folder)}: remaking {len(damaged)} damaged or missing shard(s)")
         except DamagedManifestError:
-            damaged = []  # every shard is looked at below
-            note(f"{store.storage.location(store.manifest_key)} is damaged: making it again from the shards")
+            damaged = []  # every shard is inspected below
+            note(f"{store.storage.location(store.manifest_key)} is damaged: rebuilding it from the shards")
         store.storage.delete(store.manifest_key)
         for shard in damaged:
             store.storage.delete(store.shard_key(shard))

@@ -1,4 +1,4 @@
-"""Ground-truth pairs in memory, with the trajectories between their ends where those are kept."""
+"""Ground-truth pairs in memory, optionally with the trajectories from x0 to x1."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from solvers.trajectory import DensePath
 
 @dataclass(frozen=True)
 class PairSet:
-    """Pairs in memory.
+    """N ground-truth pairs.
 
     Attributes:
         x0: Noise, (N, ...), float32.
         x1: Ground truth, (N, ...), float32.
-        condition: Conditioning, (N, ...), int64, or float32 where the adapter encodes it (texts).
+        condition: Conditioning, (N, ...), int64, or float32 if the adapter encodes it (texts).
         nfe: Velocity evaluations that the ground truth took, (N,), int32.
-        path: The trajectories from x0 to x1 on the adaptive solver's own steps; None where they were not kept.
+        path: The trajectories from x0 to x1, with the adaptive solver's steps as knots; None if they were not kept.
     """
 
     x0: Tensor
@@ -37,7 +37,7 @@ class PairSet:
         return self._with(lambda column: column[chosen], lambda times: times[chosen])
 
     def to(self, device: str) -> PairSet:
-        # A path's times stay on the CPU, as all scalars of a solver do.
+        # A path's times stay on the CPU, like all scalars of a solver.
         return self._with(lambda column: column.to(device), lambda times: times)
 
     def _with(self, change: Callable[[Tensor], Tensor], change_times: Callable[[Tensor], Tensor]) -> PairSet:
@@ -48,7 +48,7 @@ class PairSet:
 
 
 def concatenate(parts: Sequence[PairSet]) -> PairSet:
-    """One set of all parts, in order; trajectories only where every part has them."""
+    """One set of all parts, in order. It has trajectories only if every part has them."""
     paths = [part.path for part in parts if part.path is not None]
     return PairSet(
         x0=torch.cat([part.x0 for part in parts]),
@@ -60,7 +60,7 @@ def concatenate(parts: Sequence[PairSet]) -> PairSet:
 
 
 def _joined(paths: Sequence[DensePath]) -> DensePath:
-    """Batches took different numbers of steps: the shorter paths are padded by repeating their last knot."""
+    """Concatenate paths. Their numbers of knots differ: shorter paths are padded by repeating their last knot."""
     knots = max(path.times.shape[1] for path in paths)
 
     def padded(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The pair spec: everything that ground-truth pairs depend on. Equal specs have equal pairs."""
+"""The pair spec: everything that ground-truth pairs depend on. Equal specs yield equal pairs."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from typing import Any
 from orchestrator.storage import digest_of
 
 FORMAT = 1
-"""Raised whenever the same spec would give other bytes."""
+"""Incremented whenever the same spec would yield different bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairSpec:
-    """Pair i is a function of (spec, i) alone: noise by (seed, i), neighbours in its solver batch by index.
+    """Spec of a pair set.
+
+    Pair i depends only on the spec and i: its noise on (seed, i), and the other pairs of its solver batch on i.
 
     Attributes:
         model_digest: sha256 of the model.
         conditioning: Dataset plugin and options that condition pair i.
-        guidance_scale: 1 is unguided.
+        guidance_scale: Guidance scale; 1 is unguided.
         shape: Shape of one sample.
         seed: Seed of noise and conditioning.
         count: Number of pairs.
-        batch_size: Pairs solved together: the adaptive solver's steps are shared within a batch.
+        batch_size: Pairs per solver batch; all pairs of a batch take the same adaptive steps.
         shard_size: Pairs per Parquet file, a multiple of ``batch_size``.
         rtol, atol: Tolerances of dopri5.
         device_class: 'cpu' or the accelerator's name; shards of two classes are not mixed.
-        trajectory: Whether the steps between x0 and x1 are kept too: for objectives that score a solver's steps.
-        format: Version of the way pairs are made.
+        trajectory: Whether the steps between x0 and x1 are kept, for objectives that score a solver's steps.
+        format: Version of the procedure that makes pairs.
     """
 
     model_digest: str
@@ -49,10 +51,10 @@ class PairSpec:
 
     @property
     def digest(self) -> str:
-        """sha256 of the spec, 16 hex digits: the name of its folder."""
+        """First 16 hex digits of the sha256 of the spec; the name of its folder."""
         content = dataclasses.asdict(self)
         if not self.trajectory:
-            del content["trajectory"]  # as it was before there were any: such stores are still good
+            del content["trajectory"]  # keeps the digests of stores that are older than this field
         return digest_of(content)
 
     @property
@@ -73,10 +75,11 @@ class PairSpec:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> PairSpec:
-        """The spec of a manifest, which may hold anything.
+        """Read the spec from a manifest, whose content may be arbitrary.
 
         Raises:
-            ValueError, KeyError, TypeError: It is no spec; where a field is wrong, its name and what it is.
+            ValueError, KeyError, TypeError: The content is not a spec. The error for a wrong field names it and its
+                value.
         """
         spec = cls(**{**content, "shape": tuple(content["shape"])})
         for names, holds in _FIELDS.items():
@@ -103,4 +106,4 @@ _FIELDS: dict[tuple[str, ...], Callable[[Any], bool]] = {
     ("seed", "format"): lambda value: _whole(value, 0),
     ("trajectory",): lambda value: isinstance(value, bool),
 }
-"""What each field of a spec must be."""
+"""Validity check of each field of a spec."""

@@ -1,7 +1,7 @@
-"""The pair store: one Parquet file a shard, a manifest last. Knows nothing of models.
+"""The pair store: one Parquet file per shard, and a manifest that is written last. Independent of models.
 
-A store is a folder ``pairs/<digest of the spec>/``. A shard is written whole or not at all; the manifest (sha256, rows
-and NFE of every shard) is the only sign that the store is complete.
+A store is a folder ``pairs/<digest of the spec>/``. Shards are written atomically. The store is complete if and only if
+its manifest (sha256, rows and NFE of every shard) exists.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ ROW_GROUP = 256
 PATH_COLUMNS = ("path_times", "path_states", "path_velocities")
 
 MAX_PADDING = 64
-"""How many times larger than its columns a shard's trajectories may become, padded to the longest."""
+"""Limit on how much padding to the longest trajectory may enlarge a shard, as a factor."""
 
-REMEDY = "run `bespoke pairs` on the same configuration: damaged shards are made again, the rest is kept"
+REMEDY = "run `bespoke pairs` on the same configuration: damaged shards are remade, the others are kept"
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One line of the manifest.
+    """The manifest's record of a shard.
 
     Attributes:
         shard: Number of the shard.
-        sha256: Of the file's bytes.
-        rows: Pairs in it.
-        nfe_min, nfe_max, nfe_sum: Velocity evaluations per pair (each pair counts its batch's).
+        sha256: sha256 of the file.
+        rows: Number of pairs.
+        nfe_min, nfe_max, nfe_sum: Velocity evaluations per pair (those of its batch), over the pairs of the shard.
     """
 
     shard: int
@@ -69,11 +69,11 @@ class PairStore:
 
     @classmethod
     def open(cls, storage: Storage, digest: str) -> PairStore:
-        """The complete store of this digest.
+        """Open the complete store with this digest.
 
         Raises:
-            StoreError: It is not there, or not complete.
-            DamagedManifestError: Its manifest is not the one that was written.
+            StoreError: The store does not exist or is not complete.
+            DamagedManifestError: The manifest is damaged.
         """
         key = f"pairs/{digest}/manifest.json"
         if not storage.exists(key):
@@ -85,11 +85,11 @@ class PairStore:
         return self.storage.exists(self.manifest_key)
 
     def records(self) -> list[ShardRecord]:
-        """The manifest's lines.
+        """The records of the manifest, in order of shard.
 
         Raises:
             StoreError: There is no manifest.
-            DamagedManifestError: It is not the one that was written.
+            DamagedManifestError: The manifest is damaged.
         """
         if not self.is_complete():
             raise StoreError(f"pair store {self.storage.location(self.folder)} is not complete; {REMEDY}")
@@ -99,17 +99,17 @@ class PairStore:
     def write_shard(self, shard: int, pairs: PairSet) -> ShardRecord:
         """Write one shard atomically.
 
-        The bytes depend on the spec and the values alone: no time, no host name.
+        The bytes depend only on the spec and the values, not on the time or the host.
 
         Raises:
-            StoreError: The device is full; nothing is left behind.
+            StoreError: The storage is full; nothing is left behind.
         """
         data = _to_parquet(self.spec, shard, pairs)
         self.storage.write(self.shard_key(shard), data)
         return _record(shard, data, pairs.nfe.numpy())
 
     def inspect_shard(self, shard: int) -> ShardRecord | None:
-        """The record of a shard that is there and whole; None where it must be made (again)."""
+        """The record of an intact shard; None if the shard is missing or damaged."""
         if not self.storage.exists(self.shard_key(shard)):
             return None
         data = self.storage.read(self.shard_key(shard))
@@ -117,27 +117,29 @@ class PairStore:
             pairs = self._parse(shard, data)
         except DamagedShardError:
             return None
-        # Page checksums leave out the headers and the footer; but the bytes follow from the spec and the values.
+        # Page checksums do not cover the headers and the footer. The spec and the values determine all bytes, however.
         if not _to_parquet(self.spec, shard, pairs).equals(pa.py_buffer(data)):
             return None
         return _record(shard, data, pairs.nfe.numpy())
 
     def commit(self, records: Sequence[ShardRecord]) -> None:
-        """Write the manifest: from here on the store is complete.
+        """Write the manifest, which makes the store complete.
 
         Raises:
-            StoreError: The records are not those of every shard.
+            StoreError: There is not exactly one record per shard.
         """
         ordered = sorted(records, key=lambda record: record.shard)
         if [record.shard for record in ordered] != list(range(self.spec.shards)):
-            raise StoreError(f"{len(ordered)} of {self.spec.shards} shards are made; the manifest waits for all")
+            raise StoreError(
+                f"{len(ordered)} of {self.spec.shards} shards are made; the manifest is written once all of them are"
+            )
         self.storage.write_json(
             self.manifest_key,
             {"spec": dataclasses.asdict(self.spec), "shards": [dataclasses.asdict(record) for record in ordered]},
         )
 
     def damaged(self) -> list[int]:
-        """Shards of a complete store whose bytes are missing or not those of the manifest."""
+        """Shards of a complete store that are missing or whose sha256 differs from the manifest's."""
         return [record.shard for record in self.records() if not self._is_whole(record)]
 
     def _is_whole(self, record: ShardRecord) -> bool:
@@ -145,11 +147,11 @@ class PairStore:
         return self.storage.exists(key) and hashlib.sha256(self.storage.read(key)).hexdigest() == record.sha256
 
     def load(self) -> PairSet:
-        """All pairs, in order of index.
+        """Load all pairs, in order of index.
 
         Raises:
             StoreError: The store is not complete.
-            DamagedShardError: A shard's bytes are not those of the manifest.
+            DamagedShardError: A shard is missing or does not match the manifest.
         """
         parts: list[PairSet] = []
         for record in self.records():
@@ -157,14 +159,14 @@ class PairStore:
             first = parts[0].condition if parts else part.condition
             if (part.condition.shape[1:], part.condition.dtype) != (first.shape[1:], first.dtype):
                 raise DamagedShardError(
-                    f"shard {self.storage.location(self.shard_key(record.shard))} has other conditions than "
-                    f"{self.storage.location(self.shard_key(0))}: one of them is damaged; {REMEDY}"
+                    f"conditions in shard {self.storage.location(self.shard_key(record.shard))} differ in shape or "
+                    f"type from those in {self.storage.location(self.shard_key(0))}: one of them is damaged; {REMEDY}"
                 )
             parts.append(part)
         return concatenate(parts)
 
     def load_shard(self, shard: int) -> PairSet:
-        """The pairs of one shard of a complete store, in order of index.
+        """Load the pairs of one shard of a complete store, in order of index.
 
         Raises:
             StoreError: See :meth:`load`.
@@ -178,16 +180,16 @@ class PairStore:
         data = self.storage.read(key)
         if hashlib.sha256(data).hexdigest() != record.sha256:
             raise DamagedShardError(
-                f"shard {self.storage.location(key)} is damaged: {len(data):,} bytes whose sha256 is not the "
+                f"shard {self.storage.location(key)} is damaged: {len(data):,} bytes with a sha256 that is not the "
                 f"manifest's; {REMEDY}"
             )
         return self._parse(record.shard, data)
 
     def _parse(self, shard: int, data: bytes) -> PairSet:
-        """A shard's bytes as pairs, checked against the spec.
+        """Parse the bytes of a shard and check them against the spec.
 
         Raises:
-            DamagedShardError: Not Parquet, a page with a wrong checksum, or not the rows of this shard.
+            DamagedShardError: The bytes are not Parquet, a page checksum is wrong, or the rows are not this shard's.
         """
         where = self.storage.location(self.shard_key(shard))
         try:
@@ -212,26 +214,26 @@ def _read_manifest(storage: Storage, digest: str) -> tuple[PairSpec, list[ShardR
     try:
         content = storage.read_json(key)
         spec, records = PairSpec.from_dict(content["spec"]), [_as_record(record) for record in content["shards"]]
-        # The number first: a spec may claim more shards than there can be.
+        # The number of records is compared first, since a damaged spec may claim an enormous number of shards.
         fits = spec.digest == digest and len(records) == spec.shards
         fits = fits and [record.shard for record in records] == list(range(spec.shards))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedManifestError(f"manifest {storage.location(key)} is damaged: {error}; {REMEDY}") from error
     if not fits:
-        raise DamagedManifestError(f"manifest {storage.location(key)} is not that of its folder; {REMEDY}")
+        raise DamagedManifestError(f"manifest {storage.location(key)} does not belong to its folder; {REMEDY}")
     return spec, records
 
 
 def _as_record(content: dict[str, Any]) -> ShardRecord:
-    """A line of a manifest, which may hold anything.
+    """Read a record from a manifest, whose content may be arbitrary.
 
     Raises:
-        ValueError, TypeError: It is no record.
+        ValueError, TypeError: The content is not a record.
     """
     record = ShardRecord(**content)
     numbers = (record.shard, record.rows, record.nfe_min, record.nfe_max, record.nfe_sum)
     if not isinstance(record.sha256, str) or any(type(number) is not int or number < 0 for number in numbers):
-        raise ValueError(f"a shard is {reprlib.repr(content)}")
+        raise ValueError(f"{reprlib.repr(content)} is not a shard's record")
     return record
 
 
@@ -271,7 +273,7 @@ def _to_parquet(spec: PairSpec, shard: int, pairs: PairSet) -> pa.Buffer:
         columns |= _path_columns(pairs.path)
     table = pa.table(columns).replace_schema_metadata(metadata)
     sink = pa.BufferOutputStream()
-    # Noise does not compress, has no repeated values and no useful minimum.
+    # Noise does not compress, and it has neither repeated values nor useful minima and maxima.
     pq.write_table(
         table,
         sink,
@@ -285,19 +287,19 @@ def _to_parquet(spec: PairSpec, shard: int, pairs: PairSet) -> pa.Buffer:
 
 
 def _check_layout(file: pq.ParquetFile, spec: PairSpec, rows: int) -> None:
-    """Rows, columns and types as the footer declares them, before a value is read.
+    """Check rows, columns and types as declared in the footer, before any value is read.
 
-    Not what it says of single column chunks: pyarrow ends the process where that is nonsense.
+    The footer's entries for column chunks are not checked: pyarrow aborts the process if these are nonsense.
 
     Raises:
-        ValueError: The file is not laid out as a shard of this spec.
+        ValueError: The file does not have the layout of a shard of this spec.
     """
     schema = file.schema_arrow
     if file.metadata.num_rows != rows:
         raise ValueError(f"{file.metadata.num_rows:,} rows instead of {rows:,}")
-    wanted = ["index", "condition", "nfe", "x0", "x1", *(PATH_COLUMNS if spec.trajectory else ())]
-    if schema.names != wanted:
-        raise ValueError(f"its columns are {', '.join(schema.names)[:200]}, not {', '.join(wanted)}")
+    columns = ["index", "condition", "nfe", "x0", "x1", *(PATH_COLUMNS if spec.trajectory else ())]
+    if schema.names != columns:
+        raise ValueError(f"its columns are {', '.join(schema.names)[:200]}, not {', '.join(columns)}")
     sample = pa.fixed_shape_tensor(pa.float32(), spec.shape)
     for name, kind in {"index": pa.int64(), "nfe": pa.int32(), "x0": sample, "x1": sample}.items():
         if schema.field(name).type != kind:
@@ -305,8 +307,8 @@ def _check_layout(file: pq.ParquetFile, spec: PairSpec, rows: int) -> None:
     condition = schema.field("condition").type
     value = condition.value_type if isinstance(condition, pa.FixedShapeTensorType) else condition
     if value not in (pa.int64(), pa.float32()):
-        raise ValueError(f"column 'condition' is {condition}")
-    for name in wanted[5:]:
+        raise ValueError(f"column 'condition' is {condition}, not int64 or float32")
+    for name in columns[5:]:
         if not pa.types.is_large_list(schema.field(name).type) or not pa.types.is_floating(
             schema.field(name).type.value_type
         ):
@@ -314,9 +316,9 @@ def _check_layout(file: pq.ParquetFile, spec: PairSpec, rows: int) -> None:
 
 
 def _path_columns(path: DensePath) -> dict[str, pa.Array]:
-    """One list a row, as long as its batch took steps: padding is left out."""
+    """The trajectories as one list per row, without padding."""
     count, knots = path.times.shape
-    # Knots rise strictly; what only repeats the last one is padding.
+    # Knots are strictly increasing, so a repeated last knot is padding.
     lengths = torch.cat([torch.ones(count, 1, dtype=torch.int64), (path.times.diff(dim=1) > 0).long()], dim=1).sum(1)
     kept = torch.arange(knots) < lengths[:, None]
 
@@ -342,10 +344,10 @@ def _from_table(table: pa.Table, spec: PairSpec) -> PairSet:
 
 
 def _path_from(table: pa.Table, spec: PairSpec) -> DensePath:
-    """The rows' trajectories, padded to the longest by repeating the last knot.
+    """The trajectories of all rows, padded to the longest by repeating the last knot.
 
     Raises:
-        ValueError: Lists whose lengths do not belong together.
+        ValueError: The lengths of the lists are inconsistent.
     """
     times, states, velocities = (_whole_column(table, name) for name in PATH_COLUMNS)
     lengths = np.diff(times.offsets.to_numpy())
@@ -353,9 +355,9 @@ def _path_from(table: pa.Table, spec: PairSpec) -> DensePath:
     if lengths.min(initial=1) < 1 or any(
         not np.array_equal(np.diff(lists.offsets.to_numpy()), lengths * width) for lists in (states, velocities)
     ):
-        raise ValueError("the trajectory columns are not of one length")
+        raise ValueError("the trajectory columns differ in length")
     if len(lengths) * int(lengths.max(initial=1)) > MAX_PADDING * max(1, int(lengths.sum())):
-        raise ValueError(f"trajectories of {lengths.min()} to {lengths.max()} knots in one shard")
+        raise ValueError(f"its trajectories have from {lengths.min()} to {lengths.max()} knots, which is implausible")
     starts = times.offsets.to_numpy()[:-1, None]
     knots = starts + np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
 

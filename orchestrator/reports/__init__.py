@@ -1,1 +1,1 @@
-"""Tables, figures, galleries and HTML reports of finished work."""
+"""Tables, figures, sample galleries and HTML reports of sweeps and evaluations."""

@@ -1,4 +1,4 @@
-"""Files of an evaluation: tables in three formats, samples to look at and to listen to, and ``report.html``."""
+"""Writes the files of an evaluation: tables in three formats, sample images and sound, and ``report.html``."""
 
 from __future__ import annotations
 
@@ -29,15 +29,18 @@ def write_evaluation(
     tables: Sequence[Table],
     panels: Sequence[tuple[str, Panel]],
 ) -> list[Path]:
-    """Write ``scores.parquet``, ``tables.md``, ``tables.tex``, pictures, sound and ``report.html``; the report last.
+    """Write ``scores.parquet``, ``tables.md``, ``tables.tex``, images, sound and, last, ``report.html``.
 
     Args:
         folder: An existing folder.
         config: The experiment.
         facts: The model.
-        scores: All of them.
-        tables: What to show of them.
-        panels: Samples of every solver from the same noise, by dataset.
+        scores: All scores.
+        tables: Tables of the scores.
+        panels: (dataset, panel) pairs; a panel has the samples of every solver from the same noise.
+
+    Returns:
+        The files written.
     """
     files = []
 
@@ -52,14 +55,14 @@ def write_evaluation(
     for dataset, scale in sorted({(s.case.dataset, s.case.solver.guidance_scale) for s in scores}):
         part = [s for s in scores if (s.case.dataset, s.case.solver.guidance_scale) == (dataset, scale)]
         if len({s.case.solver.nfe for s in part} - {None}) < 2:
-            continue  # a curve of one point says less than the table
+            continue  # a curve with a single NFE adds nothing to the table
         figure = score_curves(part)
         name = f"scores_{dataset}_guidance{scale:g}.png"
         figure.savefig(folder / name, dpi=130, bbox_inches="tight")
         plt.close(figure)
         files.append(folder / name)
         curves.append((dataset, scale, base64.b64encode((folder / name).read_bytes()).decode()))
-    shown = []
+    galleries = []
     for dataset, panel in panels:
         name = f"samples_{dataset}_guidance{panel.guidance_scale:g}_nfe{panel.nfe}"
         figure = gallery(panel)
@@ -70,7 +73,9 @@ def write_evaluation(
             if strip.waves is not None and strip.rate is not None:
                 title = "".join(letter if letter.isalnum() else "-" for letter in strip.name)
                 save(f"{name}_{title}.wav", wav(np.concatenate(list(strip.waves)), strip.rate))
-        shown.append((dataset, panel, base64.b64encode((folder / f"{name}.png").read_bytes()).decode(), players(panel)))
+        galleries.append(
+            (dataset, panel, base64.b64encode((folder / f"{name}.png").read_bytes()).decode(), players(panel))
+        )
     text = (
         environment()
         .get_template("evaluation.html.j2")
@@ -78,7 +83,7 @@ def write_evaluation(
             config=config,
             facts=facts,
             tables=tables,
-            panels=shown,
+            panels=galleries,
             curves=curves,
             gain=DIFFERENCE_GAIN,
             configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
@@ -90,30 +95,30 @@ def write_evaluation(
 
 
 def score_curves(scores: Sequence[Score]) -> Figure:
-    """Every metric against NFE on one dataset at one guidance scale: a line a solver, ground truth's level dashed."""
+    """Plot every metric against NFE for one dataset and guidance scale: one line per solver, ground truth dashed."""
     metrics = list(dict.fromkeys(heading(score) for score in scores))
     figure, axes = plt.subplots(1, len(metrics), figsize=(4.2 * len(metrics), 3.4), squeeze=False)
-    names = list(dict.fromkeys(s.case.solver.name for s in scores if s.case.solver.kind != "ground truth"))
-    colours = {name: plt.get_cmap("tab10")(i % 10) for i, name in enumerate(names)}
-    for axis, name in zip(axes[0], metrics, strict=True):
-        here = [s for s in scores if heading(s) == name and np.isfinite(s.summary.mean)]
-        for name in names:
-            found = sorted((s for s in here if s.case.solver.name == name), key=lambda s: s.nfe)
-            learned = any(s.case.solver.kind == "theta" for s in found)
+    solvers = list(dict.fromkeys(s.case.solver.name for s in scores if s.case.solver.kind != "ground truth"))
+    colours = {name: plt.get_cmap("tab10")(i % 10) for i, name in enumerate(solvers)}
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        finite = [s for s in scores if heading(s) == metric and np.isfinite(s.summary.mean)]
+        for name in solvers:
+            points = sorted((s for s in finite if s.case.solver.name == name), key=lambda s: s.nfe)
+            learned = any(s.case.solver.kind == "theta" for s in points)
             axis.errorbar(
-                [s.nfe for s in found],
-                [in_units(s)[0] for s in found],
-                yerr=[in_units(s)[1] if np.isfinite(s.summary.stderr) else 0 for s in found],
+                [s.nfe for s in points],
+                [in_units(s)[0] for s in points],
+                yerr=[in_units(s)[1] if np.isfinite(s.summary.stderr) else 0 for s in points],
                 color=colours[name],
                 label=name,
                 marker="o" if learned else ".",
                 linewidth=2.5 if learned else 1.2,
                 capsize=2,
             )
-        for score in here:
+        for score in finite:
             if score.case.solver.kind == "ground truth" and not score.metric.metric.compares:
                 axis.axhline(in_units(score)[0], color="grey", linestyle="--", linewidth=1, label="ground truth")
-        axis.set_xticks(sorted({int(s.nfe) for s in here if s.case.solver.kind != "ground truth"}))
-        tidy(axis, "velocity evaluations (NFE)", name)
+        axis.set_xticks(sorted({int(s.nfe) for s in finite if s.case.solver.kind != "ground truth"}))
+        tidy(axis, "velocity evaluations (NFE)", metric)
     axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure

@@ -1,4 +1,4 @@
-"""Samples of every solver from the same noise, beside ground truth: what the report and MLflow show."""
+"""Samples of every solver and of ground truth from the same noise, for reports and MLflow."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SAMPLES = 12
 FIXED_SHOWN = 3
 LEARNED_SHOWN = 4
 HEARD = 4
-"""Samples that can be listened to."""
+"""Samples per solver that have an audio player."""
 GROUND_TRUTH = "Ground truth (dopri5)"
 
 Entry = tuple[str, npt.NDArray[np.float64] | None, float | None]
-"""Name, theta (None: ground truth) and PSNR of a solver that is shown."""
+"""Name, theta (None for ground truth) and PSNR of a solver to show."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Strip:
     """One solver's samples.
 
     Attributes:
-        name: The solver.
-        samples: (N, ...), float32.
-        psnr_db: On the whole test set; None for ground truth.
-        waves: The first of them as sound, (M, samples); None for pictures.
-        rate: Samples a second.
+        name: Name of the solver.
+        samples: Decoded samples, (N, ...), float32.
+        psnr_db: PSNR over all test pairs; None for ground truth.
+        waves: The first M samples as sound, (M, samples); None for images.
+        rate: Sampling rate of the sound, in samples per second; None for images.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Panel:
-    """All solvers at one NFE and guidance scale from the same noise; ground truth first."""
+    """Samples of several solvers at one NFE and guidance scale from the same noise; ground truth comes first."""
 
     nfe: int
     guidance_scale: float
@@ -58,22 +58,22 @@ class Panel:
 def make_gallery(
     pool: Pool, storage: Storage, tests: Mapping[float, PairSpec], table: Sequence[Row], rate: int | None = None
 ) -> list[Panel]:
-    """Panels for every NFE and guidance scale: the best learned solvers, the best fixed ones, and Euler.
+    """One panel per NFE and guidance scale, with the best learned solvers, the best fixed solvers, and Euler.
 
     Args:
         pool: Hosts of the model.
-        storage: Where theta are.
-        tests: Test pairs by guidance scale; its first pairs are shown.
-        table: The comparison.
-        rate: Of a model of sound: samples a second.
+        storage: Storage of the thetas.
+        tests: Test pair specs by guidance scale; the samples start from the noise of the first pairs.
+        table: Rows of the comparison.
+        rate: Sampling rate of an audio model, in samples per second; None for images.
     """
     panels = []
     for scale, nfe in sorted({(row.guidance_scale, row.nfe) for row in table}):
         if scale not in tests:
             continue
-        shown = _chosen([row for row in table if (row.guidance_scale, row.nfe) == (scale, nfe)])
+        chosen = _chosen([row for row in table if (row.guidance_scale, row.nfe) == (scale, nfe)])
         solvers: list[Entry] = [(GROUND_TRUTH, None, None)]
-        for row in shown:
+        for row in chosen:
             artifact = ThetaArtifact.from_json(ResultStore(storage, row.keys[0]).read_theta(), origin=row.keys[0])
             theta = to_numpy(artifact.solver.flat().to(torch.float64))
             solvers.append((row.name, theta, row.metrics.get("psnr_db")))
@@ -84,37 +84,38 @@ def make_gallery(
 def make_strips(
     pool: Pool, pairs: PairSpec, solvers: Sequence[Entry], rate: int | None, count: int = SAMPLES
 ) -> tuple[Strip, ...]:
-    """Samples of these solvers from the noise of the first pairs.
+    """Sample these solvers from the noise of the first pairs.
 
     Args:
         pool: Hosts of the model.
-        pairs: The pair set.
-        solvers: Name, theta and PSNR of each.
-        rate: Of a model of sound: samples a second.
-        count: How many samples.
+        pairs: Spec of the pair set.
+        solvers: Name, theta and PSNR of each solver.
+        rate: Sampling rate of an audio model, in samples per second; None for images.
+        count: Maximum number of samples per solver.
     """
     indices = list(range(min(count, pairs.count)))
 
-    def asked(method: str, indices: list[int]) -> list[npt.NDArray[np.float32]]:
+    def gather(method: str, indices: list[int]) -> list[npt.NDArray[np.float32]]:
         return pool.gather(
             [Request(method, {"theta": theta, "pairs": pairs.digest, "indices": indices}) for _, theta, _ in solvers]
         )
 
-    pictures = asked("pictures", indices)
+    pictures = gather("pictures", indices)
     waves: Sequence[npt.NDArray[np.float32] | None] = [None] * len(solvers)
     if rate is not None:
-        waves = asked("sound", indices[:HEARD])
+        waves = gather("sound", indices[:HEARD])
     return tuple(
-        Strip(name, samples, psnr_db, heard, rate)
-        for (name, _, psnr_db), samples, heard in zip(solvers, pictures, waves, strict=True)
+        Strip(name, samples, psnr_db, sound, rate)
+        for (name, _, psnr_db), samples, sound in zip(solvers, pictures, waves, strict=True)
     )
 
 
 def _chosen(found: Sequence[Row]) -> list[Row]:
+    """The rows to show: the best learned solvers, the best fixed solvers, and Euler."""
     ordered = sorted(found, key=lambda row: -row.metrics.get("psnr_db", -np.inf))
     learned = [row for row in ordered if row.kind == "learned"][:LEARNED_SHOWN]
     searched = [row for row in ordered if row.kind == "best grid"][:FIXED_SHOWN]
     common = [row for row in ordered if row.kind == "common grid"]
-    # The simplest solver, as a yardstick that everybody knows; else the weakest.
+    # Euler is the best-known reference; without it, show the weakest fixed solver on its common grid.
     plain = [row for row in common if row.label == "Euler"] or common[-1:]
     return [*learned, *searched, *plain]

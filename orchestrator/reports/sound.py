@@ -1,4 +1,4 @@
-"""Sound in reports: waves as WAV files, and as players inside a page."""
+"""Sound in reports: WAV files, and audio players embedded in the HTML page."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from orchestrator.reports.gallery import Panel
 
 
 class Heard(NamedTuple):
-    """Samples of one solver as sound.
+    """Audio players for the samples of one solver.
 
     Attributes:
-        name: The solver.
-        players: Each wave as a ``data:`` URI of a WAV file.
+        name: Name of the solver.
+        players: One ``data:`` URI of a WAV file per wave.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Heard(NamedTuple):
 
 
 def wav(samples: npt.NDArray[np.float32], rate: int) -> bytes:
-    """A mono wave in [-1, 1], (N,), as a WAV file of 16 bits; louder values are clipped."""
+    """Encode a mono wave in [-1, 1], (N,), as a 16-bit WAV file; values outside the range are clipped."""
     sink = io.BytesIO()
     with wave.open(sink, "wb") as file:
         file.setnchannels(1)
@@ -37,10 +37,10 @@ def wav(samples: npt.NDArray[np.float32], rate: int) -> bytes:
 
 
 def players(panel: Panel) -> list[Heard]:
-    """Audio players of a panel's strips; none for pictures."""
-    found = []
+    """Audio players for the strips of a panel that have sound; empty for images."""
+    heard = []
     for strip in panel.strips:
         if strip.waves is not None and strip.rate is not None:
             uris = [base64.b64encode(wav(one, strip.rate)).decode() for one in strip.waves]
-            found.append(Heard(strip.name, [f"data:audio/wav;base64,{uri}" for uri in uris]))
-    return found
+            heard.append(Heard(strip.name, [f"data:audio/wav;base64,{uri}" for uri in uris]))
+    return heard

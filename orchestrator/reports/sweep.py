@@ -1,4 +1,4 @@
-"""Figures and ``report.html``: a comparison to look at. Reads results and samples, computes none."""
+"""Writes the report of a sweep: figures, tables and ``report.html``, from finished results and samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 import matplotlib
 
-matplotlib.use("Agg")  # no display on a cluster's head
+matplotlib.use("Agg")  # a cluster's head node has no display
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -46,7 +46,7 @@ FIXED_COLOURS = (
 )
 UNITS = {"psnr_db": "PSNR (dB)", "snr_db": "SNR (dB)", "rmse": "RMSE"}
 DIFFERENCE_GAIN = 4
-"""Differences from ground truth are drawn this many times larger."""
+"""Factor by which differences from ground truth are amplified in galleries."""
 
 
 def write_report(
@@ -58,7 +58,20 @@ def write_report(
     results: Sequence[Result],
     panels: Sequence[Panel],
 ) -> list[Path]:
-    """Write figures, ``comparison.csv`` and ``report.html`` into ``folder``; the files, the report last."""
+    """Write figures, ``comparison.csv`` and ``report.html`` into ``folder``.
+
+    Args:
+        folder: An existing folder.
+        config: The experiment.
+        facts: The model.
+        specs: Specs of all pair sets of the sweep.
+        table: Rows of the comparison.
+        results: Results of all points; those with a history are plotted.
+        panels: Samples to show.
+
+    Returns:
+        The files written, the report last.
+    """
     files: list[Path] = []
 
     def save(figure: Figure, name: str) -> str:
@@ -73,14 +86,16 @@ def write_report(
         part = [row for row in table if row.guidance_scale == scale]
         suffix = f"guidance{scale:g}"
         columns = list(part[0].metrics)
-        mine = [panel for panel in panels if panel.guidance_scale == scale]
+        own_panels = [panel for panel in panels if panel.guidance_scale == scale]
         histories = [r for r in results if r.history and r.point["guidance_scale"] == scale]
         sections.append(
             {
                 "scale": scale,
                 "curves": [(UNITS.get(c, c), save(curves(part, c), f"{c}_vs_nfe_{suffix}.png")) for c in columns],
                 "training": save(training(histories), f"training_{suffix}.png") if histories else None,
-                "galleries": [(p.nfe, save(gallery(p), f"samples_{suffix}_nfe{p.nfe}.png"), players(p)) for p in mine],
+                "galleries": [
+                    (p.nfe, save(gallery(p), f"samples_{suffix}_nfe{p.nfe}.png"), players(p)) for p in own_panels
+                ],
                 "nfes": sorted({row.nfe for row in part}),
                 "summary": summary(part),
                 "rows": sorted(part, key=lambda row: (row.nfe, -row.metrics["psnr_db"])),
@@ -112,7 +127,7 @@ def write_report(
 
 
 def environment() -> jinja2.Environment:
-    """Where the reports' templates are."""
+    """Jinja environment of the report templates."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -123,12 +138,12 @@ def environment() -> jinja2.Environment:
 
 
 def summary(table: Sequence[Row]) -> list[dict[str, Any]]:
-    """PSNR by solver and NFE, the strongest solver first; the best of each NFE is marked."""
+    """PSNR by solver and NFE: learned solvers first, each group from the strongest down; the best per NFE is marked."""
     by_name: dict[tuple[str, str], dict[int, Row]] = {}
     for row in table:
         by_name.setdefault((row.name, row.kind), {})[row.nfe] = row
     best = {nfe: max(r.metrics["psnr_db"] for r in table if r.nfe == nfe) for nfe in {r.nfe for r in table}}
-    # Families that run at few NFEs must not lead or trail for that alone: they are ranked on those that all share.
+    # Families that run at only a few NFEs would be ranked by that alone, so only the NFEs shared by all count.
     shared = set.intersection(*(set(cells) for cells in by_name.values())) if by_name else set()
     lines: list[dict[str, Any]] = []
     for (name, kind), cells in by_name.items():
@@ -139,21 +154,21 @@ def summary(table: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def comparison_csv(table: Sequence[Row]) -> str:
-    """The comparison as CSV, one line a solver."""
+    """The comparison as CSV, one line per solver."""
     columns = list(table[0].metrics) if table else []
     text = io.StringIO()
     sheet = csv.writer(text, lineterminator="\n")
     sheet.writerow(["solver", "kind", "nfe", "guidance_scale", "sigma0", "detail", *columns, "seeds"])
     for row in table:
-        place = [row.name, row.kind, row.nfe, f"{row.guidance_scale:g}", f"{row.sigma0:g}", row.detail]
-        sheet.writerow([*place, *(f"{row.metrics[c]:.4f}" for c in columns), row.seeds])
+        fields = [row.name, row.kind, row.nfe, f"{row.guidance_scale:g}", f"{row.sigma0:g}", row.detail]
+        sheet.writerow([*fields, *(f"{row.metrics[c]:.4f}" for c in columns), row.seeds])
     return text.getvalue()
 
 
 def curves(table: Sequence[Row], column: str) -> Figure:
-    """A metric against NFE: learned solvers bold, fixed families on their best grid solid, on the common one dashed.
+    """Plot a metric against NFE: learned solvers bold, fixed families solid on their best grid, dashed on the common.
 
-    As many solvers as there are colours, the strongest first; the table has all of them.
+    Only the strongest solvers are drawn, as many as there are colours; the table has all of them.
     """
     figure, axes = plt.subplots(figsize=(8.2, 4.8))
     labels = _strongest(table, ("best grid", "common grid"), len(FIXED_COLOURS))
@@ -170,13 +185,13 @@ def curves(table: Sequence[Row], column: str) -> Figure:
         if kind == "start" and len(learned) > 2:
             continue  # the starts are among the fixed solvers
         for label in learned if kind in ("learned", "start") else labels:
-            found = sorted((r for r in table if r.kind == kind and r.label == label), key=lambda r: r.nfe)
-            if not found:
+            points = sorted((r for r in table if r.kind == kind and r.label == label), key=lambda r: r.nfe)
+            if not points:
                 continue
-            x, y = [r.nfe for r in found], [r.metrics[column] for r in found]
-            named = {"learned": label, "start": f"start of {label}", "best grid": label, "common grid": None}[kind]
+            x, y = [r.nfe for r in points], [r.metrics[column] for r in points]
+            legend = {"learned": label, "start": f"start of {label}", "best grid": label, "common grid": None}[kind]
             axes.errorbar(
-                x, y, yerr=[r.stderr[column] for r in found], color=colours[label], label=named, capsize=2, **style
+                x, y, yerr=[r.stderr[column] for r in points], color=colours[label], label=legend, capsize=2, **style
             )
     axes.plot([], [], color="grey", label="best grid", **styles["best grid"])
     axes.plot([], [], color="grey", label="common grid", **styles["common grid"])
@@ -184,14 +199,14 @@ def curves(table: Sequence[Row], column: str) -> Figure:
     axes.set_xticks(sorted({row.nfe for row in table}))
     if column == "rmse":
         axes.set_yscale("log")
-    # As the lines stand in the figure: the learned solvers on top, styles at the bottom.
+    # Same order as in the figure: learned solvers on top, line styles at the bottom.
     handles, names = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], names[::-1], fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
 
 def _strongest(table: Sequence[Row], kinds: Sequence[str], count: int) -> list[str]:
-    """Labels of the solvers of these kinds with the highest mean PSNR over their NFEs, in alphabetical order."""
+    """Labels of the ``count`` solvers of these kinds with the highest mean PSNR over their NFEs, sorted by label."""
     scores: dict[str, list[float]] = {}
     for row in table:
         if row.kind in kinds:
@@ -200,9 +215,9 @@ def _strongest(table: Sequence[Row], kinds: Sequence[str], count: int) -> list[s
 
 
 def training(results: Sequence[Result]) -> Figure:
-    """Validation PSNR against iteration, one line a trial, one colour an NFE; Levenberg-Marquardt's dashed.
+    """Plot validation PSNR against iteration: one line per trial, one colour per NFE; Levenberg-Marquardt dashed.
 
-    Its few iterations and Adam's thousands share an axis that is logarithmic from 1 on.
+    With several methods the axis is logarithmic from 1, for few Levenberg-Marquardt and thousands of Adam iterations.
     """
     figure, axes = plt.subplots(figsize=(8.2, 3.8))
     nfes = sorted({r.point["nfe"] for r in results})
@@ -222,7 +237,7 @@ def training(results: Sequence[Result]) -> Figure:
 
 
 def gallery(panel: Panel) -> Figure:
-    """Samples of all solvers from the same noise, each with its difference from ground truth beneath."""
+    """Draw the samples of all solvers from the same noise, each with its difference from ground truth below."""
     truth = panel.strips[0].samples
     count = len(truth)
     rows = 2 * len(panel.strips) - 1
@@ -236,8 +251,8 @@ def gallery(panel: Panel) -> Figure:
     )
     line = 0
     for strip in panel.strips:
-        named = strip.name if strip.psnr_db is None else f"{strip.name}\n{strip.psnr_db:.1f} dB"
-        _strip(grid[line], [_picture(sample) for sample in strip.samples], named)
+        title = strip.name if strip.psnr_db is None else f"{strip.name}\n{strip.psnr_db:.1f} dB"
+        _strip(grid[line], [_picture(sample) for sample in strip.samples], title)
         line += 1
         if strip is not panel.strips[0]:
             differences = [_difference(sample) for sample in DIFFERENCE_GAIN * (strip.samples - truth)]
@@ -259,7 +274,7 @@ def _strip(
 
 
 def _picture(sample: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """A sample as imshow takes it: (H, W) in [-1, 1], or (H, W, 3) in [0, 1]; sound with low frequencies below."""
+    """A sample as imshow expects it: (H, W) in [-1, 1] or (H, W, 3) in [0, 1]; low mel frequencies at the bottom."""
     if sample.ndim == 2:
         return np.clip(2 * (sample[::-1] - SILENCE) / (LOUDEST - SILENCE) - 1, -1, 1)
     if sample.ndim == 3 and sample.shape[0] == 3:
@@ -268,12 +283,12 @@ def _picture(sample: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _difference(difference: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """As :func:`_picture`, with 0 in the middle whatever the samples are."""
+    """A difference as imshow expects it; 0 is the middle of the colour scale also for mel frames."""
     return np.clip(difference[::-1], -1, 1) if difference.ndim == 2 else _picture(difference)
 
 
 def tidy(axes: Axes, x: str, y: str) -> None:
-    """Labels, a faint grid, and no frame."""
+    """Set axis labels and a faint grid, and hide the upper and right spines."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
@@ -281,7 +296,7 @@ def tidy(axes: Axes, x: str, y: str) -> None:
 
 
 def markdown_table(table: Sequence[Row]) -> str:
-    """PSNR by solver and NFE as Markdown, for a README or a paper's draft."""
+    """PSNR by solver and NFE as Markdown tables, one per guidance scale."""
     lines = []
     for scale in sorted({row.guidance_scale for row in table}):
         part = [row for row in table if row.guidance_scale == scale]
@@ -296,7 +311,7 @@ def markdown_table(table: Sequence[Row]) -> str:
 
 
 def not_finite(row: Row) -> str:
-    """`` (3 not finite)`` where samples had to be left out of the mean, or nothing."""
+    """`` (3 not finite)`` if samples had to be left out of the mean, otherwise an empty string."""
     return f" ({row.not_finite} not finite)" if row.not_finite else ""
 
 

@@ -1,4 +1,4 @@
-"""Tables of scores as in the papers (BNS Tables 1-2 and 4-7, BST Tables 1-2 and 4): Markdown, LaTeX, and Parquet."""
+"""Tables of scores like the papers' (BNS Tables 1-2 and 4-7, BST Tables 1-2 and 4) in Markdown, LaTeX and Parquet."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import pyarrow.parquet as pq
 from orchestrator.evaluation.bootstrap import Comparison
 from orchestrator.evaluation.run import Score
 
-HEADINGS = {"psnr_db": "PSNR (dB)", "psnr_uint8_db": "PSNR of 8 bits (dB)", "snr_db": "SNR (dB)", "rmse": "RMSE"}
+HEADINGS = {"psnr_db": "PSNR (dB)", "psnr_uint8_db": "8-bit PSNR (dB)", "snr_db": "SNR (dB)", "rmse": "RMSE"}
 PERCENT = ("wer[",)
-"""Columns that are shares, and shown in percent."""
+"""Prefixes of columns that hold shares; they are shown in percent."""
 BIASED = ("fid[",)
-"""Columns that are shown as a share of ground truth's too."""
+"""Prefixes of columns that get a second column, in percent of the ground-truth value."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a table.
+    """A table cell.
 
     Attributes:
-        text: Plain text; '±' between a value and its error.
-        bold: Whether it is the best.
+        text: Plain text, with '±' between a value and its standard error.
+        bold: Whether the value is the best.
     """
 
     text: str
@@ -38,10 +38,10 @@ class Table:
     """A table, to be written as Markdown, LaTeX or HTML.
 
     Attributes:
-        title: What it shows.
+        title: Title.
         header: Column names.
-        rows: Cells, as many a row as there are columns.
-        notes: What must be known to read it, one sentence each.
+        rows: Rows of cells, one cell per column.
+        notes: Notes below the table, one sentence each.
     """
 
     title: str
@@ -50,16 +50,16 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
-        """With its title as a heading."""
+        """The table as Markdown, with its title as a heading."""
         lines = [f"### {self.title}", "", "| " + " | ".join(self.header) + " |", "|---" * len(self.header) + "|"]
         for row in self.rows:
             texts = (cell.text.replace("|", "\\|") for cell in row)
-            shown = (f"**{text}**" if cell.bold else text for text, cell in zip(texts, row, strict=True))
-            lines.append("| " + " | ".join(shown) + " |")
+            entries = (f"**{text}**" if cell.bold else text for text, cell in zip(texts, row, strict=True))
+            lines.append("| " + " | ".join(entries) + " |")
         return "\n".join([*lines, "", *(f"{note}  " for note in self.notes), ""])
 
     def latex(self) -> str:
-        """A ``table`` with booktabs rules."""
+        """The table as a LaTeX ``table`` with booktabs rules."""
         columns = "l" + "r" * (len(self.header) - 1)
         lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
         lines.append(" & ".join(map(_escaped, self.header)) + r" \\")
@@ -99,7 +99,7 @@ def _escaped(text: str) -> str:
 
 
 def heading(score: Score) -> str:
-    """A metric's column with the direction of improvement."""
+    """Heading of a metric's column, with an arrow in the direction of improvement."""
     column = score.metric.metric.column
     name = HEADINGS.get(column, column)
     unit = " (%)" if column.startswith(PERCENT) else ""
@@ -113,21 +113,21 @@ def in_units(score: Score) -> tuple[float, float]:
 
 
 def shown(score: Score) -> str:
-    """A value with its standard error, rounded to what the error leaves."""
+    """A value ± its standard error as text, rounded to two digits of the error."""
     mean, stderr = in_units(score)
-    marked = f" ({score.summary.not_finite} not finite)" if score.summary.not_finite else ""
+    omitted = f" ({score.summary.not_finite} not finite)" if score.summary.not_finite else ""
     if score.case.solver.kind == "ground truth" and score.metric.metric.compares:
         return "∞" if mean else "0"
     if not math.isfinite(mean):
-        return f"—{marked}"
+        return f"—{omitted}"
     if not math.isfinite(stderr) or stderr <= 0:
-        return f"{mean:.4g}{marked}"
+        return f"{mean:.4g}{omitted}"
     digits = min(max(0, 1 - math.floor(math.log10(stderr))), 6)
-    return f"{mean:.{digits}f} ± {stderr:.{digits}f}{marked}"
+    return f"{mean:.{digits}f} ± {stderr:.{digits}f}{omitted}"
 
 
 def by_dataset(scores: Sequence[Score], training_passes: int | None) -> list[Table]:
-    """A table for each dataset and guidance scale: one line a solver and NFE, one column a metric."""
+    """One table per dataset and guidance scale, with one row per solver and NFE and one column per metric."""
     tables = []
     for dataset, scale in sorted({(s.case.dataset, s.case.solver.guidance_scale) for s in scores}):
         part = [s for s in scores if (s.case.dataset, s.case.solver.guidance_scale) == (dataset, scale)]
@@ -149,8 +149,8 @@ def _table(dataset: str, scale: float, scores: Sequence[Score], training_passes:
         first = next(iter(line.values()))
         cells = [Cell(first.case.solver.name), Cell(f"{first.nfe:.0f}")]
         for name in headings:
-            found = line.get(name)
-            cells.append(Cell("—") if found is None else Cell(shown(found), id(found) in best))
+            entry = line.get(name)
+            cells.append(Cell("—") if entry is None else Cell(shown(entry), id(entry) in best))
         cells += [Cell(_percent(line.get(name), truth.get(name))) for name in biased]
         if costed:
             passes = first.case.solver.passes
@@ -169,42 +169,43 @@ def _table(dataset: str, scale: float, scores: Sequence[Score], training_passes:
 
 
 def _best(scores: Iterable[Score]) -> set[int]:
-    """The best scores of each metric at each NFE, ground truth apart, by identity: all that are equally good."""
+    """``id`` of the best scores of each metric at each NFE, ties included; ground truth does not take part."""
     cells: dict[tuple[str, str, float, float], list[Score]] = {}
     for score in scores:
         if score.case.solver.kind != "ground truth" and math.isfinite(score.summary.mean):
             place = (score.case.dataset, heading(score), score.case.solver.guidance_scale, score.nfe)
             cells.setdefault(place, []).append(score)
     best = set()
-    for found in cells.values():
-        choose = max if found[0].metric.metric.higher_is_better else min
-        value = choose(score.summary.mean for score in found)
-        if len(found) > 1:
-            best |= {id(score) for score in found if score.summary.mean == value}
+    for rivals in cells.values():
+        choose = max if rivals[0].metric.metric.higher_is_better else min
+        value = choose(score.summary.mean for score in rivals)
+        if len(rivals) > 1:
+            best |= {id(score) for score in rivals if score.summary.mean == value}
     return best
 
 
 def _percent(score: Score | None, truth: Score | None) -> str:
+    """A score in percent of the ground-truth value, or a dash if either is missing."""
     if score is None or truth is None or not truth.summary.mean > 0 or not math.isfinite(score.summary.mean):
         return "—"
     return f"{100 * score.summary.mean / truth.summary.mean:.0f}"
 
 
 def _warnings(scores: Iterable[Score]) -> list[str]:
-    """What went wrong, once each."""
-    found: dict[str, None] = {}
+    """Notes about samples that are not finite and metrics that failed, without duplicates."""
+    notes: dict[str, None] = {}
     for score in scores:
         name = f"{score.case.solver.name} at NFE {score.nfe:.0f}"
         if score.not_finite:
             listed = ", ".join(map(str, score.not_finite))
-            found[f"{name}: samples that are not finite: {listed}{' …' if len(score.not_finite) == 10 else ''}."] = None
+            notes[f"{name}: samples that are not finite: {listed}{' …' if len(score.not_finite) == 10 else ''}."] = None
         if score.failure is not None:
-            found[f"{score.metric.metric.column} of {name}: {score.failure}."] = None
-    return list(found)
+            notes[f"{score.metric.metric.column} of {name}: {score.failure}."] = None
+    return list(notes)
 
 
 def across_datasets(scores: Sequence[Score]) -> list[Table]:
-    """A table for each metric and guidance scale: one line a solver and NFE, one column a dataset (BNS Tables 6, 7)."""
+    """One table per metric and guidance scale, with one column per dataset (BNS Tables 6, 7); none for one dataset."""
     datasets = list(dict.fromkeys(score.case.dataset for score in scores))
     if len(datasets) < 2:
         return []
@@ -222,18 +223,18 @@ def across_datasets(scores: Sequence[Score]) -> list[Table]:
             adaptive = first.case.solver.kind == "ground truth"
             cells = [Cell(first.case.solver.name), Cell("adaptive" if adaptive else f"{first.nfe:.0f}")]
             for dataset in datasets:
-                found = line.get(dataset)
-                cells.append(Cell("—") if found is None else Cell(shown(found), id(found) in best))
+                entry = line.get(dataset)
+                cells.append(Cell("—") if entry is None else Cell(shown(entry), id(entry) in best))
             rows.append(tuple(cells))
         guided = "unguided" if scale == 1 else f"guidance scale {scale:g}"
         counts = ", ".join(sorted({f"{s.summary.count:,}" for s in part}))
-        note = f"{counts} samples a dataset; ± is the standard error over them."
+        note = f"{counts} samples per dataset; ± is the standard error of the mean over samples."
         tables.append(Table(f"{name} by dataset, {guided}", ("solver", "NFE", *datasets), tuple(rows), (note,)))
     return tables
 
 
 def comparisons(found: Sequence[tuple[str, str, Comparison]]) -> Table | None:
-    """The bootstrap's answers: (dataset and place, metric, comparison) each."""
+    """Table of bootstrap comparisons, each given as (case, metric, comparison); None if there are none."""
     if not found:
         return None
     rows = tuple(
@@ -249,15 +250,15 @@ def comparisons(found: Sequence[tuple[str, str, Comparison]]) -> Table | None:
         for place, metric, c in found
     )
     return Table(
-        "Is the best solver better than the others?",
-        ("where", "metric", "best", "against", "difference", "95 % of resamples", "p"),
+        "Is the best solver significantly better than the others?",
+        ("case", "metric", "best", "compared with", "difference", "95 % interval", "p"),
         rows,
         ("Paired bootstrap over samples; p is the share of resamples in which the best solver is not better.",),
     )
 
 
 def to_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """Every score as a flat row; NaN where there is no number."""
+    """Every score as a flat row; missing numbers are NaN."""
     truth = {
         (s.case.dataset, s.case.solver.guidance_scale, s.metric.metric.column): s.summary.mean
         for s in scores
@@ -289,7 +290,7 @@ def to_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
 
 
 def to_parquet(scores: Sequence[Score]) -> bytes:
-    """Every score, one row each."""
+    """Every score as one row of a Parquet file."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(to_rows(scores)), sink)
     return sink.getvalue().to_pybytes()

@@ -1,1 +1,1 @@
-"""What a point of a sweep leaves behind, and how theta is scored."""
+"""Results of sweep points, and the scoring of theta."""

@@ -1,4 +1,4 @@
-"""Scoring of theta on pair sets, split over the pool. Knows nothing of how theta was found."""
+"""Scores theta on pair sets, split over the pool. Independent of how theta was obtained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.pool.requests import Pool, Request
 from solvers.ns import NSSolver
 
 CHUNK = 512
-"""Pairs per request: small enough to spread over hosts, large enough to fill one."""
+"""Pairs per request: small enough to spread over the hosts, large enough to fill one."""
 
 
 def evaluate(
@@ -24,11 +24,11 @@ def evaluate(
     """Mean, standard error and count of each metric on a pair set, by the metric's column.
 
     Args:
-        pool: Hosts of the model the pairs belong to.
-        solver: theta.
+        pool: Hosts of the model that the pairs belong to.
+        solver: The solver with this theta.
         pairs: Digest of the pair set.
         metrics: Metric plugins.
-        count: Pairs in the set, to split it over the hosts; None asks one host for all of it.
+        count: Number of pairs in the set, to split it over the hosts; None: one request for the whole set.
     """
     theta = to_numpy(solver.flat())
     chunks: list[list[int] | None] = [None]

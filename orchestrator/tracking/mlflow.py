@@ -1,8 +1,8 @@
-"""MLflow: the only file that imports it. Experiments, runs, metrics, artifacts, and reading them back.
+"""Writes and reads experiments, runs, metrics and artifacts in MLflow. The only module that imports MLflow at run time.
 
-Every run is found by a tag of its own (``bespoke.key``) before one is made, so a resumed sweep goes on in the runs it
-had. The database, the experiment and the parent run are made on the driver, before any trial: several processes that
-open a new SQLite store together fail.
+A run is looked up by its tag ``bespoke.key`` before it is created, so that a resumed sweep continues in its existing
+runs. The driver creates the database, the experiment and the parent run before any trial starts, since processes that
+open a new SQLite store at the same time fail.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-# Before the import: these are read when mlflow loads.
+# Set before the import, since mlflow reads these variables when it loads.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -33,7 +33,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from orchestrator.errors import UserError
 from orchestrator.storage import Storage, digest_of
 
-# Its notices on setting up a new store are no news to the user.
+# Hides the notices about setting up a new store.
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
@@ -45,22 +45,22 @@ ROLE = "bespoke.role"
 SWEEP = "bespoke.sweep"
 UPDATED = "bespoke.updated"
 THETA = "bespoke.theta_digest"
-"""Of a trial's run: the digest of its theta's numbers, by which an evaluation finds it."""
+"""Tag of a trial's run with the digest of its theta, by which an evaluation finds the run."""
 LOGGED = "bespoke.evaluated/"
-"""Of a run, with a key behind it: digest of the numbers that an evaluation has logged there."""
+"""Prefix of tags, completed by a key, with the digest of the curves that an evaluation logged under this key."""
 THETA_FILE = "theta.json"
 
 #: Makes the UI show runs, curves and datasets first, instead of traces of language models.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-#: What the UI shows as a run's description, as Markdown.
+#: Tag with the description of a run, shown in the UI as Markdown.
 NOTE = "mlflow.note.content"
 
 RETRIES = 6
-"""Attempts at a request while the store is busy: 0.5 s, then doubling, about half a minute in all."""
+"""Attempts at a request while the store is busy. Pauses start at 0.5 s and double, to about 16 s in all."""
 
 
 def _retrying(action: Callable[[], T]) -> T:
-    """Run ``action`` again while the store is locked or away."""
+    """Run ``action``, and retry it while the store is locked or unavailable."""
     for attempt in range(RETRIES):
         try:
             return action()
@@ -75,30 +75,30 @@ def _retrying(action: Callable[[], T]) -> T:
 PING_SECONDS = 5.0
 
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
-"""For a ping: the client itself asks again for minutes."""
+"""Environment variables for a ping, since by default the client retries for minutes."""
 
 
 class RunLog:
-    """One MLflow run that is being written."""
+    """Writes one MLflow run."""
 
     def __init__(self, client: MlflowClient, run_id: str):
         self.client = client
         self.run_id = run_id
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log these metrics at one step, in one request."""
+        """Log metrics at one step, in one request."""
         now = int(time.time() * 1000)
         entries = [Metric(name, float(value), now, step) for name, value in values.items()]
         _retrying(lambda: self.client.log_batch(self.run_id, metrics=entries))
 
     def curve(self, name: str, points: Sequence[tuple[int, float]]) -> None:
-        """One metric at many steps, e.g. PSNR at step = NFE."""
+        """Log one metric at many steps, e.g. PSNR at step = NFE."""
         now = int(time.time() * 1000)
         entries = [Metric(name, value, now, step) for step, value in points]
         _retrying(lambda: self.client.log_batch(self.run_id, metrics=entries))
 
     def parameters(self, values: Mapping[str, Any]) -> None:
-        """Log parameters; logging the same ones again is no error."""
+        """Log parameters. Logging the same values again is allowed."""
         entries = [Param(name, str(value)) for name, value in values.items()]
         _retrying(lambda: self.client.log_batch(self.run_id, params=entries))
 
@@ -119,7 +119,7 @@ class RunLog:
         _retrying(lambda: self.client.log_inputs(self.run_id, datasets=[entry]))
 
     def curves_once(self, key: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-        """Log these metrics at their steps, unless these very numbers were logged under ``key`` before."""
+        """Log curves, unless the same values were already logged under ``key``."""
         digest = digest_of([[name, [[step, repr(value)] for step, value in points]] for name, points in curves.items()])
         tags = _retrying(lambda: self.client.get_run(self.run_id)).data.tags
         if tags.get(LOGGED + key) == digest:
@@ -135,7 +135,7 @@ class RunLog:
         parameters: Mapping[str, Any] | None = None,
         status: str = "FINISHED",
     ) -> None:
-        """Log the final numbers and artifacts, and close the run."""
+        """Log the final metrics, parameters and artifacts, and close the run."""
         self.metrics(metrics)
         if parameters:
             self.parameters(parameters)
@@ -145,10 +145,13 @@ class RunLog:
 
 
 class Tracker:
-    """An MLflow store.
+    """Client of an MLflow store.
+
+    Args:
+        uri: Tracking URI.
 
     Raises:
-        UserError: There can be none at this address.
+        UserError: There cannot be a store at this address.
     """
 
     def __init__(self, uri: str):
@@ -166,41 +169,41 @@ class Tracker:
             raise UserError(f"MLflow at {self.uri} cannot be used: {error}; check --tracking-uri") from error
 
     def experiment(self, name: str, artifact_location: str | None) -> str:
-        """The id of an experiment, made where it is not there.
+        """The id of an experiment, which is created if it does not exist.
 
         Raises:
             UserError: The tracking store cannot be reached, or the experiment was deleted.
         """
         with self._reachable():
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
+            experiment = self.client.get_experiment_by_name(name)
+            if experiment is None:
                 return self.client.create_experiment(name, artifact_location=artifact_location, tags=KIND)
-        if found.lifecycle_stage != "active":
+        if experiment.lifecycle_stage != "active":
             raise UserError(
                 f"MLflow experiment {name!r} was deleted; restore it with `mlflow experiments restore "
-                f"-x {found.experiment_id}`, or give the experiment another name"
+                f"-x {experiment.experiment_id}`, or give the experiment another name"
             )
-        return found.experiment_id
+        return experiment.experiment_id
 
     def _find(self, experiment_id: str, key: str) -> Run | None:
         runs = _retrying(lambda: self.client.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1))
         return runs[0] if runs else None
 
     def run(self, experiment_id: str, key: str, name: str, tags: Mapping[str, str] | None = None) -> RunLog:
-        """The run with this key, opened again or made."""
-        found = self._find(experiment_id, key)
-        if found is None:
-            found = _retrying(
+        """The run with this key, reopened or created."""
+        run = self._find(experiment_id, key)
+        if run is None:
+            run = _retrying(
                 lambda: self.client.create_run(experiment_id, run_name=name, tags={KEY: key, **(tags or {})})
             )
-        elif found.info.status != "RUNNING":
-            _retrying(lambda: self.client.update_run(found.info.run_id, status="RUNNING"))
-        return RunLog(self.client, found.info.run_id)
+        elif run.info.status != "RUNNING":
+            _retrying(lambda: self.client.update_run(run.info.run_id, status="RUNNING"))
+        return RunLog(self.client, run.info.run_id)
 
     def trial_run(
         self, experiment_id: str, sweep_run_id: str, key: str, name: str, parameters: Mapping[str, Any]
     ) -> RunLog:
-        """The run of one trial, nested under its sweep's: found by its key, or made."""
+        """The run of one trial, nested under the sweep's run; reopened or created."""
         tags = {PARENT: sweep_run_id, SWEEP: sweep_run_id, ROLE: "trial"}
         log = self.run(experiment_id, f"{sweep_run_id}/{key}", name, tags)
         log.parameters(parameters)
@@ -209,45 +212,45 @@ class Tracker:
     def summary_run(
         self, experiment_id: str, sweep_run_id: str, key: str, name: str, parameters: Mapping[str, Any]
     ) -> RunLog:
-        """The run of one family's curves. Beside the sweep, not under it: the chart view then shows it at once."""
+        """The run of one family's curves. It is not nested under the sweep's run, so that the chart view shows it."""
         log = self.run(experiment_id, f"{sweep_run_id}/{key}", name, {SWEEP: sweep_run_id, ROLE: "summary"})
         log.parameters(parameters)
         return log
 
     def runs_of(self, experiment_id: str, sweep_run_id: str, role: str) -> dict[str, Run]:
-        """The finished runs of a sweep in one role, by key."""
+        """The finished runs of a sweep with one role, by key."""
         query = f"tags.`{SWEEP}` = '{sweep_run_id}' and tags.`{ROLE}` = '{role}' and attributes.status = 'FINISHED'"
-        found: dict[str, Run] = {}
+        runs: dict[str, Run] = {}
         token: str | None = None
         while True:
             page = self._search(experiment_id, query, token)
-            found |= {run.data.tags[KEY].removeprefix(f"{sweep_run_id}/"): run for run in page}
+            runs |= {run.data.tags[KEY].removeprefix(f"{sweep_run_id}/"): run for run in page}
             token = page.token
             if not token:
-                return found
+                return runs
 
     def thetas(self, experiment_id: str) -> dict[str, Run]:
-        """The newest finished trial run of every theta of an experiment, by the digest of its numbers."""
+        """The newest finished trial run of every theta of an experiment, by the digest of theta."""
         query = f"tags.`{ROLE}` = 'trial' and attributes.status = 'FINISHED'"
-        found: dict[str, Run] = {}
+        runs: dict[str, Run] = {}
         token: str | None = None
         while True:
             page = self._search(experiment_id, query, token)
             for run in page:
                 if (digest := run.data.tags.get(THETA)) is not None:
-                    found.setdefault(digest, run)  # newest first
+                    runs.setdefault(digest, run)  # pages list the newest run first
             token = page.token
             if not token:
-                return found
+                return runs
 
     def read_theta(self, uri: str) -> tuple[str, str]:
-        """theta as JSON, and the id of the run that it is from.
+        """theta as JSON, and the id of its run.
 
         Args:
             uri: ``runs:/RUN_ID``, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
 
         Raises:
-            UserError: There is no such run or model, or it has no theta.
+            UserError: The run or model does not exist, or it has no theta.
         """
         try:
             run_id = uri.removeprefix("runs:/") if uri.startswith("runs:/") else self._run_of_model(uri)
@@ -264,25 +267,27 @@ class Tracker:
         else:
             name, slash, number = name.rpartition("/")
             if not slash or not number.isdecimal():
-                raise UserError(f"{uri!r} names no model version; write models:/NAME@ALIAS or models:/NAME/VERSION")
+                raise UserError(
+                    f"{uri!r} does not name a model version; write models:/NAME@ALIAS or models:/NAME/VERSION"
+                )
             version = self.client.get_model_version(name, number)
         if not version.run_id:
-            raise UserError(f"{uri} was not made by `bespoke register`: its version names no run")
+            raise UserError(f"{uri} was not made by `bespoke register`: its version does not name a run")
         return version.run_id
 
     def register(self, name: str, run_id: str, alias: str | None) -> str:
-        """A new version of a registered model, of the theta of a run; its number.
+        """Register the theta of a run as a new version of a model, and return the version's number.
 
         Args:
-            name: Of the model; made where there is none.
+            name: Name of the registered model, which is created if it does not exist.
             run_id: The run that holds theta.
-            alias: Name that points to this version from now on.
+            alias: Alias that is moved to this version; None: no alias.
 
         Raises:
-            UserError: MLflow refuses the name or the alias.
+            UserError: MLflow rejects the name or the alias.
         """
         try:
-            with suppress(RestException, MlflowException):  # it is there already: told apart below
+            with suppress(RestException, MlflowException):  # it may exist; any other error recurs below
                 self.client.create_registered_model(name)
             run = self.client.get_run(run_id)
             source = f"{run.info.artifact_uri}/{THETA_FILE}"
@@ -300,34 +305,44 @@ class Tracker:
         """Move a run to MLflow's trash."""
         _retrying(lambda: self.client.delete_run(run.info.run_id))
 
+    def newest_sweep_experiment(self) -> str | None:
+        """The id of the experiment whose sweep was updated last; None if the store holds no sweep."""
+        with self._reachable():
+            ids = [experiment.experiment_id for experiment in self.client.search_experiments()]
+            sweep = self._newest_sweep(ids)
+        return None if sweep is None else sweep.info.experiment_id
+
+    def _newest_sweep(self, experiment_ids: Sequence[str]) -> Run | None:
+        sweeps = self.client.search_runs(list(experiment_ids), f"tags.`{ROLE}` = 'sweep'")
+        # A repeated sweep continues in its existing run, so the newest sweep is the one updated last.
+        return max(sweeps, key=lambda run: (run.data.tags.get(UPDATED, ""), run.info.start_time), default=None)
+
     def latest_trials(self, experiment_name: str) -> list[Run]:
         """The finished trial runs of the newest sweep of an experiment.
 
         Raises:
-            UserError: The tracking store cannot be reached, there is no such experiment, or it has no sweep.
+            UserError: The tracking store cannot be reached, the experiment does not exist, or it has no sweep.
         """
         with self._reachable():
             experiment = self.client.get_experiment_by_name(experiment_name)
         if experiment is None:
             known = ", ".join(e.name for e in self.client.search_experiments() if e.name != "Default") or "none"
-            raise UserError(f"no experiment {experiment_name!r} in MLflow at {self.uri}; there are: {known}")
-        sweeps = self._search(experiment.experiment_id, f"tags.`{ROLE}` = 'sweep'", None)
-        if not sweeps:
+            raise UserError(f"no experiment {experiment_name!r} in MLflow at {self.uri}; existing experiments: {known}")
+        latest = self._newest_sweep([experiment.experiment_id])
+        if latest is None:
             raise UserError(f"experiment {experiment_name!r} has no sweep yet; run `bespoke sweep`")
-        # A sweep that is run again goes on in its old run: what counts is when it was last at work.
-        latest = max(sweeps, key=lambda run: (run.data.tags.get(UPDATED, ""), run.info.start_time))
         return list(self.runs_of(experiment.experiment_id, latest.info.run_id, "trial").values())
 
 
 def open_experiment(uri: str, name: str, storage: Storage) -> tuple[Tracker, str]:
-    """MLflow and the id of an experiment in it, both made where they are not there yet.
+    """The tracker and the id of an experiment; the store and the experiment are created if they do not exist.
 
-    A server keeps artifacts where it was told to; a local store's belong beside the data.
+    A server decides itself where artifacts are kept. Those of a local store are kept beside the data.
 
     Args:
-        uri: The tracking store.
-        name: Of the experiment.
-        storage: The data.
+        uri: Tracking URI.
+        name: Name of the experiment.
+        storage: Storage of the data.
     """
     tracker = Tracker(uri)
     artifacts = storage.location("mlartifacts") if uri.startswith("sqlite:") else None
@@ -335,10 +350,10 @@ def open_experiment(uri: str, name: str, storage: Storage) -> tuple[Tracker, str
 
 
 def check_readable(uri: str) -> None:
-    """Refuse a SQLite store that is not there: opening it would make an empty one.
+    """Check that a SQLite store exists, since opening a missing one would create an empty one.
 
     Raises:
-        UserError: Naming the file and the remedy.
+        UserError: The store does not exist; names the file and the remedy.
     """
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.is_file():
@@ -346,13 +361,14 @@ def check_readable(uri: str) -> None:
 
 
 def wants_system_metrics() -> bool:
-    """Whether MLflow's own switch asks for system metrics."""
+    """Whether MLflow's own environment variable enables system metrics."""
     return bool(MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get())
 
 
 def monitor_system(uri: str, run_id: str, node: str) -> Any:
-    """MLflow's monitor of this machine, begun: it logs ``system/NODE/…`` to the run, after what the run has already."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # trials import this file, too
+    """Start MLflow's monitor of this machine, which appends ``system/NODE/…`` metrics to those of the run."""
+    # Imported here, since trials import this module without needing the monitor.
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     monitor = SystemMetricsMonitor(run_id, resume_logging=True, node_id=node, tracking_uri=uri)
     monitor.start()
@@ -360,14 +376,14 @@ def monitor_system(uri: str, run_id: str, node: str) -> Any:
 
 
 def ping(uri: str) -> None:
-    """Ask the tracking store for anything at all, within seconds. A SQLite file that is not there yet is no error.
+    """Check within seconds that the tracking store answers a request. A missing SQLite file is not an error.
 
     Raises:
-        UserError: Naming the address and what is wrong with it.
+        UserError: The store cannot be used; names the address and the reason.
     """
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return  # the first sweep makes it; opening it here would
-    before = {name: os.environ.get(name) for name in IMPATIENT}
+        return  # the first sweep creates it; opening it here would create it too early
+    previous = {name: os.environ.get(name) for name in IMPATIENT}
     try:
         parts = urlsplit(uri)
         if parts.scheme in ("http", "https"):
@@ -378,7 +394,7 @@ def ping(uri: str) -> None:
     except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
         raise UserError(f"MLflow at {uri} cannot be used: {error}; check --tracking-uri") from error
     finally:
-        for name, value in before.items():
+        for name, value in previous.items():
             if value is None:
                 os.environ.pop(name, None)
             else:

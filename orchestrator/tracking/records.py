@@ -1,4 +1,7 @@
-"""A result as an MLflow run, and back: everything a comparison needs is in parameters and metrics, not in artifacts."""
+"""Writes results to MLflow runs and reads them back.
+
+Everything that a comparison needs is in parameters and metrics, not in artifacts.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ BEST_VALIDATION = "best_validation_psnr_db"
 
 
 def write_run(log: RunLog, result: Result, store: ResultStore) -> None:
-    """Write a result's numbers and theta to its run, and close it."""
+    """Write a result and its theta to a run, and close the run."""
     metrics: dict[str, float] = {
         BEST_VALIDATION: result.validation_psnr_db,
         "nfe": result.point["nfe"],
@@ -46,9 +49,9 @@ def write_run(log: RunLog, result: Result, store: ResultStore) -> None:
 
 
 def read_run(run: Run) -> tuple[Result, str]:
-    """The result that a finished run records, and where its theta is."""
+    """The result recorded by a finished run, and the location of its theta."""
     parameters = run.data.params
-    # What an evaluation logs later on the same run has the dataset before a slash; it is no part of the sweep's result.
+    # An evaluation later logs to the same run, with the dataset before a slash. The sweep's result excludes these.
     metrics = {name: value for name, value in run.data.metrics.items() if "/" not in name}
 
     def summaries(prefix: str) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Where MLflow's store is."""
+"""Resolves the tracking URI, the address of MLflow's store."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from orchestrator.errors import ConfigError
 
 
 def resolve_tracking_uri(uri: str | None, storage: str) -> str:
-    """Where MLflow is, independent of the working directory: trials run in others.
+    """The tracking URI in absolute form, since trials run in other working directories.
 
     Args:
-        uri: What the user gave, or None for a SQLite store beside the data.
+        uri: The user's URI or path; None for a SQLite store beside the data.
         storage: Storage root.
 
     Raises:
-        ConfigError: None was given, and the storage is remote: a SQLite store cannot be there, nor be shared.
+        ConfigError: ``uri`` is None and the storage is remote, where a SQLite store can neither be kept nor shared.
     """
     if uri is not None:
         relative = uri.removeprefix("sqlite:///")

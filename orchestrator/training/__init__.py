@@ -1,1 +1,1 @@
-"""Training of every network whose weights travel with the package. Hosts never train."""
+"""Training of all networks whose weights are shipped with the package. Hosts never train."""

@@ -1,8 +1,8 @@
-"""Training of the classifiers whose hidden layers are features, and of their reference statistics.
+"""Trains the classifiers whose hidden layers are features, and computes their reference statistics.
 
-``python -m orchestrator.training.classifier digits_cnn`` takes seconds on one core,
-``... cifar10_gray16_cnn FOLDER`` (where the CIFAR-10 files are) a quarter of an hour. Run by hand where a network
-changes, and the two files it writes are committed.
+``python -m orchestrator.training.classifier digits_cnn`` takes seconds on one core, and
+``... cifar10_gray16_cnn FOLDER``, with the CIFAR-10 files in FOLDER, takes a quarter of an hour. Run it by hand when a
+network changes, and commit the two files it writes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from orchestrator.weights.shipped import ship
 
 DIGITS_HELD_OUT = 360
 KEPT = 4000
-"""Real samples whose features travel with the package: what kernel distances compare with."""
+"""Real samples whose features are shipped with the package, for kernel distances."""
 
 
 class Labelled(NamedTuple):
@@ -39,14 +39,16 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one classifier is trained.
+    """Training recipe of a classifier.
 
     Attributes:
         epochs: Passes over the training samples.
-        reach: Pixels by which samples are shifted at most.
-        paper: What comes in at the edges.
-        flip: Mirror every second sample.
-        reference: Name of the reference set in the statistics' file, and what is said of it there.
+        batch: Samples per batch.
+        learning_rate: Peak of the one-cycle schedule.
+        reach: Largest random shift of the samples, in pixels.
+        paper: Value that fills the edges of shifted samples.
+        flip: Whether batches are mirrored at random, each with probability 1/2.
+        reference: Name of the reference set in the statistics' file name, and its description inside the file.
     """
 
     epochs: int
@@ -67,16 +69,16 @@ RECIPES = {
 
 
 def split_digits(seed: int = 0) -> tuple[Labelled, Labelled]:
-    """Training and test digits: a fixed permutation, its first :data:`DIGITS_HELD_OUT` held out."""
-    whole = _tensors(Digits().reference())
-    order = torch.randperm(len(whole.labels), generator=torch.Generator().manual_seed(seed))
-    samples, labels = whole.samples[order], whole.labels[order]
+    """Training and test digits, from a fixed permutation whose first :data:`DIGITS_HELD_OUT` are held out."""
+    digits = _tensors(Digits().reference())
+    order = torch.randperm(len(digits.labels), generator=torch.Generator().manual_seed(seed))
+    samples, labels = digits.samples[order], digits.labels[order]
     test, train = slice(None, DIGITS_HELD_OUT), slice(DIGITS_HELD_OUT, None)
     return Labelled(samples[train], labels[train]), Labelled(samples[test], labels[test])
 
 
 def split_photos(folder: str) -> tuple[Labelled, Labelled]:
-    """Training and test images of CIFAR-10, grey, 16x16."""
+    """Training and test images of CIFAR-10, grey, 16x16, from the files in ``folder``."""
     train, test = (Cifar10(folder, split, 16, True).reference() for split in ("train", "test"))  # type: ignore[arg-type]
     return _tensors(train), _tensors(test)
 
@@ -86,13 +88,13 @@ def _tensors(reference: LabelledSamples) -> Labelled:
 
 
 def train(make: Callable[[], nn.Module], data: Labelled, recipe: Recipe, seed: int = 0) -> nn.Module:
-    """A classifier: AdamW with a one-cycle rate, on samples that are shifted and mirrored.
+    """Train a classifier by AdamW with a one-cycle learning rate, on shifted and mirrored samples.
 
     Args:
-        make: The untrained network.
+        make: Builds the untrained network.
         data: Training samples.
-        recipe: How.
-        seed: Seed of weights, order and shifts.
+        recipe: The recipe.
+        seed: Seed of weights, batches, shifts and mirroring.
     """
     torch.manual_seed(seed)
     net = make().to(memory_format=torch.channels_last)
@@ -118,7 +120,7 @@ def train(make: Callable[[], nn.Module], data: Labelled, recipe: Recipe, seed: i
 
 
 def shifted(samples: Tensor, shift: list[int], paper: float) -> Tensor:
-    """Samples moved by (rows, columns); what comes in is ``paper``."""
+    """Shift samples by (rows, columns) and fill the edges with ``paper``."""
     rows, columns = shift
     reach = max(abs(rows), abs(columns))
     padded = nn.functional.pad(samples, (reach,) * 4, value=paper)
@@ -129,16 +131,16 @@ def shifted(samples: Tensor, shift: list[int], paper: float) -> Tensor:
 
 @torch.no_grad()
 def accuracy(net: nn.Module, data: Labelled) -> float:
-    """Share of samples whose class is found."""
-    right = [
+    """Share of samples that are classified correctly."""
+    correct = [
         (net(samples).argmax(dim=1) == labels).float()
         for samples, labels in zip(data.samples.split(1024), data.labels.split(1024), strict=True)
     ]
-    return float(torch.cat(right).mean())
+    return float(torch.cat(correct).mean())
 
 
 def main(name: str, folder: str = "") -> None:
-    """Train, and write the weights and the real data's statistics where the package finds them."""
+    """Train, and write the weights and the statistics of the real data to the package's folder of weights."""
     torch.set_num_threads(1)
     recipe, extractor = RECIPES[name], plugins.load("features", name)
     training, test = split_digits() if name == "digits_cnn" else split_photos(folder)

@@ -1,4 +1,4 @@
-"""What a zoo model is trained on: batches of samples and their conditioning, some of them held out."""
+"""Training data of zoo models: batches of samples with conditioning, split into training and held-out samples."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Split = Literal["train", "validation"]
 
 
 class Batch(NamedTuple):
-    """Samples with what they are conditioned on.
+    """A batch of samples with their conditioning.
 
     Attributes:
         x1: Data, shape (B, \\*shape), float32.
-        condition: Shape (B, ...), as the network takes it.
+        condition: Conditioning, shape (B, ...), as the network expects it.
     """
 
     x1: Tensor
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 class TrainingData(ABC):
-    """Samples to train on, and a share that is held out.
+    """Samples to train on, and held-out samples for validation.
 
     Attributes:
         data_range: Largest minus smallest value of the data.
@@ -41,17 +41,17 @@ class TrainingData(ABC):
 
     @abstractmethod
     def batch(self, split: Split, count: int, generator: torch.Generator) -> Batch:
-        """``count`` samples drawn with replacement, on the generator's device."""
+        """Draw ``count`` samples with replacement, on the generator's device."""
 
 
 class LabelledData(TrainingData):
-    """Images of classes.
+    """Images with class labels.
 
     Args:
         reference: The samples, in random order.
-        held_out: Share of the samples that validate, the first ones.
-        flip: Mirror every second training image.
-        device: Where the samples are kept.
+        held_out: Share of the samples held out for validation, taken from the front.
+        flip: Whether training images are mirrored at random, each with probability 1/2.
+        device: Device of the samples.
     """
 
     def __init__(self, reference: LabelledSamples, held_out: float, flip: bool, device: str):
@@ -77,14 +77,14 @@ class LabelledData(TrainingData):
 
 
 class SpokenStrings(TrainingData):
-    """Strings of spoken digits; held out are those of other recordings.
+    """Strings of spoken digits; the held-out strings use other recordings.
 
-    Every second mask is the dataset's own, all but the first digit; the others are spans anywhere, of any length from
-    a third to the whole.
+    In training, each mask is with probability 1/2 the dataset's own, which hides all but the first digit. Otherwise it
+    is a random span, of any length from a third of the frames to all of them.
 
     Args:
         train, validation: The two sets of recordings.
-        device: Where batches are put.
+        device: Device of the batches.
     """
 
     def __init__(self, train: SpokenDigits, validation: SpokenDigits, device: str):

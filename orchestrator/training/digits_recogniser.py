@@ -1,6 +1,7 @@
-"""Training of the recogniser of spoken digits: ``python -m orchestrator.training.digits_recogniser FOLDER``.
+"""Trains the recogniser of spoken digits: ``python -m orchestrator.training.digits_recogniser FOLDER``.
 
-FOLDER holds fsdd.parquet. Some minutes on one core. Run by hand where the network changes; the file is committed.
+FOLDER holds fsdd.parquet. Takes some minutes on one core. Run it by hand when the network changes, and commit the file
+it writes.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ VOCODED = 100
 
 
 def strings(dataset: SpokenDigits, seed: int, count: int) -> tuple[Tensor, list[list[int]]]:
-    """Strings as they were spoken, the prompt and all, and their digits."""
+    """Features of real strings, the prompt included, and the digits spoken in each."""
     plans = dataset.conditions(seed, range(count))
     digits = [[int(dataset.recordings.digits[number]) for number, _ in dataset.placed(plan)] for plan in plans]
     return dataset.real(plans), digits
 
 
 def disturbed(features: Tensor, generator: torch.Generator) -> Tensor:
-    """Faster or slower, louder or softer, brighter or duller, noisier: what must not change what is understood."""
+    """Augment features with random speed, level, spectral tilt and noise, to which a recogniser must be invariant."""
     count = len(features)
     speed = float(torch.empty(()).uniform_(0.85, 1.2, generator=generator))
     stretched = nn.functional.interpolate(features, scale_factor=speed, mode="linear")[:, :, :FRAMES]
@@ -43,7 +44,7 @@ def disturbed(features: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(dataset: SpokenDigits, steps: int, seed: int = 0) -> Recogniser:
-    """A recogniser by connectionist temporal classification on disturbed strings."""
+    """Train a recogniser by connectionist temporal classification (CTC) on augmented strings."""
     torch.manual_seed(seed)
     net = Recogniser()
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
@@ -53,12 +54,12 @@ def train(dataset: SpokenDigits, steps: int, seed: int = 0) -> Recogniser:
     with bar(steps, "step", "recogniser") as progress:
         for step in range(steps):
             features, digits = strings(dataset, 10_000 + step, BATCH)
-            # A faster string is cut off at the end; the loss of such a one is no more than noise, and they are few.
+            # Slowed-down strings are cut off at the end. They are few, and their wrong targets only add noise.
             scores = net(disturbed(features, generator))
             targets = torch.tensor([digit for string in digits for digit in string])
             lengths = torch.tensor([len(string) for string in digits])
-            outward = torch.full((BATCH,), FRAMES // STRIDE)
-            loss = nn.functional.ctc_loss(scores, targets, outward, lengths, blank=BLANK)
+            output_lengths = torch.full((BATCH,), FRAMES // STRIDE)
+            loss = nn.functional.ctc_loss(scores, targets, output_lengths, lengths, blank=BLANK)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -70,15 +71,15 @@ def train(dataset: SpokenDigits, steps: int, seed: int = 0) -> Recogniser:
 
 
 def main(folder: str, steps: str = "1500") -> None:
-    """Train, measure on recordings that were not trained on, and write the weights where the package finds them."""
+    """Train, measure on held-out recordings, and write the weights to the package."""
     from orchestrator.audio.mel import log_mel
 
     torch.set_num_threads(1)
     net = train(SpokenDigits(folder, "train"), int(steps))
     features, digits = strings(SpokenDigits(), 0, TESTED)
-    # As it is used: on sound made of features.
-    again = [log_mel(vocode(np.asarray(string))) for string in features[:VOCODED]]
-    heard = [net.strings(torch.from_numpy(string)[None])[0] for string in again]
+    # In use, the recogniser hears sound that was vocoded from features.
+    vocoded = [log_mel(vocode(np.asarray(string))) for string in features[:VOCODED]]
+    heard = [net.strings(torch.from_numpy(string)[None])[0] for string in vocoded]
     facts = {
         "test_wer": round(word_error_rate(digits, net.strings(features)), 4),
         "test_wer_vocoded": round(word_error_rate(digits[:VOCODED], heard), 4),

@@ -1,7 +1,7 @@
-"""Training of the encoder of six speakers: ``python -m orchestrator.training.digits_speakers FOLDER``.
+"""Trains the speaker encoder for six speakers: ``python -m orchestrator.training.digits_speakers FOLDER``.
 
-FOLDER holds fsdd.parquet. Some minutes on one core, half of them vocoding. Run by hand where the network changes; the
-file is committed.
+FOLDER holds fsdd.parquet. Takes some minutes on one core, half of them for vocoding. Run it by hand when the network
+changes, and commit the file it writes.
 """
 
 from __future__ import annotations
@@ -21,49 +21,49 @@ from orchestrator.weights.shipped import ship
 
 BATCH = 64
 FRAMES = 48
-"""Of a string that is trained on: 0.75 s."""
+"""Frames of a training string: 0.75 s."""
 LEARNING_RATE = 2e-3
 SCALE, MARGIN = 16.0, 0.2
-"""Cosines are sharpened by the one after the other is taken off the right speaker's (Wang et al. 2018, AM-softmax)."""
+"""AM-softmax (Wang et al. 2018): MARGIN is subtracted from the true speaker's cosine, then all are scaled by SCALE."""
 TESTED = 300
 
 
 def vocoded(features: Sequence[FloatArray]) -> list[FloatArray]:
-    """The features of what these features sound like: what an encoder hears of generated sound."""
-    heard = []
+    """Vocode features to sound and extract features again, as an encoder receives them for generated sound."""
+    results = []
     with bar(len(features), "recording", "vocode") as progress:
-        for one in features:
-            heard.append(log_mel(vocode(one)))
+        for recording in features:
+            results.append(log_mel(vocode(recording)))
             progress.update()
-    return heard
+    return results
 
 
 def strings(versions: Sequence[Recordings], rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
-    """Strings of recordings of one speaker with pauses, cut to one length, (count, MELS, FRAMES), and the speakers.
+    """Random strings of recordings by one speaker each, with pauses, (count, MELS, FRAMES), and their speakers.
 
     Args:
-        versions: The same recordings as they were and as they sound vocoded: a string is of one of them.
-        rng: Draws all there is to draw.
-        count: Of strings.
+        versions: The same recordings, original and vocoded; each string is built from one version.
+        rng: Source of all randomness.
+        count: Number of strings.
     """
     speakers = sorted(set(versions[0].speakers))
     own = [np.flatnonzero(np.array(versions[0].speakers) == speaker) for speaker in speakers]
     labels = np.arange(count) % len(speakers)
-    found = np.empty((count, MELS, FRAMES), dtype=np.float32)
-    for string, label in zip(found, labels, strict=True):
+    batch = np.empty((count, MELS, FRAMES), dtype=np.float32)
+    for string, label in zip(batch, labels, strict=True):
         features = versions[int(rng.integers(len(versions)))].features
         parts: list[FloatArray] = []
         while sum(part.shape[1] for part in parts) < 2 * FRAMES:
             pause = np.full((MELS, int(rng.integers(1, 8))), SILENCE, dtype=np.float32)
             parts += [features[rng.choice(own[label])], pause]
-        whole = np.concatenate(parts, axis=1)
-        first = rng.integers(whole.shape[1] - FRAMES + 1)
-        string[:] = whole[:, first : first + FRAMES]
-    return torch.from_numpy(found), torch.from_numpy(labels)
+        joined = np.concatenate(parts, axis=1)
+        first = rng.integers(joined.shape[1] - FRAMES + 1)
+        string[:] = joined[:, first : first + FRAMES]
+    return torch.from_numpy(batch), torch.from_numpy(labels)
 
 
 def disturbed(features: Tensor, generator: torch.Generator) -> Tensor:
-    """Louder or softer, brighter or duller, noisier: what must not change whose voice it is."""
+    """Augment features with random level, spectral tilt and noise, to which a speaker encoder must be invariant."""
     count = len(features)
     gain, tilt = torch.randn(2, count, 1, 1, generator=generator) * torch.tensor([0.2, 0.2]).view(2, 1, 1, 1)
     slope = torch.linspace(-1, 1, features.shape[1]).view(1, -1, 1)
@@ -74,7 +74,7 @@ def disturbed(features: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(versions: Sequence[Recordings], steps: int, seed: int = 0) -> SpeakerNet:
-    """An encoder by classification of the speakers by the cosines of directions."""
+    """Train an encoder by classifying the speakers from cosines between embeddings and speaker directions."""
     torch.manual_seed(seed)
     net = SpeakerNet()
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
@@ -85,8 +85,8 @@ def train(versions: Sequence[Recordings], steps: int, seed: int = 0) -> SpeakerN
         for _ in range(steps):
             features, labels = strings(versions, rng, BATCH)
             cosines = net.cosines(net(disturbed(features, generator)))
-            right = nn.functional.one_hot(labels, cosines.shape[1])
-            loss = nn.functional.cross_entropy(SCALE * (cosines - MARGIN * right), labels, label_smoothing=0.05)
+            target = nn.functional.one_hot(labels, cosines.shape[1])
+            loss = nn.functional.cross_entropy(SCALE * (cosines - MARGIN * target), labels, label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -98,37 +98,39 @@ def train(versions: Sequence[Recordings], steps: int, seed: int = 0) -> SpeakerN
 
 
 def equal_error_rate(same: Tensor, different: Tensor) -> float:
-    """Where as many pairs of one voice are refused as pairs of two are accepted: the rate of either."""
+    """Error rate at the threshold that rejects same-voice pairs as often as it accepts different-voice pairs."""
     thresholds = torch.cat([same, different]).sort().values
-    refused = (same[None] < thresholds[:, None]).double().mean(dim=1)
+    rejected = (same[None] < thresholds[:, None]).double().mean(dim=1)
     accepted = (different[None] >= thresholds[:, None]).double().mean(dim=1)
-    best = (refused - accepted).abs().argmin()
-    return float((refused[best] + accepted[best]) / 2)
+    best = (rejected - accepted).abs().argmin()
+    return float((rejected[best] + accepted[best]) / 2)
 
 
 @torch.no_grad()
 def measured(net: SpeakerNet, recordings: Recordings) -> dict[str, float]:
-    """Accuracy and equal error rate on strings of recordings that were not trained on."""
+    """Accuracy and equal error rate on strings of held-out recordings."""
     features, labels = strings([recordings], np.random.default_rng(1), TESTED)
     directions = net(features)
-    similarities, alike = directions @ directions.T, labels[:, None] == labels[None]
-    once = torch.ones_like(alike).triu(diagonal=1)
+    similarities, same_voice = directions @ directions.T, labels[:, None] == labels[None]
+    upper = torch.ones_like(same_voice).triu(diagonal=1)
     return {
         "accuracy": round(float((net.cosines(directions).argmax(dim=1) == labels).double().mean()), 4),
-        "equal_error_rate": round(equal_error_rate(similarities[alike & once], similarities[~alike & once]), 4),
+        "equal_error_rate": round(
+            equal_error_rate(similarities[same_voice & upper], similarities[~same_voice & upper]), 4
+        ),
     }
 
 
 def main(folder: str, steps: str = "600") -> None:
-    """Train, measure on recordings that were not trained on, and write the weights where the package finds them."""
+    """Train, measure on held-out recordings, and write the weights to the package."""
     torch.set_num_threads(1)
     raw, held_out = SpokenDigits(folder, "train").recordings, SpokenDigits().recordings
     versions = [raw, raw._replace(features=vocoded(raw.features))]
     net = train(versions, int(steps))
-    again = held_out._replace(features=vocoded(held_out.features))
+    held_out_vocoded = held_out._replace(features=vocoded(held_out.features))
     facts = {
         **{f"test_{name}": value for name, value in measured(net, held_out).items()},
-        **{f"test_{name}_vocoded": value for name, value in measured(net, again).items()},
+        **{f"test_{name}_vocoded": value for name, value in measured(net, held_out_vocoded).items()},
         "test_strings": TESTED,
         "seconds": FRAMES * HOP / RATE,
         "speakers": sorted(set(raw.speakers)),

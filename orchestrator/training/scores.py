@@ -1,4 +1,4 @@
-"""Is a zoo model good enough to mean something? A network that was trained on the real data judges its samples."""
+"""Scores a zoo model's ground-truth samples with a network trained on the real data, for the model card."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ from orchestrator.storage import Storage
 
 GUIDANCE = (1.0, 2.0)
 CLASSIFIERS = {(1, 8, 8): "digits_cnn", (1, 16, 16): "cifar10_gray16_cnn"}
-"""By the shape of a sample."""
+"""Classifier that scores the samples, by sample shape."""
 BATCH = 100
 
 
 def score_samples(model: ZooModel, count: int = 200) -> str:
-    """What a judge finds in ground-truth samples, as a paragraph of Markdown; empty where there is no judge.
+    """Score ground-truth samples of a model and describe the scores in a paragraph of Markdown.
 
     Args:
         model: The model.
-        count: Samples at each guidance scale.
+        count: Samples per guidance scale.
+
+    Returns:
+        The paragraph; empty if there is no network to score the model's samples.
     """
     if model.net.conditioning == "spoken_digits":
         return _words(model, count)
@@ -59,33 +62,33 @@ def _labels(model: ZooModel, count: int, classifier: Any) -> str:
 
     real = float(classifier.facts["test_accuracy"])
     return (
-        f"`{classifier.name}`, which is right on {100 * real:.1f} % of real test images, finds the label that was "
-        f"asked for in {_at_each(share)} ({count} ground-truth samples each)."
+        f"Share of ground-truth samples that `{classifier.name}` assigns to their label: {_at_each(share)} ({count} "
+        f"samples per guidance scale; its accuracy on real test images is {100 * real:.1f} %)."
     )
 
 
 def _words(model: ZooModel, count: int) -> str:
     dataset = SpokenDigits()
     plans = dataset.conditions(0, range(count))
-    said = [[int(dataset.recordings.digits[number]) for number, _ in dataset.placed(plan)] for plan in plans]
+    digits = [[int(dataset.recordings.digits[number]) for number, _ in dataset.placed(plan)] for plan in plans]
 
     def rate(strings: Tensor) -> float:
-        return word_error_rate(said, understood([vocode(string) for string in strings.numpy()]))
+        return word_error_rate(digits, understood([vocode(string) for string in strings.numpy()]))
 
     condition = dataset.infilling(plans)
     sampled = _at_each(lambda scale: rate(_sampled(model, condition, scale)))
     real = 100 * rate(dataset.real(plans))
     return (
-        f"The recogniser's word error rate on vocoded ground-truth samples ({count} each, the prompt included) is "
-        f"{sampled}; on the recordings, vocoded alike, {real:.1f} %."
+        f"The recogniser's word error rate on vocoded ground-truth samples ({count} per guidance scale, the prompt "
+        f"included) is {sampled}. On the recordings, also vocoded, it is {real:.1f} %."
     )
 
 
 def write_scores(weights: Path) -> str:
-    """Judge a model and add what was found to its card, beside its weights."""
-    found = score_samples(ZooModel(str(weights)))
-    if found:
+    """Score a model, append the paragraph to the model card beside its weights, and return it."""
+    paragraph = score_samples(ZooModel(str(weights)))
+    if paragraph:
         card = weights.with_suffix(".md")
         text = card.read_text(encoding="utf-8").rstrip("\n")
-        Storage.at(card.parent).write(card.name, f"{text}\n\n{found}\n".encode())
-    return found
+        Storage.at(card.parent).write(card.name, f"{text}\n\n{paragraph}\n".encode())
+    return paragraph

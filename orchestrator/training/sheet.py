@@ -1,4 +1,4 @@
-"""A sheet of a zoo model's samples, for people to look at: does it draw what it was trained on?"""
+"""Draws a sheet of a zoo model's samples, for visual inspection and for the model card."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from orchestrator.storage import Storage
 PER_CLASS = 10
 STRINGS = 12
 LARGEST = 256
-"""Most screen pixels of a sample's side: tiny images are not seen otherwise."""
+"""Upper limit of a sample's longer side after enlargement, in pixels."""
 ENLARGED = 6
+"""Largest factor by which samples are enlarged; tiny images would be hard to see."""
 
 
 def write_sheet(weights: Path) -> Path:
-    """Sample a model by its adaptive solver and write ``{name}.png`` beside its weights.
+    """Sample a model with the adaptive solver and write ``{name}.png`` beside its weights.
 
-    Images: one column a class. Speech: one row a string, with what is heard, what was sampled and what was spoken.
+    Images have one column per class. Speech has one row per string: masked input, sample and recording.
 
     Args:
         weights: The model's safetensors file.
 
     Returns:
-        The picture.
+        Path of the image.
     """
     model = ZooModel(str(weights))
     rows, columns, samples = _strings(model) if len(model.shape) == 2 else _classes(model)
     height, width = samples.shape[-2:]
-    framed = torch.nn.functional.pad(samples, (0, 1, 0, 1))  # a grey line between neighbours
+    framed = torch.nn.functional.pad(samples, (0, 1, 0, 1))  # a grey line between neighbouring samples
     grid = framed.view(rows, columns, -1, height + 1, width + 1).permute(0, 3, 1, 4, 2)
     pixels = grid.reshape(rows * (height + 1), columns * (width + 1), -1).clamp(-1, 1)
     picture = Image.fromarray(((pixels + 1) * 127.5).to(torch.uint8).squeeze(-1).numpy())
@@ -56,13 +57,13 @@ def _sampled(model: ZooModel, condition: Tensor) -> Tensor:
 
 
 def _classes(model: ZooModel) -> tuple[int, int, Tensor]:
-    """Rows, columns, and images in [-1, 1] row by row."""
+    """Numbers of rows and columns, and the images in [-1, 1], row by row."""
     labels = torch.arange(model.net.classes).repeat(PER_CLASS)
     return PER_CLASS, model.net.classes, _sampled(model, labels)
 
 
 def _strings(model: ZooModel) -> tuple[int, int, Tensor]:
-    """Rows, columns, and spectrograms row by row, low frequencies below, silence black."""
+    """Numbers of rows and columns, and the spectrograms, row by row; low frequencies at the bottom, silence black."""
     dataset = SpokenDigits()
     plans = dataset.conditions(0, range(STRINGS))
     condition, real = dataset.infilling(plans), dataset.real(plans)

@@ -1,6 +1,7 @@
-"""Makes the recordings of spoken digits that travel with the package: ``python -m orchestrator.datasets._ship_...``.
+"""Makes the excerpt of spoken digits shipped with the package.
 
-Run by hand where the features change; the file it writes is committed.
+Run ``python -m orchestrator.training.spoken_digits_excerpt FOLDER`` by hand when the features change, and commit the
+file it writes. FOLDER holds fsdd.parquet.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from orchestrator.storage import Storage
 
 
 def main(folder: str) -> None:
-    """Write the test split of ``fsdd.parquet`` in ``folder``, its values as bytes."""
+    """Write the features of the test split of ``fsdd.parquet`` in ``folder``, quantised to bytes."""
     recordings = read_recordings(Path(folder), "test")
     values = np.concatenate(recordings.features, axis=1)
     stored = np.clip(np.rint((values - SILENCE) / (LOUDEST - SILENCE) * STEPS), 0, STEPS).astype(np.uint8)

@@ -1,6 +1,6 @@
-"""Training of zoo models: flow matching and diffusion losses on one dataset, with EMA and resumable checkpoints.
+"""Trains zoo models: flow-matching and diffusion losses on one dataset, with EMA and resumable checkpoints.
 
-A task of its own: hosts never train. Knows nothing of solvers' distillation, pairs or Ray.
+Hosts never train. This module does not depend on distillation, pairs or Ray.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ VALIDATION_BATCH = 256
 
 
 class PretrainConfig(BaseModel):
-    """What ``bespoke pretrain`` is asked to train.
+    """Configuration of ``bespoke pretrain``: the training recipe of a zoo model.
 
     Attributes:
-        dataset: Dataset plugin that has samples: a name, or ``{name: ..., options: {...}}``.
-        flip: Mirror every second training image.
-        precision: What the network computes in while it trains; weights, loss and optimiser are float32.
-        device: 'auto' takes the first GPU, or the CPU where there is none.
-        weights_dtype: What the weights are stored in. They are loaded as float32.
+        dataset: Dataset plugin that has training samples: a name, or ``{name: ..., options: {...}}``.
+        flip: Whether training images are mirrored at random, each with probability 1/2.
+        precision: Precision of the network's computations in training; weights, loss and optimiser are float32.
+        device: Device; 'auto' means the first GPU, or the CPU if there is none.
+        weights_dtype: Dtype of the stored weights. They are loaded as float32.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -78,7 +78,7 @@ class PretrainConfig(BaseModel):
 
 
 ELSEWHERE = ("storage", "threads", "device")
-"""Settings that a run may go on with changed."""
+"""Settings that may differ when a run resumes from a checkpoint."""
 
 Progress = Callable[[int, float], None]
 """``progress(iteration, loss)``, called after each iteration."""
@@ -88,19 +88,19 @@ Record = Callable[[int, Mapping[str, float]], None]
 
 
 def train(config: PretrainConfig, output: Path, progress: Progress, record: Record | None = None) -> dict[str, Any]:
-    """Train to the end, going on from the last checkpoint, and write ``{name}.safetensors`` and its model card.
+    """Train to the end, resuming from the last checkpoint, and write ``{name}.safetensors`` and its model card.
 
     Args:
         config: The recipe.
         output: Folder for weights and card.
-        progress: Told of every iteration.
-        record: Told of the losses at every checkpoint.
+        progress: Called after each iteration.
+        record: Called with the losses at each checkpoint.
 
     Returns:
-        The facts on the model card: final training and validation loss, sizes, versions.
+        Facts for the model card: final training and validation loss, sizes, versions.
 
     Raises:
-        ConfigError: The dataset has no samples to train on, or the architecture is none.
+        ConfigError: The dataset has no samples to train on, or the architecture is not valid.
     """
     torch.set_num_threads(config.threads)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
@@ -140,10 +140,10 @@ def train(config: PretrainConfig, output: Path, progress: Progress, record: Reco
 
 
 def training_data(config: PretrainConfig, device: str) -> TrainingData:
-    """The samples of a recipe, a fixed share of them held out.
+    """Training data of a recipe; a fixed share of the samples is held out.
 
     Raises:
-        ConfigError: The dataset has none, or its files are not there.
+        ConfigError: The dataset has no samples to train on, or its files are missing.
     """
     name = config.dataset.name
     dataset = plugins.build("datasets", name, config.dataset.options)
@@ -161,7 +161,7 @@ def training_data(config: PretrainConfig, device: str) -> TrainingData:
 
 
 class _Run:
-    """One training run: network, EMA, optimiser, and the generator its randomness comes from."""
+    """State of a training run: network, EMA, optimiser, and random generator."""
 
     def __init__(self, config: PretrainConfig, data: TrainingData, device: str):
         self.config, self.data, self.device = config, data, device
@@ -179,6 +179,7 @@ class _Run:
         self.iteration = 0
 
     def step(self) -> float:
+        """Train for one iteration and return its loss."""
         loss = self._loss(self.net, "train", self.config.batch_size, self.config.label_dropout, self.generator)
         self.optimizer.zero_grad()
         loss.backward()
@@ -186,7 +187,7 @@ class _Run:
         self.optimizer.step()
         self.schedule.step()
         self.iteration += 1
-        # A short horizon at first: an average of initial weights helps nobody.
+        # A short averaging horizon at first, so that the initial weights soon drop out of the average.
         decay = min(self.config.ema_decay, self.iteration / (self.iteration + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
@@ -195,7 +196,7 @@ class _Run:
     def _loss(
         self, net: torch.nn.Module, split: Split, count: int, label_dropout: float, generator: torch.Generator
     ) -> Tensor:
-        """Mean squared error of the prediction at x_t = alpha x1 + sigma eps, t uniform in the domain."""
+        """Mean squared error of the prediction at x_t = alpha x1 + sigma eps, with t uniform in [0, 1)."""
         x1, condition = self.data.batch(split, count, generator)
         if label_dropout:
             drop = torch.rand(count, generator=generator, device=generator.device) < label_dropout
@@ -204,7 +205,7 @@ class _Run:
         t = torch.rand(count, generator=generator, device=generator.device)
         noise = torch.randn(x1.shape, generator=generator, device=generator.device)
         shape = (-1,) + (1,) * (x1.ndim - 1)
-        # The derivative of sigma is infinite at t = 1 on some paths, and only velocity targets use it.
+        # On some paths the derivative of sigma is infinite at t = 1; only velocity targets use it.
         point = self.scheduler(t.double())
         alpha, sigma, d_alpha, d_sigma = (value.float().view(shape) for value in point)
         x_t = alpha * x1 + sigma * noise
@@ -223,6 +224,7 @@ class _Run:
         return (output.float() - target).square().mean()
 
     def checkpoint(self) -> bytes:
+        """Serialise the state of the run."""
         buffer = io.BytesIO()
         torch.save(
             {
@@ -240,14 +242,14 @@ class _Run:
         return buffer.getvalue()
 
     def restore(self, data: bytes) -> None:
-        """Go on from a checkpoint.
+        """Resume from a checkpoint.
 
         Raises:
-            ConfigError: It was made with another recipe.
+            ConfigError: The checkpoint was made with another recipe.
         """
         state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-        ours, theirs = (json.loads(text) for text in (self.config.model_dump_json(), state["config"]))
-        changed = [key for key in ours if ours[key] != theirs.get(key) and key not in ELSEWHERE]
+        settings, stored = (json.loads(text) for text in (self.config.model_dump_json(), state["config"]))
+        changed = [key for key in settings if settings[key] != stored.get(key) and key not in ELSEWHERE]
         if changed:
             raise ConfigError(
                 f"the checkpoint of {self.config.name!r} was made with another {', '.join(changed)}; restore those "
@@ -262,18 +264,18 @@ class _Run:
         _global_generator(self.device).set_state(state["torch_generator"])
 
     def losses(self) -> dict[str, float]:
-        """Mean losses of the averaged weights on fixed draws, nothing dropped."""
-        found = {}
+        """Mean losses of the averaged weights on fixed draws, without label dropout."""
+        losses = {}
         for split in ("train", "validation"):
             generator = torch.Generator(self.device).manual_seed(1)
             count = min(VALIDATION_BATCH, self.data.sizes["validation"])
             with torch.no_grad():
                 draws = [self._loss(self.ema, split, count, 0.0, generator).item() for _ in range(VALIDATION_DRAWS)]
-            found[f"{split}_loss"] = round(sum(draws) / len(draws), 5)
-        return found
+            losses[f"{split}_loss"] = round(sum(draws) / len(draws), 5)
+        return losses
 
     def facts(self) -> dict[str, Any]:
-        """Losses, sizes, and where the weights were trained."""
+        """Losses, sizes, and versions of the software the weights were trained with."""
         return {
             **self.losses(),
             "parameters": sum(p.numel() for p in self.net.parameters()),
@@ -286,34 +288,34 @@ class _Run:
 
 
 def _global_generator(device: str) -> torch.Generator:
-    """The generator that dropout draws from."""
-    where = torch.device(device)
-    return torch.cuda.default_generators[where.index or 0] if where.type == "cuda" else torch.default_generator
+    """The default generator of the device, which dropout layers draw from."""
+    parsed = torch.device(device)
+    return torch.cuda.default_generators[parsed.index or 0] if parsed.type == "cuda" else torch.default_generator
 
 
 def _commit() -> str:
-    """The commit of the code that trains, or 'unknown' outside a checkout."""
-    done = subprocess.run(
+    """Short hash of the checkout's commit, or 'unknown' outside a checkout."""
+    process = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
-    return done.stdout.strip() or "unknown"
+    return process.stdout.strip() or "unknown"
 
 
 def model_card(config: PretrainConfig, facts: dict[str, Any]) -> str:
-    """The model card, Markdown."""
+    """The model card as Markdown."""
     architecture = ", ".join(f"{key} {value}" for key, value in config.architecture.items())
     classes = config.architecture.get("classes")
-    kind = "class-conditional model" if classes is not None else "speech model, which fills in what is masked,"
+    kind = "class-conditional model" if classes is not None else "speech-infilling model"
     if classes is not None:
-        columns = "Samples, one column a class"
-        dropped = f'Label {classes} means "dropped": guidance mixes its prediction with the labelled one.'
+        columns = "Samples, one column per class"
+        dropped = f'Label {classes} means "dropped": guidance combines its prediction with that of the class label.'
     else:
-        columns = "What is heard, what was sampled, and what was spoken"
-        dropped = "With nothing heard and nothing told it is unconditional: guidance mixes the two predictions."
+        columns = "Masked input, sample, and recording"
+        dropped = "Without prompt and digits the model is unconditional: guidance combines both predictions."
     options = "".join(f", {key} {value}" for key, value in config.dataset.options.items() if key != "folder")
     return f"""# {config.name}
 
-A small {kind} of the zoo, for experiments with solvers. Not a model of record.
+A small {kind} from the zoo, for experiments with solvers. It is not a reference model for its dataset.
 
 | | |
 |---|---|
@@ -333,5 +335,5 @@ labels dropped {config.label_dropout:.0%} |
 
 {dropped}
 
-Made again by `bespoke pretrain sweeps/configs/pretrain/{config.name}.yaml`.
+Reproduce it with `bespoke pretrain sweeps/configs/pretrain/{config.name}.yaml`.
 """

@@ -1,1 +1,1 @@
-"""Distillation: how theta is found. Each method asks an objective for losses and gradients, never a model."""
+"""Distillation methods, which optimise theta. They call an objective for losses and gradients, never a model."""

@@ -1,7 +1,8 @@
-"""BNS Algorithm 2: Adam on theta with a decaying learning rate, the best validated iterate kept.
+"""BNS Algorithm 2: Adam on theta with a decaying learning rate, keeping the best validated iterate.
 
-Split into a state that can be stored and sent (:class:`AdamState`) and a function that advances it by k iterations
-(:func:`advance`), so that a trial may hold the state while a host, which has the model and the pairs, does the steps.
+The method is split into a state that can be stored and sent (:class:`AdamState`) and a function that advances it by k
+iterations (:func:`advance`), so that a trial can hold the state while a host with the model and the pairs takes the
+steps.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ class LossAndGradient(NamedTuple):
 
 
 Objective = Callable[[NSSolver, list[int]], LossAndGradient]
-"""``objective(theta, indices)``: mean loss (eq. 13, say) on those training pairs, and its gradient in theta."""
+"""``objective(solver, indices)``: mean loss (e.g. eq. 13) on these training pairs, and its gradient in theta."""
 
 
 @dataclass(frozen=True)
 class ParameterObjective:
-    """A loss that theta does not determine, such as BST's local errors.
+    """A loss that is not a function of theta alone, such as BST's local errors.
 
     Attributes:
-        of: ``of(parameters, indices)``: mean loss and its gradient in the family's own parameters.
+        of: ``of(parameters, indices)`` returns the mean loss and its gradient in the family's own parameters.
     """
 
     of: Callable[[Tensor, list[int]], LossAndGradient]
@@ -50,11 +51,11 @@ class ParameterObjective:
 
 @dataclass(frozen=True, kw_only=True)
 class AdamSettings:
-    """What one distillation run is asked to do.
+    """Settings of one distillation run with Adam.
 
     Attributes:
         learning_rate: Initial rate; the papers use 5e-4 (class-conditional) and 1e-4 (text).
-        iterations: Length of the run and of the decay.
+        iterations: Number of iterations of the run and of the decay.
         batch_size: Pairs per iteration.
         decay: 'polynomial' (linear to zero, BNS D.1), 'cosine' or 'constant'.
         seed: Seed of the batch order.
@@ -69,7 +70,7 @@ class AdamSettings:
     training_pairs: int = 520
 
     def rate(self, iteration: int) -> float:
-        """The learning rate of ``iteration``."""
+        """The learning rate at ``iteration``."""
         progress = iteration / self.iterations
         match self.decay:
             case "polynomial":
@@ -82,16 +83,16 @@ class AdamSettings:
 
 @dataclass(frozen=True)
 class AdamState(DistillationState):
-    """Everything a distillation run needs to go on: plain lists, so that it can be written as JSON.
+    """Everything needed to continue a distillation run, as plain lists that can be written as JSON.
 
     Attributes:
         parameters: Parameters of the learnable family.
         exp_avg, exp_avg_sq: Adam's running moments.
-        iteration: Iterations done.
+        iteration: Number of completed iterations.
         status: 'running', 'finished', 'diverged', or 'stopped' (early, by a search).
         loss: Mean loss over the iterations since the last validation.
-        validated: One entry per validation: iteration, psnr_db, parameters. The first is the start itself; all are
-            kept, so that another stopping criterion can be applied later.
+        validated: One entry per validation: iteration, psnr_db, parameters. The first is the start itself. All are
+            kept, so that a different stopping criterion can be applied later.
     """
 
     parameters: list[float]
@@ -104,6 +105,7 @@ class AdamState(DistillationState):
 
     @classmethod
     def begin(cls, parameters: Tensor) -> AdamState:
+        """The state before the first iteration."""
         zeros = [0.0] * len(parameters)
         return cls(parameters=parameters.tolist(), exp_avg=zeros, exp_avg_sq=zeros)
 
@@ -117,10 +119,10 @@ def advance(
     sigma0: float,
     objective: Objective | ParameterObjective,
 ) -> AdamState:
-    """``steps`` more iterations of Algorithm 2, or fewer where the run ends or diverges.
+    """Run ``steps`` more iterations of Algorithm 2, or fewer if the run ends or diverges.
 
-    The result depends on the state alone: two calls of k steps equal one of 2k, bit for bit. A loss or gradient that
-    is not finite ends the run as 'diverged' with the last finite parameters.
+    The result depends on the state alone: two calls with k steps equal one call with 2k, bit for bit. A loss or
+    gradient that is not finite ends the run as 'diverged', with the last finite parameters.
     """
     if state.status != "running":
         return state
@@ -142,8 +144,8 @@ def advance(
             loss, gradient = objective.of(parameters.detach(), indices)
         else:
             solver = family.to_ns(parameters, scheduler, sigma0)
-            loss, of_theta = objective(solver.detach(), indices)
-            (gradient,) = torch.autograd.grad(solver.flat(), parameters, of_theta)
+            loss, theta_gradient = objective(solver.detach(), indices)
+            (gradient,) = torch.autograd.grad(solver.flat(), parameters, theta_gradient)
         if not (math.isfinite(loss) and bool(torch.isfinite(gradient).all())):
             status = "diverged"
             break

@@ -1,4 +1,4 @@
-"""Which training pairs an iteration draws: a pure function of (seed, iteration), so a resumed run draws the same."""
+"""Draws the training pairs of an iteration: a pure function of (seed, iteration), so a resumed run draws the same."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 
 
 def batch_indices(pairs: int, batch_size: int, seed: int, iteration: int) -> list[int]:
-    """Indices of the pairs of one iteration; every epoch is a fresh permutation, its incomplete last batch dropped.
+    """Indices of the pairs of one iteration. Each epoch is a fresh permutation; an incomplete last batch is dropped.
 
     Args:
         pairs: Number of training pairs.
-        batch_size: Pairs per iteration; cut to ``pairs`` where there are fewer.
+        batch_size: Pairs per iteration, at most ``pairs``: a larger value is reduced to that.
         seed: Seed of the shuffle.
-        iteration: Iteration, from 0.
+        iteration: Index of the iteration, from 0.
     """
     size = min(batch_size, pairs)
     per_epoch = pairs // size

@@ -1,13 +1,13 @@
-"""The losses of Bespoke scale-time (BST) solvers that score each step where it stands on the ground-truth path.
+"""Losses of Bespoke scale-time (BST) solvers that measure the error of each step from the ground-truth path.
 
-Every step starts on the path itself, so no step waits for another one, and gradients pass through one step only.
-A velocity field takes one time a call, so the steps are evaluated one after the other, each on the whole batch.
+Every step starts on the path itself, so no step depends on another, and gradients pass through one step only.
+A velocity field takes one time per call, so the steps are evaluated one after the other, each on the whole batch.
 
-Besides the m velocities of the solver, with gradients, each loss asks for n - 1 without: the tangents of the path at
-its inner times, needed only where times are learned. A field's own weights are not learned: freeze them
-(``requires_grad_(False)``), or a backward pass spends time on them.
+Besides the m velocities of the solver, which need gradients, each loss evaluates n - 1 velocities without gradients:
+the tangents of the path at its inner times, needed only if times are learned. The field's own weights are not learned:
+freeze them (``requires_grad_(False)``). Otherwise the backward pass spends time on their gradients.
 
-The loss that needs the end of the path alone, BST eq. 6, is :func:`solvers.losses.rmse_loss`.
+The loss that needs only the end of the path, BST eq. 6, is :func:`solvers.losses.rmse_loss`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from solvers.trajectory import DensePath
 class StepwiseFamily(Protocol):
     """A family whose steps can be taken one by one, from any state: ``bespoke_rk1`` and ``bespoke_rk2``.
 
-    What each member means is said at :class:`solvers.families._bespoke.BespokeRungeKutta`.
+    :class:`solvers.families._bespoke.BespokeRungeKutta` documents the members.
     """
 
     @property
@@ -49,32 +49,33 @@ def rmse_bound_loss(
     path: DensePath,
     lipschitz: float = 1.0,
 ) -> Tensor:
-    """sum_i M_i d_i of each sample (BST eq. 26, Algorithm 3); its mean over samples is minimised.
+    """sum_i M_i d_i per sample (BST eq. 26, Algorithm 3); its mean over samples is minimised.
 
-    d_i is the error of step i where it starts on the path (eq. 24), M_i = L_i ... L_{n-1} what the later steps can
-    make of it at most (eq. 25, lemmas D.2 and D.3). The sum bounds the error ||x_n - x(1)|| of the whole solver where
-    ``lipschitz`` is no smaller than the Lipschitz constant of u; 1, as in the paper, is a heuristic.
+    d_i is the error of step i started on the path (eq. 24). M_i = L_i ... L_{n-1} bounds the factor by which the later
+    steps amplify it (eq. 25, lemmas D.2 and D.3). The sum bounds the error ||x_n - x(1)|| of the whole solver if
+    ``lipschitz`` is at least the Lipschitz constant of u; 1, as in the paper, is a heuristic.
 
-    Errors are those of the original path also with sigma0, which only adds a known transform to the learned one. On
-    a path that starts at snr > 0 a sigma0 below 1 starts the solver off the path, and that first error is not counted.
+    Errors are measured on the original path, with sigma0 too: it only adds a known transform to the learned one. On a
+    path that starts at snr > 0, a sigma0 below 1 starts the solver off the path, and that first error is not counted.
 
     Args:
-        family: A family with single steps.
+        family: A family whose steps can be taken one by one.
         parameters: Shape (p,), float64; the loss is differentiable in them.
-        sigma0: Preconditioning that the parameters are for.
+        sigma0: Preconditioning that belongs to the parameters.
         field: The velocity on the original path, frozen.
-        path: Ground truth of the batch, on the whole domain of ``field.scheduler``; its states' dtype and device are
-            those that the field is given.
-        lipschitz: L_tau, the Lipschitz constant that u is taken to have.
+        path: Ground truth of the batch, on the whole domain of ``field.scheduler``. The field is evaluated in the
+            dtype and on the device of its states.
+        lipschitz: L_tau, the assumed Lipschitz constant of u.
 
     Returns:
         Shape (B,), float32 or better.
 
     Raises:
-        ValueError: ``lipschitz`` is negative, the parameters are those of no n, or the path does not cover the times.
+        ValueError: ``lipschitz`` is negative, the number of parameters does not correspond to any n, or the path does
+            not cover the times.
     """
     if not lipschitz >= 0:
-        raise ValueError(f"a Lipschitz constant is not negative, got lipschitz={lipschitz}; the paper takes 1")
+        raise ValueError(f"a Lipschitz constant must not be negative, got lipschitz={lipschitz}; the paper uses 1")
     nodes = family.transform(parameters, field.scheduler, sigma0)
     factors = family.step_lipschitz(nodes, lipschitz)
     weights = torch.cat([factors[1:], factors.new_ones(1)]).flip(0).cumprod(0).flip(0)
@@ -85,7 +86,7 @@ def rmse_bound_loss(
 def lte_loss(
     family: StepwiseFamily, parameters: Tensor, sigma0: float, field: VelocityField, path: DensePath
 ) -> Tensor:
-    """sum_i d_i of each sample, shape (B,): :func:`rmse_bound_loss` with every M_i = 1 (BST Algorithm 5)."""
+    """sum_i d_i per sample, shape (B,): :func:`rmse_bound_loss` with every M_i = 1 (BST Algorithm 5)."""
     nodes = family.transform(parameters, field.scheduler, sigma0)
     return local_errors(family, nodes, field, path).sum(dim=0)
 
@@ -96,7 +97,7 @@ def local_errors(family: StepwiseFamily, nodes: ScaleTimeNodes, field: VelocityF
     states = path.state(times.detach())
     n = len(times) - 1
     if times.requires_grad and torch.is_grad_enabled():
-        # The ends do not move: their tangent is not needed, and the last may be infinite.
+        # The end times are fixed, so their tangents are not needed, and the last tangent may be infinite.
         inner = [x_aux(times[i], states[i], field) for i in range(1, n)]
     else:
         inner = list(states[1:n])
@@ -105,9 +106,9 @@ def local_errors(family: StepwiseFamily, nodes: ScaleTimeNodes, field: VelocityF
 
 
 def x_aux(t: Tensor, state: Tensor, field: VelocityField) -> Tensor:
-    """The path at a time that is learned (BST eq. 27): its value is x(t), its derivative in ``t`` is u_t(x(t)).
+    """The path at a learned time (BST eq. 27): its value is x(t), its derivative in ``t`` is u_t(x(t)).
 
-    No gradient flows into either of the two.
+    No gradient flows into x(t) or u_t(x(t)).
 
     Args:
         t: 0-d float64.

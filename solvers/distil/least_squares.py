@@ -1,8 +1,9 @@
 """The greedy least-squares start: theta in closed form, row by row, from ground-truth trajectories.
 
-Row k of theta is linear in what it multiplies, so for k = 1..n the numbers (a_k, b_k0..b_k,k-1) are the least-squares
-fit of x(t_k) by x0 and the velocities u_0..u_{k-1}, which are evaluated at the solver's own states: each row makes up
-for what the rows before it missed. The times stay those of the grid. n evaluations a pair, and no iteration.
+The state x_k is linear in row k of theta, so for k = 1..n the row (a_k, b_k0..b_k,k-1) is the least-squares fit of
+x(t_k) by x0 and the velocities u_0..u_{k-1}. These are evaluated at the solver's own states, so each row corrects the
+errors of the rows before it. The times remain those of the grid. The fit takes n evaluations per pair and does not
+iterate.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from solvers.distil.pair_field import PairField
 from solvers.ns import NSSolver
 
 RIDGE = 1e-10
-"""What is added to each diagonal entry of the normal equations, as a share of it: late velocities of a fine grid are
-almost multiples of each other."""
+"""Default ridge, as a share of each diagonal entry of the normal equations. It is needed because the late velocities
+of a fine grid are nearly collinear."""
 
 
 @torch.no_grad()
@@ -29,30 +30,31 @@ def fit(
     batch_size: int = 512,
     ridge: float = RIDGE,
 ) -> NSSolver:
-    """The greedy fit of an NS solver to trajectories, on the times of a grid.
+    """Fit an NS solver to trajectories greedily, on the times of a grid.
 
     Args:
-        pair_field: The velocity field of any rows of ``x0``.
+        pair_field: Returns the velocity field for any rows of ``x0``.
         x0: Noise ~ N(0, I), shape (B, ...).
         states_at_grid: x(t_0)..x(t_n) of each pair, shape (n+1, B, ...).
-        times: t_0..t_n, shape (n+1,), float64. t_0 is ``t_min`` of the field's scheduler, t_n is where the sample is.
+        times: t_0..t_n, shape (n+1,), float64. t_0 is ``t_min`` of the field's scheduler, t_n the time of the sample.
         batch_size: Pairs per model call.
-        ridge: Share of each diagonal entry of the normal equations that is added to it. They are summed in float64.
+        ridge: Ridge added to each diagonal entry of the normal equations, as a share of the entry. The equations are
+            summed in float64.
 
     Returns:
         theta with a_0 = sigma(t_min) and times t_0..t_{n-1}.
 
     Raises:
-        ValueError: Shapes do not fit, an option is out of range, ``times`` do not begin where sampling does, or the
-            velocities or states are not finite.
+        ValueError: Shapes do not match, an option is out of range, ``times`` do not begin at ``t_min``, or velocities
+            or states are not finite.
     """
     _check(x0, states_at_grid, times, batch_size, ridge)
     n = len(times) - 1
     scheduler = pair_field(torch.arange(1)).scheduler
     if float(times[0]) != scheduler.t_min:
         raise ValueError(
-            f"the grid begins at t={float(times[0]):.6g}, and sampling under the {scheduler.name} scheduler at "
-            f"t={scheduler.t_min:.6g}; begin the grid there"
+            f"the grid begins at t={float(times[0]):.6g}, but sampling under the {scheduler.name} scheduler begins "
+            f"at t={scheduler.t_min:.6g}; begin the grid there"
         )
     first = scheduler.sigma(scheduler.t_min)
     solver = NSSolver(
@@ -97,7 +99,7 @@ def _check(x0: Tensor, states: Tensor, times: Tensor, batch_size: int, ridge: fl
 
 
 def _normal_equations(basis: list[Tensor], target: Tensor, batches: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """A^T A and A^T y over all pairs and dimensions, float64 on the CPU, a batch of pairs at a time."""
+    """A^T A and A^T y over all pairs and dimensions, float64 on the CPU, summed over batches of pairs."""
     matrix = torch.zeros(len(basis), len(basis), dtype=torch.float64)
     right = torch.zeros(len(basis), dtype=torch.float64)
     for rows in batches:
@@ -108,7 +110,7 @@ def _normal_equations(basis: list[Tensor], target: Tensor, batches: list[Tensor]
 
 
 def _ridge_solution(matrix: Tensor, target: Tensor, ridge: float) -> Tensor:
-    """(A^T A + ridge diag(A^T A))^-1 A^T y; zero for a column that is zero."""
+    """(A^T A + ridge diag(A^T A))^-1 A^T y; the weight of a zero column is zero."""
     diagonal = matrix.diagonal()
     scale = torch.where(diagonal > 0, diagonal, 1.0).sqrt()
     damped = matrix / scale[:, None] / scale + ridge * torch.eye(len(scale), dtype=torch.float64)

@@ -1,10 +1,11 @@
-"""Levenberg-Marquardt on theta: distillation in a few dozen iterations, and without a backward pass.
+"""Levenberg-Marquardt on theta: distillation in a few dozen iterations, without a backward pass.
 
 The loss of BNS (eq. 13) is a mean of log ||r_s||^2 over pairs, r_s = x_n - x(1). Iteratively reweighted least squares
 with weights 1/||r_s|| bounds it from above (``solvers.distil.normal_equations``), so each iteration solves a damped
-linear system of the size of theta. Split as ``solvers.distil.adam`` is: a state that is plain numbers
-(:class:`LMState`), and a function that advances it (:func:`advance`) by asking two questions of whoever has the model
-and the pairs. Sources: Levenberg 1944, Marquardt 1963; projected onto bounds as in Bertsekas 1982.
+linear system of the size of theta. Like ``solvers.distil.adam``, the method is split into a state of plain numbers
+(:class:`LMState`) and a function that advances it (:func:`advance`). The function makes two kinds of request to the
+host with the model and the pairs: normal equations and losses. Sources: Levenberg 1944, Marquardt 1963; projected onto
+bounds as in Bertsekas 1982.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
 
 LOWER, RAISE = 1 / 3, 4.0
-"""What the damping is multiplied by after a step that was as good as predicted, and after one that was refused."""
+"""Factors of the damping: after a step that decreased the loss as predicted, and after a poor or rejected step."""
 
 GOOD, POOR = 0.75, 0.25
-"""Shares of the predicted decrease above which the damping is lowered, and below which it is raised."""
+"""Shares of the predicted decrease: above GOOD the damping is lowered, below POOR it is raised."""
 
 PATIENCE = 3
-"""Iterations in a row without a step, at the largest damping or for want of finite numbers, that end a run."""
+"""Consecutive iterations without a step, due to the largest damping or non-finite numbers, after which a run stalls."""
 
 
 class Normal(Protocol):
-    """Whoever answers with the normal equations at ``solver``, summed over the training pairs ``indices``.
+    """Callable that returns the normal equations at ``solver``, summed over the training pairs ``indices``.
 
-    The columns of the numbers that ``free`` (mask over flat theta) leaves out may be zero.
+    ``free`` is a mask over flat theta. Rows and columns of the entries outside it may be zero.
     """
 
     def __call__(
@@ -47,28 +48,28 @@ class Normal(Protocol):
 
 
 Loss = Callable[[NSSolver, list[int]], float]
-"""``loss(solver, indices)``: mean of log ||r_s||^2 over those training pairs."""
+"""``loss(solver, indices)``: mean of log ||r_s||^2 over these training pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LMSettings:
-    """What one run is asked to do.
+    """Settings of one Levenberg-Marquardt run.
 
     Attributes:
-        iterations: Length of the run.
+        iterations: Number of iterations of the run.
         batch_size: Pairs per iteration.
         seed: Seed of the batch order.
         training_pairs: Number of pairs to draw from.
-        jacobian: 'forward', 'central' or 'jvp'. A run with 'forward' that can take no step any more goes on with
-            'central', since then the noise of the differences may exceed the slope.
-        damping: Damping lambda to start with, in units of the matrix's diagonal.
-        damping_min, damping_max: Its limits.
-        retries: How often a refused step is tried again with more damping, for the price of a loss each.
-        ridge_floor: What is added to the diagonal before it is damped, as a share of its largest entry: directions
-            that the parameters do not determine stay where they are.
+        jacobian: 'forward', 'central' or 'jvp'. A run with 'forward' that finds no more steps continues with
+            'central', since the noise of the forward differences may then exceed the slope.
+        damping: Initial damping lambda, in units of the matrix's diagonal.
+        damping_min, damping_max: Limits of the damping.
+        retries: How often a rejected step is retried with more damping, at the cost of one loss each.
+        ridge_floor: Floor added to the diagonal before damping, as a share of its largest entry. It keeps directions
+            that do not affect the loss where they are.
 
     Raises:
-        ValueError: A number out of range.
+        ValueError: A setting is out of range.
     """
 
     iterations: int = 25
@@ -101,18 +102,18 @@ class LMSettings:
 
 @dataclass(frozen=True)
 class LMState(DistillationState):
-    """Everything a run needs to go on: plain lists, so that it can be written as JSON.
+    """Everything needed to continue a run, as plain lists that can be written as JSON.
 
     Attributes:
         parameters: Parameters of the learnable family; always finite.
         damping: lambda of the next iteration.
-        jacobian: The differences in use; 'central' after a run with 'forward' has come to a stand.
-        iteration: Iterations done, those without a step included.
+        jacobian: The derivatives in use; 'central' once a run with 'forward' takes no further step.
+        iteration: Number of completed iterations, including those without a step.
         status: 'running', 'finished', 'stalled', 'diverged', or 'stopped' (early, by a search).
         reason: Why the run stalled; None for every other status.
-        failures: Iterations in a row that count towards a stall.
+        failures: Consecutive iterations that count towards a stall.
         evaluations: Velocity evaluations spent on training pairs; there are no backward passes.
-        loss: Mean over the iterations since the last validation of the loss at their start.
+        loss: Loss at the start of an iteration, averaged over the iterations since the last validation.
         validated: One entry per validation: iteration, psnr_db, parameters. The first is the start itself.
     """
 
@@ -132,11 +133,13 @@ class LMState(DistillationState):
         """The state before the first iteration.
 
         Raises:
-            ValueError: Parameters that are not finite.
+            ValueError: Some parameters are not finite.
         """
-        wrong = int((~torch.isfinite(parameters)).sum())
-        if wrong:
-            raise ValueError(f"{wrong} of {len(parameters)} starting parameters are not finite; choose another start")
+        non_finite = int((~torch.isfinite(parameters)).sum())
+        if non_finite:
+            raise ValueError(
+                f"{non_finite} of {len(parameters)} starting parameters are not finite; choose another start"
+            )
         return cls(parameters=parameters.tolist(), damping=settings.damping, jacobian=settings.jacobian)
 
 
@@ -150,11 +153,12 @@ def advance(
     normal: Normal,
     loss: Loss,
 ) -> LMState:
-    """``steps`` more iterations, or fewer where the run ends or stalls.
+    """Run ``steps`` more iterations, or fewer if the run ends or stalls.
 
-    An iteration draws a batch, asks for its normal equations once, and takes the first step that lowers the batch's
-    loss, from the state's damping upwards. The result depends on the state alone: two calls of k steps equal one of
-    2k, bit for bit (but for ``loss``, a mean since the last call). Numbers that are not finite never enter theta.
+    An iteration draws a batch, requests its normal equations once, and takes the first step that lowers the batch's
+    loss, starting at the state's damping and raising it. The result depends on the state alone: two calls with k steps
+    equal one call with 2k, bit for bit, except for ``loss``, which is a mean over the last call. Non-finite numbers
+    never enter theta.
     """
     problem = _Problem(settings, family, scheduler, sigma0, normal, loss)
     losses: list[float] = []
@@ -172,7 +176,7 @@ def advance(
 
 @dataclass(frozen=True)
 class _Problem:
-    """What a run minimises, and how."""
+    """The minimisation problem of a run, and the callables that evaluate it."""
 
     settings: LMSettings
     family: LearnableFamily
@@ -182,7 +186,7 @@ class _Problem:
     loss: Loss
 
     def iterate(self, state: LMState) -> tuple[LMState, float]:
-        """The state after one iteration, and the batch's mean loss before it."""
+        """Return the state after one iteration, and the batch's mean loss before it."""
         settings = self.settings
         parameters = torch.tensor(state.parameters, dtype=torch.float64)
         indices = batch_indices(settings.training_pairs, settings.batch_size, settings.seed, state.iteration)
@@ -198,7 +202,7 @@ class _Problem:
         damping = state.damping
         for _ in range(1 + settings.retries):
             candidate = damped_step(parameters, model, damping, settings.ridge_floor, self.project)
-            # A step that is not finite or moves nothing is refused unasked.
+            # A step that is not finite or changes nothing is rejected without evaluating its loss.
             if bool(torch.isfinite(candidate).all()) and not torch.equal(candidate, parameters):
                 state = replace(state, evaluations=state.evaluations + solver.nfe * len(indices))
                 change = self.loss_at(candidate, indices) - before
@@ -213,13 +217,13 @@ class _Problem:
         return replace(state, damping=damping, failures=0), before
 
     def linearised(self, parameters: Tensor) -> tuple[NSSolver, Tensor]:
-        """The solver at ``parameters``, and M = d flat / d parameters, (P, p)."""
+        """Return the solver at ``parameters``, and M = d flat / d parameters, (P, p)."""
         leaf = parameters.clone().requires_grad_()
         solver = self.family.to_ns(leaf, self.scheduler, self.sigma0)
         flat = solver.flat()
         rows = [
-            torch.autograd.grad(number, leaf, retain_graph=True, allow_unused=True)[0] if number.requires_grad else None
-            for number in flat
+            torch.autograd.grad(entry, leaf, retain_graph=True, allow_unused=True)[0] if entry.requires_grad else None
+            for entry in flat
         ]
         return solver.detach(), torch.stack([torch.zeros_like(parameters) if row is None else row for row in rows])
 
@@ -227,7 +231,7 @@ class _Problem:
         return self.family.project(parameters, self.scheduler, self.sigma0)
 
     def loss_at(self, parameters: Tensor, indices: list[int]) -> float:
-        """The batch's mean loss; +inf where theta or the loss is not finite."""
+        """The batch's mean loss; +inf if theta or the loss is not finite."""
         solver = self.family.to_ns(parameters, self.scheduler, self.sigma0).detach()
         if not bool(torch.isfinite(solver.flat()).all()):
             return math.inf
@@ -235,7 +239,7 @@ class _Problem:
         return loss if math.isfinite(loss) else math.inf
 
     def without_step(self, state: LMState, cause: Literal["not finite", "no descent"]) -> LMState:
-        """The state after an iteration that counts towards a stall: the differences are refined first."""
+        """The state after an iteration without a step: a failure, a switch to central differences, or a stall."""
         if state.failures + 1 < PATIENCE:
             return replace(state, failures=state.failures + 1)
         if cause == "no descent" and state.jacobian == "forward":
@@ -244,7 +248,7 @@ class _Problem:
             "not finite": "the loss or its derivatives are not finite; check that the model's velocity is finite near "
             "the states of the start, or choose another start",
             "no descent": f"no step lowers the loss, up to damping {self.settings.damping_max:g}: theta is as good as "
-            f"the precision of the model's velocity tells, or held by the bounds of its times",
+            f"the precision of the model's velocity allows, or is held by the bounds of its times",
         }[cause]
         return replace(
             state, status="stalled", reason=f"{PATIENCE} iterations in a row up to {state.iteration}: {reason}"
@@ -255,7 +259,7 @@ class Quadratic(NamedTuple):
     """The local model of the mean loss, g^T delta + delta^T H delta / 2.
 
     Attributes:
-        h: (p, p), float64, symmetric and positive semidefinite up to rounding; singular where parameters are redundant.
+        h: (p, p), float64, symmetric and positive semidefinite up to rounding; singular if parameters are redundant.
         g: (p,), float64.
     """
 
@@ -266,6 +270,7 @@ class Quadratic(NamedTuple):
         return bool(torch.isfinite(self.h).all() and torch.isfinite(self.g).all())
 
     def change(self, delta: Tensor) -> float:
+        """The predicted change of the loss after the step ``delta``, shape (p,)."""
         return float(self.g @ delta + delta @ self.h @ delta / 2)
 
 
@@ -274,22 +279,22 @@ def damped_step(
 ) -> Tensor:
     """The parameters after the step (H + lambda D) delta = -g, D = diag(H) + floor, inside their bounds.
 
-    Where ``project`` changes parameters of the step, those are held at their bounds and the others solved for again:
-    clipping a step afterwards would leave the rest of it wrong, since the columns of neighbouring times are far from
-    independent.
+    If ``project`` changes some parameters, these are held at their bounds and the others are solved for again. Clipping
+    the step alone would leave the other parameters wrong, since the columns of neighbouring times are strongly
+    correlated.
 
     Args:
         parameters: (p,), float64.
-        model: H and g there.
+        model: H and g at ``parameters``.
         damping: lambda > 0.
         ridge_floor: The floor as a share of the largest diagonal entry of H.
-        project: The nearest parameters inside the bounds.
+        project: Returns the nearest parameters inside the bounds.
     """
     diagonal = model.h.diagonal().clamp_min(0)
     scale = (diagonal + ridge_floor * diagonal.max()).sqrt()
-    if float(scale.max()) == 0:  # the loss depends on no parameter
+    if float(scale.max()) == 0:  # the loss does not depend on any parameter
         return parameters
-    # In units of the diagonal the system has ones there: its condition is that of the problem and not of its units.
+    # Scaling by the diagonal gives a unit diagonal, so the conditioning does not depend on the units of the parameters.
     system = model.h / scale[:, None] / scale + damping * torch.eye(len(scale), dtype=torch.float64)
     target = -model.g / scale
     step = solve_symmetric(system, target) / scale

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def solve_symmetric(matrix: Tensor, target: Tensor) -> Tensor:
-    """x with matrix x = target, by Cholesky, or the least-norm x where rounding left the matrix indefinite.
+    """Solve matrix x = target by Cholesky, or for the least-norm x if rounding left the matrix indefinite.
 
     Args:
         matrix: Shape (p, p), symmetric, float64.

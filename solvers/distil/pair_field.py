@@ -1,4 +1,4 @@
-"""Which velocity field belongs to which pairs: what a method needs that rearranges the batch it is given."""
+"""Velocity fields by pair, for methods that split, reorder or repeat the pairs of a batch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 from solvers.field import VelocityField
 
 PairField = Callable[[Tensor], VelocityField]
-"""``pair_field(rows)``: the velocity field of a batch made of these rows of the pairs at hand, (b,) int64 on the CPU,
-in this order; rows may repeat. A conditional model answers with a field whose conditioning is ``condition[rows]``."""
+"""``pair_field(rows)``: the velocity field for a batch of these rows of the current pairs, (b,) int64 on the CPU, in
+this order; rows may repeat. A conditional model returns a field with the conditioning ``condition[rows]``."""
 
 
 def unconditional(field: VelocityField) -> PairField:
-    """A field that is the same for every pair."""
+    """The :data:`PairField` of a field that is the same for every pair."""
     return lambda rows: field

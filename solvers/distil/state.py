@@ -1,4 +1,4 @@
-"""What the states of all distillation methods share: how a run ended, and the validated iterates it may choose from."""
+"""Common part of the states of all distillation methods: the status of the run and its validated iterates."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import math
 from typing import Any, ClassVar, Literal, Self
 
 Status = Literal["running", "finished", "diverged", "stalled", "stopped"]
-"""'finished': all iterations done. 'diverged': numbers that are not finite, or a fall far below the start.
+"""'finished': all iterations are done. 'diverged': numbers became non-finite, or the PSNR fell far below the start's.
 'stalled': no step is accepted any more. 'stopped': ended early by a search."""
 
 DIVERGENCE_DB = 20.0
-"""A validation PSNR this far below the start's counts as diverged: no run seen here has come back from there."""
+"""A validation PSNR this far below the start's counts as diverged: no observed run has recovered from there."""
 
 
 class DistillationState:
-    """Base of the states that a run is stored, sent and resumed as.
+    """Base class of the states in which runs are stored, sent and resumed.
 
     A subclass is a frozen dataclass of plain numbers, strings and lists, so that it can be written as JSON, and has
-    the fields named here. They are not dataclass fields of this class: each subclass orders its own.
+    the fields declared here. They are not dataclass fields of this class, so that each subclass can order its own.
     """
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
@@ -29,17 +29,17 @@ class DistillationState:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The validated iterate of highest PSNR: the start itself where nothing improved on it.
+        """The validated iterate of highest PSNR: the start itself if nothing improved on it.
 
         Raises:
-            ValueError: Nothing was validated yet.
+            ValueError: No iterate has been validated yet.
         """
         if not self.validated:
-            raise ValueError("no iterate was validated yet")
+            raise ValueError("no iterate has been validated yet")
         return max(self.validated, key=lambda entry: entry["psnr_db"])
 
     def with_validation(self, psnr_db: float) -> Self:
-        """The state after a validation; notices divergence."""
+        """Return the state after a validation, with status 'diverged' if the PSNR is too low or not finite."""
         entry = {"iteration": self.iteration, "psnr_db": psnr_db, "parameters": self.parameters}
         if not math.isfinite(psnr_db):
             return dataclasses.replace(self, status="diverged")

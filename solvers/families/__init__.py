@@ -1,4 +1,4 @@
-"""Solver families, one file each, found by module name."""
+"""Solver families: one file each, named by its module."""
 
 from solvers.families.base import Family, GridSolver, LearnableFamily
 

@@ -1,8 +1,9 @@
 """Bespoke scale-time (BST) solvers: a Runge-Kutta method on a learned scale-time transform of the trajectories.
 
 A transform x-bar(r) = s_r x(t_r), r in [0, 1], turns u into u-bar_r(x) = (s'/s) x + t' s u_{t_r}(x / s) (BST eq. 16).
-A method with S stages a step asks it at the nodes r_k = k / m, k = 0..m-1, m = n S, and ends at r_m = 1: all that it
-sees of the transform are t and s at the nodes, and their derivatives at all nodes but the last. Those are learned.
+A method with S stages per step evaluates u-bar at the nodes r_k = k / m, k = 0..m-1, m = n S, and ends at r_m = 1. It
+depends on the transform only through t and s at the nodes, and their derivatives at all nodes but the last. These
+values are learned.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from solvers.to_ns import to_ns
 Learn = Literal["both", "time", "scale"]
 
 IDENTITY_TOLERANCE = 1e-9
-"""How far a half that is not learned may be from the identity: rounding, and no more."""
+"""Largest deviation from the identity of a half that is not learned; allows for rounding only."""
 
 
 class ScaleTimeNodes(NamedTuple):
-    """A scale-time transform as a solver of m evaluations sees it, float64.
+    """A scale-time transform at the nodes of a solver of m evaluations, float64.
 
     ``t`` and ``s`` have shape (m + 1,), for r = 0, 1/m, ..., 1; ``d_t`` (dt/dr) and ``d_log_s`` ((ds/dr)/s) have
-    shape (m,), without r = 1, where no velocity is asked.
+    shape (m,), without r = 1, where the velocity is not evaluated.
     """
 
     t: Tensor
@@ -47,13 +48,13 @@ class ScaleTimeNodes(NamedTuple):
         return as_dtype(self.d_log_s[k], x) * x + gain * field(x / scale, self.t[k])
 
     def lipschitz(self, lipschitz: float) -> Tensor:
-        """Lipschitz constants of u-bar at the nodes for one of u (BST lemma D.1), shape (m,)."""
+        """Lipschitz constants of u-bar at the nodes, given that of u (BST lemma D.1), shape (m,)."""
         return self.d_log_s.abs() + self.d_t * lipschitz
 
     def after(self, change: SchedulerChange) -> ScaleTimeNodes:
-        """This transform of ``change``'s target, as one transform of its source."""
+        """Compose with ``change``: this transform of its target path, expressed as a transform of its source path."""
         inner = change(self.t[:-1])
-        # The derivatives of a change may be infinite at its end, where they are not needed.
+        # The derivatives of a change may be infinite at the end, where they are not needed.
         last_time, last_scale = change.time_and_scale(self.t[-1:])
         return ScaleTimeNodes(
             t=torch.cat([inner.t, last_time]),
@@ -67,32 +68,32 @@ class ScaleTimeNodes(NamedTuple):
 class BespokeRungeKutta(LearnableFamily, ABC):
     """The method ``base`` with ``n`` steps on a learned scale-time transform; m = n S evaluations.
 
-    The parameters are, in this order (BST eq. 73-75, mended):
+    The parameters are, in this order (BST eq. 73-75, corrected):
 
     - theta^t: increments of the time. t_k = t_min + (t_max - t_min) sum_{j<=k} |theta^t_j| / sum_j |theta^t_j| for
-      k = 1..m, so times never fall and end at t_max. A common factor changes nothing: the middle increment is kept
-      at 1 and is no parameter, which leaves m - 1;
+      k = 1..m, so times never decrease and end at t_max. A common factor has no effect, so the middle increment is
+      fixed at 1 and is not a parameter, which leaves m - 1;
     - m of theta^t': dt/dr = (t_max - t_min) |theta^t'_k|, k = 0..m-1;
     - m of theta^s: s_k = exp(theta^s_k), k = 1..m, with s_0 = 1;
     - m of theta^s': ds/dr = theta^s'_k, k = 0..m-1.
 
-    All 4m - 1 of them are free numbers of the transform, but several transforms give one solver: its non-stationary
+    All 4m - 1 are free parameters of the transform, but several transforms give the same solver: its non-stationary
     form has 3n - 1 degrees of freedom for RK1, and 7n - 1 for RK2.
 
-    With sigma0 the transform is one of the preconditioned path (BNS eq. 14), and the two are composed.
+    With sigma0 the transform acts on the preconditioned path (BNS eq. 14), and the two are composed.
 
     Attributes:
-        learn: 'both', or 'time' (s = 1) or 'scale' (t = r) alone: the ablations of BST appendix K.2. A half that is
-            not learned stays at the identity, and its numbers are not among the parameters.
+        learn: 'both', or 'time' (s = 1) or 'scale' (t = r) alone, the ablations of BST appendix K.2. A half that is
+            not learned stays at the identity and has no parameters.
     """
 
     learn: Learn = "both"
 
-    #: The method; its stages must lie at c = 0, 1/S, ..., so that they fall on the nodes.
+    #: The Runge-Kutta method; its stages must lie at c = 0, 1/S, ..., so that they fall on the nodes.
     base: ClassVar[RungeKutta]
     #: Short name without options.
     short: ClassVar[str]
-    source = "Shaul et al. 2023 (BST), eq. 16-20 and 73-75 (mended)"
+    source = "Shaul et al. 2023 (BST), eq. 16-20 and 73-75 (corrected)"
 
     def __post_init__(self) -> None:
         if self.learn not in get_args(Learn):
@@ -113,26 +114,27 @@ class BespokeRungeKutta(LearnableFamily, ABC):
         return {"both": 4 * nodes - 1, "time": 2 * nodes - 1, "scale": 2 * nodes}[self.learn]
 
     def steps(self, parameters: Tensor) -> int:
-        """The n that ``parameters`` are for.
+        """Number of steps n of a parameter vector.
 
         Raises:
-            ValueError: Their number is that of no n.
+            ValueError: The length does not match any n.
         """
         length = len(parameters)
         per_step = self.parameter_count(2) - self.parameter_count(1)
         n = max(1, (length + 1) // per_step)
         if parameters.ndim != 1 or self.parameter_count(n) != length:
             raise ValueError(
-                f"{length} numbers are no parameters of {self.label}: 1, 2, 3, ... steps have "
-                f"{', '.join(str(self.parameter_count(k)) for k in (1, 2, 3))}, ... of them"
+                f"{length} numbers are not a parameter vector of {self.label}: 1, 2, 3, ... steps have "
+                f"{', '.join(str(self.parameter_count(k)) for k in (1, 2, 3))}, ... parameters"
             )
         return n
 
     def start(self, solver: GridSolver, scheduler: Scheduler) -> Tensor:
-        """The identity on the solver's grid: t runs through the grid linearly in r from time to time, and s = 1.
+        """The identity on the solver's grid: t interpolates the grid linearly in r, and s = 1.
 
         Raises:
-            ValueError: ``solver`` is not of the method itself, or its grid is not uniform and the time is not learned.
+            ValueError: ``solver`` is not of the method ``base``, or its grid is not uniform and the time is not
+                learned.
         """
         if not self.starts_from(solver.family):
             raise ValueError(
@@ -147,16 +149,16 @@ class BespokeRungeKutta(LearnableFamily, ABC):
         return self.parameters_of(times, torch.ones_like(times), d_t, torch.zeros_like(d_t), domain)
 
     def parameters_of(self, t: Tensor, s: Tensor, d_t: Tensor, d_s: Tensor, domain: Scheduler) -> Tensor:
-        """The parameters of a transform that is known at the nodes: the inverse of the map above.
+        """The parameters of a transform given by its values at the nodes; the inverse of :meth:`transform`.
 
         Args:
             t, s: Time and scale at r = 0, 1/m, ..., 1, shape (m + 1,), float64; t rises from ``domain.t_min`` to
                 ``domain.t_max``, s is positive and begins at 1.
             d_t, d_s: dt/dr >= 0 and ds/dr at r = 0, ..., (m-1)/m, shape (m,), float64.
-            domain: The scheduler whose path is transformed, the preconditioned one where sigma0 is not 1.
+            domain: The scheduler whose path is transformed: the preconditioned one if sigma0 is not 1.
 
         Raises:
-            ValueError: No such transform, or one whose half that is not learned is not the identity.
+            ValueError: The values are not such a transform, or a half that is not learned is not the identity.
         """
         m, span = len(d_t), domain.t_max - domain.t_min
         shapes = [tuple(values.shape) for values in (t, s, d_t, d_s)]
@@ -190,9 +192,9 @@ class BespokeRungeKutta(LearnableFamily, ABC):
         return torch.cat(learned)
 
     def transform(self, parameters: Tensor, scheduler: Scheduler, sigma0: float = 1.0) -> ScaleTimeNodes:
-        """The transform at ``parameters`` of the path of ``scheduler`` itself; differentiable.
+        """The transform at ``parameters``, of the original path of ``scheduler``; differentiable.
 
-        With sigma0 it is the composition with the preconditioning, so s begins near sigma0.
+        With sigma0 it is composed with the preconditioning, so s begins near sigma0.
         """
         domain = target_scheduler(scheduler, sigma0)
         m = self.steps(parameters) * self.stages
@@ -208,7 +210,7 @@ class BespokeRungeKutta(LearnableFamily, ABC):
         one, span = parameters.new_ones(1), domain.t_max - domain.t_min
         increments = torch.cat([time[: m // 2], one, time[m // 2 : m - 1]]).abs()
         shares = increments.cumsum(0)[:-1] / increments.sum()
-        # The ends are the domain's own, and a sum of shares may overstep them by rounding.
+        # The ends are exactly the domain's, which a sum of shares may overstep by rounding.
         times = (domain.t_min + span * shares).clamp(domain.t_min, domain.t_max)
         s = torch.cat([one, scale[:m].exp()])
         nodes = ScaleTimeNodes(
@@ -225,13 +227,16 @@ class BespokeRungeKutta(LearnableFamily, ABC):
         return self._transformed_step(nodes, i, first * x, velocity) / last
 
     def sample(self, parameters: Tensor, velocity: VelocityField, x0: Tensor, sigma0: float = 1.0) -> Tensor:
-        """BST Algorithm 4: all steps on the transformed path, and back once; of the shape and dtype of ``x0``.
+        """BST Algorithm 4: take all steps on the transformed path, then map back to the original one.
 
         Args:
             parameters: Shape (p,), float64.
             velocity: The field; sampling starts at its path's first time, from sigma(t_min) x0.
             x0: Noise ~ N(0, I), shape (B, ...), or a coefficient vector.
             sigma0: Preconditioning.
+
+        Returns:
+            The sample, with the shape and dtype of ``x0``.
         """
         nodes = self.transform(parameters, velocity.scheduler, sigma0)
         x = as_dtype(nodes.s[0] * velocity.scheduler.sigma(nodes.t[0]), x0) * x0
@@ -240,7 +245,7 @@ class BespokeRungeKutta(LearnableFamily, ABC):
         return x / as_dtype(nodes.s[-1], x0)
 
     def _transformed_step(self, nodes: ScaleTimeNodes, i: int, x: Tensor, velocity: VelocityField) -> Tensor:
-        """One step of ``base`` with u-bar, from and to the transformed path (BST eq. 11)."""
+        """One step of ``base`` with u-bar, on the transformed path (BST eq. 11)."""
         h = _step_length(nodes, self.stages)
         stages: list[Tensor] = []
         for j, row in enumerate(self.base.tableau.a):
@@ -248,7 +253,7 @@ class BespokeRungeKutta(LearnableFamily, ABC):
         return stage_sum(x, h, self.base.tableau.b, stages)
 
     def step_lipschitz(self, nodes: ScaleTimeNodes, lipschitz: float) -> Tensor:
-        """Lipschitz constants L_i of the steps in x, for one of u (BST lemmas D.2 and D.3), shape (n,), float64."""
+        """Lipschitz constants L_i of the steps in x, given that of u (BST lemmas D.2 and D.3), shape (n,), float64."""
         h = _step_length(nodes, self.stages)
         tableau = self.base.tableau
         of_field = nodes.lipschitz(lipschitz).reshape(-1, self.stages)
@@ -263,9 +268,9 @@ class BespokeRungeKutta(LearnableFamily, ABC):
         return to_ns(_AtParameters(self, parameters, sigma0), scheduler)
 
     def project(self, parameters: Tensor, scheduler: Scheduler, sigma0: float) -> Tensor:
-        """Times are ordered and in the domain as they are; only a velocity that is infinite at its end needs room.
+        """Keep the last query away from the end of the domain if the velocity is infinite there.
 
-        There the last increment is widened until the last query keeps its distance.
+        The last increment is widened until it does. Times are ordered and inside the domain by construction.
         """
         domain = target_scheduler(scheduler, sigma0)
         m = self.steps(parameters) * self.stages
@@ -274,7 +279,7 @@ class BespokeRungeKutta(LearnableFamily, ABC):
         if self.learn == "scale" or room <= 0 or m == 1:
             return projected
         increments = projected[: m - 1]
-        if m == 2:  # the last increment is the middle one, and stays 1
+        if m == 2:  # the last increment is the middle one, which is fixed at 1, so the first is limited
             largest = (1 - room) / room
             increments.clamp_(-largest, largest)
         else:

@@ -1,4 +1,4 @@
-"""DPM-Solver++ multistep, of second and third order."""
+"""Multistep DPM-Solver++ of second and third order."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from solvers.field import VelocityField
 class DPMppMultistep(Family):
     """Multistep exponential integrator in the data prediction (Lu et al. 2022, DPM-Solver++), variable steps."""
 
-    #: Order of the steps in the middle.
+    #: Order of the intermediate steps.
     highest: ClassVar[int]
 
     @property
     def order(self) -> int:
-        # The first and the last step are of first order, and a local error h^2 is never made up for.
+        # The first and the last step are of first order, and their local error h^2 is never compensated.
         return 2
 
     def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:
@@ -47,12 +47,12 @@ class DPMppMultistep(Family):
 def dpmpp_weights(order: int, fractions: Tensor, h: Tensor) -> Tensor:
     """Weights of data predictions in the mean of a DPM-Solver++ step of order 2 (midpoint form) or 3.
 
-    Order 2 takes 1/2 for the mean fraction of the step. Order 3 takes that mean exactly, but half the mean of its
+    Order 2 approximates the mean fraction of the step by 1/2. Order 3 uses the exact mean, but half the mean of the
     square, as the published third-order term does.
 
     Args:
         order: 2 or 3.
-        fractions: (lambda_j - lambda) / h, newest first, so 0 first; shape (k,), k <= order.
+        fractions: (lambda_j - lambda) / h, newest first, so the first is 0; shape (k,), k <= order.
         h: lambda' - lambda, finite.
 
     Returns:
@@ -62,7 +62,7 @@ def dpmpp_weights(order: int, fractions: Tensor, h: Tensor) -> Tensor:
     if order == 2:
         moments = torch.stack([one, one / 2])
     else:
-        # Moments of the distance to the end of the step, as moments of the distance from its start.
+        # Moments of the distance to the end of the step, converted to moments of the distance from its start.
         _, mean, mean_square = exponential_moments(h, 3)
         moments = torch.stack([one, 1 - mean, (1 - 2 * mean + mean_square) / 2])
     return moment_weights(fractions, moments[: len(fractions)])

@@ -1,18 +1,18 @@
-"""Arithmetic of the exponential integrators, in coordinates in which every path is the straight one.
+"""Exponential integrators, in coordinates in which every path is straight.
 
 With y = x / (alpha + sigma) and the shares a = alpha / (alpha + sigma), s = sigma / (alpha + sigma) of data and noise,
 y = a x1 + s eps on every path, and dy/da = x1-hat - eps-hat. Variation of constants (BNS eq. 22) gives the exact step
 
     y' = y + (a' - a) <v>
 
-where <v> is a mean, along the step in log-SNR lambda, of the straight velocity that a prediction implies at the step's
-start: (x1-hat - y) / s under the density e^lambda (``sample``), or (y - eps-hat) / a under e^-lambda (``epsilon``).
-One prediction is DDIM for both. The methods differ only in how they estimate the mean: by weights, summing to 1, of
-predictions at known lambda.
+where <v> is the mean, over the step in log-SNR lambda, of the straight velocity that a prediction implies at the start
+of the step: (x1-hat - y) / s under the density e^lambda (``sample``), or (y - eps-hat) / a under e^-lambda
+(``epsilon``). With a single prediction both are DDIM. The methods differ only in their estimate of the mean: a
+weighted sum of predictions at known lambda, with weights that sum to 1.
 
-In this form a step is finite where lambda is not (only the noise of an earlier state cannot be used at a = 0), and it
-is free of the cancellation of (alpha'/alpha) x against the noise: a step from alpha = 1e-5 to 0.1 would lose four of
-float32's seven digits to it.
+In this form a step is finite even if lambda is not (only the noise of an earlier state cannot be used at a = 0). It
+also avoids the cancellation of (alpha'/alpha) x against the noise, which would cost a step from alpha = 1e-5 to 0.1
+four of float32's seven digits.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from solvers.schedulers.base import Scheduler
 EndpointPrediction = Literal["epsilon", "sample"]
 
 SERIES_TERMS = 20
-"""Terms of e^-h's series below h = 1, where the recursion cancels: the first one left out is below 1e-18."""
+"""Terms of the series of e^-h, used below h = 1, where the recursion cancels; the first omitted one is below 1e-18."""
 
 
 def check_prediction(family: str, prediction: str) -> None:
-    """Refuse a prediction that no exponential integrator steps in.
+    """Check that exponential integrators support a prediction type.
 
     Raises:
         ValueError: ``prediction`` is neither 'epsilon' nor 'sample'.
@@ -48,7 +48,7 @@ def check_prediction(family: str, prediction: str) -> None:
 
 
 def check_count(family: str, option: str, value: int, first: int, last: int) -> None:
-    """Refuse an option outside its range of integers.
+    """Check that an integer option lies in its range.
 
     Raises:
         ValueError: ``value`` is not one of ``first`` … ``last``.
@@ -58,7 +58,7 @@ def check_count(family: str, option: str, value: int, first: int, last: int) -> 
 
 
 class StraightPoint(NamedTuple):
-    """A time on the straight path: alpha + sigma, and the shares of data and noise in it; 0-d float64 tensors."""
+    """A point of the straight path: alpha + sigma, and the shares a of data and s of noise; 0-d float64 tensors."""
 
     scale: Tensor
     data: Tensor
@@ -66,7 +66,7 @@ class StraightPoint(NamedTuple):
 
 
 def straight_point(scheduler: Scheduler, t: Tensor) -> StraightPoint:
-    """Where ``scheduler`` is at ``t``."""
+    """The point of the straight path that corresponds to ``scheduler`` at ``t``."""
     point = scheduler(t)
     scale = point.alpha + point.sigma
     return StraightPoint(scale, point.alpha / scale, point.sigma / scale)
@@ -83,7 +83,7 @@ def leave(y: Tensor, at: StraightPoint) -> Tensor:
 
 
 def straight_velocity(field: VelocityField, y: Tensor, t: Tensor) -> Tensor:
-    """dy/da = x1-hat - eps-hat at the straight state ``y`` and ``t``; one evaluation."""
+    """dy/da = x1-hat - eps-hat at the straight state ``y`` and time ``t``; one evaluation."""
     x = leave(y, straight_point(field.scheduler, t))
     data, noise = endpoints_from_velocity(field(x, t), x, field.scheduler(t))
     return data - noise
@@ -92,14 +92,16 @@ def straight_velocity(field: VelocityField, y: Tensor, t: Tensor) -> Tensor:
 def implied_elsewhere(
     prediction: EndpointPrediction, velocity: Tensor, displacement: Tensor, at: StraightPoint, to: StraightPoint
 ) -> Tensor:
-    """The straight velocity that a prediction implies at another state than the one where it implies ``velocity``.
+    """Convert the straight velocity that a prediction implies at one state to the one it implies at another.
 
-    With x1-hat = y + s v, or eps-hat = y - a v, held.
+    The prediction, x1-hat = y + s v or eps-hat = y - a v, is held constant.
 
     Args:
-        displacement: The other state minus this one.
-        at: Where this state is.
-        to: Where the other is; not in pure noise for ``epsilon``, not on clean data for ``sample``.
+        prediction: The prediction that is held.
+        velocity: The straight velocity v at the first state.
+        displacement: The second state minus the first.
+        at: Point of the first state.
+        to: Point of the second state; not pure noise for ``epsilon``, not clean data for ``sample``.
     """
     if prediction == "epsilon":
         return (as_dtype(at.data, velocity) * velocity + displacement) / as_dtype(to.data, velocity)
@@ -107,7 +109,7 @@ def implied_elsewhere(
 
 
 def displacement_to(start: StraightPoint, end: StraightPoint, weights: Tensor, known: list[Tensor]) -> Tensor:
-    """(a' - a) <v>, with ``weights`` of the velocities ``known`` at the start; the first ones, if there are more."""
+    """(a' - a) <v>, where <v> weights the first velocities in ``known``, as implied at the start, by ``weights``."""
     mean = weighted_sum(weights, known[: len(weights)])
     return as_dtype(end.data - start.data, mean) * mean
 
@@ -119,12 +121,13 @@ def integrate_multistep(
     prediction: EndpointPrediction,
     weights: Callable[[int], Tensor],
 ) -> Tensor:
-    """A multistep method: one evaluation a step, and a mean of this prediction and the last ones.
+    """Integrate by a multistep method: one evaluation per step, averaged with earlier predictions.
 
     Args:
         field, x, times: As in :meth:`solvers.families.base.Family.integrate`.
-        prediction: What is held of the past.
-        weights: The weights of step i, shape (k,), k <= i + 1, newest prediction first; one for the first step.
+        prediction: Prediction in which past evaluations are held.
+        weights: Returns the weights of step i, shape (k,), k <= i + 1, newest prediction first; the first step has
+            one.
     """
     points = [straight_point(field.scheduler, t) for t in times]
     y, known = enter(x, points[0]), list[Tensor]()
@@ -139,24 +142,24 @@ def integrate_multistep(
 
 
 def multistep_order(highest: int, step: int, steps: int, *, lower_at_end: bool) -> int:
-    """The order of step ``step`` of ``steps``: predictions known so far, and, where asked, steps left to take."""
+    """Order of step ``step`` of ``steps``, limited by the predictions known and, optionally, the steps left."""
     order = min(highest, step + 1)
     return min(order, steps - step) if lower_at_end else order
 
 
 def newest_first(values: Tensor, step: int, count: int) -> Tensor:
-    """The last ``count`` of ``values`` at the grid's times, from the start of step ``step`` backwards."""
+    """The last ``count`` of the grid's ``values`` up to the start of step ``step``, newest first."""
     return values[step - count + 1 : step + 1].flip(0)
 
 
 def exponential_moments(h: Tensor, count: int) -> Tensor:
-    """E[v^k], k = 0 … count-1, of v in [0, 1] under the density proportional to e^(-h v).
+    """Moments E[v^k], k = 0 … count-1, of v in [0, 1] under the density proportional to e^(-h v).
 
     Args:
         h: Step in log-SNR, 0-d float64, non-negative and finite; 0 gives 1/(k+1).
 
     Returns:
-        Shape (count,), float64, to rounding for every h.
+        Shape (count,), float64, accurate to rounding for every h.
     """
     if float(h.detach()) < 1:
         n = torch.arange(SERIES_TERMS, dtype=torch.float64)
@@ -164,58 +167,60 @@ def exponential_moments(h: Tensor, count: int) -> Tensor:
         integrals = torch.stack([(terms / (n + k + 1)).sum() for k in range(count)])
     else:
         integral = -torch.expm1(-h) / h
-        found = [integral]
+        unnormalised = [integral]
         for k in range(1, count):
             integral = (k * integral - torch.exp(-h)) / h
-            found.append(integral)
-        integrals = torch.stack(found)
+            unnormalised.append(integral)
+        integrals = torch.stack(unnormalised)
     return integrals / integrals[0]
 
 
 def mean_weights(prediction: EndpointPrediction, fractions: Tensor, h: Tensor) -> Tensor:
-    """Weights of predictions in <f>: the mean of the polynomial in lambda through them, exactly.
+    """Weights of predictions in <v>: the exact mean of their interpolation polynomial in lambda.
 
     Args:
-        fractions: Where the predictions were made, (lambda_j - lambda) / h: 0 at the start of the step, 1 at its end,
+        prediction: The prediction that is interpolated.
+        fractions: Positions of the predictions, (lambda_j - lambda) / h: 0 at the start of the step, 1 at its end,
             negative before. Shape (k,), float64, distinct.
         h: lambda' - lambda, 0-d float64, finite.
 
     Returns:
         Shape (k,), summing to 1.
     """
-    # Counted from the end of the step on which the density is largest, so that it is e^(-h v) for both predictions.
+    # Measured from the end of the step at which the density is largest, so that it is e^(-h v) for both predictions.
     v = fractions if prediction == "epsilon" else 1 - fractions
     return moment_weights(v, exponential_moments(h, len(fractions)))
 
 
 def finite_fractions(lambdas: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """Where past predictions lie in units of the step from ``lambdas[0]`` to ``end``, and the step's length h.
+    """Positions of past predictions in units of the step from ``lambdas[0]`` to ``end``, and the step length h.
 
-    A prediction at lambda = -inf is left out: weight 0 is the limit of the interpolation.
+    A prediction at lambda = -inf is omitted, since weight 0 is the limit of the interpolation.
 
     Args:
-        lambdas: Shape (k,), float64, newest first; the first is finite, and only the last may not be.
+        lambdas: Shape (k,), float64, newest first; the first is finite, and only the last may be infinite.
         end: 0-d float64, finite.
 
     Returns:
-        (lambda_j - lambdas[0]) / h of the finite ones, and h.
+        (lambda_j - lambdas[0]) / h for finite lambda_j, and h.
     """
     h = end - lambdas[0]
     return (lambdas[torch.isfinite(lambdas)] - lambdas[0]) / h, h
 
 
 def history_weights(prediction: EndpointPrediction, lambdas: Tensor, end: Tensor) -> Tensor:
-    """Weights in <f> of the predictions at ``lambdas`` over the step from ``lambdas[0]`` to ``end``.
+    """Weights of the predictions at ``lambdas`` in <v> over the step from ``lambdas[0]`` to ``end``.
 
-    At ``end`` = +inf the noise prediction is extrapolated as ever (the mean of v^k under e^-v is k!); the data
-    prediction cannot be, and is held.
+    At ``end`` = +inf the noise prediction is extrapolated as on other steps (the mean of v^k under e^-v is k!); the
+    data prediction cannot be extrapolated and is held.
 
     Args:
+        prediction: The prediction that is extrapolated.
         lambdas: As in :func:`finite_fractions`, but a single one may be -inf.
         end: 0-d float64, finite or +inf.
 
     Returns:
-        Weights of the first predictions, summing to 1; those left out have none.
+        Weights of the first (newest) predictions, summing to 1; the others are not used.
     """
     if len(lambdas) == 1:
         return torch.ones(1, dtype=torch.float64)
@@ -231,11 +236,11 @@ def history_weights(prediction: EndpointPrediction, lambdas: Tensor, end: Tensor
 class SingleStep:
     """One step of an exponential Runge-Kutta method, from ``t`` to ``t_next``.
 
-    A stage lies at a fraction c of the step in log-SNR. Where the step begins in pure noise (lambda = -inf) it is
-    taken in e^lambda = alpha/sigma and the data prediction instead, where it ends on clean data (lambda = +inf) in
-    e^-lambda = sigma/alpha and the noise prediction: there the step is finite and the method is its classical
-    Runge-Kutta method, the limit of the exponential one for h = 0, of the same order. A single step from pure noise
-    to clean data has its stage at snr = c/(1-c) and is taken in the data prediction.
+    A stage lies at a fraction c of the step in log-SNR. A step that begins in pure noise (lambda = -inf) is taken in
+    e^lambda = alpha/sigma and the data prediction instead, and one that ends on clean data (lambda = +inf) in
+    e^-lambda = sigma/alpha and the noise prediction. In these coordinates the step is finite, and the method becomes
+    the classical Runge-Kutta method of the same order, which is the limit h = 0 of the exponential one. A single step
+    from pure noise to clean data has its stage at snr = c/(1-c) and is taken in the data prediction.
     """
 
     def __init__(self, field: VelocityField, x: Tensor, t: Tensor, t_next: Tensor, prediction: EndpointPrediction):
@@ -247,11 +252,11 @@ class SingleStep:
         self.first, self.last = self.scheduler.lambda_(t), self.scheduler.lambda_(t_next)
         self.from_noise = not bool(torch.isfinite(self.first))
         self.to_data = not bool(torch.isfinite(self.last))
-        #: The prediction that the step is taken in.
+        #: The prediction in which the step is taken.
         self.form: EndpointPrediction = "sample" if self.from_noise else "epsilon" if self.to_data else prediction
 
     def time_at(self, c: float) -> Tensor:
-        """The time of a stage at the fraction ``c`` in (0, 1]; the grid's own time at 1."""
+        """Time of the stage at the fraction ``c`` in (0, 1]; exactly the grid's time at 1."""
         if c == 1:
             return self.t_next
         if self.from_noise and self.to_data:
@@ -263,11 +268,11 @@ class SingleStep:
         return self.scheduler.time_at_lambda(self.first + c * (self.last - self.first))
 
     def implied(self, t: Tensor, displacement: Tensor | None = None) -> Tensor:
-        """The straight velocity at the start that the prediction at ``t`` implies; one evaluation.
+        """The straight velocity at the start of the step that the prediction at ``t`` implies; one evaluation.
 
         Args:
-            t: The time of a stage.
-            displacement: Of the stage from the start; none for the first stage, which lies there.
+            t: Time of the stage.
+            displacement: The stage's state minus the start; None for the first stage, which is the start.
         """
         if displacement is None:
             return straight_velocity(self.field, self.y, t)
@@ -275,17 +280,17 @@ class SingleStep:
         return implied_elsewhere(self.form, velocity, -displacement, straight_point(self.scheduler, t), self.start)
 
     def weights(self, nodes: Sequence[float], c: float) -> Tensor:
-        """Weights of predictions at the fractions ``nodes`` in the mean from the start to the fraction ``c``."""
+        """Weights of predictions at the fractions ``nodes`` in the mean over the step up to the fraction ``c``."""
         infinite = self.from_noise or self.to_data
         h = torch.zeros((), dtype=torch.float64) if infinite else c * (self.last - self.first)
         return mean_weights(self.form, torch.tensor(nodes, dtype=torch.float64) / c, h)
 
     def displacement(self, t: Tensor, weights: Tensor, known: list[Tensor]) -> Tensor:
-        """From the start of the step to the time ``t``, with ``weights`` of the implied velocities ``known``."""
+        """Displacement from the start of the step to time ``t``: implied velocities ``known``, weighted."""
         return displacement_to(self.start, straight_point(self.scheduler, t), weights, known)
 
     def end(self, weights: Tensor, known: list[Tensor]) -> Tensor:
-        """The state at the end of the step, on the field's own path."""
+        """The state at the end of the step, on the field's path."""
         return leave(
             self.y + self.displacement(self.t_next, weights, known), straight_point(self.scheduler, self.t_next)
         )

@@ -1,4 +1,4 @@
-"""Quadrature from interpolation: the weights of past values in the integral of their polynomial."""
+"""Interpolatory quadrature: weights of past values in the integral of their interpolation polynomial."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from solvers.families.base import as_dtype
 def moment_weights(nodes: Tensor, moments: Tensor) -> Tensor:
     """Weights w with sum_j w_j p(nodes_j) = sum_d moments_d p_d for polynomials p(v) = sum_d p_d v^d of degree < k.
 
-    With ``moments`` the integrals of 1, v, v^2, … this integrates the polynomial through values at ``nodes``; the
-    system is well conditioned where the nodes are of the order of 1.
+    If ``moments`` are the integrals of 1, v, v^2, …, the weights integrate the polynomial through the values at
+    ``nodes``. The system is well conditioned if the nodes are of order 1.
 
     Args:
         nodes: Distinct positions, shape (k,), float64.
-        moments: What 1, v, …, v^(k-1) are mapped to, shape (k,), float64.
+        moments: Values of the functional on 1, v, …, v^(k-1), shape (k,), float64.
 
     Returns:
         Shape (k,), float64, differentiable in both.

@@ -1,4 +1,4 @@
-"""What learnable families share: the path they are learned on, and times learned by their steps."""
+"""Shared code of learnable families: the preconditioned path, and times parametrised by their steps."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from solvers.schedulers.base import TIME_TOLERANCE, Scheduler
 from solvers.to_ns import LinearSolver, to_ns
 
 END_MARGIN = 1e-4
-"""How far before t = 1 the last query stays where the velocity is infinite there."""
+"""Distance of the last query from t = 1 if the velocity is infinite there."""
 
 LEAST_STEP = 1e-6
-"""Least size of a learned step, as a share of the largest: steps of no length have no multistep weights."""
+"""Least size of a learned step relative to the largest, since a step of length 0 has no multistep weights."""
 
 
 # ---- the preconditioned path ------------------------------------------------------------------------------------
 
 
 def target_scheduler(scheduler: Scheduler, sigma0: float) -> Scheduler:
-    """The preconditioned scheduler, cut to the domain that ``scheduler`` reaches."""
+    """The preconditioned scheduler, restricted to the noise levels that ``scheduler`` reaches."""
     return scheduler if sigma0 == 1 else _preconditioning(scheduler, sigma0).target
 
 
 @lru_cache
 def _preconditioning(scheduler: Scheduler, sigma0: float) -> SchedulerChange:
-    """Found once: learning asks for it at every iteration."""
+    """The change to the preconditioned path; cached, since learning needs it at every iteration."""
     return SchedulerChange(scheduler, precondition(scheduler, sigma0))
 
 
 def start_on_target(solver: GridSolver, scheduler: Scheduler) -> NSSolver:
-    """``solver`` as it acts on the preconditioned field, before it is folded into the raw velocity."""
+    """``solver`` as an NS solver of the preconditioned field, before it is folded into the raw velocity."""
     bare = GridSolver(solver.family, solver.nfe, solver.grid)
     return bare.to_ns(target_scheduler(scheduler, solver.sigma0))
 
 
 def on_raw_velocity(inner: LinearSolver, scheduler: Scheduler, sigma0: float) -> NSSolver:
-    """A solver of the preconditioned field, folded into (T, a, b) on the raw velocity; differentiable."""
+    """Fold a solver of the preconditioned field into (T, a, b) on the raw velocity; differentiable."""
     if sigma0 == 1:
         return inner if isinstance(inner, NSSolver) else to_ns(inner, scheduler)
     change = _preconditioning(scheduler, sigma0)
@@ -68,12 +68,12 @@ def begins_with(solver: NSSolver, scheduler: Scheduler) -> bool:
 
 
 def check_beginning(solver: NSSolver, scheduler: Scheduler, learner: str) -> None:
-    """Refuse a start whose first query and first state are not those that are kept fixed while learning.
+    """Check that a start has the first query and first state that stay fixed while learning.
 
     Args:
-        solver: On the preconditioned field.
-        scheduler: Of that field.
-        learner: Who asks, for the error.
+        solver: Solver of the preconditioned field.
+        scheduler: Scheduler of that field.
+        learner: Name of the learnable family, for the error.
 
     Raises:
         ValueError: ``solver`` does not begin at ``t_min`` from sigma(t_min) x0.
@@ -91,24 +91,24 @@ def check_beginning(solver: NSSolver, scheduler: Scheduler, learner: str) -> Non
 
 
 def clamp_times(times: Tensor, scheduler: Scheduler) -> Tensor:
-    """Query times of any order, brought back to where the velocity is finite."""
+    """Clamp query times, in any order, to the interval in which the velocity is finite."""
     return times.clamp(scheduler.t_min, last_time(scheduler))
 
 
-# ---- rising times, learned by the logarithms of their steps -----------------------------------------------------
+# ---- rising times, parametrised by the logarithms of their steps ------------------------------------------------
 
 
 def rising_times(logits: Tensor, scheduler: Scheduler) -> Tensor:
     """Times t_0 < ... < t_m over the whole domain, with steps in proportion to softmax(``logits``).
 
     Args:
-        logits: Shape (m,), float64. Adding a constant to all of them changes nothing.
+        logits: Shape (m,), float64. Adding a constant to all of them has no effect.
 
     Returns:
         Shape (m + 1,), float64, from ``t_min`` to ``t_max`` exactly, differentiable.
     """
     first, last = scheduler.t_min, scheduler.t_max
-    # The ends are constants and not sums: a softmax adds up to 1 only to rounding.
+    # The ends are constants, not sums, because a softmax sums to 1 only to rounding.
     ends = torch.tensor([first, last], dtype=logits.dtype)
     between = first + (last - first) * torch.softmax(logits, dim=0).cumsum(0)[:-1]
     return torch.cat([ends[:1], between, ends[1:]])
@@ -119,7 +119,7 @@ def step_logits(times: Tensor, scheduler: Scheduler, learner: str) -> Tensor:
 
     Args:
         times: Shape (m + 1,), float64.
-        learner: Who asks, for the error.
+        learner: Name of the learnable family, for the error.
 
     Raises:
         ValueError: ``times`` do not rise strictly from ``t_min`` to ``t_max``.
@@ -128,7 +128,7 @@ def step_logits(times: Tensor, scheduler: Scheduler, learner: str) -> Tensor:
     if any(abs(t - end) > TIME_TOLERANCE for t, end in zip(ends, (scheduler.t_min, scheduler.t_max), strict=True)):
         raise ValueError(
             f"{learner} learns times between the ends of the domain, {scheduler.t_min:.6g} and {scheduler.t_max:.6g}, "
-            f"but these run from {ends[0]:.6g} to {ends[1]:.6g}; start from a grid over the whole of it"
+            f"but these run from {ends[0]:.6g} to {ends[1]:.6g}; start from a grid over the whole domain"
         )
     steps = times.diff()
     if not bool((steps > 0).all()):
@@ -142,11 +142,11 @@ def step_logits(times: Tensor, scheduler: Scheduler, learner: str) -> Tensor:
 
 
 def project_step_logits(logits: Tensor, scheduler: Scheduler) -> Tensor:
-    """Logits whose times can be told apart, and whose last step begins where the velocity is finite."""
+    """Limit logits so that times stay distinct and the last step begins where the velocity is finite."""
     projected = logits.clamp(min=float(logits.max()) + math.log(LEAST_STEP))
     margin = scheduler.t_max - last_time(scheduler)
     if margin > 0 and len(logits) > 1:
-        # Four margins, so that a stage inside the last step keeps clear of the end too.
+        # Four margins, so that a stage inside the last step keeps its distance from the end too.
         share = 4 * margin / (scheduler.t_max - scheduler.t_min)
         least = torch.logsumexp(projected[:-1], dim=0) + math.log(share / (1 - share))
         projected[-1] = torch.maximum(projected[-1], least)

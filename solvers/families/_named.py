@@ -1,4 +1,4 @@
-"""A family by its module name: for families that wrap another one, and know it by an option."""
+"""Families by module name, for families that wrap another one named by an option."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def named_family(name: str, options: Mapping[str, Any]) -> Family:
     """The fixed family of module ``solvers.families.<name>``, built with ``options``.
 
     Raises:
-        ValueError: There is no such family, it is a learnable one, or it refuses the options.
+        ValueError: The family does not exist, is learnable, or rejects the options.
     """
     package = importlib.import_module("solvers.families")
-    found = {module.name for module in pkgutil.iter_modules(package.__path__)}
-    family = getattr(importlib.import_module(f"solvers.families.{name}"), "FAMILY", None) if name in found else None
+    names = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    family = getattr(importlib.import_module(f"solvers.families.{name}"), "FAMILY", None) if name in names else None
     if family is None:
         raise ValueError(f"there is no solver family {name!r}; `bespoke list families` shows those that exist")
     if family.learnable:

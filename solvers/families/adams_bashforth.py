@@ -15,16 +15,17 @@ from solvers.field import VelocityField
 
 @dataclass(frozen=True)
 class AdamsBashforth(Family):
-    """Adams-Bashforth on u_t: the last velocities' interpolation polynomial, integrated exactly over the step.
+    """Adams-Bashforth on u_t: integrates the interpolation polynomial of the last velocities exactly over the step.
 
-    Starts with lower orders until enough velocities are known. It steps from x_i (BNS eq. 52 prints x_{i-m+1}).
+    The first steps have lower order, until enough velocities are known. Each steps from x_i (BNS eq. 52 prints
+    x_{i-m+1}).
 
     Attributes:
-        steps_back: Velocities used, 2 to 4.
+        steps_back: Number of velocities used, 2 to 4.
     """
 
     steps_back: int = 2
-    source = "BNS appendix C, eq. 52 (mended)"
+    source = "BNS appendix C, eq. 52 (corrected)"
 
     def __post_init__(self) -> None:
         if self.steps_back not in (2, 3, 4):
@@ -36,7 +37,7 @@ class AdamsBashforth(Family):
 
     @property
     def order(self) -> int:
-        # The first step can only be Euler's, and its local error h^2 is never made up for, whatever follows.
+        # The first step can only be an Euler step, whose local error h^2 no later step compensates.
         return 2
 
     def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:
@@ -54,11 +55,13 @@ def variable_step_weights(nodes: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """Weights w with sum_j w_j p(nodes_j) = integral of p over [t, t_next] for polynomials of degree < len(nodes).
 
     Args:
-        nodes: Distinct times, newest first, shape (k,).
+        nodes: Distinct times, newest first, shape (k,), float64.
+        t: Start of the step, 0-d float64.
+        t_next: End of the step, 0-d float64.
     """
     step = t_next - t
     degrees = torch.arange(len(nodes), dtype=torch.float64)
-    # In units of the step, with the origin at t: well conditioned for every grid.
+    # In units of the step and with the origin at t, the system is well conditioned for every grid.
     return step * moment_weights((nodes - t) / step, 1 / (degrees + 1))
 
 

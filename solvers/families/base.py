@@ -1,4 +1,4 @@
-"""What a solver family is, and the solver it makes on a grid. A new family is one file beside this one."""
+"""Interface of solver families, and the solvers they form on a grid. A new family is a new file in this folder."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from solvers.to_ns import LinearSolver, to_ns
 
 @dataclass(frozen=True)
 class Family(ABC):
-    """A way of stepping along a time grid, linear in past states and velocities. Stateless.
+    """A method that steps along a time grid, linear in past states and velocities. Stateless.
 
-    A subclass's fields are its options; configurations set them by name.
+    A subclass's fields are its options, which configurations set by name.
     """
 
     learnable: ClassVar[bool] = False
@@ -37,17 +37,17 @@ class Family(ABC):
     @property
     @abstractmethod
     def order(self) -> int | None:
-        """Order of convergence in the step size, on smooth fields and grids; None where none is claimed."""
+        """Order of convergence in the step size on smooth fields and grids; None if no order is claimed."""
 
     @property
     def evaluations_per_step(self) -> int:
         return 1
 
     def steps(self, nfe: int) -> int:
-        """Grid steps that ``nfe`` evaluations pay for.
+        """Number of grid steps that take ``nfe`` evaluations.
 
         Raises:
-            ValueError: ``nfe`` is no positive multiple of the evaluations per step.
+            ValueError: ``nfe`` is not a positive multiple of the evaluations per step.
         """
         per_step = self.evaluations_per_step
         if nfe < 1 or nfe % per_step:
@@ -60,10 +60,10 @@ class Family(ABC):
 
     @abstractmethod
     def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:
-        """From ``x`` at ``times[0]`` to the state at ``times[-1]``.
+        """Integrate from ``x`` at ``times[0]`` to the state at ``times[-1]``.
 
         Args:
-            velocity: The field; ``velocity.scheduler`` gives alpha and sigma to families that need them.
+            velocity: The field; ``velocity.scheduler`` provides alpha and sigma.
             x: State, shape (B, ...), or a coefficient vector. Only linear operations on it are allowed.
             times: Shape (steps + 1,), float64.
         """
@@ -74,9 +74,9 @@ class GridSolver:
     """A family on a time grid: a complete solver.
 
     Attributes:
-        family: How to step.
+        family: Method of stepping.
         nfe: Velocity evaluations per sample.
-        grid: Where to step.
+        grid: Time grid.
         sigma0: Preconditioning: the family steps along the path with its noise scaled by sigma0 (BNS eq. 14).
     """
 
@@ -93,7 +93,7 @@ class GridSolver:
         return sample_preconditioned(_Stepper(self.family, self.nfe, self.grid), velocity, x0, self.sigma0)
 
     def to_ns(self, scheduler: Scheduler) -> NSSolver:
-        """The non-stationary form on fields of ``scheduler``."""
+        """The non-stationary form of the solver, for fields of ``scheduler``."""
         return to_ns(self, scheduler)
 
 
@@ -110,7 +110,7 @@ class _Stepper:
 
 
 def sample_preconditioned(solver: LinearSolver, velocity: VelocityField, x0: Tensor, sigma0: float) -> Tensor:
-    """``solver`` run on the sigma0-preconditioned field, its sample brought back to the original path."""
+    """Run ``solver`` on the sigma0-preconditioned field and map its sample back to the original path."""
     if sigma0 == 1:
         return solver.sample(velocity, x0)
     transformed = TransformedField(velocity, precondition(velocity.scheduler, sigma0))
@@ -121,12 +121,12 @@ def sample_preconditioned(solver: LinearSolver, velocity: VelocityField, x0: Ten
 class LearnableFamily(ABC):
     """A differentiable map from a parameter vector to an NS solver, for distillation.
 
-    Unlike :class:`Family` it has no grid of its own: it starts from another family's solver and moves.
+    Unlike a :class:`Family` it has no grid of its own: learning starts from a solver of another family.
     """
 
     learnable: ClassVar[bool] = True
     source: ClassVar[str]
-    #: Module names of the fixed families it can equal, and so start from; None where it can equal every one.
+    #: Module names of the fixed families it can equal, and so start from; None if it can equal every one.
     starts: ClassVar[tuple[str, ...] | None] = None
 
     @property
@@ -135,7 +135,7 @@ class LearnableFamily(ABC):
         """Short name for tables and figures."""
 
     def starts_from(self, family: Family) -> bool:
-        """Whether ``family``, at least on its uniform grid, is among the solvers that this one can equal."""
+        """Whether this family can equal ``family``, at least on a uniform grid."""
         return self.starts is None or type(family).__module__.rpartition(".")[2] in self.starts
 
     @abstractmethod
@@ -143,7 +143,7 @@ class LearnableFamily(ABC):
         """Parameters, shape (p,), float64, at which the family equals ``solver`` on fields of ``scheduler``.
 
         Raises:
-            ValueError: The family cannot equal ``solver``; always so where :meth:`starts_from` is false.
+            ValueError: The family cannot equal ``solver``; always raised if :meth:`starts_from` is false.
         """
 
     @abstractmethod
@@ -152,7 +152,7 @@ class LearnableFamily(ABC):
 
     @abstractmethod
     def project(self, parameters: Tensor, scheduler: Scheduler, sigma0: float) -> Tensor:
-        """The nearest parameters whose solver stays inside the time domain; applied after each optimiser step."""
+        """Project onto parameters whose solver stays inside the time domain; applied after each optimiser step."""
 
 
 def stage_sum(x: Tensor, step: Tensor, weights: tuple[float, ...], velocities: list[Tensor]) -> Tensor:
@@ -165,10 +165,10 @@ def stage_sum(x: Tensor, step: Tensor, weights: tuple[float, ...], velocities: l
 
 @dataclass(frozen=True)
 class ButcherTableau:
-    """Coefficients of an explicit Runge-Kutta method; rows of ``a`` are the strictly lower triangle.
+    """Coefficients of an explicit Runge-Kutta method; the rows of ``a`` form the strictly lower triangle.
 
     Raises:
-        ValueError: Weights that do not sum to 1, or rows of ``a`` that do not sum to ``c``.
+        ValueError: The lengths do not match, ``b`` does not sum to 1, or a row of ``a`` does not sum to its ``c``.
     """
 
     a: tuple[tuple[float, ...], ...]
@@ -187,7 +187,7 @@ class ButcherTableau:
 
 @dataclass(frozen=True)
 class RungeKutta(Family):
-    """Explicit Runge-Kutta on u_t (BNS eq. 54-55); a method is its tableau."""
+    """Explicit Runge-Kutta on u_t (BNS eq. 54-55); a subclass defines the tableau."""
 
     tableau: ClassVar[ButcherTableau]
 
@@ -201,7 +201,7 @@ class RungeKutta(Family):
             step = t_next - t
             stages: list[Tensor] = []
             for c, row in zip(tableau.c, tableau.a, strict=True):
-                # c = 1 means the next grid time itself: t + (t_next - t) may overstep it by rounding.
+                # At c = 1 use the next grid time itself, since t + (t_next - t) may overstep it by rounding.
                 stage_time = t_next if c == 1 else t + c * step
                 stages.append(velocity(stage_sum(x, step, row, stages), stage_time))
             x = stage_sum(x, step, tableau.b, stages)
@@ -209,5 +209,5 @@ class RungeKutta(Family):
 
 
 def as_dtype(value: Tensor, x: Tensor) -> Tensor:
-    """A scalar coefficient in the dtype of the state it multiplies."""
+    """Convert a scalar coefficient to the dtype of the state it multiplies."""
     return value.to(x.dtype) if isinstance(value, torch.Tensor) else value

@@ -10,7 +10,7 @@ from solvers.families.euler import Euler
 
 @dataclass(frozen=True)
 class BespokeRK1(BespokeRungeKutta):
-    """Bespoke scale-time Euler: 4n - 1 learned numbers for n steps of one evaluation each (BST eq. 17-18)."""
+    """Bespoke scale-time Euler: 4n - 1 learned parameters for n steps of one evaluation each (BST eq. 17-18)."""
 
     short = "BST-RK1"
     base = Euler()

@@ -10,7 +10,7 @@ from solvers.families.midpoint import Midpoint
 
 @dataclass(frozen=True)
 class BespokeRK2(BespokeRungeKutta):
-    """Bespoke scale-time midpoint: 8n - 1 learned numbers for n steps of two evaluations each (BST eq. 19-21)."""
+    """Bespoke scale-time midpoint: 8n - 1 learned parameters for n steps of two evaluations each (BST eq. 19-21)."""
 
     short = "BST-RK2"
     base = Midpoint()

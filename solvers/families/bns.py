@@ -1,4 +1,4 @@
-"""Bespoke non-stationary (BNS) solvers: every number of theta is learned."""
+"""Bespoke non-stationary (BNS) solvers: all of theta is learned."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ from solvers.schedulers.base import Scheduler
 
 @dataclass(frozen=True)
 class BNS(LearnableFamily):
-    """All of theta but its first time and first state: n(n+5)/2 - 1 numbers (BNS section 3.2).
+    """Bespoke non-stationary solver: learns n(n+5)/2 - 1 numbers, all of theta but its first time and first state.
 
-    The paper's count n(n+5)/2 + 1 includes t_0 and t_n, which it keeps fixed. The times lie anywhere in the domain:
-    ties and any order are allowed, since starts such as RK4 and Heun have them. A start that does not begin at t_min
-    from sigma(t_min) x0, such as EDM's, brings its own first time and state, and the two are learned as well.
+    See BNS section 3.2. The paper's count n(n+5)/2 + 1 includes t_0 and t_n, which it keeps fixed. Times may lie
+    anywhere in the domain, in any order and with ties, since starts such as RK4 and Heun have ties. For a start that
+    does not begin at t_min from sigma(t_min) x0, such as EDM's, its first time and first state are learned too.
 
-    With sigma0 the parameters describe a solver of the preconditioned field (BNS eq. 14) and are folded into
-    (T, a, b) on the raw velocity by the scale-time transform.
+    With sigma0 the parameters describe a solver of the preconditioned field (BNS eq. 14), which the scale-time
+    transform folds into (T, a, b) on the raw velocity.
 
     Attributes:
-        times: 'free': as above. 'ordered': t_0 < ... < t_{n-1} < t_max by construction, learned through the logarithms
-            of the steps in units of the last one; starts with ties or falling times are refused.
+        times: 'free' as described above, or 'ordered': t_0 < ... < t_{n-1} < t_max by construction, learned through
+            the logarithms of the steps relative to the last one. 'ordered' rejects starts with ties or decreasing
+            times.
 
     Raises:
-        ValueError: Another value of ``times``.
+        ValueError: Unknown value of ``times``.
     """
 
     times: Literal["free", "ordered"] = "free"
@@ -59,14 +60,14 @@ class BNS(LearnableFamily):
         return self.start_from(start_on_target(solver, scheduler), target_scheduler(scheduler, solver.sigma0))
 
     def start_from(self, solver: NSSolver, scheduler: Scheduler) -> Tensor:
-        """Parameters, shape (p,), float64, at which the solver learned on fields of ``scheduler`` is ``solver``.
+        """Parameters, shape (p,), float64, at which the family equals ``solver`` on fields of ``scheduler``.
 
         Args:
-            solver: Any, where times are free.
-            scheduler: That of the field ``solver`` acts on: the preconditioned one where sigma0 is not 1.
+            solver: Any solver if times are free; one with rising times if they are ordered.
+            scheduler: Scheduler of the field that ``solver`` acts on: the preconditioned one if sigma0 is not 1.
 
         Raises:
-            ValueError: Times are to be ordered, and those of ``solver`` do not rise from ``t_min``.
+            ValueError: Times are ordered, and those of ``solver`` do not rise from ``t_min``.
         """
         if self.times == "free":
             return _free(solver.flat()) if begins_with(solver, scheduler) else solver.flat()
@@ -102,7 +103,7 @@ class BNS(LearnableFamily):
 
 
 def _with_last_step(logits: Tensor) -> Tensor:
-    """Logarithms of all n steps in units of the last one, from those of the first n-1."""
+    """Append 0, the logarithm of the last step in its own units, to the logarithms of the first n-1 steps."""
     return torch.cat([logits, torch.zeros(1, dtype=logits.dtype)])
 
 
@@ -115,7 +116,10 @@ def _nfe(parameters: Tensor) -> int:
 
 
 def _is_whole(parameters: Tensor) -> bool:
-    """Whether the first time and state are among them: n(n+5)/2 + 1 is n'(n'+5)/2 - 1 for no two n and n'."""
+    """Whether the parameters include the first time and state.
+
+    The length decides: n(n+5)/2 + 1 never equals n'(n'+5)/2 - 1.
+    """
     try:
         nfe_of_flat(len(parameters))
     except InvalidThetaError:
@@ -130,7 +134,7 @@ def _free(flat: Tensor) -> Tensor:
 
 
 def _whole(parameters: Tensor, scheduler: Scheduler) -> Tensor:
-    """theta from its free part: sampling starts at the domain's first time, from sigma(t_min) x0."""
+    """theta from its free part, with the first time t_min and the first state sigma(t_min) x0."""
     n = _nfe(parameters)
     first = torch.tensor([scheduler.t_min], dtype=parameters.dtype)
     return torch.cat([first, parameters[: n - 1], first_state(scheduler), parameters[n - 1 :]])

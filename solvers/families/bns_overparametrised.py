@@ -23,17 +23,17 @@ from solvers.schedulers.base import Scheduler
 
 @dataclass(frozen=True)
 class OverparametrisedBNS(LearnableFamily):
-    """x_{i+1} = sum_j c_ij x_j + sum_j d_ij u_j over all j <= i: the naive form of BNS (its eq. 10).
+    """x_{i+1} = sum_j c_ij x_j + sum_j d_ij u_j over all j <= i: the naive form of BNS (BNS eq. 10).
 
-    It describes the same solvers as BNS and has more numbers for them: n(n+1) weights and n-1 times, n^2 + 2n - 1 in
-    all, of which n(n+5)/2 - 1 matter. What differs is the way that gradient descent takes: a weight d_ij moves every
-    later state that is built on x_{i+1}, while BNS's b_ij moves x_{i+1} alone. So it wants a smaller learning rate.
+    It describes the same solvers as BNS with more parameters: n(n+1) weights and n-1 times, n^2 + 2n - 1 in total, of
+    which n(n+5)/2 - 1 matter. Gradient descent takes another path: a weight d_ij moves every later state that is built
+    on x_{i+1}, while BNS's b_ij moves x_{i+1} alone. It therefore needs a smaller learning rate.
 
-    A start is written with c_ii = 1, as solvers are (x_{i+1} = x_i + ...); where a changes, c_i0 carries the change.
+    A start is written with c_ii = 1, in the usual form x_{i+1} = x_i + ...; if a changes, c_i0 carries the change.
     Parameters: t_1..t_{n-1}, then c by rows (c_00; c_10, c_11; ...), then d by rows.
     """
 
-    source = "Shaul et al. 2024 (BNS), eq. 10 and 32 (mended)"
+    source = "Shaul et al. 2024 (BNS), eq. 10 and 32 (corrected)"
     label = "BNS (c, d)"
 
     def start(self, solver: GridSolver, scheduler: Scheduler) -> Tensor:
@@ -65,10 +65,10 @@ class OverparametrisedBNS(LearnableFamily):
 
 
 def reduce_update_rules(c: Tensor, d: Tensor, a0: Tensor) -> tuple[Tensor, Tensor]:
-    """(a, b) of the solver x_{i+1} = sum_j c_ij x_j + sum_j d_ij u_j, x_0 = ``a0`` times the noise.
+    """(a, b) of the solver x_{i+1} = sum_j c_ij x_j + sum_j d_ij u_j, where x_0 is ``a0`` times the noise.
 
-    BNS eq. 32, mended: a_{k+1} = sum_{j<=k} c_kj a_j, where the print pairs (c_k)_j with the weight of x_{j+1} and
-    not of x_j. The same rule, on the rows of b, gives b.
+    BNS eq. 32, corrected: a_{k+1} = sum_{j<=k} c_kj a_j, whereas the paper pairs (c_k)_j with the weight of x_{j+1}
+    instead of x_j. The same recursion on the rows of b, plus d, gives b.
 
     Args:
         c: Weights of the states, shape (n, n), lower triangular with its diagonal.
@@ -79,11 +79,11 @@ def reduce_update_rules(c: Tensor, d: Tensor, a0: Tensor) -> tuple[Tensor, Tenso
         a of shape (n+1,) and b of shape (n+1, n), as in :class:`solvers.ns.NSSolver`; differentiable in c and d.
     """
     n = c.shape[0]
-    # A row is a state's weights of (noise, u_0, ..., u_{n-1}).
+    # A row holds the weights of (noise, u_0, ..., u_{n-1}) in a state.
     rows = torch.cat([a0, torch.zeros(n, dtype=c.dtype)]).unsqueeze(0)
-    of_velocities = torch.cat([torch.zeros(n, 1, dtype=d.dtype), d], dim=1)
+    increments = torch.cat([torch.zeros(n, 1, dtype=d.dtype), d], dim=1)
     for k in range(n):
-        rows = torch.cat([rows, (c[k, : k + 1] @ rows + of_velocities[k]).unsqueeze(0)])
+        rows = torch.cat([rows, (c[k, : k + 1] @ rows + increments[k]).unsqueeze(0)])
     return rows[:, 0], rows[:, 1:]
 
 
@@ -98,7 +98,8 @@ def _nfe(parameters: Tensor) -> int:
     n = math.isqrt(count + 2) - 1
     if n < 1 or n * (n + 2) - 1 != count:
         raise ValueError(
-            f"{count} numbers are no parameters of {OverparametrisedBNS.label}: n evaluations have n^2 + 2n - 1 of them"
+            f"{count} numbers are not a parameter vector of {OverparametrisedBNS.label}: n evaluations have "
+            f"n^2 + 2n - 1 parameters"
         )
     return n
 

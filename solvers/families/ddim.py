@@ -14,9 +14,9 @@ from solvers.prediction import endpoints_from_velocity
 
 @dataclass(frozen=True)
 class DDIM(Family):
-    """x' = alpha' x1-hat + sigma' eps-hat: deterministic DDIM, first order (Song et al. 2021).
+    """Deterministic DDIM, x' = alpha' x1-hat + sigma' eps-hat: first order (Song et al. 2021).
 
-    Its result depends on the scheduler only through the SNR at the grid's times.
+    The result depends on the scheduler only through the SNR at the grid's times.
     """
 
     source = "Song et al. 2021, eq. 12 with eta = 0"

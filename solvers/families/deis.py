@@ -1,4 +1,4 @@
-"""DEIS, the Adams-Bashforth variant in time."""
+"""DEIS in its variant tAB: Adams-Bashforth in time."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from solvers.field import VelocityField
 from solvers.schedulers.base import Scheduler
 
 QUADRATURE_NODES = 64
-"""Gauss-Legendre nodes of a coefficient's integral: exact to 1e-12 on the product's schedulers."""
+"""Gauss-Legendre nodes per coefficient integral, accurate to 1e-12 for the schedulers of this package."""
 
 
 @dataclass(frozen=True)
 class DEIS(Family):
-    """tAB-DEIS: the last noise predictions' polynomial in t, integrated exactly in sigma/alpha over the step.
+    """tAB-DEIS: integrates the polynomial in t through the last noise predictions exactly in sigma/alpha.
 
-    It starts with lower degrees until enough predictions are known; noise and t are finite at both ends of every
-    path, so no other step is of lower order. diffusers' DEIS extrapolates in log-SNR instead ('logrho'), which is
-    exponential_multistep with prediction='epsilon'; this one is the paper's tAB. As published it goes with a t-power
-    grid, rho = 2: the grid 'warped' with p = 2.
+    The first steps use lower degrees, until enough predictions are known. Noise and t are finite at both ends of every
+    path, so every other step has full order. diffusers' DEIS extrapolates in log-SNR instead ('logrho'), which is
+    exponential_multistep with prediction='epsilon'; this family is the paper's tAB. The paper combines it with a
+    t-power grid, rho = 2, which is the grid 'warped' with p = 2.
 
     Attributes:
-        degree: Of the polynomial, 1 to 3: tAB3 uses four predictions.
+        degree: Degree of the polynomial, 1 to 3; tAB3 uses four predictions.
     """
 
     degree: int = 3
@@ -43,7 +43,7 @@ class DEIS(Family):
 
     @property
     def order(self) -> int:
-        # The first step can only be DDIM's, and its local error h^2 is never made up for.
+        # The first step can only be a DDIM step, whose local error h^2 is never compensated.
         return 2
 
     def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:
@@ -57,13 +57,15 @@ class DEIS(Family):
 
 
 def time_weights(scheduler: Scheduler, nodes: Tensor, t_next: Tensor) -> Tensor:
-    """Weights of the noise predictions at ``nodes`` in its mean over sigma/alpha from ``nodes[0]`` to ``t_next``.
+    """Weights of the noise predictions at ``nodes`` in their mean over sigma/alpha from ``nodes[0]`` to ``t_next``.
 
-    The mean is of the polynomial in t through them. It is integrated over w = asinh(sigma/alpha), in which t is smooth
-    up to sigma = 0 and over many orders of sigma/alpha alike.
+    The mean is that of the polynomial in t through the predictions. It is integrated over w = asinh(sigma/alpha), in
+    which t is smooth both down to sigma = 0 and over many orders of magnitude of sigma/alpha.
 
     Args:
+        scheduler: Scheduler of the field.
         nodes: Times, newest first, shape (k,), float64; alpha > 0 at the first.
+        t_next: End of the step, 0-d float64.
 
     Returns:
         Shape (k,), float64, summing to 1.
@@ -84,7 +86,7 @@ def time_weights(scheduler: Scheduler, nodes: Tensor, t_next: Tensor) -> Tensor:
 def gauss_legendre(count: int) -> tuple[Tensor, Tensor]:
     """Abscissae and weights of Gauss-Legendre quadrature on [0, 1], each of shape (count,), float64.
 
-    Source: Golub & Welsch 1969, from the eigenvectors of the polynomials' tridiagonal recurrence.
+    Source: Golub & Welsch 1969, from the eigenvectors of the tridiagonal matrix of the polynomials' recurrence.
     """
     k = torch.arange(1, count, dtype=torch.float64)
     off_diagonal = torch.diag(k / torch.sqrt(4 * k**2 - 1), diagonal=1)

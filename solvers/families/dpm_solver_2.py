@@ -15,12 +15,13 @@ from solvers.field import VelocityField
 
 @dataclass(frozen=True)
 class DPMSolver2(Family):
-    """Singlestep exponential midpoint rule in the noise prediction, r = 1/2: second order, two evaluations a step.
+    """Singlestep exponential midpoint rule in the noise prediction, r = 1/2: second order, two evaluations per step.
 
-    The stage is DDIM's at the middle of the step in log-SNR, where sigma/alpha is the geometric mean of its ends; the
-    step takes the stage's noise alone. A step that begins in pure noise has its stage at the middle of alpha/sigma
-    and takes the data prediction, one that ends on clean data at the middle of sigma/alpha: log-SNR is infinite there.
-    The reference implementation has no such steps: it ends at sigma > 0 (diffusers' last step to sigma = 0 is DDIM's).
+    The stage is a DDIM step to the middle of the step in log-SNR, where sigma/alpha is the geometric mean of its ends.
+    The full step uses only the stage's noise prediction. If log-SNR is infinite at an end, the stage lies elsewhere: a
+    step from pure noise has it at the middle of alpha/sigma and uses the data prediction, a step to clean data at the
+    middle of sigma/alpha. The reference implementation has no such steps, since it ends at sigma > 0 (the last step of
+    diffusers, to sigma = 0, is a DDIM step).
     """
 
     source = "Lu et al. 2022 (DPM-Solver), Algorithm 1"
@@ -35,10 +36,10 @@ class DPMSolver2(Family):
         for t, t_next in pairwise(times):
             step = SingleStep(velocity, x, t, t_next, "epsilon")
             middle = step.time_at(0.5)
-            whole = torch.ones(1, dtype=torch.float64)
+            weight = torch.ones(1, dtype=torch.float64)
             first = step.implied(t)
-            second = step.implied(middle, step.displacement(middle, whole, [first]))
-            x = step.end(whole, [second])
+            second = step.implied(middle, step.displacement(middle, weight, [first]))
+            x = step.end(weight, [second])
         return x
 
 

@@ -11,8 +11,8 @@ from solvers.families._dpmpp import DPMppMultistep
 class DPMpp2M(DPMppMultistep):
     """Second-order multistep exponential integrator in the data prediction (Lu et al. 2022b, Algorithm 2).
 
-    The first and the last step are of first order, as in the reference implementation for few steps. Steps that begin
-    or end where log-SNR is infinite, and the one after such a beginning, are of first order too.
+    The first and the last step have first order, as in the reference implementation for few steps. So do steps that
+    begin or end at infinite log-SNR, and the step after one that begins there.
     """
 
     source = "Lu et al. 2022 (DPM-Solver++), Algorithm 2"

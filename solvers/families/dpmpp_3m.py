@@ -9,14 +9,14 @@ from solvers.families._dpmpp import DPMppMultistep
 
 @dataclass(frozen=True)
 class DPMpp3M(DPMppMultistep):
-    """Third-order multistep exponential integrator in the data prediction, as its authors' implementation has it.
+    """Third-order multistep exponential integrator in the data prediction, as implemented by the authors (Lu et al.).
 
-    The first and the last step are of first order and their neighbours of second, as in the reference implementation
-    for fewer than 15 steps; here whatever the number of steps. A prediction in pure noise (log-SNR = -inf) has no
-    weight, so the two steps after it are of one order less.
+    The first and the last step have first order and their neighbours second order, as in the reference implementation
+    for fewer than 15 steps, but here for any number of steps. A prediction in pure noise (log-SNR = -inf) has no
+    weight, so the two steps after it lose one order.
 
-    The reference weighs the second difference by half of what integrating the interpolation polynomial gives, and so
-    does this family, to equal it; exponential_multistep with prediction='sample' has the full weight.
+    The second difference has half the weight that integrating the interpolation polynomial gives, to match the
+    reference implementation; exponential_multistep with prediction='sample' has the full weight.
     """
 
     source = "Lu et al. 2022 (DPM-Solver++), reference implementation of the third-order multistep update"

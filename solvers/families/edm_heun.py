@@ -15,12 +15,12 @@ from solvers.field import VelocityField
 
 @dataclass(frozen=True)
 class EDMHeun(Family):
-    """Heun's method on d(x/alpha) / d(sigma/alpha), EDM's own coordinates, with an Euler step at the end.
+    """Heun's method on d(x/alpha) / d(sigma/alpha), the coordinates of EDM, with an Euler step at the end.
 
     Deterministic Algorithm 1 of Karras et al. (S_churn = 0). N steps make 2N - 1 evaluations: the last step, to
-    sigma = 0 in the paper, is Euler's, also on a domain that ends before. A first step from pure noise, where
-    sigma/alpha is infinite, is Heun's on d(x/sigma) / d(alpha/sigma) instead; EDM itself starts at sigma = 80.
-    Not the family 'heun', which steps on u_t.
+    sigma = 0 in the paper, is an Euler step, even on a domain that ends before sigma = 0. A first step from pure
+    noise, where sigma/alpha is infinite, is a Heun step on d(x/sigma) / d(alpha/sigma) instead; EDM itself starts at
+    sigma = 80. The family 'heun' differs: it steps on u_t.
     """
 
     source = "Karras et al. 2022 (EDM), Algorithm 1 with S_churn = 0"
@@ -28,16 +28,16 @@ class EDMHeun(Family):
 
     @property
     def order(self) -> int:
-        # Heun's; the last step's local error h^2 is of the same size.
+        # Heun's order; the local error h^2 of the last step is of the same size.
         return 2
 
     @property
     def evaluations_per_step(self) -> int:
-        """Two, but one on the last step: ask :meth:`steps` what an NFE pays for."""
+        """Two, except for the last step, which has one; :meth:`steps` converts an NFE to steps."""
         return 2
 
     def steps(self, nfe: int) -> int:
-        """(nfe + 1) / 2.
+        """Number of grid steps that take ``nfe`` evaluations, (nfe + 1) / 2.
 
         Raises:
             ValueError: ``nfe`` is even or not positive.
@@ -45,7 +45,7 @@ class EDMHeun(Family):
         if nfe < 1 or nfe % 2 == 0:
             nearest = max(1, nfe - 1)
             raise ValueError(
-                f"{self.label} makes 2N-1 evaluations in N steps, so its NFE must be a positive multiple of 2 less "
+                f"{self.label} makes 2N-1 evaluations in N steps, so its NFE must be a positive multiple of 2 minus "
                 f"one, got {nfe}; use {nearest} or {nearest + 2}"
             )
         return (nfe + 1) // 2

@@ -9,7 +9,7 @@ from solvers.families.base import ButcherTableau, RungeKutta
 
 @dataclass(frozen=True)
 class Euler(RungeKutta):
-    """Explicit Euler: first order, one evaluation a step."""
+    """Explicit Euler: first order, one evaluation per step."""
 
     source = "BNS appendix C"
     label = "Euler"

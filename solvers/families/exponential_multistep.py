@@ -23,16 +23,18 @@ from solvers.field import VelocityField
 class ExponentialMultistep(Family):
     """Exponential Adams-Bashforth in the noise or data prediction, with exact variable-step coefficients.
 
-    A step is exact for the polynomial in log-SNR through the last predictions. It starts with lower orders until
-    enough are known, and unlike DPM-Solver++ and DEIS in diffusers, which it equals in between (solver_type='heun'
-    and 'logrho'), it keeps its order at the end. One prediction is DDIM for both kinds.
+    A step is exact for the polynomial in log-SNR through the last predictions. The first steps have lower order, until
+    enough predictions are known. The intermediate steps equal those of DPM-Solver++ (solver_type='heun') and DEIS
+    ('logrho') in diffusers; unlike them, this family keeps its order at the end. With one prediction it is DDIM, for
+    both kinds.
 
-    A prediction in pure noise (log-SNR = -inf) has no weight, so the steps after it are of one order less. The last
-    step to clean data (log-SNR = +inf) extrapolates the noise prediction as ever, but is DDIM's in the data prediction.
+    A prediction in pure noise (log-SNR = -inf) has no weight, so the steps after it lose one order. The last step to
+    clean data (log-SNR = +inf) extrapolates the noise prediction as usual, but in the data prediction it is a DDIM
+    step.
 
     Attributes:
-        steps_back: Predictions used, 1 to 3.
-        prediction: What is extrapolated, 'epsilon' or 'sample'.
+        steps_back: Number of predictions used, 1 to 3.
+        prediction: The prediction that is extrapolated, 'epsilon' or 'sample'.
     """
 
     steps_back: int = 3
@@ -49,8 +51,8 @@ class ExponentialMultistep(Family):
 
     @property
     def order(self) -> int | None:
-        # The first step can only be DDIM's, and its local error h^2 is never made up for. With three predictions that
-        # error stays below the third-order rest up to about a thousand steps: second order is not what one sees.
+        # The first step can only be a DDIM step, whose local error h^2 is never compensated. With three predictions
+        # that error stays below the third-order remainder up to about a thousand steps, so the observed order is not 2.
         return None if self.steps_back == 3 else self.steps_back
 
     def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:

@@ -17,19 +17,19 @@ NODES: dict[int, tuple[float, ...]] = {1: (0.0,), 2: (0.0, 1 / 2), 3: (0.0, 1 / 
 
 @dataclass(frozen=True)
 class ExponentialRK(Family):
-    """Exponential Runge-Kutta in the noise or data prediction: order 1 to 3, as many evaluations a step.
+    """Exponential Runge-Kutta in the noise or data prediction: order 1 to 3, with as many evaluations per step.
 
-    Each stage, and the step itself, is the exact step of the polynomial in log-SNR through the step's predictions so
-    far. Order 1 is DDIM for both predictions. Order 2 differs from DPM-Solver-2, whose step takes the last prediction
+    Each stage, and the step itself, is exact for the polynomial in log-SNR through the predictions made so far in the
+    step. Order 1 is DDIM for both predictions. Order 2 differs from DPM-Solver-2, whose step uses the last prediction
     alone. On steps from pure noise or to clean data, where log-SNR is infinite, it is the classical Runge-Kutta method
-    of the same nodes (midpoint, Heun's third-order method) in alpha/sigma or sigma/alpha, whichever the prediction.
+    of the same nodes (midpoint, Heun's third-order method) in alpha/sigma or sigma/alpha, for either prediction.
 
-    diffusers' singlestep DPM-Solver with solver_type='heun' is this method on a grid of all its stages; there the last
-    step to sigma = 0 is DDIM's.
+    The singlestep DPM-Solver of diffusers with solver_type='heun' is this method on a grid of all its stages; there
+    the last step, to sigma = 0, is a DDIM step.
 
     Attributes:
-        order: Stages, and order of convergence, 1 to 3.
-        prediction: What is interpolated, 'epsilon' (DPM-Solver) or 'sample' (DPM-Solver++).
+        order: Number of stages, and order of convergence, 1 to 3.
+        prediction: The prediction that is interpolated, 'epsilon' (DPM-Solver) or 'sample' (DPM-Solver++).
     """
 
     order: int = 3

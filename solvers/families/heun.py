@@ -9,9 +9,9 @@ from solvers.families.base import ButcherTableau, RungeKutta
 
 @dataclass(frozen=True)
 class Heun(RungeKutta):
-    """Heun's method (explicit trapezoid) on u_t: second order, two evaluations a step.
+    """Heun's method (explicit trapezoid) on u_t: second order, two evaluations per step.
 
-    Not EDM's sampler of that name, which steps in sigma and saves the last evaluation.
+    EDM's sampler of that name differs: it steps in sigma and saves the last evaluation (see ``edm_heun``).
     """
 
     source = "Karras et al. 2022; BNS section 3.3.2"

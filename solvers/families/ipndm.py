@@ -11,17 +11,17 @@ from solvers.families._exponential import integrate_multistep
 from solvers.families.base import Family
 from solvers.field import VelocityField
 
-#: Adams-Bashforth coefficients for equal steps, newest first, by the number of predictions known.
+#: Adams-Bashforth coefficients for equal steps, newest first; one row per number of known predictions.
 COEFFICIENTS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
 @dataclass(frozen=True)
 class IPNDM(Family):
-    """iPNDM: DDIM's step with the noise extrapolated by equal-step Adams-Bashforth coefficients, up to four of them.
+    """iPNDM: DDIM steps with the noise extrapolated from up to four predictions by Adams-Bashforth coefficients.
 
-    It starts with fewer predictions (PNDM and its PLMS variant in diffusers spend further evaluations there). The
-    coefficients are those of equal steps whatever the grid, as published: on uneven grids it is of lower order than
-    its name says, and of second order at best.
+    The first steps use fewer predictions (PNDM and its PLMS variant in diffusers spend further evaluations there). As
+    published, the coefficients are those of equal steps, whatever the grid. On uneven grids the order is therefore
+    lower than the name suggests, and second order at best.
     """
 
     source = "Zhang & Chen 2023 (DEIS), iPNDM; coefficients of Liu et al. 2022 (PNDM), eq. 12"
@@ -29,7 +29,7 @@ class IPNDM(Family):
 
     @property
     def order(self) -> int:
-        # Equal-step coefficients weigh the noise by t and the step by sigma/alpha: local error h^3, as at the start.
+        # The coefficients assume equal steps in t, but the step is in sigma/alpha: local error h^3, as at the start.
         return 2
 
     def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:

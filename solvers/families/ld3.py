@@ -1,4 +1,4 @@
-"""LD3: the time grid of a fixed solver, learned."""
+"""LD3: learns the time grid of a fixed solver."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from solvers.schedulers.base import Scheduler
 from solvers.to_ns import to_ns
 
 WINDOW = 0.5
-"""How far a network time may move from its solver time, in units of the smallest step (the published setting)."""
+"""Largest shift of a network time from its solver time, in units of the smallest step (the published setting)."""
 
 
 @dataclass(frozen=True)
 class LD3(LearnableFamily):
-    """Rising times t_0 < ... < t_m for a given solver, as the running sum of a softmax.
+    """Learned grid of rising times t_0 < ... < t_m for a fixed solver, as the running sum of a softmax.
 
-    The paper learns either the time or log-SNR so; here it is the time t, because log-SNR is infinite at the ends of
-    most paths. The ends stay where they are.
+    The paper learns either the time or log-SNR in this way. Here it is the time t, because log-SNR is infinite at the
+    ends of most paths. The ends are fixed.
 
-    ``decoupled`` learns the time given to the network apart from the solver's: the k-th query keeps the solver's
-    coefficients, made for the time t_k, and asks the velocity at t_k + delta_k. In (T, a, b) that moves T and leaves
-    a and b as the solver has them. The first query stays at the domain's start. The published code decouples the data
+    ``decoupled`` learns the network's times separately from the solver's: the k-th query keeps the solver's
+    coefficients for the time t_k, but evaluates the velocity at t_k + delta_k. In (T, a, b) this moves T and leaves
+    a and b unchanged. The first query stays at the start of the domain. The published code decouples the data
     prediction of an epsilon network in the same way.
 
-    Parameters: m logits, one a grid step (their mean changes nothing), and where decoupled n - 1 shifts delta_1..
+    Parameters: m logits, one per grid step (their mean has no effect), and if decoupled n - 1 shifts delta_1..
     delta_{n-1}, for the n evaluations that m steps of the inner family make.
 
     Attributes:
         inner: Module name of the fixed family whose grid is learned.
         inner_options: Its options.
-        decoupled: Whether to learn network times too.
+        decoupled: Whether to learn the network's times separately.
     """
 
     inner: str = "dpmpp_2m"
@@ -58,7 +58,7 @@ class LD3(LearnableFamily):
 
     def __post_init__(self) -> None:
         if not isinstance(self.decoupled, bool):
-            raise ValueError(f"decoupled is true or false, got {self.decoupled!r}")
+            raise ValueError(f"decoupled must be true or false, got {self.decoupled!r}")
         named_family(self.inner, self.inner_options)
 
     @cached_property
@@ -85,7 +85,7 @@ class LD3(LearnableFamily):
                 f"or name the start's family as 'inner'"
             )
         target = target_scheduler(scheduler, solver.sigma0)
-        # A solver that cannot be run (a query where the velocity is infinite) must say so here and not while learning.
+        # A solver that cannot be run (a query where the velocity is infinite) must fail here, not while learning.
         start_on_target(solver, scheduler)
         logits = step_logits(solver.grid.times(self.family.steps(solver.nfe), target), target, self.label)
         shifts = torch.zeros(solver.nfe - 1 if self.decoupled else 0, dtype=torch.float64)
@@ -115,10 +115,10 @@ class LD3(LearnableFamily):
         """(grid steps, evaluations) of a parameter vector.
 
         Raises:
-            ValueError: Its length is that of no number of evaluations.
+            ValueError: The length does not match any number of evaluations.
         """
         count = parameters.shape[0]
-        # A step costs an evaluation or more, but a family may save some (two-stage methods that end on one stage).
+        # A step takes one evaluation or more, but a family may save some (two-stage methods that end on one stage).
         for nfe in range(1, count * self.family.evaluations_per_step + 1):
             try:
                 steps = self.family.steps(nfe)
@@ -127,14 +127,14 @@ class LD3(LearnableFamily):
             if steps + (nfe - 1 if self.decoupled else 0) == count:
                 return steps, nfe
         raise ValueError(
-            f"{count} numbers are no parameters of {self.label}: it has one a grid step"
-            f"{' and one an evaluation after the first' if self.decoupled else ''}"
+            f"{count} numbers are not a parameter vector of {self.label}: it has one parameter per grid step"
+            f"{' and one per evaluation after the first' if self.decoupled else ''}"
         )
 
 
 @dataclass(frozen=True)
 class _OnTimes:
-    """``family`` on ``times``, its queries moved by ``shifts`` (of shape (0,) where they are not)."""
+    """``family`` on ``times``, with queries moved by ``shifts`` (shape (0,) if not decoupled)."""
 
     family: Family
     nfe: int
@@ -148,7 +148,7 @@ class _OnTimes:
 
 
 class _Shifted:
-    """A field that is asked at another time than the solver believes: the k-th query, k > 0, moved by shifts[k-1]."""
+    """A field evaluated at other times than the solver uses: the time of query k > 0 is moved by shifts[k-1]."""
 
     def __init__(self, field: VelocityField, shifts: Tensor):
         self.field = field
@@ -158,7 +158,7 @@ class _Shifted:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if self.queries:
-            # The clamp is for rounding: project keeps the sum inside.
+            # The clamp only corrects rounding, since project keeps the sum inside the domain.
             t = (t + self.shifts[self.queries - 1]).clamp(self.scheduler.t_min, self.scheduler.t_max)
         self.queries += 1
         return self.field(x, t)

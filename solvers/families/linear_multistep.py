@@ -14,7 +14,7 @@ from solvers.field import VelocityField
 from solvers.schedulers._monotone import limited_slopes
 
 TOLERANCE = 1e-8
-"""Rounding forgiven in coefficients that were typed as decimals."""
+"""Tolerance for coefficients that were rounded to decimals."""
 
 
 class Formula(NamedTuple):
@@ -25,24 +25,27 @@ class Formula(NamedTuple):
 
     @property
     def order(self) -> int:
-        """Largest p such that polynomials of degree p are integrated exactly; negative where constants are not."""
+        """Largest p such that polynomials of degree p are integrated exactly; -1 if constants are not."""
         degree = 0
         while abs(self._defect(degree)) <= TOLERANCE and degree <= 2 * len(self.a):
             degree += 1
         return degree - 1
 
     def _defect(self, degree: int) -> float:
-        """What the formula makes of x = r^degree at r = 1, with the newest point at r = 0, less 1."""
+        """The formula's value of x = r^degree at r = 1 minus the exact value 1, with the newest point at r = 0."""
         states = sum(a * (-j) ** degree for j, a in enumerate(self.a))
         slopes = sum(b * degree * (-j) ** (degree - 1) for j, b in enumerate(self.b)) if degree else 0.0
         return states + slopes - 1
 
     def is_zero_stable(self) -> bool:
-        """Roots of z^k - sum_j a_j z^(k-1-j) inside the unit circle, or simple on it (Dahlquist's root condition)."""
+        """Whether the roots of z^k - sum_j a_j z^(k-1-j) lie inside the unit circle or are simple roots on it.
+
+        This is Dahlquist's root condition.
+        """
         companion = torch.diag(torch.ones(len(self.a) - 1, dtype=torch.float64), -1)
         companion[0] = torch.tensor(self.a, dtype=torch.float64)
         roots = torch.linalg.eigvals(companion)
-        # A double root is found only to the square root of rounding, so it is told by its distance to the others.
+        # A double root is accurate only to the square root of rounding, so detect it by its distance to the others.
         on_circle = roots[(roots.abs() - 1).abs() < 1e-6]
         distances = (on_circle[:, None] - on_circle[None]).abs() + 2 * torch.eye(len(on_circle))
         return bool((roots.abs() < 1 + 1e-6).all()) and not bool((distances < 1e-6).any())
@@ -50,22 +53,22 @@ class Formula(NamedTuple):
 
 @dataclass(frozen=True)
 class LinearMultistep(Family):
-    """x_{i+1} = sum_j a_j x_{i-j} + h sum_j b_j t'(r_{i-j}) u_{i-j}: constant coefficients in r = i/n, the step number.
+    """x_{i+1} = sum_j a_j x_{i-j} + h sum_j b_j t'(r_{i-j}) u_{i-j}: constant coefficients in r_i = i/n.
 
-    On a grid t(r) that is not uniform the method steps in r, h = 1/n, through the chain rule dx/dr = t'(r) u, and not
-    in t: t'(r) is the grid's own slope, from differences limited so that it stays positive. The order is kept on grids
-    that are smooth functions of r; for coefficients made for each grid see ``adams_bashforth``.
+    On a non-uniform grid t(r) the method steps in r, h = 1/n, instead of t, by the chain rule dx/dr = t'(r) u. t'(r) is
+    the slope of the grid, from differences limited so that it stays positive. The order is kept on grids that are
+    smooth functions of r; ``adams_bashforth`` computes its coefficients for each grid instead.
 
-    The k-th rows of ``a`` and ``b`` have k entries, newest first, and are used when k velocities are known; the last
+    The k-th rows of ``a`` and ``b`` have k entries, newest first, and are used when k velocities are known. The last
     rows are the method, the others its start-up.
 
     Attributes:
-        a: Weights of past states; default: only the last state.
-        b: Weights of past velocities. Default: Adams-Bashforth 2, started by Euler.
+        a: Weights of past states; by default only the last state.
+        b: Weights of past velocities; by default Adams-Bashforth 2, started by Euler.
 
     Raises:
-        ValueError: Rows of wrong lengths, a row that does not integrate constants and straight lines exactly
-            (sum a_j = 1 and sum b_j = 1 + sum j a_j), or a method that is not zero-stable.
+        ValueError: Rows have the wrong lengths, a row does not integrate constants and straight lines exactly
+            (sum a_j = 1 and sum b_j = 1 + sum j a_j), or the method is not zero-stable.
     """
 
     a: tuple[tuple[float, ...], ...] = ()
@@ -96,16 +99,16 @@ class LinearMultistep(Family):
 
     @property
     def label(self) -> str:
-        def shown(weights: tuple[float, ...]) -> str:
+        def text(weights: tuple[float, ...]) -> str:
             return ",".join(f"{weight:g}" for weight in weights)
 
         method = self._formulas[-1]
-        states = f" a={shown(method.a)}" if any(method.a[1:]) else ""
-        return f"LMM{states} b={shown(method.b)}"
+        states = f" a={text(method.a)}" if any(method.a[1:]) else ""
+        return f"LMM{states} b={text(method.b)}"
 
     @property
     def order(self) -> int:
-        # A start-up step of order p errs by h^(p+1), once; the grid's slope is known to second order.
+        # A start-up step of order p has an error of h^(p+1), once; the slope of the grid has second-order accuracy.
         *startup, method = (formula.order for formula in self._formulas)
         return min(2, method, *(order + 1 for order in startup))
 
@@ -114,7 +117,7 @@ class LinearMultistep(Family):
         return tuple(Formula(a, b) for a, b in zip(self.a, self.b, strict=True))
 
     def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:
-        # h t'(r), the length of a step as the grid has it at each of its points.
+        # h t'(r), the local step length at each grid point.
         lengths = limited_slopes(times)
         states, velocities = [x], []
         for i, t in enumerate(times[:-1]):
@@ -131,13 +134,13 @@ class LinearMultistep(Family):
 
 
 def _rows(name: str, rows: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
-    found = tuple(tuple(float(weight) for weight in row) for row in rows)
-    if [len(row) for row in found] != list(range(1, len(found) + 1)) or not found:
+    weights = tuple(tuple(float(weight) for weight in row) for row in rows)
+    if [len(row) for row in weights] != list(range(1, len(weights) + 1)) or not weights:
         raise ValueError(
             f"linear_multistep's {name} needs rows of 1, 2, ... weights, the k-th for k known velocities, "
-            f"got rows of {', '.join(str(len(row)) for row in found) or 'none'}"
+            f"got rows of {', '.join(str(len(row)) for row in weights) or 'none'}"
         )
-    return found
+    return weights
 
 
 FAMILY = LinearMultistep

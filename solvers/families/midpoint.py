@@ -9,7 +9,7 @@ from solvers.families.base import ButcherTableau, RungeKutta
 
 @dataclass(frozen=True)
 class Midpoint(RungeKutta):
-    """Explicit midpoint (RK2): second order, two evaluations a step."""
+    """Explicit midpoint (RK2): second order, two evaluations per step."""
 
     source = "BNS appendix C"
     label = "Midpoint"

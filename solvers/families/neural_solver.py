@@ -1,4 +1,4 @@
-"""Learned multistep weights on learned rising times: the search space of differentiable solver search."""
+"""Learned multistep weights on learned rising times, the search space of differentiable solver search."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ class NeuralSolver(LearnableFamily):
     """x_{i+1} = x_i + (t_{i+1} - t_i) sum_{j<=i} c_ij u_j with sum_j c_ij = 1: multistep, with every weight learned.
 
     As a non-stationary solver: the times rise from t_min to t_max, a is constant, and row k of b, which is
-    sum_{i<k} (t_{i+1} - t_i) c_i, sums to t_k - t_0. So a constant velocity is integrated exactly whatever is learned.
+    sum_{i<k} (t_{i+1} - t_i) c_i, sums to t_k - t_0. A constant velocity is therefore integrated exactly at all
+    parameters.
 
-    A solver with those three properties is in the family, and no other. Euler, Adams-Bashforth and Midpoint have them
-    on every path and grid. RK4 and Heun ask twice at one time; exponential integrators have a constant a on cond_ot
-    only. Those are refused as a start, not approximated.
+    The family consists of exactly the solvers with those three properties. Euler, Adams-Bashforth and Midpoint have
+    them on every path and grid. RK4 and Heun query one time twice, and exponential integrators have a constant a on
+    cond_ot only; these are rejected as starts rather than approximated.
 
-    The published runs give the last two steps of solvers of 6 evaluations and fewer only one past velocity; here
+    In the published runs the last two steps of solvers of 6 evaluations and fewer use only one past velocity; here
     every step may use all of them.
 
-    Parameters: n logits, whose softmax are the steps as shares of the domain, then c_ij for j < i by rows; c_ii is
-    what is missing to 1. These are n(n+1)/2 numbers, one of which (the logits' mean) changes nothing.
+    Parameters: n logits, whose softmax gives the steps as shares of the domain, then c_ij for j < i by rows; c_ii is
+    1 - sum_{j<i} c_ij. These are n(n+1)/2 numbers, one of which (the logits' mean) has no effect.
     """
 
     source = "Wang et al. 2025 (Differentiable Solver Search), section 5"
@@ -86,7 +87,9 @@ def _nfe(parameters: Tensor) -> int:
     count = parameters.shape[0]
     n = (math.isqrt(1 + 8 * count) - 1) // 2
     if n < 1 or n * (n + 1) // 2 != count:
-        raise ValueError(f"{count} numbers are no NeuralSolver parameters: n evaluations have n(n+1)/2 of them")
+        raise ValueError(
+            f"{count} numbers are not a parameter vector of NeuralSolver: n evaluations have n(n+1)/2 parameters"
+        )
     return n
 
 

@@ -9,7 +9,7 @@ from solvers.families.base import ButcherTableau, RungeKutta
 
 @dataclass(frozen=True)
 class RK4(RungeKutta):
-    """Classical RK4: fourth order, four evaluations a step. Not the 3/8 rule that torchdiffeq calls rk4."""
+    """Classical RK4: fourth order, four evaluations per step. Not the 3/8 rule that torchdiffeq calls rk4."""
 
     source = "BNS appendix C"
     label = "RK4"

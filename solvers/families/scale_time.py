@@ -1,4 +1,4 @@
-"""Any family, run on a scale-time transform of the field."""
+"""Any fixed family, run on a scale-time transform of the field."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class ScaleTime(Family):
     """A family that steps along another scheduler's path: x-bar(r) = s_r x(t_r) (BST eq. 7; BNS eq. 6-8).
 
     The state is scaled to the target path, the inner family integrates the transformed field there, and the sample is
-    scaled back. Nothing is changed about the network: it is asked at x-bar/s and t_r.
+    scaled back. The network is unchanged; it is evaluated at x-bar/s and t_r.
 
-    Where the target path starts at a higher signal-to-noise ratio than the field's (edm from cond_ot), sampling starts
+    If the target path starts at a higher signal-to-noise ratio than the field's (edm from cond_ot), sampling starts
     later, from sigma-bar x0.
 
     Attributes:
         inner: Module name of a fixed family.
         inner_options: Its options.
-        scheduler: Name of the target scheduler; default the field's own.
+        scheduler: Name of the target scheduler; by default the field's own.
         scheduler_options: Its options.
-        sigma0: Scales the target's noise (BNS eq. 14), on top of any preconditioning that the field already has.
-        grid_on: Where the grid lies. 'target': its times keep their places in the domain, and the domain is the
-            target's. 'source': it stays on the field's own path and is carried over at equal signal-to-noise ratio, as
-            suits grids that are laid by noise level (log_snr, polynomial, edm, ays).
+        sigma0: Scales the target's noise (BNS eq. 14), in addition to any preconditioning of the field.
+        grid_on: Path on which the grid lies. 'target': times keep their relative positions, in the target's domain.
+            'source': times stay on the field's own path and are mapped at equal signal-to-noise ratio, which suits
+            grids defined by noise level (log_snr, polynomial, edm, ays).
 
     Raises:
-        ValueError: No such family or scheduler, options one of them refuses, or a transform that changes nothing.
+        ValueError: Unknown family or scheduler, options that one of them rejects, or a transform without effect.
     """
 
     inner: str = "midpoint"
@@ -54,7 +54,7 @@ class ScaleTime(Family):
 
     def __post_init__(self) -> None:
         if self.sigma0 is None:
-            # Without a scheduler the family is the papers' preconditioning, at their smallest setting.
+            # Without a scheduler the default is the papers' preconditioning, at its smallest published value.
             object.__setattr__(self, "sigma0", 2.0 if self.scheduler is None else 1.0)
         if not self._sigma0 > 0:
             raise ValueError(f"sigma0 must be positive, got {self.sigma0}")
@@ -96,7 +96,7 @@ class ScaleTime(Family):
     def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:
         transformed = TransformedField(velocity, self._target(velocity.scheduler))
         r = self._times_on_target(times, velocity.scheduler, transformed)
-        # The target's own start from the x0 in x = sigma x0, which is s x wherever r[0] and times[0] have equal SNR.
+        # The target's own start from the x0 in x = sigma x0, which equals s x if r[0] and times[0] have equal SNR.
         start = transformed.scheduler.sigma(r[0]) / velocity.scheduler.sigma(times[0])
         return transformed.restore(self.inner_family.integrate(transformed, start.to(x.dtype) * x, r))
 

@@ -15,14 +15,14 @@ from solvers.grids import shift_times
 
 @dataclass(frozen=True)
 class ShiftedEuler(Family):
-    """Euler for flow models, on whatever grid it is given, its times shifted: r -> r / (shift - (shift - 1) r).
+    """Euler for flow models on any grid, with its times shifted by r -> r / (shift - (shift - 1) r).
 
-    r is the share of the way from the grid's first time to its last. shift > 1 spends more steps near the noise, as
-    is needed at high resolution; 1 is Euler. On the uniform grid of the cond_ot scheduler this is the sampler of SD3
-    and FLUX; the grid kind 'shifted' gives the same times to any family.
+    r is the relative position of a time between the first and the last time of the grid. shift > 1 spends more steps
+    near the noise, as needed at high resolution; shift = 1 is Euler. On the uniform grid of the cond_ot scheduler this
+    is the sampler of SD3 and FLUX. The grid kind 'shifted' provides the same times for any family.
 
     Attributes:
-        shift: SD3's value is 3.
+        shift: Strength of the shift, positive; SD3 uses 3.
     """
 
     shift: float = 3.0
@@ -43,7 +43,7 @@ class ShiftedEuler(Family):
     def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:
         first, last = times[0], times[-1]
         shifted = first + (last - first) * shift_times((times - first) / (last - first), self.shift)
-        # The end itself, which the formula meets only to rounding.
+        # Set the end exactly, since the formula reaches it only to rounding.
         shifted[-1] = last
         return Euler().integrate(velocity, x, shifted)
 

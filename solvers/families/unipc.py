@@ -29,16 +29,17 @@ from solvers.field import VelocityField
 
 @dataclass(frozen=True)
 class UniPC(Family):
-    """UniPC-p with B(h) = e^h - 1 ('bh2') in the data prediction: a multistep predictor and a corrector for free.
+    """UniPC-p with B(h) = e^h - 1 ('bh2') in the data prediction: a multistep predictor with a free corrector.
 
-    The prediction made for the next step also corrects the state it was made at: the step is taken again with the
-    polynomial through it. The last state is not corrected. Orders are lower on the first steps and, as in the
-    reference implementation, on the last: the final step is DDIM's.
+    The prediction made for the next step also corrects the state at which it was made: the step is repeated with the
+    polynomial through that prediction. The last state is not corrected. The first steps have lower order, and so do
+    the last ones, as in the reference implementation: the final step is a DDIM step.
 
-    A prediction in pure noise (log-SNR = -inf) has no weight, so the steps after it are of one order less.
+    A prediction in pure noise (log-SNR = -inf) has no weight, so the steps after it lose one order.
 
     Attributes:
-        steps_back: p, the order of the predictor and the predictions it uses, 1 to 3; the corrector uses one more.
+        steps_back: p, the order of the predictor and the number of predictions it uses, 1 to 3; the corrector uses
+            one more.
     """
 
     steps_back: int = 3
@@ -53,7 +54,7 @@ class UniPC(Family):
 
     @property
     def order(self) -> int:
-        # The last step is of first order, and nothing corrects it.
+        # The last step has first order and is not corrected.
         return 2
 
     def integrate(self, velocity: VelocityField, x: Tensor, times: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ class UniPC(Family):
 def predictor_weights(lambdas: Tensor, end: Tensor) -> Tensor:
     """Weights of the data predictions at ``lambdas`` (newest first) in UniP's step from ``lambdas[0]`` to ``end``.
 
-    With two predictions 1/2 stands for the mean fraction of the step, with three its moments are exact.
+    With two predictions the mean fraction of the step is approximated by 1/2; with three the moments are exact.
     """
     if len(lambdas) == 2:
         fractions, _ = finite_fractions(lambdas, end)
@@ -90,9 +91,9 @@ def predictor_weights(lambdas: Tensor, end: Tensor) -> Tensor:
 
 
 def corrector_weights(lambdas: Tensor, end: Tensor) -> Tensor:
-    """Weights in UniC's step of the prediction at its ``end``, then of those at ``lambdas`` (newest first).
+    """Weights in UniC's step of the prediction at its ``end``, followed by those at ``lambdas`` (newest first).
 
-    With one past prediction it is the mean of both, with more the moments of the step are exact.
+    With one past prediction the two have equal weights; with more the moments of the step are exact.
     """
     if len(lambdas) == 1:
         return torch.full((2,), 0.5, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Noise schedules of Gaussian probability paths: alpha, sigma, their derivatives and their inverse."""
+"""Noise schedules of Gaussian probability paths: alpha and sigma with their derivatives, and the inverse of the SNR."""
 
 from solvers.schedulers.base import PathPoint, Scheduler, as_time
 from solvers.schedulers.cond_ot import CondOT

@@ -1,4 +1,4 @@
-"""Rising functions of one variable: their inverse, and slopes that keep an interpolant rising."""
+"""Increasing functions of one variable: their inverse, and slopes that keep an interpolant increasing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 MAX_ITERATIONS = 100
-"""Bisection alone needs 53 to exhaust float64."""
+"""Bisection alone needs 53 iterations to exhaust float64."""
 
 
 def invert_increasing(
@@ -18,17 +18,19 @@ def invert_increasing(
     high: float,
     guess: Tensor | None = None,
 ) -> Tensor:
-    """The x in [low, high] with f(x) = target, by Newton's method inside a bisection bracket.
+    """Solve f(x) = target for x in [low, high], by Newton's method inside a bisection bracket.
 
     A target below f(low) or above f(high) gives ``low`` or ``high``; NaN gives NaN.
 
     Args:
-        function: x to (f(x), f'(x)), elementwise, f rising strictly; f' may be infinite or zero at the ends.
+        function: Maps x to (f(x), f'(x)), elementwise, with f strictly increasing; f' may be infinite or zero at the
+            ends.
         target: float64, any shape.
-        guess: Where to begin, of the shape of ``target``; default the middle.
+        low, high: Ends of the interval.
+        guess: Initial x, with the shape of ``target``; default the middle.
 
     Returns:
-        x to rounding, of the shape of ``target``; its first derivative in ``target`` is 1 / f'(x).
+        x up to rounding, with the shape of ``target``; its first derivative in ``target`` is 1 / f'(x).
     """
     goal = target.detach()
     with torch.no_grad():
@@ -39,27 +41,27 @@ def invert_increasing(
             below = value < goal
             lower, upper = torch.where(below, x, lower), torch.where(below, upper, x)
             newton = x - (value - goal) / slope
-            # False for NaN too, so that an infinite or zero slope falls back to halving the bracket.
+            # The test is False for NaN too, so an undefined Newton step falls back to bisection.
             usable = (newton >= lower) & (newton <= upper)
-            following = torch.where(usable, newton, (lower + upper) / 2)
-            moved = float((following - x).abs().max())
-            x = following
+            updated = torch.where(usable, newton, (lower + upper) / 2)
+            moved = float((updated - x).abs().max())
+            x = updated
             if moved <= 2e-16 * max(abs(low), abs(high)):
                 break
         x = torch.where(goal.isnan(), goal, x)
     value, slope = function(x)
-    # One more Newton step, with the target as it came: it carries derivatives of either mode to the result. Where the
-    # slope is infinite the inverse is flat.
+    # One more Newton step, with the original target, carries reverse- and forward-mode derivatives to the result. The
+    # inverse is flat where the slope is infinite.
     slope = torch.where(slope.isfinite() & (slope > 0), slope, torch.inf).detach()
     return (x + (target - value.detach()) / slope).clamp(low, high)
 
 
 def limited_slopes(values: Tensor) -> Tensor:
-    """Slopes at the points of a rising sequence with unit spacing, such that its cubic Hermite interpolant rises.
+    """Slopes of an increasing sequence with unit spacing, such that its cubic Hermite interpolant increases.
 
-    Central differences (one-sided and of second order at the two ends), exact for quadratic sequences, and limited to
-    three times the smaller neighbouring difference, which is sufficient (Fritsch & Carlson 1980). At the ends they
-    are at least a third of the neighbouring difference, so that the interpolant has no flat end.
+    They are central differences (one-sided and of second order at the two ends), exact for quadratic sequences, and
+    limited to three times the smaller neighbouring difference, which is sufficient (Fritsch & Carlson 1980). At the
+    ends they are at least a third of the neighbouring difference, so that the interpolant has no flat end.
 
     Args:
         values: Strictly increasing, shape (n,), n >= 2; differentiable.

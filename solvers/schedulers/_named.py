@@ -1,4 +1,4 @@
-"""A scheduler by its module name: for families that know their target path by an option."""
+"""Builds schedulers by module name, for families whose target path is an option."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def named_scheduler(name: str, options: Mapping[str, Any]) -> Scheduler:
     """The scheduler of module ``solvers.schedulers.<name>``, built with ``options``.
 
     Raises:
-        ValueError: There is no such scheduler, or it refuses the options.
+        ValueError: The scheduler does not exist, or does not accept the options.
     """
     package = importlib.import_module("solvers.schedulers")
-    found = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    names = {module.name for module in pkgutil.iter_modules(package.__path__)}
     plugin = (
-        getattr(importlib.import_module(f"solvers.schedulers.{name}"), "SCHEDULER", None) if name in found else None
+        getattr(importlib.import_module(f"solvers.schedulers.{name}"), "SCHEDULER", None) if name in names else None
     )
     if plugin is None:
         raise ValueError(f"there is no scheduler {name!r}; `bespoke list schedulers` shows those that exist")

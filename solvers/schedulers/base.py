@@ -1,4 +1,4 @@
-"""What every scheduler of a Gaussian path provides. Knows nothing of networks or solvers."""
+"""Base class of the schedulers of Gaussian paths; independent of networks and solvers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 TIME_TOLERANCE = 1e-9
-"""Rounding allowed when a time is compared with the end of a scheduler's domain."""
+"""Tolerance for rounding when a time is compared with the ends of a scheduler's domain."""
 
 
 def as_time(t: float | Tensor) -> Tensor:
-    """``t`` as a float64 tensor: schedules are scalars, so full precision costs nothing."""
+    """``t`` as a float64 tensor; schedules are scalar functions, so double precision costs nothing."""
     return torch.as_tensor(t, dtype=torch.float64)
 
 
 class PathPoint(NamedTuple):
-    """The scheduler at one time: float64 tensors of the shape of the queried ``t``."""
+    """The scheduler at ``t``: alpha, sigma and their time derivatives, float64 tensors with the shape of ``t``."""
 
     alpha: Tensor
     sigma: Tensor
@@ -32,8 +32,8 @@ class PathPoint(NamedTuple):
 class Scheduler(ABC):
     """A Gaussian path p_t(x | x1) = N(alpha_t x1, sigma_t^2 I) (BNS eq. 3), with t=0 noise and t=1 data.
 
-    The signal-to-noise ratio alpha/sigma rises strictly with t. It is handled as the *angle*
-    atan2(alpha, sigma) in [0, pi/2], which is finite at both ends, where log-SNR is not.
+    The signal-to-noise ratio alpha/sigma rises strictly with t. It is represented by the *angle*
+    atan2(alpha, sigma) in [0, pi/2], which is finite at both ends, unlike log-SNR.
 
     Attributes:
         t_min: First time of the domain; a sampler starts there from ``sigma(t_min) * x0``, x0 ~ N(0, I).
@@ -43,7 +43,7 @@ class Scheduler(ABC):
     t_min: float = 0.0
     t_max: float = 1.0
 
-    #: Whether the velocity is infinite at t = 1 (true of variance-preserving paths); a domain cut before is free of it.
+    #: Whether the velocity is infinite at t = 1, as on variance-preserving paths; a domain that ends earlier avoids it.
     velocity_is_singular_at_end = False
 
     def __post_init__(self) -> None:
@@ -53,7 +53,11 @@ class Scheduler(ABC):
             )
 
     def _end_by(self, last: float, meaning: str) -> None:
-        """For paths that end before t = 1: t_max = 1 comes to mean ``last``, and a time in between is refused."""
+        """End the domain at ``last``, for paths that end before t = 1: t_max = 1 becomes ``last``.
+
+        Raises:
+            ValueError: ``t_max`` lies between ``last`` and 1.
+        """
         if self.t_max == 1.0:
             object.__setattr__(self, "t_max", last)
         elif last < self.t_max <= 1.0:
@@ -65,11 +69,11 @@ class Scheduler(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The name under which configurations and theta artifacts know this scheduler."""
+        """Name of this scheduler in configurations and theta artifacts."""
 
     @abstractmethod
     def path(self, t: Tensor) -> PathPoint:
-        """alpha, sigma and their time derivatives at float64 ``t``, without a domain check."""
+        """alpha, sigma and their time derivatives at float64 ``t``, without checking the domain."""
 
     @abstractmethod
     def time_at_angle(self, angle: Tensor) -> Tensor:
@@ -96,17 +100,17 @@ class Scheduler(ABC):
         return self.time_at_angle(torch.atan(torch.exp(as_time(lambda_))))
 
     def check_velocity_time(self, t: float | Tensor) -> None:
-        """Refuse a time at which the velocity does not exist.
+        """Check that the velocity exists at ``t``.
 
         Args:
-            t: A time, or several of any shape.
+            t: One or more times, of any shape.
 
         Raises:
-            ValueError: A time lies outside [t_min, t_max], or at 1 where the velocity is infinite.
+            ValueError: A time lies outside [t_min, t_max], or is 1 and the velocity is infinite there.
         """
         times = as_time(t).detach()
         if times.ndim:
-            # The domain is an interval: with its extremes, all times lie inside. NaN is both of them.
+            # The domain is an interval, so all times lie inside if both extremes do. With a NaN, both extremes are NaN.
             for extreme in times.aminmax():
                 self.check_velocity_time(extreme)
             return

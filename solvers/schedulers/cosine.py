@@ -22,7 +22,7 @@ class Cosine(Scheduler):
         return "cosine"
 
     def path(self, t: Tensor) -> PathPoint:
-        # cos(pi t / 2) as a sine of the complement: exactly 0 at t = 1.
+        # cos(pi t / 2) is computed as the sine of the complement, which is exactly 0 at t = 1.
         alpha, sigma = torch.sin(HALF_PI * t), torch.sin(HALF_PI * (1 - t))
         return PathPoint(alpha=alpha, sigma=sigma, d_alpha=HALF_PI * sigma, d_sigma=-HALF_PI * alpha)
 

@@ -1,4 +1,4 @@
-"""Any Gaussian path, from the two functions that define it."""
+"""Gaussian paths defined by user functions alpha(t) and sigma(t)."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from solvers.schedulers._monotone import invert_increasing
 from solvers.schedulers.base import PathPoint, Scheduler, as_time
 
 CHECKED_TIMES = 257
-"""Times at which a path is checked when it is made: evenly spaced over [0, 1], ends included."""
+"""Number of times at which a new path is checked: evenly spaced over [0, 1], including the ends."""
 
 PathFunction = Callable[[Tensor], Tensor]
 
 
 def linear(t: Tensor) -> Tensor:
-    """t: with :func:`falling_parabola`, the default path."""
+    """t; together with :func:`falling_parabola` the default path."""
     return t
 
 
 def falling_parabola(t: Tensor) -> Tensor:
-    """1 - t^2: noise that goes slowly at first."""
+    """1 - t^2: a noise level that falls slowly at first."""
     return 1 - t**2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Custom(Scheduler):
-    """A path from the user's own alpha(t) and sigma(t), t=0 noise and t=1 data.
+    """A path from user functions alpha(t) and sigma(t), with t=0 noise and t=1 data.
 
-    Derivatives are taken by autograd, the inverse by Newton's method inside a bisection bracket
-    on the angle. Both functions are asked anywhere in [0, 1], whatever the domain; derivatives may be infinite at 1, as
-    that of sqrt(1 - t^2) is, and solvers are then kept from asking there.
+    Derivatives are computed by autograd, and the inverse by Newton's method inside a bisection bracket on the angle.
+    Both functions may be evaluated anywhere in [0, 1], regardless of the domain. Derivatives may be infinite at 1, as
+    for sqrt(1 - t^2); solvers are then not allowed to evaluate the velocity there.
 
     Attributes:
-        alpha_function: A function of a float64 tensor of times to one of the same shape, elementwise and of torch
-            operations; or where to import it from, as ``"package.module:function"``. Default: ``t``.
-        sigma_function: The noise level, likewise. Default: ``1 - t^2``.
+        alpha_function: An elementwise function, made of torch operations, from a float64 tensor of times to one of the
+            same shape; or its import path ``"package.module:function"``. Default: ``t``.
+        sigma_function: The noise level, in the same form. Default: ``1 - t^2``.
 
     Raises:
-        ValueError: A function cannot be imported, returns anything but a finite float64 tensor of the shape of the
-            times, is negative, or the signal-to-noise ratio does not rise strictly.
+        ValueError: A function cannot be imported, returns anything other than a finite, non-negative float64 tensor
+            with the shape of the times, or the signal-to-noise ratio does not rise strictly.
     """
 
     alpha_function: PathFunction | str = "solvers.schedulers.custom:linear"
@@ -58,14 +58,14 @@ class Custom(Scheduler):
         if float(alpha[-1]) == float(sigma[-1]) == 0 or float(alpha[0]) == float(sigma[0]) == 0:
             raise ValueError("alpha and sigma of a path cannot both be 0 at the same end; one of them must be positive")
         angle = torch.atan2(alpha, sigma)
-        fallen = (angle.diff() <= 0).nonzero()
-        if len(fallen):
-            k = int(fallen[0])
+        not_rising = (angle.diff() <= 0).nonzero()
+        if len(not_rising):
+            k = int(not_rising[0])
             raise ValueError(
                 f"the signal-to-noise ratio alpha/sigma of a path must rise strictly with t, but goes from "
                 f"{float(alpha[k] / sigma[k]):.6g} at t={float(times[k]):.6g} to "
                 f"{float(alpha[k + 1] / sigma[k + 1]):.6g} at t={float(times[k + 1]):.6g}; t=0 is noise and t=1 is "
-                f"data, so turn functions of the other direction round: t -> 1 - t"
+                f"data, so reverse functions of the other direction: t -> 1 - t"
             )
 
     @property
@@ -83,7 +83,7 @@ class Custom(Scheduler):
         return PathPoint(alpha=alpha, sigma=sigma, d_alpha=d_alpha, d_sigma=d_sigma)
 
     def time_at_angle(self, angle: Tensor) -> Tensor:
-        """The time in [0, 1] with snr(t) = tan(angle); the nearer end for an angle that the path does not have."""
+        """The time in [0, 1] with snr(t) = tan(angle); the nearer end for an angle outside the path's range."""
         return invert_increasing(self._angle_and_slope, as_time(angle), 0.0, 1.0)
 
     def _angle_and_slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,33 +102,33 @@ def _function(given: PathFunction | str, option: str) -> PathFunction:
         return given
     module, separator, name = given.partition(":")
     if not (module and separator and name):
-        raise ValueError(f"{option}={given!r} names no function; write it as 'package.module:function'")
+        raise ValueError(f"{option}={given!r} does not name a function; write it as 'package.module:function'")
     try:
-        found = getattr(importlib.import_module(module), name)
+        function = getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise ValueError(f"{option}={given!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
     except AttributeError as error:
         raise ValueError(f"{option}={given!r}: the module {module!r} has no {name!r}") from error
-    if not callable(found):
-        raise ValueError(f"{option}={given!r} is no function but {type(found).__name__}")
-    return found
+    if not callable(function):
+        raise ValueError(f"{option}={given!r} is not a function (its type is {type(function).__name__})")
+    return function
 
 
 def _with_derivative(function: PathFunction, t: Tensor) -> tuple[Tensor, Tensor]:
-    """(f(t), f'(t)), both differentiable in ``t`` once more where it asks for that."""
+    """(f(t), f'(t)), both differentiable once more in ``t`` if ``t`` requires gradients."""
     create_graph = torch.is_grad_enabled() and t.requires_grad
     with contextlib.ExitStack() as contexts:
         if torch.is_inference_mode_enabled():
-            # Inference mode records no derivatives of any kind, and its tensors may not take part in one.
+            # Inference mode does not record derivatives, and its tensors cannot take part in a recorded computation.
             contexts.enter_context(torch.inference_mode(False))
             t = t.clone()
         value = function(t)
         contexts.enter_context(torch.enable_grad())
-        # A copy, not t.detach(): that would also drop the tangents of a forward-mode derivative under way.
+        # Copy t instead of detaching it: t.detach() would drop the tangents of an enclosing forward-mode derivative.
         leaf = t if t.requires_grad else t.clone().requires_grad_()
         traced = function(leaf)
         if not traced.requires_grad:
-            # A constant has no derivative at all, not one of 0.
+            # Autograd has no derivative for a constant, so return 0.
             return value, torch.zeros_like(value)
         (derivative,) = torch.autograd.grad(traced, leaf, torch.ones_like(traced), create_graph=create_graph)
     return value, derivative

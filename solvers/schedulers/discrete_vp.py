@@ -1,4 +1,4 @@
-"""The variance-preserving path of a network trained at discrete timesteps, as DDPM's and Stable Diffusion's are."""
+"""The variance-preserving path of networks trained at discrete timesteps, such as DDPM and Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from solvers.schedulers.base import TIME_TOLERANCE, PathPoint, Scheduler, as_tim
 
 
 def linear_betas(beta_start: float = 1e-4, beta_end: float = 0.02, count: int = 1000) -> tuple[float, ...]:
-    """``count`` betas rising linearly: 'linear' in diffusers, with DDPM's values (Ho et al. 2020)."""
+    """``count`` linearly increasing betas: 'linear' in diffusers, with DDPM's values (Ho et al. 2020)."""
     return tuple(torch.linspace(beta_start, beta_end, count, dtype=torch.float64).tolist())
 
 
 def scaled_linear_betas(beta_start: float = 0.00085, beta_end: float = 0.012, count: int = 1000) -> tuple[float, ...]:
-    """``count`` betas whose roots rise linearly: 'scaled_linear' in diffusers, with Stable Diffusion's values."""
+    """``count`` betas with linearly increasing roots: 'scaled_linear' in diffusers, with Stable Diffusion's values."""
     roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), count, dtype=torch.float64)
     return tuple((roots**2).tolist())
 
@@ -32,25 +32,25 @@ class DiscreteVP(Scheduler):
 
     Timestep k of the network (0 next to the data, N - 1 the noisiest) is at t = 1 - (k + 1) / N. So t = 0 is the
     noisiest timestep, and t = 1, one step beyond the last trained one, is the data itself. The domain ends at timestep
-    0, t = 1 - 1/N, where a trace of noise sigma = sqrt(beta_0) is left, and the velocity is finite on all of it. The
-    path itself goes on to alpha(1) = 1: preconditioned copies of it are read there.
+    0, t = 1 - 1/N, with a remaining noise of sigma = sqrt(beta_0), so the velocity is finite on the whole domain. The
+    path itself continues to alpha(1) = 1, because preconditioned copies of it are evaluated there.
 
-    Between timesteps 1 - alpha is a monotone cubic in the timestep (central differences as slopes, limited after
-    Fritsch & Carlson 1980), so alpha and its derivative N d(1 - alpha)/dk are continuous, and adaptive integrators meet
-    no kinks. Interpolating log alpha instead, as the DPM-Solver code does piecewise linearly, differs by less than 2e-6
-    in alpha for the usual lists, but has no value where alpha = 0: lists with zero terminal SNR (Lin et al. 2023) start
-    at pure noise here, as they should. sigma' = -alpha alpha' / sigma.
+    Between timesteps, 1 - alpha is a monotone cubic in the timestep (central differences as slopes, limited after
+    Fritsch & Carlson 1980). So alpha and its derivative N d(1 - alpha)/dk are continuous, without kinks for adaptive
+    integrators. Interpolating log alpha instead, as the DPM-Solver code does piecewise linearly, differs by less than
+    2e-6 in alpha for the usual lists, but is undefined at alpha = 0. Here, lists with zero terminal SNR (Lin et al.
+    2023) start at pure noise, as they should. sigma' = -alpha alpha' / sigma.
 
     Attributes:
         t_max: Last time; 1 means the last trained one, 1 - 1/N.
         betas: The N betas, from the data (k = 0) to the noise, as in a diffusers configuration; the last may be 1 (zero
             terminal SNR). Default: DDPM's 1000 from 1e-4 to 0.02. :func:`scaled_linear_betas` gives Stable Diffusion's.
-        alphas_cumprod: Instead of betas, their running products prod(1 - beta). A float32 table keeps only three digits
-            of the noise next to the data, so betas are the better source.
+        alphas_cumprod: The running products prod(1 - beta), instead of betas. A float32 table keeps only three digits
+            of the noise near the data, so betas are the better source.
 
     Raises:
-        ValueError: Both lists, a list shorter than 2, values outside (0, 1) or not falling, or a ``t_max`` between the
-            last trained time and 1.
+        ValueError: Both lists are set, a list is shorter than 2, values are outside (0, 1) or do not fall, or ``t_max``
+            is between the last trained time and 1.
     """
 
     betas: tuple[float, ...] | None = field(default=None, repr=False)
@@ -76,7 +76,7 @@ class DiscreteVP(Scheduler):
         return len(self.betas or self.alphas_cumprod or ())
 
     def timestep(self, t: float | Tensor) -> Tensor:
-        """The network's timestep at time ``t``: real-valued, 0 to N - 1, float64, of the shape of ``t``.
+        """The network's timestep at time ``t``: real-valued, 0 to N - 1, float64, with the shape of ``t``.
 
         Raises:
             ValueError: ``t`` is outside the trained times [0, 1 - 1/N].
@@ -111,8 +111,8 @@ class DiscreteVP(Scheduler):
         return PathPoint(alpha=alpha, sigma=sigma, d_alpha=d_alpha, d_sigma=-alpha * d_alpha / sigma)
 
     def time_at_angle(self, angle: Tensor) -> Tensor:
-        """The time with snr(t) = tan(angle); of more noise than the path has, t = 0."""
-        # 1 - sin(angle), without cancellation next to the data.
+        """The time with snr(t) = tan(angle); t = 0 for more noise than the path has."""
+        # 1 - sin(angle), computed without cancellation near the data.
         missing = torch.cos(angle) ** 2 / (1 + torch.sin(angle))
         knots, _ = self._knots
         segment = (torch.searchsorted(knots, missing.detach(), right=True) - 1).clamp(0, self.timesteps - 1)
@@ -127,7 +127,7 @@ class DiscreteVP(Scheduler):
 
     @cached_property
     def _knots(self) -> tuple[Tensor, Tensor]:
-        """1 - alpha at positions k + 1 = 0 (the data) to N, shape (N + 1,), and the cubics, shape (N, 4)."""
+        """1 - alpha at positions k + 1 = 0 (the data) to N, (N + 1,), and the coefficients of the cubics, (N, 4)."""
         if self.alphas_cumprod is not None:
             products = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
             missing = (1 - products) / (1 + products.sqrt())
@@ -140,7 +140,7 @@ class DiscreteVP(Scheduler):
         return values, cubics
 
     def _cubic(self, segment: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """1 - alpha and its derivative in the position, at ``offset`` in [0, 1] of each ``segment``."""
+        """1 - alpha and its derivative in the position, at ``offset`` in [0, 1] within each ``segment``."""
         c0, c1, c2, c3 = self._knots[1][segment].unbind(-1)
         value = c0 + offset * (c1 + offset * (c2 + offset * c3))
         return value, c1 + offset * (2 * c2 + offset * 3 * c3)

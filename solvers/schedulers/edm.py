@@ -14,9 +14,9 @@ from solvers.schedulers.base import PathPoint, Scheduler
 class EDM(Scheduler):
     """alpha = 1, sigma = sigma_max (1 - t): noise falls linearly from sigma_max (Karras et al. 2022; BNS appendix E).
 
-    Sampling starts from ``sigma(t_min) * x0``, sigma_max * x0 on the whole domain. snr(0) is 1 / sigma_max, not 0. The
-    domain ends where the noise is sigma_min, the least a network was trained on; sigma_min = 0 is the path down to
-    the data itself, for networks that can be asked there.
+    Sampling starts from ``sigma(t_min) * x0``, which is sigma_max * x0 on the full domain. snr(0) is 1 / sigma_max, not
+    0. The domain ends at noise sigma_min, the lowest level that a network was trained on. With sigma_min = 0 the path
+    continues down to the data itself, for networks that can be evaluated there.
 
     Attributes:
         t_max: Last time; 1 means the time at which sigma is ``sigma_min``, 1 - sigma_min / sigma_max.
@@ -24,7 +24,7 @@ class EDM(Scheduler):
         sigma_max: Noise level at t = 0, in units of the data.
 
     Raises:
-        ValueError: Not 0 <= sigma_min < sigma_max, or a ``t_max`` between the time of sigma_min and 1.
+        ValueError: 0 <= sigma_min < sigma_max does not hold, or ``t_max`` is between the time of sigma_min and 1.
     """
 
     sigma_min: float = 0.002
@@ -50,7 +50,7 @@ class EDM(Scheduler):
         )
 
     def time_at_angle(self, angle: Tensor) -> Tensor:
-        # More noise than sigma_max lies before t = 0; pure noise (angle 0) at -inf.
+        # Noise above sigma_max corresponds to t < 0, and pure noise (angle 0) to t = -inf.
         return 1 - torch.cos(angle) / (self.sigma_max * torch.sin(angle))
 
 

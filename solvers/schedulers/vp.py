@@ -14,7 +14,7 @@ from solvers.schedulers.base import PathPoint, Scheduler
 class VP(Scheduler):
     """alpha_t = xi_{1-t}, sigma_t = sqrt(1 - alpha_t^2), xi_s = exp(-s^2 (B-b)/4 - s b/2) (Song et al. 2020).
 
-    alpha_0 = 0.0066, not 0: the noise end keeps a trace of the data. The velocity is infinite at t = 1.
+    alpha_0 is 0.0066, not 0, so the noise end keeps a trace of the data. The velocity is infinite at t = 1.
 
     Attributes:
         beta_max: B, the noise rate at t=0.
@@ -34,7 +34,7 @@ class VP(Scheduler):
         slope = (self.beta_max - self.beta_min) / 4
         log_alpha = -s * s * slope - s * self.beta_min / 2
         alpha = torch.exp(log_alpha)
-        # expm1: 1 - alpha^2 loses every digit near t = 1 otherwise.
+        # Without expm1, 1 - alpha^2 would lose all digits near t = 1.
         sigma = torch.sqrt(-torch.expm1(2 * log_alpha))
         d_alpha = alpha * (2 * s * slope + self.beta_min / 2)
         return PathPoint(alpha=alpha, sigma=sigma, d_alpha=d_alpha, d_sigma=-alpha * d_alpha / sigma)

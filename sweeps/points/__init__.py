@@ -1,1 +1,1 @@
-"""Points of a sweep: Tune's trial processes, and the runners that take points to their results."""
+"""Points of a sweep: Tune's trial processes, and the runners that compute the results."""

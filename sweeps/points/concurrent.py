@@ -1,4 +1,4 @@
-"""A process that takes many points to their results at the same time, for trials that only wait for it."""
+"""Runs many points concurrently in one process, on behalf of trials that only wait for it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from sweeps.points.execute import TrialContext, run_trial
 from sweeps.space import Point
 
 ANSWER_SECONDS = 30.0
-"""After which a trial is told that there is nothing new, so that nobody waits for one that is gone."""
+"""Time after which a waiting trial gets an empty answer. Calls of trials that are gone thus end as well."""
 
 LOOK_SECONDS = 1.0
+"""Interval at which a point that waits for Tune checks whether it has been stopped."""
 
 
 class Points:
-    """Takes points to their results, each in a thread. What a runner does; its own state needs no lock.
+    """Computes the results of points, each in its own thread; the implementation of a runner.
+
+    Its own state is used by the event loop only and needs no lock.
 
     Args:
-        context: Where everything is.
-        lockstep: Whether a point waits after each validation until Tune knows of it: with early stopping, what is
-            spent on a point must not depend on how fast Tune decides.
+        context: Addresses and facts that the points need.
+        lockstep: Whether a point waits after each validation until Tune has received it. With early stopping, the
+            work spent on a point must not depend on how fast Tune decides.
     """
 
     def __init__(self, context: TrialContext, lockstep: bool):
@@ -35,33 +38,33 @@ class Points:
         self.running: dict[str, _Running] = {}
 
     async def follow(self, point: dict[str, Any], after: float) -> tuple[list[dict[str, float]], bool]:
-        """What there is to tell of this point, which is begun unless it is running: waits until there is something.
+        """Wait for news of a point, which is started unless it is running.
 
         Args:
-            point: The point's content.
-            after: The last iteration that the asking trial knows of, -1 for none; Tune has let it go on from there.
+            point: The point as a dictionary.
+            after: Last iteration that the trial has received and Tune has let continue; -1 for none.
 
         Returns:
             The validations of later iterations, in order, and whether the point has its result.
 
         Raises:
-            Exception: What the point failed with; asked again, it is tried again from its stored state.
+            Exception: The error of the point. A further call resumes it from its stored state.
         """
-        wanted = Point.from_dict(point)
-        running = self.running.get(wanted.key)
+        requested = Point.from_dict(point)
+        running = self.running.get(requested.key)
         if running is None:
-            running = self.running[wanted.key] = _Running(wanted, self.context, self.lockstep)
+            running = self.running[requested.key] = _Running(requested, self.context, self.lockstep)
         validations, ended = await running.news(after)
         if ended:
-            if self.running.get(wanted.key) is running:
-                del self.running[wanted.key]
+            if self.running.get(requested.key) is running:
+                del self.running[requested.key]
             if running.error is not None:
                 raise running.error
         return validations, ended
 
 
 class _Running:
-    """A point on its way to its result, in a thread."""
+    """A point that is being computed in its own thread."""
 
     def __init__(self, point: Point, context: TrialContext, lockstep: bool):
         self.point, self.context, self.lockstep = point, context, lockstep
@@ -75,7 +78,7 @@ class _Running:
         threading.Thread(target=self._run, name=point.key, daemon=True).start()
 
     async def news(self, after: float) -> tuple[list[dict[str, float]], bool]:
-        """Validations after this iteration, and whether that was all: waits a while for there to be any."""
+        """Validations after this iteration, and whether the point has ended. Waits up to ANSWER_SECONDS for news."""
         with self.telling:
             self.told = max(self.told, after)
             self.telling.notify_all()
@@ -85,7 +88,7 @@ class _Running:
             with suppress(TimeoutError):
                 await asyncio.wait_for(happened.wait(), ANSWER_SECONDS)
         self.asking.discard(happened)
-        ended = self.ended  # before the validations, of which the last may come between the two
+        ended = self.ended  # read first, because the last validation may arrive between the two reads
         return self._after(after), ended
 
     def _after(self, iteration: float) -> list[dict[str, float]]:
@@ -112,7 +115,7 @@ class _Running:
             self._wait_until_told(values["iteration"])
 
     def _wait_until_told(self, iteration: float) -> None:
-        """Until Tune lets the trial go on from this validation, or has marked its point as stopped."""
+        """Wait until Tune lets the trial continue after this validation, or its point is marked as stopped."""
         store = ResultStore(Storage.at(self.context.storage), self.point.key)
         while not store.is_stopped():
             with self.telling:

@@ -1,4 +1,4 @@
-"""What one point takes: from its start to its result. Light: theta and an optimiser's state; the hosts do the work."""
+"""Computes one point, from start to result. Holds only theta and optimiser state; hosts do the heavy work."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ from sweeps.points.trial import Report
 from sweeps.space import Point, SolverChoice
 
 FINALISTS = 3
-"""Grids that are scored again on all validation pairs."""
+"""Number of grids that are scored again on all validation pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialContext:
-    """Where a trial finds everything: plain strings, absolute, since it runs in another directory.
+    """Addresses and facts that a trial needs. Paths are absolute, since a trial runs in another directory.
 
     Attributes:
         storage: Storage root.
-        tracking_uri: MLflow.
-        experiment_id, parent_run_id: MLflow's ids.
-        pool: Name of the router.
-        hosts: Number of hosts behind it.
-        facts: The model's facts.
-        validation_count: Pairs in a validation set, to count forwards.
+        tracking_uri: MLflow store.
+        experiment_id, parent_run_id: MLflow ids.
+        pool: Name of the pool.
+        hosts: Number of hosts in the pool.
+        facts: Facts of the model.
+        validation_count: Number of pairs in a validation set, to count forwards.
     """
 
     storage: str
@@ -65,25 +65,25 @@ class TrialContext:
 
 
 def run_trial(point: Point, context: TrialContext, report: Report) -> None:
-    """Take a point to its result, and to its run in MLflow."""
+    """Compute a point and log it to its MLflow run."""
     storage = Storage.at(context.storage)
     log = Tracker(context.tracking_uri).trial_run(
         context.experiment_id, context.parent_run_id, point.key, point.name, parameters(point)
     )
     pool = RayPool.attach(context.pool, context.hosts)
 
-    def tell(values: dict[str, float]) -> None:
-        # The run's psnr_db is the test set's, logged once at the end: the curve has a name of its own.
+    def log_and_report(values: dict[str, float]) -> None:
+        # The run's psnr_db is that of the test set, logged once at the end, so the curve needs a different name.
         curve = {name: value for name, value in values.items() if name in ("validation_psnr_db", "loss")}
         log.metrics(curve, step=int(values["iteration"]))
         report(values)
 
-    result = run_point(point, context, pool, storage, tell)
+    result = run_point(point, context, pool, storage, log_and_report)
     write_run(log, result, ResultStore(storage, point.key))
 
 
 def run_point(point: Point, context: TrialContext, pool: Pool, storage: Storage, report: Report) -> Result:
-    """Take a point to its result, going on from the state an earlier attempt left."""
+    """Compute the result of a point, resuming from the state of an earlier attempt."""
     store = ResultStore(storage, point.key)
     if store.is_complete():
         result = store.load()
@@ -93,8 +93,8 @@ def run_point(point: Point, context: TrialContext, pool: Pool, storage: Storage,
 
 
 def parameters(point: Point) -> dict[str, Any]:
-    """A point as MLflow parameters: what a user sorts and filters by."""
-    found: dict[str, Any] = {
+    """A point as MLflow parameters, by which users sort and filter."""
+    values: dict[str, Any] = {
         "family": point.family,
         "label": point.label,
         "kind": point.kind,
@@ -104,32 +104,32 @@ def parameters(point: Point) -> dict[str, Any]:
         "seed": point.seed,
     }
     if point.options:
-        found["options"] = json.dumps(point.options, sort_keys=True)
+        values["options"] = json.dumps(point.options, sort_keys=True)
     if point.settings is not None and point.start is not None:
-        found["start"] = f"{point.start.label}, {point.start.grid.label}"
-        found |= {
+        values["start"] = f"{point.start.label}, {point.start.grid.label}"
+        values |= {
             "method": point.method,
             "objective": point.objective,
             "iterations": point.settings.iterations,
             "batch_size": point.settings.batch_size,
         }
         if isinstance(point.settings, AdamSettings):
-            found |= {"learning_rate": point.settings.learning_rate, "decay": point.settings.decay}
+            values |= {"learning_rate": point.settings.learning_rate, "decay": point.settings.decay}
         else:
-            found["jacobian"] = point.settings.jacobian
-    return found
+            values["jacobian"] = point.settings.jacobian
+    return values
 
 
 # ---- fixed families ---------------------------------------------------------------------------------------------
 
 
 def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultStore, report: Report) -> Result:
-    """The best of the candidate grids on validation pairs, reported on the test pairs."""
+    """Choose the best candidate grid on the validation pairs and measure it on the test pairs."""
     family = plugins.build("families", point.family, point.options)
     scheduler = context.facts.scheduler
-    found = [_gits_grid(settings, point, family.steps(point.nfe), pool) for settings in point.gits]
-    grids, solvers = _usable([*point.grids, *(grid for grid, _ in found)], point, family, scheduler)
-    looked_up = sum(spent for _, spent in found)
+    gits = [_gits_grid(settings, point, family.steps(point.nfe), pool) for settings in point.gits]
+    grids, solvers = _usable([*point.grids, *(grid for grid, _ in gits)], point, family, scheduler)
+    gits_evaluations = sum(spent for _, spent in gits)
     finalists = list(range(len(solvers)))
     evaluations = 0
     if len(solvers) > FINALISTS:
@@ -155,7 +155,7 @@ def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultSto
         status="finished",
         validation_psnr_db=psnr,
         metrics=evaluate(pool, solver, point.test, point.metrics),
-        forwards=((evaluations * point.nfe if len(solvers) > 1 else 0) + looked_up) * _forwards(point),
+        forwards=((evaluations * point.nfe if len(solvers) > 1 else 0) + gits_evaluations) * _forwards(point),
         chosen_grid=asdict(grid),
     )
     store.save(result, _artifact(point, context, solver, psnr, start=None).to_json(), iterates=[])
@@ -163,7 +163,7 @@ def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultSto
 
 
 def _gits_grid(settings: dict[str, Any], point: Point, steps: int, pool: Pool) -> tuple[Grid, int]:
-    """The grid that GITS finds on the training pairs, and the velocity evaluations that it looked at."""
+    """The grid that GITS computes from the training pairs, and the velocity evaluations it used."""
     times, evaluations = pool.call("gits_grid", pairs=point.train, steps=steps, **settings)
     return Grid("given", listed=tuple(times.tolist())), evaluations
 
@@ -177,7 +177,7 @@ def _usable(
         try:
             solvers.append(GridSolver(family, point.nfe, grid, point.sigma0).to_ns(scheduler))
             grids.append(grid)
-        except ValueError as error:  # steps too close to tell apart, or a query where the velocity is infinite
+        except ValueError as error:  # steps indistinguishably close, or a query at an infinite velocity
             refusals.append(str(error))
     if not solvers:
         raise UserError(f"{point.name} works on none of its grids: {refusals[0]}")
@@ -185,7 +185,7 @@ def _usable(
 
 
 def _finite(psnr: float) -> float:
-    """``psnr``, with NaN below every number: it must lose every comparison."""
+    """``psnr``, or -inf if it is not finite, so that it loses every comparison."""
     return psnr if math.isfinite(psnr) else -math.inf
 
 
@@ -193,7 +193,7 @@ def _finite(psnr: float) -> float:
 
 
 def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultStore, report: Report) -> Result:
-    """Distil from the point's start; the best validated iterate, never worse than the start, is the result."""
+    """Distil from the point's start. The result is the best validated iterate, so it is never worse than the start."""
     assert point.start is not None
     assert point.settings is not None
     run = point.learned_run()
@@ -207,7 +207,7 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
         values = {
             "iteration": float(state.iteration),
             "psnr_db": state.best["psnr_db"],
-            # One that is not finite is not among them.
+            # A PSNR that is not finite is not in state.validated.
             "validation_psnr_db": last["psnr_db"] if last["iteration"] == state.iteration else math.nan,
         }
         report(values if state.loss is None else values | {"loss": state.loss})
@@ -262,7 +262,7 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
 def _start(
     point: Point, choice: SolverChoice, family: LearnableFamily, scheduler: Scheduler, pool: Pool
 ) -> tuple[Tensor, NSSolver]:
-    """The family's parameters at the start, and the solver they are."""
+    """Parameters of the family at the start, and the solver that they define."""
     if choice.family != LEAST_SQUARES:
         solver = choice.solver(point.nfe, point.sigma0)
         return family.start(solver, scheduler), solver.to_ns(scheduler)
@@ -273,7 +273,7 @@ def _start(
 
 
 def _ask(pool: Pool, method: str, calls: Sequence[dict[str, Any]]) -> list[Any]:
-    """The answers of the pool's hosts to these calls, each to whichever is free."""
+    """Answers of the hosts to these calls; each goes to any free host."""
     return pool.gather([Request(method, arguments) for arguments in calls])
 
 

@@ -1,6 +1,7 @@
-"""The actor that takes points to their results for many trials. Ray loads its class wherever somebody has its handle.
+"""The actor that computes the results of points for many trials.
 
-That is in every trial, so this module imports neither torch nor MLflow: the actor itself does when it starts.
+Ray loads the actor's class in every process that holds a handle, which every trial does. So this module imports neither
+torch nor MLflow; the actor imports them when it starts.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from sweeps.points.execute import TrialContext
 
 TRIALS = 16
-"""Trials at once for which a runner is started: their Python is a few ms a validation, in threads of one process."""
+"""Concurrent trials per runner. Their Python code takes a few ms per validation, in threads of one process."""
 
 
 class PointRunner:
@@ -27,26 +28,27 @@ class PointRunner:
         self.points = Points(context, lockstep)
 
     async def follow(self, point: dict[str, Any], after: float) -> tuple[list[dict[str, float]], bool]:
+        """See :meth:`sweeps.points.concurrent.Points.follow`."""
         return await self.points.follow(point, after)
 
 
 def start_runners(count: int, context: TrialContext, *, lockstep: bool) -> list[Any]:
-    """Start so many actors, spread over the nodes; handles for :func:`~sweeps.points.trial.follow`."""
+    """Start ``count`` actors, spread over the nodes; returns handles for :func:`~sweeps.points.trial.follow`."""
     from orchestrator.pool.router import thread_limits
 
     actor = ray.remote(PointRunner).options(
-        num_cpus=0,  # what they work for has been counted as trials
+        num_cpus=0,  # their work is already counted as that of the trials
         max_concurrency=10_000,
         max_restarts=-1,
         scheduling_strategy="SPREAD",
-        # Points block in threads of their own, never in the event loop.
+        # Points block in their own threads, never in the event loop.
         runtime_env={"env_vars": thread_limits(1) | {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}},
     )
     return [actor.remote(context, lockstep) for _ in range(count)]
 
 
 def end_runners(runners: Sequence[Any]) -> None:
-    """End them, and whatever they are at: its state is stored."""
+    """Stop the runners and the points they are computing, whose state is stored."""
     for runner in runners:
-        with suppress(Exception):  # a cluster that is gone has ended them
+        with suppress(Exception):  # if the cluster is gone, so are they
             ray.kill(runner)

@@ -1,7 +1,7 @@
-"""What Ray Tune runs for a point: a process that asks a runner to take it to its result, and tells Tune how that goes.
+"""The Tune trainable: a process that has a runner compute a point's result, and reports its progress to Tune.
 
-Tune gives every trial a process of its own. This module imports neither torch nor MLflow, so that such a process is
-small and starts fast; what a point takes is done by runners (sweeps/points/runner.py), each for many trials.
+Tune starts a process for every trial. This module imports neither torch nor MLflow, so that such a process is small and
+starts fast. Points are computed by runners (sweeps/points/runner.py), each of which serves many trials.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Report = Callable[[dict[str, float]], None]
-"""Told of every validation: iteration, psnr_db (the best so far), validation_psnr_db and loss."""
+"""Called after every validation with iteration, psnr_db (the best so far), validation_psnr_db and loss."""
 
 
 def trial(config: dict[str, Any], runners: Sequence[Any]) -> None:
-    """The Tune trainable: one point, taken to its result by one of these actors."""
+    """The Tune trainable: one point, computed by one of these runners."""
     from ray import tune
 
     follow(config["point"], runners, tune.report)
 
 
 def follow(point: dict[str, Any], runners: Sequence[Any], report: Report) -> None:
-    """Wait until a runner has taken this point to its result.
+    """Wait until a runner has computed the result of this point.
 
-    Whoever asks for a point that the runner is at already joins in, and is told of its validations from the first. A
-    runner that is lost is started again by Ray, and goes on from the point's stored state.
+    A caller that asks for a point already in progress joins it and receives its validations from the first one on. Ray
+    restarts a lost runner, which resumes from the point's stored state.
 
     Args:
-        point: A point's content.
+        point: The point as a dictionary.
         runners: Handles of :class:`~sweeps.points.runner.PointRunner` actors; a point always goes to the same one.
-        report: Told of every validation, once; the next one may wait until it returns.
+        report: Called once per validation; the point may wait for it to return before the next one.
 
     Raises:
-        Exception: What the point failed with.
+        Exception: The error of the point.
     """
     import ray
     from ray.exceptions import RayTaskError

@@ -205,7 +205,7 @@ def test_a_metric_does_not_depend_on_the_batch_size(plugin: type[PairMetric]) ->
 @of("metrics", PairMetric)
 def test_a_metric_refuses_samples_of_another_shape(plugin: type[PairMetric]) -> None:
     """Broadcasting would compare what does not belong together."""
-    with pytest.raises(ValueError, match=r"samples of shape \(2, 1, 4, 4\) against \(2, 1, 8, 8\) of ground truth"):
+    with pytest.raises(ValueError, match=r"have shape \(2, 1, 4, 4\), but ground truth has shape \(2, 1, 8, 8\)"):
         plugin().per_sample(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 8, 8), 2.0)
 
 

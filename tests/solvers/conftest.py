@@ -1,10 +1,10 @@
-"""Parameters that a test of the solvers asks for by name: it then runs for every plugin there is."""
+"""Fixtures that run a solver test once per family, scheduler, time grid or sigma0."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from oracles import fixed_families, schedulers_found
+from oracles import all_schedulers, fixed_families
 
 from solvers.families.base import Family
 from solvers.grids import Grid
@@ -15,13 +15,13 @@ torch.set_num_threads(1)
 
 @pytest.fixture(params=fixed_families(), ids=lambda family: family.label)
 def family(request: pytest.FixtureRequest) -> Family:
-    """Each family that is not learned, with each of its options."""
+    """Each fixed family, with each of its options."""
     return request.param
 
 
-@pytest.fixture(params=schedulers_found(), ids=lambda scheduler: scheduler.name)
+@pytest.fixture(params=all_schedulers(), ids=lambda scheduler: scheduler.name)
 def scheduler(request: pytest.FixtureRequest) -> Scheduler:
-    """Each scheduler, with its default settings."""
+    """Each scheduler with its default settings."""
     return request.param
 
 
@@ -35,5 +35,5 @@ def grid(request: pytest.FixtureRequest) -> Grid:
 
 @pytest.fixture(params=[1.0, 2.0, 5.0, 10.0], ids=lambda sigma0: f"sigma0={sigma0:g}")
 def sigma0(request: pytest.FixtureRequest) -> float:
-    """The papers' preconditionings, and none."""
+    """The papers' preconditionings, and 1 for none."""
     return request.param

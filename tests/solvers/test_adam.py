@@ -1,4 +1,4 @@
-"""BNS Algorithm 2: resumable bit for bit, better than its start, and safe when it diverges."""
+"""Adam distillation (BNS Algorithm 2): bit-exact resuming, improvement over the start, handling of divergence."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ SETTINGS = AdamSettings(
 
 @functools.cache
 def pairs() -> tuple[Tensor, Tensor]:
-    """(x0, x1) of the mixture's exact ODE: training pairs first, 64 validation pairs after them."""
+    """(x0, x1) of the mixture's exact ODE: the training pairs first, then 64 validation pairs."""
     x0 = noise(TRAINING_PAIRS + 64, 2)
     return x0, fine_rk4(FIELD, x0, 0.0, 1.0, steps=100)
 
 
 def objective(solver: NSSolver, indices: list[int]) -> LossAndGradient:
-    """Eq. 13 on the training pairs."""
+    """BNS eq. 13 on the training pairs."""
     x0, x1 = (values[indices] for values in pairs())
     theta = solver.flat().requires_grad_()
     loss = psnr_loss(NSSolver.from_flat(theta).sample(FIELD, x0), x1).mean()
@@ -81,23 +81,23 @@ def _through_json(state: AdamState) -> AdamState:
 
 @pytest.mark.parametrize("sigma0", [1.0, 2.0])
 @pytest.mark.parametrize("carry", [lambda state: state, _through_json], ids=["in-memory", "through-json"])
-def test_two_advances_equal_one_of_both_lengths(carry: Callable[[AdamState], AdamState], sigma0: float) -> None:
-    """Bit for bit, also through JSON: a run may stop and go on anywhere, on any host."""
-    at_once = run(begin(sigma0=sigma0), 12, sigma0=sigma0)
-    in_two = run(carry(run(begin(sigma0=sigma0), 6, sigma0=sigma0)), 6, sigma0=sigma0)
+def test_two_short_advances_equal_one_long_advance(carry: Callable[[AdamState], AdamState], sigma0: float) -> None:
+    """Bit for bit, even through JSON: a run can stop and resume at any iteration on any host."""
+    single = run(begin(sigma0=sigma0), 12, sigma0=sigma0)
+    split = run(carry(run(begin(sigma0=sigma0), 6, sigma0=sigma0)), 6, sigma0=sigma0)
     for name in ("parameters", "exp_avg", "exp_avg_sq", "iteration", "status"):
-        assert getattr(in_two, name) == getattr(at_once, name), name
-    assert at_once.parameters != begin(sigma0=sigma0).parameters
+        assert getattr(split, name) == getattr(single, name), name
+    assert single.parameters != begin(sigma0=sigma0).parameters
 
 
-def test_a_state_survives_json_with_its_validations() -> None:
+def test_a_state_with_validations_survives_a_json_round_trip() -> None:
     state = run(begin().with_validation(20.0), 3).with_validation(21.5)
     assert _through_json(state) == state
     assert [entry["iteration"] for entry in state.validated] == [0, 3]
 
 
-def test_advance_is_adam_with_a_decaying_rate() -> None:
-    """The split into states changes nothing: the same numbers as one plain loop over torch.optim.Adam."""
+def test_advance_equals_torch_adam_with_a_decaying_rate() -> None:
+    """Splitting a run into states changes nothing: the result equals one plain loop over torch.optim.Adam."""
     parameters = torch.tensor(begin().parameters, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([parameters], lr=SETTINGS.learning_rate)
     x0, x1 = pairs()
@@ -113,7 +113,7 @@ def test_advance_is_adam_with_a_decaying_rate() -> None:
     assert run(begin(), 8).parameters == pytest.approx(parameters.tolist(), rel=1e-12, abs=1e-14)
 
 
-def test_the_loss_reported_is_the_mean_since_the_last_call() -> None:
+def test_the_reported_loss_is_the_mean_over_the_last_call() -> None:
     losses: list[float] = []
 
     def recording(solver: NSSolver, indices: list[int]) -> LossAndGradient:
@@ -132,7 +132,7 @@ def test_the_loss_reported_is_the_mean_since_the_last_call() -> None:
     ("start", "sigma0"), [(Euler(), 1.0), (AdamsBashforth(2), 1.0), (Euler(), 2.0)], ids=["Euler", "AB2", "sigma0=2"]
 )
 def test_a_learned_solver_beats_its_start_on_fresh_noise(start: Family, sigma0: float) -> None:
-    """120 iterations at NFE 4 on the exact field of a mixture: more than 3 dB on pairs never trained on."""
+    """120 iterations at NFE 4 on a mixture's exact field gain more than 3 dB on held-out pairs."""
     first = begin(start, sigma0)
     last = run(first, SETTINGS.iterations, sigma0=sigma0)
     assert (last.status, last.iteration) == ("finished", SETTINGS.iterations)
@@ -140,17 +140,17 @@ def test_a_learned_solver_beats_its_start_on_fresh_noise(start: Family, sigma0: 
 
 
 def test_learned_times_stay_in_the_domain() -> None:
-    """A rate that throws times out of [0, 1] meets the projection after every step."""
+    """The projection after each step brings times back even if the learning rate throws them out of [0, 1]."""
     state = run(begin(), 10, dataclasses.replace(SETTINGS, learning_rate=0.5, decay="constant"))
     times = state.parameters[: NFE - 1]
     assert all(0 <= t <= 1 for t in times)
     assert min(times) == 0.0 or max(times) == 1.0
 
 
-# --- Ending ------------------------------------------------------------------------------------------------------
+# --- End of a run ------------------------------------------------------------------------------------------------
 
 
-def test_a_run_ends_at_its_last_iteration_and_stays_there() -> None:
+def test_a_run_stops_after_its_last_iteration() -> None:
     settings = dataclasses.replace(SETTINGS, iterations=5)
     state = run(begin(), 100, settings)
     assert (state.status, state.iteration) == ("finished", 5)
@@ -158,8 +158,8 @@ def test_a_run_ends_at_its_last_iteration_and_stays_there() -> None:
 
 
 @pytest.mark.parametrize("status", [status for status in get_args(Status) if status != "running"])
-def test_a_run_that_has_ended_is_not_advanced(status: Status) -> None:
-    """However it ended: finished, diverged, or stopped by a search."""
+def test_an_ended_run_is_not_advanced(status: Status) -> None:
+    """This holds for every ended status: finished, diverged, or stopped by a search."""
     state = dataclasses.replace(begin(), status=status)
     assert run(state, 3) is state
 
@@ -189,7 +189,7 @@ ZEROS = torch.zeros(THETA_SIZE, dtype=torch.float64)
     ids=["nan-loss", "inf-loss", "nan-gradient"],
 )
 def test_divergence_keeps_the_last_finite_parameters(bad: LossAndGradient) -> None:
-    """The run stops as 'diverged' where it was, and does not go on."""
+    """The run stops as 'diverged' at its last good iteration and does not continue."""
     state = run(begin(), 10, ask=_failing_after(3, bad))
     assert (state.status, state.iteration) == ("diverged", 3)
     assert state.parameters == run(begin(), 3).parameters
@@ -199,30 +199,30 @@ def test_divergence_keeps_the_last_finite_parameters(bad: LossAndGradient) -> No
     assert run(state, 10) is state
 
 
-def test_divergence_in_the_first_iteration_leaves_the_start() -> None:
+def test_divergence_in_the_first_iteration_keeps_the_start() -> None:
     state = run(begin(), 10, ask=_failing_after(0, LossAndGradient(math.nan, ZEROS)))
     assert (state.status, state.iteration, state.loss) == ("diverged", 0, None)
     assert state.parameters == begin().parameters
 
 
 @pytest.mark.parametrize("psnr", [math.nan, -math.inf])
-def test_a_validation_that_is_not_finite_is_divergence(psnr: float) -> None:
-    """It is not kept either: NaN would win or lose every comparison."""
+def test_a_non_finite_validation_counts_as_divergence(psnr: float) -> None:
+    """The value is not recorded either, because comparisons with NaN are meaningless."""
     state = begin().with_validation(30.0).with_validation(psnr)
     assert (state.status, len(state.validated)) == ("diverged", 1)
 
 
-def test_a_validation_far_below_the_start_is_divergence() -> None:
+def test_a_validation_far_below_the_start_counts_as_divergence() -> None:
     start = begin().with_validation(30.0)
     assert start.with_validation(30.0 - DIVERGENCE_DB + 0.1).status == "running"
     assert start.with_validation(30.0 - DIVERGENCE_DB - 0.1).status == "diverged"
 
 
-# --- The best iterate --------------------------------------------------------------------------------------------
+# --- Best iterate ------------------------------------------------------------------------------------------------
 
 
-def test_the_best_validated_iterate_is_kept_and_not_the_last() -> None:
-    """Algorithm 2 keeps the best of all validations."""
+def test_the_best_validated_iterate_is_kept_rather_than_the_last() -> None:
+    """Algorithm 2 returns the best iterate over all validations."""
     state = begin().with_validation(20.0)
     state = run(state, 2).with_validation(25.0)
     better = state.parameters
@@ -231,19 +231,19 @@ def test_the_best_validated_iterate_is_kept_and_not_the_last() -> None:
     assert state.best["parameters"] == better != state.parameters
 
 
-def test_the_best_falls_back_to_the_start_when_nothing_improved() -> None:
-    """A distilled solver is never worse on validation than what it started from."""
+def test_the_start_is_the_best_iterate_if_nothing_improved() -> None:
+    """A distilled solver is never worse on validation than its start."""
     state = run(begin().with_validation(20.0), 2).with_validation(19.0)
     assert state.best["iteration"] == 0
     assert state.best["parameters"] == begin().parameters
 
 
-def test_there_is_no_best_before_a_validation() -> None:
-    with pytest.raises(ValueError, match="no iterate was validated yet"):
+def test_the_best_iterate_is_undefined_before_any_validation() -> None:
+    with pytest.raises(ValueError, match="no iterate has been validated yet"):
         _ = begin().best
 
 
-# --- Decay -------------------------------------------------------------------------------------------------------
+# --- Learning-rate decay -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -257,5 +257,5 @@ def test_there_is_no_best_before_a_validation() -> None:
 def test_the_learning_rate_follows_its_decay(decay: str, expected: list[float]) -> None:
     """At 0, 1/4, 1/2 and the end of the run: linear to zero (BNS D.1), half a cosine, or constant."""
     settings = AdamSettings(learning_rate=2e-3, iterations=1000, decay=decay)  # type: ignore[arg-type]
-    found = [settings.rate(iteration) for iteration in (0, 250, 500, 1000)]
-    assert found == pytest.approx([2e-3 * share for share in expected], abs=1e-15)
+    rates = [settings.rate(iteration) for iteration in (0, 250, 500, 1000)]
+    assert rates == pytest.approx([2e-3 * share for share in expected], abs=1e-15)

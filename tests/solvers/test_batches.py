@@ -1,4 +1,4 @@
-"""Which pairs an iteration draws."""
+"""The training pairs that each iteration draws."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from solvers.distil.batches import batch_indices
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(pairs=st.integers(1, 60), batch_size=st.integers(1, 20), seed=st.integers(0, 10), epoch=st.integers(0, 3))
 def test_an_epoch_draws_no_pair_twice(pairs: int, batch_size: int, seed: int, epoch: int) -> None:
-    """Batches of one epoch are disjoint, full, and together all pairs but an incomplete last batch."""
+    """The batches of an epoch are full and disjoint; only an incomplete last batch is dropped."""
     size = min(batch_size, pairs)
     per_epoch = pairs // size
     batches = [batch_indices(pairs, batch_size, seed, epoch * per_epoch + k) for k in range(per_epoch)]
@@ -23,8 +23,8 @@ def test_an_epoch_draws_no_pair_twice(pairs: int, batch_size: int, seed: int, ep
     assert set(drawn) <= set(range(pairs))
 
 
-def test_a_batch_depends_on_its_seed_and_iteration_alone() -> None:
-    """A resumed run draws what the stopped one would have: nothing is remembered, no global state is read or left."""
+def test_a_batch_depends_only_on_its_seed_and_iteration() -> None:
+    """A resumed run draws the same batches: nothing is stored, and global random state is neither read nor changed."""
     torch.manual_seed(1)
     expected_noise = torch.rand(3)
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""Bespoke scale-time solvers: what they can equal, what they learn, and what their losses say of the sample's error."""
+"""Bespoke scale-time solvers: the solvers they represent, their losses as bounds on the sample error, and learning."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ from solvers.schedulers import VP, CondOT, Cosine, Scheduler
 from solvers.trajectory import DensePath
 
 LEARN = ("both", "time", "scale")
-EVERY: list[BespokeRungeKutta] = [kind(learn) for kind in (BespokeRK1, BespokeRK2) for learn in LEARN]
+ALL_VARIANTS: list[BespokeRungeKutta] = [kind(learn) for kind in (BespokeRK1, BespokeRK2) for learn in LEARN]
 WARPED = Grid("warped", p=1.6, q=1.2)
 
-#: An epsilon network on the VP path, presented under CondOT: the noise end keeps a trace of the data.
+#: The domain of a VP epsilon network presented under CondOT: its noise end keeps a trace of the data.
 CUT = CondOT(t_min=0.0066)
 
-every = pytest.mark.parametrize("bespoke", EVERY, ids=lambda family: family.label)
-whole = pytest.mark.parametrize("bespoke", [BespokeRK1(), BespokeRK2()], ids=lambda family: family.label)
+all_variants = pytest.mark.parametrize("bespoke", ALL_VARIANTS, ids=lambda family: family.label)
+full_variants = pytest.mark.parametrize("bespoke", [BespokeRK1(), BespokeRK2()], ids=lambda family: family.label)
 on_schedulers = pytest.mark.parametrize("scheduler", [CondOT(), Cosine(), VP(), CUT], ids=["ot", "cs", "vp", "cut"])
 preconditioned = pytest.mark.parametrize("sigma0", [1.0, 0.5, 3.0])
 
 
 def identity(family: BespokeRungeKutta, steps: int, grid: Grid = UNIFORM, sigma0: float = 1.0) -> GridSolver:
-    """The plain method with that many steps."""
+    """The plain method with the given number of steps."""
     return GridSolver(family.base, steps * family.stages, grid, sigma0)
 
 
 def perturbed(family: BespokeRungeKutta, steps: int, size: float = 0.2, seed: int = 0) -> Tensor:
-    """Parameters about the identity, moved at random."""
+    """The identity's parameters plus random noise."""
     start = family.start(identity(family, steps), CondOT())
     return start + size * noise(len(start), seed=seed)
 
 
 def dense_path(field: VelocityField, start: Tensor, knots: int = 129) -> DensePath:
-    """The ODE's own solution from ``start`` at t_min, on uniform knots, to about 1e-9."""
+    """The exact solution from ``start`` at t_min on uniform knots, accurate to about 1e-9."""
     times = torch.linspace(field.scheduler.t_min, field.scheduler.t_max, knots, dtype=torch.float64)
     states = [start]
     for t, t_next in itertools.pairwise(times.tolist()):
@@ -69,7 +69,7 @@ def jacobian_rank(function: Callable[[Tensor], Tensor], at: Tensor) -> int:
     return int(torch.linalg.matrix_rank(jacobian, rtol=1e-9))
 
 
-# --- The parameters ----------------------------------------------------------------------------------------------
+# --- Parameters --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8])
@@ -85,31 +85,31 @@ def jacobian_rank(function: Callable[[Tensor], Tensor], at: Tensor) -> int:
     ],
     ids=lambda value: value.label if isinstance(value, BespokeRungeKutta) else "",
 )
-def test_the_number_of_parameters_is_the_papers_and_tells_the_steps(
+def test_the_parameter_count_matches_the_paper_and_determines_the_steps(
     bespoke: BespokeRungeKutta, count: Callable[[int], int], n: int
 ) -> None:
-    """BST eq. 18 and 21: 4n - 1 and 8n - 1; an ablation's frozen half is not among them."""
+    """BST eq. 18 and 21: 4n - 1 and 8n - 1, less the half that an ablation freezes."""
     parameters = bespoke.start(identity(bespoke, n), CondOT())
     assert len(parameters) == count(n)
     assert bespoke.to_ns(parameters, CondOT(), 1.0).nfe == n * bespoke.stages
 
 
-@every
+@all_variants
 def test_no_parameter_is_redundant_in_the_transform(bespoke: BespokeRungeKutta) -> None:
-    """Each is a free number of (t, t', s, s'): with all m increments of eq. 73 the rank would be one less."""
+    """The map to (t, t', s, s') has full rank; with all m increments of eq. 73 the rank would be one less."""
     parameters = perturbed(bespoke, 3)
 
-    def numbers(values: Tensor) -> Tensor:
+    def flat_transform(values: Tensor) -> Tensor:
         return torch.cat(list(bespoke.transform(values, CondOT())))
 
-    assert jacobian_rank(numbers, parameters) == len(parameters)
+    assert jacobian_rank(flat_transform, parameters) == len(parameters)
 
 
 @pytest.mark.parametrize(
     ("bespoke", "rank"), [(BespokeRK1(), 3 * 3 - 1), (BespokeRK2(), 7 * 3 - 1)], ids=["RK1", "RK2"]
 )
-def test_several_transforms_are_one_solver(bespoke: BespokeRungeKutta, rank: int) -> None:
-    """The non-stationary form has 3n - 1 and 7n - 1 degrees of freedom: a second-order method must damp the rest."""
+def test_different_transforms_can_give_the_same_solver(bespoke: BespokeRungeKutta, rank: int) -> None:
+    """The NS form has 3n - 1 (7n - 1) degrees of freedom; a second-order method must damp the remaining directions."""
 
     def theta(parameters: Tensor) -> Tensor:
         return bespoke.to_ns(parameters, CondOT(), 1.0).flat()
@@ -117,8 +117,8 @@ def test_several_transforms_are_one_solver(bespoke: BespokeRungeKutta, rank: int
     assert jacobian_rank(theta, perturbed(bespoke, 3)) == rank
 
 
-def test_the_parametrisation_is_the_one_written_by_hand() -> None:
-    """Eq. 73-75, mended, at n = 3: increments 2, (1), 3 of the time, s_0 = 1, and s'/s where s' is the parameter."""
+def test_the_parametrisation_matches_a_hand_computation() -> None:
+    """Eq. 73-75, corrected, at n = 3: time increments 2, (1), 3; s_0 = 1; s' is the parameter, nodes hold s'/s."""
     theta = [-2.0, 3.0, 0.5, -1.5, 2.0, math.log(2), math.log(4), math.log(8), 0.1, 0.2, -0.4]
     nodes = BespokeRK1().transform(torch.tensor(theta, dtype=torch.float64), CondOT())
     assert nodes.t.tolist() == pytest.approx([0, 2 / 6, 3 / 6, 1])
@@ -127,9 +127,9 @@ def test_the_parametrisation_is_the_one_written_by_hand() -> None:
     assert nodes.d_log_s.tolist() == pytest.approx([0.1, 0.1, -0.1])
 
 
-@every
-def test_the_identity_is_ones_for_the_time_and_zeros_for_the_scale(bespoke: BespokeRungeKutta) -> None:
-    """Eq. 78-79: the start of every training in the paper."""
+@all_variants
+def test_the_identity_has_ones_for_the_time_and_zeros_for_the_scale(bespoke: BespokeRungeKutta) -> None:
+    """Eq. 78-79, the start of all_variants training run in the paper."""
     start = bespoke.start(identity(bespoke, 4), CondOT())
     m = 4 * bespoke.stages
     time, scale = torch.ones(2 * m - 1, dtype=torch.float64), torch.zeros(2 * m, dtype=torch.float64)
@@ -137,22 +137,22 @@ def test_the_identity_is_ones_for_the_time_and_zeros_for_the_scale(bespoke: Besp
     torch.testing.assert_close(start, expected, rtol=0, atol=1e-13)
 
 
-@whole
-def test_a_transform_known_at_the_nodes_gives_its_parameters(bespoke: BespokeRungeKutta) -> None:
-    """parameters_of and transform are inverse to each other, on a domain that does not begin at 0 too."""
+@full_variants
+def test_parameters_of_inverts_transform(bespoke: BespokeRungeKutta) -> None:
+    """Checked on a domain that does not begin at 0."""
     nodes = bespoke.transform(perturbed(bespoke, 3), CUT)
     parameters = bespoke.parameters_of(nodes.t, nodes.s, nodes.d_t, nodes.d_log_s * nodes.s[:-1], CUT)
-    for found, expected in zip(bespoke.transform(parameters, CUT), nodes, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    for value, expected in zip(bespoke.transform(parameters, CUT), nodes, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-14)
 
 
-@every
+@all_variants
 @on_schedulers
 @pytest.mark.parametrize("sigma0", [1.0, 3.0])
-def test_times_rise_inside_the_domain_whatever_the_parameters(
+def test_times_rise_inside_the_domain_for_any_parameters(
     bespoke: BespokeRungeKutta, scheduler: Scheduler, sigma0: float
 ) -> None:
-    """Order and domain are matters of parametrisation: only VP's infinite end needs the projection."""
+    """The parametrisation guarantees order and domain; only VP's infinite end needs the projection."""
     for seed in range(3):
         wild = perturbed(bespoke, 4, size=3.0, seed=seed)
         nodes = bespoke.transform(bespoke.project(wild, scheduler, sigma0), scheduler, sigma0)
@@ -164,18 +164,18 @@ def test_times_rise_inside_the_domain_whatever_the_parameters(
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize("learn", ["both", "time"])
-@whole
+@full_variants
 def test_projection_keeps_the_last_query_away_from_an_infinite_velocity(
     bespoke: BespokeRungeKutta, learn: str, steps: int
 ) -> None:
-    """On VP a last increment of next to nothing asks at t = 1; projected, it may be asked, and stays as it is then."""
+    """On VP a tiny last increment queries t = 1; projected, the last query is at 1 - 1e-4 and stays there."""
     family = type(bespoke)(learn)
     parameters = family.start(identity(family, steps), CondOT())
     m = steps * family.stages
     if m == 1:
         assert torch.equal(family.project(parameters, VP(), 1.0), parameters)
         return
-    if m == 2:  # the last increment is the one that stays 1: the first one is made huge instead
+    if m == 2:  # the last increment is fixed at 1, so the first one is made huge instead
         parameters[0] = -1e12
     else:
         parameters[m - 2] = -1e-12
@@ -187,17 +187,17 @@ def test_projection_keeps_the_last_query_away_from_an_infinite_velocity(
     assert torch.equal(family.project(parameters, CondOT(), 1.0), parameters)
 
 
-# --- The solver --------------------------------------------------------------------------------------------------
+# --- Solver ------------------------------------------------------------------------------------------------------
 
 
-@every
+@all_variants
 @on_schedulers
 @preconditioned
 @pytest.mark.parametrize("grid", [UNIFORM, WARPED], ids=lambda grid: grid.kind)
 def test_the_start_is_the_plain_method_on_any_grid(
     bespoke: BespokeRungeKutta, scheduler: Scheduler, sigma0: float, grid: Grid
 ) -> None:
-    """Identity on the uniform grid; on another one the time alone is transformed, dt/dr = n (t_{i+1} - t_i)."""
+    """The identity on the uniform grid; elsewhere only the time is transformed, dt/dr = n (t_{i+1} - t_i)."""
     solver = identity(bespoke, 3, grid, sigma0)
     if bespoke.learn == "scale" and grid != UNIFORM:
         with pytest.raises(
@@ -210,20 +210,20 @@ def test_the_start_is_the_plain_method_on_any_grid(
     torch.testing.assert_close(theta.flat(), expected.flat(), rtol=1e-11, atol=1e-11)
 
 
-@every
+@all_variants
 @on_schedulers
 @preconditioned
 def test_direct_sampling_equals_sampling_of_the_non_stationary_form(
     bespoke: BespokeRungeKutta, scheduler: Scheduler, sigma0: float
 ) -> None:
-    """BST Algorithm 4 and BNS Algorithm 1 give the same sample at any parameters (BNS Theorem 3.2)."""
+    """BST Algorithm 4 and BNS Algorithm 1 give the same sample for any parameters (BNS Theorem 3.2)."""
     parameters, field, x0 = perturbed(bespoke, 3), nonlinear_field(scheduler), noise(4, 3)
     direct = bespoke.sample(parameters, field, x0, sigma0)
     assert relative_error(bespoke.to_ns(parameters, scheduler, sigma0).sample(field, x0), direct) < 2e-11
 
 
 def _by_hand(bespoke: BespokeRungeKutta, nodes: ScaleTimeNodes, field: VelocityField, x: Tensor) -> Tensor:
-    """Algorithm 2 with eq. 17 (RK1) or eq. 19-20 (RK2), letter by letter; nodes of RK2 come in halves."""
+    """Algorithm 2 with eq. 17 (RK1) or eq. 19-20 (RK2), transcribed literally; RK2 has nodes at half steps."""
     t, s, dt, ds = nodes.t, nodes.s, nodes.d_t, nodes.d_log_s * nodes.s[:-1]
     n = len(dt) // bespoke.stages
     h = 1 / n
@@ -238,17 +238,17 @@ def _by_hand(bespoke: BespokeRungeKutta, nodes: ScaleTimeNodes, field: VelocityF
     return x
 
 
-@whole
-def test_steps_are_the_papers_formulas(bespoke: BespokeRungeKutta) -> None:
-    """Eq. 17 and 19-20 against the method run on the transformed velocity of eq. 16."""
+@full_variants
+def test_steps_match_the_papers_formulas(bespoke: BespokeRungeKutta) -> None:
+    """The method run on the transformed velocity of eq. 16 equals eq. 17 and 19-20."""
     parameters, field, x0 = perturbed(bespoke, 3), nonlinear_field(CondOT()), noise(4, 3)
     expected = _by_hand(bespoke, bespoke.transform(parameters, CondOT()), field, x0)
     assert relative_error(bespoke.sample(parameters, field, x0), expected) < 1e-13
 
 
-@whole
-def test_steps_one_by_one_are_the_whole_solver(bespoke: BespokeRungeKutta) -> None:
-    """Algorithm 2 is Algorithm 4 with a way back and forth between steps, sigma0 included."""
+@full_variants
+def test_single_steps_compose_to_the_whole_solver(bespoke: BespokeRungeKutta) -> None:
+    """Algorithm 2 transforms back and forth between steps and still equals Algorithm 4, even with sigma0."""
     parameters, field, x0, sigma0 = perturbed(bespoke, 3), nonlinear_field(CUT), noise(4, 3), 3.0
     nodes = bespoke.transform(parameters, CUT, sigma0)
     x = CUT.sigma(CUT.t_min) * x0
@@ -257,22 +257,22 @@ def test_steps_one_by_one_are_the_whole_solver(bespoke: BespokeRungeKutta) -> No
     assert relative_error(x, bespoke.sample(parameters, field, x0, sigma0)) < 1e-13
 
 
-@whole
+@full_variants
 @on_schedulers
 @pytest.mark.parametrize("sigma0", [0.5, 3.0])
 def test_a_learned_transform_is_composed_with_the_preconditioning(
     bespoke: BespokeRungeKutta, scheduler: Scheduler, sigma0: float
 ) -> None:
-    """One transform of the raw path equals the learned one, run on the velocity that is preconditioned first."""
+    """One combined transform of the raw path equals the learned one applied to the preconditioned velocity."""
     parameters, field, x0 = perturbed(bespoke, 3), nonlinear_field(scheduler), noise(4, 3)
     inner = TransformedField(field, precondition(scheduler, sigma0))
     expected = inner.restore(bespoke.sample(parameters, inner, x0))
     assert relative_error(bespoke.sample(parameters, field, x0, sigma0), expected) < 1e-11
 
 
-@whole
+@full_variants
 def test_every_change_of_scheduler_is_a_bespoke_transform(bespoke: BespokeRungeKutta) -> None:
-    """BST Theorem 2.3: FM-OT sampled as if it were trained on the cosine path, from parameters in closed form."""
+    """BST Theorem 2.3: parameters in closed form sample FM-OT as if it were trained on the cosine path."""
     n = 4
     m = n * bespoke.stages
     change = SchedulerChange(CondOT(), Cosine())
@@ -291,12 +291,12 @@ def test_a_sample_keeps_the_shape_and_precision_of_its_noise() -> None:
     assert (sample.shape, sample.dtype) == ((2, 3, 4, 4), torch.float32)
 
 
-@every
+@all_variants
 @pytest.mark.parametrize(("scheduler", "sigma0"), [(CondOT(), 1.0), (CUT, 3.0), (VP(), 1.0)], ids=["ot", "cut", "vp"])
 def test_theta_is_differentiable_in_the_parameters(
     bespoke: BespokeRungeKutta, scheduler: Scheduler, sigma0: float
 ) -> None:
-    """d(T, a, b)/d(parameters) against finite differences: what distillation by the chain rule rests on."""
+    """d(T, a, b)/d(parameters), which distillation by the chain rule needs, agrees with finite differences."""
     parameters = perturbed(bespoke, 2).requires_grad_()
     assert torch.autograd.gradcheck(lambda p: bespoke.to_ns(p, scheduler, sigma0).flat(), parameters, atol=1e-6)
 
@@ -311,7 +311,7 @@ def _exact_samples() -> tuple[Tensor, Tensor]:
 
 
 def _smooth(bespoke: BespokeRungeKutta, n: int, seed: int) -> Tensor:
-    """Parameters of a random smooth transform and its derivatives, at the nodes of n steps."""
+    """Parameters of a random smooth transform with its true derivatives, at the nodes of n steps."""
     a, b, c, d = (
         0.8 * torch.rand(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 0.4
     ).tolist()
@@ -326,7 +326,7 @@ def _smooth(bespoke: BespokeRungeKutta, n: int, seed: int) -> Tensor:
 
 
 def _independent(bespoke: BespokeRungeKutta, n: int, seed: int) -> Tensor:
-    """Parameters about the identity, each moved on its own whatever the number of steps."""
+    """The identity's parameters, each perturbed independently at any number of steps."""
     return perturbed(bespoke, n, size=0.1, seed=seed)
 
 
@@ -344,15 +344,15 @@ def _order(
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@whole
+@full_variants
 def test_a_smooth_transform_keeps_the_order_of_the_method(bespoke: BespokeRungeKutta, seed: int) -> None:
-    """Theorem 2.2: t_r, s_r and their true derivatives, at the nodes of ever more steps, give orders 1 and 2."""
+    """Theorem 2.2: with t_r, s_r and their true derivatives at the nodes, the orders are 1 and 2."""
     assert _order(bespoke, _smooth, [seed]) == pytest.approx(bespoke.base.order, abs=0.2)
 
 
-@whole
-def test_independent_parameters_have_no_order(bespoke: BespokeRungeKutta) -> None:
-    """Derivatives that belong to no function do not converge: the theorem's premise is not automatic."""
+@full_variants
+def test_independent_parameters_do_not_converge(bespoke: BespokeRungeKutta) -> None:
+    """Derivatives that belong to no function violate the theorem's premise."""
     assert _order(bespoke, _independent, range(16)) < 0.5
 
 
@@ -363,7 +363,7 @@ both_losses = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 
 def linear_field(norm: float, scheduler: Scheduler | None = None) -> FunctionField:
-    """u = A x + c(t) in three dimensions, whose Lipschitz constant is the spectral norm of A."""
+    """u = A x + c(t) in three dimensions, with the spectral norm of A as its Lipschitz constant."""
     a = noise(3, 3, seed=5)
     a = norm * a / torch.linalg.matrix_norm(a, ord=2)
     return FunctionField(lambda x, t: x @ a.T + torch.cos(3 * t), scheduler or CondOT())
@@ -375,14 +375,14 @@ def global_error(
     return rmse_loss(bespoke.sample(parameters, field, x0, sigma0), path.state(field.scheduler.t_max))
 
 
-@whole
+@full_variants
 @pytest.mark.parametrize("scheduler", [CondOT(), CUT, Cosine()], ids=["ot", "cut", "cs"])
 @pytest.mark.parametrize("sigma0", [1.0, 3.0])
 @pytest.mark.parametrize("lipschitz", [2.0, 5.0])
-def test_the_bound_is_a_bound_where_the_lipschitz_constant_is_large_enough(
+def test_the_bound_holds_if_the_lipschitz_constant_is_large_enough(
     bespoke: BespokeRungeKutta, scheduler: Scheduler, sigma0: float, lipschitz: float
 ) -> None:
-    """Eq. 25: sum M_i d_i >= ||x_n - x(1)|| for L_tau >= L_u = 2, at any parameters, for every sample."""
+    """Eq. 25: sum M_i d_i >= ||x_n - x(1)|| for L_tau >= L_u = 2, for any parameters and all_variants sample."""
     field, x0 = linear_field(2.0, scheduler), noise(8, 3)
     path = dense_path(field, scheduler.sigma(scheduler.t_min) * x0, knots=33)
     for seed in range(5):
@@ -391,74 +391,77 @@ def test_the_bound_is_a_bound_where_the_lipschitz_constant_is_large_enough(
         assert bool((bound >= global_error(bespoke, parameters, sigma0, field, path, x0)).all())
 
 
-def test_below_the_fields_lipschitz_constant_the_bound_may_fail() -> None:
-    """L_tau = 1 is a heuristic: on x' = 3x every error grows by more than the weights say."""
+def test_the_bound_may_fail_below_the_fields_lipschitz_constant() -> None:
+    """L_tau = 1 is a heuristic: on x' = 3x all_variants error grows by more than its weight."""
     field, x0, bespoke = FunctionField(lambda x, t: 3 * x, CondOT()), noise(8, 3), BespokeRK1()
     path, start = dense_path(field, x0, knots=33), bespoke.start(identity(bespoke, 4), CondOT())
     bound = rmse_bound_loss(bespoke, start, 1.0, field, path)
     assert bool((bound < global_error(bespoke, start, 1.0, field, path, x0)).all())
 
 
-def test_the_bound_is_reached_where_all_errors_point_one_way() -> None:
-    """x' = 3x with Euler: each step loses x(t_i)(e^{3h} - 1 - 3h), which the later ones multiply by 1 + 3h exactly."""
+def test_the_bound_is_tight_if_all_errors_point_the_same_way() -> None:
+    """x' = 3x with Euler: each step loses x(t_i)(e^{3h} - 1 - 3h), and each later step multiplies that by 1 + 3h."""
     field, x0, bespoke = FunctionField(lambda x, t: 3 * x, CondOT()), noise(8, 3), BespokeRK1()
     path, start = dense_path(field, x0), bespoke.start(identity(bespoke, 4), CondOT())
     bound = rmse_bound_loss(bespoke, start, 1.0, field, path, lipschitz=3.0)
     torch.testing.assert_close(bound, global_error(bespoke, start, 1.0, field, path, x0), rtol=1e-9, atol=0)
 
 
-@whole
-def test_step_constants_are_the_papers_lemmas(bespoke: BespokeRungeKutta) -> None:
+@full_variants
+def test_step_constants_match_the_papers_lemmas(bespoke: BespokeRungeKutta) -> None:
     """Lemmas D.2 and D.3 written out, with L = |s'|/s + t' L_tau."""
     n, l_tau = 3, 1.7
     nodes = bespoke.transform(perturbed(bespoke, n), CondOT())
-    of_field = (nodes.d_log_s.abs() + nodes.d_t * l_tau).tolist()
+    field_lipschitz = (nodes.d_log_s.abs() + nodes.d_t * l_tau).tolist()
     s, h = nodes.s.tolist(), 1 / n
     if bespoke.stages == 1:
-        expected = [s[i] / s[i + 1] * (1 + h * of_field[i]) for i in range(n)]
+        expected = [s[i] / s[i + 1] * (1 + h * field_lipschitz[i]) for i in range(n)]
     else:
-        expected = [s[k] / s[k + 2] * (1 + h * of_field[k + 1] * (1 + h / 2 * of_field[k])) for k in range(0, 2 * n, 2)]
+        expected = [
+            s[k] / s[k + 2] * (1 + h * field_lipschitz[k + 1] * (1 + h / 2 * field_lipschitz[k]))
+            for k in range(0, 2 * n, 2)
+        ]
     assert bespoke.step_lipschitz(nodes, l_tau).tolist() == pytest.approx(expected, rel=1e-13)
 
 
 @both_losses
 @pytest.mark.parametrize("steps", [1, 4])
-def test_losses_are_sums_of_local_errors_weighted_by_what_follows(loss: Callable[..., Tensor], steps: int) -> None:
-    """d_i counts from where a step lands, so the last one has weight 1 and step 0's constant is never used."""
+def test_losses_weight_each_local_error_by_the_later_steps(loss: Callable[..., Tensor], steps: int) -> None:
+    """d_i is measured at the end of step i, so the last weight is 1 and the constant of step 0 is never used."""
     bespoke, field, x0 = BespokeRK2(), nonlinear_field(CondOT()), noise(5, 3)
     path, parameters = dense_path(field, x0), perturbed(bespoke, steps)
     nodes = bespoke.transform(parameters, CondOT())
     factors = bespoke.step_lipschitz(nodes, 1.0).tolist() if loss is rmse_bound_loss else [1.0] * steps
     expected = torch.zeros(5, dtype=torch.float64)
     for i in range(steps):
-        landed = bespoke.step(nodes, i, path.state(nodes.t[2 * i]), field)
-        error = per_sample_mse(landed, path.state(nodes.t[2 * i + 2])).sqrt()
+        end = bespoke.step(nodes, i, path.state(nodes.t[2 * i]), field)
+        error = per_sample_mse(end, path.state(nodes.t[2 * i + 2])).sqrt()
         expected += math.prod(factors[i + 1 :]) * error
     torch.testing.assert_close(loss(bespoke, parameters, 1.0, field, path), expected, rtol=1e-12, atol=0)
 
 
-def test_the_samples_own_error_is_a_mean_of_roots() -> None:
+def test_rmse_loss_takes_the_root_per_sample() -> None:
     """BST eq. 6: errors of 1 and 1e-2 average to 0.505, while the root of their mean square would be 0.707."""
     x = torch.stack([torch.full((5,), 1.0), torch.full((5,), 1e-2)]).double()
     assert rmse_loss(x, torch.zeros_like(x)).tolist() == pytest.approx([1.0, 1e-2])
 
 
 @both_losses
-@every
+@all_variants
 @pytest.mark.parametrize(("scheduler", "sigma0"), [(CondOT(), 1.0), (CUT, 3.0)], ids=["ot", "cut-sigma0=3"])
-def test_gradients_of_losses_are_right_although_steps_start_on_the_path(
+def test_loss_gradients_account_for_starts_that_move_along_the_path(
     loss: Callable[..., Tensor], bespoke: BespokeRungeKutta, scheduler: Scheduler, sigma0: float
 ) -> None:
-    """Against finite differences of the true loss, which moves along the path with t_i: x_aux stands in for that."""
+    """Finite differences of the true loss, whose step starts move with t_i, equal the gradient through x_aux."""
     field = mixture().field(scheduler)
     path = dense_path(field, scheduler.sigma(scheduler.t_min) * noise(3, 2))
     parameters = perturbed(bespoke, 2, size=0.1).requires_grad_()
     assert torch.autograd.gradcheck(lambda p: loss(bespoke, p, sigma0, field, path), parameters, atol=1e-6, rtol=1e-4)
 
 
-@every
-def test_the_gradient_of_the_samples_own_error_is_right(bespoke: BespokeRungeKutta) -> None:
-    """BST eq. 6 through the whole non-stationary form, against finite differences."""
+@all_variants
+def test_the_gradient_of_rmse_loss_matches_finite_differences(bespoke: BespokeRungeKutta) -> None:
+    """BST eq. 6, differentiated through the full_variants non-stationary form."""
     field, x0 = mixture().field(CondOT()), noise(3, 2)
     exact = fine_rk4(field, x0, 0.0, 1.0, steps=100)
     parameters = perturbed(bespoke, 2, size=0.1).requires_grad_()
@@ -470,7 +473,7 @@ def test_the_gradient_of_the_samples_own_error_is_right(bespoke: BespokeRungeKut
 
 
 def test_x_aux_moves_along_the_path_and_stops_every_other_gradient() -> None:
-    """Eq. 27: the value is x(t), the derivative in t is the path's, and nothing flows back into the path itself."""
+    """Eq. 27: the value is x(t), its derivative in t is the path's tangent, and no gradient flows into the path."""
     field = mixture().field(CondOT())
     path = dense_path(field, noise(3, 2), knots=513)
     weights = noise(3, 2, seed=2)
@@ -495,10 +498,10 @@ def test_x_aux_moves_along_the_path_and_stops_every_other_gradient() -> None:
     ],
     ids=["RK1", "RK2", "times-not-learned", "value-only"],
 )
-def test_losses_ask_for_the_tangents_only_where_times_are_learned(
+def test_losses_evaluate_tangents_only_if_times_are_learned(
     loss: Callable[..., Tensor], bespoke: BespokeRungeKutta, with_graph: bool, expected: int
 ) -> None:
-    """m evaluations of the steps, and one at each inner time for x_aux: the cost that is documented."""
+    """The documented cost: m evaluations for the steps, plus one at each inner time for x_aux."""
     field = CountingField(nonlinear_field(CondOT()))
     path = dense_path(field.field, noise(3, 2))
     loss(bespoke, perturbed(bespoke, 4).requires_grad_(with_graph), 1.0, field, path)
@@ -507,7 +510,7 @@ def test_losses_ask_for_the_tangents_only_where_times_are_learned(
 
 @both_losses
 def test_an_exact_step_has_a_finite_gradient(loss: Callable[..., Tensor]) -> None:
-    """On a constant velocity the identity makes no error at all, and a root has no slope at 0."""
+    """On a constant velocity the identity's error is exactly 0, where a square root has an infinite slope."""
     field, bespoke = FunctionField(lambda x, t: torch.ones_like(x), CondOT()), BespokeRK1()
     parameters = bespoke.start(identity(bespoke, 4), CondOT()).requires_grad_()
     loss(bespoke, parameters, 1.0, field, dense_path(field, noise(3, 2))).sum().backward()
@@ -516,8 +519,8 @@ def test_an_exact_step_has_a_finite_gradient(loss: Callable[..., Tensor]) -> Non
 
 
 @both_losses
-def test_losses_are_one_a_sample_and_do_not_depend_on_its_neighbours(loss: Callable[..., Tensor]) -> None:
-    """In float32 as a network works: row i of a batch is the loss of sample i alone, and float32 too."""
+def test_losses_are_per_sample_and_independent_of_the_batch(loss: Callable[..., Tensor]) -> None:
+    """In float32, as for a network: row i of a batch is the float32 loss of sample i alone."""
     field, bespoke = nonlinear_field(CondOT()), BespokeRK2()
     path = dense_path(field, noise(5, 2, 3, 3))
     single = DensePath(path.times, path.states.float(), path.velocities.float())
@@ -528,23 +531,23 @@ def test_losses_are_one_a_sample_and_do_not_depend_on_its_neighbours(loss: Calla
     torch.testing.assert_close(loss(bespoke, parameters, 1.0, field, alone), whole_batch[2:3], rtol=1e-4, atol=0)
 
 
-def test_a_negative_lipschitz_constant_is_refused() -> None:
+def test_a_negative_lipschitz_constant_is_rejected() -> None:
     bespoke, field = BespokeRK1(), nonlinear_field(CondOT())
     with pytest.raises(
-        ValueError, match=r"a Lipschitz constant is not negative, got lipschitz=-1.0; the paper takes 1"
+        ValueError, match=r"a Lipschitz constant must not be negative, got lipschitz=-1.0; the paper uses 1"
     ):
         rmse_bound_loss(bespoke, perturbed(bespoke, 2), 1.0, field, dense_path(field, noise(2, 2)), lipschitz=-1.0)
 
 
-def test_a_path_that_ends_early_is_refused() -> None:
+def test_a_path_that_ends_early_is_rejected() -> None:
     bespoke, field = BespokeRK1(), nonlinear_field(CondOT())
     path = dense_path(nonlinear_field(CondOT(t_max=0.9)), noise(2, 2))
-    with pytest.raises(ValueError, match=r"x\(t\) asked at t=1, outside the path's times \[0, 0\.9\]"):
+    with pytest.raises(ValueError, match=r"x\(t\) queried at t=1, outside the path's times \[0, 0\.9\]"):
         lte_loss(bespoke, perturbed(bespoke, 2), 1.0, field, path)
 
 
 def test_only_bespoke_families_have_single_steps() -> None:
-    """What an objective asks before it scores a family's steps."""
+    """Objectives check StepwiseFamily before they score a family's steps."""
     assert isinstance(BespokeRK1(), StepwiseFamily)
     assert not isinstance(BNS(), StepwiseFamily)
 
@@ -554,7 +557,7 @@ def test_only_bespoke_families_have_single_steps() -> None:
 
 @functools.cache
 def _pairs(scheduler: Scheduler) -> tuple[Tensor, DensePath, Tensor, Tensor]:
-    """(training noise, its paths, fresh noise, its samples) of a mixture's exact field."""
+    """(training noise, its paths, held-out noise, its samples) for a mixture's exact field."""
     field, x0 = mixture().field(scheduler), noise(160, 2)
     path = dense_path(field, scheduler.sigma(scheduler.t_min) * x0, knots=65)
     train = DensePath(path.times[:32], path.states[:32], path.velocities[:32])
@@ -573,10 +576,10 @@ def _rmse(bespoke: BespokeRungeKutta, parameters: Tensor, sigma0: float, schedul
     [(BespokeRK1(), CondOT(), 1.0), (BespokeRK2(), CondOT(), 1.0), (BespokeRK2(), CUT, 2.0)],
     ids=["RK1", "RK2", "RK2-cut-sigma0=2"],
 )
-def test_learning_by_each_loss_brings_fresh_samples_closer(
+def test_learning_with_each_loss_improves_held_out_samples(
     name: str, bespoke: BespokeRungeKutta, scheduler: Scheduler, sigma0: float
 ) -> None:
-    """60 iterations of Adam from the identity, 4 steps: at least 15 % of the RMSE is gone, on noise never seen."""
+    """60 iterations of Adam from the identity with 4 steps reduce the RMSE on held-out noise by at least 15 %."""
     field = mixture().field(scheduler)
     x0, path, _, _ = _pairs(scheduler)
     start = bespoke.start(identity(bespoke, 4, sigma0=sigma0), scheduler)
@@ -594,9 +597,9 @@ def test_learning_by_each_loss_brings_fresh_samples_closer(
     assert _rmse(bespoke, parameters, sigma0, scheduler) < 0.85 * _rmse(bespoke, start, sigma0, scheduler)
 
 
-@every
+@all_variants
 def test_distillation_by_the_chain_rule_moves_bespoke_parameters(bespoke: BespokeRungeKutta) -> None:
-    """The same advance as for BNS: gradients in (T, a, b) come back to 4n - 1 or 8n - 1 numbers."""
+    """``advance`` works as for BNS: gradients in (T, a, b) become gradients in 4n - 1 or 8n - 1 parameters."""
     field = mixture().field(CondOT())
     x0, path, _, _ = _pairs(CondOT())
 
@@ -613,7 +616,7 @@ def test_distillation_by_the_chain_rule_moves_bespoke_parameters(bespoke: Bespok
     assert _rmse(bespoke, learned, 1.0, CondOT()) < 0.9 * _rmse(bespoke, start, 1.0, CondOT())
 
 
-# --- What is refused ---------------------------------------------------------------------------------------------
+# --- Rejected input ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -625,32 +628,32 @@ def test_distillation_by_the_chain_rule_moves_bespoke_parameters(bespoke: Bespok
     ],
     ids=["RK1", "RK2", "time-only"],
 )
-def test_a_start_from_another_method_is_refused_with_the_remedy(
+def test_a_start_from_another_method_is_rejected_with_a_remedy(
     bespoke: BespokeRungeKutta, other: Euler | Midpoint | Heun, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         bespoke.start(GridSolver(other, 4, UNIFORM), CondOT())
 
 
-def test_a_scale_only_solver_on_a_non_uniform_grid_is_refused_with_the_remedy() -> None:
+def test_a_scale_only_solver_on_a_non_uniform_grid_is_rejected_with_a_remedy() -> None:
     with pytest.raises(ValueError, match=r"start it from the uniform grid, or learn 'both' or 'time'"):
         BespokeRK2("scale").start(GridSolver(Midpoint(), 4, WARPED), CondOT())
 
 
-def test_a_warped_grid_that_is_uniform_will_do_for_scale_only() -> None:
-    """It is the times that count and not the name of the grid."""
+def test_scale_only_accepts_a_warped_grid_that_is_uniform() -> None:
+    """The check looks at the times, not at the kind of the grid."""
     family = BespokeRK2("scale")
     assert len(family.start(GridSolver(Midpoint(), 4, Grid("warped", p=1.0, q=1.0)), CondOT())) == 8
 
 
-def test_a_time_only_solver_with_a_scale_is_refused() -> None:
+def test_a_time_only_solver_with_a_scale_is_rejected() -> None:
     nodes = BespokeRK1().transform(perturbed(BespokeRK1(), 3), CondOT())
     with pytest.raises(ValueError, match="BST-RK1 time-only keeps the scale at s = 1; learn 'both' or 'scale'"):
         BespokeRK1("time").parameters_of(nodes.t, nodes.s, nodes.d_t, nodes.d_log_s * nodes.s[:-1], CondOT())
 
 
 @pytest.mark.parametrize("change", ["times-fall", "time-backwards", "scale-of-zero", "start-scaled", "ends-early"])
-def test_numbers_that_are_no_transform_are_refused(change: str) -> None:
+def test_nodes_that_violate_the_transform_constraints_are_rejected(change: str) -> None:
     """Boundary conditions and signs of BST eq. 18 and 21."""
     t, s = torch.linspace(0, 1, 4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
     d_t, d_s = torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
@@ -669,14 +672,14 @@ def test_numbers_that_are_no_transform_are_refused(change: str) -> None:
         BespokeRK1().parameters_of(t, s, d_t, d_s, CondOT())
 
 
-def test_a_transform_at_the_wrong_nodes_is_refused() -> None:
+def test_a_transform_at_the_wrong_nodes_is_rejected() -> None:
     with pytest.raises(
         ValueError, match=r"for BST-RK2 has t and s of shape .* multiple of 2; got \(4,\), \(4,\), \(3,\)"
     ):
         BespokeRK2().parameters_of(*(torch.ones(k, dtype=torch.float64) for k in (4, 4, 3, 3)), CondOT())
 
 
-def test_an_unknown_half_is_refused() -> None:
+def test_an_unknown_learn_option_is_rejected() -> None:
     with pytest.raises(ValueError, match="BST-RK1 can learn both, time, scale, got 'times'"):
         BespokeRK1("times")  # type: ignore[arg-type]
 
@@ -686,8 +689,8 @@ def test_an_unknown_half_is_refused() -> None:
     [(BespokeRK1(), 20, "3, 7, 11"), (BespokeRK2("time"), 5, "3, 7, 11"), (BespokeRK2("scale"), 6, "4, 8, 12")],
     ids=lambda value: value.label if isinstance(value, BespokeRungeKutta) else "",
 )
-def test_a_parameter_vector_of_no_number_of_steps_is_refused(
-    bespoke: BespokeRungeKutta, length: int, counts: str
-) -> None:
-    with pytest.raises(ValueError, match=rf"{length} numbers are no parameters of {bespoke.label}: .* have {counts},"):
+def test_a_parameter_vector_of_invalid_length_is_rejected(bespoke: BespokeRungeKutta, length: int, counts: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"{length} numbers are not a parameter vector of {bespoke.label}: .* have {counts},"
+    ):
         bespoke.to_ns(torch.zeros(length, dtype=torch.float64), CondOT(), 1.0)

@@ -1,4 +1,4 @@
-"""BNS: any solver is among its parameters, wherever it begins."""
+"""BNS parameters: fixed or learned beginnings, projection, and ordered times."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ EDM = Grid("edm")
 
 
 @pytest.mark.parametrize("sigma0", [1.0, 2.0])
-def test_a_start_that_begins_late_brings_its_first_time_and_state(sigma0: float) -> None:
-    """EDM's grid has sigma/alpha = 80 for its first level, t = 1/81 on cond_ot: both numbers are then learned too."""
+def test_a_start_that_begins_late_makes_its_first_time_and_state_learnable(sigma0: float) -> None:
+    """EDM's grid starts at sigma/alpha = 80, i.e. t = 1/81 on cond_ot: t_0 and a_0 become parameters."""
     field = nonlinear_field(CondOT())
     solver = GridSolver(Euler(), 5, EDM, sigma0)
     parameters = BNS().start(solver, field.scheduler)
@@ -31,8 +31,8 @@ def test_a_start_that_begins_late_brings_its_first_time_and_state(sigma0: float)
 
 
 @pytest.mark.parametrize("nfe", range(1, 30))
-def test_the_number_of_parameters_tells_whether_the_beginning_is_among_them(nfe: int) -> None:
-    """n(n+5)/2 - 1 with a fixed beginning, two more with a learned one; no length is both."""
+def test_the_parameter_count_determines_whether_the_beginning_is_learned(nfe: int) -> None:
+    """n(n+5)/2 - 1 with a fixed beginning and two more with a learned one; no length is ambiguous."""
     scheduler = CondOT()
     fixed = BNS().start(GridSolver(Euler(), nfe, Grid()), scheduler)
     assert len(fixed) == nfe * (nfe + 5) // 2 - 1
@@ -44,7 +44,7 @@ def test_the_number_of_parameters_tells_whether_the_beginning_is_among_them(nfe:
 
 
 def test_a_learned_first_time_stays_in_the_domain() -> None:
-    """It is projected as the others are."""
+    """The projection covers it like every other time."""
     scheduler = CondOT()
     parameters = BNS().start(GridSolver(Euler(), 3, EDM), scheduler)
     projected = BNS().project(parameters - 1, scheduler, 1.0)
@@ -52,27 +52,27 @@ def test_a_learned_first_time_stays_in_the_domain() -> None:
     torch.testing.assert_close(projected[3:], parameters[3:] - 1)
 
 
-def test_ordered_times_begin_with_the_domain() -> None:
-    """Their parametrisation has no other beginning: refused by text."""
+def test_ordered_times_reject_a_start_that_begins_late() -> None:
+    """Their parametrisation always begins at t_min."""
     with pytest.raises(ValueError, match=r"BNS \(ordered times\) starts at t=0 from 1 x0, this solver at t=0.012"):
         BNS("ordered").start(GridSolver(Euler(), 3, EDM), CondOT())
 
 
-def test_unknown_times_are_refused() -> None:
-    """With those that there are."""
+def test_unknown_times_are_rejected() -> None:
+    """The message lists the valid options."""
     with pytest.raises(ValueError, match="BNS takes times 'free' or 'ordered', got 'sorted'"):
         BNS("sorted")  # type: ignore[arg-type]
 
 
-def test_ties_are_a_start_of_free_times_only() -> None:
-    """Ordered times are learned by the logarithms of their steps: midpoint's rise, RK4's stand still."""
+def test_ordered_times_reject_ties_that_free_times_accept() -> None:
+    """Ordered times are learned as log step sizes: Midpoint's times rise strictly, RK4's repeat."""
     scheduler = CondOT()
     ordered = BNS("ordered")
-    rising, standing = GridSolver(Midpoint(), 4, Grid()), GridSolver(RK4(), 4, Grid())
+    rising, repeating = GridSolver(Midpoint(), 4, Grid()), GridSolver(RK4(), 4, Grid())
     theta = ordered.to_ns(ordered.start(rising, scheduler), scheduler, 1.0)
     torch.testing.assert_close(theta.flat(), rising.to_ns(scheduler).flat())
     with pytest.raises(ValueError, match=r"times that rise strictly, but t=0.5 is followed by t=0.5"):
-        ordered.start(standing, scheduler)
+        ordered.start(repeating, scheduler)
     assert torch.equal(
-        BNS().to_ns(BNS().start(standing, scheduler), scheduler, 1.0).flat(), standing.to_ns(scheduler).flat()
+        BNS().to_ns(BNS().start(repeating, scheduler), scheduler, 1.0).flat(), repeating.to_ns(scheduler).flat()
     )

@@ -1,4 +1,4 @@
-"""Exponential integrators: exact weights, finite ends, and what only these families promise."""
+"""Exponential integrators: exact weights, finite ends, and properties that only these families have."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ BY_SNR: list[Family] = [
     *(ExponentialRK(order, prediction) for order in (2, 3) for prediction in PREDICTIONS),
     *(ExponentialMultistep(count, prediction) for count in (2, 3) for prediction in PREDICTIONS),
 ]
-EVERY = [*BY_SNR, DEIS()]
+ALL_FAMILIES = [*BY_SNR, DEIS()]
 
-by_label = pytest.mark.parametrize("family", EVERY, ids=lambda family: family.label)
+by_label = pytest.mark.parametrize("family", ALL_FAMILIES, ids=lambda family: family.label)
 on_paths = pytest.mark.parametrize("path", [CondOT(), Cosine(), VP()], ids=lambda path: path.name)
 
 
@@ -52,7 +52,7 @@ def _tensor(*values: float) -> Tensor:
 
 
 def _mean(function: Callable[[float], float], first: float, last: float, sign: int) -> float:
-    """The mean of ``function`` over [first, last] under the density e^(sign lambda), by adaptive quadrature."""
+    """Mean of ``function`` over [first, last] under the density e^(sign lambda), by adaptive quadrature."""
     anchor = last if sign > 0 else first
 
     def integral(g: Callable[[float], float]) -> float:
@@ -65,8 +65,8 @@ def _mean(function: Callable[[float], float], first: float, last: float, sign: i
 
 
 @pytest.mark.parametrize("h", [0.0, 1e-9, 0.3, 0.999999, 1.0, 4.0, 60.0])
-def test_moments_of_the_exponential_density_are_exact_for_every_step(h: float) -> None:
-    """E[v^k] under e^(-h v), where closed forms lose every digit at small h: against 64-point quadrature."""
+def test_moments_of_the_exponential_density_are_accurate_for_every_step(h: float) -> None:
+    """E[v^k] under e^(-h v) equals 64-point quadrature, even at small h, where closed forms lose every digit."""
     nodes, weights = gauss_legendre(64)
     density = weights * torch.exp(-h * nodes)
     expected = torch.stack([(density * nodes**k).sum() for k in range(3)]) / density.sum()
@@ -85,7 +85,7 @@ def test_multistep_weights_integrate_polynomials_in_log_snr_exactly(prediction: 
         assert float(weights @ lambdas**degree) == pytest.approx(expected, rel=1e-11)
 
 
-def test_noise_is_extrapolated_to_clean_data_exactly() -> None:
+def test_noise_weights_have_a_finite_limit_at_clean_data() -> None:
     """At log-SNR = +inf the mean under e^-lambda is finite: the limit of ever longer steps."""
     lambdas = _tensor(0.4, -0.5, -0.9)
     infinite = history_weights("epsilon", lambdas, _tensor(math.inf).squeeze())
@@ -93,13 +93,13 @@ def test_noise_is_extrapolated_to_clean_data_exactly() -> None:
     torch.testing.assert_close(infinite, long, rtol=1e-9, atol=0)
 
 
-def test_data_is_held_on_the_step_to_clean_data() -> None:
-    """The mean of a polynomial under e^lambda up to +inf is infinite, so that step is DDIM's, as stated."""
+def test_data_prediction_is_held_constant_on_the_step_to_clean_data() -> None:
+    """The mean of a polynomial under e^lambda up to +inf is infinite, so that step is DDIM's, as documented."""
     assert history_weights("sample", _tensor(0.4, -0.5, -0.9), _tensor(math.inf).squeeze()).tolist() == [1.0]
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_prediction_in_pure_noise_has_no_weight(prediction: EndpointPrediction) -> None:
+def test_a_prediction_at_pure_noise_has_zero_weight(prediction: EndpointPrediction) -> None:
     """Leaving it out is the limit of a node far back in log-SNR."""
     end = _tensor(1.3).squeeze()
     without = history_weights(prediction, _tensor(0.4, -0.5, -math.inf), end)
@@ -109,10 +109,10 @@ def test_a_prediction_in_pure_noise_has_no_weight(prediction: EndpointPrediction
 
 @pytest.mark.parametrize("path", [CondOT(), Cosine(), VP()], ids=lambda path: path.name)
 @pytest.mark.parametrize("times", [(0.02, 0.25, 0.5, 0.7), (0.25, 0.5, 0.75, 1.0)], ids=["inside", "to_the_data"])
-def test_deis_coefficients_are_the_papers_integrals(path: Scheduler, times: tuple[float, ...]) -> None:
-    """Each weight is the integral of a Lagrange polynomial in t over sigma/alpha, against adaptive quadrature in t.
+def test_deis_coefficients_match_the_papers_integrals(path: Scheduler, times: tuple[float, ...]) -> None:
+    """Each weight is the integral of a Lagrange polynomial in t over sigma/alpha, by adaptive quadrature in t.
 
-    To t = 1 too, where VP's d(sigma/alpha)/dt is infinite.
+    Steps to t = 1 are included, where VP's d(sigma/alpha)/dt is infinite.
     """
     *past, t, t_next = times
     nodes = [t, *reversed(past)]
@@ -124,7 +124,7 @@ def test_deis_coefficients_are_the_papers_integrals(path: Scheduler, times: tupl
     def lagrange(j: int, at: float) -> float:
         return math.prod((at - other) / (nodes[j] - other) for k, other in enumerate(nodes) if k != j)
 
-    # t = t' - (t' - t) z^2 takes the square root's singularity of VP at t = 1 away.
+    # The substitution t = t' - (t' - t) z^2 removes VP's square-root singularity at t = 1.
     def integral(g: Callable[[float], float]) -> float:
         def integrand(z: float) -> float:
             at = t_next - (t_next - t) * z * z
@@ -134,12 +134,12 @@ def test_deis_coefficients_are_the_papers_integrals(path: Scheduler, times: tupl
 
     total = integral(lambda _: 1.0)
     expected = [integral(lambda at, j=j: lagrange(j, at)) / total for j in range(len(nodes))]
-    found = time_weights(path, _tensor(*nodes), _tensor(t_next).squeeze())
-    assert found.tolist() == pytest.approx(expected, rel=1e-7)
+    weights = time_weights(path, _tensor(*nodes), _tensor(t_next).squeeze())
+    assert weights.tolist() == pytest.approx(expected, rel=1e-7)
 
 
 def test_dpmpp_3m_weighs_the_second_difference_by_half() -> None:
-    """On data quadratic in log-SNR its correction to a linear one is half the exact one: the reference's formula."""
+    """On data quadratic in log-SNR its correction to a linear fit is half the exact one, as in the reference code."""
     lambdas, end = _tensor(0.4, -0.5, -0.9), _tensor(1.3).squeeze()
     fractions, h = (lambdas - 0.4) / 0.9, _tensor(0.9).squeeze()
     published, exact = dpmpp_weights(3, fractions, h), history_weights("sample", lambdas, end)
@@ -147,11 +147,11 @@ def test_dpmpp_3m_weighs_the_second_difference_by_half() -> None:
         assert float(published @ fractions**degree) == pytest.approx(share * float(exact @ fractions**degree))
 
 
-# --- Exactness of whole methods ----------------------------------------------------------------------------------
+# --- Exactness of complete methods -------------------------------------------------------------------------------
 
 
 def _polynomial_data(path: Scheduler, degree: int) -> FunctionField:
-    """A field whose data prediction is lambda^degree, whatever the state."""
+    """A field whose data prediction is lambda^degree for every state."""
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         point = path(t)
@@ -163,7 +163,7 @@ def _polynomial_data(path: Scheduler, degree: int) -> FunctionField:
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_exponential_runge_kutta_is_exact_for_data_polynomial_in_log_snr(order: int) -> None:
-    """ExpRK-k solves x' with x1-hat = lambda^(k-1) to rounding on three uneven steps, and not lambda^k."""
+    """On three uneven steps ExpRK-k is exact to rounding for x1-hat = lambda^(k-1), and not for lambda^k."""
     path = CondOT(t_min=0.2, t_max=0.9)
     times = _tensor(0.2, 0.35, 0.7, 0.9)
     first, last = float(path.lambda_(0.2)), float(path.lambda_(0.9))
@@ -171,8 +171,8 @@ def test_exponential_runge_kutta_is_exact_for_data_polynomial_in_log_snr(order: 
     def error(degree: int) -> float:
         # x'/sigma' = x/sigma + integral of lambda^degree e^lambda.
         integral = quad(lambda x: x**degree * math.exp(x), first, last, epsabs=0, epsrel=1e-13)[0]
-        found = ExponentialRK(order, "sample").integrate(_polynomial_data(path, degree), _tensor(0.8), times)
-        return abs(float(found) - 0.1 * (1.0 + integral))
+        sample = ExponentialRK(order, "sample").integrate(_polynomial_data(path, degree), _tensor(0.8), times)
+        return abs(float(sample) - 0.1 * (1.0 + integral))
 
     assert error(order - 1) < 1e-13
     assert error(order) > 1e-4
@@ -182,20 +182,20 @@ def test_exponential_runge_kutta_is_exact_for_data_polynomial_in_log_snr(order: 
     "family", [ExponentialRK(1, p) for p in PREDICTIONS] + [ExponentialMultistep(1, p) for p in PREDICTIONS]
 )
 @on_paths
-def test_with_one_prediction_every_method_is_ddim(family: Family, path: Scheduler) -> None:
-    """Order 1 and one step back are DDIM for either prediction, both ends of the path included."""
-    found, ddim = (GridSolver(method, 5, UNIFORM).to_ns(path) for method in (family, DDIM()))
-    torch.testing.assert_close(found.flat(), ddim.flat(), rtol=1e-11, atol=1e-13)
+def test_every_method_with_one_prediction_equals_ddim(family: Family, path: Scheduler) -> None:
+    """Order 1 and one step back equal DDIM for either prediction, including both ends of the path."""
+    one_prediction, ddim = (GridSolver(method, 5, UNIFORM).to_ns(path) for method in (family, DDIM()))
+    torch.testing.assert_close(one_prediction.flat(), ddim.flat(), rtol=1e-11, atol=1e-13)
 
 
-def test_dpmpp_3m_with_three_steps_is_dpmpp_2m() -> None:
-    """Orders 1, 2, 1: the third order needs four steps."""
+def test_dpmpp_3m_with_three_steps_equals_dpmpp_2m() -> None:
+    """The orders are 1, 2, 1: third order needs at least four steps."""
     three, two = (GridSolver(method, 3, UNIFORM).to_ns(VP()) for method in (DPMpp3M(), DPMpp2M()))
     torch.testing.assert_close(three.flat(), two.flat(), rtol=1e-12, atol=1e-14)
 
 
-def test_unipc_is_corrected_but_for_its_last_state() -> None:
-    """UniPC-1 in two steps on CondOT by hand: the first step is the mean of two predictions, the last is DDIM's."""
+def test_unipc_corrects_every_state_but_the_last() -> None:
+    """UniPC-1 in two steps on CondOT by hand: the first step averages two predictions, the last is a DDIM step."""
     theta = GridSolver(UniPC(1), 2, UNIFORM).to_ns(CondOT())
     # From pure noise <x1-hat> = (D_0 + D_1) / 2 with D_0 = x0 + u_0 and D_1 = g + u_1/2 at the guess g = x0 + u_0/2.
     # Corrected x = x0/2 + (D_0 + D_1)/4 = x0 + 3/8 u_0 + 1/8 u_1, and the last step goes to D_1 itself.
@@ -204,8 +204,8 @@ def test_unipc_is_corrected_but_for_its_last_state() -> None:
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_exponential_multistep_of_three_is_of_second_order_in_the_end(prediction: EndpointPrediction) -> None:
-    """Its DDIM start leaves an error h^2 that rules from about a thousand steps on; so no order is declared."""
+def test_exponential_multistep_of_three_has_second_order_in_the_limit(prediction: EndpointPrediction) -> None:
+    """The h^2 error of its DDIM start dominates beyond about a thousand steps, so no order is declared."""
     path, x0 = CondOT(t_min=0.1, t_max=0.9), noise(8, 2)
     field = mixture().field(path)
     exact = fine_rk4(field, path.sigma(0.1) * x0, 0.1, 0.9, steps=800)
@@ -220,8 +220,8 @@ def test_exponential_multistep_of_three_is_of_second_order_in_the_end(prediction
 
 @by_label
 @on_paths
-def test_a_single_data_point_is_hit_whatever_the_steps(family: Family, path: Scheduler) -> None:
-    """If all data is one point both predictions are constant along a trajectory, and every mean of them is exact."""
+def test_a_single_data_point_is_reached_exactly_with_any_steps(family: Family, path: Scheduler) -> None:
+    """With a single data point both predictions are constant along a trajectory, and every mean of them is exact."""
     point = gaussian(mean=(0.7, -0.4), std=0.0)
     nfe = next(n for n in range(5, 9) if _affordable(family, n))
     sample = GridSolver(family, nfe, UNIFORM).sample(point.field(path), noise(5, 2))
@@ -238,18 +238,18 @@ def _affordable(family: Family, nfe: int) -> bool:
 
 @pytest.mark.parametrize("family", BY_SNR, ids=lambda family: family.label)
 def test_the_path_matters_only_through_the_snr_of_the_times(family: Family) -> None:
-    """The same SNRs on CondOT and on cosine, from pure noise to clean data: the same samples."""
+    """The same SNRs on CondOT and on cosine, from pure noise to clean data, give the same samples."""
     straight, curved = CondOT(), Cosine()
     times = Grid("warped", p=1.6, q=1.2).times(6, straight)
     matched = curved.time_at_angle(straight.angle(times))
     x0 = noise(5, 2)
-    one = family.integrate(mixture().field(straight), x0, times)
-    other = family.integrate(mixture().field(curved), x0, matched)
-    assert relative_error(other, one) < 1e-9
+    on_cond_ot = family.integrate(mixture().field(straight), x0, times)
+    on_cosine = family.integrate(mixture().field(curved), x0, matched)
+    assert relative_error(on_cosine, on_cond_ot) < 1e-9
 
 
-def test_stages_of_infinite_steps_lie_where_the_step_is_finite() -> None:
-    """In the middle of alpha/sigma from pure noise, of log-SNR inside, of sigma/alpha to clean data."""
+def test_stages_of_infinite_steps_are_placed_in_a_finite_coordinate() -> None:
+    """Half-way in alpha/sigma from pure noise, in log-SNR between finite ends, in sigma/alpha to clean data."""
     path = CondOT()
     times = GridSolver(DPMSolver2(), 6, UNIFORM).to_ns(path).times
     ratio = [float(path.lambda_(t).exp()) for t in times]
@@ -259,7 +259,7 @@ def test_stages_of_infinite_steps_lie_where_the_step_is_finite() -> None:
 
 @pytest.mark.parametrize("family", [DPMSolver2(), ExponentialRK(2), ExponentialRK(3, "epsilon")], ids=lambda f: f.label)
 def test_a_single_step_from_noise_to_data_has_its_stages_at_snr_c_over_1_minus_c(family: Family) -> None:
-    """No middle of an infinite step exists: on CondOT the stages are at t = c."""
+    """A step infinite at both ends has no midpoint in log-SNR: on CondOT its stages are at t = c."""
     stages = family.evaluations_per_step
     theta = GridSolver(family, stages, UNIFORM).to_ns(CondOT())
     assert theta.times.tolist() == pytest.approx([k / stages for k in range(stages)])
@@ -268,10 +268,11 @@ def test_a_single_step_from_noise_to_data_has_its_stages_at_snr_c_over_1_minus_c
 @pytest.mark.parametrize(
     "family", [ExponentialRK(2), ExponentialRK(2, "epsilon"), ExponentialRK(3), DPMSolver2()], ids=lambda f: f.label
 )
-def test_steps_of_infinite_length_do_not_cost_a_singlestep_method_its_order(family: Family) -> None:
-    """On the whole of CondOT, both ends included, errors fall nearly with the order: DDIM steps there would make it 2.
+def test_singlestep_methods_keep_their_order_over_infinite_steps(family: Family) -> None:
+    """On all of CondOT, both ends included, errors fall nearly with the order.
 
-    For the third order that tells; the others would lose it to the size of a first-order step.
+    DDIM steps at the ends would limit the order to 2. Only the third-order method reveals that; the others would merely
+    have the larger error of a first-order step.
     """
     field, x0 = mixture().field(CondOT()), noise(16, 2)
     exact = fine_rk4(field, x0, 0.0, 1.0, steps=400)
@@ -282,8 +283,8 @@ def test_steps_of_infinite_length_do_not_cost_a_singlestep_method_its_order(fami
 
 
 @pytest.mark.parametrize("family", [IPNDM(), ExponentialMultistep(3, "epsilon")], ids=lambda f: f.label)
-def test_noise_is_extrapolated_from_near_pure_noise_in_float32(family: Family) -> None:
-    """A first step of 1e-5 makes alpha'/alpha = 1e4: the textbook form (alpha'/alpha) x + … loses four digits there."""
+def test_noise_is_extrapolated_accurately_near_pure_noise_in_float32(family: Family) -> None:
+    """At a first step of 1e-5, alpha'/alpha = 1e4: the textbook form (alpha'/alpha) x + … would lose four digits."""
     exact, x0 = mixture().field(CondOT()), noise(64, 2)
     rounded = FunctionField(lambda x, t: exact(x.double(), t).to(x.dtype), CondOT())
     times = torch.cat([_tensor(0.0, 1e-5), torch.linspace(0.1, 1.0, 8, dtype=torch.float64)])
@@ -296,21 +297,21 @@ def test_noise_is_extrapolated_from_near_pure_noise_in_float32(family: Family) -
 
 
 @pytest.mark.parametrize(("nfe", "steps"), [(1, 1), (3, 2), (7, 4)])
-def test_edm_heun_makes_an_evaluation_less_than_two_a_step(nfe: int, steps: int) -> None:
-    """2N - 1: the last step is Euler's."""
+def test_edm_heun_makes_one_evaluation_fewer_than_two_per_step(nfe: int, steps: int) -> None:
+    """2N - 1 evaluations, because the last step is Euler's."""
     field = CountingField(mixture().field(CondOT()))
     GridSolver(EDMHeun(), nfe, UNIFORM).sample(field, noise(2, 2))
     assert (field.nfe, EDMHeun().steps(nfe)) == (nfe, steps)
 
 
 @pytest.mark.parametrize(("nfe", "remedy"), [(0, "use 1 or 3"), (8, "use 7 or 9")])
-def test_edm_heun_refuses_an_even_nfe(nfe: int, remedy: str) -> None:
+def test_edm_heun_rejects_an_even_nfe(nfe: int, remedy: str) -> None:
     with pytest.raises(ValueError, match=rf"EDM Heun makes 2N-1 evaluations in N steps, .* got {nfe}; {remedy}"):
         EDMHeun().steps(nfe)
 
 
 def test_edm_heun_steps_in_sigma_over_alpha() -> None:
-    """One Heun step between sigma/alpha = 3 and 1 on CondOT, then Euler to 0, by hand in EDM's coordinates."""
+    """One Heun step from sigma/alpha = 3 to 1 on CondOT, then Euler to 0, by hand in EDM's coordinates."""
     path = CondOT(t_min=0.25)
     field, x0 = mixture().field(path), noise(3, 2)
 
@@ -322,8 +323,8 @@ def test_edm_heun_steps_in_sigma_over_alpha() -> None:
     first = slope(scaled, 3.0)
     scaled = scaled - 2.0 * (first + slope(scaled - 2.0 * first, 1.0)) / 2
     expected = scaled - slope(scaled, 1.0)
-    found = EDMHeun().integrate(field, 0.75 * x0, _tensor(0.25, 0.5, 1.0))
-    assert relative_error(found, expected) < 1e-13
+    sample = EDMHeun().integrate(field, 0.75 * x0, _tensor(0.25, 0.5, 1.0))
+    assert relative_error(sample, expected) < 1e-13
 
 
 # --- Options -----------------------------------------------------------------------------------------------------
@@ -343,6 +344,6 @@ def test_edm_heun_steps_in_sigma_over_alpha() -> None:
         (lambda: DEIS(0), "deis takes degree from 1 to 3, got 0"),
     ],
 )
-def test_an_unknown_option_is_refused_with_what_there_is(build: Callable[[], Family], message: str) -> None:
+def test_an_unknown_option_is_rejected_with_the_valid_ones(build: Callable[[], Family], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()

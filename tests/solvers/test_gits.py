@@ -1,4 +1,4 @@
-"""GITS: the best grid over ground-truth trajectories, against every grid there is."""
+"""GITS: the optimal time grid for ground-truth trajectories, compared with brute force over all grids."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def uniform(knots: int = KNOTS) -> Tensor:
 
 
 def path_cost(costs: Tensor, path: tuple[int, ...] | list[int], gamma: float) -> float:
-    """sum_k gamma^k cost(i_k, i_{k+1}), as the docstring says it."""
+    """sum_k gamma^k cost(i_k, i_{k+1}), as documented."""
     return sum(gamma**k * float(costs[i, j]) for k, (i, j) in enumerate(itertools.pairwise(path)))
 
 
@@ -43,8 +43,8 @@ def path_cost(costs: Tensor, path: tuple[int, ...] | list[int], gamma: float) ->
 @pytest.mark.parametrize("steps", [1, 2, 4, 7])
 @pytest.mark.parametrize("gamma", [0.8, 1.0, 1.15])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_path_is_the_cheapest_of_all(steps: int, gamma: float, seed: int) -> None:
-    """On random costs, of both signs, against every sub-grid of 8 knots."""
+def test_the_path_is_the_cheapest_of_all_sub_grids(steps: int, gamma: float, seed: int) -> None:
+    """Random costs of both signs, compared with every sub-grid of 8 knots."""
     knots = 8
     costs = noise(knots, knots, seed=seed)
     every = [(0, *inner, knots - 1) for inner in itertools.combinations(range(1, knots - 1), steps - 1)]
@@ -52,18 +52,18 @@ def test_the_path_is_the_cheapest_of_all(steps: int, gamma: float, seed: int) ->
     assert tuple(cheapest_path(costs, steps, gamma)) == best
 
 
-def test_of_equally_cheap_paths_the_first_is_taken() -> None:
-    """A rule, so that a grid does not depend on the machine."""
+def test_ties_are_resolved_in_favour_of_the_first_path() -> None:
+    """A fixed rule keeps the grid independent of the machine."""
     assert cheapest_path(torch.ones(6, 6), 3) == [0, 1, 2, 5]
 
 
-def test_as_many_steps_as_there_are_take_every_knot() -> None:
-    """There is one such path, and a finite cost for it."""
+def test_the_largest_number_of_steps_uses_every_knot() -> None:
+    """Only one such path exists, and its cost is finite."""
     assert cheapest_path(noise(5, 5), 4) == [0, 1, 2, 3, 4]
 
 
-def test_a_larger_gamma_crowds_the_steps_towards_the_data() -> None:
-    """Steps of quadratic cost: equal steps at gamma = 1, and a longer first than last step above it."""
+def test_a_larger_gamma_concentrates_steps_near_the_data() -> None:
+    """With quadratic step costs the steps are equal at gamma = 1 and shrink towards the data for gamma > 1."""
     times = uniform(41)
     costs = (times[None, :] - times[:, None]) ** 2
     assert cheapest_path(costs, 4, gamma=1.0) == [0, 10, 20, 30, 40]
@@ -72,45 +72,45 @@ def test_a_larger_gamma_crowds_the_steps_towards_the_data() -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 5])
-def test_more_steps_than_knots_allow_are_refused(steps: int) -> None:
+def test_a_number_of_steps_that_the_knots_do_not_allow_is_rejected(steps: int) -> None:
     with pytest.raises(ValueError, match=f"5 knots allow 1 to 4 steps, got {steps}; give trajectories on a finer grid"):
         cheapest_path(torch.ones(5, 5), steps)
 
 
 @pytest.mark.parametrize("gamma", [0.0, -1.0, math.nan, math.inf])
-def test_a_gamma_that_is_not_positive_is_refused(gamma: float) -> None:
+def test_a_gamma_that_is_not_positive_and_finite_is_rejected(gamma: float) -> None:
     with pytest.raises(ValueError, match="gamma must be positive and finite, got "):
         cheapest_path(torch.ones(5, 5), 2, gamma)
 
 
-# --- What a step costs ---------------------------------------------------------------------------------------------
+# --- Step costs ----------------------------------------------------------------------------------------------------
 
 
-def test_a_steps_error_is_how_far_euler_misses_the_trajectory() -> None:
-    """Entry (i, j) by hand, for samples with more than one axis, averaged over the batch."""
+def test_the_error_cost_is_the_distance_of_the_euler_step_from_the_trajectory() -> None:
+    """Entry (i, j) by hand for samples with more than one axis, averaged over the batch."""
     times = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
     states, velocities = noise(3, 2, 2, 2), noise(3, 2, 2, 2, seed=1)
-    missed = states[1] + 0.7 * velocities[1] - states[2]
-    expected = sum(float(sample.square().sum().sqrt()) for sample in missed) / 2
+    residual = states[1] + 0.7 * velocities[1] - states[2]
+    expected = sum(float(sample.square().sum().sqrt()) for sample in residual) / 2
     assert float(step_costs(states, velocities, times)[1, 2]) == pytest.approx(expected)
 
 
-def test_only_steps_forward_have_a_cost() -> None:
-    """A grid cannot stand still or turn back."""
+def test_only_forward_steps_have_a_finite_cost() -> None:
+    """A grid cannot repeat a knot or go backwards."""
     costs = step_costs(*trajectories(uniform(4)), uniform(4))
     assert bool(torch.isinf(costs.tril()).eq(torch.ones(4, 4).tril().bool()).all())
 
 
-def test_a_straight_trajectory_costs_nothing() -> None:
-    """Constant velocity: Euler is exact, whatever the step."""
+def test_a_straight_trajectory_has_zero_cost() -> None:
+    """With a constant velocity Euler is exact for every step size."""
     times = uniform(6)
     velocities = noise(1, 3, 2).expand(6, 3, 2)
     states = noise(1, 3, 2, seed=1) + times[:, None, None] * velocities
     assert float(step_costs(states, velocities, times).triu(diagonal=1).nan_to_num(posinf=0.0).max()) < 1e-14
 
 
-def test_a_deviation_is_measured_from_the_line_between_the_ends() -> None:
-    """Ends on the first axis, a bow along the second: the distance of the Euler point less that of the true one."""
+def test_the_deviation_cost_is_measured_from_the_line_between_the_ends() -> None:
+    """Ends on the first axis, curvature along the second: the Euler point's distance minus the true point's."""
     times = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     states = torch.tensor([[[0.0, 0.0]], [[0.9, 0.2]], [[2.0, 0.0]]], dtype=torch.float64)
     velocities = torch.tensor([[[7.0, 1.0]], [[1.0, 0.6]], [[0.0, 0.0]]], dtype=torch.float64)
@@ -118,12 +118,12 @@ def test_a_deviation_is_measured_from_the_line_between_the_ends() -> None:
     assert [float(costs[0, 1]), float(costs[1, 2]), float(costs[0, 2])] == pytest.approx([0.3, 0.5, 1.0])
 
 
-# --- The grid ------------------------------------------------------------------------------------------------------
+# --- Grid ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", ["error", "deviation"])
-def test_the_grid_is_the_best_of_all_sub_grids_of_the_knots(loss: Loss) -> None:
-    """The whole way from trajectories to times, against all 126 grids of 5 steps on 11 knots."""
+def test_the_grid_is_the_cheapest_of_all_sub_grids_of_the_knots(loss: Loss) -> None:
+    """From trajectories to times, compared with all 126 grids of 5 steps on 11 knots."""
     times = uniform(11)
     states, velocities = trajectories(times)
     costs = step_costs(states, velocities, times, loss)
@@ -132,8 +132,8 @@ def test_the_grid_is_the_best_of_all_sub_grids_of_the_knots(loss: Loss) -> None:
     assert torch.equal(gits_grid(states, velocities, times, 5, 1.15, loss), times[list(best)])
 
 
-def test_the_grid_runs_over_the_domain_and_rises() -> None:
-    """steps + 1 times, float64, the knots' own ends among them: what a given grid asks for."""
+def test_the_grid_rises_strictly_across_the_domain() -> None:
+    """steps + 1 float64 times that include both ends of the knots, as a 'given' grid requires."""
     times = uniform()
     grid = gits_grid(*trajectories(times), times, 6)
     assert (grid.shape, grid.dtype, float(grid[0]), float(grid[-1])) == ((7,), torch.float64, 0.0, 1.0)
@@ -141,61 +141,61 @@ def test_the_grid_runs_over_the_domain_and_rises() -> None:
 
 
 @pytest.mark.parametrize("steps", [4, 6, 8])
-def test_eulers_method_is_better_on_its_grid_than_on_the_uniform_one(steps: int) -> None:
-    """On fresh noise: the grid was found on 32 trajectories and scored on 256 others, by their mean distance."""
+def test_euler_is_more_accurate_on_the_gits_grid_than_on_the_uniform_one(steps: int) -> None:
+    """The grid is optimised on 32 trajectories and scored by mean distance on 256 others."""
     times = uniform()
     grid = gits_grid(*trajectories(times), times, steps)
     field, x0 = mixture().field(CondOT()), noise(256, 2, seed=5)
     exact = fine_rk4(field, x0, 0.0, 1.0, steps=100)
-    found, plain = (
+    optimised, uniform_error = (
         float((Euler().integrate(field, x0, t) - exact).norm(dim=-1).mean())
         for t in (grid, UNIFORM.times(steps, CondOT()))
     )
-    assert found < plain
+    assert optimised < uniform_error
 
 
-def test_the_grid_can_be_given_to_any_solver() -> None:
+def test_the_grid_can_be_used_by_any_solver() -> None:
     """As a 'given' grid its times survive bit for bit, and a solver runs on them."""
     times = uniform()
     grid = gits_grid(*trajectories(times), times, 5)
-    given = Grid("given", listed=tuple(grid.tolist()))
-    assert torch.equal(given.times(5, CondOT()), grid)
-    assert torch.equal(GridSolver(Euler(), 5, given).to_ns(CondOT()).times, grid[:-1])
+    given_grid = Grid("given", listed=tuple(grid.tolist()))
+    assert torch.equal(given_grid.times(5, CondOT()), grid)
+    assert torch.equal(GridSolver(Euler(), 5, given_grid).to_ns(CondOT()).times, grid[:-1])
 
 
 def test_single_precision_trajectories_give_the_same_grid() -> None:
-    """A network's states are float32; the costs are taken in float64."""
+    """A network's states are float32; the costs are computed in float64."""
     times = uniform()
     states, velocities = trajectories(times)
     assert torch.equal(gits_grid(states.float(), velocities.float(), times, 5), gits_grid(states, velocities, times, 5))
 
 
-def test_states_that_do_not_fit_the_knots_are_refused() -> None:
+def test_states_that_do_not_match_the_knots_are_rejected() -> None:
     states = noise(4, 2, 2)
     with pytest.raises(ValueError, match=r"states and velocities \(K, B, \.\.\.\) and times \(K,\); got \(4, 2, 2\)"):
         gits_grid(states, states, uniform(5), 2)
 
 
-def test_velocities_of_another_shape_are_refused() -> None:
+def test_velocities_of_another_shape_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"shape \(4, 2, 2\) with velocities of shape \(4, 3, 2\); pass both at"):
         gits_grid(noise(4, 2, 2), noise(4, 3, 2), uniform(4), 2)
 
 
-def test_knots_that_do_not_rise_are_refused() -> None:
-    """Trajectories noted from data to noise, as diffusion codes do, would otherwise cost nonsense."""
+def test_knots_that_do_not_rise_are_rejected() -> None:
+    """Trajectories stored from data to noise, as diffusion code does, would otherwise get meaningless costs."""
     states = noise(4, 2, 2)
     with pytest.raises(ValueError, match="must rise strictly from the noise to the data; sort them"):
         gits_grid(states, states, uniform(4).flip(0), 2)
 
 
-def test_states_that_are_not_finite_are_refused() -> None:
-    """A variance-preserving velocity at t = 1, say."""
+def test_non_finite_velocities_are_rejected() -> None:
+    """For example, a variance-preserving velocity at t = 1."""
     velocities = noise(4, 2, 2)
     velocities[-1] = math.inf
     with pytest.raises(ValueError, match="must be finite; leave out the times at which the velocity is infinite"):
         gits_grid(noise(4, 2, 2), velocities, uniform(4), 2)
 
 
-def test_an_unknown_loss_is_refused() -> None:
+def test_an_unknown_loss_is_rejected() -> None:
     with pytest.raises(ValueError, match="unknown loss 'l1' of a step; choose 'error' or 'deviation'"):
         step_costs(noise(4, 2, 2), noise(4, 2, 2), uniform(4), "l1")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The greedy least-squares start: exact where it can be, close to the trajectories elsewhere, and safe."""
+"""The greedy least-squares start: exact recovery, accuracy on fresh noise, cost, and rejected input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAIRS = 96
 
 
 def trajectories(field: FunctionField, x0: Tensor, times: Tensor) -> Tensor:
-    """x at each of the times, by a fine integrator."""
+    """The exact state at each time, from a fine integrator."""
     states = [field.scheduler.sigma(times[0]) * x0]
     for first, last in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
         states.append(fine_rk4(field, states[-1], first, last, steps=20))
@@ -43,18 +43,18 @@ def _error(sample: Tensor, exact: Tensor) -> float:
 
 
 @pytest.mark.parametrize("nfe", [1, 4, 8])
-def test_it_recovers_a_solver_from_that_solvers_own_states(nfe: int) -> None:
-    """Where some solver on these times passes through the states exactly, least squares finds one that does."""
+def test_a_solver_is_recovered_from_its_own_states(nfe: int) -> None:
+    """If some solver on these times passes exactly through the states, the fit does as well."""
     x0, _, times = problem(nfe)
     solver = GridSolver(AdamsBashforth(2), nfe, UNIFORM).to_ns(CondOT())
     states = torch.stack(list(solver.states(FIELD, x0)))
-    found = fit(unconditional(FIELD), x0, states, times)
-    assert relative_error(found.sample(FIELD, x0), states[-1]) < 1e-6
+    fitted = fit(unconditional(FIELD), x0, states, times)
+    assert relative_error(fitted.sample(FIELD, x0), states[-1]) < 1e-6
 
 
 @pytest.mark.parametrize("nfe", [4, 8])
-def test_it_beats_euler_and_ab2_by_far_on_fresh_noise(nfe: int) -> None:
-    """It is fitted to trajectories on the same grid; at most half of AB2's error remains, on noise never seen."""
+def test_the_fit_halves_the_error_of_euler_and_ab2_on_fresh_noise(nfe: int) -> None:
+    """It is fitted to trajectories on the same grid and scored on held-out noise."""
     solver = fit(unconditional(FIELD), *problem(nfe))
     fresh = noise(200, 2, seed=9)
     exact = fine_rk4(FIELD, fresh, 0.0, 1.0, steps=100)
@@ -75,37 +75,37 @@ def test_each_row_is_the_least_squares_fit_of_its_state() -> None:
         assert float(products.abs().max()) < 1e-9 * float(states[k].norm())
 
 
-def test_it_spends_n_evaluations_a_pair() -> None:
+def test_the_fit_makes_n_evaluations_per_pair() -> None:
     """One model call per row and batch of pairs."""
     counted = CountingField(FIELD)
     fit(unconditional(counted), *problem(8), batch_size=PAIRS // 2)
     assert counted.nfe == 8 * 2
 
 
-def test_batches_change_nothing_but_rounding() -> None:
-    """Sums are taken in float64 over all pairs, whatever the model is given at once."""
-    at_once = fit(unconditional(FIELD), *problem(4))
-    in_parts = fit(unconditional(FIELD), *problem(4), batch_size=7)
-    assert relative_error(in_parts.sample(FIELD, noise(9, 2)), at_once.sample(FIELD, noise(9, 2))) < 1e-7
+def test_the_batch_size_changes_only_rounding() -> None:
+    """Sums are taken in float64 over all pairs, for any batch size."""
+    single_batch = fit(unconditional(FIELD), *problem(4))
+    small_batches = fit(unconditional(FIELD), *problem(4), batch_size=7)
+    assert relative_error(small_batches.sample(FIELD, noise(9, 2)), single_batch.sample(FIELD, noise(9, 2))) < 1e-7
 
 
-def test_each_pair_is_asked_with_its_own_conditioning() -> None:
-    """A field that moves each pair its own way is only fitted if rows and conditioning stay together."""
+def test_each_pair_is_evaluated_with_its_own_conditioning() -> None:
+    """A field that moves each pair differently can be fitted only if rows and conditioning stay aligned."""
     scheduler, count = CondOT(), 20
     targets = noise(count, 2, seed=3)
 
-    def of(rows: Tensor) -> FunctionField:
+    def field_of(rows: Tensor) -> FunctionField:
         return FunctionField(lambda x, t: targets[rows] - x, scheduler)
 
     x0, times = noise(count, 2), UNIFORM.times(6, scheduler)
-    states = trajectories(of(torch.arange(count)), x0, times)
-    solver = fit(of, x0, states, times, batch_size=6)
-    assert relative_error(solver.sample(of(torch.arange(count)), x0), states[-1]) < 1e-6
+    states = trajectories(field_of(torch.arange(count)), x0, times)
+    solver = fit(field_of, x0, states, times, batch_size=6)
+    assert relative_error(solver.sample(field_of(torch.arange(count)), x0), states[-1]) < 1e-6
 
 
 @pytest.mark.parametrize("scheduler", [CondOT(), CondOT(t_min=0.2), VP(t_max=0.98)], ids=["cond_ot", "cut", "vp"])
-def test_it_starts_where_sampling_starts(scheduler: Scheduler) -> None:
-    """a_0 = sigma(t_min) and t_0 = t_min, so that BNS can start from it."""
+def test_the_fit_begins_at_the_usual_time_and_state(scheduler: Scheduler) -> None:
+    """a_0 = sigma(t_min) and t_0 = t_min, so BNS can start from it."""
     field, x0, times = mixture().field(scheduler), noise(40, 2), UNIFORM.times(5, scheduler)
     solver = fit(unconditional(field), x0, trajectories(field, x0, times), times)
     assert float(solver.times[0]) == scheduler.t_min
@@ -113,8 +113,8 @@ def test_it_starts_where_sampling_starts(scheduler: Scheduler) -> None:
     assert torch.equal(BNS().to_ns(BNS().start_from(solver, scheduler), scheduler, 1.0).flat(), solver.flat())
 
 
-def test_collinear_velocities_are_held_by_the_ridge() -> None:
-    """On a straight flow every velocity is the same: no unique fit, but a finite one that is right."""
+def test_the_ridge_handles_collinear_velocities() -> None:
+    """On a straight flow all velocities are equal: the fit is not unique, but the result is finite and accurate."""
     target = noise(30, 2, seed=4)
     x0, times = noise(30, 2), UNIFORM.times(6, CondOT())
     straight = FunctionField(lambda x, t: target - x0, CondOT())
@@ -134,7 +134,7 @@ def test_collinear_velocities_are_held_by_the_ridge() -> None:
         ({"ridge": 0.0}, r"ridge must be positive, got 0.0"),
         (
             {"times": torch.linspace(0.1, 1, 5, dtype=torch.float64)},
-            r"the grid begins at t=0.1, and sampling under the cond_ot scheduler at t=0",
+            r"the grid begins at t=0.1, but sampling under the cond_ot scheduler begins at t=0",
         ),
         (
             {"states_at_grid": torch.full((5, PAIRS, 2), torch.nan)},
@@ -143,8 +143,8 @@ def test_collinear_velocities_are_held_by_the_ridge() -> None:
     ],
     ids=["times", "shape", "empty", "batch", "ridge", "begin", "nan"],
 )
-def test_what_cannot_be_fitted_is_refused(change: dict[str, object], message: str) -> None:
-    """Each error names the value and what to do."""
+def test_input_that_cannot_be_fitted_is_rejected(change: dict[str, object], message: str) -> None:
+    """Each message names the value and a remedy."""
     x0, states, times = problem(4)
     with pytest.raises(ValueError, match=message):
         fit(unconditional(FIELD), **({"x0": x0, "states_at_grid": states, "times": times} | change))  # type: ignore[arg-type]

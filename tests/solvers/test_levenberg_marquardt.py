@@ -1,4 +1,4 @@
-"""Levenberg-Marquardt: cheaper than Adam by far, resumable bit for bit, and safe where it cannot go on."""
+"""Levenberg-Marquardt: faster than Adam, bit-exact resuming, robustness to overflow, and the damped step itself."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ SETTINGS = LMSettings(iterations=12, batch_size=32, training_pairs=TRAINING_PAIR
 
 @functools.cache
 def pairs() -> tuple[Tensor, Tensor]:
-    """(x0, x1) of the mixture's exact ODE: training pairs first, 128 validation pairs after them."""
+    """(x0, x1) of the mixture's exact ODE: the training pairs first, then 128 validation pairs."""
     x0 = noise(TRAINING_PAIRS + 128, 2)
     return x0, fine_rk4(FIELD, x0, 0.0, 1.0, steps=100)
 
 
 class Problem:
-    """Answers what a run asks, on the training pairs, and counts the velocity evaluations per pair that this takes."""
+    """The callbacks of a run on the training pairs, with a count of velocity evaluations per pair."""
 
     def __init__(self, field: VelocityField = FIELD, precision: torch.dtype | None = None):
         self.field = field
@@ -60,11 +60,11 @@ class Problem:
         self.losses: list[float] = []
 
     def _counted(self) -> FunctionField:
-        def ask(x: Tensor, t: Tensor) -> Tensor:
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
             self.evaluations += len(x)
             return self.field(x, t)
 
-        return FunctionField(ask, self.field.scheduler)
+        return FunctionField(velocity, self.field.scheduler)
 
     def normal(self, solver: NSSolver, indices: list[int], *, jacobian: Jacobian, free: Tensor) -> NormalEquations:
         self.jacobians.append(jacobian)
@@ -125,15 +125,15 @@ def validation_psnr(parameters: list[float], sigma0: float = 1.0, family: Learna
 @pytest.mark.parametrize("start", [Euler(), Midpoint(), AdamsBashforth(2)], ids=lambda family: family.label)
 @pytest.mark.parametrize("sigma0", [1.0, 2.0])
 def test_a_dozen_iterations_gain_ten_db_on_fresh_noise(start: Family, sigma0: float) -> None:
-    """Whatever the start, and through the chain rule of the preconditioned path."""
+    """From any start, and through the chain rule of a preconditioned path."""
     first = begin(start, sigma0=sigma0)
     last = run(first, 12, sigma0=sigma0)
     assert (last.status, last.iteration) == ("finished", 12)
     assert validation_psnr(last.parameters, sigma0) > validation_psnr(first.parameters, sigma0) + 10
 
 
-def test_it_beats_adam_at_equal_evaluations() -> None:
-    """Adam spends as many forward evaluations, and as many backward ones on top, and is 3 dB behind."""
+def test_levenberg_marquardt_beats_adam_at_equal_evaluations() -> None:
+    """Adam with as many forward evaluations, plus as many backward ones, is 3 dB behind."""
     problem = Problem()
     learned = run(begin(), SETTINGS.iterations, problem=problem)
 
@@ -154,7 +154,7 @@ def test_it_beats_adam_at_equal_evaluations() -> None:
 
 @pytest.mark.parametrize("family", learnable_families(), ids=lambda family: family.label)
 def test_every_learnable_family_gains(family: LearnableFamily) -> None:
-    """The chain rule M^T H M, M = d theta / d parameters, singular where the family has redundant parameters."""
+    """The chain rule M^T H M, M = d theta / d parameters, is singular if the family has redundant parameters."""
     start = family_start(family)
     settings = dataclasses.replace(SETTINGS, iterations=6)
     last = run(start, 6, settings, family=family)
@@ -163,7 +163,7 @@ def test_every_learnable_family_gains(family: LearnableFamily) -> None:
 
 
 def family_start(family: LearnableFamily) -> LMState:
-    """From the first of some fixed solvers that the family accepts."""
+    """The state that starts from the first of a few fixed solvers that the family accepts."""
     refusals = []
     for start in (Midpoint(), Euler(), AdamsBashforth(2), DPMpp2M()):
         try:
@@ -174,7 +174,7 @@ def family_start(family: LearnableFamily) -> LMState:
 
 
 def test_an_accepted_step_lowers_the_loss_of_its_batch() -> None:
-    """The whole training set as one batch: the loss falls from iteration to iteration."""
+    """With the whole training set as one batch, the loss falls at every iteration."""
     settings = dataclasses.replace(SETTINGS, batch_size=TRAINING_PAIRS)
     state, losses = begin(), []
     for _ in range(6):
@@ -186,23 +186,23 @@ def test_an_accepted_step_lowers_the_loss_of_its_batch() -> None:
 
 
 @pytest.mark.parametrize("jacobian", get_args(Jacobian))
-def test_every_jacobian_comes_to_the_same_place(jacobian: Jacobian) -> None:
-    """In float64 the differences are as good as exact."""
+def test_every_jacobian_reaches_the_same_psnr(jacobian: Jacobian) -> None:
+    """In float64, finite differences are practically exact."""
     settings = dataclasses.replace(SETTINGS, jacobian=jacobian)
     last, exact = (run(begin(settings=s), 8, s) for s in (settings, dataclasses.replace(SETTINGS, jacobian="jvp")))
     assert validation_psnr(last.parameters) == pytest.approx(validation_psnr(exact.parameters), abs=0.05)
 
 
-def test_the_evaluations_reported_are_those_made() -> None:
-    """Refused steps included: each costs a loss, n evaluations a pair."""
+def test_the_reported_evaluations_match_those_made() -> None:
+    """Rejected steps count too: each costs one loss, n evaluations per pair."""
     problem = Problem()
     state = run(begin(), 5, problem=problem)
     assert state.evaluations == problem.evaluations
     assert state.evaluations >= 5 * SETTINGS.batch_size * (evaluations_per_pair(NFE, "forward") + NFE)
 
 
-def test_columns_that_no_parameter_moves_are_not_asked_for() -> None:
-    """A family of one parameter, the scale of the last row: the linear row needs the plain run alone."""
+def test_columns_that_no_parameter_moves_are_not_computed() -> None:
+    """A family whose only parameter is the last row's weight of x0: that row is linear and needs only the plain run."""
 
     class LastRow(BNS):
         def to_ns(self, parameters: Tensor, scheduler: Scheduler, sigma0: float) -> NSSolver:
@@ -227,44 +227,44 @@ def _through_json(state: LMState) -> LMState:
 
 @pytest.mark.parametrize("sigma0", [1.0, 2.0])
 @pytest.mark.parametrize("carry", [lambda state: state, _through_json], ids=["in-memory", "through-json"])
-def test_two_advances_equal_one_of_both_lengths(carry: Callable[[LMState], LMState], sigma0: float) -> None:
-    """Bit for bit, also through JSON: a run may stop and go on anywhere, on any host."""
-    at_once = run(begin(sigma0=sigma0), 6, sigma0=sigma0)
-    in_two = run(carry(run(begin(sigma0=sigma0), 3, sigma0=sigma0)), 3, sigma0=sigma0)
-    assert dataclasses.replace(in_two, loss=None) == dataclasses.replace(at_once, loss=None)
-    assert at_once.parameters != begin(sigma0=sigma0).parameters
+def test_two_short_advances_equal_one_long_advance(carry: Callable[[LMState], LMState], sigma0: float) -> None:
+    """Bit for bit, even through JSON: a run can stop and resume at any iteration on any host."""
+    single = run(begin(sigma0=sigma0), 6, sigma0=sigma0)
+    split = run(carry(run(begin(sigma0=sigma0), 3, sigma0=sigma0)), 3, sigma0=sigma0)
+    assert dataclasses.replace(split, loss=None) == dataclasses.replace(single, loss=None)
+    assert single.parameters != begin(sigma0=sigma0).parameters
 
 
-def test_a_state_survives_json_with_its_validations() -> None:
+def test_a_state_with_validations_survives_a_json_round_trip() -> None:
     state = run(begin().with_validation(20.0), 2).with_validation(31.5)
     assert _through_json(state) == state
     assert [entry["iteration"] for entry in state.validated] == [0, 2]
     assert state.best == {"iteration": 2, "psnr_db": 31.5, "parameters": state.parameters}
 
 
-def test_a_validation_far_below_the_start_is_divergence() -> None:
+def test_a_validation_far_below_the_start_counts_as_divergence() -> None:
     state = begin().with_validation(30.0).with_validation(30.0 - DIVERGENCE_DB - 0.1)
     assert state.status == "diverged"
 
 
 @pytest.mark.parametrize("status", [status for status in get_args(Status) if status != "running"])
-def test_a_run_that_has_ended_is_not_advanced(status: Status) -> None:
+def test_an_ended_run_is_not_advanced(status: Status) -> None:
     state = dataclasses.replace(begin(), status=status)
     assert run(state, 3) is state
 
 
-# --- Where it is hard --------------------------------------------------------------------------------------------
+# --- Difficult cases ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("start", [Heun(), RK4()], ids=lambda family: family.label)
-def test_starts_with_repeated_times_move(start: Family) -> None:
-    """Two evaluations at one time: their columns are alike but not equal."""
+def test_starts_with_repeated_times_improve(start: Family) -> None:
+    """Two evaluations at the same time have similar columns, but not equal ones."""
     first = begin(start)
     assert validation_psnr(run(first, 12).parameters) > validation_psnr(first.parameters) + 10
 
 
-def test_many_evaluations_make_collinear_velocities() -> None:
-    """At NFE 16 on a smooth field neighbouring velocities are almost multiples: damping keeps theta of usable size."""
+def test_damping_handles_nearly_collinear_velocities() -> None:
+    """At NFE 16 on a smooth field adjacent velocities are nearly collinear, yet theta keeps a usable size."""
     settings = dataclasses.replace(SETTINGS, iterations=4)
     first = begin(nfe=16, settings=settings)
     last = run(first, 4, settings)
@@ -272,8 +272,8 @@ def test_many_evaluations_make_collinear_velocities() -> None:
     assert validation_psnr(last.parameters) > validation_psnr(first.parameters) + 10
 
 
-def test_sixteen_pairs_are_enough_to_gain() -> None:
-    """Fewer equations (32) than would be comfortable for 17 numbers; more pairs are asked for than there are."""
+def test_sixteen_pairs_are_enough_to_improve() -> None:
+    """Only 32 equations for 17 parameters, with a batch size above the number of pairs."""
     settings = dataclasses.replace(SETTINGS, training_pairs=16, batch_size=64)
     first = begin(settings=settings)
     last = run(first, 8, settings)
@@ -281,8 +281,8 @@ def test_sixteen_pairs_are_enough_to_gain() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_a_network_of_low_precision_gains(dtype: torch.dtype) -> None:
-    """Its differences are rough; the run never gets worse, and is judged by the network it is made for."""
+def test_a_low_precision_network_gains(dtype: torch.dtype) -> None:
+    """Its finite differences are rough; the run never gets worse, and the loss comes from the same network."""
     rough = FunctionField(lambda x, t: FIELD(x.to(dtype), t).to(dtype).to(x.dtype), CondOT())
     first = begin()
     last = run(first, 12, problem=Problem(rough, precision=dtype))
@@ -291,13 +291,13 @@ def test_a_network_of_low_precision_gains(dtype: torch.dtype) -> None:
 
 
 def test_times_stay_in_the_domain() -> None:
-    """Steps that would leave it are held at its ends, and the rest of the step is solved for anew."""
+    """Times that would leave the domain are held at its ends, and the step is solved again for the rest."""
     state = run(begin(Midpoint(), nfe=8), 12)
     assert all(0 <= t <= 1 for t in state.parameters[:7])
 
 
-def test_the_last_time_before_an_infinite_velocity_is_kept() -> None:
-    """VP's field refuses t = 1: neither a step of theta nor one of the differences goes there."""
+def test_the_time_of_an_infinite_velocity_is_never_queried() -> None:
+    """VP's field raises at t = 1: neither a step of theta nor a finite difference evaluates it there."""
     vp = VP()
     field = mixture().field(vp)
 
@@ -312,15 +312,15 @@ def test_the_last_time_before_an_infinite_velocity_is_kept() -> None:
 
 
 class _Overflowing(Problem):
-    """A field that overflows everywhere, or for every theta but the start's."""
+    """A problem with non-finite values in its loss, gradient or matrix, or in the loss of every step."""
 
-    def __init__(self, where: str):
+    def __init__(self, fault: str):
         super().__init__()
-        self.where = where
+        self.fault = fault
 
     def normal(self, solver: NSSolver, indices: list[int], *, jacobian: Jacobian, free: Tensor) -> NormalEquations:
         equations = super().normal(solver, indices, jacobian=jacobian, free=free)
-        match self.where:
+        match self.fault:
             case "loss":
                 return dataclasses.replace(equations, loss=math.nan)
             case "gradient":
@@ -330,21 +330,21 @@ class _Overflowing(Problem):
         return equations
 
     def loss(self, solver: NSSolver, indices: list[int]) -> float:
-        return math.nan if self.where == "step" else super().loss(solver, indices)
+        return math.nan if self.fault == "step" else super().loss(solver, indices)
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient", "matrix"])
-def test_numbers_that_are_not_finite_end_the_run_where_it_is(where: str) -> None:
-    """Three batches in a row, so that one bad pair does not; theta is the start's, and the reason is told."""
-    last = run(begin(), 10, problem=_Overflowing(where))
+@pytest.mark.parametrize("fault", ["loss", "gradient", "matrix"])
+def test_persistent_non_finite_values_stall_the_run_at_its_start(fault: str) -> None:
+    """It takes three bad batches in a row to end the run; theta is then still the start, and the reason is stored."""
+    last = run(begin(), 10, problem=_Overflowing(fault))
     assert (last.status, last.iteration) == ("stalled", 3)
     assert last.parameters == begin().parameters
     assert last.reason is not None
     assert "3 iterations in a row up to 3: the loss or its derivatives are not finite; check" in last.reason
 
 
-def test_steps_to_where_the_velocity_overflows_are_refused() -> None:
-    """Every step is refused: damping rises to its limit, central differences are tried, and then the run stalls."""
+def test_steps_into_overflow_are_rejected_until_the_run_stalls() -> None:
+    """Damping rises to its limit, central differences are tried, and then the run stalls."""
     settings = dataclasses.replace(SETTINGS, iterations=60)
     problem = _Overflowing("step")
     last = run(begin(settings=settings), 60, settings, problem=problem)
@@ -357,7 +357,7 @@ def test_steps_to_where_the_velocity_overflows_are_refused() -> None:
 
 
 def test_one_bad_batch_does_not_end_a_run() -> None:
-    """Its iteration is lost, and the next one goes on."""
+    """Its iteration is lost, and the next one continues."""
 
     class Once(Problem):
         def normal(self, *arguments: Any, **named: Any) -> NormalEquations:
@@ -371,16 +371,16 @@ def test_one_bad_batch_does_not_end_a_run() -> None:
     assert math.isfinite(last.loss)
 
 
-def test_a_field_of_nan_never_reaches_theta() -> None:
-    """The model itself answers NaN."""
+def test_nan_from_the_model_never_reaches_theta() -> None:
+    """The model itself returns NaN."""
     broken = FunctionField(lambda x, t: torch.full_like(x, math.nan), CondOT())
     last = run(begin(), 10, problem=Problem(broken))
     assert last.status == "stalled"
     assert all(map(math.isfinite, last.parameters))
 
 
-def test_a_solver_that_is_exact_already_stays() -> None:
-    """A straight flow: Euler has no error, the loss is at its floor, there is no slope, and nothing breaks."""
+def test_an_exact_solver_stalls_unchanged() -> None:
+    """On a straight flow Euler has no error: the loss is at its floor, the gradient is zero, and nothing breaks."""
     x0, x1 = pairs()
     still = FunctionField(lambda x, t: torch.zeros_like(x), CondOT())
 
@@ -397,12 +397,12 @@ def test_a_solver_that_is_exact_already_stays() -> None:
     assert x1.shape == x0.shape
 
 
-def test_a_start_that_is_not_finite_is_refused() -> None:
+def test_a_non_finite_start_is_rejected() -> None:
     with pytest.raises(ValueError, match="1 of 3 starting parameters are not finite; choose another start"):
         LMState.begin(torch.tensor([1.0, math.nan, 0.0], dtype=torch.float64), SETTINGS)
 
 
-# --- The step ----------------------------------------------------------------------------------------------------
+# --- Damped step -------------------------------------------------------------------------------------------------
 
 
 def _keep(parameters: Tensor) -> Tensor:
@@ -415,55 +415,55 @@ def _random_model(size: int, rank: int | None = None) -> Quadratic:
     return Quadratic(h, h @ noise(size, seed=1))
 
 
-def test_without_damping_a_step_is_gauss_newtons() -> None:
+def test_without_damping_the_step_is_a_gauss_newton_step() -> None:
     """(H + 0) delta = -g."""
     model = _random_model(6)
-    found = damped_step(torch.zeros(6, dtype=torch.float64), model, 1e-14, 1e-15, _keep)
-    assert relative_error(found, -torch.linalg.solve(model.h, model.g)) < 1e-8
+    step = damped_step(torch.zeros(6, dtype=torch.float64), model, 1e-14, 1e-15, _keep)
+    assert relative_error(step, -torch.linalg.solve(model.h, model.g)) < 1e-8
 
 
-def test_a_large_damping_gives_a_short_step_down_the_scaled_slope() -> None:
+def test_a_large_damping_gives_a_short_scaled_gradient_step() -> None:
     """delta -> -g / (lambda diag H)."""
     model = _random_model(6)
-    found = damped_step(torch.zeros(6, dtype=torch.float64), model, 1e8, 1e-12, _keep)
-    assert relative_error(1e8 * found, -model.g / model.h.diagonal()) < 1e-6
+    step = damped_step(torch.zeros(6, dtype=torch.float64), model, 1e8, 1e-12, _keep)
+    assert relative_error(1e8 * step, -model.g / model.h.diagonal()) < 1e-6
 
 
 def test_the_step_does_not_depend_on_the_units_of_the_parameters() -> None:
-    """Damping in units of the diagonal (Marquardt): numbers of size 1e-6 and 1e6 are treated alike."""
+    """Damping scales with the diagonal (Marquardt), so parameters of size 1e-6 and 1e6 are treated alike."""
     model, units = _random_model(5), torch.logspace(-6, 6, 5, dtype=torch.float64)
     scaled = Quadratic(model.h * units[:, None] * units, model.g * units)
     zero = torch.zeros(5, dtype=torch.float64)
-    plain, other = (damped_step(zero, m, 0.1, 1e-30, _keep) for m in (model, scaled))
-    assert relative_error(other * units, plain) < 1e-6
+    plain, rescaled = (damped_step(zero, m, 0.1, 1e-30, _keep) for m in (model, scaled))
+    assert relative_error(rescaled * units, plain) < 1e-6
 
 
 def test_redundant_parameters_get_a_finite_step() -> None:
-    """A matrix of rank 3 of 6 with a parameter that does nothing at all."""
+    """A 6 x 6 matrix of rank 3, with one parameter that has no effect at all."""
     model = _random_model(6, rank=3)
     model.h[2], model.h[:, 2], model.g[2] = 0.0, 0.0, 0.0
-    found = damped_step(torch.zeros(6, dtype=torch.float64), model, 1e-8, 1e-12, _keep)
-    assert bool(torch.isfinite(found).all())
-    assert float(found[2]) == 0.0
+    step = damped_step(torch.zeros(6, dtype=torch.float64), model, 1e-8, 1e-12, _keep)
+    assert bool(torch.isfinite(step).all())
+    assert float(step[2]) == 0.0
 
 
-def test_a_parameter_at_its_bound_leaves_the_best_step_to_the_others() -> None:
-    """min of the quadratic over x_0 <= 0: clipping the free minimum would leave the others where they do not belong."""
+def test_the_step_is_optimal_for_the_other_parameters_if_one_is_at_its_bound() -> None:
+    """The minimum of the quadratic over x_0 <= 0; clipping the unconstrained minimum would misplace x_1."""
     h = torch.tensor([[2.0, 1.8], [1.8, 2.0]], dtype=torch.float64)
     model = Quadratic(h, torch.tensor([-1.0, 0.0], dtype=torch.float64))
 
     def at_most_zero(parameters: Tensor) -> Tensor:
         return torch.cat([parameters[:1].clamp(max=0.0), parameters[1:]])
 
-    found = damped_step(torch.zeros(2, dtype=torch.float64), model, 1e-12, 1e-12, at_most_zero)
-    assert found.tolist() == pytest.approx([0.0, 0.0], abs=1e-9)
+    step = damped_step(torch.zeros(2, dtype=torch.float64), model, 1e-12, 1e-12, at_most_zero)
+    assert step.tolist() == pytest.approx([0.0, 0.0], abs=1e-9)
 
 
-def test_a_matrix_that_rounding_left_indefinite_is_solved_by_its_eigenvalues() -> None:
-    """Cholesky refuses it; the least-norm solution on its range is finite."""
+def test_a_matrix_made_indefinite_by_rounding_is_solved_by_its_eigenvalues() -> None:
+    """Cholesky fails on it; the least-norm solution on its range is finite."""
     matrix = torch.tensor([[1.0, 1.0], [1.0, 1.0 - 1e-17]], dtype=torch.float64)
-    found = solve_symmetric(matrix, torch.tensor([2.0, 2.0], dtype=torch.float64))
-    assert found.tolist() == pytest.approx([1.0, 1.0])
+    solution = solve_symmetric(matrix, torch.tensor([2.0, 2.0], dtype=torch.float64))
+    assert solution.tolist() == pytest.approx([1.0, 1.0])
 
 
 # --- Settings ----------------------------------------------------------------------------------------------------
@@ -484,24 +484,24 @@ def test_a_matrix_that_rounding_left_indefinite_is_solved_by_its_eigenvalues() -
     ],
     ids=str,
 )
-def test_settings_out_of_range_are_refused(change: dict[str, Any], message: str) -> None:
+def test_settings_out_of_range_are_rejected(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LMSettings(**change)
 
 
 @pytest.mark.parametrize("retries", [0, 2])
-def test_a_refused_step_is_tried_again_as_often_as_asked(retries: int) -> None:
-    """Each retry costs a loss and no normal equations."""
+def test_a_rejected_step_is_retried_the_configured_number_of_times(retries: int) -> None:
+    """Each retry costs one loss and no normal equations."""
     settings = dataclasses.replace(SETTINGS, retries=retries)
     problem = _Overflowing("none")
-    refused: list[NSSolver] = []
+    rejected: list[NSSolver] = []
 
-    def refuse(solver: NSSolver, indices: list[int]) -> float:
-        refused.append(solver)
+    def reject(solver: NSSolver, indices: list[int]) -> float:
+        rejected.append(solver)
         return math.inf
 
-    advance(begin(), 1, settings, BNS(), CondOT(), 1.0, problem.normal, refuse)
-    assert (len(refused), len(problem.jacobians)) == (1 + retries, 1)
+    advance(begin(), 1, settings, BNS(), CondOT(), 1.0, problem.normal, reject)
+    assert (len(rejected), len(problem.jacobians)) == (1 + retries, 1)
 
 
 # --- Ordered times -----------------------------------------------------------------------------------------------
@@ -509,8 +509,8 @@ def test_a_refused_step_is_tried_again_as_often_as_asked(retries: int) -> None:
 ORDERED = BNS(times="ordered")
 
 
-def test_ordered_times_learn_as_well_and_stay_in_order() -> None:
-    """Strictly rising at every parameter vector, with the same number of parameters as free ones."""
+def test_ordered_times_improve_and_stay_in_order() -> None:
+    """Times rise strictly for every parameter vector, with as many parameters as free times have."""
     first = begin(Midpoint(), nfe=8, family=ORDERED)
     assert len(first.parameters) == len(begin(Midpoint(), nfe=8).parameters)
     last = run(first, 8, family=ORDERED)
@@ -520,7 +520,7 @@ def test_ordered_times_learn_as_well_and_stay_in_order() -> None:
 
 
 @pytest.mark.parametrize("sigma0", [1.0, 2.0])
-def test_ordered_times_start_at_the_solver_they_are_given(sigma0: float) -> None:
+def test_ordered_times_start_from_the_given_solver(sigma0: float) -> None:
     solver = GridSolver(AdamsBashforth(2), 5, UNIFORM, sigma0)
     parameters = ORDERED.start(solver, CondOT())
     flat = ORDERED.to_ns(parameters, CondOT(), sigma0).flat()
@@ -536,25 +536,25 @@ def test_ordered_times_start_at_the_solver_they_are_given(sigma0: float) -> None
     ],
     ids=["RK4", "Heun"],
 )
-def test_ordered_times_refuse_a_start_with_ties(start: Family, message: str) -> None:
+def test_ordered_times_reject_a_start_with_ties(start: Family, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ORDERED.start(GridSolver(start, 4 if isinstance(start, Heun) else 8, UNIFORM), CondOT())
 
 
-def test_ordered_times_refuse_a_start_in_disorder() -> None:
+def test_ordered_times_reject_an_unordered_start() -> None:
     solver = GridSolver(Euler(), 3, UNIFORM).to_ns(CondOT())
     shuffled = NSSolver(solver.times[[0, 2, 1]], solver.a, solver.b)
     with pytest.raises(ValueError, match=r"rise strictly, but t=0.666667 is followed by t=0.333333"):
         ORDERED.start_from(shuffled, CondOT())
 
 
-def test_another_kind_of_times_is_refused() -> None:
+def test_an_unknown_kind_of_times_is_rejected() -> None:
     with pytest.raises(ValueError, match="BNS takes times 'free' or 'ordered', got 'sorted'"):
         BNS(times="sorted")  # type: ignore[arg-type]
 
 
-def test_a_solver_that_starts_elsewhere_brings_its_start_along() -> None:
-    """BNS keeps t_0 and a_0 where they are the usual ones, and learns them where they are not."""
+def test_an_unusual_beginning_is_learned_along_with_theta() -> None:
+    """BNS fixes t_0 and a_0 if they are the usual ones, and learns them otherwise."""
     solver = GridSolver(Euler(), 3, UNIFORM).to_ns(CondOT())
     scaled = NSSolver(solver.times, solver.a * 1.5, solver.b)
     assert torch.equal(BNS().to_ns(BNS().start_from(scaled, CondOT()), CondOT(), 1.0).flat(), scaled.flat())

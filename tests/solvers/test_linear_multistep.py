@@ -1,4 +1,4 @@
-"""Linear multistep methods with constant coefficients: what they are exact for, their order, and what is refused."""
+"""Linear multistep methods with constant coefficients: exactness, order, labels, and rejected coefficients."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ AB4 = (55 / 24, -59 / 24, 37 / 24, -9 / 24)
 
 
 @pytest.mark.parametrize(("b", "steps_back"), [((EULER, AB2), 2), ((EULER, AB2, AB3), 3), ((EULER, AB2, AB3, AB4), 4)])
-def test_on_a_uniform_grid_the_classical_coefficients_are_adams_bashforth(
+def test_classical_coefficients_on_a_uniform_grid_give_adams_bashforth(
     b: tuple[tuple[float, ...], ...], steps_back: int
 ) -> None:
-    """Variable-step coefficients reduce to the classical ones there, start-up included."""
-    found = GridSolver(LinearMultistep(b=b), 7, UNIFORM).to_ns(CondOT())
+    """Variable-step coefficients reduce to the classical ones there, including the start-up."""
+    theta = GridSolver(LinearMultistep(b=b), 7, UNIFORM).to_ns(CondOT())
     expected = GridSolver(AdamsBashforth(steps_back), 7, UNIFORM).to_ns(CondOT())
-    torch.testing.assert_close(found.flat(), expected.flat(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(theta.flat(), expected.flat(), rtol=0, atol=1e-12)
 
 
-def test_one_row_is_the_euler_method() -> None:
-    found = GridSolver(LinearMultistep(b=(EULER,)), 5, UNIFORM).to_ns(CondOT())
-    torch.testing.assert_close(found.flat(), GridSolver(Euler(), 5, UNIFORM).to_ns(CondOT()).flat(), rtol=0, atol=1e-14)
+def test_one_row_gives_the_euler_method() -> None:
+    theta = GridSolver(LinearMultistep(b=(EULER,)), 5, UNIFORM).to_ns(CondOT())
+    torch.testing.assert_close(theta.flat(), GridSolver(Euler(), 5, UNIFORM).to_ns(CondOT()).flat(), rtol=0, atol=1e-14)
 
 
-def test_past_states_take_part() -> None:
-    """Nystrom's midpoint rule x_{i+1} = x_{i-1} + 2 h u_i, by hand on u = t: 0, 0, then 1/2 and the rest."""
+def test_past_states_are_used() -> None:
+    """Nystrom's midpoint rule x_{i+1} = x_{i-1} + 2 h u_i on u = t, computed by hand."""
     nystrom = LinearMultistep(a=((1.0,), (0.0, 1.0)), b=(EULER, (2.0, 0.0)))
     field = FunctionField(lambda x, t: t.expand_as(x), CondOT())
     times = UNIFORM.times(4, CondOT())
     # x_1 = 0, x_2 = 0 + 2/4 * 1/4, x_3 = 0 + 2/4 * 2/4, x_4 = x_2 + 2/4 * 3/4.
-    found = nystrom.integrate(field, torch.zeros(1, dtype=torch.float64), times)
-    assert float(found) == pytest.approx(1 / 8 + 3 / 8, abs=1e-15)
+    sample = nystrom.integrate(field, torch.zeros(1, dtype=torch.float64), times)
+    assert float(sample) == pytest.approx(1 / 8 + 3 / 8, abs=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -60,21 +60,21 @@ def test_past_states_take_part() -> None:
         ((0.5,), (1.0,), -1),
     ],
 )
-def test_the_order_of_a_formula_is_read_off_its_coefficients(
+def test_the_order_of_a_formula_follows_from_its_coefficients(
     a: tuple[float, ...], b: tuple[float, ...], order: int
 ) -> None:
-    """Order conditions: polynomials up to that degree are integrated exactly, from exact starting values."""
+    """Order conditions: polynomials up to that degree are integrated exactly from exact starting values."""
     assert Formula(a, b).order == order
 
 
-def test_the_method_has_the_order_that_its_start_up_leaves() -> None:
-    """Euler's first step errs by h^2, once: AB4 converges no faster than AB2."""
+def test_the_start_up_limits_the_order_of_the_method() -> None:
+    """Euler's first step has an error of h^2, so AB4 converges no faster than AB2."""
     assert LinearMultistep(b=(EULER, AB2, AB3, AB4)).order == 2
     assert LinearMultistep(b=(EULER,)).order == 1
 
 
-def test_on_a_smooth_grid_the_order_is_kept() -> None:
-    """Stepping in r: halving the steps of a warped grid quarters the error."""
+def test_the_order_is_kept_on_a_smooth_grid() -> None:
+    """The method steps in r: halving the steps of a warped grid quarters the error."""
     interior, x0 = CondOT(t_min=0.1, t_max=0.9), noise(8, 2)
     field, grid = mixture().field(interior), Grid("warped", p=1.0, q=1.5)
     exact = fine_rk4(field, interior.sigma(0.1) * x0, 0.1, 0.9, steps=1000)
@@ -85,20 +85,22 @@ def test_on_a_smooth_grid_the_order_is_kept() -> None:
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.25)
 
 
-def test_on_a_grid_that_is_not_uniform_it_is_not_variable_step_adams_bashforth() -> None:
-    """Constant coefficients in r, and coefficients made for each step: two methods."""
+def test_it_differs_from_variable_step_adams_bashforth_on_a_non_uniform_grid() -> None:
+    """Coefficients that are constant in r and coefficients computed per step are different methods."""
     grid = Grid("warped", p=1.6, q=1.2)
-    one, other = (GridSolver(method, 6, grid).to_ns(CondOT()) for method in (LinearMultistep(), AdamsBashforth(2)))
-    assert not torch.allclose(one.b, other.b, rtol=1e-3)
+    constant, variable = (
+        GridSolver(method, 6, grid).to_ns(CondOT()) for method in (LinearMultistep(), AdamsBashforth(2))
+    )
+    assert not torch.allclose(constant.b, variable.b, rtol=1e-3)
 
 
-def test_lists_of_a_configuration_are_stored_as_tuples() -> None:
-    """YAML has no tuples; equal methods are equal however they were written."""
+def test_coefficients_given_as_lists_are_stored_as_tuples() -> None:
+    """YAML has no tuples; equal methods must compare equal in either notation."""
     assert LinearMultistep(b=[[1], [1.5, -0.5]]) == LinearMultistep()  # type: ignore[arg-type]
 
 
-def test_its_label_names_its_coefficients() -> None:
-    """Methods are told apart in tables by what they are."""
+def test_the_label_contains_the_coefficients() -> None:
+    """Tables identify methods by their labels."""
     assert LinearMultistep().label == "LMM b=1.5,-0.5"
     assert LinearMultistep(a=((1.0,), (0.5, 0.5)), b=(EULER, (1.75, -0.25))).label == "LMM a=0.5,0.5 b=1.75,-0.25"
 
@@ -123,6 +125,6 @@ def test_its_label_names_its_coefficients() -> None:
     ],
     ids=["none", "start", "rows", "slope", "constant", "states", "outside", "double"],
 )
-def test_coefficients_that_make_no_method_are_refused(options: dict[str, object], error: str) -> None:
+def test_invalid_coefficients_are_rejected(options: dict[str, object], error: str) -> None:
     with pytest.raises(ValueError, match=error):
         LinearMultistep(**options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Normal equations of distillation: equal to an explicit Jacobian's, at the price and in the memory that are stated."""
+"""Normal equations of distillation: agreement with an explicit Jacobian, documented cost and memory, and precision."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ SOLVER = GridSolver(AdamsBashforth(3), 4, Grid("warped", p=1.3, q=1.2)).to_ns(Co
 METHODS = ["forward", "central", "jvp"]
 
 
-class Watched:
-    """A field that notes the batch size and the time of every call."""
+class RecordingField:
+    """A field that records the batch size and the time of every call."""
 
     def __init__(self, field: VelocityField):
         self.field = field
@@ -63,7 +63,7 @@ class Watched:
 
 
 def explicit(solver: NSSolver, field: VelocityField, x0: Tensor, x1: Tensor) -> NormalEquations:
-    """By autograd: the whole Jacobian of the sample, in float64, and the gradient of the loss itself."""
+    """Normal equations by autograd: the full Jacobian of the sample in float64, and the gradient of the loss."""
     theta = solver.flat().clone().requires_grad_()
 
     def sample(flat: Tensor) -> Tensor:
@@ -78,128 +78,132 @@ def explicit(solver: NSSolver, field: VelocityField, x0: Tensor, x1: Tensor) -> 
     return NormalEquations(h, gradient, float(losses.sum().detach()), len(x0))
 
 
-def found(
+def equations_for(
     solver: NSSolver = SOLVER, field: VelocityField = FIELD, x0: Tensor = X0, x1: Tensor = X1, **options: Any
 ) -> NormalEquations:
+    """Normal equations of the test problem, with defaults for everything that a test does not vary."""
     return normal_equations(solver, unconditional(field), x0, x1, **({"memory_bytes": PLENTY} | options))
 
 
-# --- What they are -----------------------------------------------------------------------------------------------
+# --- Values ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("jacobian", "tolerance"), [("forward", 1e-6), ("central", 1e-9), ("jvp", 1e-13)])
 @pytest.mark.parametrize("family", [AdamsBashforth(3), Euler(), Midpoint(), RK4()], ids=lambda family: family.label)
-def test_they_equal_those_of_an_explicit_jacobian(jacobian: Jacobian, tolerance: float, family: Family) -> None:
-    """H and g by autograd through the whole solver; the differences' errors are of their stated orders.
+def test_normal_equations_match_an_explicit_jacobian(jacobian: Jacobian, tolerance: float, family: Family) -> None:
+    """H and g by autograd through the whole solver; finite differences deviate by their documented orders.
 
-    Carrying tangents from row to row is exact (jvp). RK4 and Midpoint have rows of zeros and, RK4, equal times.
+    Propagating tangents from row to row is exact (jvp). RK4 and Midpoint have rows of zeros and RK4 has equal times.
     """
     solver = GridSolver(family, 4, Grid("warped", p=1.3, q=1.2)).to_ns(CondOT())
-    everything = torch.ones(len(solver.flat()), dtype=torch.bool)
+    all_free = torch.ones(len(solver.flat()), dtype=torch.bool)
     expected = explicit(solver, FIELD, X0, X1)
-    equations = found(solver, jacobian=jacobian, free=everything)
+    equations = equations_for(solver, jacobian=jacobian, free=all_free)
     assert relative_error(equations.h, expected.h) < tolerance
     assert relative_error(equations.g, expected.g) < tolerance
 
 
 def test_the_loss_is_the_sum_over_the_pairs() -> None:
-    equations = found()
+    equations = equations_for()
     expected = float(psnr_loss(SOLVER.sample(FIELD, X0), X1).sum())
     assert (equations.loss, equations.count) == (pytest.approx(expected, rel=1e-14), PAIRS)
 
 
-def test_the_numbers_that_sampling_fixes_are_left_out() -> None:
-    """t_0 and a_0 have zero rows unless they are asked for; the rest is as with all of them."""
+def test_the_entries_that_sampling_fixes_are_left_out_by_default() -> None:
+    """t_0 and a_0 have zero rows unless requested; the other entries are unaffected."""
     free = learnable_numbers(SOLVER.nfe)
     assert free.logical_not().nonzero().flatten().tolist() == [0, SOLVER.nfe]
-    everything, default = found(free=torch.ones_like(free)), found()
+    full, default = equations_for(free=torch.ones_like(free)), equations_for()
     assert not default.h[~free].any()
     assert not default.g[~free].any()
-    assert relative_error(default.h[free][:, free], everything.h[free][:, free]) < 1e-13
+    assert relative_error(default.h[free][:, free], full.h[free][:, free]) < 1e-13
 
 
 def test_a_mask_leaves_out_columns_and_their_evaluations() -> None:
-    """Only the last row of theta is free: it is linear, and costs nothing beyond the plain run."""
+    """With only the linear last row of theta free, nothing is evaluated beyond the plain run."""
     n = SOLVER.nfe
     free = torch.zeros(len(SOLVER.flat()), dtype=torch.bool)
     free[2 * n] = True
     free[-n:] = True
-    watched = Watched(FIELD)
-    equations = found(field=watched, free=free)
-    assert watched.evaluations == n * PAIRS == evaluations_per_pair(n, "forward", free) * PAIRS
+    recording = RecordingField(FIELD)
+    equations = equations_for(field=recording, free=free)
+    assert recording.evaluations == n * PAIRS == evaluations_per_pair(n, "forward", free) * PAIRS
     expected = explicit(SOLVER, FIELD, X0, X1)
     assert relative_error(equations.h[free][:, free], expected.h[free][:, free]) < 1e-12
 
 
-def test_pairs_add_up() -> None:
-    """Sums over two halves are the sums over all: what lets hosts share the pairs."""
-    parts = [found(x0=X0[:2], x1=X1[:2], jacobian="jvp"), found(x0=X0[2:], x1=X1[2:], jacobian="jvp")]
-    whole = found(jacobian="jvp")
-    added = total(parts)
-    assert relative_error(added.h, whole.h) < 1e-14
-    assert relative_error(added.g, whole.g) < 1e-14
-    assert (added.loss, added.count) == (pytest.approx(whole.loss), whole.count)
+def test_sums_over_parts_equal_the_sum_over_all_pairs() -> None:
+    """This lets several hosts share the pairs."""
+    parts = [equations_for(x0=X0[:2], x1=X1[:2], jacobian="jvp"), equations_for(x0=X0[2:], x1=X1[2:], jacobian="jvp")]
+    full = equations_for(jacobian="jvp")
+    summed = total(parts)
+    assert relative_error(summed.h, full.h) < 1e-14
+    assert relative_error(summed.g, full.g) < 1e-14
+    assert (summed.loss, summed.count) == (pytest.approx(full.loss), full.count)
 
 
-def test_nothing_cannot_be_added_up() -> None:
-    with pytest.raises(ValueError, match="no normal equations to add up; ask for at least one pair"):
+def test_an_empty_sum_is_rejected() -> None:
+    with pytest.raises(ValueError, match="no normal equations to add up; request at least one pair"):
         total([])
 
 
-def test_an_exact_pair_has_no_weight() -> None:
-    """Its weight 1/||r|| would be infinite, and the loss is at its floor there."""
+def test_an_exact_pair_has_zero_weight() -> None:
+    """Its weight 1/||r|| would be infinite, but the loss is at its floor there."""
     x1 = X1.clone()
     x1[2] = SOLVER.sample(FIELD, X0)[2]
     others = [0, 1, 3, 4]
-    with_it, without = found(x1=x1, jacobian="jvp"), found(x0=X0[others], x1=x1[others], jacobian="jvp")
-    assert relative_error(with_it.h, without.h) < 1e-13
-    assert relative_error(with_it.g, without.g) < 1e-13
+    with_exact, without = (
+        equations_for(x1=x1, jacobian="jvp"),
+        equations_for(x0=X0[others], x1=x1[others], jacobian="jvp"),
+    )
+    assert relative_error(with_exact.h, without.h) < 1e-13
+    assert relative_error(with_exact.g, without.g) < 1e-13
 
 
 @pytest.mark.parametrize("jacobian", METHODS)
-def test_each_pair_is_asked_with_its_own_conditioning(jacobian: Jacobian) -> None:
-    """Perturbed copies of a pair keep its conditioning, in every micro-batch."""
+def test_each_pair_is_evaluated_with_its_own_conditioning(jacobian: Jacobian) -> None:
+    """Perturbed copies of a pair keep its conditioning in every micro-batch."""
     shift = noise(PAIRS, DIMENSIONS, seed=2)
 
-    def of(rows: Tensor) -> FunctionField:
+    def field_of(rows: Tensor) -> FunctionField:
         return FunctionField(lambda x, t: torch.sin(x + shift[rows]) * (1 + t), CondOT())
 
-    expected = explicit(SOLVER, of(torch.arange(PAIRS)), X0, X1)
-    equations = normal_equations(SOLVER, of, X0, X1, memory_bytes=4_000, jacobian=jacobian)
+    expected = explicit(SOLVER, field_of(torch.arange(PAIRS)), X0, X1)
+    equations = normal_equations(SOLVER, field_of, X0, X1, memory_bytes=4_000, jacobian=jacobian)
     free = learnable_numbers(SOLVER.nfe)
     assert relative_error(equations.h[free][:, free], expected.h[free][:, free]) < 1e-6
 
 
-# --- What they cost ----------------------------------------------------------------------------------------------
+# --- Cost --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("nfe", "jacobian", "expected"),
     [(8, "forward", 148), (8, "jvp", 148), (8, "central", 288), (16, "forward", 936), (1, "forward", 1)],
 )
-def test_the_number_of_evaluations_per_pair(nfe: int, jacobian: Jacobian, expected: int) -> None:
-    """n (n^2 + 6n - 1) / 6 with the plain run's n: a row k has k + 2 numbers, and n - k steps after it.
+def test_evaluations_per_pair_match_the_documented_cost(nfe: int, jacobian: Jacobian, expected: int) -> None:
+    """n (n^2 + 6n - 1) / 6, including the plain run's n: row k has k + 2 entries and n - k steps after it.
 
-    Perturbing each of the free numbers from the start would take n^2 (n + 5) / 2: 416 at n = 8 and 2688 at 16.
+    Perturbing each free entry from the start would take n^2 (n + 5) / 2: 416 at n = 8 and 2688 at 16.
     """
-    watched = Watched(FIELD)
-    found(GridSolver(Euler(), nfe, Grid()).to_ns(CondOT()), watched, X0[:2], X1[:2], jacobian=jacobian)
-    assert watched.evaluations == 2 * expected
+    recording = RecordingField(FIELD)
+    equations_for(GridSolver(Euler(), nfe, Grid()).to_ns(CondOT()), recording, X0[:2], X1[:2], jacobian=jacobian)
+    assert recording.evaluations == 2 * expected
     assert evaluations_per_pair(nfe, jacobian) == expected
 
 
 @pytest.mark.parametrize("jacobian", METHODS)
 def test_columns_of_a_row_share_model_calls(jacobian: Jacobian) -> None:
-    """Row k of n takes n - k calls (one more for its time), whatever the number of its columns."""
-    watched = Watched(FIELD)
-    found(field=watched, jacobian=jacobian)
+    """Row k of n takes n - k calls (plus one for its time), independently of its number of columns."""
+    recording = RecordingField(FIELD)
+    equations_for(field=recording, jacobian=jacobian)
     n = SOLVER.nfe
     times = n - 1 if jacobian != "central" else 2 * (n - 1)
-    assert len(watched.batches) == n + times + sum(n - k for k in range(1, n))
+    assert len(recording.batches) == n + times + sum(n - k for k in range(1, n))
 
 
 class _LiveBytes(TorchDispatchMode):
-    """The largest number of bytes held at once by tensors made under it, each storage counted once."""
+    """Records the peak number of bytes held by tensors created under it, counting each storage once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,17 +219,17 @@ class _LiveBytes(TorchDispatchMode):
 
     def _hold(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        where, size = storage.data_ptr(), storage.nbytes()
-        if where not in self.holders:
+        pointer, size = storage.data_ptr(), storage.nbytes()
+        if pointer not in self.holders:
             self.live += size
-        self.holders[where] = self.holders.get(where, 0) + 1
+        self.holders[pointer] = self.holders.get(pointer, 0) + 1
         self.peak = max(self.peak, self.live)
-        weakref.finalize(tensor, self._release, where, size)
+        weakref.finalize(tensor, self._release, pointer, size)
 
-    def _release(self, where: int, size: int) -> None:
-        self.holders[where] -= 1
-        if not self.holders[where]:
-            del self.holders[where]
+    def _release(self, pointer: int, size: int) -> None:
+        self.holders[pointer] -= 1
+        if not self.holders[pointer]:
+            del self.holders[pointer]
             self.live -= size
 
 
@@ -236,40 +240,40 @@ DECAY = FunctionField(lambda x, t: -x, CondOT())
 
 @pytest.mark.parametrize("memory_bytes", [1_200_000, 3_000_000, 12_000_000])
 @pytest.mark.parametrize("jacobian", METHODS)
-def test_the_memory_budget_is_kept(memory_bytes: int, jacobian: Jacobian) -> None:
-    """All tensors alive at once, the model's answers included, stay within the budget; a larger one is used."""
+def test_the_memory_budget_is_respected(memory_bytes: int, jacobian: Jacobian) -> None:
+    """All tensors alive at once, model outputs included, stay within the budget, and a larger budget is used."""
     field = DECAY if jacobian != "jvp" else FunctionField(lambda x, t: -x * (1 + 0 * t).to(x.dtype), CondOT())
-    # Small numbers apart from the budget: H itself, times and weights.
+    # The budget does not cover small tensors: H itself, times and weights.
     allowance = 100_000
     with _LiveBytes() as memory:
-        found(SOLVER, field, BIG_X0, BIG_X1, memory_bytes=memory_bytes, jacobian=jacobian)
+        equations_for(SOLVER, field, BIG_X0, BIG_X1, memory_bytes=memory_bytes, jacobian=jacobian)
     assert memory.peak < memory_bytes + allowance
     assert memory.peak > 0.3 * min(memory_bytes, 6 * 1_000_000)
 
 
 @pytest.mark.parametrize("options", [{"memory_bytes": 3_000}, {"memory_bytes": 8_000}, {"model_batch": 2}])
 @pytest.mark.parametrize("jacobian", METHODS)
-def test_batches_change_nothing_but_rounding(jacobian: Jacobian, options: dict[str, int]) -> None:
-    """Steps of the differences depend on a pair alone, so what shares its batch does not matter."""
-    watched, whole = Watched(FIELD), found(jacobian=jacobian)
-    in_parts = found(field=watched, jacobian=jacobian, **options)
-    assert watched.batches[0] < PAIRS  # the plain run: not all pairs at once
-    assert relative_error(in_parts.h, whole.h) < 1e-6
-    assert relative_error(in_parts.g, whole.g) < 1e-6
+def test_the_batch_size_changes_only_rounding(jacobian: Jacobian, options: dict[str, int]) -> None:
+    """Finite-difference steps depend only on the pair, so the rest of its batch does not matter."""
+    recording, full = RecordingField(FIELD), equations_for(jacobian=jacobian)
+    batched = equations_for(field=recording, jacobian=jacobian, **options)
+    assert recording.batches[0] < PAIRS  # even the plain run is split into batches
+    assert relative_error(batched.h, full.h) < 1e-6
+    assert relative_error(batched.g, full.g) < 1e-6
 
 
-def test_no_model_call_is_larger_than_asked() -> None:
-    watched = Watched(FIELD)
-    found(field=watched, model_batch=7)
-    assert max(watched.batches) <= 7
+def test_no_model_call_exceeds_model_batch() -> None:
+    recording = RecordingField(FIELD)
+    equations_for(field=recording, model_batch=7)
+    assert max(recording.batches) <= 7
 
 
-def test_a_budget_that_holds_no_pair_is_refused_with_both_numbers() -> None:
+def test_a_budget_too_small_for_one_pair_is_rejected_with_both_sizes() -> None:
     with pytest.raises(ValueError, match=r"NFE 4 at 3 dimensions need [\d,]+ bytes .* memory_bytes is 1,000; raise it"):
-        found(memory_bytes=1_000)
+        equations_for(memory_bytes=1_000)
 
 
-# --- The differences ---------------------------------------------------------------------------------------------
+# --- Finite differences ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -283,55 +287,57 @@ def test_a_budget_that_holds_no_pair_is_refused_with_both_numbers() -> None:
     ],
     ids=str,
 )
-def test_steps_suit_the_precision_of_the_model(dtype: torch.dtype, jacobian: Jacobian, tolerance: float) -> None:
-    """A model that computes in few digits gives the gradient to about the square root (2/3 power) of its precision."""
+def test_difference_steps_suit_the_precision_of_the_model(
+    dtype: torch.dtype, jacobian: Jacobian, tolerance: float
+) -> None:
+    """For a low-precision model the error is about the square root of its precision (2/3 power if central)."""
     rough = FunctionField(lambda x, t: FIELD(x.to(dtype), t.to(dtype)).to(x.dtype), CondOT())
     exact = explicit(SOLVER, FIELD, X0, X1)
     free = learnable_numbers(SOLVER.nfe)
-    # A reference far from the sample: its direction is not what is tested.
-    equations = found(field=rough, jacobian=jacobian, precision=dtype)
+    # X1 is far enough from the sample that rounding does not change the direction of the residual.
+    equations = equations_for(field=rough, jacobian=jacobian, precision=dtype)
     assert relative_error(equations.h[free][:, free], exact.h[free][:, free]) < tolerance
 
 
-def test_a_step_too_small_for_the_model_is_what_precision_prevents() -> None:
-    """The same float16 model under float64 states, without being told: the differences are noise."""
+def test_precision_prevents_steps_too_small_for_the_model() -> None:
+    """For the same float16 model under float64 states, differences without ``precision`` are mostly noise."""
     rough = FunctionField(lambda x, t: FIELD(x.half(), t.half()).to(x.dtype), CondOT())
     exact = explicit(SOLVER, FIELD, X0, X1)
     free = learnable_numbers(SOLVER.nfe)
-    told, untold = (
-        relative_error(found(field=rough, precision=dtype).h[free][:, free], exact.h[free][:, free])
+    with_precision, without = (
+        relative_error(equations_for(field=rough, precision=dtype).h[free][:, free], exact.h[free][:, free])
         for dtype in (torch.float16, None)
     )
-    assert untold > 3 * told
+    assert without > 3 * with_precision
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_steps_follow_the_scale_of_the_states(scale: float) -> None:
-    """The same problem in other units has the same H, up to rounding: latents need not be of unit size."""
+def test_difference_steps_follow_the_scale_of_the_states(scale: float) -> None:
+    """The same problem in other units has the same H up to rounding, so latents need not have unit size."""
     scaled = FunctionField(lambda x, t: scale * FIELD(x / scale, t), CondOT())
-    # The start is x0 itself, so that its units are the states'.
+    # a_0 = 1, so x0 has the same units as the states.
     x0, x1 = (scale * X0).float(), (scale * X1).float()
-    equations, plain = found(field=scaled, x0=x0, x1=x1), found(x0=X0.float(), x1=X1.float())
-    kept = torch.ones(len(plain.g), dtype=torch.bool)
-    assert relative_error(equations.h[kept], plain.h[kept]) < 1e-2
+    equations, plain = equations_for(field=scaled, x0=x0, x1=x1), equations_for(x0=X0.float(), x1=X1.float())
+    all_rows = torch.ones(len(plain.g), dtype=torch.bool)
+    assert relative_error(equations.h[all_rows], plain.h[all_rows]) < 1e-2
 
 
 @pytest.mark.parametrize("jacobian", ["forward", "central"])
-def test_times_are_asked_inside_the_domain_only(jacobian: Jacobian) -> None:
+def test_times_are_queried_only_inside_the_domain(jacobian: Jacobian) -> None:
     """At both ends and close to them the step in time goes inward."""
     times = torch.tensor([0.1, 0.9, 0.9 - 1e-9, 0.1 + 1e-9, 0.1], dtype=torch.float64)
     base = GridSolver(Euler(), 5, Grid()).to_ns(CondOT(t_min=0.1, t_max=0.9))
     solver = NSSolver(times, base.a, base.b)
-    watched = Watched(nonlinear_field(CondOT(t_min=0.1, t_max=0.9)))
-    equations = found(solver, watched, jacobian=jacobian)
-    assert 0.1 <= min(watched.times) <= max(watched.times) <= 0.9
+    recording = RecordingField(nonlinear_field(CondOT(t_min=0.1, t_max=0.9)))
+    equations = equations_for(solver, recording, jacobian=jacobian)
+    assert 0.1 <= min(recording.times) <= max(recording.times) <= 0.9
     free = learnable_numbers(5)
     expected = explicit(solver, FIELD, X0, X1)
     assert relative_error(equations.h[free][:, free], expected.h[free][:, free]) < 1e-6
 
 
-def test_a_path_whose_velocity_is_infinite_at_the_end_is_not_asked_there() -> None:
-    """VP at its last learnable time, 1e-4 before the end: a step outward would be refused by the scheduler."""
+def test_the_time_of_an_infinite_velocity_is_not_queried() -> None:
+    """VP at its last learnable time, 1e-4 before the end: the scheduler would reject an outward step."""
     field = mixture().field(VP())
 
     def checked(x: Tensor, t: Tensor) -> Tensor:
@@ -341,18 +347,20 @@ def test_a_path_whose_velocity_is_infinite_at_the_end_is_not_asked_there() -> No
     base = GridSolver(Euler(), 3, Grid()).to_ns(VP())
     solver = NSSolver(torch.tensor([0.0, 0.5, 1 - 1e-4], dtype=torch.float64), base.a, base.b)
     for jacobian in ("forward", "central"):
-        equations = found(solver, FunctionField(checked, VP()), noise(4, 2), noise(4, 2, seed=1), jacobian=jacobian)
+        equations = equations_for(
+            solver, FunctionField(checked, VP()), noise(4, 2), noise(4, 2, seed=1), jacobian=jacobian
+        )
         assert bool(torch.isfinite(equations.h).all())
 
 
-def test_a_velocity_of_zero_is_a_direction_without_length() -> None:
-    """0/0 in the step: its column is zero, not NaN."""
+def test_a_zero_velocity_gives_finite_normal_equations() -> None:
+    """The relative step would be 0/0; its column is zero instead of NaN."""
     still = FunctionField(lambda x, t: torch.zeros_like(x), CondOT())
-    equations = found(field=still)
+    equations = equations_for(field=still)
     assert bool(torch.isfinite(equations.h).all())
 
 
-# --- Kinds of models ---------------------------------------------------------------------------------------------
+# --- Kinds of model ----------------------------------------------------------------------------------------------
 
 
 class _Net(torch.nn.Module):
@@ -366,11 +374,11 @@ class _Net(torch.nn.Module):
 
 
 def _no_grad(net: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    def ask(x: Tensor, t: Tensor) -> Tensor:
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
         with torch.no_grad():
             return net(x, t)
 
-    return ask
+    return velocity
 
 
 def _detached(net: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
@@ -379,37 +387,37 @@ def _detached(net: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
 
 @pytest.mark.parametrize("jacobian", ["forward", "central"])
 @pytest.mark.parametrize("wrap", [_no_grad, _detached, torch.jit.script], ids=["no_grad", "numpy", "torchscript"])
-def test_differences_need_nothing_of_the_model_but_its_output(wrap: Callable[..., Any], jacobian: Jacobian) -> None:
-    """Compiled, exported, or run under no_grad: what backpropagation through the sampler cannot use at all."""
+def test_finite_differences_need_only_the_output_of_the_model(wrap: Callable[..., Any], jacobian: Jacobian) -> None:
+    """Compiled models, exported models and models under no_grad work, although backpropagation cannot use them."""
     net = _Net()
     solver_field = FunctionField(wrap(net), CondOT())
     expected = explicit(SOLVER, FunctionField(net, CondOT()), X0, X1)
     free = learnable_numbers(SOLVER.nfe)
-    equations = found(field=solver_field, jacobian=jacobian)
+    equations = equations_for(field=solver_field, jacobian=jacobian)
     assert relative_error(equations.h[free][:, free], expected.h[free][:, free]) < 1e-6
 
 
-def test_no_graph_is_built_and_no_gradient_left() -> None:
-    """Also where the weights would take one."""
+def test_no_graph_is_built_and_no_gradient_is_left() -> None:
+    """This holds even if the model's weights require gradients."""
     net = _Net()
     grads: list[bool] = []
 
-    def ask(x: Tensor, t: Tensor) -> Tensor:
-        answer = net(x, t)
-        grads.append(answer.requires_grad)
-        return answer
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        output = net(x, t)
+        grads.append(output.requires_grad)
+        return output
 
-    found(field=FunctionField(ask, CondOT()))
+    equations_for(field=FunctionField(velocity, CondOT()))
     assert not any(grads)
     assert net.weight.grad is None
 
 
-def test_jvp_works_where_gradients_are_off() -> None:
+def test_jvp_works_under_no_grad() -> None:
     """Forward-mode differentiation does not need a graph."""
     net = _Net()
     expected = explicit(SOLVER, FunctionField(net, CondOT()), X0, X1)
     free = learnable_numbers(SOLVER.nfe)
-    equations = found(field=FunctionField(_no_grad(net), CondOT()), jacobian="jvp")
+    equations = equations_for(field=FunctionField(_no_grad(net), CondOT()), jacobian="jvp")
     assert relative_error(equations.h[free][:, free], expected.h[free][:, free]) < 1e-12
 
 
@@ -428,15 +436,15 @@ class _NoForwardMode(torch.autograd.Function):
     ],
     ids=["no-jvp", "detached-x", "number-t"],
 )
-def test_a_model_that_jvp_cannot_differentiate_is_told_what_can(
+def test_a_model_that_jvp_cannot_differentiate_is_rejected_with_a_remedy(
     function: Callable[[Tensor, Tensor], Tensor], message: str
 ) -> None:
-    """A derivative that is silently zero would be worse than none."""
+    """A derivative that is silently zero would be worse than an error."""
     with pytest.raises(ValueError, match=message):
-        found(field=FunctionField(function, CondOT()), jacobian="jvp")
+        equations_for(field=FunctionField(function, CondOT()), jacobian="jvp")
 
 
-# --- What is refused ---------------------------------------------------------------------------------------------
+# --- Rejected input and non-finite values ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -451,20 +459,20 @@ def test_a_model_that_jvp_cannot_differentiate_is_told_what_can(
     ],
     ids=["jacobian", "shapes", "empty", "mask", "batch", "batch-central"],
 )
-def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_rejected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        found(**options)
+        equations_for(**options)
 
 
-def test_velocities_that_are_not_finite_show() -> None:
-    """They are not hidden by a weight of zero: the caller must be able to tell."""
+def test_non_finite_velocities_propagate_to_the_result() -> None:
+    """A weight of zero must not hide them, because the caller has to notice."""
     broken = FunctionField(lambda x, t: torch.full_like(x, math.nan), CondOT())
-    equations = found(field=broken)
+    equations = equations_for(field=broken)
     assert math.isnan(equations.loss)
     assert bool(equations.g.isnan().any())
 
 
-def test_a_pair_field_may_be_conditional_or_not() -> None:
-    """``unconditional`` gives every batch the same field."""
-    one: PairField = unconditional(FIELD)
-    assert one(torch.arange(2)) is one(torch.tensor([1, 1, 0])) is FIELD
+def test_unconditional_gives_every_batch_the_same_field() -> None:
+    """``unconditional`` turns a field into a pair field."""
+    pair_field: PairField = unconditional(FIELD)
+    assert pair_field(torch.arange(2)) is pair_field(torch.tensor([1, 1, 0])) is FIELD

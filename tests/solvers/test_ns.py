@@ -1,4 +1,4 @@
-"""NS solvers: Algorithm 1, theta as one vector, and the artifact that travels."""
+"""NS solvers: Algorithm 1 and its gradients, theta as a flat vector, and the theta artifact."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from solvers.theta import MAX_NFE, ThetaArtifact, load_theta
 
 
 def random_solver(nfe: int = 4, seed: int = 0) -> NSSolver:
-    """A solver with nothing special about it: unordered times, every weight in use."""
+    """A generic solver: unordered times, and every weight non-zero."""
     generator = torch.Generator().manual_seed(seed)
     flat = torch.rand(nfe * (nfe + 5) // 2 + 1, generator=generator, dtype=torch.float64)
     return NSSolver.from_flat(flat)
@@ -36,7 +36,7 @@ def random_solver(nfe: int = 4, seed: int = 0) -> NSSolver:
 # --- Algorithm 1 -------------------------------------------------------------------------------------------------
 
 
-def test_sampling_is_algorithm_1() -> None:
+def test_sampling_implements_algorithm_1() -> None:
     """x_k = a_k x0 + sum_{j<k} b_kj u_j with u_j = u_{t_j}(x_j), written out in full for n = 2."""
     solver, field, x0 = random_solver(2), nonlinear_field(CondOT()), noise(3, 2)
     a, b, t = solver.a, solver.b, solver.times
@@ -48,12 +48,12 @@ def test_sampling_is_algorithm_1() -> None:
     assert relative_error(solver.sample(field, x0), expected) < 1e-14
 
 
-def test_sampling_makes_n_evaluations_at_scalar_double_times() -> None:
-    """A network is asked n times, each with a 0-d float64 time and a batch in the noise's own precision."""
-    asked: list[tuple[int, torch.dtype, torch.dtype]] = []
+def test_sampling_makes_n_evaluations_at_scalar_float64_times() -> None:
+    """Each evaluation gets a 0-d float64 time and a batch in the precision of the noise."""
+    calls: list[tuple[int, torch.dtype, torch.dtype]] = []
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        asked.append((t.ndim, t.dtype, x.dtype))
+        calls.append((t.ndim, t.dtype, x.dtype))
         return torch.sin(x)
 
     velocity.scheduler = CondOT()  # type: ignore[attr-defined]
@@ -61,30 +61,30 @@ def test_sampling_makes_n_evaluations_at_scalar_double_times() -> None:
     x0 = noise(2, 3, 4, 4).float()
     sample = random_solver(5).sample(counted, x0)
     assert counted.nfe == 5
-    assert set(asked) == {(0, torch.float64, torch.float32)}
+    assert set(calls) == {(0, torch.float64, torch.float32)}
     assert (sample.shape, sample.dtype) == (x0.shape, torch.float32)
 
 
 def test_sampling_with_and_without_a_graph_gives_the_same_sample() -> None:
-    """Distillation samples with a graph, everybody else in place: one algorithm."""
+    """Distillation samples with a graph and everything else samples in place, but the result is the same."""
     solver, field, x0 = random_solver(6), nonlinear_field(CondOT()), noise(3, 2)
     learning = NSSolver.from_flat(solver.flat().requires_grad_())
     with_graph = learning.sample(field, x0)
     assert with_graph.requires_grad
-    without = solver.sample(field, x0)
-    assert not without.requires_grad
-    assert relative_error(with_graph.detach(), without) < 1e-13
+    without_graph = solver.sample(field, x0)
+    assert not without_graph.requires_grad
+    assert relative_error(with_graph.detach(), without_graph) < 1e-13
     with torch.no_grad():
-        assert torch.equal(learning.sample(field, x0), without)
+        assert torch.equal(learning.sample(field, x0), without_graph)
 
 
-def test_sampling_leaves_the_noise_and_the_velocities_alone() -> None:
-    """In-place accumulation must not write into what the caller or the field still holds."""
+def test_sampling_does_not_modify_the_noise_or_the_velocities() -> None:
+    """In-place accumulation must not write to tensors that the caller or the field still holds."""
     kept: list[tuple[Tensor, Tensor]] = []
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         kept.append((x, x.clone()))
-        return x  # its own input: the worst case for in-place work
+        return x  # returning its own input is the worst case for in-place accumulation
 
     x0 = noise(3, 2)
     before = x0.clone()
@@ -93,8 +93,8 @@ def test_sampling_leaves_the_noise_and_the_velocities_alone() -> None:
     assert all(torch.equal(held, copied) for held, copied in kept)
 
 
-def test_the_gradient_in_theta_is_that_of_the_sample() -> None:
-    """d sample / d theta for times, a and b alike, against finite differences (BNS Algorithm 2's backward)."""
+def test_the_gradient_in_theta_matches_finite_differences() -> None:
+    """d sample / d theta for times, a and b (the backward pass of BNS Algorithm 2)."""
     field, x0 = nonlinear_field(CondOT()), noise(2, 2)
     flat = random_solver(3).flat().requires_grad_()
     assert torch.autograd.gradcheck(lambda theta: NSSolver.from_flat(theta).sample(field, x0), flat, atol=1e-6)
@@ -103,21 +103,23 @@ def test_the_gradient_in_theta_is_that_of_the_sample() -> None:
 @pytest.mark.parametrize(
     ("times", "a", "b"), [((3,), (3,), (4, 3)), ((3,), (4,), (3, 3)), ((3, 1), (4,), (4, 3)), ((0,), (1,), (1, 0))]
 )
-def test_parts_of_the_wrong_shape_are_refused(times: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> None:
+def test_times_a_and_b_of_inconsistent_shape_are_rejected(
+    times: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]
+) -> None:
     match = r"an NS solver of n=\d evaluations has times \(n,\), a \(n\+1,\) and b \(n\+1, n\); got "
     with pytest.raises(InvalidThetaError, match=match):
         NSSolver(torch.zeros(times), torch.zeros(a), torch.zeros(b))
 
 
-# --- What sampling holds for its gradient ------------------------------------------------------------------------
+# --- Memory held for the gradient of a sample --------------------------------------------------------------------
 
 
 class _Saved:
-    """Bytes of distinct storages that autograd was given to save, and how many of a velocity's inputs stay alive."""
+    """Bytes of the distinct storages that autograd saves or that stay alive as a velocity's inputs."""
 
     def __init__(self) -> None:
         self.storages: dict[int, int] = {}
-        self.asked: list[weakref.ref[Tensor]] = []
+        self.inputs: list[weakref.ref[Tensor]] = []
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -125,19 +127,19 @@ class _Saved:
         return tensor
 
     def bytes_of(self, nfe: int, velocity: Callable[[Tensor, Tensor], Tensor], *, checkpoint: bool) -> int:
-        """Held between the forward and the backward pass of one sampling from ``BIG``, in bytes."""
+        """Bytes held between the forward and the backward pass when sampling once from ``BIG``."""
 
         def watched(x: Tensor, t: Tensor) -> Tensor:
-            self.asked.append(weakref.ref(x))
+            self.inputs.append(weakref.ref(x))
             return velocity(x, t)
 
         solver = NSSolver.from_flat(random_solver(nfe).flat().requires_grad_())
         with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
             sample = solver.sample(watched, BIG, checkpoint=checkpoint)  # type: ignore[arg-type]
-        for held in (reference() for reference in self.asked):
+        for held in (reference() for reference in self.inputs):
             if held is not None:
                 self._pack(held)
-        assert sample.requires_grad  # the graph is alive until here
+        assert sample.requires_grad  # keeps the graph alive until here
         return sum(self.storages.values())
 
 
@@ -145,7 +147,7 @@ BIG = noise(8, 512).float()
 STATE_BYTES = BIG.numel() * BIG.element_size()
 
 
-def _hungry(x: Tensor, t: Tensor) -> Tensor:
+def _memory_heavy(x: Tensor, t: Tensor) -> Tensor:
     """A velocity that saves ten tensors of the state's size for its backward pass."""
     for _ in range(10):
         x = torch.sin(x) + t.to(x.dtype)
@@ -154,24 +156,24 @@ def _hungry(x: Tensor, t: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("nfe", [4, 8, 16])
-def test_combining_holds_no_copy_of_the_velocities(nfe: int, checkpoint: bool) -> None:
-    """With a velocity that saves its input alone, x_i and u_i are all that is held: linear in n, and not n^2 / 2."""
+def test_combining_does_not_copy_the_velocities(nfe: int, checkpoint: bool) -> None:
+    """With a velocity that saves only its input, just x_i and u_i are held: linear in n instead of n^2 / 2."""
     held = _Saved().bytes_of(nfe, lambda x, t: torch.sin(x), checkpoint=checkpoint)
     assert held < (2 * nfe + 2) * STATE_BYTES
 
 
 @pytest.mark.parametrize("nfe", [4, 8, 16])
-def test_with_checkpointing_an_evaluation_adds_its_state_and_its_velocity(nfe: int) -> None:
-    """The activations inside the velocity are not held; without checkpointing they are, all of them."""
-    with_it = _Saved().bytes_of(nfe, _hungry, checkpoint=True)
-    without = _Saved().bytes_of(nfe, _hungry, checkpoint=False)
-    assert with_it < (2 * nfe + 2) * STATE_BYTES
+def test_with_checkpointing_an_evaluation_holds_only_its_state_and_velocity(nfe: int) -> None:
+    """The velocity's internal activations are not held; without checkpointing all of them are."""
+    with_checkpointing = _Saved().bytes_of(nfe, _memory_heavy, checkpoint=True)
+    without = _Saved().bytes_of(nfe, _memory_heavy, checkpoint=False)
+    assert with_checkpointing < (2 * nfe + 2) * STATE_BYTES
     assert without > 10 * nfe * STATE_BYTES
 
 
 @pytest.mark.parametrize("nfe", [1, 5])
-def test_checkpointing_changes_no_gradient(nfe: int) -> None:
-    """The same operations in the same order, some of them twice: equal to the last bit."""
+def test_checkpointing_does_not_change_the_gradient(nfe: int) -> None:
+    """The same operations run in the same order, some of them twice: equal to the last bit."""
     field, x0 = nonlinear_field(CondOT()), noise(3, 2)
     gradients = []
     for checkpoint in (False, True):
@@ -181,8 +183,8 @@ def test_checkpointing_changes_no_gradient(nfe: int) -> None:
     assert torch.equal(*gradients)
 
 
-def test_checkpointing_evaluates_every_velocity_once_more_and_only_for_a_gradient() -> None:
-    """Its price: n forwards in the backward pass; none where no gradient is asked for."""
+def test_checkpointing_repeats_each_evaluation_only_in_the_backward_pass() -> None:
+    """Its cost is n forwards in the backward pass, and nothing if no gradient is needed."""
     counted, x0 = CountingField(nonlinear_field(CondOT())), noise(3, 2)
     flat = random_solver(5).flat().requires_grad_()
     with torch.no_grad():
@@ -194,15 +196,15 @@ def test_checkpointing_evaluates_every_velocity_once_more_and_only_for_a_gradien
     assert counted.nfe == 15
 
 
-def test_a_checkpointed_field_is_the_field() -> None:
-    """Same velocities, same scheduler: it can stand wherever a field is asked for."""
+def test_a_checkpointed_field_equals_the_field() -> None:
+    """Same velocities and same scheduler, so it can replace a field anywhere."""
     field, x, t = nonlinear_field(CondOT()), noise(3, 2), torch.tensor(0.3, dtype=torch.float64)
     assert torch.equal(CheckpointedField(field)(x, t), field(x, t))
     assert CheckpointedField(field).scheduler == field.scheduler
 
 
-def test_gradients_reach_the_noise_and_the_velocity_beside_theta() -> None:
-    """All inputs of a combination: a, b, x0, and (through a factor of the velocity) every u_j."""
+def test_gradients_reach_the_noise_and_the_velocity_as_well_as_theta() -> None:
+    """All inputs of a combination: a, b, x0, and every u_j (through a factor of the velocity)."""
     x0 = noise(2, 2).requires_grad_()
     factor = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     flat = random_solver(3).flat().requires_grad_()
@@ -214,7 +216,7 @@ def test_gradients_reach_the_noise_and_the_velocity_beside_theta() -> None:
 
 
 def test_a_weight_of_zero_still_has_a_gradient() -> None:
-    """Zeros are skipped as terms, not as unknowns: a start such as Midpoint's has many, and learns them."""
+    """Zero weights are skipped in the sum but still get gradients: a start such as Midpoint's has many to learn."""
     flat = random_solver(3).flat()
     flat[7:10] = 0  # b_10, b_20, b_21
     field, x0 = nonlinear_field(CondOT()), noise(2, 2)
@@ -222,8 +224,8 @@ def test_a_weight_of_zero_still_has_a_gradient() -> None:
     assert torch.autograd.gradcheck(sample, flat.requires_grad_(), atol=1e-6)
 
 
-def test_the_gradient_of_a_large_batch_survives_bfloat16() -> None:
-    """Products over a batch are taken and summed in float32: theta's gradient is float64's to bfloat16's own error."""
+def test_the_gradient_of_a_large_batch_is_accurate_in_bfloat16() -> None:
+    """Products over a batch are summed in float32, so theta's gradient is accurate to bfloat16's own rounding."""
     gradients = []
     for dtype in (torch.float64, torch.bfloat16):
         flat = random_solver(1).flat().requires_grad_()
@@ -232,8 +234,8 @@ def test_the_gradient_of_a_large_batch_survives_bfloat16() -> None:
     assert relative_error(gradients[1], gradients[0]) < 0.01
 
 
-def test_a_second_derivative_is_refused() -> None:
-    """The combination is differentiable once; a silent zero would be worse."""
+def test_a_second_derivative_raises() -> None:
+    """The combination is differentiable only once; a silent zero would be worse."""
     flat = random_solver(2).flat().requires_grad_()
     sample = NSSolver.from_flat(flat).sample(nonlinear_field(CondOT()), noise(2, 2))
     (gradient,) = torch.autograd.grad(sample.sum(), flat, create_graph=True)
@@ -241,7 +243,7 @@ def test_a_second_derivative_is_refused() -> None:
         gradient.sum().backward()
 
 
-# --- theta as one vector -----------------------------------------------------------------------------------------
+# --- theta as a flat vector --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("nfe", [1, 2, 4, 8, 16, 20])
@@ -253,17 +255,17 @@ def test_theta_has_n_times_n_plus_5_halves_plus_1_numbers(nfe: int) -> None:
 
 
 @pytest.mark.parametrize("nfe", [1, 3, 8])
-def test_flat_and_back_is_the_identity(nfe: int) -> None:
+def test_flat_and_from_flat_are_inverses(nfe: int) -> None:
     solver = random_solver(nfe)
-    again = NSSolver.from_flat(solver.flat())
+    restored = NSSolver.from_flat(solver.flat())
     for name in ("times", "a", "b"):
-        assert torch.equal(getattr(again, name), getattr(solver, name))
-    # The entries a solver may not use, its own and future velocities, are not among the numbers.
-    assert float(again.b.triu().abs().sum()) == 0
+        assert torch.equal(getattr(restored, name), getattr(solver, name))
+    # The vector omits the entries that a solver cannot use: weights of its own and of future velocities.
+    assert float(restored.b.triu().abs().sum()) == 0
 
 
-def test_the_vector_is_times_then_a_then_b_by_rows() -> None:
-    """The order is part of the stored optimiser states: it must not change."""
+def test_the_vector_holds_times_then_a_then_b_by_rows() -> None:
+    """Stored optimiser states depend on this order, so it must not change."""
     rows, columns = lower_triangle(3)
     assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
     solver = NSSolver.from_flat(torch.arange(13, dtype=torch.float64))
@@ -272,12 +274,14 @@ def test_the_vector_is_times_then_a_then_b_by_rows() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 5, 50, 52])
-def test_a_vector_of_no_length_is_refused(length: int) -> None:
-    with pytest.raises(InvalidThetaError, match=rf"{length} numbers are no theta: n evaluations have n\(n\+5\)/2 \+ 1"):
+def test_a_vector_of_invalid_length_is_rejected(length: int) -> None:
+    with pytest.raises(
+        InvalidThetaError, match=rf"a theta cannot have {length} numbers: n evaluations have n\(n\+5\)/2 \+ 1"
+    ):
         NSSolver.from_flat(torch.zeros(length, dtype=torch.float64))
 
 
-def test_a_detached_solver_shares_nothing_with_the_one_that_learns() -> None:
+def test_a_detached_solver_shares_no_memory_with_the_learned_one() -> None:
     flat = random_solver(3).flat().requires_grad_()
     learning = NSSolver.from_flat(flat)
     frozen = learning.detach()
@@ -286,7 +290,7 @@ def test_a_detached_solver_shares_nothing_with_the_one_that_learns() -> None:
     assert torch.equal(learning.flat(), flat)
 
 
-# --- The artifact ------------------------------------------------------------------------------------------------
+# --- Theta artifact ----------------------------------------------------------------------------------------------
 
 PROVENANCE: dict[str, Any] = {
     "family": "bns",
@@ -307,26 +311,26 @@ def valid_content(nfe: int = 3) -> dict[str, Any]:
     return json.loads(ThetaArtifact(random_solver(nfe), **PROVENANCE).to_json())
 
 
-def test_a_saved_theta_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    """Every float64 of theta and every word of its provenance survive the file."""
+def test_a_saved_theta_loads_bit_for_bit(tmp_path: Path) -> None:
+    """Every float64 of theta and its complete provenance survive the file."""
     artifact = ThetaArtifact(random_solver(8), **PROVENANCE)
     path = tmp_path / "new" / "folder" / "theta.json"
     artifact.save(path)
-    again = load_theta(path)
-    assert torch.equal(again.solver.flat(), artifact.solver.flat())
-    assert again.digest == artifact.digest
-    assert {name: getattr(again, name) for name in PROVENANCE} == PROVENANCE
+    loaded = load_theta(path)
+    assert torch.equal(loaded.solver.flat(), artifact.solver.flat())
+    assert loaded.digest == artifact.digest
+    assert {name: getattr(loaded, name) for name in PROVENANCE} == PROVENANCE
 
 
-def test_a_solver_saves_and_loads_without_ceremony(tmp_path: Path) -> None:
+def test_a_fixed_solver_can_be_saved_and_loaded(tmp_path: Path) -> None:
     solver = GridSolver(AdamsBashforth(2), 4, UNIFORM).to_ns(CondOT())
     ThetaArtifact(solver, family="adams_bashforth").save(tmp_path / "theta.json")
     assert torch.equal(load_theta(tmp_path / "theta.json").solver.flat(), solver.flat())
     assert load_theta(tmp_path / "theta.json").family == "adams_bashforth"
 
 
-def test_the_file_is_json_that_a_person_can_read(tmp_path: Path) -> None:
-    """One key a line, b as a triangle with one row a line: 1 of n + 1 rows for each state."""
+def test_the_file_is_readable_json(tmp_path: Path) -> None:
+    """One key per line, and b as a triangle with one row per line (n + 1 rows)."""
     solver = random_solver(4)
     ThetaArtifact(solver, **PROVENANCE).save(tmp_path / "theta.json")
     text = (tmp_path / "theta.json").read_text()
@@ -338,7 +342,7 @@ def test_the_file_is_json_that_a_person_can_read(tmp_path: Path) -> None:
     assert (tmp_path / "theta.json").stat().st_mode & 0o777 == 0o644
 
 
-def test_saving_replaces_what_was_there(tmp_path: Path) -> None:
+def test_saving_replaces_an_existing_file(tmp_path: Path) -> None:
     path = tmp_path / "theta.json"
     ThetaArtifact(random_solver(3)).save(path)
     ThetaArtifact(random_solver(5)).save(path)
@@ -347,10 +351,8 @@ def test_saving_replaces_what_was_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
-def test_a_save_that_fails_leaves_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    """The artifact is complete under its name, or not there; no temporary file stays behind."""
+def test_a_failed_save_leaves_only_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """The file is either complete or unchanged, and no temporary file remains."""
     path = tmp_path / "theta.json"
     ThetaArtifact(random_solver(3)).save(path)
 
@@ -366,7 +368,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_other(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e7])
-def test_a_theta_that_could_not_be_loaded_is_not_saved(tmp_path: Path, value: float) -> None:
+def test_a_theta_that_cannot_be_loaded_is_not_saved(tmp_path: Path, value: float) -> None:
     flat = random_solver(3).flat()
     flat[4] = value
     with pytest.raises(InvalidThetaError, match="theta to be saved is not a usable theta artifact: 'a' holds"):
@@ -374,20 +376,20 @@ def test_a_theta_that_could_not_be_loaded_is_not_saved(tmp_path: Path, value: fl
     assert os.listdir(tmp_path) == []
 
 
-def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_missing_file_raises_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no theta artifact at .*absent\.json"):
         load_theta(tmp_path / "absent.json")
 
 
 @pytest.mark.parametrize("text", ["", "{", "not json", "{'a': 1}", "[" * 100_000, "1" * 5000, "\x00\x01"])
-def test_text_that_is_not_json_is_refused(tmp_path: Path, text: str) -> None:
+def test_text_that_is_not_json_is_rejected(tmp_path: Path, text: str) -> None:
     path = tmp_path / "theta.json"
     path.write_text(text)
     with pytest.raises(InvalidThetaError, match=r"theta\.json is not a usable theta artifact: it is not JSON"):
         load_theta(path)
 
 
-def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "theta.json"
     path.write_bytes(bytes(range(256)))
     with pytest.raises(InvalidThetaError, match="it is not JSON"):
@@ -395,30 +397,30 @@ def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "3", '"bespoke-theta"', "{}", '{"format": "safetensors"}'])
-def test_json_that_is_no_artifact_is_refused(text: str) -> None:
+def test_json_that_is_not_an_artifact_is_rejected(text: str) -> None:
     with pytest.raises(InvalidThetaError, match="its 'format' is not 'bespoke-theta'"):
         ThetaArtifact.from_json(text)
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
-def test_another_version_is_refused(version: Any) -> None:
-    with pytest.raises(InvalidThetaError, match=r"version .* is unknown, this release reads version 1"):
+def test_another_version_is_rejected(version: Any) -> None:
+    with pytest.raises(InvalidThetaError, match=r"version .* is unknown; this release reads version 1"):
         ThetaArtifact.from_json(json.dumps({**valid_content(), "version": version}))
 
 
 @pytest.mark.parametrize("nfe", [-1, 0, MAX_NFE + 1, 10**30, True, 3.0, "3", None, [3]])
-def test_an_impossible_nfe_is_refused_before_memory_is_asked_for(nfe: Any) -> None:
+def test_an_impossible_nfe_is_rejected_before_memory_is_allocated(nfe: Any) -> None:
     with pytest.raises(InvalidThetaError, match="'nfe' must be an integer from 1 to 1000, got "):
         ThetaArtifact.from_json(json.dumps({**valid_content(), "nfe": nfe}))
 
 
-def _with(path: tuple[str | int, ...], value: Any) -> str:
-    """The valid artifact with one entry replaced."""
+def _valid_with(path: tuple[str | int, ...], value: Any) -> str:
+    """JSON of the valid artifact with one entry replaced."""
     content = valid_content()
-    place = content
+    parent = content
     for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
+        parent = parent[key]
+    parent[path[-1]] = value
     return json.dumps(content)
 
 
@@ -458,22 +460,22 @@ def _with(path: tuple[str | int, ...], value: Any) -> str:
         (("packages",), [], r"'packages' is \[\], expected dict"),
     ],
 )
-def test_a_malformed_artifact_is_refused_by_what_is_wrong_with_it(
+def test_a_malformed_artifact_is_rejected_with_the_faulty_entry(
     path: tuple[str | int, ...], value: Any, problem: str
 ) -> None:
     with pytest.raises(InvalidThetaError, match=f"theta is not a usable theta artifact: {problem}"):
-        ThetaArtifact.from_json(_with(path, value))
+        ThetaArtifact.from_json(_valid_with(path, value))
 
 
-def test_provenance_may_be_missing() -> None:
-    """A theta written by hand needs its numbers and nothing else."""
+def test_provenance_is_optional() -> None:
+    """A theta written by hand needs only its coefficients."""
     content = {key: value for key, value in valid_content().items() if key not in PROVENANCE}
     artifact = ThetaArtifact.from_json(json.dumps(content))
     assert (artifact.family, artifact.guidance_scale, artifact.model_digest) == ("ns", 1.0, None)
 
 
-def test_the_digest_is_that_of_the_numbers_alone() -> None:
-    """Renaming a theta changes nothing, one bit of one number does."""
+def test_the_digest_covers_only_the_coefficients() -> None:
+    """Changing the provenance keeps the digest; changing one bit of one coefficient does not."""
     solver = random_solver(3)
     flat = solver.flat()
     flat[-1] = torch.nextafter(flat[-1], torch.tensor(2.0, dtype=torch.float64))
@@ -481,7 +483,7 @@ def test_the_digest_is_that_of_the_numbers_alone() -> None:
     assert ThetaArtifact(solver).digest != ThetaArtifact(NSSolver.from_flat(flat)).digest
 
 
-def test_a_theta_of_another_model_is_refused_unless_transfer_is_asked_for(tmp_path: Path) -> None:
+def test_a_theta_of_another_model_is_rejected_unless_transfer_is_allowed(tmp_path: Path) -> None:
     path, model, other = tmp_path / "theta.json", "a" * 64, "b" * 64
     ThetaArtifact(random_solver(3), model_digest=model).save(path)
     match = r"made for model aaaaaaaaaaaa, not for bbbbbbbbbbbb: .*--allow-transfer \(allow_transfer=True\)"
@@ -492,14 +494,14 @@ def test_a_theta_of_another_model_is_refused_unless_transfer_is_asked_for(tmp_pa
     assert load_theta(path).solver.nfe == 3
 
 
-def test_a_theta_of_unknown_origin_is_refused_on_a_known_model(tmp_path: Path) -> None:
+def test_a_theta_without_a_model_digest_is_rejected_for_a_known_model(tmp_path: Path) -> None:
     path = tmp_path / "theta.json"
     ThetaArtifact(random_solver(3)).save(path)
     with pytest.raises(InvalidThetaError, match="made for model unknown, not for bbbbbbbbbbbb"):
         load_theta(path, model_digest="b" * 64)
 
 
-# --- Whatever a file holds, loading gives a usable theta or says why not --------------------------------------------
+# --- Any file either loads as a usable theta or is rejected ---------------------------------------------------------
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.integers(10**300, 10**400),
@@ -508,7 +510,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-def _load_or_refuse(text: str) -> None:
+def _load_or_reject(text: str) -> None:
     try:
         artifact = ThetaArtifact.from_json(text)
     except InvalidThetaError:
@@ -522,7 +524,7 @@ def _load_or_refuse(text: str) -> None:
 
 
 def _replace_leaf(content: Any, choose: Callable[[int], int], value: Any) -> None:
-    """Walk down to some entry of a JSON value and replace it."""
+    """Descend to some entry of a JSON value and replace it."""
     keys = list(content) if isinstance(content, dict) else list(range(len(content)))
     key = keys[choose(len(keys))]
     if isinstance(content[key], dict | list) and content[key] and choose(3):
@@ -533,31 +535,31 @@ def _replace_leaf(content: Any, choose: Callable[[int], int], value: Any) -> Non
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(data=st.data(), value=JSON_VALUES)
-def test_an_artifact_with_one_value_replaced_is_usable_or_refused(data: st.DataObject, value: Any) -> None:
+def test_an_artifact_with_one_value_replaced_is_usable_or_rejected(data: st.DataObject, value: Any) -> None:
     content = copy.deepcopy(_VALID)
     _replace_leaf(content, lambda size: data.draw(st.integers(0, size - 1)), value)
-    _load_or_refuse(json.dumps(content))
+    _load_or_reject(json.dumps(content))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_an_artifact_with_damaged_text_is_usable_or_refused(data: st.DataObject) -> None:
-    """A part cut out and something else put in: torn writes, bad disks, clumsy editors."""
+def test_an_artifact_with_damaged_text_is_usable_or_rejected(data: st.DataObject) -> None:
+    """Some text is cut out and other text inserted, as by torn writes, bad disks or careless editing."""
     text = json.dumps(_VALID)
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, min(len(text), start + 40)))
-    _load_or_refuse(text[:start] + data.draw(st.text(max_size=8)) + text[end:])
+    _load_or_reject(text[:start] + data.draw(st.text(max_size=8)) + text[end:])
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(text=st.text(max_size=200) | JSON_VALUES.map(json.dumps))
-def test_any_text_at_all_is_usable_or_refused(text: str) -> None:
-    _load_or_refuse(text)
+def test_arbitrary_text_is_usable_or_rejected(text: str) -> None:
+    _load_or_reject(text)
 
 
 _VALID = valid_content()
 
 
 def test_the_undamaged_artifact_is_usable() -> None:
-    """What the three tests above damage is valid to begin with, so they do not only see refusals."""
+    """The three tests above start from a valid artifact, so they do not merely test rejection."""
     assert torch.equal(ThetaArtifact.from_json(json.dumps(_VALID)).solver.flat(), random_solver(3).flat())

@@ -1,4 +1,4 @@
-"""Predictions to velocities, against data whose posterior means are known in closed form."""
+"""Conversion of predictions to velocities, checked on data with closed-form posterior means."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _is_variance_preserving(scheduler: Scheduler) -> bool:
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_every_prediction_gives_the_velocity_of_its_path(prediction: str, scheduler: Scheduler) -> None:
-    """u = alpha' x1-hat + sigma' eps-hat, from noise, data, v or velocity networks of the same data alike."""
+    """u = alpha' x1-hat + sigma' eps-hat from noise, data, v and velocity networks of the same data."""
     if prediction == "v_prediction" and not _is_variance_preserving(scheduler):
         pytest.skip("v-prediction is defined on variance-preserving paths")
     data, x = mixture(), noise(5, 2)
@@ -41,7 +41,7 @@ def test_every_prediction_gives_the_velocity_of_its_path(prediction: str, schedu
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("native", [VP(), Cosine()], ids=["vp", "cosine"])
 def test_every_prediction_can_be_presented_under_another_scheduler(prediction: str, native: Scheduler) -> None:
-    """The network runs at its native time and scale; the velocity is the analytic one of the new path."""
+    """The network runs at its native time and scale; the velocity is the analytic one on the new path."""
     data, x, target = mixture(), noise(5, 2), CondOT()
     field = PredictionField(data.network(prediction, native), prediction, native, target)
     for r in inside(field.scheduler):
@@ -50,7 +50,7 @@ def test_every_prediction_can_be_presented_under_another_scheduler(prediction: s
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_vp_networks_presented_as_cond_ot_are_finite_at_the_data_end(prediction: str) -> None:
-    """At t=1 VP's own velocity is infinite; the same network under CondOT gives the analytic x1-hat - eps-hat."""
+    """At t=1 VP's own velocity is infinite, but under CondOT the same network gives the analytic x1-hat - eps-hat."""
     data, x, target = mixture(), noise(5, 2), CondOT()
     field = PredictionField(data.network(prediction, VP()), prediction, VP(), target)
     at_end = field(x, torch.tensor(1.0, dtype=torch.float64))
@@ -60,8 +60,8 @@ def test_vp_networks_presented_as_cond_ot_are_finite_at_the_data_end(prediction:
         native(x, torch.tensor(1.0, dtype=torch.float64))
 
 
-def test_a_vp_network_presented_as_cond_ot_starts_where_its_own_noise_ends() -> None:
-    """CondOT is cut to the times whose SNR the network has seen: r_0 = alpha_0 / (alpha_0 + sigma_0) > 0."""
+def test_a_vp_network_presented_as_cond_ot_starts_at_its_lowest_snr() -> None:
+    """CondOT is cut to the times whose SNR the network was trained on: r_0 = alpha_0 / (alpha_0 + sigma_0) > 0."""
     field = PredictionField(mixture().network("epsilon", VP()), "epsilon", VP(), CondOT())
     first = VP()(0.0)
     assert field.scheduler.t_min == pytest.approx(float(first.alpha / (first.alpha + first.sigma)), rel=1e-9)
@@ -70,24 +70,24 @@ def test_a_vp_network_presented_as_cond_ot_starts_where_its_own_noise_ends() -> 
         field(noise(1, 2), torch.tensor(0.0, dtype=torch.float64))
 
 
-def test_a_network_is_only_asked_inside_its_own_domain() -> None:
-    """Rounding in the inverse must not ask the network for a time outside [0, 1]."""
-    asked: list[float] = []
+def test_a_network_is_queried_only_inside_its_own_domain() -> None:
+    """Rounding in the inverse must not produce a network time outside [0, 1]."""
+    times: list[float] = []
 
     def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        asked.append(float(t))
+        times.append(float(t))
         return x
 
     field = PredictionField(network, "epsilon", VP(), CondOT())
     for r in torch.linspace(field.scheduler.t_min, 1, 50, dtype=torch.float64):
         field(noise(1, 2), r)
-    assert 0.0 <= min(asked) < 1e-9
-    assert max(asked) == 1.0
+    assert 0.0 <= min(times) < 1e-9
+    assert max(times) == 1.0
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_velocity_coefficients_are_those_of_table_1(prediction: str, scheduler: Scheduler) -> None:
-    """u = beta x + gamma f (BNS Table 1), and it agrees with the division-free form inside the domain."""
+def test_velocity_coefficients_match_table_1(prediction: str, scheduler: Scheduler) -> None:
+    """u = beta x + gamma f (BNS Table 1) agrees with the division-free form inside the domain."""
     if prediction == "v_prediction" and not _is_variance_preserving(scheduler):
         pytest.skip("v-prediction is defined on variance-preserving paths")
     data, x = mixture(), noise(5, 2)
@@ -98,37 +98,37 @@ def test_velocity_coefficients_are_those_of_table_1(prediction: str, scheduler: 
         torch.testing.assert_close(beta * x + gamma * predict(x, t), expected, **ROUNDING)
 
 
-def test_table_1_blows_up_where_the_division_free_form_does_not() -> None:
-    """epsilon at alpha=0 and sample at sigma=0 divide by zero: the reason why endpoints are used instead."""
+def test_table_1_is_singular_at_an_end_of_the_domain() -> None:
+    """epsilon at alpha=0 and sample at sigma=0 divide by zero, which is why endpoints are used instead."""
     assert not math.isfinite(float(velocity_coefficients("epsilon", CondOT()(0.0))[1]))
     assert not math.isfinite(float(velocity_coefficients("sample", CondOT()(1.0))[1]))
 
 
 def test_endpoints_from_velocity_inverts_the_path(scheduler: Scheduler) -> None:
-    """From x = alpha x1 + sigma eps and u = alpha' x1 + sigma' eps back to (x1, eps)."""
+    """(x1, eps) is recovered from x = alpha x1 + sigma eps and u = alpha' x1 + sigma' eps."""
     x1, eps = noise(4, 3), noise(4, 3, seed=1)
     for t in inside(scheduler):
         point = scheduler(t)
         x, u = point.alpha * x1 + point.sigma * eps, point.d_alpha * x1 + point.d_sigma * eps
-        found = endpoints_from_velocity(u, x, point)
-        torch.testing.assert_close(found.data, x1, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(found.noise, eps, rtol=1e-9, atol=1e-9)
+        recovered = endpoints_from_velocity(u, x, point)
+        torch.testing.assert_close(recovered.data, x1, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(recovered.noise, eps, rtol=1e-9, atol=1e-9)
 
 
 def test_velocity_keeps_the_precision_of_its_samples() -> None:
-    """Schedules are float64, but a float32 (or half precision) model is fed and answers in its own dtype."""
-    seen: list[torch.dtype] = []
+    """Schedules are float64, but a float32 (or half-precision) model gets and returns its own dtype."""
+    dtypes: list[torch.dtype] = []
 
     def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        seen.append(x.dtype)
+        dtypes.append(x.dtype)
         return torch.tanh(x)
 
     field = PredictionField(network, "epsilon", VP(), CondOT())
     assert field(noise(2, 3).float(), torch.tensor(0.5, dtype=torch.float64)).dtype == torch.float32
-    assert seen == [torch.float32]
+    assert dtypes == [torch.float32]
 
 
-def test_an_unknown_prediction_is_refused_with_the_choices() -> None:
+def test_an_unknown_prediction_is_rejected_with_the_choices() -> None:
     x = noise(1, 2)
     match = r"unknown prediction 'score'; choose one of epsilon, sample, v_prediction, velocity"
     with pytest.raises(ValueError, match=match):
@@ -137,8 +137,8 @@ def test_an_unknown_prediction_is_refused_with_the_choices() -> None:
         velocity_coefficients("score", CondOT()(0.5))  # type: ignore[arg-type]
 
 
-def test_v_prediction_is_refused_off_the_unit_circle() -> None:
-    """alpha eps - sigma x1 determines (x1, eps) only where alpha^2 + sigma^2 = 1."""
+def test_v_prediction_is_rejected_off_the_unit_circle() -> None:
+    """alpha eps - sigma x1 determines (x1, eps) only if alpha^2 + sigma^2 = 1."""
     x = noise(1, 2)
     with pytest.raises(ValueError, match=r"v_prediction needs alpha\^2 \+ sigma\^2 = 1, got 0\.5; use 'velocity'"):
         endpoints("v_prediction", x, x, CondOT()(0.5))
@@ -152,18 +152,18 @@ def test_a_v_prediction_at_a_learned_time_gives_no_warning(recwarn: pytest.Warni
 
 
 def _network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """A network that answers one time or one a sample, as those of models do."""
+    """A network that accepts one time or one time per sample, like real models."""
     return torch.tanh(x * per_sample(1 + t, x))
 
 
 @pytest.mark.parametrize("target", [None, CondOT()], ids=["native", "as cond_ot"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_samples_with_times_of_their_own_have_the_velocities_they_have_alone(
+def test_per_sample_times_give_the_same_velocities_as_single_calls(
     prediction: str, target: Scheduler | None, scheduler: Scheduler
 ) -> None:
-    """Solvers that share a batch ask at different times: every sample's numbers are those of the 0-d call.
+    """Solvers that share a batch use different times; every sample's velocity equals that of a call with a 0-d time.
 
-    Schedulers whose inverse is found by iteration stop it for all times at once, which may move the last bit.
+    Schedulers with an iterative inverse stop iterating for all times at once, which may change the last bit.
     """
     if prediction == "v_prediction" and not _is_variance_preserving(scheduler):
         pytest.skip("v-prediction is defined on variance-preserving paths")
@@ -174,9 +174,9 @@ def test_samples_with_times_of_their_own_have_the_velocities_they_have_alone(
     torch.testing.assert_close(field(x, times), alone, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize(("prediction", "where"), [("epsilon", 0.0), ("sample", 1.0)])
-def test_one_sample_whose_prediction_is_blind_is_refused(prediction: str, where: float) -> None:
-    """alpha = 0 or sigma = 0 at a single sample of many."""
+@pytest.mark.parametrize(("prediction", "t_singular"), [("epsilon", 0.0), ("sample", 1.0)])
+def test_one_sample_at_a_singular_time_is_rejected(prediction: str, t_singular: float) -> None:
+    """alpha = 0 or sigma = 0 for a single sample of a batch, where its prediction does not determine the velocity."""
     field = PredictionField(_network, prediction, CondOT())
     with pytest.raises(ValueError, match=rf"a prediction of '{prediction}' does not determine the"):
-        field(noise(2, 3), torch.tensor([0.5, where], dtype=torch.float64))
+        field(noise(2, 3), torch.tensor([0.5, t_singular], dtype=torch.float64))

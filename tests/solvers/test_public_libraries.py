@@ -1,8 +1,8 @@
-"""Each family against the public library's implementation, on the same grid and the same network.
+"""Each family compared with a public library's implementation, on the same grid and the same network.
 
-Some of diffusers' schedulers step in float32 whatever they are given, which bounds the agreement at 1e-5; the others
-step in float64 once their sigmas are, as torchdiffeq does. Where diffusers starts up or ends in another way than the
-family, the test compares what is common, and the family's docstring says what differs.
+Some of diffusers' schedulers step in float32 for any input, which limits the agreement to 1e-5. The others step in
+float64 once their sigmas are float64, as torchdiffeq does. If diffusers starts or ends differently from a family, the
+test compares the common part, and the family's docstring states the difference.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ from solvers.schedulers import VP, CondOT, Cosine, PathPoint
 
 TRAIN_STEPS = 1000
 
-# diffusers hands a tensor to NumPy 2 in the old way; not ours to mend.
+# diffusers passes a tensor to NumPy 2 through a deprecated protocol, which cannot be fixed here.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
 def _time_of(timestep: int) -> float:
-    """diffusers' timestep k, 0 the last before the data, as our t: k = 999 is t = 0 and the data itself is t = 1."""
+    """diffusers' timestep k as our t: k = 999 is t = 0, k = 0 is the last time before the data, which is t = 1."""
     return 1 - (timestep + 1) / TRAIN_STEPS
 
 
@@ -74,7 +74,7 @@ def _vp_betas() -> np.ndarray:
 @pytest.mark.parametrize("steps", [4, 10, 25])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_ddim_equals_diffusers(prediction: str, steps: int) -> None:
-    """'trailing' timesteps are our uniform grid on VP; the last step goes to alpha = 1, our t = 1. Both in float64."""
+    """'trailing' timesteps are our uniform grid on VP, and the last step ends at alpha = 1, our t = 1. In float64."""
     reference = DDIMScheduler(
         num_train_timesteps=TRAIN_STEPS,
         trained_betas=_vp_betas(),
@@ -83,7 +83,7 @@ def test_ddim_equals_diffusers(prediction: str, steps: int) -> None:
         clip_sample=False,
         set_alpha_to_one=True,
     )
-    # diffusers multiplies betas up in float32; the product itself is what defines the path.
+    # diffusers multiplies the betas in float32, but the path is defined by the exact product.
     reference.alphas_cumprod = _vp_alphas_cumprod()
     reference.set_timesteps(steps)
     network, x0 = mixture().network(prediction, VP()), noise(6, 2)
@@ -91,8 +91,8 @@ def test_ddim_equals_diffusers(prediction: str, steps: int) -> None:
     for k in reference.timesteps.tolist():
         output = network(expected, torch.tensor(_time_of(k), dtype=torch.float64))
         expected = reference.step(output, k, expected).prev_sample
-    found = GridSolver(DDIM(), steps, UNIFORM).sample(PredictionField(network, prediction, VP()), x0)
-    assert relative_error(found, expected) < 1e-9
+    sample = GridSolver(DDIM(), steps, UNIFORM).sample(PredictionField(network, prediction, VP()), x0)
+    assert relative_error(sample, expected) < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_ddim_equals_diffusers(prediction: str, steps: int) -> None:
 def test_dpmpp_2m_equals_diffusers_on_a_noise_prediction(steps: int, final: str) -> None:
     """DPM-Solver++(2M), midpoint form, to sigma = 0 or to the last trained time, with a first-order last step.
 
-    Below 15 steps diffusers takes that last step wherever it ends ('lower_order_final'); we always do.
+    Below 15 steps diffusers takes that last step for either final sigma ('lower_order_final'); we always do.
     """
     reference = DPMSolverMultistepScheduler(
         num_train_timesteps=TRAIN_STEPS,
@@ -121,13 +121,13 @@ def test_dpmpp_2m_equals_diffusers_on_a_noise_prediction(steps: int, final: str)
         expected = reference.step(output, k, expected).prev_sample.double()
     times = [*(_time_of(k) for k in reference.timesteps.tolist()), 1.0 if final == "zero" else _time_of(0)]
     field = PredictionField(network, "epsilon", VP())
-    found = DPMpp2M().integrate(field, VP().sigma(0.0) * x0, torch.tensor(times, dtype=torch.float64))
-    assert relative_error(found, expected) < 1e-5
+    sample = DPMpp2M().integrate(field, VP().sigma(0.0) * x0, torch.tensor(times, dtype=torch.float64))
+    assert relative_error(sample, expected) < 1e-5
 
 
 @pytest.mark.parametrize("steps", [3, 8, 20])
 def test_dpmpp_2m_equals_diffusers_on_a_flow(steps: int) -> None:
-    """On flow sigmas alpha = 1 - sigma, diffusers' network is -u, and t = 1 - sigma starts at 0.001."""
+    """With flow sigmas alpha = 1 - sigma and the network returns -u; times are 1 - sigma, starting at 0.001."""
     reference = DPMSolverMultistepScheduler(
         num_train_timesteps=TRAIN_STEPS,
         algorithm_type="dpmsolver++",
@@ -149,13 +149,13 @@ def test_dpmpp_2m_equals_diffusers_on_a_flow(steps: int) -> None:
 
 
 def _times_of(sigmas: Tensor) -> Tensor:
-    """diffusers' sigmas, which are sigma/alpha, as times of our VP path; sigma = 0 is t = 1."""
+    """diffusers' sigmas, which are sigma/alpha, as times on our VP path; sigma = 0 is t = 1."""
     times = VP().time_at_lambda(-torch.log(sigmas.double()))
     return torch.where(sigmas == 0, 1.0, times)
 
 
 def _diffusers_samples(reference: Any, prediction: str, x: Tensor) -> Tensor:
-    """The samples of a diffusers scheduler on the VP path from ``x``."""
+    """Samples of a diffusers scheduler on the VP path, starting from ``x``."""
     network = mixture().network(prediction, VP())
     for k, t in zip(reference.timesteps, _times_of(reference.sigmas)[:-1], strict=True):
         x = reference.step(network(x, t), k, x).prev_sample.double()
@@ -168,12 +168,12 @@ def _difference(family: Family, times: Tensor, prediction: str, x: Tensor, expec
 
 
 def _vp_reference(scheduler: Callable[..., Any], steps: int, **options: Any) -> Any:
-    """A diffusers scheduler on the VP path, with its sigmas in float64: most then step in float64 too."""
+    """A diffusers scheduler on the VP path with float64 sigmas, with which most schedulers step in float64."""
     reference = scheduler(num_train_timesteps=TRAIN_STEPS, trained_betas=_vp_betas(), **options)
     reference.alphas_cumprod = _vp_alphas_cumprod()
     reference.set_timesteps(steps)
     if hasattr(reference, "sigmas"):
-        # Its first sigma, rounded to float32, would lie before t = 0.
+        # The first sigma, rounded to float32, would otherwise lie before t = 0.
         point = VP()(_times_of(reference.sigmas).clamp(min=0.0))
         reference.sigmas = point.sigma / point.alpha
     return reference
@@ -183,7 +183,7 @@ def _vp_reference(scheduler: Callable[..., Any], steps: int, **options: Any) -> 
 @pytest.mark.parametrize("steps", [3, 5, 14])
 @pytest.mark.parametrize("prediction", ["epsilon", "sample"])
 def test_dpmpp_3m_equals_diffusers(prediction: str, steps: int, final: str) -> None:
-    """DPM-Solver++(3M), its orders 1, 2, 3, …, 3, 2, 1 included: diffusers has them below 15 steps, we always."""
+    """DPM-Solver++(3M) with orders 1, 2, 3, …, 3, 2, 1: diffusers uses them below 15 steps, we always do."""
     reference = _vp_reference(
         DPMSolverMultistepScheduler,
         steps,
@@ -203,7 +203,7 @@ def test_dpmpp_3m_equals_diffusers(prediction: str, steps: int, final: str) -> N
 def test_exponential_multistep_of_order_2_equals_diffusers_heun_type(prediction: str, steps: int) -> None:
     """solver_type 'heun' integrates exactly: DPM-Solver(2M) is our 'epsilon', DPM-Solver++(2M) our 'sample'.
 
-    Down to sigma > 0 and without diffusers' first-order last step, which this family does not take.
+    Compared down to sigma > 0 and without diffusers' first-order last step, which this family does not take.
     """
     reference = _vp_reference(
         DPMSolverMultistepScheduler,
@@ -223,9 +223,9 @@ def test_exponential_multistep_of_order_2_equals_diffusers_heun_type(prediction:
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("prediction", ["epsilon", "sample"])
 def test_exponential_multistep_of_noise_equals_diffusers_deis(prediction: str, order: int) -> None:
-    """diffusers' DEIS extrapolates in log(sigma/alpha), which is our exponential multistep, not our tAB-DEIS.
+    """diffusers' DEIS extrapolates in log(sigma/alpha), so it is our exponential multistep and not our tAB-DEIS.
 
-    Without its lower orders at the end ('lower_order_final').
+    Compared without its lower orders at the end ('lower_order_final').
     """
     reference = _vp_reference(
         DEISMultistepScheduler,
@@ -235,7 +235,7 @@ def test_exponential_multistep_of_noise_equals_diffusers_deis(prediction: str, o
         timestep_spacing="trailing",
         lower_order_final=False,
     )
-    # Its closed forms need sigma > 0 at the end.
+    # The closed forms of diffusers need sigma > 0 at the end.
     reference.sigmas[-1] = reference.sigmas[-2] / 3
     x, family = noise(6, 2), ExponentialMultistep(order, "epsilon")
     times = _times_of(reference.sigmas)
@@ -246,7 +246,7 @@ def test_exponential_multistep_of_noise_equals_diffusers_deis(prediction: str, o
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 20])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_unipc_equals_diffusers(order: int, steps: int, final: str) -> None:
-    """UniPC-p, bh2, with its lower orders at both ends and no corrector after the last step; in float64."""
+    """UniPC-p, bh2, with lower orders at both ends and no corrector after the last step; in float64."""
     reference = _vp_reference(
         UniPCMultistepScheduler,
         steps,
@@ -262,7 +262,7 @@ def test_unipc_equals_diffusers(order: int, steps: int, final: str) -> None:
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_unipc_equals_diffusers_on_a_flow(order: int) -> None:
-    """On flow sigmas alpha = 1 - sigma; diffusers starts at t = 1e-6, since log-SNR is infinite at 0."""
+    """On flow sigmas alpha = 1 - sigma; diffusers starts at t = 1e-6 because log-SNR is infinite at 0."""
     reference = UniPCMultistepScheduler(
         solver_order=order, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=2.0
     )
@@ -288,9 +288,9 @@ def test_unipc_equals_diffusers_on_a_flow(order: int) -> None:
     ids=lambda value: value if isinstance(value, str) else value.label,
 )
 def test_exponential_runge_kutta_equals_diffusers_singlestep(family: Family, algorithm: str, solver_type: str) -> None:
-    """diffusers counts a stage as a step: on sigmas even in the logarithm its grid holds our stages; in float64.
+    """diffusers counts each stage as a step: with sigmas uniform in log, its grid contains our stages. In float64.
 
-    Down to sigma > 0. To sigma = 0 its last step is DDIM's, where ours keeps its order.
+    Compared down to sigma > 0. To sigma = 0 diffusers takes a DDIM step, while ours keeps its order.
     """
     stages, steps = family.evaluations_per_step, 4
     reference = _vp_reference(
@@ -309,7 +309,7 @@ def test_exponential_runge_kutta_equals_diffusers_singlestep(family: Family, alg
 
 
 def test_ipndm_equals_diffusers_plms_after_its_first_step() -> None:
-    """diffusers' PNDM spends a second evaluation on its first step; given ours, DDIM's, every later one is the same."""
+    """diffusers' PNDM makes two evaluations in its first step; with ours (DDIM's) instead, all later steps agree."""
     steps = 10
     reference = _vp_reference(
         PNDMScheduler, steps, skip_prk_steps=True, set_alpha_to_one=True, timestep_spacing="trailing"
@@ -328,7 +328,7 @@ def test_ipndm_equals_diffusers_plms_after_its_first_step() -> None:
 
 
 def test_ipndm_equals_diffusers_ipndm() -> None:
-    """IPNDMScheduler runs a v-prediction network on the cosine path; here from alpha > 0, since it divides by alpha."""
+    """IPNDMScheduler runs a v-prediction network on the cosine path, here from alpha > 0 as it divides by alpha."""
     angles = torch.linspace(1.5, 0.0, 9, dtype=torch.float64)
     reference = IPNDMScheduler(trained_betas=torch.sin(angles).tolist())
     reference.set_timesteps(8)
@@ -342,17 +342,17 @@ def test_ipndm_equals_diffusers_ipndm() -> None:
     assert relative_error(IPNDM().integrate(field, x0, times), expected) < 1e-9
 
 
-# --- Samplers of the variance-exploding path: x / alpha against sigma / alpha ------------------------------------
+# --- Samplers on the variance-exploding path: x / alpha against sigma / alpha ------------------------------------
 
 
 def _from_edm(family: Family, sigmas: Tensor, x: Tensor) -> Tensor:
-    """``family`` on the VP path at the given sigma/alpha, from the EDM state ``x``; it ends at alpha = 1."""
+    """Run ``family`` on the VP path at the given sigma/alpha, from the EDM state ``x``; it ends at alpha = 1."""
     times = _times_of(sigmas)
     return family.integrate(mixture().field(VP()), VP()(times[0]).alpha * x, times)
 
 
 def _denoised(x: Tensor, sigma: Tensor) -> Tensor:
-    """The perfect denoiser D(x; sigma) of the mixture."""
+    """The ideal denoiser D(x; sigma) of the mixture."""
     one, zero = torch.ones_like(sigma), torch.zeros_like(sigma)
     return mixture().endpoints(x, PathPoint(one, sigma, zero, -one))[0]
 
@@ -365,10 +365,10 @@ def test_edm_heun_equals_diffusers(steps: int, spacing: dict[str, Any]) -> None:
     assert len(reference.timesteps) == 2 * steps - 1
     assert EDMHeun().steps(len(reference.timesteps)) == steps
     grid = torch.cat([reference.sigmas[:1], reference.sigmas[1:-1:2], reference.sigmas[-1:]])
-    asked = torch.cat([grid[:1], grid[1:-1].repeat_interleave(2)])
+    sigmas = torch.cat([grid[:1], grid[1:-1].repeat_interleave(2)])
     start = grid[0] * noise(6, 2)
     expected = start
-    for k, sigma in zip(reference.timesteps, asked, strict=True):
+    for k, sigma in zip(reference.timesteps, sigmas, strict=True):
         epsilon = (expected - _denoised(expected, sigma)) / sigma
         expected = reference.step(epsilon, k, expected).prev_sample
     assert relative_error(_from_edm(EDMHeun(), grid, start), expected) < 1e-9
@@ -376,7 +376,7 @@ def test_edm_heun_equals_diffusers(steps: int, spacing: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("spacing", [{"timestep_spacing": "trailing"}, {"use_karras_sigmas": True}], ids=str)
 def test_ddim_equals_diffusers_euler_in_sigma(spacing: dict[str, Any]) -> None:
-    """EulerDiscreteScheduler is Euler's method on x/alpha against sigma/alpha, and that is DDIM; in float32."""
+    """EulerDiscreteScheduler is Euler's method for x/alpha as a function of sigma/alpha, i.e. DDIM; in float32."""
     reference = _vp_reference(EulerDiscreteScheduler, 8, **spacing)
     start = reference.sigmas[0].double() * noise(6, 2)
     expected = start
@@ -398,7 +398,7 @@ def test_ddim_equals_diffusers_euler_in_sigma(spacing: dict[str, Any]) -> None:
 def test_exponential_integrators_equal_diffusers_edm_samplers(
     family: Family, scheduler: Callable[..., Any], options: dict[str, Any]
 ) -> None:
-    """EDM's preconditioned network on its own sigmas, 80 to 0.002 and then 0: the same SNRs, the same samples."""
+    """EDM's preconditioned network on its own sigmas, 80 to 0.002 and then 0: equal SNRs give equal samples."""
     reference = scheduler(prediction_type="epsilon", **options)
     reference.set_timesteps(10)
     sigmas, data = reference.sigmas.double(), reference.config.sigma_data
@@ -412,12 +412,12 @@ def test_exponential_integrators_equal_diffusers_edm_samplers(
     assert relative_error(_from_edm(family, sigmas, start), expected) < 1e-5
 
 
-# --- Samplers of flows -------------------------------------------------------------------------------------------
+# --- Samplers for flows ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_euler_equals_diffusers_flow_matching_sampler(shift: float) -> None:
-    """FlowMatchEulerDiscreteScheduler steps -u in sigma = 1 - t; a shift only moves its grid."""
+    """FlowMatchEulerDiscreteScheduler steps -u in sigma = 1 - t; a shift changes only its grid."""
     steps = 8
     reference = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_STEPS, shift=shift)
     reference.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist())
@@ -448,15 +448,15 @@ class _ThreeEighths(RungeKutta):
     ids=lambda value: value if isinstance(value, str) else value.label,
 )
 def test_runge_kutta_equals_torchdiffeq_on_a_fixed_grid(family: Family, method: str) -> None:
-    """The same grid, float64. torchdiffeq's rk4 is the 3/8 rule, so it is compared with that tableau, not with ours."""
+    """The same grid in float64. torchdiffeq's rk4 is the 3/8 rule, so it is compared with that tableau."""
     field, x0 = nonlinear_field(CondOT()), noise(6, 3)
     times = Grid("warped", p=1.6, q=1.2).times(6, CondOT())
     expected = odeint(lambda t, x: field(x, t), x0, times, method=method)[-1]
     assert relative_error(family.integrate(field, x0, times), expected) < 1e-12
 
 
-def test_classical_rk4_is_not_torchdiffeqs_rk4() -> None:
-    """They differ on a coarse grid and agree in the limit: both are of fourth order."""
+def test_classical_rk4_differs_from_torchdiffeqs_rk4() -> None:
+    """They differ on a coarse grid and agree in the limit, since both are of fourth order."""
     field, x0 = nonlinear_field(CondOT()), noise(6, 3)
     differences = []
     for steps in (4, 64):

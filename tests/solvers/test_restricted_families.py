@@ -1,4 +1,4 @@
-"""Learned families beside BNS: what each of them may learn, and what it may not; and BNS before its reduction."""
+"""Restricted learned families: what each may learn and what it must keep; and BNS before its reduction."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from solvers.to_ns import to_ns
 WARPED = Grid("warped", p=1.6, q=1.2)
 AB3_GRID = LD3("adams_bashforth", {"steps_back": 3}, decoupled=True)
 
-#: Every family here with a solver that it can start from.
+#: Each family under test with a solver that it can start from.
 STARTS: list[tuple[LearnableFamily, Family]] = [
     (LD3(), DPMpp2M()),
     (LD3(decoupled=True), DPMpp2M()),
@@ -58,10 +58,10 @@ domains = pytest.mark.parametrize("scheduler", [CondOT(), VP(), CondOT(t_min=0.2
 scaled = pytest.mark.parametrize("sigma0", [1.0, 2.0])
 
 
-def somewhere(
+def generic_parameters(
     learned: LearnableFamily, fixed: Family, nfe: int, sigma0: float = 1.0, scheduler: Scheduler | None = None
 ) -> Tensor:
-    """Parameters with nothing special about them: a start, moved."""
+    """Generic parameters: those of a start, perturbed."""
     start = learned.start(GridSolver(fixed, nfe, UNIFORM, sigma0), scheduler or CondOT())
     return start + 0.02 * noise(len(start), seed=7)
 
@@ -69,7 +69,7 @@ def somewhere(
 def adam_run(
     learned: LearnableFamily, solver: GridSolver, iterations: int, learning_rate: float = 5e-3
 ) -> Iterator[Tensor]:
-    """The parameters after each iteration of a short distillation on the mixture, its start first."""
+    """The parameters of a short distillation on the mixture, from the start on, after each iteration."""
     field, scheduler = mixture().field(CondOT()), CondOT()
     x0 = noise(48, 2, seed=3)
     exact = fine_rk4(field, x0, 0.0, 1.0, steps=50)
@@ -87,17 +87,17 @@ def adam_run(
         yield parameters.detach().clone()
 
 
-# --- What holds for each of them -----------------------------------------------------------------------------------
+# --- Properties of every family ------------------------------------------------------------------------------------
 
 
 @each_start
 @domains
 @scaled
 @pytest.mark.parametrize("grid", [UNIFORM, WARPED, Grid("log_snr")], ids=lambda grid: grid.kind)
-def test_the_start_is_the_solver_it_is_given(
+def test_the_start_equals_the_given_solver(
     learned: LearnableFamily, fixed: Family, scheduler: Scheduler, sigma0: float, grid: Grid
 ) -> None:
-    """to_ns(start(solver)) samples as solver does, to rounding, on every kind of grid, path and sigma0."""
+    """to_ns(start(solver)) gives the same samples as solver, to rounding, on every kind of grid, path and sigma0."""
     solver = GridSolver(fixed, affordable_nfe(fixed, 4), grid, sigma0)
     field, x0 = nonlinear_field(scheduler), noise(4, 3)
     theta = learned.to_ns(learned.start(solver, scheduler), scheduler, sigma0)
@@ -107,10 +107,10 @@ def test_the_start_is_the_solver_it_is_given(
 @each_start
 @domains
 @scaled
-def test_a_start_needs_no_projection(
+def test_projection_does_not_change_a_start(
     learned: LearnableFamily, fixed: Family, scheduler: Scheduler, sigma0: float
 ) -> None:
-    """The projection is the identity inside the domain, so that it cannot worsen what is learned."""
+    """The projection is the identity inside the domain, so it cannot degrade learned parameters."""
     start = learned.start(GridSolver(fixed, affordable_nfe(fixed, 4), WARPED, sigma0), scheduler)
     assert torch.equal(learned.project(start, scheduler, sigma0), start)
 
@@ -121,18 +121,18 @@ def test_a_start_needs_no_projection(
 def test_the_map_to_theta_is_differentiable(
     learned: LearnableFamily, fixed: Family, scheduler: Scheduler, sigma0: float
 ) -> None:
-    """Every entry of d theta / d parameters, folded sigma0 included, against finite differences."""
-    parameters = somewhere(learned, fixed, 3, sigma0, scheduler).requires_grad_()
+    """Every entry of d theta / d parameters, including the folded sigma0, agrees with finite differences."""
+    parameters = generic_parameters(learned, fixed, 3, sigma0, scheduler).requires_grad_()
     assert torch.autograd.gradcheck(lambda p: learned.to_ns(p, scheduler, sigma0).flat(), parameters, atol=1e-6)
 
 
 @each_start
 @domains
 @scaled
-def test_whatever_an_optimiser_does_the_projected_solver_can_be_run(
+def test_the_projected_solver_is_usable_after_any_optimiser_step(
     learned: LearnableFamily, fixed: Family, scheduler: Scheduler, sigma0: float
 ) -> None:
-    """Parameters thrown far away: finite coefficients, queries where the velocity is finite, at times within [0, 1]."""
+    """Parameters far away still give finite coefficients and times in [0, 1] at which the velocity is finite."""
     start = learned.start(GridSolver(fixed, affordable_nfe(fixed, 4), UNIFORM, sigma0), scheduler)
     for seed in range(4):
         wild = start + 30 * noise(len(start), seed=seed)
@@ -144,8 +144,8 @@ def test_whatever_an_optimiser_does_the_projected_solver_can_be_run(
 
 @each_start
 @pytest.mark.parametrize("scheduler", [CondOT(), VP()], ids=["cond_ot", "vp"])
-def test_a_projection_done_twice_is_done_once(learned: LearnableFamily, fixed: Family, scheduler: Scheduler) -> None:
-    """Otherwise parameters would creep from iteration to iteration without a gradient."""
+def test_projection_is_idempotent(learned: LearnableFamily, fixed: Family, scheduler: Scheduler) -> None:
+    """Otherwise parameters would drift from iteration to iteration without any gradient."""
     start = learned.start(GridSolver(fixed, affordable_nfe(fixed, 4), UNIFORM), scheduler)
     once = learned.project(start + 30 * noise(len(start)), scheduler, 1.0)
     torch.testing.assert_close(learned.project(once, scheduler, 1.0), once, rtol=0, atol=1e-15)
@@ -158,7 +158,7 @@ def test_a_projection_done_twice_is_done_once(learned: LearnableFamily, fixed: F
 def test_the_last_query_keeps_away_from_an_infinite_velocity(
     learned: LearnableFamily, fixed: Family, scheduler: Scheduler
 ) -> None:
-    """A last step of next to no length would ask at t = 1 - 1e-9: it is kept longer than BNS's margin of 1e-4."""
+    """A last step of almost zero length would query t = 1 - 1e-9, so it is kept longer than BNS's margin of 1e-4."""
     parameters = learned.start(GridSolver(fixed, 4, UNIFORM), scheduler)
     parameters[:4] = torch.tensor([0.0, 0.0, 0.0, -20.0], dtype=torch.float64)
     theta = learned.to_ns(learned.project(parameters, scheduler, 1.0), scheduler, 1.0)
@@ -181,10 +181,10 @@ def test_the_last_query_keeps_away_from_an_infinite_velocity(
     ],
     ids=lambda value: value.label if hasattr(value, "label") else str(value),
 )
-def test_the_number_of_parameters_is_that_of_the_restriction_and_tells_the_nfe(
+def test_the_parameter_count_matches_the_restriction_and_determines_nfe(
     learned: LearnableFamily, fixed: Family, nfe: int, count: int
 ) -> None:
-    """LD3 one a step (and one a query after the first), NeuralSolver n(n+1)/2, BNS (c, d) n^2 + 2n - 1."""
+    """LD3: one per step (plus one per query after the first); NeuralSolver: n(n+1)/2; BNS (c, d): n^2 + 2n - 1."""
     parameters = learned.start(GridSolver(fixed, nfe, UNIFORM), CondOT())
     assert (len(parameters), learned.to_ns(parameters, CondOT(), 1.0).nfe) == (count, nfe)
 
@@ -195,22 +195,30 @@ def test_the_number_of_parameters_is_that_of_the_restriction_and_tells_the_nfe(
         (
             LD3("midpoint", decoupled=True),
             3,
-            r"3 numbers are no parameters of LD3 Midpoint decoupled: it has one a grid step",
+            r"3 numbers are not a parameter vector of LD3 Midpoint decoupled: it has one parameter per grid step",
         ),
-        (LD3(), 0, r"0 numbers are no parameters of LD3 DPM\+\+\(2M\): it has one a grid step$"),
-        (NeuralSolver(), 7, r"7 numbers are no NeuralSolver parameters: n evaluations have n\(n\+1\)/2 of them"),
-        (OverparametrisedBNS(), 8, r"8 numbers are no parameters of BNS \(c, d\): n evaluations have n\^2 \+ 2n - 1"),
+        (LD3(), 0, r"0 numbers are not a parameter vector of LD3 DPM\+\+\(2M\): it has one parameter per grid step$"),
+        (
+            NeuralSolver(),
+            7,
+            r"7 numbers are not a parameter vector of NeuralSolver: n evaluations have n\(n\+1\)/2 parameters",
+        ),
+        (
+            OverparametrisedBNS(),
+            8,
+            r"8 numbers are not a parameter vector of BNS \(c, d\): n evaluations have n\^2 \+ 2n - 1 parameters",
+        ),
     ],
     ids=lambda value: getattr(value, "label", ""),
 )
-def test_a_parameter_vector_of_no_nfe_is_refused(learned: LearnableFamily, count: int, match: str) -> None:
+def test_a_parameter_vector_of_invalid_length_is_rejected(learned: LearnableFamily, count: int, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         learned.to_ns(torch.zeros(count, dtype=torch.float64), CondOT(), 1.0)
 
 
 @pytest.mark.parametrize("learned", [LD3(), AB3_GRID, NeuralSolver()], ids=lambda learned: learned.label)
-def test_a_family_starts_from_the_families_that_it_says_and_from_no_other(learned: LearnableFamily) -> None:
-    """starts_from is a promise about start, for every fixed family there is."""
+def test_a_family_starts_only_from_the_families_it_declares(learned: LearnableFamily) -> None:
+    """``starts_from`` predicts for every fixed family whether ``start`` succeeds."""
     for fixed in fixed_families():
         solver = GridSolver(fixed, affordable_nfe(fixed, 4), UNIFORM)
         if learned.starts_from(fixed):
@@ -233,7 +241,7 @@ def test_a_family_starts_from_the_families_that_it_says_and_from_no_other(learne
 def test_distillation_improves_on_the_start(
     learned: LearnableFamily, fixed: Family, learning_rate: float, gain_db: float
 ) -> None:
-    """Adam on 48 pairs of the mixture at NFE 6, scored in dB on 256 fresh ones: what is left to learn is enough."""
+    """Adam on 48 pairs of the mixture at NFE 6, scored in dB on 256 held-out pairs."""
     field, x0 = mixture().field(CondOT()), noise(256, 2, seed=4)
     exact = fine_rk4(field, x0, 0.0, 1.0, steps=50)
     start, *_, last = adam_run(learned, GridSolver(fixed, 6, UNIFORM), 80, learning_rate)
@@ -246,8 +254,8 @@ def test_distillation_improves_on_the_start(
 # --- LD3 -----------------------------------------------------------------------------------------------------------
 
 
-class _OnGivenTimes:
-    """A fixed family on explicit times: what LD3 must equal, without its code."""
+class _OnExplicitTimes:
+    """A fixed family on explicit times, as a reference for LD3 that shares no code with it."""
 
     def __init__(self, family: Family, nfe: int, times: Tensor):
         self.family, self.nfe, self.times = family, nfe, times
@@ -256,8 +264,8 @@ class _OnGivenTimes:
         return self.family.integrate(velocity, velocity.scheduler.sigma(self.times[0]) * x0, self.times)
 
 
-def test_ld3_steps_are_shares_of_a_softmax() -> None:
-    """Logits log 1, log 2, log 5 divide the unit interval at 1/8 and 3/8; their common shift changes nothing."""
+def test_ld3_step_sizes_are_a_softmax_of_the_parameters() -> None:
+    """Logits log 1, log 2, log 5 split the unit interval at 1/8 and 3/8; a common shift changes nothing."""
     logits = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64).log()
     for shift in (0.0, 3.0):
         theta = LD3("euler").to_ns(logits + shift, CondOT(), 1.0)
@@ -265,21 +273,21 @@ def test_ld3_steps_are_shares_of_a_softmax() -> None:
 
 
 @pytest.mark.parametrize("inner", [("dpmpp_2m", DPMpp2M()), ("midpoint", Midpoint())], ids=lambda inner: inner[0])
-def test_ld3_remains_its_inner_solver_all_along(inner: tuple[str, Family]) -> None:
-    """Only the grid is learned: at every iterate theta is the inner solver on the softmax's times, and nothing more."""
+def test_ld3_remains_its_inner_solver_during_training(inner: tuple[str, Family]) -> None:
+    """Only the grid is learned: at every iterate theta is the inner solver on the softmax's times."""
     name, fixed = inner
     for parameters in adam_run(LD3(name), GridSolver(fixed, 6, UNIFORM), 10):
         steps = parameters.exp() / parameters.exp().sum()
         times = torch.cat([torch.zeros(1, dtype=torch.float64), steps.cumsum(0)])
         times[-1] = 1.0
-        expected = to_ns(_OnGivenTimes(fixed, 6, times), CondOT())
+        expected = to_ns(_OnExplicitTimes(fixed, 6, times), CondOT())
         torch.testing.assert_close(LD3(name).to_ns(parameters, CondOT(), 1.0).flat(), expected.flat())
 
 
 @pytest.mark.parametrize("decoupled", [False, True], ids=["coupled", "decoupled"])
 @pytest.mark.parametrize("fixed", fixed_families(), ids=lambda fixed: fixed.label)
 def test_ld3_can_learn_the_grid_of_every_fixed_family(fixed: Family, decoupled: bool) -> None:
-    """Any module name and options do, whatever a step costs (EDM's Heun saves an evaluation on the last)."""
+    """Any module name and options work, for any cost per step (EDM's Heun saves one evaluation on the last step)."""
     options = {option.name: getattr(fixed, option.name) for option in dataclasses.fields(fixed)}
     learned = LD3(type(fixed).__module__.rpartition(".")[2], options, decoupled)
     solver = GridSolver(fixed, affordable_nfe(fixed, 5), WARPED)
@@ -289,7 +297,7 @@ def test_ld3_can_learn_the_grid_of_every_fixed_family(fixed: Family, decoupled: 
 
 
 def test_decoupled_ld3_moves_the_query_and_keeps_the_coefficients() -> None:
-    """Two Euler steps by hand: x2 = x1 + h u(x1, t1 + delta), with h and t1 of the solver's own grid."""
+    """Two Euler steps by hand: x2 = x1 + h u(x1, t1 + delta), with h and t1 from the solver's own grid."""
     field, x0 = nonlinear_field(CondOT()), noise(3, 2)
     parameters = torch.tensor([1 / 4, 3 / 4, 0.0], dtype=torch.float64)
     parameters[:2] = parameters[:2].log()
@@ -300,18 +308,18 @@ def test_decoupled_ld3_moves_the_query_and_keeps_the_coefficients() -> None:
     assert relative_error(theta.sample(field, x0), x2) < 1e-14
 
 
-def test_decoupled_ld3_learns_times_of_its_own() -> None:
-    """Along a run the weights stay those of the coupled solver, while the network's times leave the solver's."""
+def test_decoupled_ld3_learns_separate_network_times() -> None:
+    """During a run the weights stay those of the coupled solver, while the network's times leave the solver's times."""
     coupled, decoupled = LD3("adams_bashforth"), LD3("adams_bashforth", decoupled=True)
     *_, last = adam_run(decoupled, GridSolver(AdamsBashforth(2), 6, UNIFORM), 10)
-    theta, own = decoupled.to_ns(last, CondOT(), 1.0), coupled.to_ns(last[:6], CondOT(), 1.0)
-    torch.testing.assert_close(theta.b, own.b, rtol=0, atol=0)
+    theta, coupled_theta = decoupled.to_ns(last, CondOT(), 1.0), coupled.to_ns(last[:6], CondOT(), 1.0)
+    torch.testing.assert_close(theta.b, coupled_theta.b, rtol=0, atol=0)
     assert float(theta.times[0]) == 0.0
-    assert float((theta.times - own.times)[1:].abs().min()) > 1e-3
+    assert float((theta.times - coupled_theta.times)[1:].abs().min()) > 1e-3
 
 
 def test_a_network_time_stays_within_half_the_smallest_step() -> None:
-    """The published window: queries cannot change places with their neighbours."""
+    """The published window, in which queries cannot overtake their neighbours."""
     learned = LD3(decoupled=True)
     parameters = learned.start(GridSolver(DPMpp2M(), 4, UNIFORM), CondOT())
     parameters[4:] = torch.tensor([9.0, -9.0, 0.05], dtype=torch.float64)
@@ -319,7 +327,7 @@ def test_a_network_time_stays_within_half_the_smallest_step() -> None:
     assert times.tolist() == pytest.approx([0.0, 0.25 + 0.125, 0.5 - 0.125, 0.75 + 0.05])
 
 
-def test_ld3_refuses_to_start_from_another_family_than_its_own() -> None:
+def test_ld3_rejects_a_start_of_another_family() -> None:
     with pytest.raises(
         ValueError,
         match=r"LD3 DPM\+\+\(2M\) learns the times of DPM\+\+\(2M\) and cannot start from Euler; "
@@ -328,8 +336,8 @@ def test_ld3_refuses_to_start_from_another_family_than_its_own() -> None:
         LD3().start(GridSolver(Euler(), 4, UNIFORM), CondOT())
 
 
-def test_ld3_tells_its_inner_familys_options_apart() -> None:
-    """AB3's grid cannot be learned from AB2's solver, although both are adams_bashforth."""
+def test_ld3_rejects_a_start_with_other_options_of_its_inner_family() -> None:
+    """AB3's grid cannot be learned from an AB2 solver, although both are adams_bashforth."""
     with pytest.raises(ValueError, match=r"cannot start from AB2; start from 'adams_bashforth' with .*'steps_back': 3"):
         AB3_GRID.start(GridSolver(AdamsBashforth(2), 4, UNIFORM), CondOT())
 
@@ -340,17 +348,17 @@ def test_ld3_tells_its_inner_familys_options_apart() -> None:
         ({"inner": "dpm"}, "there is no solver family 'dpm'"),
         ({"inner": "bns"}, "family 'bns' is learned itself and cannot be wrapped"),
         ({"inner": "euler", "inner_options": {"order": 2}}, "family 'euler' refuses the options"),
-        ({"decoupled": "no"}, "decoupled is true or false, got 'no'"),
+        ({"decoupled": "no"}, "decoupled must be true or false, got 'no'"),
     ],
     ids=["unknown", "learned", "options", "decoupled"],
 )
-def test_options_that_ld3_cannot_use_are_refused_when_it_is_built(options: dict[str, Any], match: str) -> None:
+def test_options_that_ld3_cannot_use_are_rejected_at_construction(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         LD3(**options)
 
 
 class _Bounds(Grid):
-    """A grid of given times, whatever the domain."""
+    """A grid of given times that ignores the domain."""
 
     def times(self, steps: int, scheduler: Scheduler) -> Tensor:
         return torch.tensor([0.0, 0.5, 0.5, 0.9][: steps + 1], dtype=torch.float64)
@@ -366,14 +374,14 @@ class _Bounds(Grid):
         (2, "but these run from 0 to 0.5"),
     ],
 )
-def test_a_grid_that_stops_short_of_the_domain_is_refused(steps: int, match: str) -> None:
-    """The ends are not learned, so a start that has others could not be reproduced."""
+def test_a_grid_that_stops_short_of_the_domain_is_rejected(steps: int, match: str) -> None:
+    """The ends are not learned, so a start with other ends could not be reproduced."""
     with pytest.raises(ValueError, match=match):
         LD3("euler").start(GridSolver(Euler(), steps, _Bounds()), CondOT())
 
 
-def test_a_grid_that_does_not_rise_is_refused() -> None:
-    """A step of no length has no logarithm."""
+def test_a_grid_that_does_not_rise_is_rejected() -> None:
+    """A step of zero length has no logarithm."""
     with pytest.raises(ValueError, match=r"times that rise strictly, but t=0\.5 is followed by t=0\.5; start from"):
         LD3("euler").start(GridSolver(Euler(), 3, _Bounds()), CondOT(t_max=0.9))
 
@@ -382,7 +390,7 @@ def test_a_grid_that_does_not_rise_is_refused() -> None:
 
 
 def _keeps_its_restriction(theta: NSSolver) -> bool:
-    """Times rise, a is constant, and row k of b sums to t_k - t_0 (on CondOT, where t_n = 1)."""
+    """Whether times rise, a is constant, and row k of b sums to t_k - t_0 (on CondOT, where t_n = 1)."""
     times = torch.cat([theta.times, torch.ones(1, dtype=torch.float64)])
     sums = theta.b.sum(dim=1)
     return (
@@ -392,27 +400,27 @@ def _keeps_its_restriction(theta: NSSolver) -> bool:
     )
 
 
-def test_neural_solver_keeps_its_restriction_all_along() -> None:
-    """Rising times, a = 1 and weights of a step that sum to its length, at every iterate, although the weights move."""
+def test_neural_solver_keeps_its_restriction_during_training() -> None:
+    """At every iterate times rise, a = 1 and each step's weights sum to its length, although all parameters change."""
     run = list(adam_run(NeuralSolver(), GridSolver(AdamsBashforth(2), 6, UNIFORM), 20))
     assert all(_keeps_its_restriction(NeuralSolver().to_ns(parameters, CondOT(), 1.0)) for parameters in run)
     assert bool((run[-1] != run[0]).all())
 
 
-def test_bns_does_not_keep_the_restriction_of_the_neural_solver() -> None:
-    """The restriction is one: the same run with all of theta free leaves it at once."""
+def test_bns_leaves_the_restriction_of_neural_solver() -> None:
+    """With all of theta free, the same run violates the restriction at once, so it is a real one."""
     *_, last = adam_run(BNS(), GridSolver(AdamsBashforth(2), 6, UNIFORM), 2)
     assert not _keeps_its_restriction(BNS().to_ns(last, CondOT(), 1.0))
 
 
 def test_neural_solver_integrates_a_constant_velocity_exactly() -> None:
-    """Whatever is learned: that is what the weights' sums are for."""
+    """The constraint on the sums of the weights guarantees this for any parameters."""
     field, x0 = FunctionField(lambda x, t: torch.full_like(x, 3.0), CondOT()), noise(4, 2)
     theta = NeuralSolver().to_ns(noise(15, seed=2), CondOT(), 1.0)
     assert relative_error(theta.sample(field, x0), x0 + 3) < 1e-13
 
 
-def test_neural_solver_steps_as_its_formula_says() -> None:
+def test_neural_solver_follows_its_formula() -> None:
     """x_{i+1} = x_i + (t_{i+1} - t_i) sum_j c_ij u_j written out for n = 2: p = (l_0, l_1, c_10), c_11 = 1 - c_10."""
     field, x0 = nonlinear_field(CondOT()), noise(3, 2)
     parameters = torch.tensor([0.0, 0.0, -0.3], dtype=torch.float64)
@@ -422,15 +430,15 @@ def test_neural_solver_steps_as_its_formula_says() -> None:
     assert relative_error(NeuralSolver().to_ns(parameters, CondOT(), 1.0).sample(field, x0), expected) < 1e-14
 
 
-def test_neural_solver_knows_adams_bashforth_by_its_weights() -> None:
+def test_neural_solver_represents_adams_bashforth_by_its_weights() -> None:
     """AB2 on a uniform grid is (3, -1)/2: c_{i,i-1} = -1/2, and no older velocity is used."""
     parameters = NeuralSolver().start(GridSolver(AdamsBashforth(2), 4, UNIFORM), CondOT())
     assert parameters.tolist() == pytest.approx([0, 0, 0, 0, -0.5, 0, -0.5, 0, 0, -0.5])
 
 
 @pytest.mark.parametrize("fixed", [RK4(), Heun(), DDIM()], ids=lambda fixed: fixed.label)
-def test_neural_solver_refuses_a_start_outside_its_restriction(fixed: Family) -> None:
-    """Refused and not approximated: a start that is not the solver would be another experiment."""
+def test_neural_solver_rejects_a_start_outside_its_restriction(fixed: Family) -> None:
+    """An approximation would start from a different solver, which would be another experiment."""
     with pytest.raises(
         ValueError,
         match=rf"NeuralSolver cannot equal {fixed.label}: its times rise strictly.*; "
@@ -443,13 +451,13 @@ def test_neural_solver_refuses_a_start_outside_its_restriction(fixed: Family) ->
 
 
 def _update_rules(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Times and weights (c, d) of a solver that uses every state and velocity before it."""
+    """Times and weights (c, d) of a solver that uses all previous states and velocities."""
     c, d = (0.6 * noise(n, n, seed=seed).tril() for seed in (0, 1))
     return torch.linspace(0.0, 0.9, n, dtype=torch.float64), c, d
 
 
 def _over_all_states(field: FunctionField, x0: Tensor, times: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """BNS eq. 10 itself: x_{i+1} = X_i c_i + U_i d_i, with all states and velocities kept."""
+    """BNS eq. 10 itself: x_{i+1} = X_i c_i + U_i d_i, keeping all states and velocities."""
     states, velocities = [x0], []
     for i, t in enumerate(times):
         velocities.append(field(states[i], t))
@@ -459,7 +467,7 @@ def _over_all_states(field: FunctionField, x0: Tensor, times: Tensor, c: Tensor,
 
 
 def _printed_eq_32(c: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. 32 as printed, in the paper's indices: (a_k, b_k) make x_{k+1}, and (c_k)_j stands beside a_j."""
+    """Eq. 32 as printed, in the paper's indices: (a_k, b_k) give x_{k+1}, and (c_k)_j multiplies a_j."""
     n = len(c)
     a, b = torch.zeros(n, dtype=c.dtype), torch.zeros(n, n, dtype=c.dtype)
     for k in range(n):
@@ -470,35 +478,35 @@ def _printed_eq_32(c: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([torch.ones(1, dtype=a.dtype), a]), torch.cat([torch.zeros(1, n, dtype=b.dtype), b])
 
 
-def test_the_mended_reduction_is_the_solver_over_all_states() -> None:
+def test_the_corrected_reduction_equals_the_solver_over_all_states() -> None:
     """Proposition 3.1 on a nonlinear field: (c, d) over all states and the reduced (a, b) give the same sample."""
     field, x0 = nonlinear_field(CondOT()), noise(4, 3)
     times, c, d = _update_rules(5)
     a, b = reduce_update_rules(c, d, torch.ones(1, dtype=torch.float64))
-    found = NSSolver(times, a, b).sample(field, x0)
-    assert relative_error(found, _over_all_states(field, x0, times, c, d)) < 1e-13
+    sample = NSSolver(times, a, b).sample(field, x0)
+    assert relative_error(sample, _over_all_states(field, x0, times, c, d)) < 1e-13
 
 
-def test_the_printed_reduction_is_another_solver() -> None:
-    """Eq. 32 as printed pairs the weight of x_j with that of x_{j+1}, and its sample is far off; its b is right."""
+def test_the_printed_reduction_is_a_different_solver() -> None:
+    """Eq. 32 as printed pairs the weight of x_j with that of x_{j+1}: its sample is far off, but its b is right."""
     field, x0 = nonlinear_field(CondOT()), noise(4, 3)
     times, c, d = _update_rules(5)
     a, b = _printed_eq_32(c, d)
-    found = NSSolver(times, a, b).sample(field, x0)
-    assert relative_error(found, _over_all_states(field, x0, times, c, d)) > 0.1
+    sample = NSSolver(times, a, b).sample(field, x0)
+    assert relative_error(sample, _over_all_states(field, x0, times, c, d)) > 0.1
     torch.testing.assert_close(b, reduce_update_rules(c, d, torch.ones(1, dtype=torch.float64))[1])
 
 
-def test_the_first_states_scale_passes_through_the_reduction() -> None:
-    """On paths that start from sigma(t_min) x0 with sigma < 1, a is that much smaller and b the same."""
+def test_the_reduction_scales_a_with_the_first_state() -> None:
+    """On paths that start from sigma(t_min) x0 with sigma < 1, a is scaled by sigma and b is unchanged."""
     _, c, d = _update_rules(4)
-    whole, half = (reduce_update_rules(c, d, torch.tensor([scale], dtype=torch.float64)) for scale in (1.0, 0.5))
-    torch.testing.assert_close(half[0], 0.5 * whole[0])
-    torch.testing.assert_close(half[1], whole[1])
+    unit, half = (reduce_update_rules(c, d, torch.tensor([scale], dtype=torch.float64)) for scale in (1.0, 0.5))
+    torch.testing.assert_close(half[0], 0.5 * unit[0])
+    torch.testing.assert_close(half[1], unit[1])
 
 
-def test_a_start_may_ask_twice_at_one_time() -> None:
-    """RK4's middle stages share a time: times over all states are free, as BNS's are, and its weights exact."""
+def test_a_start_may_query_the_same_time_twice() -> None:
+    """RK4's middle stages share a time: times are free, as in BNS, so its weights are represented exactly."""
     field, x0, solver = nonlinear_field(CondOT()), noise(4, 3), GridSolver(RK4(), 8, WARPED)
     learned = OverparametrisedBNS()
     theta = learned.to_ns(learned.start(solver, CondOT()), CondOT(), 1.0)
@@ -508,14 +516,14 @@ def test_a_start_may_ask_twice_at_one_time() -> None:
 @pytest.mark.parametrize(
     ("learned", "fixed"), [(LD3("heun"), Heun()), (OverparametrisedBNS(), RK4())], ids=["LD3", "BNS (c, d)"]
 )
-def test_a_start_that_asks_where_the_velocity_is_infinite_is_refused(learned: LearnableFamily, fixed: Family) -> None:
-    """On VP at t=1: said when the run begins, not at its first step."""
+def test_a_start_that_queries_an_infinite_velocity_is_rejected(learned: LearnableFamily, fixed: Family) -> None:
+    """On VP at t=1: the error is raised by ``start`` and not at the first iteration."""
     with pytest.raises(ValueError, match="the velocity of the vp scheduler is infinite at t=1; use a solver that"):
         learned.start(GridSolver(fixed, 4, UNIFORM), VP())
 
 
-def test_a_start_that_begins_elsewhere_is_refused() -> None:
-    """The first time and state are not learned: EDM's grid begins on CondOT at noise level 80, from (80/81) x0."""
+def test_a_start_with_an_unusual_beginning_is_rejected() -> None:
+    """The first time and state are not learned: on CondOT EDM's grid begins at noise level 80, from (80/81) x0."""
     solver = GridSolver(Euler(), 3, Grid("edm"))
     with pytest.raises(
         ValueError, match=r"BNS \(c, d\) starts at t=0 from 1 x0, this solver at t=0\.0123457 from 0\.98"
@@ -523,17 +531,17 @@ def test_a_start_that_begins_elsewhere_is_refused() -> None:
         OverparametrisedBNS().start(solver, CondOT())
 
 
-def test_a_start_over_all_states_is_the_textbooks_step() -> None:
-    """Euler is c_ii = 1, d_ii = h and nothing else: x_{i+1} = x_i + h u_i."""
+def test_an_euler_start_over_all_states_has_the_textbook_coefficients() -> None:
+    """Euler is c_ii = 1 and d_ii = h, with all other weights zero: x_{i+1} = x_i + h u_i."""
     parameters = OverparametrisedBNS().start(GridSolver(Euler(), 3, UNIFORM), CondOT())
     identity = [1.0, 0.0, 1.0, 0.0, 0.0, 1.0]
     assert parameters.tolist() == pytest.approx([1 / 3, 2 / 3, *identity, *(entry / 3 for entry in identity)])
 
 
-def test_only_as_many_directions_matter_as_bns_has_numbers() -> None:
-    """The Jacobian of theta has rank n(n+5)/2 - 1: the other n(n-1)/2 numbers describe the same solvers again."""
+def test_only_as_many_directions_matter_as_bns_has_parameters() -> None:
+    """The Jacobian of theta has rank n(n+5)/2 - 1; the other n(n-1)/2 directions do not change the solver."""
     n = 4
-    parameters = somewhere(OverparametrisedBNS(), AdamsBashforth(2), n)
+    parameters = generic_parameters(OverparametrisedBNS(), AdamsBashforth(2), n)
     jacobian = torch.autograd.functional.jacobian(
         lambda p: OverparametrisedBNS().to_ns(p, CondOT(), 1.0).flat(), parameters
     )

@@ -1,4 +1,4 @@
-"""Euler with a time shift: the sampler of large flow models, and what is refused."""
+"""Euler with a time shift: equivalence to diffusers' flow sampler, composition, and rejected shifts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from solvers.schedulers import CondOT
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_shifted_euler_is_the_public_flow_sampler(shift: float) -> None:
-    """diffusers' FlowMatchEuler with the same shift, stepping in float32."""
+def test_shifted_euler_matches_diffusers_flow_sampler(shift: float) -> None:
+    """diffusers' FlowMatchEuler with the same shift, which steps in float32."""
     reference = FlowMatchEulerDiscreteScheduler(shift=shift)
     reference.set_timesteps(sigmas=np.linspace(1.0, 1 / 8, 8).tolist())
     field, x0 = mixture().field(CondOT()), noise(6, 2)
@@ -28,31 +28,31 @@ def test_shifted_euler_is_the_public_flow_sampler(shift: float) -> None:
 
 
 @pytest.mark.parametrize("domain", [CondOT(), CondOT(t_min=0.2, t_max=0.9)], ids=["whole", "cut"])
-def test_on_the_uniform_grid_it_is_euler_on_the_shifted_one(domain: CondOT) -> None:
-    """One formula, once in the family and once in the grid."""
+def test_shifted_euler_on_the_uniform_grid_equals_euler_on_the_shifted_grid(domain: CondOT) -> None:
+    """The family and the grid implement the same formula."""
     family = GridSolver(ShiftedEuler(3.0), 7, UNIFORM).to_ns(domain)
     grid = GridSolver(Euler(), 7, Grid("shifted", shift=3.0)).to_ns(domain)
     torch.testing.assert_close(family.flat(), grid.flat(), rtol=0, atol=1e-14)
 
 
 def test_shifts_compose() -> None:
-    """A shift of 2 on a grid that is shifted by 3 is a shift of 6."""
+    """A shift of 2 on a grid shifted by 3 equals a shift of 6."""
     composed = GridSolver(ShiftedEuler(2.0), 7, Grid("shifted", shift=3.0)).to_ns(CondOT())
     once = GridSolver(ShiftedEuler(6.0), 7, UNIFORM).to_ns(CondOT())
     torch.testing.assert_close(composed.flat(), once.flat(), rtol=0, atol=1e-14)
 
 
 def test_the_ends_of_a_grid_are_not_shifted() -> None:
-    """EDM's grid starts after t_min, from the noise of that time; the shift moves what lies between."""
+    """EDM's grid starts after t_min, from the noise level of that time; the shift moves only inner times."""
     theta = GridSolver(ShiftedEuler(3.0), 4, Grid("edm")).to_ns(CondOT())
     assert (float(theta.times[0]), float(theta.a[0])) == pytest.approx((1 / 81, 80 / 81), rel=1e-12)
 
 
-def test_its_label_names_the_shift() -> None:
+def test_the_label_contains_the_shift() -> None:
     assert ShiftedEuler(1.5).label == "Euler shift=1.5"
 
 
 @pytest.mark.parametrize("shift", [0.0, -1.0, float("inf"), float("nan")])
-def test_a_shift_that_is_not_positive_is_refused(shift: float) -> None:
+def test_a_shift_that_is_not_positive_is_rejected(shift: float) -> None:
     with pytest.raises(ValueError, match=f"shifted_euler's shift must be positive and finite, got {shift}"):
         ShiftedEuler(shift)

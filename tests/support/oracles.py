@@ -1,4 +1,4 @@
-"""What the tests of the solvers measure against: exact velocities, a fine integrator, and every plugin there is."""
+"""Reference values for the solver tests: exact velocities, a fine integrator, and lists of every plugin."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from solvers.families.base import Family, LearnableFamily
 from solvers.field import FunctionField, VelocityField
 from solvers.schedulers.base import PathPoint, Scheduler, as_time
 
-#: Options to try of families that have some, by module name; every other family is tried as it comes.
+#: Options to test for families that take options, by module name; every other family is tested with its defaults.
 FAMILY_OPTIONS: dict[str, list[dict[str, Any]]] = {
     "adams_bashforth": [{"steps_back": 2}, {"steps_back": 3}, {"steps_back": 4}],
     "deis": [{"degree": 1}, {"degree": 2}, {"degree": 3}],
-    # One stage and one prediction are DDIM; two families with the same numbers would be one row of a table.
+    # steps_back=1 and order=1 are left out: both are DDIM, and no two families under test may have equal coefficients.
     "exponential_multistep": [
         {"steps_back": count, "prediction": prediction} for count in (2, 3) for prediction in ("epsilon", "sample")
     ],
@@ -54,7 +54,7 @@ def _plugins(package: Any, attribute: str) -> Iterator[tuple[str, Any]]:
 
 
 def fixed_families() -> list[Family]:
-    """Every family that is not learned, once for each of its options."""
+    """Every family that is not learned, once per set of options to test."""
     return [
         plugin(**options)
         for name, plugin in _plugins(solvers.families, "FAMILY")
@@ -64,7 +64,7 @@ def fixed_families() -> list[Family]:
 
 
 def learnable_families() -> list[LearnableFamily]:
-    """Every family that is learned, once for each of its options."""
+    """Every family that is learned, once per set of options to test."""
     return [
         plugin(**options)
         for name, plugin in _plugins(solvers.families, "FAMILY")
@@ -74,18 +74,18 @@ def learnable_families() -> list[LearnableFamily]:
 
 
 def learnable_starts(*, allowed: bool) -> list[tuple[LearnableFamily, Family]]:
-    """Every learnable family with each fixed one that it can start from, or with each that it refuses."""
+    """Every (learnable, fixed) pair in which the learnable family accepts the fixed one as its start, or rejects it."""
     pairs = itertools.product(learnable_families(), fixed_families())
     return [(learnable, family) for learnable, family in pairs if learnable.starts_from(family) == allowed]
 
 
-def schedulers_found() -> list[Scheduler]:
-    """Every scheduler, with its default settings."""
+def all_schedulers() -> list[Scheduler]:
+    """Every scheduler with its default settings."""
     return [plugin() for _, plugin in _plugins(solvers.schedulers, "SCHEDULER")]
 
 
 def affordable_nfe(family: Family, at_least: int) -> int:
-    """The first number of evaluations from ``at_least`` on that the family can spend."""
+    """The smallest NFE from ``at_least`` on that the family accepts."""
     for nfe in range(at_least, at_least + 16):
         try:
             family.steps(nfe)
@@ -96,13 +96,13 @@ def affordable_nfe(family: Family, at_least: int) -> int:
 
 
 def inside(scheduler: Scheduler, count: int = 9) -> Tensor:
-    """Times spread over the open domain, 2 % away from its ends."""
+    """Evenly spaced times in the open domain, 2 % away from its ends."""
     margin = 0.02 * (scheduler.t_max - scheduler.t_min)
     return torch.linspace(scheduler.t_min + margin, scheduler.t_max - margin, count, dtype=torch.float64)
 
 
 def nonlinear_field(scheduler: Scheduler) -> FunctionField:
-    """A smooth field with nothing special about it: nonlinear in x, time-dependent, coupling the coordinates."""
+    """A smooth generic field: nonlinear in x, time-dependent, with coupled coordinates."""
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         t = t.to(x.dtype)
@@ -117,7 +117,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class GaussianMixture:
-    """Data whose posterior means, and so whose velocity under any scheduler, are known in closed form.
+    """Mixture data with closed-form posterior means, hence an exact velocity under any scheduler.
 
     Attributes:
         weights: Shape (K,), summing to 1.
@@ -130,7 +130,7 @@ class GaussianMixture:
     stds: Tensor
 
     def endpoints(self, x: Tensor, point: PathPoint) -> tuple[Tensor, Tensor]:
-        """(E[x1 | x_t], E[eps | x_t]) for x of shape (B, d), without a division by alpha or sigma."""
+        """(E[x1 | x_t], E[eps | x_t]) for x of shape (B, d), computed without dividing by alpha or sigma."""
         variance = point.alpha**2 * self.stds**2 + point.sigma**2
         offset = x[:, None, :] - point.alpha * self.means
         logits = self.weights.log() - 0.5 * x.shape[-1] * variance.log() - offset.square().sum(-1) / (2 * variance)
@@ -148,7 +148,7 @@ class GaussianMixture:
         return FunctionField(lambda x, t: self.velocity(x, scheduler(t)), scheduler)
 
     def network(self, prediction: str, scheduler: Scheduler) -> Callable[[Tensor, Tensor], Tensor]:
-        """A perfectly trained network of the given prediction."""
+        """A perfectly trained network for the given prediction type."""
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             point = scheduler(t)
@@ -164,7 +164,7 @@ class GaussianMixture:
 
 
 def mixture() -> GaussianMixture:
-    """Three components in two dimensions."""
+    """A mixture of three components in two dimensions."""
     return GaussianMixture(
         weights=torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64),
         means=torch.tensor([[1.0, 0.5], [-1.0, 0.3], [0.2, -1.2]], dtype=torch.float64),
@@ -173,7 +173,7 @@ def mixture() -> GaussianMixture:
 
 
 def gaussian(mean: tuple[float, ...] = (0.7, -0.4), std: float = 0.5) -> GaussianMixture:
-    """One component: its flow is x1 = mean + std * x0 under every path that starts at snr = 0."""
+    """A single Gaussian, whose flow is x1 = mean + std * x0 under every path that starts at snr = 0."""
     return GaussianMixture(
         weights=torch.ones(1, dtype=torch.float64),
         means=torch.tensor([mean], dtype=torch.float64),
@@ -182,7 +182,7 @@ def gaussian(mean: tuple[float, ...] = (0.7, -0.4), std: float = 0.5) -> Gaussia
 
 
 def fine_rk4(field: VelocityField, x: Tensor, first: float, last: float, steps: int) -> Tensor:
-    """dx/dt = u_t(x) from ``first`` to ``last``: a plain integrator that shares no code with the families."""
+    """Integrate dx/dt = u_t(x) from ``first`` to ``last`` with plain RK4, which shares no code with the families."""
     times = torch.linspace(first, last, steps + 1, dtype=torch.float64)
     for t, t_next in itertools.pairwise(times):
         h = t_next - t
@@ -195,10 +195,10 @@ def fine_rk4(field: VelocityField, x: Tensor, first: float, last: float, steps: 
 
 
 def central_difference(function: Callable[[Tensor], Tensor], at: float, h: float = 1e-5) -> Tensor:
-    """Derivative of a scalar's function, to about 1e-10 for functions of unit size."""
+    """Derivative of a function of a scalar, accurate to about 1e-10 for functions of unit size."""
     return (function(as_time(at + h)) - function(as_time(at - h))) / (2 * h)
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Largest deviation in units of the largest expected value (or of 1, where that is larger)."""
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1.0))
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest deviation relative to the largest expected magnitude (or to 1 if that is larger)."""
+    return float((actual - expected).abs().max() / expected.abs().max().clamp_min(1.0))

@@ -189,7 +189,7 @@ def test_a_pair_that_kills_its_host_is_set_aside_and_all_others_are_made(tmp_pat
     assert process.returncode == 2, output
     assert re.search(
         r"error: 1 of 4 shards of \S+ could not be made \(shards 2\): make_shard\(shard=2\) failed 3 times and is set "
-        r"aside; the last time: Actor\w+Error.*; the others are kept, run the same command again",
+        r"aside; the last time: Actor\w+Error.*; the other shards are kept; run the same command again",
         output,
         re.DOTALL,
     ), output
@@ -239,7 +239,7 @@ def test_ctrl_c_ends_a_sweep_and_the_same_command_goes_on(undisturbed: Place, tm
             time.sleep(0.5)
         output = process.communicate(timeout=60)[0]
         assert process.returncode == 130, output
-        assert output.rstrip().endswith("interrupted; the same command goes on from here"), output
+        assert output.rstrip().endswith("interrupted; run the same command again to resume"), output
         assert "Traceback" not in output, output
         psutil.wait_procs(children, timeout=30)
         assert not [child for child in children if child.is_running()], "nothing goes on in the background"

@@ -1,1 +1,1 @@
-"""Recognisers: what was understood of sound."""
+"""Speech recogniser plugins: from sound to words."""

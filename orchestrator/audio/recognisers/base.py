@@ -1,4 +1,4 @@
-"""What a recogniser of speech is: from sound to the words understood."""
+"""Interface of speech recognisers, which turn sound into words."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from orchestrator.audio.mel import FloatArray
 
 
 class Recogniser(Listener):
-    """Understands words."""
+    """A listener that transcribes speech."""
 
     @abstractmethod
     def transcribe(self, waves: Sequence[FloatArray], rate: int) -> list[str]:
-        """What is understood of each wave, each as if it were alone; "" where there is nothing to be heard.
+        """Transcribe each wave independently of the others; "" for a wave without sound.
 
         Args:
             waves: One-dimensional, float32, finite, nominally in [-1, 1].
-            rate: Their samples a second.
+            rate: Their samples per second.
         """
 
     def words(self, text: str) -> list[str]:
-        """The words of a text, said or heard, so that only what is spoken differs: small letters, no punctuation."""
+        """Split a reference or transcribed text into words to be compared: lower case, without punctuation."""
         return re.sub(r"[^\w\s']|_", " ", text.lower()).split()

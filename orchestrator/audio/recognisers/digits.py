@@ -1,4 +1,4 @@
-"""``digits``: English digits, by the small recogniser that the project trained on real recordings."""
+"""``digits``: English digits, recognised by a small network that the project trained on real recordings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.audio.recognisers.base import Recogniser
 
 @dataclass(frozen=True)
 class Digits(Recogniser):
-    """The project's own recogniser of spoken digits, which understands nothing else; its weights travel along."""
+    """The project's own recogniser of spoken English digits only; its weights ship with the package."""
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""``whisper``: Whisper (Radford et al. 2022), by which BNS appendix D.5 measures word error rates."""
+"""``whisper``: Whisper (Radford et al. 2022), with which BNS appendix D.5 measures word error rates."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from orchestrator.weights.pretrained import Pretrained
 
 @dataclass(frozen=True)
 class Whisper(Pretrained, Recogniser):
-    """Whisper in the format of transformers, decoding greedily; sound of more than 30 s is heard in parts.
+    """Whisper in the transformers format, decoded greedily; sound longer than 30 s is transcribed in parts.
 
     Attributes:
-        weights: A folder as ``save_pretrained`` wrote it, or a hub id whose files are in the local cache.
-        language: What is spoken; models of English alone need none.
-        normaliser: What texts are compared after: Whisper's own for English ("english": spelling, contractions, numbers
-            as figures) or for any language ("basic": case and punctuation); "digits": as "english", with numbers taken
-            apart into single figures, since "one two" may be understood as "1, 2" and as "12".
+        weights: A folder written by ``save_pretrained``, or a hub id whose files are in the local cache.
+        language: The spoken language; ignored by English-only models.
+        normaliser: Normalisation applied to texts before they are compared. "english" and "basic" are Whisper's own,
+            for English (spelling, contractions, numbers as figures) and for any language (case and punctuation).
+            "digits" is "english" with numbers split into single figures, since "one two" may be transcribed as "1, 2"
+            or as "12".
     """
 
     ARCHITECTURE, PROCESSOR = "WhisperForConditionalGeneration", "WhisperProcessor"
@@ -58,16 +59,16 @@ class Whisper(Pretrained, Recogniser):
             truncation=False,
             padding="longest" if long else "max_length",
         )
-        # Models of English alone refuse to be told the language.
+        # English-only models reject a language argument.
         multilingual = getattr(net.generation_config, "is_multilingual", False)
-        told = {"language": self.language, "task": "transcribe"} if multilingual else {}
+        language = {"language": self.language, "task": "transcribe"} if multilingual else {}
         tokens = net.generate(
             inputs.input_features.to(net.device, net.dtype),
             attention_mask=inputs.attention_mask.to(net.device),
             return_timestamps=long,
             do_sample=False,
             num_beams=1,
-            **told,
+            **language,
         )
         return str(processor.batch_decode(tokens, skip_special_tokens=True)[0]).strip()
 
@@ -76,12 +77,12 @@ class Whisper(Pretrained, Recogniser):
 
         if self.normaliser == "basic":
             return str(BasicTextNormalizer()(text)).split()
-        # British to American; not every model's folder has the table.
+        # The table of British to American spellings is missing from some model folders.
         spellings = getattr(self.loaded()[0].tokenizer, "english_spelling_normalizer", None) or {}
         words = str(EnglishTextNormalizer(spellings)(text)).split()
         if self.normaliser == "english":
             return words
-        # A lone "1" is left as "one" by that normaliser, for "one day".
+        # That normaliser leaves a lone "one" spelled out, because of phrases such as "one day".
         return [part for word in words for part in ("1" if word == "one" else word if word.isdigit() else [word])]
 
 

@@ -1,1 +1,1 @@
-"""Speaker encoders: whose voice it is, as a vector."""
+"""Speaker encoder plugins: from sound to a vector that identifies the voice."""

@@ -1,4 +1,4 @@
-"""What a speaker encoder is: a frozen network that maps sound to a direction that is the voice's."""
+"""Interface of speaker encoders: frozen networks that map sound to a unit vector identifying the voice."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from orchestrator.audio.mel import FloatArray
 
 
 class SpeakerEncoder(Listener):
-    """Voices as vectors of length 1."""
+    """A listener that embeds voices as vectors of length 1."""
 
     @abstractmethod
     def embed(self, waves: Sequence[FloatArray], rate: int) -> Tensor:
-        """The voice of each wave, shape (B, D), float32 on the CPU, of Euclidean length 1; each as if it were alone.
+        """Embed each wave independently of the others: shape (B, D), float32 on the CPU, of Euclidean length 1.
 
-        A wave in which nothing can be heard (empty, silent, or with a value that is not finite) has NaN for a voice:
-        nobody's, and never averaged away.
+        A wave without sound (empty, silent, or with a value that is not finite) gets NaN, which an average cannot
+        hide.
 
         Args:
             waves: One-dimensional, float32, nominally in [-1, 1].
-            rate: Their samples a second.
+            rate: Their samples per second.
         """

@@ -1,4 +1,4 @@
-"""``digits_speakers``: the six speakers of the spoken digits, told apart by a small network of the project's own."""
+"""``digits_speakers``: a small network of the project that distinguishes the six speakers of the spoken digits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DIM = 64
 
 
 class SpeakerNet(nn.Module):
-    """Convolutions over time, mean and deviation over all frames (Snyder et al. 2018), and a direction."""
+    """Convolutions over time, then mean and deviation over all frames (Snyder et al. 2018), then a unit vector."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,30 +37,30 @@ class SpeakerNet(nn.Module):
         self.speakers = nn.Linear(DIM, SPEAKERS, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Directions, (B, DIM), of normalised log-mel amplitudes (B, MELS, frames), float32."""
+        """Unit vectors, (B, DIM), of normalised log-mel amplitudes, (B, MELS, frames), float32."""
         frames = self.frames(features)
         pooled = torch.cat([frames.mean(dim=2), (frames.var(dim=2, correction=0) + 1e-5).sqrt()], dim=1)
         return nn.functional.normalize(self.voice(pooled), dim=1)
 
     def cosines(self, directions: Tensor) -> Tensor:
-        """Of each direction to that of each speaker, (B, SPEAKERS)."""
+        """Cosine of each direction to each speaker's, (B, SPEAKERS)."""
         return directions @ nn.functional.normalize(self.speakers.weight, dim=1).T
 
 
 @cache
 def encoder() -> tuple[SpeakerNet, dict[str, Any]]:
-    """The shipped network, frozen, and what its file says of it."""
+    """The shipped network, frozen, and the facts in its file's metadata."""
     return load_shipped(SpeakerNet(), WEIGHTS, METADATA_KEY)
 
 
 @dataclass(frozen=True)
 class DigitsSpeakers(SpeakerEncoder):
-    """A small encoder that knows the six speakers of the spoken digits, and nobody else.
+    """A small encoder trained on the six speakers of the spoken digits, and valid for those only.
 
-    Trained by the project on recordings, vocoded and not, of the training split; its weights travel with the package.
-    It tells those six apart, on recordings of the very sessions it was trained on: rooms and microphones may help it
-    as much as voices do, and its perfect score on the test split says no more. Of other voices it says which of the
-    six they are like, which is no measure of anything.
+    Trained by the project on recordings, vocoded and not, of the training split; its weights ship with the package.
+    The test recordings come from the sessions it was trained on, so rooms and microphones may identify a speaker as
+    much as the voice does; its perfect score on the test split shows no more than that. For any other voice it only
+    says which of the six is nearest, which measures nothing.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""``wavlm``: WavLM-TDCNN (Chen et al. 2022), by which BNS appendix D.5 measures speaker similarity."""
+"""``wavlm``: WavLM-TDCNN (Chen et al. 2022), with which BNS appendix D.5 measures speaker similarity."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from orchestrator.weights.pretrained import Pretrained
 
 @dataclass(frozen=True)
 class WavLM(Pretrained, SpeakerEncoder):
-    """WavLM with its x-vector head, in the format of transformers.
+    """WavLM with its x-vector head, in the transformers format.
 
     Attributes:
-        weights: A folder as ``save_pretrained`` wrote it, or a hub id whose files are in the local cache.
+        weights: A folder written by ``save_pretrained``, or a hub id whose files are in the local cache.
     """
 
     ARCHITECTURE, PROCESSOR = "WavLMForXVector", "Wav2Vec2FeatureExtractor"
@@ -35,13 +35,13 @@ class WavLM(Pretrained, SpeakerEncoder):
     def embed(self, waves: Sequence[FloatArray], rate: int) -> Tensor:
         extractor, net = self.loaded()
         voices = torch.full((len(waves), net.config.xvector_output_dim), torch.nan)
-        # One by one: padding would be heard, and a sample's number is its own.
+        # One by one: padding would change the embedding, and a sample's value must not depend on its batch.
         for voice, wave in zip(voices, waves, strict=True):
             if audible(wave):
                 heard = resampled(wave, rate, extractor.sampling_rate)
                 inputs = extractor(heard, sampling_rate=extractor.sampling_rate, return_tensors="pt")
-                found = net(inputs.input_values.to(net.device, net.dtype)).embeddings[0]
-                voice[:] = torch.nn.functional.normalize(found.float(), dim=0).cpu()
+                embedding = net(inputs.input_values.to(net.device, net.dtype)).embeddings[0]
+                voice[:] = torch.nn.functional.normalize(embedding.float(), dim=0).cpu()
         return voices
 
 

@@ -2,7 +2,7 @@
 
 Ray's own validation finds misspelt keys and a head type that does not exist. It accepts a file whose dashboard listens
 on every interface, whose nodes install another version of Ray, whose GPU workers name no GPU, or whose worker limits
-contradict each other. Such a file costs money or opens the cluster before anybody notices, so those are found here.
+contradict each other. Such mistakes cost money or expose the cluster before they are noticed, so they are checked here.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ __all__ = ["PLACEHOLDER", "Demand", "Problem", "check_cluster_file"]
 
 
 def check_cluster_file(path: str | Path, *, demands: Sequence[Demand] = (), for_launch: bool = False) -> list[Problem]:
-    """Returns what is wrong with a cluster file; an empty list if nothing was found.
+    """Return the problems of a cluster file; an empty list if there are none.
 
     Args:
-        path: The YAML file that ``ray up`` would be given.
-        demands: What the experiments that will run there ask for.
-        for_launch: Also report what a file may lack until the day it is used: values still to be filled in, and
-            mounted files that are not on this machine.
+        path: The YAML file for ``ray up``.
+        demands: Resources of the experiments that will run there.
+        for_launch: Also report what matters only at launch: placeholders that are not filled in, and mounted files
+            that do not exist on this machine.
 
-    Nothing is asked of a cloud, so a mistyped instance type, image or security group is not found.
+    No cloud is called, so a mistyped instance type, image or security group goes unnoticed.
     """
     path = Path(path)
     raw = load(path)
     if isinstance(raw, Problem):
         return [raw]
 
-    # Ray makes the one node type of one's own machines itself.
+    # For the user's own machines, Ray generates the single node type itself.
     own_machines = mapping(raw.get("provider")).get("type") == "local"
     head_problems = [] if own_machines else list(head_type_problems(raw))
-    prepared, of_ray = ray_problems(raw, head_type_is_known_bad=bool(head_problems))
-    problems = head_problems + of_ray
-    # Ray's defaults decide what a key left out means. Where it could not apply them, the rest would be guesswork.
+    prepared, found_by_ray = ray_problems(raw, head_type_is_known_bad=bool(head_problems))
+    problems = head_problems + found_by_ray
+    # Ray's defaults define the meaning of omitted keys. Without them, the other checks would be guesswork.
     if prepared is not None:
         if own_machines:
             problems += own_machine_problems(raw)

@@ -1,4 +1,4 @@
-"""What is installed on the nodes and how Ray and MLflow are started there: versions, open ports, secrets."""
+"""Checks of the commands in a cluster file: installed versions, open ports, secrets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.cluster.check.reading import (
 )
 
 PLACEHOLDER = "REPLACE-ME"
-"""Stands, in the shipped file, where a value of the user's own belongs."""
+"""Placeholder in the shipped file for values that the user must fill in."""
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1", "[::1]"}
 WILDCARD = {"0.0.0.0", "::", "[::]"}
@@ -29,7 +29,7 @@ _AUTH_MODE = re.compile(r"\bRAY_AUTH_MODE=[\"']?(\w+)")
 _SECRET = re.compile(r"\b(RAY_AUTH_TOKEN|AWS_SECRET_ACCESS_KEY|AWS_SESSION_TOKEN)=[\"']?\w")
 _PIP_INSTALL = re.compile(r"\bpip3?\s+install\b([^;&|\n]*)")
 _CONSTRAINTS = re.compile(r"(?:-c|--constraint)[\s=]+\S*constraints\.txt")
-# A requirement on Ray itself: not a path such as ~/ray/x, not a package whose name begins or ends with "ray".
+# A requirement on Ray itself, not a path such as ~/ray/x or a package whose name begins or ends with "ray".
 _RAY_REQUIREMENT = re.compile(
     r"(?<![\w./~@-])ray(?P<extras>\[[^\]]*\])?(?=$|[\s'\"=<>!~@,])\s*(?P<spec>(?:===?|[<>!~]=?|@)\s*[^\s'\",]+)?"
 )
@@ -47,7 +47,7 @@ def ray_version_problems(raw: Mapping[str, Any], cluster: Mapping[str, Any], con
     if "setup_commands" not in raw:
         yield Problem(
             "setup_commands",
-            "they are missing, and Ray's own install a nightly build of another version",
+            "they are missing, so Ray's defaults would install a nightly build of another version",
             f"Install ray[default]=={installed} in setup_commands",
         )
     else:
@@ -55,12 +55,12 @@ def ray_version_problems(raw: Mapping[str, Any], cluster: Mapping[str, Any], con
             for command in commands:
                 yield from _requirement_problems(where, command, installed, constrained)
 
-    # What no command names must at least be held by the constraints.
+    # If no command names a version of Ray, the constraints file must pin it.
     for where, commands in node_setups(cluster):
         installs = [match for command in commands for match in _PIP_INSTALL.findall(command)]
         named = any(_RAY_REQUIREMENT.search(arguments) for arguments in installs)
-        held = constrained is not None and any(_CONSTRAINTS.search(arguments) for arguments in installs)
-        if not named and not held:
+        pinned = constrained is not None and any(_CONSTRAINTS.search(arguments) for arguments in installs)
+        if not named and not pinned:
             yield Problem(where, "nothing pins the version of Ray", f"Install ray[default]=={installed}")
 
 
@@ -97,7 +97,7 @@ def _requirement_problems(where: str, command: str, installed: str, constrained:
 
 
 def _constrained_ray(constraints: Path) -> str | None:
-    """The version that a constraints file pins Ray to, or None."""
+    """The version to which a constraints file pins Ray, or None."""
     if not constraints.is_file():
         return None
     match = re.search(r"^ray(?:\[[^\]]*\])?\s*==\s*([^\s;#]+)", constraints.read_text(encoding="utf-8"), re.MULTILINE)
@@ -141,13 +141,13 @@ def start_command_problems(cluster: Mapping[str, Any]) -> Iterator[Problem]:
             if not (modes[-1] == "token" if modes else by_profile):
                 yield Problem(
                     where,
-                    "Ray is started without RAY_AUTH_MODE=token, so whoever reaches its ports can run code",
-                    "Write RAY_AUTH_MODE=token ray start …; an export in a command of its own is forgotten",
+                    "Ray is started without RAY_AUTH_MODE=token, so anyone who can reach its ports can run code",
+                    "Write RAY_AUTH_MODE=token ray start …; an export in a separate command has no effect",
                 )
 
 
 def _profile_sets_token_mode(commands: Sequence[str]) -> bool:
-    """Whether some setup command writes RAY_AUTH_MODE=token where later shells read it."""
+    """Whether a setup command writes RAY_AUTH_MODE=token to a profile that later shells read."""
     return any(
         _AUTH_MODE.findall(command)[-1:] == ["token"] and any(profile in command for profile in SHELL_PROFILES)
         for command in commands
@@ -169,7 +169,7 @@ def token_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(
                     where,
                     f"a command sets {name}: the file, its copies and the logs would hold the secret",
-                    "Mount the token as a file, and let the instance profile stand for keys",
+                    "Mount the token as a file, and use the instance profile instead of keys",
                 )
 
 
@@ -182,7 +182,7 @@ def mlflow_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
                 if host in WILDCARD:
                     yield Problem(
                         where,
-                        f"the MLflow server, which asks for no password, listens on {host}",
+                        f"the MLflow server, which requires no password, listens on {host}",
                         "Bind it to the head's private address or to 127.0.0.1",
                     )
                 elif host not in LOOPBACK and "--allowed-hosts" not in command:

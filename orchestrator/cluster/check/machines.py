@@ -1,4 +1,4 @@
-"""How many machines there may be, and what they have; and whether that is enough for what is to run there."""
+"""Checks of the machines in a cluster file: their number, their resources, and whether experiments fit on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AWS_GPU_INSTANCE = re.compile(r"(?:p|g|gr)\d[\w-]*\.")
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """What one experiment asks of a cluster: all of its hosts, and one trial beside them."""
+    """Resources that one experiment needs of a cluster: all of its hosts, and one trial beside them."""
 
     name: str
     hosts: int
@@ -28,7 +28,7 @@ class Demand:
 def worker_limit_problems(cluster: Mapping[str, Any]) -> Iterator[Problem]:
     limit = cluster.get("max_workers")
     if not is_whole(limit):
-        return  # the schema has said so
+        return  # reported by the schema check
     total = 0
     for name, node_type in worker_types(cluster):
         where = f"available_node_types.{name}"
@@ -59,14 +59,14 @@ def resource_problems(cluster: Mapping[str, Any]) -> Iterator[Problem]:
     head = mapping(mapping(cluster.get("available_node_types")).get(head_name))
     head_cpus = mapping(head.get("resources")).get("CPU")
     if head and head_cpus != 0:
-        found = (
+        declaration = (
             "does not declare CPU, so all of its cores are advertised"
             if head_cpus is None
             else f"advertises CPU {head_cpus}"
         )
         yield Problem(
             f"available_node_types.{head_name}.resources",
-            f"the head {found}, and trials would run beside the scheduler",
+            f"the head {declaration}, so trials would run beside the scheduler",
             "Declare CPU: 0",
         )
 
@@ -96,26 +96,26 @@ def resource_problems(cluster: Mapping[str, Any]) -> Iterator[Problem]:
     if not any_gpu:
         yield Problem(
             "available_node_types",
-            "no worker type declares a GPU, so hosts that ask for one wait for ever",
+            "no worker type declares a GPU, so hosts that request one would wait forever",
             "Add a worker type with GPU in its resources",
         )
 
 
 def own_machine_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    """For machines that are there anyway: all of them work, and the head does not."""
+    """Checks for the user's own machines: all of them are workers, and the head runs no trials."""
     workers = strings(mapping(raw.get("provider")).get("worker_ips"))
     for key in ("min_workers", "max_workers"):
-        # Ray takes every machine where the key is left out.
+        # Ray uses every machine if the key is omitted.
         if key in raw and raw[key] != len(workers):
-            yield Problem(key, f"it is {raw[key]}, and there are {len(workers)} worker_ips", "Give it their number")
+            yield Problem(key, f"it is {raw[key]}, but there are {len(workers)} worker_ips", "Set it to their number")
     if len(set(workers)) < len(workers):
-        yield Problem("provider.worker_ips", "an address is there twice", "Name each machine once")
+        yield Problem("provider.worker_ips", "an address is listed twice", "List each machine once")
     starts = [command for command in strings(raw.get("head_start_ray_commands")) if RAY_START.search(command)]
     if starts and not any(re.search(r"--num-cpus[=\s]+0\b", command) for command in starts):
         yield Problem(
             "head_start_ray_commands",
-            "the head advertises its cores, and trials would run beside the scheduler",
-            "Give `ray start --head` --num-cpus=0",
+            "the head advertises its cores, so trials would run beside the scheduler",
+            "Add --num-cpus=0 to `ray start --head`",
         )
 
 
@@ -123,29 +123,29 @@ def idle_timeout_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     if "idle_timeout_minutes" not in raw:
         yield Problem(
             "idle_timeout_minutes",
-            "it is not set, and how long idle workers are paid for is left to Ray's default",
+            "it is not set, so Ray's default decides how long idle workers are paid for",
             "Set it, for example to 10",
         )
 
 
 def demand_problems(cluster: Mapping[str, Any], demands: Sequence[Demand]) -> Iterator[Problem]:
-    """A host must fit on one node, and all hosts and a trial on as many nodes as there may ever be."""
+    """A host must fit on one node; all hosts and one trial must fit on the largest possible cluster."""
     limit = cluster.get("max_workers")
     if not is_whole(limit):
-        return  # the schema has said so
+        return  # reported by the schema check
     nodes: list[tuple[int, Mapping[str, Any]]] = []
     for _, node_type in worker_types(cluster):
         maximum = node_type.get("max_workers", limit)
         nodes.append((maximum if is_whole(maximum) else 0, mapping(node_type.get("resources"))))
     for demand in demands:
         host = {"CPU": demand.host_cpus, "GPU": demand.host_gpus}
-        asked = f"a host of {demand.host_cpus:g} CPU" + (f" and {demand.host_gpus:g} GPU" if demand.host_gpus else "")
-        # The types that hold most come first, or the cluster's limit would be used up by small ones.
+        size = f"{demand.host_cpus:g} CPU" + (f" and {demand.host_gpus:g} GPU" if demand.host_gpus else "")
+        # Types that hold the most hosts come first. Otherwise small ones would use up the cluster's limit.
         per_node = sorted(((_fitting(resources, host), count) for count, resources in nodes), reverse=True)
         if not per_node or per_node[0][0] == 0:
             yield Problem(
                 "available_node_types",
-                f"{demand.name} wants {asked}, which fits on no worker type",
+                f"{demand.name} needs hosts of {size}, which fit on no worker type",
                 "Declare a type with these resources, or lower the experiment's resources.host_cpus or host_gpus",
             )
             continue
@@ -156,7 +156,7 @@ def demand_problems(cluster: Mapping[str, Any], demands: Sequence[Demand]) -> It
         if room < demand.hosts:
             yield Problem(
                 "max_workers",
-                f"{demand.name} wants {demand.hosts} times {asked}, and the cluster never holds more than {room}",
+                f"{demand.name} needs {demand.hosts} hosts of {size}, but the cluster has room for at most {room}",
                 "Raise max_workers, the cluster's and the types', or lower the experiment's resources.hosts",
             )
         elif sum(count * float(r.get("CPU", 0)) for count, r in nodes) < demand.hosts * demand.host_cpus + (
@@ -164,12 +164,12 @@ def demand_problems(cluster: Mapping[str, Any], demands: Sequence[Demand]) -> It
         ):
             yield Problem(
                 "max_workers",
-                f"{demand.name} wants {demand.hosts} times {asked}, a trial of {demand.trial_cpus:g} CPU beside them, "
-                f"and all workers together have no core left for that",
+                f"{demand.name} needs {demand.hosts} hosts of {size} and a trial of {demand.trial_cpus:g} CPU beside "
+                "them, but all workers together have no core left for the trial",
                 "Raise the max_workers of a type with cores, or lower the experiment's resources.hosts",
             )
 
 
 def _fitting(resources: Mapping[str, Any], host: Mapping[str, float]) -> int:
-    """How many hosts a node with these resources holds."""
+    """Number of hosts that fit on a node with these resources."""
     return min(int(float(resources.get(unit, 0)) / amount + 1e-9) for unit, amount in host.items() if amount)

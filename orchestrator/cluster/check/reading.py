@@ -1,4 +1,4 @@
-"""The parts of a cluster file, whatever may be wrong with it; and what a problem is."""
+"""Access to the parts of a cluster file that may be malformed, and the :class:`Problem` type."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with a cluster file: where it is, what it is, and what to do about it."""
+    """A problem of a cluster file: where it is, what is wrong, and the remedy."""
 
     where: str
     what: str
@@ -21,7 +21,7 @@ class Problem:
 
 
 def written_commands(raw: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """The lists of commands as the file has them, each under its own name."""
+    """The lists of commands as written in the file, with their keys."""
     for key in (
         "initialization_commands",
         "setup_commands",
@@ -37,12 +37,12 @@ def written_commands(raw: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
 
 
 def node_setups(cluster: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """All that is run on each kind of node before Ray starts; Ray has put the common commands first."""
+    """The commands that run on each kind of node before Ray starts. Ray has put the common commands first."""
     common = strings(cluster.get("initialization_commands"))
     yield "head_setup_commands", common + strings(cluster.get("head_setup_commands"))
     yield "worker_setup_commands", common + strings(cluster.get("worker_setup_commands"))
     for name, node_type in worker_types(cluster):
-        if "worker_setup_commands" in node_type:  # instead of the common ones, not after them
+        if "worker_setup_commands" in node_type:  # these replace the common ones
             own = node_type.get("initialization_commands", common)
             where = f"available_node_types.{name}.worker_setup_commands"
             yield where, strings(own) + strings(node_type["worker_setup_commands"])
@@ -55,7 +55,7 @@ def worker_types(cluster: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str,
 
 
 def texts(value: Any, where: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, str]]:
-    """Every string in a loaded file, with its place; what aliases repeat (the same object) only where it is defined."""
+    """Every string in a loaded file with its path. Aliases (the same object) are visited once, at their definition."""
     seen = set() if seen is None else seen
     if isinstance(value, str):
         yield where, value
@@ -73,10 +73,12 @@ def texts(value: Any, where: str = "", seen: set[int] | None = None) -> Iterator
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
+    """``value`` if it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 
 def strings(value: Any) -> list[str]:
+    """The strings in ``value``; empty if it is not a list."""
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 

@@ -1,4 +1,4 @@
-"""Loading a cluster file, and what Ray's own validation says of it."""
+"""Loads a cluster file and runs Ray's own validation on it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from orchestrator.cluster.check.reading import Problem, mapping
 
 
 def load(path: Path) -> dict[str, Any] | Problem:
+    """The content of a cluster file, or the problem that prevents reading it."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -25,21 +26,21 @@ def load(path: Path) -> dict[str, Any] | Problem:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        return Problem(str(path), f"the file is not YAML: {reason}", "Mend the line that is named")
+        return Problem(str(path), f"the file is not YAML: {reason}", "Fix the reported line")
     if not isinstance(loaded, dict):
-        found = "empty" if loaded is None else f"a {type(loaded).__name__}"
+        kind = "empty" if loaded is None else f"a {type(loaded).__name__}"
         return Problem(
             str(path),
-            f"a cluster file is a mapping of keys to values, this one is {found}",
+            f"a cluster file is a mapping of keys to values, this one is {kind}",
             "Start from ray_cluster.yaml",
         )
     return loaded
 
 
 def ray_problems(raw: dict[str, Any], *, head_type_is_known_bad: bool) -> tuple[dict[str, Any] | None, list[Problem]]:
-    """Runs Ray's validation; returns the file with Ray's defaults filled in (None if impossible) and the problems."""
-    # Imported here and not above: importing Ray is slow and belongs in few places, and everything else in this
-    # module does without it. The two functions are private to Ray; no public one validates without calling the cloud.
+    """Run Ray's validation. Returns the file with Ray's defaults filled in (None if impossible), and the problems."""
+    # Imported here because importing Ray is slow and nothing else in this module needs it. The two functions are
+    # private to Ray, but no public one validates a file without calling the cloud.
     try:
         from jsonschema import ValidationError  # type: ignore[import-untyped]
         from ray.autoscaler._private.util import prepare_config, validate_config
@@ -50,10 +51,10 @@ def ray_problems(raw: dict[str, Any], *, head_type_is_known_bad: bool) -> tuple[
         return None, [problem]
 
     try:
-        # Ray prints warnings that hold for Docker alone, whether the file uses it or not.
+        # Ray prints warnings about Docker even if the file does not use it.
         with contextlib.redirect_stdout(io.StringIO()):
             prepared = prepare_config(raw)
-    except Exception as error:  # Ray lets whatever a malformed file provokes through: KeyError, TypeError, …
+    except Exception as error:  # Ray does not catch what a malformed file causes: KeyError, TypeError, …
         if isinstance(error, KeyError) and error.args == ("head_node_type",) and head_type_is_known_bad:
             return None, []
         what = f"the key {error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
@@ -63,7 +64,7 @@ def ray_problems(raw: dict[str, Any], *, head_type_is_known_bad: bool) -> tuple[
     except ValidationError as error:
         where = ".".join(str(part) for part in error.absolute_path) or "top level"
         return prepared, [Problem(where, error.message, _schema_remedy(error))]
-    except Exception as error:  # as above; ValueError for what the schema cannot say
+    except Exception as error:  # as above, and ValueError for rules beyond the schema
         if "head_node_type" in str(error) and head_type_is_known_bad:
             return prepared, []
         return prepared, [Problem("Ray's validation", str(error).rstrip("."), "Change the file accordingly")]

@@ -1,1 +1,1 @@
-"""Decoders, one file each: what turns the latents that a model samples into something to look at or listen to."""
+"""Decoder plugins, one module each: networks that turn a latent model's samples into images or sound."""

@@ -1,4 +1,4 @@
-"""What a decoder is: a frozen network from latents to images or sound. Plays no part in velocities or in digests."""
+"""Interface of decoders: frozen networks from latents to images or sound. They do not affect velocities or digests."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class Decoder(ABC):
-    """Turns a model's samples into what people perceive. A subclass's dataclass fields are its options."""
+    """Base class of decoders from latents to images or sound. The dataclass fields of a subclass are its options."""
 
     @abstractmethod
     def __call__(self, samples: Tensor) -> Tensor:
-        """Images in [-1, 1], (B, C, H, W), or sound, (B, channels, samples); float32.
+        """Return images in [-1, 1], (B, C, H, W), or sound, (B, channels, samples), in float32.
 
         Args:
-            samples: Latents as the model samples them, (B, \\*shape).
+            samples: Latents sampled by the model, (B, \\*shape).
         """

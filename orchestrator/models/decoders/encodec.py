@@ -1,6 +1,6 @@
-"""EnCodec's decoder (Défossez et al. 2022): sound from the continuous latents that audio models sample.
+"""The decoder of EnCodec (Défossez et al. 2022), from the continuous latents of audio models to sound.
 
-BNS section 5.4 samples such latents: those before quantisation, 128 numbers a frame.
+BNS section 5.4 samples such latents, taken before quantisation, with 128 numbers per frame.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from orchestrator.weights.frozen import freeze
 
 @dataclass
 class Encodec(Decoder):
-    """The decoder of an EnCodec model in the format of transformers.
+    """The decoder of an EnCodec model in transformers format, from latents to sound.
 
     Attributes:
-        model: Its folder, as ``save_pretrained`` wrote it, or a hub id.
-        mean, std: What the latents were normalised by: they are multiplied by ``std`` and ``mean`` is added.
+        model: Folder of the EnCodec model, written by ``save_pretrained``, or its hub id.
+        mean, std: Normalisation of the latents: before decoding they are multiplied by ``std`` and ``mean`` is added.
 
     Raises:
-        ConfigError: transformers is missing, there is no such model, or it is of another kind.
-        ValueError: A deviation that is not positive.
+        ConfigError: transformers is missing, the model cannot be loaded, or it is not an EnCodec model.
+        ValueError: ``std`` is not positive.
     """
 
     model: str
@@ -45,23 +45,23 @@ class Encodec(Decoder):
         try:
             kind = AutoConfig.from_pretrained(self.model).model_type
             if kind != "encodec":
-                raise ConfigError(f"{self.model!r} is a model of kind {kind!r}, not 'encodec'; give an EnCodec model")
+                raise ConfigError(f"{self.model!r} is a model of type {kind!r}, not 'encodec'; choose an EnCodec model")
             self.net = freeze(EncodecModel.from_pretrained(self.model))
         except (OSError, ValueError) as error:
-            where = "folder" if Path(self.model).exists() else "folder here, nor could it be fetched from the hub"
-            raise ConfigError(f"{self.model!r} is no EnCodec model {where}: {error}") from error
+            where = "folder" if Path(self.model).exists() else "folder and could not be fetched from the hub"
+            raise ConfigError(f"{self.model!r} is not an EnCodec model {where}: {error}") from error
 
     @property
     def rate(self) -> int:
-        """Samples a second of what is decoded."""
+        """Sample rate of the decoded sound in Hz."""
         return int(self.net.config.sampling_rate)
 
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Tensor:
-        """Sound, (B, channels, samples), float32, of latents (B, width, frames).
+        """Decode latents (B, width, frames) to sound, (B, channels, samples), float32.
 
         Raises:
-            ValueError: Latents of another width than the decoder's.
+            ValueError: The latents do not have the decoder's width.
         """
         width = int(self.net.config.hidden_size)
         if samples.ndim != 3 or samples.shape[1] != width:

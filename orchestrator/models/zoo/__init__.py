@@ -1,4 +1,4 @@
-"""The zoo: small frozen models that travel with the package, trained by the project on real data."""
+"""The zoo: small frozen models shipped with the package, trained by this project on real data."""
 
 from orchestrator.models.zoo.adapter import ZooModel
 

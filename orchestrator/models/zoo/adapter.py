@@ -1,4 +1,4 @@
-"""Loads a zoo model: a safetensors file whose metadata says what network it is and how it was trained."""
+"""Adapter of zoo models: safetensors files whose metadata describe the network and how it was trained."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ METADATA_KEY = "bespoke_zoo"
 
 
 def zoo_names() -> list[str]:
-    """Names of the models whose weights travel with the package."""
+    """Names of the models whose weights ship with the package."""
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 
 def weights_path(weights: str) -> Path:
-    """The file of a zoo model.
+    """The path of a zoo model's file.
 
     Raises:
-        ConfigError: There is none; the names that exist are listed.
+        ConfigError: There is no such file; the message lists the existing names.
     """
-    # Absolute: hosts run in other working directories.
+    # The path is absolute because hosts run in other working directories.
     path = Path(weights).absolute() if weights.endswith(".safetensors") else WEIGHTS / f"{weights}.safetensors"
     if not path.is_file():
         hint = plugins.did_you_mean(weights, zoo_names())
@@ -49,26 +49,26 @@ def weights_path(weights: str) -> Path:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a file says of its network, and its weights.
+    """Read the network description and the weights of a file.
 
     Raises:
-        ConfigError: It is none of a zoo model.
+        ConfigError: The file is not a zoo model.
     """
     try:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {})[METADATA_KEY])
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} is no zoo model: {error}; make one with `bespoke pretrain`") from error
+        raise ConfigError(f"{path} is not a zoo model: {error}; make one with `bespoke pretrain`") from error
     return description, tensors
 
 
 @dataclass
 class ZooModel(ModelAdapter):
-    """A model trained by ``bespoke pretrain``.
+    """A small model of the zoo, or any other model trained by ``bespoke pretrain``.
 
     Attributes:
-        weights: A name from ``bespoke list models``, or the path of a safetensors file that ``bespoke pretrain`` wrote.
+        weights: A name from ``bespoke list models``, or the path of a safetensors file written by ``bespoke pretrain``.
     """
 
     weights: str
@@ -88,17 +88,17 @@ class ZooModel(ModelAdapter):
     def check_conditioning(cls, options: dict[str, Any], dataset: Any) -> None:
         path = weights_path(options["weights"])
         architecture = _read(path)[0]["architecture"]
-        wanted = NETS[architecture["net"]].conditioning
-        speech = wanted == "spoken_digits"
+        conditioning = NETS[architecture["net"]].conditioning
+        speech = conditioning == "spoken_digits"
         if speech != isinstance(dataset, SpokenDigits):
             raise ConfigError(
-                f"model {path.stem!r} is conditioned on {'strings to be spoken' if speech else 'class labels'}, and "
-                f"{type(dataset).__name__} gives none; set conditioning.name to {wanted}"
+                f"model {path.stem!r} is conditioned on {'strings to be spoken' if speech else 'class labels'}, which "
+                f"{type(dataset).__name__} does not provide; set conditioning.name to {conditioning}"
             )
         classes = architecture.get("classes")
         if isinstance(dataset, Labels) and dataset.classes > classes:
             raise ConfigError(
-                f"conditioning draws from {dataset.classes} classes, and model {path.stem!r} knows {classes}; set "
+                f"conditioning draws from {dataset.classes} classes, but model {path.stem!r} has {classes}; set "
                 f"conditioning.options.classes to {classes}"
             )
 
@@ -106,7 +106,7 @@ class ZooModel(ModelAdapter):
         self.net = build_net(description["architecture"])
         self.net.load_state_dict(tensors)
         freeze(self.net)
-        self._own = self.net  # what knows the conditioning; ``net`` may be compiled
+        self._own = self.net  # has null_condition and condition_error; ``net`` may be compiled
         self.name = path.stem
         self.shape = tuple(description["architecture"]["shape"])
         self.prediction = description["prediction"]
@@ -125,7 +125,7 @@ class ZooModel(ModelAdapter):
         return self.net(inner, expand_time(t, inner), condition).to(x.dtype)
 
     def sound(self, samples: Tensor) -> Tensor:
-        """Waves of log-mel frames, by Griffin and Lim's algorithm."""
+        """Convert log-mel frames to waves by the Griffin-Lim algorithm."""
         return torch.from_numpy(np.stack([vocode(frames) for frames in samples.float().cpu().numpy()]))
 
     def check_condition(self, condition: Tensor) -> None:
@@ -138,5 +138,5 @@ class ZooModel(ModelAdapter):
         return null
 
     def encode_conditions(self, condition: Tensor, dataset: Any) -> Tensor:
-        """Labels as they are; of a dataset of strings to be spoken, what is heard and what is to be said."""
+        """Return labels unchanged; for spoken digits, return the infilling conditioning (prompt, mask and tokens)."""
         return dataset.infilling(condition.numpy()) if isinstance(dataset, SpokenDigits) else condition

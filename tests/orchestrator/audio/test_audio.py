@@ -1,4 +1,4 @@
-"""Sound to features and back, and what is understood of it."""
+"""Mel features of audio, vocoding back to sound, and the digits recogniser with its word error rate."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def tone(hertz: float, seconds: float = 0.5) -> np.ndarray:
     return np.sin(2 * np.pi * hertz * np.arange(int(seconds * RATE)) / RATE).astype(np.float32)
 
 
-def test_loudness_of_a_recording_does_not_matter() -> None:
-    """Waves are brought to one peak."""
+def test_log_mel_does_not_depend_on_loudness() -> None:
+    """Recordings are normalised to the same peak."""
     np.testing.assert_allclose(log_mel(0.01 * tone(440)), log_mel(tone(440)), atol=1e-3)
 
 
 def test_a_higher_tone_is_in_a_higher_bin() -> None:
-    """Bins are ordered by frequency, and frames by time."""
+    """Bins are ordered by frequency and frames by time."""
     assert [int(log_mel(tone(hertz)).mean(axis=1).argmax()) for hertz in (200, 800, 3000)] == sorted(
         int(log_mel(tone(hertz)).mean(axis=1).argmax()) for hertz in (3000, 200, 800)
     )
@@ -32,8 +32,8 @@ def test_a_higher_tone_is_in_a_higher_bin() -> None:
 
 
 @pytest.mark.parametrize("hertz", [250, 700, 2000])
-def test_a_vocoded_tone_sounds_as_before(hertz: float) -> None:
-    """Its loudest frequency within a mel bin, its length the frames', and the same each time."""
+def test_vocoding_keeps_the_frequency_of_a_tone(hertz: float) -> None:
+    """The loudest frequency stays within a mel bin, the length is that of the frames, and vocoding is deterministic."""
     features = log_mel(tone(hertz))
     wave = vocode(features)
     assert features.shape[0] == MELS
@@ -44,12 +44,12 @@ def test_a_vocoded_tone_sounds_as_before(hertz: float) -> None:
 
 
 def test_silence_is_vocoded_to_silence() -> None:
-    """No hiss where there is nothing."""
+    """Vocoding adds no hiss to silent frames."""
     assert np.abs(vocode(np.full((MELS, 20), SILENCE, dtype=np.float32))).max() < 1e-6
 
 
-def test_vocoded_recordings_are_understood() -> None:
-    """Recordings that the recogniser was not trained on, through features and back: as good as its file says."""
+def test_the_recogniser_understands_vocoded_recordings() -> None:
+    """On recordings outside the training set, the word error rate is the one stored with the weights, to within 0.03."""
     dataset = SpokenDigits()
     plans = dataset.conditions(5, range(30))
     digits = [[int(dataset.recordings.digits[number]) for number, _ in dataset.placed(plan)] for plan in plans]
@@ -59,15 +59,15 @@ def test_vocoded_recordings_are_understood() -> None:
     assert facts["test_wer_vocoded"] < 0.05
 
 
-def test_noise_is_not_understood() -> None:
-    """A recogniser that hears digits in noise would measure nothing."""
+def test_the_recogniser_hears_few_digits_in_noise() -> None:
+    """The word error rate would be meaningless if the recogniser heard digits in noise."""
     noise = np.random.default_rng(0).standard_normal((10, RATE)).astype(np.float32)
     heard = understood(list(noise))
     assert sum(map(len, heard)) <= 10
 
 
 def test_the_recogniser_takes_strings_of_any_length() -> None:
-    """Two frames a step."""
+    """Each output step covers two frames."""
     net, _ = recogniser()
     assert net(torch.zeros(2, MELS, 50)).shape == (25, 2, 11)
 
@@ -84,13 +84,13 @@ def test_the_recogniser_takes_strings_of_any_length() -> None:
         ([1, 2, 3, 4], [2, 3, 4, 5], 2),
     ],
 )
-def test_word_errors_are_the_fewest_edits(said: list[int], heard: list[int], errors: int) -> None:
-    """Levenshtein's distance over words."""
+def test_word_errors_is_the_levenshtein_distance(said: list[int], heard: list[int], errors: int) -> None:
+    """The fewest insertions, deletions and substitutions of words."""
     assert word_errors(said, heard) == errors
 
 
-def test_the_rate_is_a_share_of_all_words() -> None:
-    """Not a mean of the strings' own rates; it may pass 1."""
+def test_the_word_error_rate_is_over_all_words() -> None:
+    """It is not the mean of the rates of the strings, and it may exceed 1."""
     assert word_error_rate([[1], [1, 2, 3]], [[2], [1, 2, 3]]) == 0.25
     assert word_error_rate([[1]], [[2, 3, 4]]) == 3
     with pytest.raises(ValueError, match=r"needs at least one word that was said"):

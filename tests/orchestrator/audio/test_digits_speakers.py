@@ -1,4 +1,4 @@
-"""The project's own listeners: six speakers and ten digits, at any rate."""
+"""The digits speaker encoder (six speakers) and the digits recogniser: accuracy, sampling rates and unusable input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Spoken = tuple[list[np.ndarray], list[str], list[str]]
 
 @pytest.fixture(scope="module")
 def spoken() -> Spoken:
-    """Some strings as they sound, their speakers and their words."""
+    """Vocoded strings of digits, their speakers and their transcripts."""
     dataset = SpokenDigits()
     plans = dataset.conditions(11, range(24))
     waves = [vocode(string) for string in dataset.real(plans).numpy()]
@@ -26,43 +26,43 @@ def spoken() -> Spoken:
     return waves, [dataset.recordings.speakers[plan[0]] for plan in plans], words
 
 
-def test_voices_of_one_speaker_are_nearer_than_those_of_two(spoken: Spoken) -> None:
-    """Recordings that were not trained on, vocoded: as the file's own accuracy says."""
+def test_embeddings_of_one_speaker_are_closer_than_those_of_two(spoken: Spoken) -> None:
+    """On vocoded recordings outside the training set, the encoder is as accurate as its file says."""
     waves, speakers, _ = spoken
     voices = DigitsSpeakers().embed(waves, RATE)
     torch.testing.assert_close(voices.norm(dim=1), torch.ones(len(waves)))
-    cosines, alike = voices @ voices.T, torch.tensor([[one == other for other in speakers] for one in speakers])
-    assert cosines[alike].mean() - cosines[~alike].mean() > 0.6
+    cosines, same_speaker = voices @ voices.T, torch.tensor([[one == other for other in speakers] for one in speakers])
+    assert cosines[same_speaker].mean() - cosines[~same_speaker].mean() > 0.6
     net, facts = encoder()
-    found = [facts["speakers"][number] for number in net.cosines(voices).argmax(dim=1)]
-    assert np.mean([name == speaker for name, speaker in zip(found, speakers, strict=True)]) > 0.9
+    predicted = [facts["speakers"][number] for number in net.cosines(voices).argmax(dim=1)]
+    assert np.mean([name == speaker for name, speaker in zip(predicted, speakers, strict=True)]) > 0.9
     assert facts["test_accuracy_vocoded"] > 0.95
     assert facts["test_equal_error_rate_vocoded"] < 0.05
 
 
-def test_the_weights_are_small_enough_to_travel() -> None:
-    """Half precision, below a megabyte."""
+def test_the_weights_file_is_smaller_than_a_megabyte() -> None:
+    """They are stored in half precision."""
     assert WEIGHTS.stat().st_size < 1e6
 
 
-def test_sound_at_another_rate_is_heard_alike(spoken: Spoken) -> None:
-    """It is resampled to what the networks were trained at."""
+def test_the_sampling_rate_does_not_change_the_result(spoken: Spoken) -> None:
+    """Sound at another rate is resampled to the rate the networks were trained at."""
     waves, _, words = spoken
-    faster = [resampled(wave, RATE, 16000) for wave in waves[:6]]
+    at_16_khz = [resampled(wave, RATE, 16000) for wave in waves[:6]]
     listener = DigitsSpeakers()
-    assert (listener.embed(faster, 16000) * listener.embed(waves[:6], RATE)).sum(dim=1).min() > 0.95
+    assert (listener.embed(at_16_khz, 16000) * listener.embed(waves[:6], RATE)).sum(dim=1).min() > 0.95
     recogniser = plugins.build("recognisers", "digits")
-    assert recogniser.transcribe(faster, 16000) == words[:6]
+    assert recogniser.transcribe(at_16_khz, 16000) == words[:6]
 
 
-def test_where_nothing_can_be_heard_there_is_neither_voice_nor_word() -> None:
-    """Empty, silent, not finite: NaN and no text, whatever else is in the batch."""
-    nothing = [np.zeros(0, np.float32), np.zeros(4000, np.float32), np.full(4000, np.nan, np.float32)]
-    assert DigitsSpeakers().embed(nothing, RATE).isnan().all()
-    assert plugins.build("recognisers", "digits").transcribe(nothing, RATE) == ["", "", ""]
+def test_inaudible_waves_have_nan_embeddings_and_empty_transcripts() -> None:
+    """A wave is inaudible if it is empty, silent or not finite."""
+    inaudible = [np.zeros(0, np.float32), np.zeros(4000, np.float32), np.full(4000, np.nan, np.float32)]
+    assert DigitsSpeakers().embed(inaudible, RATE).isnan().all()
+    assert plugins.build("recognisers", "digits").transcribe(inaudible, RATE) == ["", "", ""]
 
 
-def test_text_is_compared_without_case_and_punctuation() -> None:
-    """As recognisers write it or do not."""
+def test_text_is_compared_without_case_or_punctuation() -> None:
+    """Recognisers differ in how they write both."""
     recogniser = plugins.build("recognisers", "digits")
     assert recogniser.words("Seven, ONE -- don't_stop!") == ["seven", "one", "don't", "stop"]

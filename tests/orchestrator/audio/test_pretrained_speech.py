@@ -1,4 +1,4 @@
-"""Whisper and WavLM from their real file formats: tiny networks of random weights, through the adapters."""
+"""The Whisper and WavLM adapters on tiny random networks, saved in the libraries' own file formats."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LISTENER_RATE = 16000
 
 
 def tones(count: int, seconds: float = 0.6, rate: int = RATE) -> list[np.ndarray]:
-    at = np.arange(int(seconds * rate)) / rate
-    return [(0.5 * np.sin(2 * np.pi * (150 + 90 * i) * at)).astype(np.float32) for i in range(count)]
+    times = np.arange(int(seconds * rate)) / rate
+    return [(0.5 * np.sin(2 * np.pi * (150 + 90 * i) * times)).astype(np.float32) for i in range(count)]
 
 
-def characters() -> dict[str, int]:
-    """Whisper's 256 bytes, each a token, and its special tokens."""
+def byte_vocabulary() -> dict[str, int]:
+    """Whisper's vocabulary with one token for each of the 256 bytes, and its special tokens."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     names = [*bytes_to_unicode().values(), "<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>"]
@@ -37,9 +37,9 @@ def characters() -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole Whisper of one layer."""
+    """A complete Whisper of one layer."""
     folder = tmp_path_factory.mktemp("models") / "whisper-tiny-random"
-    vocabulary = characters()
+    vocabulary = byte_vocabulary()
     tokenizer = transformers.WhisperTokenizer(
         vocab=vocabulary, merges=[], normalizer_file=None, language="en", task="transcribe"
     )
@@ -73,7 +73,7 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if parameter.ndim > 1 and parameter.requires_grad:
                 parameter.normal_(std=0.5)
     settings = net.generation_config
-    settings._from_model_config = False  # else it is made anew from the network's configuration
+    settings._from_model_config = False  # otherwise it is rebuilt from the network's configuration
     settings.is_multilingual = True
     settings.lang_to_id = {"<|en|>": vocabulary["<|en|>"]}
     settings.task_to_id = {name: vocabulary[f"<|{name}|>"] for name in ("transcribe", "translate")}
@@ -86,7 +86,7 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wavlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole WavLM of one layer with its x-vector head."""
+    """A complete WavLM of one layer, with its x-vector head."""
     folder = tmp_path_factory.mktemp("models") / "tiny-random"
     torch.manual_seed(0)
     config = transformers.WavLMConfig(
@@ -111,7 +111,7 @@ def wavlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_whisper_transcribes_as_the_library_does(whisper: Path) -> None:
-    """From a folder, at the rate it hears at, and a sample's text is its own whoever else is in the batch."""
+    """Sound is resampled to Whisper's rate, and the text of a sample does not depend on the rest of the batch."""
     recogniser = plugins.build("recognisers", "whisper", {"weights": str(whisper)})
     recogniser.check()
     waves = tones(3)
@@ -127,8 +127,8 @@ def test_whisper_transcribes_as_the_library_does(whisper: Path) -> None:
     assert recogniser.name == "whisper-tiny-random"
 
 
-def test_whisper_is_told_nothing_of_silence(whisper: Path) -> None:
-    """Whisper makes up words where there is no sound: it is not asked."""
+def test_whisper_is_not_run_on_silence(whisper: Path) -> None:
+    """Whisper invents words for silence, so the network is not run on it."""
     assert Whisper(str(whisper)).transcribe([np.zeros(800, np.float32), np.zeros(0, np.float32)], RATE) == ["", ""]
 
 
@@ -141,14 +141,14 @@ def test_whisper_is_told_nothing_of_silence(whisper: Path) -> None:
         ("digits", "seven one", "71"),
     ],
 )
-def test_only_what_is_spoken_differs_in_words(whisper: Path, normaliser: Any, said: str, heard: str) -> None:
-    """Case, punctuation and, in English, ways of writing numbers are none of the speaker's."""
+def test_words_do_not_depend_on_the_spelling(whisper: Path, normaliser: Any, said: str, heard: str) -> None:
+    """Differences of case, punctuation and, depending on the normaliser, ways of writing numbers are ignored."""
     recogniser = Whisper(str(whisper), normaliser=normaliser)
     assert recogniser.words(said) == recogniser.words(heard) != []
 
 
 def test_wavlm_embeds_as_the_library_does(wavlm: Path) -> None:
-    """To unit length, one by one: padding of a batch would be heard."""
+    """Embeddings have unit length. Waves are embedded one at a time, because padding a batch would change them."""
     encoder = plugins.build("speaker_encoders", "wavlm", {"weights": str(wavlm)})
     encoder.check()
     waves = [*tones(2), tones(1, seconds=0.9)[0]]
@@ -166,8 +166,8 @@ def test_wavlm_embeds_as_the_library_does(wavlm: Path) -> None:
     assert encoder.embed([np.zeros(800, np.float32)], RATE).isnan().all()
 
 
-def test_a_device_is_where_the_network_is_loaded(wavlm: Path) -> None:
-    """A copy on another device; the one that was asked stays where it is."""
+def test_to_returns_a_copy_on_another_device(wavlm: Path) -> None:
+    """`to` returns a copy on the other device and leaves the original where it is."""
     encoder = WavLM(str(wavlm))
     moved = encoder.to("meta")
     assert moved.loaded()[1].device.type == "meta"
@@ -175,8 +175,8 @@ def test_a_device_is_where_the_network_is_loaded(wavlm: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), [("recognisers", "whisper"), ("speaker_encoders", "wavlm")])
-def test_missing_weights_are_told_with_place_and_remedy(kind: str, name: str) -> None:
-    """At configuration time: neither a folder nor in the cache, and nothing is downloaded."""
+def test_missing_weights_are_refused_with_the_cache_path_and_a_command(kind: str, name: str) -> None:
+    """At configuration time, if the weights are neither a folder nor in the cache. Nothing is downloaded."""
     from huggingface_hub import constants
 
     with pytest.raises(ConfigError) as caught:
@@ -187,8 +187,8 @@ def test_missing_weights_are_told_with_place_and_remedy(kind: str, name: str) ->
     assert "fetch them with `hf download nobody/nothing`, or set the option to a folder" in message
 
 
-def test_another_network_is_refused(wavlm: Path, whisper: Path, tmp_path: Path) -> None:
-    """A WavLM without the head that was trained for speakers would be given a random one."""
+def test_weights_of_another_network_are_refused(wavlm: Path, whisper: Path, tmp_path: Path) -> None:
+    """A WavLM without a trained speaker head is refused too: it would get a random one."""
     with pytest.raises(ConfigError, match=r"holds a network WavLMForXVector, not WhisperForConditionalGeneration"):
         Whisper(str(wavlm)).check()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "wavlm"}), encoding="utf-8")
@@ -202,7 +202,7 @@ def test_another_network_is_refused(wavlm: Path, whisper: Path, tmp_path: Path) 
         WavLM(str(tmp_path)).check()
 
 
-def test_a_normaliser_that_there_is_not_is_refused() -> None:
-    """With those that there are."""
+def test_an_unknown_normaliser_is_refused() -> None:
+    """The message lists the known ones."""
     with pytest.raises(ConfigError, match=r"normaliser must be english, basic or digits, got 'german'"):
         plugins.build("recognisers", "whisper", {"normaliser": "german"})

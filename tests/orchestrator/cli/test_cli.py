@@ -1,4 +1,4 @@
-"""The command line: help with examples, errors without tracebacks, exit codes that mean something."""
+"""The command line: help with examples, errors without tracebacks, and meaningful exit codes."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ THETA = ThetaArtifact(GridSolver(Midpoint(), 4, Grid()).to_ns(CondOT())).to_json
 
 @pytest.fixture
 def bespoke() -> Bespoke:
-    """Runs the command in this process."""
+    """A function that runs the command in this process."""
     return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
 def small(tmp_path: Path, experiment: dict[str, Any]) -> Path:
-    """The small experiment as a file."""
+    """The configuration file of the small experiment."""
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(experiment), encoding="utf-8")
     return path
 
 
-def _refused(result: Result, message: str) -> None:
-    """Exit code 2 and one message on standard error, no traceback."""
+def _assert_refused(result: Result, message: str) -> None:
+    """Assert exit code 2 and one message on standard error, without a traceback."""
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("error: ") or "Usage: " in result.stderr
     assert message in result.stderr
@@ -59,8 +59,8 @@ def _refused(result: Result, message: str) -> None:
 
 
 @pytest.mark.parametrize("name", [None, *sorted(main.commands)])
-def test_every_command_explains_itself(bespoke: Bespoke, name: str | None) -> None:
-    """What it does in a sentence, what it takes, and how it is typed."""
+def test_every_command_has_a_help_text_with_an_example(bespoke: Bespoke, name: str | None) -> None:
+    """The help has a summary sentence, the usage line and, if there are free-form arguments, an example."""
     result = bespoke(*([name] if name else []), "--help")
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: main {name or '[OPTIONS]'}")
@@ -74,50 +74,52 @@ def test_every_command_explains_itself(bespoke: Bespoke, name: str | None) -> No
 
 @pytest.mark.parametrize("command", ["pairs", "sweep", "pretrain"])
 def test_an_unknown_configuration_is_refused(bespoke: Bespoke, tmp_path: Path, command: str) -> None:
-    """With where the shipped ones are."""
-    _refused(bespoke(command, tmp_path / "digit.yaml"), "the ones that come along are in sweeps/configs")
+    """The message says where the bundled ones are."""
+    _assert_refused(bespoke(command, tmp_path / "digit.yaml"), "the bundled ones are in sweeps/configs")
 
 
 @pytest.mark.parametrize("command", ["pairs", "sweep"])
 def test_a_misspelt_key_is_refused_before_anything_starts(bespoke: Bespoke, small: Path, command: str) -> None:
-    """In the file or on the command line."""
-    _refused(bespoke(command, small, "pairs.trian=8"), "pairs.trian: unknown key (did you mean 'train'?)")
-    _refused(bespoke(command, small, "pairs.train"), "override 'pairs.train' is not key=value, e.g. pairs.train=64")
+    """Both in the file and on the command line."""
+    _assert_refused(bespoke(command, small, "pairs.trian=8"), "pairs.trian: unknown key (did you mean 'train'?)")
+    _assert_refused(
+        bespoke(command, small, "pairs.train"), "override 'pairs.train' is not key=value, e.g. pairs.train=64"
+    )
     small.write_text(small.read_text(encoding="utf-8").replace("fixed:", "fixd:"), encoding="utf-8")
-    _refused(bespoke(command, small), "fixd: unknown key (did you mean 'fixed'?)")
+    _assert_refused(bespoke(command, small), "fixd: unknown key (did you mean 'fixed'?)")
 
 
-def test_an_nfe_that_a_family_cannot_spend_is_refused(bespoke: Bespoke, small: Path) -> None:
-    """The message names the family, the number and what to do."""
-    _refused(bespoke("sweep", small, "nfe=[4,7]"), "fixed family 'midpoint' at nfe 7")
-    _refused(
+def test_an_nfe_that_a_family_cannot_use_is_refused(bespoke: Bespoke, small: Path) -> None:
+    """The message names the family and the NFE. Other invalid values are refused by key."""
+    _assert_refused(bespoke("sweep", small, "nfe=[4,7]"), "fixed family 'midpoint' at nfe 7")
+    _assert_refused(
         bespoke("sweep", small, "learned.0.sigma0=-1"), "learned.0.sigma0.0: Input should be greater than 0 (got -1)"
     )
 
 
-def test_options_and_keys_of_the_configuration_are_the_same_thing(
+def test_options_of_the_command_line_reach_the_sweep(
     bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """--storage, --tracking-uri, --address and --no-wait reach the sweep."""
-    given: dict[str, Any] = {}
+    """--storage and --tracking-uri override the configuration; --address and --no-wait are passed to the sweep."""
+    received: dict[str, Any] = {}
 
     def run(config: Any, **named: Any) -> SweepOutcome:
-        given.update(named, config=config)
+        received.update(named, config=config)
         return SweepOutcome(rows=[], report="report.html", thetas="thetas", failed={})
 
     monkeypatch.setattr("sweeps.sweep.run_sweep", run)
     arguments = ("--storage", "s3://b/a: {x}", "--tracking-uri", "http://head:5000", "--address", "auto", "--no-wait")
     result = bespoke("sweep", small, "nfe=[8]", *arguments)
     assert result.exit_code == 0, result.output
-    assert (given["config"].storage, given["config"].tracking_uri) == ("s3://b/a: {x}", "http://head:5000")
-    assert (given["config"].nfe, given["address"], given["wait"]) == ((8,), "auto", False)
+    assert (received["config"].storage, received["config"].tracking_uri) == ("s3://b/a: {x}", "http://head:5000")
+    assert (received["config"].nfe, received["address"], received["wait"]) == ((8,), "auto", False)
     assert result.stdout.splitlines() == ["report: report.html", "thetas: thetas"]
 
 
-def test_a_sweep_with_failures_says_so_and_exits_with_1(
+def test_a_sweep_with_failed_points_lists_them_and_exits_with_1(
     bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What could be done was done; a script notices that something was not."""
+    """The report is still written, and the exit code lets scripts notice the failure."""
     outcome = SweepOutcome(rows=[], report="report.html", thetas="thetas", failed={"Euler nfe4": "ran away"})
     monkeypatch.setattr("sweeps.sweep.run_sweep", lambda config, **named: outcome)
     result = bespoke("sweep", small)
@@ -126,10 +128,10 @@ def test_a_sweep_with_failures_says_so_and_exits_with_1(
     assert "failed: Euler nfe4: ran away" in result.stderr
 
 
-def test_an_interrupted_command_exits_with_130_and_says_how_to_go_on(
+def test_an_interrupted_command_exits_with_130_and_says_how_to_resume(
     bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As shells expect of Ctrl-C; a second one, while Ray ends its processes at exit, leaves none behind."""
+    """130 is what shells expect after Ctrl-C. A second Ctrl-C is ignored while Ray stops its processes at exit."""
     handlers: dict[int, Any] = {}
     monkeypatch.setattr("orchestrator.cli.main.signal.signal", handlers.__setitem__)
 
@@ -139,12 +141,12 @@ def test_an_interrupted_command_exits_with_130_and_says_how_to_go_on(
     monkeypatch.setattr("sweeps.sweep.run_sweep", interrupted)
     result = bespoke("sweep", small)
     assert result.exit_code == 130
-    assert "the same command goes on from here" in result.stderr
+    assert "run the same command again to resume" in result.stderr
     assert handlers == {signal.SIGINT: signal.SIG_IGN}
 
 
-def test_an_error_of_ours_keeps_its_traceback(bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistake in the program is not dressed up as one of the user's."""
+def test_an_internal_error_keeps_its_traceback(bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug is not reported as a mistake of the user."""
 
     def broken(config: Any, **named: Any) -> SweepOutcome:
         raise RuntimeError("a bug")
@@ -154,8 +156,8 @@ def test_an_error_of_ours_keeps_its_traceback(bespoke: Bespoke, small: Path, mon
 
 
 @pytest.mark.parametrize("kind", plugins.KINDS)
-def test_what_can_be_named_is_listed(bespoke: Bespoke, kind: str) -> None:
-    """A line a plugin, and the models that travel along."""
+def test_list_prints_every_plugin_of_a_kind(bespoke: Bespoke, kind: str) -> None:
+    """One line per plugin. `models` also lists the bundled weights."""
     result = bespoke("list", kind)
     assert result.exit_code == 0
     assert all(any(line.startswith(f"{name} ") for line in result.stdout.splitlines()) for name in plugins.names(kind))
@@ -166,15 +168,17 @@ def test_what_can_be_named_is_listed(bespoke: Bespoke, kind: str) -> None:
         assert re.search(r"^bns +learned +All of theta .*Shaul et al. 2024", result.stdout, re.MULTILINE)
 
 
-def test_an_unknown_kind_is_refused_with_those_that_exist(bespoke: Bespoke) -> None:
-    """click's own check."""
-    _refused(bespoke("list", "solvers"), "'solvers' is not one of 'families', 'models', 'datasets', 'metrics'")
+def test_an_unknown_kind_is_refused_with_the_known_ones(bespoke: Bespoke) -> None:
+    """click makes this check."""
+    _assert_refused(bespoke("list", "solvers"), "'solvers' is not one of 'families', 'models', 'datasets', 'metrics'")
 
 
 @pytest.mark.parametrize("command", [("compare", "digits"), ("ui",)])
-def test_a_store_that_is_not_there_is_refused(bespoke: Bespoke, tmp_path: Path, command: tuple[str, ...]) -> None:
-    """And none is made by looking."""
-    _refused(bespoke(*command, "--storage", tmp_path / "empty"), f"no MLflow store at {tmp_path}/empty/mlflow.db; run")
+def test_a_missing_store_is_refused(bespoke: Bespoke, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """Looking for a store does not create it."""
+    _assert_refused(
+        bespoke(*command, "--storage", tmp_path / "empty"), f"no MLflow store at {tmp_path}/empty/mlflow.db; run"
+    )
     assert not (tmp_path / "empty").exists()
 
 
@@ -183,7 +187,7 @@ def test_a_store_that_is_not_there_is_refused(bespoke: Bespoke, tmp_path: Path, 
 
 def _point(kind: Any, label: str, nfe: int, psnr: float, **changes: Any) -> PointResult:
     point = {"family": label.lower(), "nfe": nfe, "guidance_scale": 1.0, "sigma0": 1.0, "seed": 0}
-    numbers = {
+    metrics = {
         name: {"mean": value, "stderr": 0.1} for name, value in (("psnr_db", psnr), ("snr_db", 9.0), ("rmse", 0.1))
     }
     values: dict[str, Any] = {
@@ -195,7 +199,7 @@ def _point(kind: Any, label: str, nfe: int, psnr: float, **changes: Any) -> Poin
         "grid": "uniform",
         "status": "finished",
         "validation_psnr_db": psnr + 0.5,
-        "metrics": numbers,
+        "metrics": metrics,
         "forwards": 1000,
     }
     return PointResult(**(values | changes))
@@ -203,7 +207,7 @@ def _point(kind: Any, label: str, nfe: int, psnr: float, **changes: Any) -> Poin
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[PointResult]]:
-    """A storage whose MLflow has a finished sweep called 'digits', and one called 'empty' without trials."""
+    """A storage whose MLflow has a finished sweep 'digits' and a sweep 'empty' without trials, and the results of 'digits'."""
     root = tmp_path_factory.mktemp("recorded")
     storage = Storage.at(root)
     start = {name: {"mean": 28.0, "stderr": 0.1} for name in ("psnr_db", "snr_db", "rmse")}
@@ -227,13 +231,13 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Point
     return root, results
 
 
-def test_compare_prints_the_table_again(bespoke: Bespoke, recorded: tuple[Path, list[PointResult]]) -> None:
-    """From MLflow alone: best point of each solver and NFE, a dash where a solver was not run."""
+def test_compare_prints_the_table_of_the_sweep(bespoke: Bespoke, recorded: tuple[Path, list[PointResult]]) -> None:
+    """Read from MLflow alone: the best point of each solver and NFE, or a dash if a solver was not run."""
     result = bespoke("compare", "digits", "--storage", recorded[0])
     assert result.exit_code == 0, result.output
     cells = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in result.stdout.splitlines() if "│" in line}
-    numbers = {title: [cell.strip() for cell in found] for title, found in cells.items()}
-    assert numbers == {
+    values = {title: [cell.strip() for cell in columns] for title, columns in cells.items()}
+    assert values == {
         "BNS": ["35.00", "—"],
         "start of BNS": ["28.00", "—"],
         "Euler, best grid": ["25.00", "—"],
@@ -242,36 +246,34 @@ def test_compare_prints_the_table_again(bespoke: Bespoke, recorded: tuple[Path, 
 
 
 def test_compare_as_json_has_a_row_for_every_point(bespoke: Bespoke, recorded: tuple[Path, list[PointResult]]) -> None:
-    """Everything a script needs, the path of theta included; the points that the table shows are marked."""
+    """A row has everything a script needs, including the path of theta. Points shown in the table are marked."""
     result = bespoke("compare", "digits", "--storage", recorded[0], "--json")
-    found = {(row["label"], row["kind"], row["nfe"], row["psnr_db"]): row for row in json.loads(result.stdout)}
-    assert len(found) == len(recorded[1])
+    by_point = {(row["label"], row["kind"], row["nfe"], row["psnr_db"]): row for row in json.loads(result.stdout)}
+    assert len(by_point) == len(recorded[1])
     for expected in recorded[1]:
-        row = found[expected.label, expected.kind, expected.point["nfe"], expected.metrics["psnr_db"]["mean"]]
+        row = by_point[expected.label, expected.kind, expected.point["nfe"], expected.metrics["psnr_db"]["mean"]]
         for key in ("family", "nfe", "sigma0", "guidance_scale", "seed"):
             assert row[key] == expected.point[key]
         assert (row["snr_db"], row["rmse"], row["forwards"], row["status"]) == (9.0, 0.1, 1000, "finished")
         assert Path(row["theta"]).read_text(encoding="utf-8") == THETA
         assert row["start_psnr_db"] == (28.0 if expected.kind == "learned" else None)
-    assert not found["BNS", "learned", 4, 34.0]["selected"]
-    assert sum(row["selected"] for row in found.values()) == 4
+    assert not by_point["BNS", "learned", 4, 34.0]["selected"]
+    assert sum(row["selected"] for row in by_point.values()) == 4
 
 
-def test_compare_as_markdown_is_the_table_of_a_readme(
+def test_compare_as_markdown_prints_a_table_for_a_readme(
     bespoke: Bespoke, recorded: tuple[Path, list[PointResult]]
 ) -> None:
-    """Pasted as it is."""
+    """The output can be pasted as it is."""
     from orchestrator.reports.sweep import markdown_table
 
     result = bespoke("compare", "digits", "--storage", recorded[0], "--markdown")
     assert result.stdout.strip() == markdown_table(rows(recorded[1])).strip()
 
 
-def test_compare_refuses_an_experiment_that_is_not_there(
-    bespoke: Bespoke, recorded: tuple[Path, list[PointResult]]
-) -> None:
-    """With those that are; one without finished trials is no error."""
-    _refused(bespoke("compare", "digit", "--storage", recorded[0]), "no experiment 'digit' in MLflow at sqlite:")
+def test_compare_refuses_an_unknown_experiment(bespoke: Bespoke, recorded: tuple[Path, list[PointResult]]) -> None:
+    """The message lists the existing ones. An experiment without finished trials is not an error."""
+    _assert_refused(bespoke("compare", "digit", "--storage", recorded[0]), "no experiment 'digit' in MLflow at sqlite:")
     assert bespoke("compare", "empty", "--storage", recorded[0]).exit_code == 0
 
 
@@ -280,7 +282,7 @@ def test_compare_refuses_an_experiment_that_is_not_there(
 
 @pytest.fixture
 def theta(tmp_path: Path, facts: ModelFacts) -> Callable[..., Path]:
-    """Writes a theta of Midpoint, made for our model unless said otherwise."""
+    """A function that writes a theta of Midpoint; its model is the test model unless the provenance says otherwise."""
 
     def write(name: str = "theta.json", **provenance: Any) -> Path:
         path = tmp_path / name
@@ -294,29 +296,33 @@ def theta(tmp_path: Path, facts: ModelFacts) -> Callable[..., Path]:
 def test_a_theta_that_cannot_be_read_is_refused_before_anything_starts(
     bespoke: Bespoke, tmp_path: Path, small: Path, theta: Callable[..., Path]
 ) -> None:
-    """Not there, not JSON, or with a number that is none."""
-    _refused(
+    """The file is missing, is not JSON, or has a value that is not a number."""
+    _assert_refused(
         bespoke("evaluate", tmp_path / "none.json", "--config", small), f"no theta artifact at {tmp_path}/none.json"
     )
     broken = tmp_path / "broken.json"
     broken.write_text("{", encoding="utf-8")
-    _refused(bespoke("evaluate", broken, "--config", small), f"{broken} is not a usable theta artifact: it is not JSON")
+    _assert_refused(
+        bespoke("evaluate", broken, "--config", small), f"{broken} is not a usable theta artifact: it is not JSON"
+    )
     content = json.loads(theta().read_text(encoding="utf-8"))
     broken.write_text(json.dumps(content | {"a": [1.0, "x", 1.0, 1.0, 1.0]}), encoding="utf-8")
-    _refused(bespoke("evaluate", broken, "--config", small), "'a' holds 'x', which is not a number")
+    _assert_refused(bespoke("evaluate", broken, "--config", small), "'a' holds 'x', which is not a number")
 
 
-def test_nothing_to_evaluate_and_a_run_that_is_not_there_are_refused(
-    bespoke: Bespoke, small: Path, storage: Storage
-) -> None:
-    """With what can be given, and where it was looked for."""
-    _refused(bespoke("evaluate", "--config", small), "nothing to evaluate: give files, runs:/ID, models:/NAME@ALIAS")
+def test_evaluate_refuses_missing_arguments_and_unknown_thetas(bespoke: Bespoke, small: Path, storage: Storage) -> None:
+    """The message says which arguments are accepted, or where the theta was looked up."""
+    _assert_refused(
+        bespoke("evaluate", "--config", small), "nothing to evaluate: give files, runs:/ID, models:/NAME@ALIAS"
+    )
     arguments = ("--config", small, "--storage", storage.root)
-    _refused(bespoke("evaluate", "runs:/abc", *arguments), "no MLflow store at")
+    _assert_refused(bespoke("evaluate", "runs:/abc", *arguments), "no MLflow store at")
     Tracker(f"sqlite:///{storage.root}/mlflow.db").experiment("small", None)
-    _refused(bespoke("evaluate", "runs:/abc", *arguments), "no theta at runs:/abc in MLflow")
-    _refused(bespoke("evaluate", "models:/none@champion", *arguments), "no theta at models:/none@champion in MLflow")
-    _refused(bespoke("evaluate", "models:/none", *arguments), "write models:/NAME@ALIAS or models:/NAME/VERSION")
+    _assert_refused(bespoke("evaluate", "runs:/abc", *arguments), "no theta at runs:/abc in MLflow")
+    _assert_refused(
+        bespoke("evaluate", "models:/none@champion", *arguments), "no theta at models:/none@champion in MLflow"
+    )
+    _assert_refused(bespoke("evaluate", "models:/none", *arguments), "write models:/NAME@ALIAS or models:/NAME/VERSION")
 
 
 @pytest.mark.parametrize(
@@ -331,17 +337,17 @@ def test_nothing_to_evaluate_and_a_run_that_is_not_there_are_refused(
         ("evaluation.scorer_device=cuda", "scorer_device 'cuda' needs scorer_gpus above 0"),
     ],
 )
-def test_an_evaluation_that_cannot_work_is_refused_before_anything_starts(
+def test_an_invalid_evaluation_is_refused_before_anything_starts(
     bespoke: Bespoke, small: Path, theta: Callable[..., Path], override: str, problem: str
 ) -> None:
-    """Not after an hour of sampling."""
-    _refused(bespoke("evaluate", theta(), "--config", small, "--set", override), problem)
+    """The settings are checked first, not after an hour of sampling."""
+    _assert_refused(bespoke("evaluate", theta(), "--config", small, "--set", override), problem)
 
 
-def test_a_registered_theta_is_found_by_its_alias(
+def test_a_registered_theta_can_be_read_by_its_alias(
     bespoke: Bespoke, theta: Callable[..., Path], storage: Storage
 ) -> None:
-    """What `bespoke register` has put into the registry is the same artifact again; a new version takes the alias."""
+    """The registry returns the artifact that `bespoke register` stored. Registering again makes a new version."""
     path = theta()
     first = bespoke("register", path, "--name", "digits", "--alias", "champion", "--storage", storage.root)
     assert first.stdout == "models:/digits/1 is now models:/digits@champion\n", first.output
@@ -354,24 +360,24 @@ def test_a_registered_theta_is_found_by_its_alias(
 
 
 @pytest.mark.cluster
-def test_thetas_are_evaluated_into_tables_mlflow_and_a_report(
+def test_evaluate_writes_tables_a_report_and_mlflow_runs(
     bespoke: Bespoke, small: Path, theta: Callable[..., Path], copied: Storage, ray_session: None
 ) -> None:
-    """A theta of another model asks for transfer; two names of the same numbers are two rows; again is the same run."""
+    """A theta of another model needs --allow-transfer. Equal solvers in two files have two rows, and runs are reused."""
     other = theta(model_digest=ZooModel("digits_fm_v_cs").digest)
-    where = ("--config", small, "--storage", copied.root, "--set", "evaluation.baselines=[euler]")
-    _refused(bespoke("evaluate", other, *where), "this theta was made for model ")
-    _refused(bespoke("evaluate", other, *where), "pass --allow-transfer")
-    result = bespoke("evaluate", other, *where, "--json", "--allow-transfer")
+    options = ("--config", small, "--storage", copied.root, "--set", "evaluation.baselines=[euler]")
+    _assert_refused(bespoke("evaluate", other, *options), "this theta was made for model ")
+    _assert_refused(bespoke("evaluate", other, *options), "pass --allow-transfer")
+    result = bespoke("evaluate", other, *options, "--json", "--allow-transfer")
     assert result.exit_code == 0, result.output
     rows = {(row["solver"], row["metric"]): row for row in json.loads(result.stdout)}
     assert {solver for solver, _ in rows} == {"Midpoint", "Euler", "Ground truth (dopri5)"}
     assert rows["Midpoint", "psnr_db"]["value"] > rows["Euler", "psnr_db"]["value"]
     assert rows["Midpoint", "psnr_db"]["origin"] == str(other)
 
-    # Another file with the same numbers: one family's name is not the other's.
+    # A second file with an equal solver but another family name gets a row of its own.
     twin = theta(name="twin.json", family="twin")
-    plain = bespoke("evaluate", theta(), twin, *where)
+    plain = bespoke("evaluate", theta(), twin, *options)
     assert plain.exit_code == 0, plain.output
     value = f"{rows['Midpoint', 'psnr_db']['value']:.1f}"
     assert [
@@ -396,11 +402,11 @@ def test_thetas_are_evaluated_into_tables_mlflow_and_a_report(
         "Midpoint": pytest.approx(rows["Midpoint", "psnr_db"]["value"]),
         "twin": pytest.approx(rows["Midpoint", "psnr_db"]["value"]),
         "Euler": pytest.approx(rows["Euler", "psnr_db"]["value"]),
-    }, "the same theta again is the same run"
+    }, "evaluating a theta again reuses its run"
 
 
-def test_an_artifact_of_the_fixture_is_whole(theta: Callable[..., Path]) -> None:
-    """What the tests above refuse is refused for the reason that they name."""
+def test_the_theta_fixture_writes_a_valid_artifact(theta: Callable[..., Path]) -> None:
+    """The tests above therefore see refusals for the reasons they name, not for a broken artifact."""
     assert load_theta(theta()).solver.nfe == 4
 
 
@@ -408,25 +414,25 @@ def test_an_artifact_of_the_fixture_is_whole(theta: Callable[..., Path]) -> None
 
 
 def test_pretrain_writes_a_model_that_loads(bespoke: Bespoke, tmp_path: Path) -> None:
-    """Weights and card where --output says; a misspelt key is refused first."""
+    """Weights and model card are written to --output. A misspelt key is refused first."""
     net = {"net": "film_mlp", "shape": [1, 8, 8], "classes": 10, "width": 8, "depth": 1, "condition_width": 8}
     recipe = {"name": "tiny", "architecture": net, "prediction": "velocity", "scheduler": "cond_ot", "threads": 1}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe | {"storage": str(tmp_path / "storage")}), encoding="utf-8")
-    _refused(bespoke("pretrain", path, "iteration=2"), "iteration: unknown key (did you mean 'iterations'?)")
+    _assert_refused(bespoke("pretrain", path, "iteration=2"), "iteration: unknown key (did you mean 'iterations'?)")
     result = bespoke("pretrain", path, "iterations=2", "batch_size=8", "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "tiny.safetensors: held-out loss " in result.stdout
     assert ZooModel(str(tmp_path / "out/tiny.safetensors")).prediction == "velocity"
     card = (tmp_path / "out/tiny.md").read_text(encoding="utf-8")
-    assert "finds the label that was asked for in" in card
+    assert "Share of ground-truth samples that `digits_cnn` assigns to their label: " in card
     client = MlflowClient(f"sqlite:///{tmp_path}/storage/mlflow.db")
     experiment = client.get_experiment_by_name("pretrain")
     (run,) = client.search_runs([experiment.experiment_id])
     again = bespoke("pretrain", path, "iterations=3", "batch_size=8", "--output", tmp_path / "out")
-    assert again.exit_code == 0, again.output  # another recipe under the same name is another run
+    assert again.exit_code == 0, again.output  # a different recipe under the same name gets a run of its own
     assert len(client.search_runs([experiment.experiment_id])) == 2
-    _refused(bespoke("pretrain", path, "dataset=labels"), "dataset 'labels' has no samples to train on")
+    _assert_refused(bespoke("pretrain", path, "dataset=labels"), "dataset 'labels' has no samples to train on")
     assert client.search_runs([experiment.experiment_id])[0].info.status == "FAILED"
     assert run.data.params["learning_rate"] == "0.002"
     (held_out,) = client.get_metric_history(run.info.run_id, "validation_loss")

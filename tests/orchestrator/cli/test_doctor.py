@@ -1,4 +1,4 @@
-"""`bespoke doctor` says what is there, what is missing and what to do, and its exit code can be relied on."""
+"""`bespoke doctor` reports what is installed, what is missing and what to do, and its exit code is reliable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Examine = Callable[..., tuple[int, dict[str, Finding]]]
 
 @pytest.fixture
 def examine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Examine:
-    """Runs the command without Ray; its exit code, and its findings by name."""
+    """A function that runs the command without Ray and returns its exit code and its findings by name."""
     monkeypatch.setattr(preflight, "can_start", lambda cpus: 0.1)
 
     def run(*arguments: str) -> tuple[int, dict[str, Finding]]:
@@ -42,16 +42,16 @@ def examine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Examine:
     return run
 
 
-def test_a_machine_on_which_sweeps_run_is_called_well(examine: Examine, tmp_path: Path) -> None:
-    """Exit code 0: what is optional may be missing, and nothing is left behind."""
-    code, found = examine()
-    assert code == 0, [finding for finding in found.values() if finding.state == "missing"]
-    assert found["torch"].found == metadata.version("torch")
-    assert found["local"].found == "starts, and ran a task in 0.1 s"
-    assert found[f"{tmp_path}/data"].found == "a folder: a probe was written, read and deleted"
-    assert found[f"sqlite:///{tmp_path}/data/mlflow.db"].found == "made by the first sweep"
+def test_a_working_machine_passes(examine: Examine, tmp_path: Path) -> None:
+    """Exit code 0: optional parts may be missing, and the probes leave no files."""
+    code, findings = examine()
+    assert code == 0, [finding for finding in findings.values() if finding.state == "missing"]
+    assert findings["torch"].found == metadata.version("torch")
+    assert findings["local"].found == "starts, and ran a task in 0.1 s"
+    assert findings[f"{tmp_path}/data"].found == "a folder: a probe was written, read and deleted"
+    assert findings[f"sqlite:///{tmp_path}/data/mlflow.db"].found == "created by the first sweep"
     assert list((tmp_path / "data").iterdir()) == []
-    assert {finding.part for finding in found.values()} == {
+    assert {finding.part for finding in findings.values()} == {
         "packages",
         "machine",
         "ray",
@@ -61,86 +61,86 @@ def test_a_machine_on_which_sweeps_run_is_called_well(examine: Examine, tmp_path
     }
 
 
-def test_every_line_that_is_not_well_says_what_to_do(examine: Examine) -> None:
-    """A doctor who only names the illness is of no use."""
-    _, found = examine("--storage", "/proc/nowhere", "--tracking-uri", "http://127.0.0.1:9")
-    ill = [finding for finding in found.values() if finding.state != "ok"]
-    assert {"/proc/nowhere", "http://127.0.0.1:9"} <= {finding.name for finding in ill}
-    assert all(finding.found and finding.remedy for finding in ill), ill
+def test_every_finding_that_is_not_ok_has_a_remedy(examine: Examine) -> None:
+    """Each one says what is wrong and what to do about it."""
+    _, findings = examine("--storage", "/proc/nowhere", "--tracking-uri", "http://127.0.0.1:9")
+    failed = [finding for finding in findings.values() if finding.state != "ok"]
+    assert {"/proc/nowhere", "http://127.0.0.1:9"} <= {finding.name for finding in failed}
+    assert all(finding.found and finding.remedy for finding in failed), failed
 
 
-def test_a_storage_that_cannot_be_written_is_an_illness(examine: Examine, tmp_path: Path) -> None:
-    """A file where a folder is meant: exit code 1, the reason and the remedy."""
+def test_an_unwritable_storage_is_a_failure(examine: Examine, tmp_path: Path) -> None:
+    """A file in place of a folder: exit code 1, the reason and the remedy."""
     (tmp_path / "file").write_text("not a folder", encoding="utf-8")
-    code, found = examine("--storage", str(tmp_path / "file"))
-    finding = found[f"{tmp_path}/file"]
+    code, findings = examine("--storage", str(tmp_path / "file"))
+    finding = findings[f"{tmp_path}/file"]
     assert (code, finding.state, finding.remedy) == (1, "missing", "choose another --storage")
     assert "cannot be written" in finding.found
 
 
-def test_an_mlflow_that_does_not_answer_is_told_within_seconds(examine: Examine) -> None:
-    """A closed port: the client alone would ask again for minutes."""
-    code, found = examine("--tracking-uri", "http://127.0.0.1:9")
-    finding = found["http://127.0.0.1:9"]
+def test_an_unreachable_mlflow_is_reported_within_seconds(examine: Examine) -> None:
+    """On a closed port, the MLflow client alone would retry for minutes."""
+    code, findings = examine("--tracking-uri", "http://127.0.0.1:9")
+    finding = findings["http://127.0.0.1:9"]
     assert (code, finding.state, finding.remedy) == (1, "missing", "check --tracking-uri")
     assert "MLflow at http://127.0.0.1:9 cannot be used" in finding.found
 
 
-def test_an_existing_store_is_asked(examine: Examine, tmp_path: Path) -> None:
-    """SQLite that is there must be MLflow's."""
+def test_an_existing_store_is_opened(examine: Examine, tmp_path: Path) -> None:
+    """An existing SQLite file must be a valid MLflow store."""
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/mlflow.db").write_text("this is no database, whatever its name says", encoding="utf-8")
-    code, found = examine()
-    (finding,) = (finding for finding in found.values() if finding.part == "mlflow")
+    (tmp_path / "data/mlflow.db").write_text("this text is not a database, despite its file name", encoding="utf-8")
+    code, findings = examine()
+    (finding,) = (finding for finding in findings.values() if finding.part == "mlflow")
     assert (code, finding.state) == (1, "missing")
     assert "file is not a database" in finding.found
 
 
-def test_a_ray_that_does_not_start_is_an_illness(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No command runs without it."""
+def test_a_ray_that_does_not_start_is_a_failure(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command runs without Ray."""
 
     def refuse(cpus: int) -> float:
         raise PoolError("Ray does not start on this machine: no room in /dev/shm; free some")
 
     monkeypatch.setattr(preflight, "can_start", refuse)
-    code, found = examine()
+    code, findings = examine()
     assert code == 1
-    assert (found["local"].found, found["local"].remedy) == (
+    assert (findings["local"].found, findings["local"].remedy) == (
         "Ray does not start on this machine: no room in /dev/shm",
         "free some",
     )
 
 
 def test_a_cluster_is_examined_node_by_node(examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Resources of each node, what each can do, and a SQLite store is not for several of them."""
-    there = [Node("a" * 56, "10.0.0.1", {}), Node("b" * 56, "10.0.0.2", {"CPU": 8.0, "GPU": 1.0})]
-    asked: list[str | None] = []
+    """Resources of each node, its access to the storage, and that a SQLite store does not work for several nodes."""
+    cluster_nodes = [Node("a" * 56, "10.0.0.1", {}), Node("b" * 56, "10.0.0.2", {"CPU": 8.0, "GPU": 1.0})]
+    tracking_uris: list[str | None] = []
 
     def survey(storage: Storage, tracking_uri: str | None, nodes: list[Node]) -> list[NodeReport]:
-        asked.append(tracking_uri)
+        tracking_uris.append(tracking_uri)
         return [NodeReport(nodes[0], sees_beacon=True), NodeReport(nodes[1])]
 
     monkeypatch.setattr("orchestrator.cluster.connect.connect", lambda address, cpus: None)
-    monkeypatch.setattr(preflight, "nodes", lambda: there)
+    monkeypatch.setattr(preflight, "nodes", lambda: cluster_nodes)
     monkeypatch.setattr(preflight, "survey", survey)
-    code, found = examine("--address", "10.0.0.1:6379")
+    code, findings = examine("--address", "10.0.0.1:6379")
     assert code == 1
-    assert asked == [None]
-    assert found["10.0.0.2 (node bbbbbbbb)"].found == "8 CPU, 1 GPU"
-    assert found["10.0.0.1 (node aaaaaaaa)"].found == "nothing"
-    assert found["from 10.0.0.1 (node aaaaaaaa)"].state == "ok"
-    blind = found["from 10.0.0.2 (node bbbbbbbb)"]
-    assert "does not find in it what was just written here" in blind.found
-    assert blind.remedy.startswith("give --storage a place that all nodes share, s3://…")
-    sqlite = found[f"sqlite:///{tmp_path}/data/mlflow.db"]
+    assert tracking_uris == [None]
+    assert findings["10.0.0.2 (node bbbbbbbb)"].found == "8 CPU, 1 GPU"
+    assert findings["10.0.0.1 (node aaaaaaaa)"].found == "nothing"
+    assert findings["from 10.0.0.1 (node aaaaaaaa)"].state == "ok"
+    unshared = findings["from 10.0.0.2 (node bbbbbbbb)"]
+    assert "does not find in it what was just written here" in unshared.found
+    assert unshared.remedy.startswith("give --storage a place that all nodes share, s3://…")
+    sqlite = findings[f"sqlite:///{tmp_path}/data/mlflow.db"]
     assert "start `mlflow server`" in sqlite.remedy
 
 
-def test_a_cluster_that_is_not_there_is_told(examine: Examine) -> None:
-    """Within seconds, with the remedy."""
-    code, found = examine("--address", "127.0.0.1:9")
-    assert (code, found["127.0.0.1:9"].state) == (1, "missing")
-    assert "no Ray cluster at '127.0.0.1:9'" in found["127.0.0.1:9"].found
+def test_an_unreachable_cluster_is_reported(examine: Examine) -> None:
+    """The command fails within seconds and names the address."""
+    code, findings = examine("--address", "127.0.0.1:9")
+    assert (code, findings["127.0.0.1:9"].state) == (1, "missing")
+    assert "no Ray cluster at '127.0.0.1:9'" in findings["127.0.0.1:9"].found
 
 
 def _packages(monkeypatch: pytest.MonkeyPatch, requirements: list[str]) -> dict[str, Finding]:
@@ -155,43 +155,43 @@ class _About(dict[str, Any]):
         return ["dev", "audio"]
 
 
-def test_a_package_that_is_missing_or_too_old_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Required ones are an illness; those of an extra are not, and say which extra brings them."""
-    found = _packages(
+def test_missing_and_outdated_packages_are_reported_with_a_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A required package is a failure. A package of an extra is optional, and the remedy names the extra."""
+    findings = _packages(
         monkeypatch,
         ["click>=8", "numpy>=999", "no-such-package>=1", 'no-such-codec; extra == "audio"', 'x; extra == "dev"'],
     )
-    assert found["click"].state == "ok"
-    assert (found["numpy"].state, found["numpy"].remedy) == ("missing", "pip install 'numpy>=999'")
-    assert found["numpy"].found == f"{metadata.version('numpy')}, but >=999 is needed"
-    assert (found["no-such-package"].state, found["no-such-package"].found) == ("missing", "not installed")
-    codec = found["no-such-codec [audio]"]
+    assert findings["click"].state == "ok"
+    assert (findings["numpy"].state, findings["numpy"].remedy) == ("missing", "pip install 'numpy>=999'")
+    assert findings["numpy"].found == f"{metadata.version('numpy')}, but >=999 is needed"
+    assert (findings["no-such-package"].state, findings["no-such-package"].found) == ("missing", "not installed")
+    codec = findings["no-such-codec [audio]"]
     assert (codec.state, codec.remedy) == ("optional", "pip install 'bespoke-solvers[audio]'")
-    assert not any(name.startswith("x") for name in found)
+    assert not any(name.startswith("x") for name in findings)
 
 
-def test_every_requirement_of_the_project_is_looked_at() -> None:
-    """The list is that of the installed project, not one of the doctor's own."""
-    found = {finding.name.split()[0] for finding in doctor.packages()}
-    wanted = [Requirement(line) for line in metadata.requires(doctor.PROJECT) or []]
-    assert {r.name for r in wanted if r.marker is None} <= found
+def test_every_requirement_of_the_project_is_checked() -> None:
+    """The list is read from the installed project, not maintained by the doctor."""
+    names = {finding.name.split()[0] for finding in doctor.packages()}
+    requirements = [Requirement(line) for line in metadata.requires(doctor.PROJECT) or []]
+    assert {r.name for r in requirements if r.marker is None} <= names
 
 
-def test_a_plugin_whose_weights_are_missing_is_told_in_its_own_words(
+def test_missing_weights_of_a_plugin_are_reported_in_its_own_words(
     examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Optional: only some configurations name it."""
+    """They are optional, because only some configurations use the plugin."""
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    code, found = examine()
-    lpips = found["features lpips"]
+    code, findings = examine()
+    lpips = findings["features lpips"]
     assert (code, lpips.state) == (0, "optional")
     assert "alexnet-owt-7be5be79.pth" in lpips.found
     assert "say where it is with the option 'weights'" in lpips.remedy
-    assert found["features digits_cnn"].state == "ok"
+    assert findings["features digits_cnn"].state == "ok"
 
 
-class _Choosy:
-    """A metric that wants captions, or weights."""
+class _SelectiveMetric:
+    """A metric that accepts only some datasets."""
 
     def __init__(self, accepts: tuple[str, ...]):
         self.accepts = accepts
@@ -201,15 +201,15 @@ class _Choosy:
             raise ConfigError(f"{dataset} has no captions; choose another")
 
 
-def test_a_metric_lacks_nothing_where_any_dataset_will_do() -> None:
-    """That it cannot work with one of them is no missing file; that it works with none probably is."""
-    doctor._accepts_any(_Choosy(("prompts",)), {"digits": "digits", "prompts": "prompts"})
+def test_a_metric_passes_if_it_accepts_any_dataset() -> None:
+    """Rejecting one dataset does not mean that a file is missing; rejecting all of them probably does."""
+    doctor._accepts_any(_SelectiveMetric(("prompts",)), {"digits": "digits", "prompts": "prompts"})
     with pytest.raises(ConfigError, match="digits has no captions"):
-        doctor._accepts_any(_Choosy(()), {"digits": "digits", "prompts": "prompts"})
+        doctor._accepts_any(_SelectiveMetric(()), {"digits": "digits", "prompts": "prompts"})
 
 
-def test_a_broken_plugin_does_not_end_the_examination(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody's own file that cannot be imported is a line like the others."""
+def test_a_broken_plugin_does_not_stop_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's plugin that cannot be imported is a finding like the others."""
 
     def load(kind: str, name: str) -> Iterator[Any]:
         raise ImportError(f"no module named {name}_codec")
@@ -219,8 +219,8 @@ def test_a_broken_plugin_does_not_end_the_examination(monkeypatch: pytest.Monkey
     assert states["metrics psnr"] == "optional"
 
 
-def test_the_table_names_every_finding_once() -> None:
-    """For people: the state first, markup in what others wrote taken as it is."""
+def test_the_table_lists_every_finding_once() -> None:
+    """The state comes first, and square brackets in names and messages are printed literally."""
     from rich.console import Console
 
     console = Console(width=120, record=True, file=io.StringIO())

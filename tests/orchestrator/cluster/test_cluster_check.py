@@ -1,4 +1,4 @@
-"""The shipped cluster file is sound, and each kind of mistake in it is named."""
+"""Checks of the cluster file: the shipped file passes, and each kind of mistake is reported."""
 
 import copy
 import re
@@ -35,7 +35,7 @@ def shipped() -> Cluster:
 
 @pytest.fixture
 def problems_after(shipped: Cluster, tmp_path: Path) -> Callable[..., list[Problem]]:
-    """The problems of a copy of the shipped file that an edit was made to."""
+    """A function that edits a copy of the shipped file and returns the problems of the copy."""
 
     def check(edit: Edit, constraints: str | None = None, **options: Any) -> list[Problem]:
         cluster = copy.deepcopy(shipped)
@@ -70,7 +70,7 @@ def drop(*keys: Any) -> Edit:
 
 
 def replace(section: str, old: str, new: str) -> Edit:
-    """Replaces text in the commands of a section, and insists that it was there."""
+    """Return an edit that replaces text in the commands of a section and fails if the text is absent."""
 
     def edit(cluster: Cluster) -> None:
         before = cluster[section]
@@ -92,7 +92,7 @@ def test_shipped_file_has_no_problems() -> None:
     assert [str(problem) for problem in check_cluster_file(SHIPPED)] == []
 
 
-def test_shipped_file_has_what_the_guide_promises(shipped: Cluster) -> None:
+def test_shipped_file_matches_the_guide(shipped: Cluster) -> None:
     types = shipped["available_node_types"]
     assert types["gpu_spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert "InstanceMarketOptions" not in types["gpu_on_demand"]["node_config"]
@@ -234,7 +234,7 @@ MISTAKES: dict[str, tuple[Edit, str, str]] = {
     ),
     "no setup commands": (
         drop("setup_commands"),
-        "setup_commands: they are missing, and Ray's own install a nightly build",
+        "setup_commands: they are missing, so Ray's defaults would install a nightly build",
         f"Install ray[default]=={RAY}",
     ),
     "public dashboard": (
@@ -280,7 +280,7 @@ MISTAKES: dict[str, tuple[Edit, str, str]] = {
             replace("setup_commands", "RAY_AUTH_MODE=token", ""),
         ),
         "worker_start_ray_commands: Ray is started without RAY_AUTH_MODE=token",
-        "an export in a command of its own is forgotten",
+        "an export in a separate command has no effect",
     ),
     "token mode switched off": (
         replace("worker_start_ray_commands", "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"),
@@ -299,7 +299,7 @@ MISTAKES: dict[str, tuple[Edit, str, str]] = {
     ),
     "public MLflow": (
         replace("head_start_ray_commands", "--host bespoke-head", "--host 0.0.0.0"),
-        "head_start_ray_commands: the MLflow server, which asks for no password, listens on 0.0.0.0",
+        "head_start_ray_commands: the MLflow server, which requires no password, listens on 0.0.0.0",
         "Bind it to the head's private address",
     ),
     "MLflow under any name": (
@@ -311,25 +311,27 @@ MISTAKES: dict[str, tuple[Edit, str, str]] = {
 
 
 @pytest.mark.parametrize(("edit", "what", "remedy"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_mistake_is_found(problems_after: Callable[..., list[Problem]], edit: Edit, what: str, remedy: str) -> None:
+def test_each_mistake_is_reported(
+    problems_after: Callable[..., list[Problem]], edit: Edit, what: str, remedy: str
+) -> None:
     lines = [str(problem) for problem in problems_after(edit)]
-    assert any(what in line and remedy in line for line in lines), "\n".join(lines) or "no problem was found"
+    assert any(what in line and remedy in line for line in lines), "\n".join(lines) or "no problem was reported"
 
 
 @pytest.mark.parametrize(
     "edit",
     [
-        # The profile alone is enough: every command of Ray's reads it.
+        # Setting the mode in the profile is enough, because every Ray command reads it.
         replace("worker_start_ray_commands", "RAY_AUTH_MODE=token ", ""),
-        # Ray's own default host is the loopback.
+        # Ray's default dashboard host is the loopback address.
         replace("head_start_ray_commands", "--dashboard-host=127.0.0.1", ""),
-        # A ceiling below the sum of the types is a budget shared between them.
+        # A limit below the sum of the types' maxima is a budget shared between them.
         put("max_workers", value=8),
-        # An argument of another option does not name Ray.
+        # Neither the argument of another option nor a package such as x-ray names Ray.
         replace("setup_commands", "-c constraints.txt", "-c constraints.txt --find-links ~/ray/wheels x-ray==1"),
     ],
 )
-def test_what_is_allowed(problems_after: Callable[..., list[Problem]], edit: Edit) -> None:
+def test_allowed_variations_are_not_reported(problems_after: Callable[..., list[Problem]], edit: Edit) -> None:
     assert problems_after(edit) == []
 
 
@@ -338,18 +340,18 @@ def test_one_mistake_is_reported_once(problems_after: Callable[..., list[Problem
     assert len(problems_after(replace("setup_commands", f"=={RAY}", "==2.9.3"))) == 1
 
 
-def test_constraints_are_compared(problems_after: Callable[..., list[Problem]]) -> None:
+def test_constraints_are_compared_with_the_setup_commands(problems_after: Callable[..., list[Problem]]) -> None:
     lines = [str(problem) for problem in problems_after(lambda cluster: None, constraints="torch==2\nray==2.9.3 ; x\n")]
     assert any(f"constraints.txt: it pins Ray 2.9.3, but Ray {RAY} is installed here" in line for line in lines)
     assert any(f"the nodes install Ray {RAY}, but constraints.txt pins 2.9.3" in line for line in lines)
 
 
-def test_constraints_may_pin_ray_alone(problems_after: Callable[..., list[Problem]]) -> None:
+def test_ray_may_be_pinned_by_the_constraints_alone(problems_after: Callable[..., list[Problem]]) -> None:
     unnamed = replace("setup_commands", f"'ray[default,tune]=={RAY}' ", "")
     assert problems_after(unnamed, constraints=f"ray=={RAY}\n") == []
 
 
-def test_launch_finds_values_still_to_be_edited(problems_after: Callable[..., list[Problem]]) -> None:
+def test_launch_check_reports_values_still_to_be_edited(problems_after: Callable[..., list[Problem]]) -> None:
     lines = [str(problem) for problem in problems_after(lambda cluster: None, for_launch=True)]
     unedited = [line for line in lines if f"{PLACEHOLDER} has not been replaced" in line]
     assert any("SecurityGroupIds" in line for line in unedited)
@@ -358,7 +360,7 @@ def test_launch_finds_values_still_to_be_edited(problems_after: Callable[..., li
     assert any("file_mounts.~/bespoke-solvers/solvers: there is no" in line for line in lines)
 
 
-def test_launch_says_how_to_make_a_token(
+def test_launch_check_says_how_to_make_a_token(
     problems_after: Callable[..., list[Problem]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -367,8 +369,10 @@ def test_launch_says_how_to_make_a_token(
 
 
 def test_shipped_placeholders_are_the_marked_values() -> None:
-    places = [problem.where for problem in check_cluster_file(SHIPPED, for_launch=True) if PLACEHOLDER in problem.what]
-    assert [place.split(".")[-1].split("[")[0] for place in places] == [
+    locations = [
+        problem.where for problem in check_cluster_file(SHIPPED, for_launch=True) if PLACEHOLDER in problem.what
+    ]
+    assert [location.split(".")[-1].split("[")[0] for location in locations] == [
         "SecurityGroupIds",
         "Name",
         "head_start_ray_commands",
@@ -383,14 +387,14 @@ def test_shipped_placeholders_are_the_marked_values() -> None:
         ("", "a cluster file is a mapping of keys to values, this one is empty"),
     ],
 )
-def test_unreadable_files_are_named(tmp_path: Path, text: str, what: str) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path, text: str, what: str) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text(text, encoding="utf-8")
     (problem,) = check_cluster_file(path)
     assert str(problem).startswith(f"{path}: {what}")
 
 
-def test_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     (problem,) = check_cluster_file(tmp_path / "nowhere.yaml")
     assert (
         str(problem) == f"{tmp_path / 'nowhere.yaml'}: there is no such file. Give the path of a `ray up` cluster file."
@@ -398,11 +402,11 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def _command(*arguments: str) -> tuple[int, str]:
-    found = CliRunner().invoke(main, ["cluster", "check", *arguments])
-    return found.exit_code, found.output
+    result = CliRunner().invoke(main, ["cluster", "check", *arguments])
+    return result.exit_code, result.output
 
 
-def test_command_line(tmp_path: Path) -> None:
+def test_command_prints_the_problems_and_sets_the_exit_code(tmp_path: Path) -> None:
     digits = str(REPOSITORY / "sweeps" / "configs" / "digits.yaml")
     code, output = _command(str(SHIPPED), "--config", digits)
     assert (code, output) == (0, f"{SHIPPED}: no problems found\n")
@@ -420,30 +424,32 @@ def _demand(**changes: Any) -> Demand:
     ("demand", "what"),
     [
         ({}, None),
-        # Eight GPU nodes at most, of one GPU and 8 cores.
+        # The cluster has at most eight GPU nodes, each with one GPU and 8 cores.
         ({"hosts": 16}, None),
-        ({"hosts": 17}, "wants 17 times a host of 1 CPU and 0.5 GPU, and the cluster never holds more than 16"),
-        ({"host_gpus": 2.0}, "wants a host of 1 CPU and 2 GPU, which fits on no worker type"),
-        ({"host_cpus": 9.0}, "wants a host of 9 CPU and 0.5 GPU, which fits on no worker type"),
-        # Ten nodes, whichever they are: 80 cores.
-        ({"host_gpus": 0.0, "hosts": 80}, "a trial of 0.5 CPU beside them, and all workers together have no core left"),
-        ({"host_gpus": 0.0, "hosts": 81}, "wants 81 times a host of 1 CPU, and the cluster never holds more than 80"),
+        ({"hosts": 17}, "needs 17 hosts of 1 CPU and 0.5 GPU, but the cluster has room for at most 16"),
+        ({"host_gpus": 2.0}, "needs hosts of 1 CPU and 2 GPU, which fit on no worker type"),
+        ({"host_cpus": 9.0}, "needs hosts of 9 CPU and 0.5 GPU, which fit on no worker type"),
+        # Any ten nodes have 80 cores together.
+        ({"host_gpus": 0.0, "hosts": 80}, "a trial of 0.5 CPU beside them, but all workers together have no core left"),
+        ({"host_gpus": 0.0, "hosts": 81}, "needs 81 hosts of 1 CPU, but the cluster has room for at most 80"),
     ],
 )
-def test_what_an_experiment_asks_for_must_fit(demand: dict[str, Any], what: str | None) -> None:
+def test_demands_of_an_experiment_must_fit_the_cluster(demand: dict[str, Any], what: str | None) -> None:
     problems = [str(problem) for problem in check_cluster_file(SHIPPED, demands=[_demand(**demand)])]
     assert len(problems) == (what is not None)
     if what is not None:
-        assert problems[0].split(": ", 1)[1].startswith("big.yaml wants ")
+        assert problems[0].split(": ", 1)[1].startswith("big.yaml needs ")
         assert what in problems[0]
 
 
-def test_without_a_worker_type_nothing_fits(problems_after: Callable[..., list[Problem]], shipped: Cluster) -> None:
+def test_hosts_with_gpus_do_not_fit_without_a_gpu_type(
+    problems_after: Callable[..., list[Problem]], shipped: Cluster
+) -> None:
     def edit(cluster: Cluster) -> None:
         for name in ("gpu_on_demand", "gpu_spot"):
             del cluster["available_node_types"][name]
 
-    assert any("fits on no worker type" in str(p) for p in problems_after(edit, demands=[_demand()]))
+    assert any("fit on no worker type" in str(p) for p in problems_after(edit, demands=[_demand()]))
 
 
 def test_importing_the_check_does_not_import_ray() -> None:
@@ -456,9 +462,9 @@ OWN_MACHINES = VARIANTS[1]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda path: path.name)
-def test_variants_have_no_problems_but_what_is_to_be_filled_in(variant: Path, tmp_path: Path) -> None:
+def test_variants_have_no_problems_but_their_placeholders(variant: Path, tmp_path: Path) -> None:
     assert [str(problem) for problem in check_cluster_file(variant)] == []
-    # As the file's first lines say: it is used from the repository's folder.
+    # As the first lines of the file say, it is copied to the repository's folder and used from there.
     text = variant.read_text(encoding="utf-8")
     assert "cp docs/" + variant.name in text
     copy = tmp_path / variant.name
@@ -473,12 +479,12 @@ def test_variants_have_no_problems_but_what_is_to_be_filled_in(variant: Path, tm
 @pytest.mark.parametrize(
     ("edit", "what"),
     [
-        (put("max_workers", value=3), "it is 3, and there are 2 worker_ips"),
-        (put("min_workers", value=0), "it is 0, and there are 2 worker_ips"),
-        (put("provider", "worker_ips", value=["a", "a"]), "an address is there twice"),
+        (put("max_workers", value=3), "it is 3, but there are 2 worker_ips"),
+        (put("min_workers", value=0), "it is 0, but there are 2 worker_ips"),
+        (put("provider", "worker_ips", value=["a", "a"]), "an address is listed twice"),
         (
             replace("head_start_ray_commands", " --num-cpus=0", ""),
-            "the head advertises its cores, and trials would run",
+            "the head advertises its cores, so trials would run",
         ),
         (
             replace("head_start_ray_commands", "127.0.0.1 --dash", "0.0.0.0 --dash"),
@@ -487,11 +493,11 @@ def test_variants_have_no_problems_but_what_is_to_be_filled_in(variant: Path, tm
         (replace("worker_start_ray_commands", "RAY_AUTH_MODE=token ", ""), None),
     ],
 )
-def test_mistakes_with_own_machines_are_found(tmp_path: Path, edit: Edit, what: str | None) -> None:
+def test_mistakes_with_own_machines_are_reported(tmp_path: Path, edit: Edit, what: str | None) -> None:
     cluster = yaml.safe_load(OWN_MACHINES.read_text(encoding="utf-8"))
     edit(cluster)
     path = tmp_path / "cluster.yaml"
     path.write_text(yaml.safe_dump(cluster), encoding="utf-8")
     problems = [problem.what for problem in check_cluster_file(path)]
-    # Without the token in the command the profile that the setup writes still sets it.
+    # If the command does not set the mode, the profile written by the setup commands still does.
     assert problems == [] if what is None else any(what in problem for problem in problems), problems

@@ -1,4 +1,4 @@
-"""Before any work starts, every node has used the storage and reached MLflow; what one cannot do is refused."""
+"""Preflight checks: every node must be able to use the storage and MLflow before any work starts."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from orchestrator.tracking.mlflow import ping
 
 HEAD, WORKER = Node("a" * 56, "10.0.0.1", {}), Node("b" * 56, "10.0.0.2", {"CPU": 8.0})
 SERVER = "http://head:5000"
-WELL = NodeReport(HEAD, sees_beacon=True)
+HEALTHY = NodeReport(HEAD, sees_beacon=True)
 
 Cluster = Callable[..., list[Sequence[Node]]]
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """Pretends a cluster whose nodes report this; gives the list of surveys that were made."""
+    """A function that simulates a cluster with these node reports and returns the list of surveys made of it."""
 
     def pretend(*reports: NodeReport) -> list[Sequence[Node]]:
         surveys: list[Sequence[Node]] = []
 
-        def survey(storage: Storage, tracking_uri: str | None, there: Sequence[Node]) -> list[NodeReport]:
-            surveys.append(there)
+        def survey(storage: Storage, tracking_uri: str | None, nodes: Sequence[Node]) -> list[NodeReport]:
+            surveys.append(nodes)
             return list(reports)
 
         monkeypatch.setattr(preflight, "nodes", lambda: [report.node for report in reports])
@@ -45,16 +45,16 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return pretend
 
 
-def test_on_one_node_nothing_is_asked(cluster: Cluster, storage: Storage) -> None:
-    """A laptop's folder and its SQLite store are good there, and no second is spent."""
-    surveys = cluster(WELL)
+def test_a_single_node_is_not_surveyed(cluster: Cluster, storage: Storage) -> None:
+    """A laptop's folder and SQLite store work there, and the check takes no time."""
+    surveys = cluster(HEALTHY)
     assert check_nodes(storage, "sqlite:////data/mlflow.db") == {HEAD.id}
     assert surveys == []
 
 
-def test_nodes_that_can_do_everything_are_asked_once(cluster: Cluster, storage: Storage) -> None:
-    """A cluster that has grown is asked again, one that has not is not."""
-    surveys = cluster(WELL, NodeReport(WORKER, sees_beacon=True))
+def test_healthy_nodes_are_surveyed_once(cluster: Cluster, storage: Storage) -> None:
+    """The survey is repeated only if the cluster has grown."""
+    surveys = cluster(HEALTHY, NodeReport(WORKER, sees_beacon=True))
     known = check_nodes(storage, SERVER)
     assert known == {HEAD.id, WORKER.id}
     check_nodes(storage, SERVER, known)
@@ -64,8 +64,8 @@ def test_nodes_that_can_do_everything_are_asked_once(cluster: Cluster, storage: 
 
 
 def test_a_sqlite_store_is_refused_on_more_than_one_node(cluster: Cluster, storage: Storage) -> None:
-    """Also where the disk is shared: SQLite is not safe on one."""
-    surveys = cluster(WELL, NodeReport(WORKER, sees_beacon=True))
+    """Even on a shared disk, because SQLite is not safe there."""
+    surveys = cluster(HEALTHY, NodeReport(WORKER, sees_beacon=True))
     with pytest.raises(
         ConfigError,
         match=r"store sqlite:////shared/mlflow\.db is a file, and the cluster has 2 nodes: .*start `mlflow server` on "
@@ -73,7 +73,7 @@ def test_a_sqlite_store_is_refused_on_more_than_one_node(cluster: Cluster, stora
     ):
         check_nodes(storage, "sqlite:////shared/mlflow.db")
     assert surveys == []
-    check_nodes(storage, None)  # pairs alone use no MLflow
+    check_nodes(storage, None)  # making pairs alone does not use MLflow
 
 
 @pytest.mark.parametrize(
@@ -103,18 +103,18 @@ def test_a_sqlite_store_is_refused_on_more_than_one_node(cluster: Cluster, stora
     ],
     ids=["a folder of the driver's", "storage", "MLflow", "silent"],
 )
-def test_what_a_node_cannot_do_is_refused_with_its_name_and_the_remedy(
+def test_a_failing_node_is_refused_with_its_name_and_the_remedy(
     cluster: Cluster, storage: Storage, report: NodeReport, kind: type[UserError], message: str
 ) -> None:
-    """Before any work, not at the first shard that lands there."""
-    cluster(WELL, report)
+    """Before any work starts, not when the node gets its first shard."""
+    cluster(HEALTHY, report)
     with pytest.raises(kind, match=message):
         check_nodes(storage, SERVER)
 
 
-def test_of_many_problems_the_first_is_told_and_the_others_are_counted(cluster: Cluster, storage: Storage) -> None:
-    """Sixty nodes without the folder are one message, and the way to all of them."""
-    cluster(WELL, *[NodeReport(WORKER, tracking="MLflow cannot be used; check --tracking-uri")] * 3)
+def test_the_first_of_many_problems_is_reported_and_the_others_are_counted(cluster: Cluster, storage: Storage) -> None:
+    """Sixty nodes without the folder give one message, and the command that lists them all."""
+    cluster(HEALTHY, *[NodeReport(WORKER, tracking="MLflow cannot be used; check --tracking-uri")] * 3)
     with pytest.raises(
         ConfigError, match=r"\(5 more such problem\(s\) on 4 nodes; `bespoke doctor --address …` lists them\)"
     ):
@@ -125,23 +125,23 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_a_node_that_sees_the_beacon_tries_everything_and_leaves_nothing(storage: Storage) -> None:
-    """The same place: it writes, reads and deletes a probe of its own."""
+def test_a_node_that_sees_the_beacon_probes_the_storage_and_leaves_no_files(storage: Storage) -> None:
+    """The storage is shared, so the node writes, reads and deletes a probe of its own."""
     storage.write("beacon", b"light")
     assert preflight._from_here(storage.root, "beacon", _sha256(b"light"), None) == (True, None, None)
     assert [path.name for path in Path(storage.root).iterdir()] == ["beacon"]
 
 
 def test_a_node_that_does_not_see_the_beacon_writes_nothing(storage: Storage) -> None:
-    """A path of the same name on its own disk: no folder is made there, and another's file is not the beacon."""
+    """The path is on the node's own disk: no folder is created there, and a file with other content is not the beacon."""
     assert preflight._from_here(storage.root, "beacon", _sha256(b"light"), None) == (False, None, None)
     assert not Path(storage.root).exists()
     storage.write("beacon", b"dark")
     assert preflight._from_here(storage.root, "beacon", _sha256(b"light"), None) == (False, None, None)
 
 
-def test_what_goes_wrong_on_a_node_comes_back_as_text(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of whatever class the error is: the driver may lack it, or it may not be picklable."""
+def test_errors_on_a_node_are_returned_as_text(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class of an error may be missing on the driver, or may not be picklable."""
     monkeypatch.setattr(Storage, "exists", lambda self, key: 1 // 0)
     sees, problem, tracking = preflight._from_here(storage.root, "beacon", "", "http://127.0.0.1:9")
     assert (sees, problem) == (False, "integer division or modulo by zero")
@@ -151,7 +151,7 @@ def test_what_goes_wrong_on_a_node_comes_back_as_text(storage: Storage, monkeypa
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """A web server that is no MLflow: it answers everything with an error."""
+    """A web server other than MLflow, which answers every request with an error."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -171,8 +171,8 @@ def server() -> Iterator[str]:
     listening.server_close()
 
 
-def test_a_ping_of_something_else_than_mlflow_is_refused_and_leaves_the_environment(server: str) -> None:
-    """A port that answers is not enough; the impatience is the ping's alone."""
+def test_pinging_a_server_other_than_mlflow_fails_and_keeps_the_environment(server: str) -> None:
+    """A port that answers is not enough. The short timeouts apply to the ping only."""
     before = dict(os.environ)
     with pytest.raises(UserError, match=rf"MLflow at {server} cannot be used: .*; check --tracking-uri"):
         ping(server)
@@ -180,14 +180,14 @@ def test_a_ping_of_something_else_than_mlflow_is_refused_and_leaves_the_environm
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "https://no-such-host.invalid", "http://", "http://x:notaport"])
-def test_a_ping_of_nobody_is_refused(uri: str) -> None:
-    """Nobody listens, no such name, or no address at all."""
+def test_pinging_an_unreachable_address_fails(uri: str) -> None:
+    """A closed port, an unknown host name, or an invalid address."""
     with pytest.raises(UserError, match=r"cannot be used: .*; check --tracking-uri"):
         ping(uri)
 
 
-def test_a_ping_of_a_store_that_is_still_to_be_made_makes_none(tmp_path: Path) -> None:
-    """The first sweep does, on the driver."""
+def test_pinging_a_missing_sqlite_store_does_not_create_it(tmp_path: Path) -> None:
+    """The first sweep creates it, on the driver."""
     ping(f"sqlite:///{tmp_path}/mlflow.db")
     assert list(tmp_path.iterdir()) == []
 
@@ -203,32 +203,32 @@ from orchestrator.errors import UserError
 from orchestrator.cluster.preflight import check_nodes, nodes, survey
 from orchestrator.storage import Storage
 
-shared, here, there = sys.argv[1:]
-os.chdir(here)
+shared, first, second = sys.argv[1:]
+os.chdir(first)
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-os.chdir(there)  # the second node's processes work in another folder
+os.chdir(second)  # the second node's processes work in another folder
 cluster.add_node(num_cpus=1)
-os.chdir(here)
+os.chdir(first)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-told = {"nodes": len(nodes())}
+results = {"nodes": len(nodes())}
 
 
 def attempt(name, root, tracking_uri=None):
     try:
         check_nodes(Storage(root), tracking_uri)
-        told[name] = None
+        results[name] = None
     except UserError as error:
-        told[name] = str(error)
+        results[name] = str(error)
 
 
 attempt("shared", shared)
-attempt("own", "/proc/self/cwd/data")  # a path by one name, and a place of its own for each node
+attempt("own", "/proc/self/cwd/data")  # the same path, but a different folder on each node
 attempt("mlflow", shared, "http://127.0.0.1:9")
 attempt("sqlite", shared, f"sqlite:///{shared}/mlflow.db")
 both = survey(Storage(shared), None, nodes())
-told["both"] = [report.sees_beacon for report in both]
-told["left"] = os.listdir(shared)
-print(json.dumps(told))
+results["both"] = [report.sees_beacon for report in both]
+results["left"] = os.listdir(shared)
+print(json.dumps(results))
 ray.shutdown()
 cluster.shutdown()
 """
@@ -237,21 +237,21 @@ cluster.shutdown()
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_two_real_nodes_share_a_folder_or_are_refused(tmp_path: Path) -> None:
-    """Two raylets: a folder that both see is good; one that is another place on the second node is refused there."""
-    folders = [tmp_path / name for name in ("shared", "here", "there")]
+    """Two raylets: a folder visible to both is accepted; a path that is another folder on the second node is refused."""
+    folders = [tmp_path / name for name in ("shared", "first", "second")]
     for folder in folders:
         folder.mkdir()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", TWO_NODES, *map(str, folders)], capture_output=True, text=True, timeout=200, check=False
     )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["nodes"] == 2
-    assert told["shared"] is None
-    assert told["both"] == [True, True]
-    assert "/proc/self/cwd/data is a folder of this machine: node " in told["own"]
-    assert "MLflow at http://127.0.0.1:9 cannot be used" in told["mlflow"]
-    assert "(1 more such problem(s) on 2 nodes" in told["mlflow"]
-    assert "is a file, and the cluster has 2 nodes" in told["sqlite"]
-    assert told["left"] == []
-    assert [path.name for path in (tmp_path / "there").iterdir()] == []
+    assert process.returncode == 0, process.stderr
+    results = json.loads(process.stdout.splitlines()[-1])
+    assert results["nodes"] == 2
+    assert results["shared"] is None
+    assert results["both"] == [True, True]
+    assert "/proc/self/cwd/data is a folder of this machine: node " in results["own"]
+    assert "MLflow at http://127.0.0.1:9 cannot be used" in results["mlflow"]
+    assert "(1 more such problem(s) on 2 nodes" in results["mlflow"]
+    assert "is a file, and the cluster has 2 nodes" in results["sqlite"]
+    assert results["left"] == []
+    assert [path.name for path in (tmp_path / "second").iterdir()] == []

@@ -123,11 +123,11 @@ def test_metrics_of_speech_take_such_a_folder(folder: Path) -> None:
     ("rows", "options", "message"),
     [
         (ROWS, {"manifest": "none.csv"}, r"no manifest at .*none\.csv; set the dataset's options 'folder' and"),
-        (ROWS, {"manifest": "list.xlsx"}, r"list\.xlsx is none of \.csv, \.tsv, \.jsonl, \.parquet"),
+        (ROWS, {"manifest": "list.xlsx"}, r"list\.xlsx must end in one of \.csv, \.tsv, \.jsonl, \.parquet"),
         (ROWS, {"transcript": "text"}, r"has no column 'text'; its columns are: path, transcript, speaker"),
         (ROWS, {"speaker": "who"}, r"has no column 'who'; its columns are: path, transcript, speaker"),
         ([], {}, r"manifest\.csv lists no recordings; give at least one"),
-        ([{**ROWS[0], "path": "c.wav"}], {}, r"manifest\.csv lists .*c\.wav, and there is no such file; add or unlist"),
+        ([{**ROWS[0], "path": "c.wav"}], {}, r"manifest\.csv lists .*c\.wav, which does not exist; add the file or"),
         (
             [{**ROWS[0], "path": "../c.wav"}],
             {},
@@ -135,7 +135,7 @@ def test_metrics_of_speech_take_such_a_folder(folder: Path) -> None:
         ),
         ([{**ROWS[0], "path": "a/../../c.wav"}], {}, r"row 1 of .* leads out of its folder: 'a/\.\./\.\./c\.wav'"),
         ([{**ROWS[0], "path": "/c.wav"}], {}, r"row 1 of .* leads out of its folder: '/c\.wav'"),
-        ([{**ROWS[0], "path": ""}], {}, r"row 1 of .* has no text in column 'path', but ''"),
+        ([{**ROWS[0], "path": ""}], {}, r"row 1 of .* has no text in column 'path', got ''"),
     ],
 )
 def test_a_manifest_that_is_wrong_is_refused(
@@ -149,9 +149,9 @@ def test_a_manifest_that_is_wrong_is_refused(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{oops", r"line 1 of .*list\.jsonl is no JSON: "),
-        ("[1]", r"line 1 of .*list\.jsonl is no JSON object, but '\[1\]'"),
-        ('{"path": "b.flac", "transcript": null}', r"row 1 of .* has no text in column 'transcript', but None"),
+        ("{oops", r"line 1 of .*list\.jsonl is not JSON: "),
+        ("[1]", r"line 1 of .*list\.jsonl is not a JSON object: '\[1\]'"),
+        ('{"path": "b.flac", "transcript": null}', r"row 1 of .* has no text in column 'transcript', got None"),
     ],
 )
 def test_a_line_that_is_no_row_is_refused(folder: Path, line: str, message: str) -> None:
@@ -165,7 +165,7 @@ def test_what_is_no_sound_is_named(folder: Path) -> None:
     """When it is opened: a corpus is not read through at the start."""
     dataset = listed(folder)
     (folder / "b.flac").write_text("no sound", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"b\.flac cannot be read as sound: .*; mend it or take it off the manifest"):
+    with pytest.raises(ConfigError, match=r"b\.flac cannot be read as sound: .*; replace it or remove it from the man"):
         dataset.wave(2)
     with pytest.raises(ConfigError, match=r"b\.flac cannot be read as sound"):
         dataset.spoken([2])
@@ -176,5 +176,5 @@ def test_a_manifest_that_changed_is_refused(folder: Path) -> None:
     write(folder, "manifest.csv", ROWS)
     sha256 = hashlib.sha256((folder / "manifest.csv").read_bytes()).hexdigest()
     assert listed(folder, sha256=sha256).real_count() == 3
-    with pytest.raises(ConfigError, match=rf"has sha256 \w+, not {sha256}; give the one those pairs were made of"):
+    with pytest.raises(ConfigError, match=rf"has sha256 \w+, not {sha256}; use the one the pairs were made from"):
         listed(folder, ROWS[:2], sha256=sha256)

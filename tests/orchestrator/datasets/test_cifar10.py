@@ -84,8 +84,11 @@ def test_a_missing_file_is_named_with_the_option_to_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"image": [b"no image"], "label": [0]}, r"holds bytes that are no image"),
-        ({"image": [_encoded(np.zeros((8, 8, 3), dtype=np.uint8))], "label": [0]}, r"an image of \(8, 8\); CIFAR-10's"),
+        ({"image": [b"no image"], "label": [0]}, r"holds bytes that are not an image"),
+        (
+            {"image": [_encoded(np.zeros((8, 8, 3), dtype=np.uint8))], "label": [0]},
+            r"of size \(8, 8\); CIFAR-10 images",
+        ),
         ({"picture": [b""], "label": [0]}, r"has no column 'image'; it has picture, label"),
     ],
 )

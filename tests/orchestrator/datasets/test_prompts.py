@@ -44,7 +44,7 @@ def test_a_file_that_changed_is_refused(tmp_path: Path) -> None:
     assert Prompts(**options, sha256=sha256).texts([0]) == ["a cat"]
     Path(options["file"]).write_text("a dog\n", encoding="utf-8")
     with pytest.raises(
-        ConfigError, match=rf"prompts\.txt has sha256 \w+, not {sha256}; give the file those pairs were"
+        ConfigError, match=rf"prompts\.txt has sha256 \w+, not {sha256}; use the file the pairs were mad"
     ):
         plugins.build("datasets", "prompts", {**options, "sha256": sha256})
 
@@ -52,11 +52,14 @@ def test_a_file_that_changed_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompts": []}, r"the list holds no prompts; give at least one"),
-        ({"prompts": "a cat"}, r"prompts must be a list of texts, got 'a cat'"),
-        ({"prompts": [3]}, r"prompts must be a list of texts, got \[3\]"),
-        ({"file": "/nowhere.txt"}, r"no prompts file at /nowhere\.txt; give an existing \.txt or \.parquet file"),
-        ({"sha256": "ab"}, r"sha256 is that of a file, and no file is given; leave it out"),
+        ({"prompts": []}, r"the list holds no prompts; add at least one"),
+        ({"prompts": "a cat"}, r"prompts must be a list of strings, got 'a cat'"),
+        ({"prompts": [3]}, r"prompts must be a list of strings, got \[3\]"),
+        (
+            {"file": "/nowhere.txt"},
+            r"no prompts file at /nowhere\.txt; set file to an existing \.txt or \.parquet file",
+        ),
+        ({"sha256": "ab"}, r"sha256 applies to a file, but no file is set; remove it"),
     ],
 )
 def test_prompts_that_cannot_be_had_are_refused(options: dict[str, Any], message: str) -> None:
@@ -71,5 +74,5 @@ def test_a_file_without_the_column_or_of_another_kind_is_refused(tmp_path: Path)
     with pytest.raises(ConfigError, match=r"has no column 'prompt'; its columns are: caption, width"):
         plugins.build("datasets", "prompts", {"file": options["file"]})
     (tmp_path / "prompts.csv").write_text("a cat", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"prompts\.csv is neither \.txt \(one prompt a line\) nor \.parquet"):
+    with pytest.raises(ConfigError, match=r"prompts\.csv is neither \.txt \(one prompt per line\) nor \.parquet"):
         plugins.build("datasets", "prompts", {"file": str(tmp_path / "prompts.csv")})

@@ -82,8 +82,8 @@ def test_a_speaker_of_its_own_is_a_set_of_its_own() -> None:
     ("options", "message"),
     [
         ({"split": "dev"}, r"split must be train or test, got 'dev'"),
-        ({"split": "train"}, r"the training split does not travel with the package; set folder"),
-        ({"speaker": "nobody"}, r"no speaker 'nobody'; there are: george, jackson, lucas"),
+        ({"split": "train"}, r"the training split does not ship with the package; set folder"),
+        ({"speaker": "nobody"}, r"unknown speaker 'nobody'; choose one of: george, jackson, lucas"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:

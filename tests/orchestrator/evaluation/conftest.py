@@ -1,4 +1,4 @@
-"""A metric of images that needs no weights, as a plugin of the tests' own."""
+"""A metric plugin for the tests: it measures images and needs no weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ METRIC = Brightness
 
 @pytest.fixture
 def brightness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a metric that a scorer measures."""
+    """The name of a metric that scorers measure."""
     folder = tmp_path / "metrics"
     folder.mkdir()
     (folder / "brightness.py").write_text(PLUGIN, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Every solver on every dataset by every metric: nothing is measured twice, and nothing that failed is hidden."""
+"""Evaluation of solvers on datasets by metrics: nothing is measured twice, and failures are reported."""
 
 from __future__ import annotations
 
@@ -33,45 +33,45 @@ from solvers.grids import Grid
 from solvers.ns import NSSolver
 
 
-class Watched(Pool):
-    """A pool that notes what it is asked, and may break on the way."""
+class RecordingPool(Pool):
+    """A pool that records its requests, and that may stop after some of them or refuse some."""
 
     def __init__(self, pool: LocalPool, breaks_after: int | None = None, refuses: Any = None):
         self.pool, self.breaks_after, self.refuses = pool, breaks_after, refuses
-        self.asked: list[Request] = []
+        self.requests: list[Request] = []
 
     def map(self, requests: Iterable[Request]) -> Iterator[Outcome]:
-        def noted() -> Iterator[Request]:
+        def recorded() -> Iterator[Request]:
             for request in requests:
-                if self.breaks_after is not None and len(self.asked) == self.breaks_after:
+                if self.breaks_after is not None and len(self.requests) == self.breaks_after:
                     raise KeyboardInterrupt
-                self.asked.append(request)
+                self.requests.append(request)
                 yield request
 
-        for outcome in self.pool.map(noted()):
-            if self.refuses is not None and self.refuses(self.asked[-1]):
+        for outcome in self.pool.map(recorded()):
+            if self.refuses is not None and self.refuses(self.requests[-1]):
                 yield Outcome(outcome.index, None, PoolError("set aside by the test"))
             else:
                 yield outcome
 
 
 @pytest.fixture
-def hosts(copied: Storage) -> Watched:
-    """A host on a copy of the small experiment's pairs."""
-    return Watched(
+def hosts(copied: Storage) -> RecordingPool:
+    """A host on a copy of the pairs of the small experiment."""
+    return RecordingPool(
         LocalPool(Host(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=copied.root)))
     )
 
 
 @pytest.fixture
-def scorers(copied: Storage) -> Watched:
-    """A scorer on the same storage, in batches that do not divide a shard."""
-    return Watched(LocalPool(Scorer(ScorerSettings(storage=copied.root, batch_size=7))))
+def scorers(copied: Storage) -> RecordingPool:
+    """A scorer on the same storage, whose batch size does not divide a shard."""
+    return RecordingPool(LocalPool(Scorer(ScorerSettings(storage=copied.root, batch_size=7))))
 
 
 @pytest.fixture
 def pairs(specs: dict[PairKey, PairSpec]) -> PairSpec:
-    """The 40 test pairs, in shards of 16."""
+    """The spec of the 40 test pairs, in shards of 16."""
     return specs[PairKey("test", 1.0, 0)]
 
 
@@ -89,8 +89,8 @@ TRUTH = EvaluatedSolver(kind="ground truth", name="Ground truth", guidance_scale
 
 def _scores(evaluation: Evaluation, pairs: PairSpec) -> dict[tuple[str, str], Score]:
     evaluation.measure()
-    found = evaluation.scores({pairs.digest: 100.0})
-    return {(s.case.solver.name, s.metric.metric.column): s for s in found}
+    scores = evaluation.scores({pairs.digest: 100.0})
+    return {(s.case.solver.name, s.metric.metric.column): s for s in scores}
 
 
 def _evaluation(
@@ -107,104 +107,104 @@ def _evaluation(
     )
 
 
-def test_scores_are_those_of_a_sweep(
-    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver
+def test_scores_agree_with_those_of_a_sweep(
+    copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec, midpoint: NSSolver
 ) -> None:
-    """Shard by shard or all pairs at once: the same means, to the rounding of the network's batches."""
-    found = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr", "snr", "rmse"]), pairs)
+    """Measured by shards or on all pairs at once, the means agree up to the rounding of the network's batches."""
+    scores = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr", "snr", "rmse"]), pairs)
     for column, summary in evaluate(hosts.pool, midpoint, pairs.digest, ["psnr", "snr", "rmse"]).items():
-        assert found["Midpoint", column].summary.mean == pytest.approx(summary["mean"], rel=1e-5)
-        assert found["Midpoint", column].summary.count == 40
+        assert scores["Midpoint", column].summary.mean == pytest.approx(summary["mean"], rel=1e-5)
+        assert scores["Midpoint", column].summary.count == 40
 
 
 def test_a_scorer_sees_every_sample_once(
-    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, brightness: str
+    copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec, midpoint: NSSolver, brightness: str
 ) -> None:
-    """What it measures through shards of media is what one would measure on the samples themselves."""
-    found = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint), TRUTH], [brightness]), pairs)
+    """Scores measured through shards of media equal those measured on the samples themselves."""
+    scores = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint), TRUTH], [brightness]), pairs)
     samples = hosts.pool.call("sample", theta=midpoint.flat().numpy(), pairs=pairs.digest, indices=range(40))
-    assert found["Midpoint", "brightness"].summary.mean == pytest.approx(float(samples.mean()), abs=1e-6)
+    assert scores["Midpoint", "brightness"].summary.mean == pytest.approx(float(samples.mean()), abs=1e-6)
     truth = PairStore(copied, pairs).load().x1
-    assert found["Ground truth", "brightness"].summary.mean == pytest.approx(float(truth.mean()), abs=1e-6)
+    assert scores["Ground truth", "brightness"].summary.mean == pytest.approx(float(truth.mean()), abs=1e-6)
     assert not copied.names("measurements/media/" + f"{pairs.digest}-{_theta(midpoint).digest}"), "media are deleted"
 
 
 def test_nothing_is_measured_twice(
-    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, brightness: str
+    copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec, midpoint: NSSolver, brightness: str
 ) -> None:
-    """Again: no request at all. Another metric of hosts: scorers rest. Another of scorers: each shard once more."""
+    """Measuring again sends no requests. Another metric measured by hosts sends none to scorers."""
 
-    def again(*metrics: Any) -> tuple[int, int]:
-        hosts.asked.clear()
-        scorers.asked.clear()
+    def count_requests(*metrics: Any) -> tuple[int, int]:
+        hosts.requests.clear()
+        scorers.requests.clear()
         _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], metrics), pairs)
-        return len(hosts.asked), len(scorers.asked)
+        return len(hosts.requests), len(scorers.requests)
 
-    assert again("psnr", brightness) == (3, 3)
-    assert again("psnr", brightness) == (0, 0)
-    assert again("psnr", "snr", brightness) == (3, 0)
-    assert again("psnr", brightness, "rmse") == (3, 0)
+    assert count_requests("psnr", brightness) == (3, 3)
+    assert count_requests("psnr", brightness) == (0, 0)
+    assert count_requests("psnr", "snr", brightness) == (3, 0)
+    assert count_requests("psnr", brightness, "rmse") == (3, 0)
 
 
-def test_two_names_of_one_theta_are_one_piece_of_work(
-    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, brightness: str
+def test_a_theta_with_two_names_is_measured_once(
+    copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec, midpoint: NSSolver, brightness: str
 ) -> None:
-    """And two rows of the table."""
+    """It still has two rows in the table."""
     solvers = [_theta(midpoint), _theta(midpoint, "its twin")]
-    found = _scores(_evaluation(copied, hosts, scorers, pairs, solvers, [brightness]), pairs)
-    assert (len(hosts.asked), len(scorers.asked)) == (3, 3)
-    assert found["Midpoint", "brightness"].summary == found["its twin", "brightness"].summary
+    scores = _scores(_evaluation(copied, hosts, scorers, pairs, solvers, [brightness]), pairs)
+    assert (len(hosts.requests), len(scorers.requests)) == (3, 3)
+    assert scores["Midpoint", "brightness"].summary == scores["its twin", "brightness"].summary
 
 
 @pytest.mark.parametrize("breaks", ["hosts", "scorers"])
-def test_an_interrupted_evaluation_goes_on(
+def test_an_interrupted_evaluation_is_resumed(
     copied: Storage,
-    hosts: Watched,
-    scorers: Watched,
+    hosts: RecordingPool,
+    scorers: RecordingPool,
     pairs: PairSpec,
     midpoint: NSSolver,
     brightness: str,
     breaks: str,
 ) -> None:
-    """Stopped after two shards, hosts or scorers: the same call measures the rest, and the numbers are the same."""
+    """After hosts or scorers stop at two shards, the same call measures the rest and gives the same scores."""
     solvers = [_theta(midpoint), TRUTH]
-    broken = {"hosts": hosts, "scorers": scorers}
-    broken[breaks] = Watched(broken[breaks].pool, breaks_after=2)
+    pools = {"hosts": hosts, "scorers": scorers}
+    pools[breaks] = RecordingPool(pools[breaks].pool, breaks_after=2)
     with pytest.raises(KeyboardInterrupt):
-        _evaluation(copied, broken["hosts"], broken["scorers"], pairs, solvers, ["psnr", brightness]).measure()
-    scorers.asked.clear()
+        _evaluation(copied, pools["hosts"], pools["scorers"], pairs, solvers, ["psnr", brightness]).measure()
+    scorers.requests.clear()
     resumed = _scores(_evaluation(copied, hosts, scorers, pairs, solvers, ["psnr", brightness]), pairs)
-    assert 1 <= len(scorers.asked) < 6
-    whole = evaluate(hosts.pool, midpoint, pairs.digest, ["psnr"])["psnr_db"]["mean"]
-    assert resumed["Midpoint", "psnr_db"].summary.mean == pytest.approx(whole, rel=1e-5)
+    assert 1 <= len(scorers.requests) < 6
+    expected = evaluate(hosts.pool, midpoint, pairs.digest, ["psnr"])["psnr_db"]["mean"]
+    assert resumed["Midpoint", "psnr_db"].summary.mean == pytest.approx(expected, rel=1e-5)
     assert resumed["Ground truth", "brightness"].summary.count == 40
 
 
 def _measured(storage: Storage, folder: str = "measurements") -> dict[str, bytes]:
-    """Every file of measurements, by key."""
-    found: dict[str, bytes] = {}
+    """Every file of measurements, by storage key."""
+    files: dict[str, bytes] = {}
     for name in storage.names(folder):
         key = f"{folder}/{name}"
         if name.endswith(".safetensors"):
-            found[key] = storage.read(key)
+            files[key] = storage.read(key)
         else:
-            found |= _measured(storage, key)
-    return found
+            files |= _measured(storage, key)
+    return files
 
 
-def test_on_s3_that_fails_one_request_in_twenty_the_measurements_are_those_of_a_directory(
+def test_measurements_on_an_s3_that_fails_one_request_in_twenty_equal_those_on_a_directory(
     copied: Storage,
     copied_to_s3: Storage,
     s3_server: S3Server,
-    hosts: Watched,
-    scorers: Watched,
+    hosts: RecordingPool,
+    scorers: RecordingPool,
     pairs: PairSpec,
     midpoint: NSSolver,
     brightness: str,
 ) -> None:
-    """Interrupted on the way, and gone on with: byte for byte, nothing half-written, no media left."""
+    """The run is interrupted and resumed. Files are equal byte for byte, and no partial files or media are left."""
     solvers, metrics = [_theta(midpoint), TRUTH], ["psnr", brightness]
-    here = _scores(_evaluation(copied, hosts, scorers, pairs, solvers, metrics), pairs)
+    local_scores = _scores(_evaluation(copied, hosts, scorers, pairs, solvers, metrics), pairs)
     chance, failed = random.Random(0), [0]
 
     def fault(request: dict[str, Any]) -> bool:
@@ -214,27 +214,29 @@ def test_on_s3_that_fails_one_request_in_twenty_the_measurements_are_those_of_a_
 
     s3_server.fault = fault
     settings = HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=copied_to_s3.root)
-    far_hosts = LocalPool(Host(settings))
-    far_scorers = LocalPool(Scorer(ScorerSettings(storage=copied_to_s3.root, batch_size=7)))
-    broken = Watched(far_hosts, breaks_after=2)
+    s3_hosts = LocalPool(Host(settings))
+    s3_scorers = LocalPool(Scorer(ScorerSettings(storage=copied_to_s3.root, batch_size=7)))
+    interrupted = RecordingPool(s3_hosts, breaks_after=2)
     with pytest.raises(KeyboardInterrupt):
-        _evaluation(copied_to_s3, broken, far_scorers, pairs, solvers, metrics).measure()
-    there = _scores(_evaluation(copied_to_s3, far_hosts, far_scorers, pairs, solvers, metrics), pairs)
+        _evaluation(copied_to_s3, interrupted, s3_scorers, pairs, solvers, metrics).measure()
+    s3_scores = _scores(_evaluation(copied_to_s3, s3_hosts, s3_scorers, pairs, solvers, metrics), pairs)
     s3_server.fault = None
     assert failed[0] > 0
-    assert {key: score.summary for key, score in there.items()} == {key: score.summary for key, score in here.items()}
+    assert {key: score.summary for key, score in s3_scores.items()} == {
+        key: score.summary for key, score in local_scores.items()
+    }
     assert _measured(copied_to_s3) == _measured(copied)
     media = "measurements/media"
     assert not [name for folder in copied_to_s3.names(media) for name in copied_to_s3.names(f"{media}/{folder}")]
 
 
 def test_samples_that_are_not_finite_are_counted_and_named(
-    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, brightness: str
+    copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec, midpoint: NSSolver, brightness: str
 ) -> None:
-    """A solver that blows up on some noise: left out of the means, never averaged away, never seen by a network."""
-    wild = NSSolver(midpoint.times, midpoint.a, midpoint.b)
-    found = _evaluation(copied, _SpoilsTwo(hosts), scorers, pairs, [_theta(wild)], ["psnr", brightness])
-    scores = _scores(found, pairs)
+    """A solver diverges on some noise: those samples are left out of the means and are not passed to a network."""
+    diverging = NSSolver(midpoint.times, midpoint.a, midpoint.b)
+    evaluation = _evaluation(copied, _PoolWithTwoNaNs(hosts), scorers, pairs, [_theta(diverging)], ["psnr", brightness])
+    scores = _scores(evaluation, pairs)
     for column in ("psnr_db", "brightness"):
         score = scores["Midpoint", column]
         assert (score.summary.count, score.summary.not_finite) == (38, 2)
@@ -242,10 +244,10 @@ def test_samples_that_are_not_finite_are_counted_and_named(
         assert score.not_finite == (3, 17)
 
 
-class _SpoilsTwo(Pool):
-    """Makes samples 3 and 17 NaN, as a solver that diverges there would."""
+class _PoolWithTwoNaNs(Pool):
+    """A pool whose host makes samples 3 and 17 NaN, as a solver that diverges on them would."""
 
-    def __init__(self, hosts: Watched):
+    def __init__(self, hosts: RecordingPool):
         self.hosts = hosts
         host = hosts.pool.host
         sample = host._sample
@@ -269,10 +271,10 @@ def _noise_of(spec: PairSpec, index: int) -> Any:
     return noise(spec.seed, [index], spec.shape)
 
 
-def test_what_cannot_be_measured_is_told_and_the_rest_goes_on(
-    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, brightness: str
+def test_a_metric_that_cannot_be_measured_does_not_affect_the_others(
+    copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec, midpoint: NSSolver, brightness: str
 ) -> None:
-    """A shard that no scorer can answer costs its own metric its value, with the reason; PSNR is there."""
+    """If scorers fail on a shard, their metric has the reason instead of a value, and PSNR is still measured."""
     scorers.refuses = lambda request: request.arguments["first"] == 16
     scores = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr", brightness]), pairs)
     assert math.isfinite(scores["Midpoint", "psnr_db"].summary.mean)
@@ -280,27 +282,27 @@ def test_what_cannot_be_measured_is_told_and_the_rest_goes_on(
     assert math.isnan(scores["Midpoint", "brightness"].summary.mean)
 
 
-def test_ground_truth_is_at_no_distance_from_itself(
-    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec
+def test_ground_truth_has_exact_scores_against_itself(
+    copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec
 ) -> None:
-    """Its row has its evaluations; what compares with ground truth is exact by definition and not computed."""
+    """Metrics that compare with ground truth are exact by definition and not computed. NFE is that of the pairs."""
     scores = _scores(_evaluation(copied, hosts, scorers, pairs, [TRUTH], ["psnr", "rmse"]), pairs)
     assert scores["Ground truth", "psnr_db"].summary.mean == math.inf
     assert scores["Ground truth", "rmse"].summary.mean == 0
     assert scores["Ground truth", "rmse"].nfe == 100
 
 
-def test_options_of_what_is_measured_are_part_of_its_name(brightness: str) -> None:
-    """Numbers of another offset are other numbers; equal options are found again."""
-    plain, moved = MetricSpec(brightness), MetricSpec(brightness, {"offset": 1.0})
-    assert plain.identity != moved.identity
-    assert moved.identity == MetricSpec(brightness, {"offset": 1.0}).identity
+def test_options_of_a_metric_are_part_of_its_identity(brightness: str) -> None:
+    """Measurements with another offset are kept apart, and those with equal options are reused."""
+    plain, shifted = MetricSpec(brightness), MetricSpec(brightness, {"offset": 1.0})
+    assert plain.identity != shifted.identity
+    assert shifted.identity == MetricSpec(brightness, {"offset": 1.0}).identity
 
 
-def test_per_sample_numbers_are_in_the_order_of_the_pairs(
-    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver
+def test_per_sample_values_are_in_the_order_of_the_pairs(
+    copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec, midpoint: NSSolver
 ) -> None:
-    """What the bootstrap compares pair by pair belongs to the same pair."""
+    """The bootstrap compares solvers pair by pair."""
     evaluation = _evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr"])
     evaluation.measure()
     direct = hosts.pool.call("score", theta=midpoint.flat().numpy(), pairs=pairs.digest, metrics=["psnr"])["psnr"]
@@ -310,12 +312,12 @@ def test_per_sample_numbers_are_in_the_order_of_the_pairs(
 
 
 def test_a_shard_without_a_finite_sample_is_counted_and_not_measured(
-    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, brightness: str
+    copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec, midpoint: NSSolver, brightness: str
 ) -> None:
-    """A solver that diverges everywhere: every sample is counted, no network sees one, and there is no value."""
-    nowhere = NSSolver.from_flat(midpoint.flat())
+    """A solver diverges everywhere: every sample is counted, none is passed to a network, and there is no value."""
+    diverging = NSSolver.from_flat(midpoint.flat())
     hosts.pool.host._sample = lambda theta, pairs, spec: torch.full_like(pairs.x0, math.nan)
-    scores = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(nowhere)], ["psnr", brightness]), pairs)
+    scores = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(diverging)], ["psnr", brightness]), pairs)
     for column in ("psnr_db", "brightness"):
         score = scores["Midpoint", column]
         assert (score.summary.count, score.summary.not_finite) == (0, 40)
@@ -323,35 +325,35 @@ def test_a_shard_without_a_finite_sample_is_counted_and_not_measured(
         assert score.not_finite == tuple(range(10))
 
 
-def test_a_damaged_measurement_costs_its_metric_its_value_once(
-    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver
+def test_a_damaged_measurement_is_reported_and_measured_again(
+    copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec, midpoint: NSSolver
 ) -> None:
-    """It is named and deleted; the same call measures it again, and the value is what it was."""
+    """The metric has no value in this call. The next call measures it again and gives the original value."""
     evaluation = _evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr", "snr"])
-    whole = _scores(evaluation, pairs)
+    intact = _scores(evaluation, pairs)
     copied.write(evaluation._measured(evaluation.cases[0], evaluation.metrics[0]).key(1), b"no measurement")
-    broken = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr", "snr"]), pairs)
-    assert "is damaged: " in str(broken["Midpoint", "psnr_db"].failure)
-    assert broken["Midpoint", "snr_db"].summary == whole["Midpoint", "snr_db"].summary
+    damaged = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr", "snr"]), pairs)
+    assert "is damaged: " in str(damaged["Midpoint", "psnr_db"].failure)
+    assert damaged["Midpoint", "snr_db"].summary == intact["Midpoint", "snr_db"].summary
     again = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr", "snr"]), pairs)
-    assert again["Midpoint", "psnr_db"].summary == whole["Midpoint", "psnr_db"].summary
+    assert again["Midpoint", "psnr_db"].summary == intact["Midpoint", "psnr_db"].summary
 
 
 def test_real_images_of_another_size_are_refused_before_any_is_measured(
-    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, tmp_path: Path
+    copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec, midpoint: NSSolver, tmp_path: Path
 ) -> None:
-    """With both sizes and what to set."""
-    evaluation = _against_pictures(copied, hosts, scorers, pairs, midpoint, tmp_path, side=6)
+    """The message has both sizes and the option to set."""
+    evaluation = _evaluation_against_pictures(copied, hosts, scorers, pairs, midpoint, tmp_path, side=6)
     with pytest.raises(ConfigError, match=r"shape \(1, 8, 8\) with real images of 'image_folder' of shape \(1, 6, 6\)"):
         evaluation.check_sizes()
-    assert not scorers.asked
+    assert not scorers.requests
 
 
-def test_real_samples_that_cannot_be_measured_cost_one_metric_its_value(
-    copied: Storage, hosts: Watched, scorers: Watched, pairs: PairSpec, midpoint: NSSolver, tmp_path: Path
+def test_real_samples_that_cannot_be_measured_affect_one_metric(
+    copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec, midpoint: NSSolver, tmp_path: Path
 ) -> None:
-    """And no other."""
-    evaluation = _against_pictures(copied, hosts, scorers, pairs, midpoint, tmp_path, side=8)
+    """The other metrics keep their values."""
+    evaluation = _evaluation_against_pictures(copied, hosts, scorers, pairs, midpoint, tmp_path, side=8)
     evaluation.check_sizes()
     scorers.refuses = lambda request: request.method == "measure_real"
     scores = _scores(evaluation, pairs)
@@ -359,10 +361,10 @@ def test_real_samples_that_cannot_be_measured_cost_one_metric_its_value(
     assert math.isfinite(scores["Midpoint", "psnr_db"].summary.mean)
 
 
-def _against_pictures(
+def _evaluation_against_pictures(
     storage: Storage, hosts: Pool, scorers: Pool, pairs: PairSpec, solver: NSSolver, folder: Path, side: int
 ) -> Evaluation:
-    """PSNR, and a distance to three plain pictures."""
+    """An evaluation of PSNR and of a distance to three plain pictures."""
     for number in range(3):
         Image.new("L", (side, side), 40 * number).save(folder / f"{number}.png")
     pictures = {"name": "image_folder", "options": {"folder": str(folder), "grayscale": True}}

@@ -128,11 +128,11 @@ def test_theta_of_a_pipeline_in_bfloat16_is_exported_for_it(tmp_path: Path, ddpm
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"prediction": "epsilon"}, InvalidThetaError, r"made for the prediction 'epsilon', and the pipeline's is 'v_"),
-        ({"native_scheduler": "vp"}, InvalidThetaError, r"made for the native scheduler 'vp', and .* 'discrete_vp'"),
-        ({"scheduler": "cond_ot"}, InvalidThetaError, r"made for the scheduler 'cond_ot', and .* is 'discrete_vp'"),
+        ({"prediction": "epsilon"}, InvalidThetaError, r"made for the prediction 'epsilon', but the pipeline's is 'v_"),
+        ({"native_scheduler": "vp"}, InvalidThetaError, r"made for the native scheduler 'vp', but .* 'discrete_vp'"),
+        ({"scheduler": "cond_ot"}, InvalidThetaError, r"made for the scheduler 'cond_ot', but .* is 'discrete_vp'"),
         ({"model_digest": "ab" * 32}, InvalidThetaError, r"was made for model abababababab, not for "),
-        ({"guidance_scale": 3.0}, ExportError, r"guidance_scale 3, and DDPMPipeline here knows no guidance"),
+        ({"guidance_scale": 3.0}, ExportError, r"guidance_scale 3, but this DDPMPipeline does not support guidance"),
     ],
 )
 def test_a_theta_for_something_else_is_refused(
@@ -154,7 +154,7 @@ def test_another_model_is_taken_where_transfer_is_asked_for(ddpm: Any) -> None:
     ("made_for", "asked", "error", "message"),
     [
         (3.0, 4.0, InvalidThetaError, r"made for guidance_scale 3, not 4; call the pipeline with 3, or distil one for"),
-        (0.5, None, ExportError, r"guidance_scale 0\.5, and DiTPipeline takes any scale below 1 for unguided"),
+        (0.5, None, ExportError, r"guidance_scale 0\.5, but DiTPipeline treats every scale below 1 as unguided"),
     ],
 )
 def test_a_guidance_that_theta_was_not_made_for_is_refused(
@@ -180,7 +180,7 @@ def test_a_theta_that_starts_elsewhere_than_the_pipeline_is_refused(ddpm: Any) -
     solver = artifact.solver
     moved = dataclasses.replace(artifact, solver=NSSolver(solver.times, 0.9 * solver.a, solver.b))
     with pytest.raises(
-        ExportError, match=r"starts from 0\.9 x0, and DDPMPipeline starts from its noise itself; distil"
+        ExportError, match=r"starts from 0\.9 x0, but DDPMPipeline starts from the unscaled noise; distil"
     ):
         ns_scheduler(moved, ddpm)
 
@@ -191,9 +191,9 @@ def test_a_destination_outside_a_pipeline_is_refused(tmp_path: Path, ddpm: Any) 
     folder = tmp_path / "pipeline"
     ddpm.save_pretrained(folder)
     for destination, example in ((tmp_path / "bns", r"PIPELINE/bns"), (folder, r"pipeline/bns")):
-        with pytest.raises(ExportError, match=rf"a folder inside that of the pipeline, .* for example .*{example}"):
+        with pytest.raises(ExportError, match=rf"a folder inside the pipeline's folder, .* for example .*{example}"):
             DiffusersScheduler().export(artifact, destination)
-    with pytest.raises(ExportError, match=r"scheduler is a component of the pipeline itself; write beside it"):
+    with pytest.raises(ExportError, match=r"scheduler is a component of the pipeline; choose another folder"):
         DiffusersScheduler().export(artifact, folder / "scheduler")
 
 
@@ -217,7 +217,7 @@ def test_what_is_not_linear_and_deterministic_is_refused(scheduler: Any, options
     """Noise on the way and clipping have no place in theta."""
     x = torch.zeros(1, 3, 8, 8)
     with pytest.raises(
-        ValueError, match=r"theta is deterministic and linear: eta=.* cannot be had; leave them at 0 and"
+        ValueError, match=r"theta is deterministic and linear, so eta=.* are not supported; leave them at 0 and"
     ):
         scheduler.step(x, scheduler.timesteps[0], x, **options)
 
@@ -245,7 +245,7 @@ def test_a_step_too_many_is_refused(scheduler: Any) -> None:
             r"prediction_type 'velocity' is unknown; choose epsilon, sample, v_prediction",
         ),
         ({"prediction_type": "flow_prediction"}, r"flow_prediction takes use_flow_sigmas and no trained_betas"),
-        ({"prediction_type": "epsilon"}, r"epsilon and sample take trained_betas alone"),
+        ({"prediction_type": "epsilon"}, r"epsilon and sample take only trained_betas"),
         ({"times": [0.0, 0.5]}, r"an NS solver of n=2 evaluations has times"),
     ],
 )

@@ -172,7 +172,7 @@ def test_a_file_written_by_hand_is_read(tmp_path: Path) -> None:
         ({"a": torch.tensor([1.0, float("nan")]).double()}, r"'a' holds nan; every number must be finite"),
         ({"b": torch.tensor([[0.0], [float("inf")]]).double()}, r"'b\[1\]' holds inf; every number must be finite"),
         ({"b": torch.tensor([[float("nan")], [1.0]]).double()}, r"'b' must be strictly lower triangular"),
-        ({"b": torch.tensor([[0.5], [1.0]]).double()}, r"'b' must be strictly lower triangular: a state uses only"),
+        ({"b": torch.tensor([[0.5], [1.0]]).double()}, r"'b' must be strictly lower triangular: a state may use only"),
         ({"times": torch.tensor([1.5]).double()}, r"'times' must lie in \[0, 1\], got 1\.5"),
         ({"a": torch.tensor([1.0, 1e7]).double()}, r"'a' holds 10000000\.0; every number must be .* at most 1e6"),
         ({"a": torch.ones(2)}, r"'a' must be float64 of shape \(2,\) for nfe 1, got F32 of shape \(2,\)"),
@@ -185,7 +185,7 @@ def test_a_file_written_by_hand_is_read(tmp_path: Path) -> None:
         ({"provenance": {"format": "bespoke-theta", "version": 1, "nfe": 10**9}}, r"'nfe' must be .* got 1000000000"),
         ({"provenance": {"format": "bespoke-theta", "version": 1, "nfe": 1, "sigma0": -1}}, r"'sigma0' must be posit"),
         ({"provenance": "[" * 100_000}, r"its 'bespoke_theta' is not JSON"),
-        ({"provenance": "[]"}, r"its 'bespoke_theta' is no JSON object"),
+        ({"provenance": "[]"}, r"its 'bespoke_theta' is not a JSON object"),
     ],
 )
 def test_a_hostile_file_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -200,7 +200,7 @@ def test_a_file_larger_than_any_theta_is_not_even_opened(tmp_path: Path) -> None
     path = tmp_path / "theta.safetensors"
     with path.open("wb") as stream:
         stream.truncate(10**12)
-    with pytest.raises(InvalidThetaError, match=r"it has 1,000,000,000,000 bytes, and the largest theta has 9,\d+,\d+"):
+    with pytest.raises(InvalidThetaError, match=r"it has 1,000,000,000,000 bytes, but the largest theta has 9,\d+,\d+"):
         load_theta(path)
 
 

@@ -1,4 +1,4 @@
-"""LPIPS as features: their squared distance is what the reference package says, from torchvision's kind of file."""
+"""LPIPS features: their squared distance equals that of the reference package. Weights are torchvision files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytest.importorskip("lpips")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file as torchvision downloads it; its numbers are random, so that nothing need be downloaded."""
+    """A weights file as torchvision downloads it, but with random weights so that nothing has to be downloaded."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("hub") / FILES["alex"]
     torch.save(torchvision.models.alexnet(weights=None).state_dict(), path)
@@ -36,21 +36,21 @@ def _images(channels: int, size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_squared_distance_of_features_is_lpips(features: LPIPS) -> None:
-    """Against the reference package with the same trunk."""
+    """Compared with the reference package on the same trunk."""
     first, second = _images(3)
     expected = features.net(first, second).flatten()
-    found = (features(first) - features(second)).square().sum(dim=1)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    distances = (features(first) - features(second)).square().sum(dim=1)
+    torch.testing.assert_close(distances, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_one_channel_is_shown_as_grey(features: LPIPS) -> None:
-    """What a viewer would do with it."""
+    """A viewer would show it the same way."""
     first, _ = _images(1)
     torch.testing.assert_close(features(first), features(first.expand(-1, 3, -1, -1)))
 
 
-def test_gradients_reach_the_samples_and_no_weight(features: LPIPS) -> None:
-    """It is minimised over theta; the network is a ruler."""
+def test_gradients_reach_the_samples_but_not_the_weights(features: LPIPS) -> None:
+    """LPIPS is minimised over theta, and its network stays frozen."""
     first, second = _images(3, 32)
     first.requires_grad_()
     (features(first) - features(second)).square().sum().backward()
@@ -60,14 +60,14 @@ def test_gradients_reach_the_samples_and_no_weight(features: LPIPS) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 4, 64, 64), (2, 64)])
-def test_samples_that_are_no_images_for_it_are_refused(features: LPIPS, shape: tuple[int, ...]) -> None:
-    """Too small, or of channels that it does not know: with what it takes."""
+def test_unsupported_image_shapes_are_refused(features: LPIPS, shape: tuple[int, ...]) -> None:
+    """The images are too small or have another number of channels. The message says what is accepted."""
     with pytest.raises(ValueError, match=r"LPIPS takes images of 1 or 3 channels and at least 32 x 32 pixels, got \("):
         features(torch.zeros(shape))
 
 
-def test_missing_weights_are_told_before_any_work(tmp_path: Path) -> None:
-    """With the file's name and where it is looked for."""
+def test_missing_weights_are_refused_before_any_work(tmp_path: Path) -> None:
+    """The message has the path at which the file was expected."""
     with pytest.raises(
         ConfigError, match=rf"need torchvision's vgg weights, and {tmp_path}/x.pth is not there; download vgg16"
     ):
@@ -75,7 +75,7 @@ def test_missing_weights_are_told_before_any_work(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path, weights: Path) -> None:
-    """A file that holds something else is not taken for it."""
+    """A file with other tensors is not accepted."""
     other = tmp_path / FILES["vgg"]
     torch.save({"features.0.bias": torch.zeros(64)}, other)
     with pytest.raises(ConfigError, match=r"holds no torchvision weights of vgg: \d+ of \d+ tensors are missing"):

@@ -1,4 +1,4 @@
-"""Statistics of features: exact under any split, numpy's own numbers, and the distance that is made of them."""
+"""Feature statistics: exact for any split into batches, equal to numpy's, and the Fréchet distance between them."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ DIM = 6
 
 @pytest.fixture
 def features() -> Tensor:
-    """Correlated features whose means are far from 0, where a covariance from sums loses most."""
+    """Correlated features with means far from 0, for which a covariance from sums loses most precision."""
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(DIM, DIM, generator=generator)
     return torch.randn(500, DIM, generator=generator) @ mixing + torch.arange(DIM) * 3.0
 
 
 def _moments(*parts: Tensor) -> Moments:
-    found = FeatureStatistics("test", DIM)
+    statistics = FeatureStatistics("test", DIM)
     for part in parts:
-        found.add(part)
-    return found.moments()
+        statistics.add(part)
+    return statistics.moments()
 
 
 def _same(a: Moments, b: Moments) -> bool:
@@ -42,17 +42,17 @@ def _same(a: Moments, b: Moments) -> bool:
 
 @pytest.mark.parametrize("size", [1, 7, 64, 499])
 def test_batches_of_any_size_give_the_same_bits(features: Tensor, size: int) -> None:
-    """No addition rounds: a distance cannot depend on the batch size."""
+    """Additions are exact, so a distance does not depend on the batch size."""
     assert _same(_moments(*features.split(size)), _moments(features))
 
 
 def test_samples_in_any_order_give_the_same_bits(features: Tensor) -> None:
-    """Nor on which worker was done first."""
+    """A distance does not depend on which scorer finishes first."""
     assert _same(_moments(features.flip(0)), _moments(features))
 
 
-def test_merged_shards_are_the_whole(features: Tensor) -> None:
-    """Shards are added up, in any order, to the bits of one pass."""
+def test_merged_shards_give_the_same_bits_as_one_pass(features: Tensor) -> None:
+    """Shards can be merged in any order."""
     shards = []
     for part in features.split(123):
         shard = FeatureStatistics("test", DIM)
@@ -64,11 +64,11 @@ def test_merged_shards_are_the_whole(features: Tensor) -> None:
     assert _same(merged.moments(), _moments(features))
 
 
-def test_moments_are_those_of_numpy(features: Tensor) -> None:
-    """Mean, and covariance normalised by N - 1, as torch-fidelity takes them."""
-    found, values = _moments(features), features.double().numpy()
-    np.testing.assert_allclose(found.mean, values.mean(axis=0), rtol=1e-7)
-    np.testing.assert_allclose(found.covariance, np.cov(values, rowvar=False), rtol=1e-6, atol=1e-6)
+def test_moments_agree_with_numpy(features: Tensor) -> None:
+    """The mean, and the covariance normalised by N - 1, as in torch-fidelity."""
+    computed, values = _moments(features), features.double().numpy()
+    np.testing.assert_allclose(computed.mean, values.mean(axis=0), rtol=1e-7)
+    np.testing.assert_allclose(computed.covariance, np.cov(values, rowvar=False), rtol=1e-6, atol=1e-6)
 
 
 def _gaussian(mean: list[float], variance: list[float], name: str = "test") -> Moments:
@@ -91,16 +91,16 @@ def test_the_distance_of_known_gaussians(
     assert frechet_distance(_gaussian(*a), _gaussian(*b)) == pytest.approx(distance, abs=1e-9)
 
 
-def test_distances_of_different_features_are_refused() -> None:
-    """Their sizes may match, their meaning does not."""
+def test_a_distance_between_different_features_is_refused() -> None:
+    """Their sizes may match, but their meanings do not."""
     with pytest.raises(ValueError, match="between features 'test' and 'other' means nothing"):
         frechet_distance(_gaussian([0.0], [1.0]), _gaussian([0.0], [1.0], "other"))
 
 
 def test_moments_survive_a_file(features: Tensor) -> None:
-    """What travels with the package is what was computed."""
-    found = _moments(features)
-    assert _same(Moments.from_bytes(found.to_bytes(dataset="digits")), found)
+    """Statistics read from a file are the computed ones, bit for bit."""
+    computed = _moments(features)
+    assert _same(Moments.from_bytes(computed.to_bytes(dataset="digits")), computed)
 
 
 @pytest.mark.parametrize(
@@ -113,40 +113,40 @@ def test_moments_survive_a_file(features: Tensor) -> None:
     ],
     ids=["width", "nan", "size", "few"],
 )
-def test_features_that_would_give_a_wrong_number_are_refused(
+def test_features_that_would_give_a_wrong_distance_are_refused(
     features: Tensor, spoil: Callable[[Tensor], Tensor], message: str
 ) -> None:
-    """With the value, and what to do."""
+    """The message has the value and what to do."""
     with pytest.raises(ValueError, match=message):
         _moments(spoil(features))
 
 
 def test_statistics_of_other_features_cannot_be_merged() -> None:
-    """Nor of another number of them."""
+    """Only statistics of the same features can be merged."""
     with pytest.raises(ValueError, match="statistics of other cannot be merged into those of test"):
         FeatureStatistics("test", DIM).merge(FeatureStatistics("other", DIM))
 
 
-def test_more_samples_than_sums_can_hold_are_refused(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond 2^23 samples additions would begin to round."""
+def test_more_samples_than_exact_sums_allow_are_refused(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond 2^23 samples, additions would start to round."""
     monkeypatch.setattr(moments, "MAX_COUNT", 600)
     with pytest.raises(ValueError, match="statistics of more than 600 samples would not be exact"):
         _moments(features, features)
 
 
-def test_sums_at_the_largest_size_are_exact() -> None:
-    """Features just below the limit, against integers of any length."""
+def test_sums_of_the_largest_features_are_exact() -> None:
+    """Features just below the limit are compared with integers of arbitrary precision."""
     values = torch.full((300, 1), 64.0).double() - torch.arange(1, 301).double()[:, None] * 2.0**-24
-    found = FeatureStatistics("test", 1)
+    statistics = FeatureStatistics("test", 1)
     for part in values.split(37):
-        found.add(part)
-    whole = [int(value * 2**24) for value in values[:, 0].tolist()]
-    assert int(found._sums.sum() * 2**24) == sum(whole)
-    high, mixed, low = (int(product * 2**48) for product in found._products[:, 0, 0])
-    assert high + 2 * mixed + low == sum(value * value for value in whole)
+        statistics.add(part)
+    integers = [int(value * 2**24) for value in values[:, 0].tolist()]
+    assert int(statistics._sums.sum() * 2**24) == sum(integers)
+    high, mixed, low = (int(product * 2**48) for product in statistics._products[:, 0, 0])
+    assert high + 2 * mixed + low == sum(value * value for value in integers)
 
 
-def test_reference_statistics_that_are_not_there_are_refused() -> None:
-    """With those that are."""
+def test_missing_reference_statistics_are_refused() -> None:
+    """The message lists the existing ones."""
     with pytest.raises(ConfigError, match=r"no reference statistics digits_cnn\.labels; there are: .*digits_cnn\.d"):
         reference_moments("digits_cnn", "labels")

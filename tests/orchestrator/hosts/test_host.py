@@ -268,7 +268,7 @@ def test_pairs_of_another_model_are_refused(
 ) -> None:
     """A store beside ours, of a model whose name is like ours: its digest tells."""
     other = Host(host_settings(made, "digits_fm_v_cs"))
-    with pytest.raises(StoreError, match=r"pair store \w+ was made by another model than digits_fm_v_cs"):
+    with pytest.raises(StoreError, match=r"pair store \w+ was made by a different model than digits_fm_v_cs"):
         other.score(theta, specs[TEST].digest, ["psnr"])
 
 

@@ -1,4 +1,4 @@
-"""FID and KID from stored features: what torch-fidelity says, however the samples were cut into shards."""
+"""FID and KID from stored features agree with torch-fidelity, however the samples are split into shards."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def real() -> Tensor:
 
 @pytest.fixture(scope="module")
 def samples(real: Tensor) -> Tensor:
-    """Digits with some noise."""
+    """Digits with added noise."""
     return real[:600] + 0.3 * torch.randn(600, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -52,42 +52,42 @@ def _kid(**options: Any) -> KID:
 
 
 def _shards(metric: FID | KID, images: Tensor, size: int, batch: int = 64) -> list[Array]:
-    """What a scorer stores: features of every shard, measured in batches."""
+    """Features of every shard, measured in batches, as a scorer stores them."""
     measured = torch.cat([metric.measure(Batch(part, None, DIGITS)) for part in images.split(batch)])
     return [part.numpy() for part in measured.split(size)]
 
 
-def test_fid_is_that_of_torch_fidelity(samples: Tensor, real: Tensor) -> None:
-    """The same features, its statistics and its formula: equal to 1e-6."""
+def test_fid_agrees_with_torch_fidelity(samples: Tensor, real: Tensor) -> None:
+    """Equal to 1e-6 to torch-fidelity's statistics and formula on the same features."""
     metric = _fid()
     mine, theirs = (torch.from_numpy(np.concatenate(_shards(metric, x, 100))) for x in (samples, real))
     expected = fid_statistics_to_metric(*(fid_features_to_statistics(f) for f in (mine, theirs)), verbose=False)
-    found = metric.summarise(_shards(metric, samples, 100), DIGITS, _shards(metric, real, 1000))
-    assert found.mean == pytest.approx(expected["frechet_inception_distance"], rel=1e-6)
-    assert (found.count, found.not_finite) == (600, 0)
-    assert math.isnan(found.stderr)
+    summary = metric.summarise(_shards(metric, samples, 100), DIGITS, _shards(metric, real, 1000))
+    assert summary.mean == pytest.approx(expected["frechet_inception_distance"], rel=1e-6)
+    assert (summary.count, summary.not_finite) == (600, 0)
+    assert math.isnan(summary.stderr)
 
 
 def test_fid_depends_on_neither_shards_nor_their_order(samples: Tensor, real: Tensor) -> None:
-    """Sums of features are exact: to the last bit."""
+    """Sums of features are exact, so FID is equal to the last bit."""
     metric = _fid()
     reference = _shards(metric, real, 1000)
     shards = _shards(metric, samples, 7)
-    whole = metric.summarise(_shards(metric, samples, 600), DIGITS, reference)
-    assert metric.summarise(shards, DIGITS, reference).mean == whole.mean
-    assert metric.summarise(shards[::-1], DIGITS, reference).mean == whole.mean
+    unsplit = metric.summarise(_shards(metric, samples, 600), DIGITS, reference)
+    assert metric.summarise(shards, DIGITS, reference).mean == unsplit.mean
+    assert metric.summarise(shards[::-1], DIGITS, reference).mean == unsplit.mean
 
 
-def test_the_batch_size_of_a_scorer_moves_fid_by_rounding_alone(samples: Tensor, real: Tensor) -> None:
-    """A network gives other last bits in other batches; the distance keeps nine digits."""
+def test_the_batch_size_of_a_scorer_changes_fid_only_by_rounding(samples: Tensor, real: Tensor) -> None:
+    """The last bits of a network's outputs depend on the batch; the distance agrees to 1e-5."""
     metric = _fid()
     reference = _shards(metric, real, 1000)
     one, many = (metric.summarise(_shards(metric, samples, 100, batch), DIGITS, reference).mean for batch in (33, 600))
     assert one == pytest.approx(many, rel=1e-5)
 
 
-def test_shipped_statistics_stand_for_the_real_digits(samples: Tensor, real: Tensor) -> None:
-    """With them no real image is looked at; the distances are the same."""
+def test_shipped_statistics_replace_the_real_digits(samples: Tensor, real: Tensor) -> None:
+    """With them no real images are measured, and the distances are the same."""
     for make in (_fid, _kid):
         measured, shipped = make(), make(reference="digits")
         assert measured.real(DIGITS) is DIGITS
@@ -98,7 +98,7 @@ def test_shipped_statistics_stand_for_the_real_digits(samples: Tensor, real: Ten
 
 
 def test_kid_is_the_mean_over_blocks_of_torch_fidelitys_estimator(samples: Tensor, real: Tensor) -> None:
-    """A single block of all samples is what torch-fidelity computes for a subset of that size."""
+    """A single block of all samples gives the value of torch-fidelity for a subset of that size."""
     metric = _kid(block=600)
     mine, theirs = _shards(metric, samples, 100), _shards(metric, real[900:1500], 250)
     expected = kid_features_to_metric(
@@ -107,16 +107,16 @@ def test_kid_is_the_mean_over_blocks_of_torch_fidelitys_estimator(samples: Tenso
         kid_subset_size=600,
         verbose=False,
     )
-    found = metric.summarise(mine, DIGITS, theirs)
-    assert found.mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-6)
-    assert math.isnan(found.stderr)
+    summary = metric.summarise(mine, DIGITS, theirs)
+    assert summary.mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-6)
+    assert math.isnan(summary.stderr)
     blocks = _kid(block=100).summarise(mine, DIGITS, theirs)
     assert blocks.count == 600
-    assert abs(blocks.mean - found.mean) < 4 * blocks.stderr
+    assert abs(blocks.mean - summary.mean) < 4 * blocks.stderr
 
 
 def test_kid_does_not_depend_on_shards(samples: Tensor, real: Tensor) -> None:
-    """Blocks are rows in order, wherever shards end; too few real ones are gone through again."""
+    """Blocks are consecutive rows, wherever shards end. Real samples are reused if there are too few."""
     metric = _kid(block=100)
     few = _shards(metric, real[:150], 40)
     by_seven = metric.summarise(_shards(metric, samples, 7, 600), DIGITS, few)
@@ -124,29 +124,29 @@ def test_kid_does_not_depend_on_shards(samples: Tensor, real: Tensor) -> None:
 
 
 def test_kid_of_the_same_distribution_is_about_zero(real: Tensor) -> None:
-    """It has no bias, unlike FID: halves of the real digits are nearer than three standard errors."""
+    """Unlike FID it is unbiased: between halves of the real digits it is within three standard errors of zero."""
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
     metric = _kid(block=100)
     a, b = (_shards(metric, real[part], 100) for part in (order[:800], order[800:1600]))
-    found = metric.summarise(a, DIGITS, b)
-    assert abs(found.mean) < 3 * found.stderr
+    summary = metric.summarise(a, DIGITS, b)
+    assert abs(summary.mean) < 3 * summary.stderr
 
 
 @pytest.mark.parametrize("arrange", ["sorted", "in turn"])
-def test_kid_does_not_depend_on_how_real_data_are_arranged(real: Tensor, arrange: str) -> None:
-    """Data sets come sorted by class, or with classes in turn: a block of real data stands for all classes."""
+def test_kid_does_not_depend_on_the_order_of_real_data(real: Tensor, arrange: str) -> None:
+    """Data sets come sorted by class or with classes in turn, so a block of real data is drawn from all classes."""
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
     metric, labels = _kid(block=150), torch.from_numpy(DIGITS.reference().labels)
     theirs = order[897:][labels[order[897:]].argsort(stable=True)]
     if arrange == "in turn":
         theirs = theirs.view(10, 90).T.flatten()
-    found = metric.summarise(_shards(metric, real[order[:897]], 100), DIGITS, _shards(metric, real[theirs], 70))
-    assert abs(found.mean) < 4 * found.stderr
-    assert found.stderr < 10
+    summary = metric.summarise(_shards(metric, real[order[:897]], 100), DIGITS, _shards(metric, real[theirs], 70))
+    assert abs(summary.mean) < 4 * summary.stderr
+    assert summary.stderr < 10
 
 
-def test_real_blocks_are_disjoint_and_gone_through_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever fits in memory at once: the same blocks, from rows that are all different."""
+def test_real_blocks_are_disjoint_and_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows repeat only after all blocks are used. The blocks do not depend on how many fit in memory at once."""
     rows = np.arange(1050, dtype=np.float64)[:, None]
     shards = [rows[i : i + 37] for i in range(0, 1050, 37)]
     blocks = list(itertools.islice(kid._drawn(shards, 100), 13))
@@ -159,8 +159,8 @@ def test_real_blocks_are_disjoint_and_gone_through_again(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("make", [_fid, _kid])
 @pytest.mark.parametrize("side", ["samples", "real"])
-def test_features_that_are_not_finite_have_no_distance(real: Tensor, make: Callable[[], FID | KID], side: str) -> None:
-    """Never averaged away: neither those of samples nor those of real data, by either distance."""
+def test_features_that_are_not_finite_are_refused(real: Tensor, make: Callable[[], FID | KID], side: str) -> None:
+    """By either distance, both for samples and for real data."""
     metric = make()
     shards = {"samples": _shards(metric, real, 1000), "real": _shards(metric, real, 1000)}
     shards[side][1][5, 3] = np.nan
@@ -168,8 +168,8 @@ def test_features_that_are_not_finite_have_no_distance(real: Tensor, make: Calla
         metric.summarise(shards["samples"], DIGITS, shards["real"])
 
 
-def test_a_file_of_statistics_is_a_reference(tmp_path: Path, samples: Tensor, real: Tensor) -> None:
-    """Those of `bespoke reference`; and ``mu`` and ``sigma`` as pytorch-fid writes them, which are no use to KID."""
+def test_files_of_statistics_are_accepted_as_reference(tmp_path: Path, samples: Tensor, real: Tensor) -> None:
+    """Files of `bespoke reference`, and pytorch-fid's files of ``mu`` and ``sigma``, which KID cannot use."""
     moments = feature_moments(_fid().extractor, real, keep=500)
     (tmp_path / "digits.safetensors").write_bytes(moments.to_bytes())
     np.savez(tmp_path / "digits.npz", mu=moments.mean, sigma=moments.covariance)
@@ -178,7 +178,7 @@ def test_a_file_of_statistics_is_a_reference(tmp_path: Path, samples: Tensor, re
     values = [_fid(reference=file).summarise(shards, DIGITS).mean for file in files]
     assert values[0] == values[1] == pytest.approx(_fid(reference="digits").summarise(shards, DIGITS).mean, rel=1e-6)
     _kid(reference=str(tmp_path / "digits.safetensors")).check(DIGITS)
-    with pytest.raises(ConfigError, match="holds mean and covariance alone, and KID needs features of samples"):
+    with pytest.raises(ConfigError, match="holds only mean and covariance, but KID needs features of samples"):
         _kid(reference=str(tmp_path / "digits.npz")).check(DIGITS)
 
 
@@ -200,33 +200,33 @@ def test_a_file_of_statistics_is_a_reference(tmp_path: Path, samples: Tensor, re
         ),
     ],
 )
-def test_what_is_missing_is_told_before_anything_starts(
+def test_missing_inputs_are_refused_before_anything_starts(
     options: dict[str, Any], dataset: Dataset, message: str
 ) -> None:
-    """Weights, statistics, real samples: with where they were looked for, and the remedy."""
+    """Weights, statistics or real samples: the message says where they were looked for, and the remedy."""
     with pytest.raises(ConfigError, match=message):
         _fid(**options).check(dataset)
 
 
 def test_a_damaged_file_of_statistics_is_refused(tmp_path: Path) -> None:
-    """And one of other features."""
+    """A file of other features is refused too."""
     (tmp_path / "a.npz").write_bytes(b"nothing")
-    with pytest.raises(ConfigError, match=r"a\.npz holds no statistics"):
+    with pytest.raises(ConfigError, match=r"a\.npz is not a statistics file"):
         _fid(reference=str(tmp_path / "a.npz")).check(DIGITS)
     other = Moments("other", 5, np.zeros(2), np.eye(2))
     (tmp_path / "b.safetensors").write_bytes(other.to_bytes())
-    with pytest.raises(ConfigError, match="holds statistics of features 'other', and the metric is of 'digits_cnn'"):
+    with pytest.raises(ConfigError, match="holds statistics of features 'other', but the metric uses 'digits_cnn'"):
         _fid(reference=str(tmp_path / "b.safetensors")).check(DIGITS)
 
 
-def test_fid_and_kid_of_the_same_features_share_what_is_measured() -> None:
-    """And those of other features do not: the name of the features is part of every name."""
+def test_fid_and_kid_of_the_same_features_share_measurements() -> None:
+    """Metrics of other features do not, because every name contains the name of the features."""
     assert _fid().measured == _kid().measured == "features[digits_cnn]"
     assert (_fid().column, _kid().column) == ("fid[digits_cnn]", "kid[digits_cnn]")
 
 
 def test_images_are_rounded_as_a_viewer_saves_them() -> None:
-    """-1 is 0, 1 is 255, what is beyond is clipped."""
+    """-1 becomes 0, 1 becomes 255, and values beyond are clipped."""
     assert to_uint8(torch.tensor([-1.5, -1, 0, 0.0039, 1, 7])).tolist() == [0, 0, 128, 128, 255, 255]
 
 
@@ -235,7 +235,7 @@ def test_images_are_rounded_as_a_viewer_saves_them() -> None:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file such as torch-fidelity fetches, but random: of features whose size is that of the real ones."""
+    """A weights file in torch-fidelity's format, with random weights that give features of a realistic size."""
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
@@ -252,8 +252,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:This DataLoader")
-def test_inception_fid_through_shards_is_that_of_torch_fidelity(weights: Path) -> None:
-    """calculate_metrics on the same images and the same file: within 1e-3."""
+def test_inception_fid_through_shards_agrees_with_torch_fidelity(weights: Path) -> None:
+    """calculate_metrics on the same images and weights agrees to 1e-3."""
     import torch_fidelity
 
     generator = torch.Generator().manual_seed(1)
@@ -269,9 +269,9 @@ def test_inception_fid_through_shards_is_that_of_torch_fidelity(weights: Path) -
         batch_size=4,
     )["frechet_inception_distance"]
     metric = plugins.build("metrics", "fid", {"features_options": {"weights": str(weights)}})
-    found = metric.summarise(_shards(metric, noisy, 5, 4), DIGITS, _shards(metric, smooth[:12], 8, 4)).mean
+    value = metric.summarise(_shards(metric, noisy, 5, 4), DIGITS, _shards(metric, smooth[:12], 8, 4)).mean
     assert expected > 1
-    assert found == pytest.approx(expected, rel=1e-3)
+    assert value == pytest.approx(expected, rel=1e-3)
 
 
 class _Images(torch.utils.data.Dataset):
@@ -285,8 +285,8 @@ class _Images(torch.utils.data.Dataset):
         return self.images[index]
 
 
-def test_a_file_that_is_no_inception_is_refused(tmp_path: Path) -> None:
-    """A pickle of code is not run, a file of other tensors is told apart."""
+def test_a_file_without_inception_weights_is_refused(tmp_path: Path) -> None:
+    """Pickled code is not run, and a file of other tensors is not accepted."""
     extractor: Callable[[Path], Inception] = lambda path: Inception(str(path))  # noqa: E731
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(ConfigError, match=r"other\.pth holds no weights of torch-fidelity's Inception"):

@@ -1,4 +1,4 @@
-"""Word error rate and speaker similarity, on recordings that are known to be right and on some that are not."""
+"""Word error rate and speaker similarity, on real recordings and on recordings that are wrong on purpose."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COUNT = 16
 
 
 class Waves(SpokenDigits):
-    """Spoken digits whose strings were vocoded once."""
+    """Spoken digits with a batch of strings that is vocoded once."""
 
     @cached_property
     def batch(self) -> Batch:
@@ -39,13 +39,13 @@ def batch() -> Batch:
     return Waves().batch
 
 
-def of(batch: Batch, rows: Any) -> Batch:
+def select(batch: Batch, rows: Any) -> Batch:
     assert batch.conditions is not None
     return replace(batch, samples=batch.samples[rows], conditions=batch.conditions[rows])
 
 
 def test_real_recordings_are_understood(batch: Batch) -> None:
-    """Strings of the shipped test split, vocoded: nearly every word to be spoken is understood."""
+    """Nearly every word of vocoded strings from the shipped test split is understood."""
     metric = WER()
     numbers = metric.measure(batch).numpy()
     words = [len(said) for said in batch.dataset.said(batch.conditions)]  # type: ignore[attr-defined]
@@ -54,16 +54,16 @@ def test_real_recordings_are_understood(batch: Batch) -> None:
     assert metric.column == "wer[digits]"
 
 
-def test_the_wrong_words_are_errors(batch: Batch) -> None:
-    """The same sound against what others were to say: most words are wrong."""
+def test_wrong_words_are_errors(batch: Batch) -> None:
+    """Compared with the transcripts of other samples, most words are wrong."""
     assert batch.conditions is not None
     shifted = replace(batch, conditions=np.roll(batch.conditions, 1, axis=0))
     metric = WER()
     assert metric.summarise([metric.measure(shifted).numpy()], batch.dataset).mean > 0.5
 
 
-def test_the_prompt_is_not_heard(batch: Batch) -> None:
-    """Silence in its place changes no word: only the part that is to be spoken counts."""
+def test_the_prompt_is_not_scored(batch: Batch) -> None:
+    """Silencing the prompt changes no score, because only the part after it counts."""
     assert batch.conditions is not None
     silenced = batch.samples.clone()
     for wave, row in zip(silenced, batch.conditions, strict=True):
@@ -73,22 +73,22 @@ def test_the_prompt_is_not_heard(batch: Batch) -> None:
 
 
 def test_silence_has_every_word_wrong(batch: Batch) -> None:
-    """A model that says nothing is not perfect, and it is no missing value either."""
+    """A silent sample is neither perfect nor a missing value."""
     numbers = WER().measure(replace(batch, samples=torch.zeros_like(batch.samples)))
     assert torch.equal(numbers[:, 0], numbers[:, 1])
 
 
-def test_the_same_speaker_is_more_alike_than_another(batch: Batch) -> None:
-    """Against the own prompt, and against a prompt of somebody else, for every string but few."""
+def test_similarity_is_higher_for_the_same_speaker(batch: Batch) -> None:
+    """Compared with its own prompt and with the prompt of another speaker, for more than 90% of the strings."""
     assert batch.conditions is not None
     dataset = batch.dataset
     assert isinstance(dataset, SpokenDigits)
     metric = SpeakerSimilarity()
     own = metric.measure(batch)[:, 0]
-    who = np.array([dataset.recordings.speakers[row[0]] for row in batch.conditions])
-    others = [int(np.flatnonzero(who != name)[0]) for name in who]
+    speakers = np.array([dataset.recordings.speakers[row[0]] for row in batch.conditions])
+    others = [int(np.flatnonzero(speakers != name)[0]) for name in speakers]
     wrong = batch.conditions.copy()
-    # Somebody else's prompt; what is to be spoken stays where it is.
+    # Only the prompt is that of another speaker; the spoken part stays where it is.
     wrong[:, 0] = batch.conditions[others, 0]
     other = metric.measure(replace(batch, conditions=wrong))[:, 0]
     assert (own > other).double().mean() > 0.9
@@ -97,29 +97,29 @@ def test_the_same_speaker_is_more_alike_than_another(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("metric", [WER(), SpeakerSimilarity()], ids=["wer", "speaker_similarity"])
-def test_a_samples_numbers_do_not_depend_on_the_batch(batch: Batch, metric: Any) -> None:
-    """One by one or together: to the last bit."""
-    few = of(batch, slice(0, 4))
-    alone = torch.cat([metric.measure(of(batch, slice(i, i + 1))) for i in range(4)])
+def test_values_of_a_sample_do_not_depend_on_the_batch(batch: Batch, metric: Any) -> None:
+    """Measured one by one or in one batch, values are equal to the last bit."""
+    few = select(batch, slice(0, 4))
+    alone = torch.cat([metric.measure(select(batch, slice(i, i + 1))) for i in range(4)])
     assert torch.equal(metric.measure(few), alone)
 
 
 @pytest.mark.parametrize("metric", [WER(), SpeakerSimilarity()], ids=["wer", "speaker_similarity"])
 def test_sound_that_is_not_finite_is_counted_and_not_averaged(batch: Batch, metric: Any) -> None:
-    """The others' mean is theirs alone."""
-    few = of(batch, slice(0, 4))
+    """The mean is over the other samples alone."""
+    few = select(batch, slice(0, 4))
     broken = few.samples.clone()
     broken[2, -1] = torch.nan
     numbers = metric.measure(replace(few, samples=broken)).numpy()
     summary = metric.summarise([numbers], few.dataset)
     assert (summary.count, summary.not_finite) == (3, 1)
-    kept = metric.summarise([metric.measure(of(few, [0, 1, 3])).numpy()], few.dataset)
+    kept = metric.summarise([metric.measure(select(few, [0, 1, 3])).numpy()], few.dataset)
     assert summary.mean == kept.mean
 
 
-def test_a_silent_sample_has_nobodys_voice(batch: Batch) -> None:
-    """Its similarity is counted as missing; a cosine with nothing would be an invention."""
-    silent = replace(of(batch, [0]), samples=torch.zeros_like(batch.samples[:1]))
+def test_a_silent_sample_has_no_similarity(batch: Batch) -> None:
+    """It is counted as not finite, because silence has no embedding to compare."""
+    silent = replace(select(batch, [0]), samples=torch.zeros_like(batch.samples[:1]))
     metric = SpeakerSimilarity()
     assert metric.summarise([metric.measure(silent).numpy()], batch.dataset).not_finite == 1
 
@@ -127,12 +127,12 @@ def test_a_silent_sample_has_nobodys_voice(batch: Batch) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("wer", r"metric 'wer' needs the words that each sample is to say, and dataset Labels has none"),
-        ("speaker_similarity", r"metric 'speaker_similarity' needs a recording of each voice, and dataset Labels has"),
+        ("wer", r"metric 'wer' needs the transcript of each sample, which dataset Labels does not provide"),
+        ("speaker_similarity", r"metric 'speaker_similarity' needs a recording of each voice, which dataset Labels"),
     ],
 )
-def test_a_dataset_that_does_not_speak_is_refused(name: str, message: str) -> None:
-    """While the configuration is read."""
+def test_a_dataset_without_speech_is_refused(name: str, message: str) -> None:
+    """When the configuration is read."""
     with pytest.raises(ConfigError, match=message):
         plugins.build("metrics", name).check(Labels())
 
@@ -149,26 +149,26 @@ def test_a_dataset_that_does_not_speak_is_refused(name: str, message: str) -> No
         ("speaker_similarity", {"encoder": "wavlm", "encoder_options": {"weights": "a/b"}}, r"needs the weights 'a/b'"),
     ],
 )
-def test_networks_that_are_not_there_are_refused(
+def test_missing_networks_are_refused(
     name: str, options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the configuration is read, with the remedy: nothing is downloaded unasked."""
+    """When the configuration is read, with the remedy. Nothing is downloaded."""
     pytest.importorskip("transformers")
     with pytest.raises(ConfigError, match=message):
         plugins.build("metrics", name, options).check(SpokenDigits())
 
 
-def test_metrics_without_what_was_asked_for_say_so(batch: Batch) -> None:
-    """Real samples have neither words that were to be said nor a voice that was asked for."""
+def test_speech_metrics_refuse_real_samples(batch: Batch) -> None:
+    """Real samples have neither a transcript nor the voice of a prompt."""
     real = replace(batch, conditions=None)
-    with pytest.raises(ValueError, match=r"needs the words that were to be said"):
+    with pytest.raises(ValueError, match=r"needs a transcript, and real samples have none"):
         WER().measure(real)
-    with pytest.raises(ValueError, match=r"needs the voice that was asked for"):
+    with pytest.raises(ValueError, match=r"needs the voice of the prompt, and real samples have no prompt"):
         SpeakerSimilarity().measure(real)
 
 
-def test_what_is_to_be_spoken_ends_with_the_string(batch: Batch) -> None:
-    """Seconds of the part after the prompt; words and voices are one a string."""
+def test_the_spoken_part_ends_with_the_string(batch: Batch) -> None:
+    """`spoken` gives the part after the prompt in seconds. There are one transcript and one voice per string."""
     dataset, plans = batch.dataset, batch.conditions
     assert isinstance(dataset, SpokenDigits)
     assert plans is not None

@@ -259,7 +259,7 @@ def test_a_hub_id_that_cannot_be_fetched_is_refused_before_any_actor_starts(monk
     """Without a network the check itself says so, and what to do."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        ConfigError, match=r"'nobody/nothing' is no folder here and could not be fetched .*`hf download"
+        ConfigError, match=r"'nobody/nothing' is not a folder here and could not be fetched .*`hf download"
     ):
         DiffusersModel.check({"pipeline": "nobody/nothing"})
 
@@ -267,7 +267,7 @@ def test_a_hub_id_that_cannot_be_fetched_is_refused_before_any_actor_starts(monk
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        (None, r"holds no model_index\.json: it is no pipeline; make one with pipe\.save_pretrained"),
+        (None, r"holds no model_index\.json, so it is not a pipeline; make one with pipe\.save_pretrained"),
         ("{", r"model_index\.json is not JSON .* download or save the pipeline again"),
         (
             json.dumps({"_class_name": "WanPipeline"}),
@@ -290,7 +290,7 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, index: str | No
         ({"pipeline": "x", "shift": 3}, r"takes the options 'pipeline' .* got \{'pipeline': 'x', 'shift': 3\}"),
         ({"pipeline": "x", "dtype": "int8"}, r"dtype 'int8' is unknown; choose one of float32, bfloat16, float16"),
         ({"pipeline": "x", "sample_size": 0}, r"sample_size must be a positive integer, got 0"),
-        ({"pipeline": "/nowhere/at/all"}, r"no pipeline folder at /nowhere/at/all, and it is no hub id"),
+        ({"pipeline": "/nowhere/at/all"}, r"no pipeline folder at /nowhere/at/all, and it is not a hub id"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
@@ -321,13 +321,16 @@ def _with_scheduler(pipe: Any, scheduler: Any) -> Any:
         ),
         (
             lambda: _with_scheduler(tiny.ddpm(), diffusers.EDMEulerScheduler()),
-            r"scheduler EDMEulerScheduler has prediction_type 'epsilon'; known are",
+            r"scheduler EDMEulerScheduler has prediction_type 'epsilon'; supported are",
         ),
         (
             lambda: _with_scheduler(tiny.ddpm(), diffusers.FlowMatchEulerDiscreteScheduler()),
             r"is for a prediction of 'flow_prediction', but its network is a diffusion model",
         ),
-        (lambda: tiny.ddpm(class_labels=True), r"UNet2DModel .* has num_class_embeds=4: class labels, which DDPMPipe"),
+        (
+            lambda: tiny.ddpm(class_labels=True),
+            r"UNet2DModel .* has num_class_embeds=4, so it needs class labels, which",
+        ),
     ],
 )
 def test_a_pipeline_whose_velocity_is_not_known_is_refused(make: Any, message: str) -> None:
@@ -340,14 +343,14 @@ def test_a_pipeline_whose_velocity_is_not_known_is_refused(make: Any, message: s
 def test_guidance_of_a_model_that_has_none_is_refused(kind: str) -> None:
     """Unconditional models and FLUX schnell are sampled at scale 1."""
     model = DiffusersModel.of(tiny.flux(False), 8) if kind == "schnell" else adapter(kind)
-    with pytest.raises(ConfigError, match=r"guidance_scale is 3, but .* knows no guidance; set it to 1"):
+    with pytest.raises(ConfigError, match=r"guidance_scale is 3, but .* does not support guidance; set it to 1"):
         model.field(torch.zeros(2, 1), 3.0)
 
 
 @pytest.mark.parametrize(
     ("kind", "condition", "message"),
     [
-        ("dit", torch.tensor([4, 1000]), r"label 1000 is none of this model's 1000 classes; set conditioning\.options"),
+        ("dit", torch.tensor([4, 1000]), r"label 1000 is not one of this model's 1000 classes; set condit"),
         (
             "ddpm-v",
             torch.tensor([0, 2]),
@@ -356,7 +359,7 @@ def test_guidance_of_a_model_that_has_none_is_refused(kind: str) -> None:
         (
             "sd-v",
             torch.tensor([0, 2]),
-            r"conditioning of shape \(2,\) .* takes 320 numbers a prompt; set conditioning\.",
+            r"conditioning has shape \(2,\) .* takes 320 numbers per prompt; set conditioning\.",
         ),
     ],
 )
@@ -369,8 +372,8 @@ def test_conditioning_that_the_model_does_not_know_is_refused(kind: str, conditi
 @pytest.mark.parametrize(
     ("kind", "dataset", "message"),
     [
-        ("sd-v", Labels(), r"a model of text, and Labels does not suit it; set conditioning\.name to prompts"),
-        ("dit", Prompts(), r"a model of no text, and Prompts does not suit it; set conditioning\.name to labels"),
+        ("sd-v", Labels(), r"is a text model, so Labels does not fit it; set conditioning\.name to prompts"),
+        ("dit", Prompts(), r"is not a text model, so Prompts does not fit it; set conditioning\.name to labels"),
     ],
 )
 def test_a_dataset_of_the_other_kind_is_refused(kind: str, dataset: Any, message: str) -> None:
@@ -407,7 +410,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (
             "sd-epsilon",
             {"prediction_type": "noise"},
-            r"has prediction_type 'noise'; known are epsilon, sample and v_pred",
+            r"has prediction_type 'noise'; supported are epsilon, sample and v_pred",
         ),
         (
             "stable-audio",
@@ -441,11 +444,11 @@ def test_a_scheduler_that_contradicts_its_network_is_refused_from_the_files(
 @pytest.mark.parametrize(
     ("kind", "dataset", "message"),
     [
-        ("sd3", Labels(), r"is a model of text, and Labels does not suit it; set conditioning\.name to prompts"),
+        ("sd3", Labels(), r"is a text model, so Labels does not fit it; set conditioning\.name to prompts"),
         (
             "stable-audio",
             Labels(),
-            r"is a model of text, and Labels does not suit it; set conditioning\.name to prompts",
+            r"is a text model, so Labels does not fit it; set conditioning\.name to prompts",
         ),
     ],
 )

@@ -93,10 +93,10 @@ def test_latents_of_another_width_are_refused(folder: Path) -> None:
 
 def test_what_is_no_encodec_model_is_refused(tmp_path: Path) -> None:
     """An empty folder, and a model of another kind."""
-    with pytest.raises(ConfigError, match=r"is no EnCodec model folder"):
+    with pytest.raises(ConfigError, match=r"is not an EnCodec model folder"):
         Encodec(str(tmp_path))
     transformers.T5Config(d_model=8).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"is a model of kind 't5', not 'encodec'"):
+    with pytest.raises(ConfigError, match=r"is a model of type 't5', not 'encodec'"):
         Encodec(str(tmp_path))
 
 

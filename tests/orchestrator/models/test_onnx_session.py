@@ -176,7 +176,7 @@ def test_weights_beside_the_file_are_part_of_the_digest(tmp_path: Path) -> None:
 
 # ---- never differentiated by mistake ------------------------------------------------------------------------------
 
-NO_DERIVATIVES = r"flow is a black box that has no derivatives; distil with 'method: levenberg_marquardt' and jacobian"
+NO_DERIVATIVES = r"flow is a black box without derivatives; distil with 'method: levenberg_marquardt' and jacobian"
 
 
 @pytest.mark.parametrize("of", ["state", "time"])
@@ -293,11 +293,15 @@ def test_methods_that_need_derivatives_are_refused_before_any_work(
         (
             {},
             {"shape": [1, 3, 3]},
-            r"has shape \(any, 1, 2, 3\), and \(any, 1, 3, 3\) is what comes; export it with a ",
+            r"has shape \(any, 1, 2, 3\) instead of \(any, 1, 3, 3\); export it with a ",
         ),
-        ({"batch": 4}, {}, r"input 'x' of net\.onnx, which is given x, has shape \(4, 1, 2, 3\), and \(any, 1, 2, 3\)"),
-        ({"time": TensorProto.INT64}, {}, r"input 't' .*, is INT64, and must be one of FLOAT, .*fractions of a timest"),
-        ({"outputs": ("velocity", "bent")}, {}, r"net\.onnx has 2 outputs, and must have one, the prediction; export"),
+        (
+            {"batch": 4},
+            {},
+            r"input 'x' of net\.onnx, which takes x, has shape \(4, 1, 2, 3\) instead of \(any, 1, 2, 3\)",
+        ),
+        ({"time": TensorProto.INT64}, {}, r"input 't' .*, is INT64, but must be one of FLOAT, .*fractional timest"),
+        ({"outputs": ("velocity", "bent")}, {}, r"net\.onnx has 2 outputs, but must have one, the prediction; export"),
     ],
 )
 def test_a_file_that_does_not_fit_the_options_is_refused(
@@ -312,7 +316,7 @@ def test_a_file_that_does_not_fit_the_options_is_refused(
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     """By name."""
     (tmp_path / "net.onnx").write_bytes(b"PK nothing")
-    with pytest.raises(ConfigError, match=r"net\.onnx is no ONNX file: .*; export the network again"):
+    with pytest.raises(ConfigError, match=r"net\.onnx is not an ONNX file: .*; export the network again"):
         build(tmp_path / "net.onnx")
 
 

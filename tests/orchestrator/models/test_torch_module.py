@@ -204,7 +204,7 @@ class Bomb:
 def test_a_file_that_would_run_code_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """weights_only, always: whole pickled modules included."""
     path = saved(tmp_path, ".pt", {"core.time": Bomb()})
-    with pytest.raises(ConfigError, match=r"holds more than tensors, or is damaged, and is not read: a pickle runs"):
+    with pytest.raises(ConfigError, match=r"is damaged or holds more than tensors, and is not loaded, because"):
         build(FLOW, weights=path)
     assert "boom" not in capsys.readouterr().out
 
@@ -212,20 +212,20 @@ def test_a_file_that_would_run_code_is_not_read(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("suffix", "weights", "message"),
     [
-        (".safetensors", {"core.time": torch.zeros(2, 16)}, r"missing: core\.inward, core\.label, core\.outward; give"),
-        (".safetensors", other_weights() | {"head": torch.zeros(1)}, r"do not fit Flow: left over: head; give the fac"),
+        (".safetensors", {"core.time": torch.zeros(2, 16)}, r"missing: core\.inward, core\.label, core\.outward; set"),
+        (".safetensors", other_weights() | {"head": torch.zeros(1)}, r"do not fit Flow: unexpected: head; set kwargs"),
         (
             ".pt",
             other_weights() | {"core.time": torch.zeros(2, 8)},
-            r"of another shape: core\.time \(2, 8\) for \(2, 16\)",
+            r"wrong shape: core\.time \(2, 8\) instead of \(2, 16\)",
         ),
         (
             ".safetensors",
             {f"layer{i}": torch.zeros(1) for i in range(9)},
-            r"left over: layer0, .*layer4 and 4 more; gi",
+            r"unexpected: layer0, .*layer4 and 4 more; se",
         ),
-        (".pt", {"state_dict": other_weights()}, r"is no state dictionary but a mapping with state_dict; save the mod"),
-        (".pt", [torch.zeros(1)], r"is no state dictionary but list; save the module's state_dict\(\) alone"),
+        (".pt", {"state_dict": other_weights()}, r"is not a state dictionary but a mapping with state_dict; save only"),
+        (".pt", [torch.zeros(1)], r"is not a state dictionary but list; save only the module's state_dict\(\)"),
     ],
 )
 def test_weights_of_something_else_are_refused_by_name(tmp_path: Path, suffix: str, weights: Any, message: str) -> None:
@@ -352,34 +352,42 @@ def test_a_host_actor_finds_the_module_by_its_folder(
         (FLOW, {"native_scheduler": "condot"}, r"unknown scheduler 'condot' \(did you mean 'cond_ot'\?\)"),
         (FLOW, {"native_scheduler": {"name": "vp", "options": {"beta": 1}}}, r"scheduler 'vp' has no option 'beta'"),
         (FLOW, {"native_scheduler": {"nam": "vp"}}, r"native_scheduler must be a name or \{name: \.\.\., options: "),
-        (FLOW, {"prediction": "epsilon"}, r"an epsilon prediction on 'cond_ot' says nothing about the data where samp"),
-        (FLOW, {"prediction": "sample"}, r"a sample prediction on 'cond_ot' says nothing about the noise where sampli"),
+        (FLOW, {"prediction": "epsilon"}, r"an epsilon prediction on 'cond_ot' does not determine the data where samp"),
+        (
+            FLOW,
+            {"prediction": "sample"},
+            r"a sample prediction on 'cond_ot' does not determine the noise where samplin",
+        ),
         (
             FLOW,
             {"prediction": "v_prediction"},
-            r"v_prediction needs alpha\^2 \+ sigma\^2 = 1, and 'cond_ot' has 0\.5; c",
+            r"v_prediction needs alpha\^2 \+ sigma\^2 = 1, but 'cond_ot' has 0\.5; c",
         ),
-        (FLOW, {"time": "timestep"}, r"time 'timestep' counts the training timesteps of 'discrete_vp', and the schedu"),
+        (FLOW, {"time": "timestep"}, r"time 'timestep' counts the training timesteps of 'discrete_vp', but the schedu"),
         (FLOW, {"time": "T"}, r"time must be one of 't', '1-t', 'timestep', 'sigma', got 'T'"),
         (FLOW, {"time_scale": 0}, r"time_scale must be a positive number, got 0"),
         (FLOW, {"data_range": "2"}, r"data_range must be a positive number, got '2'"),
         (FLOW, {"call": "x"}, r"call='x' must name x \(the state\) and t \(the time\) once each"),
         (FLOW, {"call": "x, t, y, y"}, r"must name x \(the state\) and t \(the time\) once each, and y"),
-        (FLOW, {"call": "x=x, t"}, r"call='x=x, t': 't' cannot stand there; write it like 'x, t, class_labels=y'"),
-        (FLOW, {"call": "x, t"}, r"classes has no effect: call='x, t' takes no y; add it, or leave it out"),
+        (FLOW, {"call": "x=x, t"}, r"call='x=x, t': 't' is not valid here; write it like 'x, t, class_labels=y'"),
+        (FLOW, {"call": "x, t"}, r"classes has no effect: call='x, t' has no y; add y, or remove the option"),
         (FLOW, {"classes": None}, r"call='x, t, y' takes labels; set classes to their number, got None"),
         (FLOW, {"null_label": "none"}, r"null_label must be an integer, got 'none'"),
         (FLOW, {"kwargs": [1]}, r"kwargs must be a mapping of argument names to values, got \[1\]"),
         (FLOW, {"kwargs": {"width": 3}}, r"own_networks:Flow with kwargs \{'width': 3\} fails: TypeError: .*'width'"),
-        (FLOW, {"factory": "own_networks"}, r"names no class or function; write it as 'package\.module:name'"),
+        (FLOW, {"factory": "own_networks"}, r"does not name a class or function; write it as 'package\.module:name'"),
         (FLOW, {"factory": "own_networks:Flo"}, r"the module 'own_networks' has no 'Flo'"),
         (FLOW, {"factory": "own_networks:SHAPE"}, r"has no class or function 'SHAPE', only tuple"),
-        (FLOW, {"factory": "nowhere:Net"}, r"'nowhere:Net' cannot be imported \(ModuleNotFoundError: .*looked for in "),
+        (
+            FLOW,
+            {"factory": "nowhere:Net"},
+            r"'nowhere:Net' cannot be imported \(ModuleNotFoundError: .*; path .* was sear",
+        ),
         (FLOW, {"factory": "nowhere:Net", "path": None}, r"set path to the folder that holds it"),
         (
             FLOW,
             {"factory": "json:JSONEncoder"},
-            r"is taken from .*json/__init__\.py, not from path .*: another module h",
+            r"is imported from .*json/__init__\.py, not from path .*: another module h",
         ),
         (FLOW, {"path": "/no/such/folder"}, r"path: there is no folder /no/such/folder; every machine that runs a ho"),
         (FLOW, {"weights": "/no/such.pt"}, r"weights: there is no file /no/such\.pt; every machine that runs a host "),
@@ -388,7 +396,7 @@ def test_a_host_actor_finds_the_module_by_its_folder(
             {"weights": "net.ckpt"},
             r"weights must be a file that ends in \.safetensors or \.pt or \.pth, got 'net",
         ),
-        (ECHO, {"factory": "own_networks:not_a_module"}, r"must make a torch\.nn\.Module, got int"),
+        (ECHO, {"factory": "own_networks:not_a_module"}, r"must return a torch\.nn\.Module, got int"),
     ],
 )
 def test_what_cannot_work_is_refused_by_the_check(
@@ -418,14 +426,14 @@ def test_what_the_refusals_advise_is_accepted(prediction: str, scheduler: Any) -
 @pytest.mark.parametrize(("what", "got"), [("twice", r"shape \(4, 2, 2, 3\)"), ("tuple", "tuple")])
 def test_an_answer_of_another_shape_is_refused(what: str, got: str) -> None:
     """A learned variance, say, must be cut off by whoever knows where it is."""
-    with pytest.raises(ConfigError, match=rf"Echo must answer x of shape \(4, 1, 2, 3\) with one .*, got {got}; wrap"):
+    with pytest.raises(ConfigError, match=rf"Echo must return one tensor of shape \(4, 1, 2, 3\), .*, got {got}; wrap"):
         build(ECHO, kwargs={"what": what}).predict(noise((1, 2, 3)), torch.tensor(0.5), LABELS)
 
 
 def test_guidance_needs_a_dropped_label() -> None:
     """Nothing is made up for it."""
     with pytest.raises(
-        ConfigError, match=r"guidance scale 2\.5 needs the label of a dropped condition, and Flow has n"
+        ConfigError, match=r"guidance scale 2\.5 needs a label for the dropped condition, but Flow has n"
     ):
         build(FLOW, null_label=None).field(LABELS, GUIDANCE)
 
@@ -433,7 +441,7 @@ def test_guidance_needs_a_dropped_label() -> None:
 def test_a_label_that_the_network_does_not_know_is_refused() -> None:
     """With what to set."""
     with pytest.raises(
-        ConfigError, match=r"label 3 is none of Flow's 3 classes; set conditioning\.options\.classes to 3"
+        ConfigError, match=r"label 3 is not one of Flow's 3 classes; set conditioning\.options\.classes to 3"
     ):
         build(FLOW).check_condition(torch.tensor([0, 3]))
 

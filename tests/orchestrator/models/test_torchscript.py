@@ -102,7 +102,9 @@ def test_a_file_without_code_is_refused_before_anything_starts(tmp_path: Path, c
         torch.save(own_networks.Flow().state_dict(), path)
     else:
         path.write_bytes(b"nothing")
-    with pytest.raises(ConfigError, match=r"net\.pt is no TorchScript: it holds no code; .*the adapter 'torch_module'"):
+    with pytest.raises(
+        ConfigError, match=r"net\.pt is not TorchScript: it holds no code; .*the adapter 'torch_module'"
+    ):
         build(path)
 
 

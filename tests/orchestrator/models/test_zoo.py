@@ -98,12 +98,12 @@ def test_a_file_that_is_no_zoo_model_is_refused(tmp_path: Path) -> None:
     nothing = tmp_path / "nothing.safetensors"
     nothing.write_bytes(b"PK not weights")
     with pytest.raises(
-        ConfigError, match=r"nothing\.safetensors is no zoo model: .*; make one with `bespoke pretrain`"
+        ConfigError, match=r"nothing\.safetensors is not a zoo model: .*; make one with `bespoke pretrain`"
     ):
         ZooModel(str(nothing))
     other = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(2)}, str(other))
-    with pytest.raises(ConfigError, match=r"other\.safetensors is no zoo model: 'bespoke_zoo'; make one with"):
+    with pytest.raises(ConfigError, match=r"other\.safetensors is not a zoo model: 'bespoke_zoo'; make one with"):
         ZooModel(str(other))
     with pytest.raises(ConfigError, match=r"no zoo model '.*missing\.safetensors'"):
         ZooModel(str(tmp_path / "missing.safetensors"))
@@ -146,7 +146,7 @@ def test_a_network_that_cannot_be_built_is_refused(architecture: dict[str, objec
 @pytest.mark.parametrize("label", [10, 11, -1])
 def test_a_label_that_the_model_was_not_trained_on_is_refused(label: int) -> None:
     """Label 10 of ten classes means "dropped": as conditioning it would silently be unconditional."""
-    with pytest.raises(ConfigError, match=rf"model 'digits_fm_ot': label {label} is none of its 10 classes; set cond"):
+    with pytest.raises(ConfigError, match=rf"model 'digits_fm_ot': label {label} is not one of its 10 classes; set"):
         ZooModel("digits_fm_ot").check_condition(torch.tensor([0, 9, label]))
 
 
@@ -204,9 +204,13 @@ def test_speech_samples_are_understood() -> None:
 @pytest.mark.parametrize(
     ("name", "conditioning", "message"),
     [
-        ("spoken_digits_fm_ot", "labels", r"is conditioned on strings to be spoken, and Labels gives none; set condit"),
-        ("digits_fm_ot", "spoken_digits", r"is conditioned on class labels, and SpokenDigits gives none; set cond"),
-        ("digits_fm_ot", {"classes": 12}, r"draws from 12 classes, and model 'digits_fm_ot' knows 10; set condit"),
+        (
+            "spoken_digits_fm_ot",
+            "labels",
+            r"is conditioned on strings to be spoken, which Labels does not provide; set",
+        ),
+        ("digits_fm_ot", "spoken_digits", r"is conditioned on class labels, which SpokenDigits does not provide;"),
+        ("digits_fm_ot", {"classes": 12}, r"draws from 12 classes, but model 'digits_fm_ot' has 10; set condit"),
     ],
 )
 def test_conditioning_that_does_not_suit_the_model_is_refused(name: str, conditioning: object, message: str) -> None:

@@ -106,8 +106,8 @@ def test_a_dropped_string_says_nothing_of_it() -> None:
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        (torch.zeros(2, dtype=torch.int64), r"conditioning of shape \(\), the model takes \(42, 96\)"),
-        (torch.zeros(2, 42, 64), r"conditioning of shape \(42, 64\), the model takes \(42, 96\)"),
+        (torch.zeros(2, dtype=torch.int64), r"conditioning has shape \(\), but the model takes \(42, 96\)"),
+        (torch.zeros(2, 42, 64), r"conditioning has shape \(42, 64\), but the model takes \(42, 96\)"),
         (torch.full((2, 42, 96), 12.0), r"a token outside 0\.\.11"),
     ],
 )
@@ -124,7 +124,7 @@ def test_conditioning_that_infilling_cannot_take_is_named(condition: Tensor, mes
             r"takes sides divisible by 2 and channels divisible by 8, got shape \[3, 18, 17",
         ),
         ({**UNET, "channels": 12}, r"channels divisible by 8, got .* 12 channels"),
-        ({**UNET, "attention": [5]}, r"no level has height 5; attention takes heights of \[16, 8\]"),
+        ({**UNET, "attention": [5]}, r"no level has height 5; choose the heights in attention from \[16, 8\]"),
         ({**INFILLING, "kernel": 4}, r"kernel odd; got .* kernel 4"),
         ({**INFILLING, "shape": [40, 95]}, r"frames must be divisible by patch.* got frames 95, patch 2"),
     ],

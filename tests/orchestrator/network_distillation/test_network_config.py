@@ -1,4 +1,4 @@
-"""The configuration of a comparison: what cannot work is refused before any work, with the remedy."""
+"""The configuration of a comparison: invalid settings are refused before any work, with the remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.network_distillation.config import NetworkDistillationConfig, 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A small comparison as a file."""
+    """The configuration file of a small comparison."""
     content: dict[str, Any] = {
         "name": "tiny",
         "model": {"name": "zoo", "options": {"weights": "digits_fm_ot"}},
@@ -32,7 +32,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def test_the_shipped_comparison_is_valid(repository: Path) -> None:
-    """It names methods of both kinds at NFEs that all of them reach."""
+    """It has methods of both kinds, at NFEs that all of them support."""
     config = load_network_config(str(repository / "sweeps/configs/network_distillation/digits.yaml"))
     assert config.nfe == (4, 8)
     assert {entry.loss for entry in config.weights} == {"lte", "rmse"}
@@ -40,13 +40,13 @@ def test_the_shipped_comparison_is_valid(repository: Path) -> None:
 
 
 def test_bare_names_are_families(small: Path) -> None:
-    """As in a sweep's configuration."""
+    """As in the configuration of a sweep."""
     config = load_network_config(str(small))
     assert ([s.family for s in config.fixed], [s.family for s in config.learned]) == (["midpoint"], ["bns"])
 
 
-def test_the_solvers_part_is_an_experiment_on_the_same_pairs(small: Path) -> None:
-    """So its points are a sweep's points, and are shared with one."""
+def test_the_solvers_form_an_experiment_on_the_same_pairs(small: Path) -> None:
+    """Its points are therefore points of a sweep and can be shared with one."""
     config = load_network_config(str(small), ["seed=3"])
     experiment = config.experiment()
     assert (experiment.pairs, experiment.seeds, experiment.guidance_scale) == (config.pairs, (3,), (1.0,))
@@ -68,31 +68,31 @@ def test_the_solvers_part_is_an_experiment_on_the_same_pairs(small: Path) -> Non
         ("model.options.weights=digits_eps_vp", r"digits_eps_vp predicts epsilon"),
         ("features=inception", r"features 'inception' need weights-inception"),
         ("dataset=labels", r"no reference statistics digits_cnn\.labels; there are: .*digits_cnn\.digits"),
-        ("pairs.test=64", r"pairs\.test is 64, and digits_cnn has 64 features: .* more samples than features"),
+        ("pairs.test=64", r"pairs\.test is 64, but digits_cnn has 64 features: .* more samples than features"),
         ("wieghts=[]", r"wieghts: unknown key \(did you mean 'weights'\?\)"),
     ],
 )
-def test_what_cannot_work_is_refused(small: Path, override: str, message: str) -> None:
-    """Naming the key, the value and the remedy."""
+def test_invalid_settings_are_refused(small: Path, override: str, message: str) -> None:
+    """The message names the key, the value and the remedy."""
     with pytest.raises(ConfigError, match=message):
         load_network_config(str(small), [override])
 
 
 def test_midpoint_students_need_an_even_nfe(small: Path) -> None:
-    """Also where no fixed solver does."""
-    with pytest.raises(ConfigError, match=r"'weights' trains midpoint steps, and nfe has 5: .* use 4 or 6"):
+    """Even if no fixed solver needs one."""
+    with pytest.raises(ConfigError, match=r"'weights' trains midpoint steps, but nfe has 5: .* use 4 or 6"):
         load_network_config(str(small), ["nfe=[5]", "fixed=[ddim]", "progressive=null"])
 
 
 def test_the_same_student_twice_is_refused(small: Path) -> None:
-    """Two rows of the same name could not be told apart."""
+    """The table would have two rows of the same name."""
     entry = "{loss: lte, iterations: 4, validate_every: 2}"
     with pytest.raises(ConfigError, match="'weights' lists the same settings twice"):
         load_network_config(str(small), [f"weights=[{entry}, {entry}]"])
 
 
-def test_every_key_has_a_default_but_the_model_the_name_and_the_nfe() -> None:
-    """The shortest configuration says what is compared, and on which model."""
+def test_only_the_name_the_model_and_the_nfe_are_required() -> None:
+    """Every other key has a default."""
     needed = {name for name, field in NetworkDistillationConfig.model_fields.items() if field.is_required()}
     assert needed == {"name", "model", "nfe"}
 
@@ -114,7 +114,7 @@ ROWS = [
 
 
 def test_the_table_has_the_columns_of_the_papers() -> None:
-    """Distance, forwards, training set and parameters (BNS Table 3); the best of an NFE is bold."""
+    """Distance, forwards, training set and parameters (BNS Table 3). The best value per NFE is bold."""
     lines = markdown_table(ROWS, "digits_cnn", "real digits").splitlines()
     assert "| NFE | PSNR (dB) | fid[digits_cnn] | forwards | backwards | training set | trained | bytes |" in lines[0]
     assert lines[2] == "| Ground truth (dopri5) | 160 | — | 0.500 | — | — | — | — | — |"
@@ -123,6 +123,6 @@ def test_the_table_has_the_columns_of_the_papers() -> None:
 
 
 def test_the_figure_is_drawn(tmp_path: Path) -> None:
-    """Also with one NFE."""
+    """It is drawn even if all solvers have the same NFE."""
     draw(ROWS, "digits_cnn", tmp_path / "comparison.png")
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")

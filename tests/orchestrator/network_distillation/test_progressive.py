@@ -1,4 +1,4 @@
-"""Progressive Distillation: DDIM's arithmetic, a chain that can be stopped and lengthened, and what it costs."""
+"""Progressive Distillation: DDIM's arithmetic, chains that can be interrupted and extended, and their cost."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def _steps(step: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_perfect_student_samples_as_its_teacher_does(name: str, x0: Tensor) -> None:
-    """DDIM with the target for data prediction, in 4 steps, lands where the teacher's 8 steps do (algorithm 2).
+def test_a_perfect_student_reproduces_its_teacher(name: str, x0: Tensor) -> None:
+    """DDIM in 4 steps, with the target as data prediction, lands where the teacher's 8 steps do (algorithm 2).
 
-    For every prediction and scheduler of the zoo: this is the whole of the stage's arithmetic.
+    This covers all the arithmetic of a stage, for every prediction and scheduler of the zoo.
     """
     teacher = ZooModel(name)
     halving = Halving(teacher, 4)
@@ -66,8 +66,8 @@ def test_a_perfect_student_samples_as_its_teacher_does(name: str, x0: Tensor) ->
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_endpoints_of_mixed_times_are_those_of_the_field(name: str, x0: Tensor) -> None:
-    """A batch that mixes times gets what the model's field says at each of them."""
+def test_endpoints_at_mixed_times_agree_with_the_field(name: str, x0: Tensor) -> None:
+    """Each row of the batch has the endpoints of the model's field at its own time."""
     model = ZooModel(name)
     halving = Halving(model, 3)
     times = Grid().times(6, model.scheduler)
@@ -82,7 +82,7 @@ def test_endpoints_of_mixed_times_are_those_of_the_field(name: str, x0: Tensor) 
 
 
 def test_the_loss_is_the_larger_of_the_errors_in_data_and_in_noise(model: ZooModel, x0: Tensor) -> None:
-    """max(||x - x-hat||^2, ||eps - eps-hat||^2): what truncated-SNR weighting means (Salimans & Ho 2022, eq. 9)."""
+    """max(||x - x-hat||^2, ||eps - eps-hat||^2), the truncated-SNR weighting (Salimans & Ho 2022, eq. 9)."""
     halving = Halving(model, 6)
     batch = Batch(x0, LABELS, LABELS)
     with torch.no_grad():
@@ -95,21 +95,21 @@ def test_the_loss_is_the_larger_of_the_errors_in_data_and_in_noise(model: ZooMod
     torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("start", "end", "found"), [(8, 4, [4]), (64, 4, [32, 16, 8, 4]), (24, 3, [12, 6, 3])])
-def test_stages_halve(start: int, end: int, found: list[int]) -> None:
-    """From the first student, who has half the model's steps, to the last."""
-    assert stages(start, end) == found
+@pytest.mark.parametrize(("start", "end", "expected"), [(8, 4, [4]), (64, 4, [32, 16, 8, 4]), (24, 3, [12, 6, 3])])
+def test_stages_halve(start: int, end: int, expected: list[int]) -> None:
+    """From the first student, which has half the model's steps, to the last."""
+    assert stages(start, end) == expected
 
 
 @pytest.mark.parametrize(("start", "end", "use"), [(60, 8, 64), (4, 4, 8), (2, 4, 8), (48, 5, 40)])
 def test_steps_that_do_not_halve_to_the_nfe_are_refused(start: int, end: int, use: int) -> None:
-    """With a number that would."""
+    """The message suggests a number that does."""
     with pytest.raises(ConfigError, match=rf"{end} is not reached from start_steps {start}; use start_steps {use}$"):
         stages(start, end)
 
 
-def test_a_noise_prediction_is_refused() -> None:
-    """At alpha near 0 it says nothing of the data; the message says what to choose instead."""
+def test_a_model_that_predicts_noise_is_refused() -> None:
+    """At alpha near 0 it has no information about the data. The message says what to use instead."""
     with pytest.raises(ConfigError, match=r"digits_eps_vp predicts epsilon, .* use a model that predicts velocity"):
         check_prediction(ZooModel("digits_eps_vp"))
 
@@ -130,7 +130,7 @@ Run = Callable[..., list[StudentResult]]
 
 @pytest.fixture
 def run(model: ZooModel, storage: Storage) -> Run:
-    """Runs a chain to so many steps; keywords change Adam's settings."""
+    """A function that runs a chain to a number of steps; keywords change Adam's settings."""
 
     def chain(end: int, progress: Callable[[int], object] = lambda n: None, **changes: Any) -> list[StudentResult]:
         return distil_progressively(_recipe(model, **changes), end, storage, progress)
@@ -139,47 +139,47 @@ def run(model: ZooModel, storage: Storage) -> Run:
 
 
 def test_passes_of_the_whole_chain_are_counted(run: Run) -> None:
-    """Two forwards of the teacher, one of the student and one backward a sample (BNS D.4), of all stages so far."""
-    found = [(r.nfe, r.forwards, r.backwards, r.training_set, r.data_forwards) for r in run(4)]
-    assert found == [(8, 96, 32, 1797, 0), (4, 192, 64, 1797, 0)]
+    """Per sample, two forwards of the teacher and one forward and backward of the student (BNS D.4), over all stages."""
+    counts = [(r.nfe, r.forwards, r.backwards, r.training_set, r.data_forwards) for r in run(4)]
+    assert counts == [(8, 96, 32, 1797, 0), (4, 192, 64, 1797, 0)]
 
 
-def test_a_chain_is_lengthened_by_its_new_stage_alone(run: Run, storage: Storage, model: ZooModel) -> None:
-    """What is there is gone on from: the same students, only the new ones are trained."""
+def test_extending_a_chain_trains_only_its_new_stage(run: Run, storage: Storage, model: ZooModel) -> None:
+    """Existing students are kept as they are, and only the new ones are trained."""
     run(8)
     store = StudentStore(storage, _recipe(model).key)
     before = storage.read(store.weights_key(8))
-    told: list[int] = []
-    run(4, told.append)
-    assert told == [4, 1, 1, 1, 1]
+    progress: list[int] = []
+    run(4, progress.append)
+    assert progress == [4, 1, 1, 1, 1]
     assert storage.read(store.weights_key(8)) == before
 
 
-def test_a_chain_that_was_killed_ends_with_the_same_weights(run: Run, storage: Storage, model: ZooModel) -> None:
-    """It goes on from its checkpoint, bit for bit."""
+def test_an_interrupted_chain_ends_with_the_same_weights(run: Run, storage: Storage, model: ZooModel) -> None:
+    """It resumes from its checkpoint, bit for bit."""
     store = StudentStore(storage, _recipe(model).key)
     run(4)
-    undisturbed = storage.read(store.weights_key(4))
+    expected = storage.read(store.weights_key(4))
     for name in storage.names(f"students/{store.key}"):
         storage.delete(f"students/{store.key}/{name}")
     done = 0
 
-    def killed(iterations: int) -> None:
+    def interrupt(iterations: int) -> None:
         nonlocal done
         done += iterations
         if done == 7:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(4, killed)
+        run(4, interrupt)
     assert store.load_checkpoint() is not None
     run(4)
-    assert storage.read(store.weights_key(4)) == undisturbed
+    assert storage.read(store.weights_key(4)) == expected
     assert store.load_checkpoint() is None
 
 
-def test_a_student_learns_its_teachers_two_steps(run: Run, storage: Storage, model: ZooModel, x0: Tensor) -> None:
-    """After a few iterations its 8 steps are nearer to the model's 16 than the model's own 8."""
+def test_a_student_learns_two_steps_of_its_teacher(run: Run, storage: Storage, model: ZooModel, x0: Tensor) -> None:
+    """After a few iterations its 8 steps are closer to the model's 16 steps than the model's own 8 steps are."""
     (result,) = run(8, iterations=60, batch_size=32, learning_rate=3e-4)
     student = StudentStore(storage, result.key).load_student(model, 8)
     with torch.no_grad():
@@ -189,12 +189,12 @@ def test_a_student_learns_its_teachers_two_steps(run: Run, storage: Storage, mod
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(run: Run) -> None:
-    """With where, and the number to lower."""
+    """The message has the iteration and the setting to lower."""
     with pytest.raises(UserError, match=r"to 8 steps has a loss that is not finite at iteration .*lower progressive\."):
         run(8, learning_rate=1e30)
 
 
-def test_a_dataset_without_samples_cannot_be_learned_from(model: ZooModel, storage: Storage) -> None:
+def test_a_dataset_without_samples_is_refused(model: ZooModel, storage: Storage) -> None:
     """Progressive Distillation needs real data."""
     recipe = dataclasses.replace(_recipe(model), dataset="labels")
     with pytest.raises(ConfigError, match="dataset 'labels' has no samples to train on"):

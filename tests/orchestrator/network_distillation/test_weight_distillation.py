@@ -1,4 +1,4 @@
-"""Distillation of the weights (BST K.4): the two losses, what is counted, and that stopping changes nothing."""
+"""Distillation of network weights (BST K.4): the two losses, the cost, and resuming after an interruption."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def pairs(copied: Storage, specs: dict[PairKey, PairSpec]) -> PairSet:
 
 @pytest.fixture
 def recipe(model: ZooModel, specs: dict[PairKey, PairSpec]) -> Callable[..., WeightsRecipe]:
-    """A short recipe; keywords change it or Adam's settings."""
+    """A function that makes a short recipe; keywords change the recipe or Adam's settings."""
 
     def make(**changes: Any) -> WeightsRecipe:
-        numbers = {"learning_rate": 2e-4, "iterations": 6, "batch_size": 16, "training_pairs": 48}
-        settings = AdamSettings(**{name: changes.pop(name, value) for name, value in numbers.items()})
+        defaults = {"learning_rate": 2e-4, "iterations": 6, "batch_size": 16, "training_pairs": 48}
+        settings = AdamSettings(**{name: changes.pop(name, value) for name, value in defaults.items()})
         content: dict[str, Any] = {
             "teacher": "digits_fm_ot",
             "teacher_digest": model.digest,
@@ -66,7 +66,7 @@ def recipe(model: ZooModel, specs: dict[PairKey, PairSpec]) -> Callable[..., Wei
 
 @pytest.fixture
 def run(recipe: Callable[..., WeightsRecipe], copied: Storage) -> Run:
-    """Trains a student of a recipe."""
+    """A function that trains the student of a recipe."""
 
     def train(progress: Callable[[int], object] = lambda n: None, **changes: Any) -> StudentResult:
         return distil_weights(recipe(**changes), copied, progress)
@@ -77,17 +77,17 @@ def run(recipe: Callable[..., WeightsRecipe], copied: Storage) -> Run:
 def test_trajectories_go_from_the_noise_to_the_ground_truth(
     model: ZooModel, copied: Storage, pairs: PairSet, specs: dict[PairKey, PairSpec]
 ) -> None:
-    """Solved from grid time to grid time they end where the pairs do, to the tolerance of both."""
+    """Solved from one grid time to the next, they end at the ground truth, within the tolerances of both."""
     times = Grid().times(3, model.scheduler)
     states, forwards = trajectories(model, copied, specs[PairKey("train", 1.0, 0)].digest, times)
     assert states.shape == (48, 4, 1, 8, 8)
     torch.testing.assert_close(states[:, 0], pairs.x0)
-    assert rms(states[:, -1], pairs.x1).max() < 5e-3, "tolerances are 1e-4 a step"
+    assert rms(states[:, -1], pairs.x1).max() < 5e-3, "tolerances are 1e-4 per step"
     assert forwards >= 48 * 3 * 7
 
 
-def test_trajectories_are_made_once(model: ZooModel, copied: Storage, specs: dict[PairKey, PairSpec]) -> None:
-    """The second time they are read: without the pairs they came from."""
+def test_trajectories_are_computed_once(model: ZooModel, copied: Storage, specs: dict[PairKey, PairSpec]) -> None:
+    """The second call reads them, even without the pairs they were computed from."""
     digest, times = specs[PairKey("train", 1.0, 0)].digest, Grid().times(2, model.scheduler)
     states, forwards = trajectories(model, copied, digest, times)
     copied.delete(f"pairs/{digest}/manifest.json")
@@ -97,21 +97,21 @@ def test_trajectories_are_made_once(model: ZooModel, copied: Storage, specs: dic
 
 
 def test_the_norm_is_the_root_of_the_mean_over_dimensions() -> None:
-    """The papers' ||x||: that of a constant is the constant, whatever the number of dimensions."""
+    """The papers' ||x||: for a constant it is the constant, for any number of dimensions."""
     torch.testing.assert_close(rms(torch.full((2, 3, 4), 2.5), torch.zeros(2, 3, 4)), torch.tensor([2.5, 2.5]))
 
 
-def test_in_one_step_both_losses_are_the_same(recipe: Callable[..., WeightsRecipe], copied: Storage) -> None:
-    """One midpoint step from x(0) to x(1) is the sample: eq. 80 and eq. 6 agree at NFE 2."""
+def test_both_losses_agree_for_a_single_step(recipe: Callable[..., WeightsRecipe], copied: Storage) -> None:
+    """One midpoint step from x(0) to x(1) gives the sample, so eq. 80 and eq. 6 agree at NFE 2."""
     indices = list(range(48))
-    local, whole = (_Run(recipe(nfe=2, loss=loss), copied).objective(indices) for loss in ("lte", "rmse"))
-    torch.testing.assert_close(local, whole, rtol=0.02, atol=2e-3)
+    lte, rmse = (_Run(recipe(nfe=2, loss=loss), copied).objective(indices) for loss in ("lte", "rmse"))
+    torch.testing.assert_close(lte, rmse, rtol=0.02, atol=2e-3)
 
 
-def test_the_local_loss_is_the_sum_of_midpoints_own_errors(
+def test_the_local_loss_is_the_sum_of_the_errors_of_midpoint_steps(
     recipe: Callable[..., WeightsRecipe], copied: Storage, model: ZooModel, pairs: PairSet
 ) -> None:
-    """eq. 80 for the untrained network, written out: every step starts from the ground-truth trajectory."""
+    """eq. 80 written out for the untrained network: every step starts from the ground-truth trajectory."""
     run = _Run(recipe(loss="lte"), copied)
     x, h = run.trajectories, 0.5
     field = model.field(pairs.condition, 1.0)
@@ -126,8 +126,8 @@ def test_the_local_loss_is_the_sum_of_midpoints_own_errors(
 
 
 @pytest.mark.parametrize("loss", ["lte", "rmse"])
-def test_a_student_comes_nearer_to_ground_truth(run: Run, loss: str) -> None:
-    """On pairs it was not trained on, and better than the network it is a copy of."""
+def test_training_brings_a_student_closer_to_ground_truth(run: Run, loss: str) -> None:
+    """Measured on validation pairs, against the network it is a copy of."""
     result = run(loss=loss, iterations=30, validate_every=10)
     values = [value for _, value in result.history]
     assert max(values) > values[0] + 0.3
@@ -135,7 +135,7 @@ def test_a_student_comes_nearer_to_ground_truth(run: Run, loss: str) -> None:
 
 
 def test_passes_data_and_parameters_are_counted(run: Run, model: ZooModel, pairs: PairSet) -> None:
-    """Training and validation forwards, backwards, ground truth, and every weight."""
+    """Training and validation forwards, backwards, ground-truth forwards and all weights."""
     result = run()
     assert result.forwards == 4 * (6 * 16 + 4 * 32)
     assert result.backwards == 4 * 6 * 16
@@ -144,56 +144,56 @@ def test_passes_data_and_parameters_are_counted(run: Run, model: ZooModel, pairs
 
 
 def test_the_best_validated_iterate_is_the_result(run: Run, copied: Storage, model: ZooModel) -> None:
-    """A learning rate that ruins the network leaves the network as it was."""
+    """With a learning rate that ruins the network, the result is the initial network."""
     result = run(learning_rate=0.3)
     assert max(value for _, value in result.history) == result.history[0][1]
     student = StudentStore(copied, result.key).load_student(model, 4)
     assert all(torch.equal(a, b) for a, b in zip(student.net.parameters(), model.net.parameters(), strict=True))
 
 
-def test_a_run_that_diverges_says_so(run: Run) -> None:
-    """A loss that is not finite ends it, and the result is what was best before."""
-    told: list[int] = []
-    result = run(told.append, learning_rate=1e30)
+def test_a_run_that_diverges_ends_with_its_best_iterate(run: Run) -> None:
+    """A loss that is not finite ends the run, and the result is the best iterate before it."""
+    progress: list[int] = []
+    result = run(progress.append, learning_rate=1e30)
     assert result.status == "diverged"
     assert len(result.history) == 1
-    assert sum(told) == 6, "the progress bar is filled all the same"
+    assert sum(progress) == 6, "the progress bar is completed even so"
 
 
-def test_a_training_that_was_killed_ends_with_the_same_weights(
+def test_an_interrupted_training_ends_with_the_same_weights(
     run: Run, recipe: Callable[..., WeightsRecipe], copied: Storage
 ) -> None:
-    """It goes on from its checkpoint, bit for bit, and counts no pass twice."""
+    """It resumes from its checkpoint, bit for bit, and counts no pass twice."""
     store = StudentStore(copied, recipe().key)
-    undisturbed, weights = run(), copied.read(store.weights_key(4))
+    expected, weights = run(), copied.read(store.weights_key(4))
     for name in copied.names(f"students/{store.key}"):
         copied.delete(f"students/{store.key}/{name}")
     done = 0
 
-    def killed(iterations: int) -> None:
+    def interrupt(iterations: int) -> None:
         nonlocal done
         done += iterations
         if done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(killed)
+        run(interrupt)
     assert not store.is_complete(4)
-    assert run() == undisturbed
+    assert run() == expected
     assert copied.read(store.weights_key(4)) == weights
 
 
-def test_what_is_complete_is_not_trained_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second run reads the result."""
+def test_a_complete_student_is_not_trained_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second run reads the stored result."""
     first = run()
     monkeypatch.setattr("orchestrator.network_distillation.weights._Run", None)
-    told: list[int] = []
-    assert run(told.append) == first
-    assert told == [6]
+    progress: list[int] = []
+    assert run(progress.append) == first
+    assert progress == [6]
 
 
 def test_a_student_is_a_zoo_model(run: Run, copied: Storage, model: ZooModel, pairs: PairSet) -> None:
-    """Its weights' file loads as any model of the zoo, and samples as the student does."""
+    """Its weights file loads like any model of the zoo and gives the samples of the student."""
     result = run(iterations=20, validate_every=10)
     store = StudentStore(copied, result.key)
     loaded, student = ZooModel(copied.path(store.weights_key(4))), store.load_student(model, 4)
@@ -207,8 +207,8 @@ def test_a_student_is_a_zoo_model(run: Run, copied: Storage, model: ZooModel, pa
     assert not torch.equal(sampled(loaded), sampled(model))
 
 
-def test_the_teacher_is_left_as_it_is(model: ZooModel) -> None:
-    """A student is a copy: training it moves no weight of the model, nor thaws one."""
+def test_training_does_not_change_the_teacher(model: ZooModel) -> None:
+    """A student is a copy: training it neither changes nor unfreezes weights of the model."""
     student = Student(model)
     student.descend(sum((p.square().sum() for p in student.model.net.parameters()), torch.tensor(0.0)), 0.1)
     fresh = ZooModel("digits_fm_ot")
@@ -217,13 +217,15 @@ def test_the_teacher_is_left_as_it_is(model: ZooModel) -> None:
 
 
 def test_another_model_under_the_same_name_is_refused(recipe: Callable[..., WeightsRecipe], copied: Storage) -> None:
-    """A student of a model that was replaced would be described wrongly."""
+    """Otherwise the student would be recorded as one of a model that was replaced."""
     changed = dataclasses.replace(recipe(), teacher_digest="0" * 64)
-    with pytest.raises(ConfigError, match=r"model 'digits_fm_ot' is \w{12}, but its student was to be one of 0{12}"):
+    with pytest.raises(
+        ConfigError, match=r"model 'digits_fm_ot' has digest \w{12}, but the recipe of its student names 0{12}"
+    ):
         distil_weights(changed, copied, lambda n: None)
 
 
-def test_pairs_that_are_not_there_are_refused(recipe: Callable[..., WeightsRecipe], storage: Storage) -> None:
-    """With how to make them."""
+def test_missing_pairs_are_refused(recipe: Callable[..., WeightsRecipe], storage: Storage) -> None:
+    """The message has the command that makes them."""
     with pytest.raises(StoreError, match=r"no complete pair store .* make it with `bespoke pairs`"):
         distil_weights(recipe(), storage, lambda n: None)

@@ -180,5 +180,5 @@ def test_one_family_under_two_objectives_is_two_solvers(experiment: dict[str, An
 def test_a_start_that_the_family_cannot_equal_is_refused(experiment: dict[str, Any]) -> None:
     """With the families that it can."""
     config = parse_config(_learned(experiment, family="bespoke_rk2", start="euler"), "test")
-    with pytest.raises(ConfigError, match=r"'bespoke_rk2' cannot start from 'euler' \(it can start from midpoint only"):
+    with pytest.raises(ConfigError, match=r"'bespoke_rk2' cannot start from 'euler' \(it can only start from midpoint"):
         config.check()

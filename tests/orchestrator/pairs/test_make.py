@@ -137,7 +137,7 @@ def test_only_a_damaged_shard_is_made_again_with_the_same_bytes(
     told = _ensure(copied, spec, pool)
     assert pool.shards == [1]
     assert _files(copied, spec) == expected
-    assert told == ([f"{copied.root}/{store.folder}: making 1 damaged or missing shard(s) again"] if committed else [])
+    assert told == ([f"{copied.root}/{store.folder}: remaking 1 damaged or missing shard(s)"] if committed else [])
 
 
 def test_a_store_that_is_being_mended_is_not_called_complete(
@@ -165,7 +165,7 @@ def test_a_damaged_manifest_is_made_again_from_the_shards(
     told = _ensure(copied, spec, pool)
     assert pool.shards == []
     assert _files(copied, spec) == expected
-    assert told == [f"{copied.root}/{store.manifest_key} is damaged: making it again from the shards"]
+    assert told == [f"{copied.root}/{store.manifest_key} is damaged: rebuilding it from the shards"]
 
 
 def test_a_shard_that_cannot_be_made_is_named_and_the_others_are_kept(
@@ -176,7 +176,7 @@ def test_a_shard_that_cannot_be_made_is_named_and_the_others_are_kept(
         _ensure(storage, spec, _pool(storage, host_settings, poison=1))
     message = str(caught.value)
     assert f"1 of 3 shards of {storage.root}/pairs/{spec.digest} could not be made (shards 1): make_shard" in message
-    assert "the others are kept, run the same command again" in message
+    assert "the other shards are kept; run the same command again" in message
     assert not PairStore(storage, spec).is_complete()
     pool = _pool(storage, host_settings)
     _ensure(storage, spec, pool)

@@ -97,7 +97,7 @@ def test_a_shard_whose_path_does_not_belong_to_its_rows_is_damaged(store: PairSt
     assert pairs.path is not None
     cut = DensePath(pairs.path.times, pairs.path.states[..., :4], pairs.path.velocities[..., :4])
     store.write_shard(0, dataclasses.replace(pairs, path=cut))
-    with pytest.raises(DamagedShardError, match="trajectory columns are not of one length"):
+    with pytest.raises(DamagedShardError, match="trajectory columns differ in length"):
         store._parse(0, store.storage.read(store.shard_key(0)))
 
 

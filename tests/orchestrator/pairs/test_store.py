@@ -27,7 +27,7 @@ from orchestrator.pool.requests import LocalPool
 from orchestrator.randomness import noise
 from orchestrator.storage import Storage
 
-REMEDY = r"run `bespoke pairs` on the same configuration: damaged shards are made again, the rest is kept"
+REMEDY = r"run `bespoke pairs` on the same configuration: damaged shards are remade, the others are kept"
 VALIDATION = PairKey("validation", 1.0, 0)
 
 
@@ -147,7 +147,7 @@ def test_a_manifest_waits_for_every_shard(storage: Storage, specs: dict[PairKey,
     """A manifest with a gap would call an incomplete store complete."""
     store = PairStore(storage, specs[VALIDATION])
     records = [store.write_shard(shard, _pairs(store.spec, shard)) for shard in present]
-    with pytest.raises(StoreError, match=rf"{len(present)} of 2 shards are made; the manifest waits for all"):
+    with pytest.raises(StoreError, match=rf"{len(present)} of 2 shards are made; the manifest is written once all"):
         store.commit(records)
     assert not store.is_complete()
 
@@ -258,7 +258,7 @@ def test_the_manifest_of_another_store_is_refused(store: PairStore, specs: dict[
     """Whole in itself, and in the wrong folder."""
     other = PairStore(store.storage, specs[PairKey("test", 1.0, 0)])
     store.storage.write(store.manifest_key, store.storage.read(other.manifest_key))
-    with pytest.raises(DamagedManifestError, match=r"manifest\.json is not that of its folder"):
+    with pytest.raises(DamagedManifestError, match=r"manifest\.json does not belong to its folder"):
         PairStore.open(store.storage, store.spec.digest)
 
 
@@ -271,7 +271,7 @@ def test_pairs_of_two_device_classes_are_never_mixed(
     pool = LocalPool(Host(host_settings(storage)))
     with pytest.raises(
         StoreError,
-        match=r"for device class 'NVIDIA H200', this host is 'cpu'; shards of two classes are not mixed, choose",
+        match=r"for device class 'NVIDIA H200', but this host is 'cpu'; shards of two classes are not mixed: choose",
     ):
         pool.call("make_shard", spec=spec, shard=0)
 
@@ -281,7 +281,7 @@ def test_pairs_of_another_model_are_not_made(
 ) -> None:
     """A spec names its model by the digest of its weights."""
     pool = LocalPool(Host(host_settings(storage, "digits_fm_v_cs")))
-    with pytest.raises(StoreError, match=r"pair spec \w+ is for another model than digits_fm_v_cs"):
+    with pytest.raises(StoreError, match=r"pair spec \w+ is for a different model than digits_fm_v_cs"):
         pool.call("make_shard", spec=specs[VALIDATION], shard=0)
 
 

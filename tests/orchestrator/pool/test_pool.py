@@ -1,4 +1,4 @@
-"""The pool asks hosts, in this process or as actors: the answers are the same, and a host may die at any moment."""
+"""Pools of hosts, in this process and as Ray actors: equal answers, retries after host losses, and batching."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from solvers.grids import Grid
 UNANSWERABLE = Request("pictures", {"theta": None, "pairs": "0123", "indices": [0]})
 
 
-def test_an_error_that_a_user_can_mend_is_an_outcome_beside_the_others(pool: LocalPool, scoring: list[Request]) -> None:
-    """One request that cannot be answered does not keep the others from their answers."""
+def test_a_user_error_is_one_outcome_among_the_others(pool: LocalPool, scoring: list[Request]) -> None:
+    """One request that cannot be answered does not stop the others."""
     outcomes = list(pool.map([scoring[0], UNANSWERABLE, scoring[1]]))
     assert [outcome.index for outcome in outcomes] == [0, 1, 2]
     assert isinstance(outcomes[1].error, StoreError)
@@ -45,8 +45,8 @@ def test_an_error_that_a_user_can_mend_is_an_outcome_beside_the_others(pool: Loc
     assert all(outcome.error is None and "psnr" in outcome.value for outcome in (outcomes[0], outcomes[2]))
 
 
-def test_gather_gives_all_answers_in_order_or_the_first_error(pool: LocalPool, scoring: list[Request]) -> None:
-    """For those who can do nothing with a part of the answers."""
+def test_gather_returns_all_answers_in_order_or_raises_the_first_error(pool: LocalPool, scoring: list[Request]) -> None:
+    """``gather`` is for callers that need every answer."""
     answers = pool.gather(scoring)
     for request, answer in zip(scoring, answers, strict=True):
         np.testing.assert_array_equal(answer["psnr"], pool.call(request.method, **request.arguments)["psnr"])
@@ -54,8 +54,8 @@ def test_gather_gives_all_answers_in_order_or_the_first_error(pool: LocalPool, s
         pool.gather([scoring[0], UNANSWERABLE])
 
 
-def test_call_raises_the_error_itself(pool: LocalPool) -> None:
-    """A single question has an answer or an error."""
+def test_call_returns_the_answer_or_raises_its_error(pool: LocalPool) -> None:
+    """A single request needs no ``Outcome``."""
     assert pool.call("process_id") == os.getpid()
     with pytest.raises(StoreError, match="no complete pair store 0123"):
         pool.call(UNANSWERABLE.method, **UNANSWERABLE.arguments)
@@ -63,8 +63,8 @@ def test_call_raises_the_error_itself(pool: LocalPool) -> None:
 
 @pytest.fixture
 def resources(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], None]:
-    """Sets what the cluster says it has."""
-    return lambda there: monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    """A function that sets the resources the cluster reports."""
+    return lambda totals: monkeypatch.setattr(ray, "cluster_resources", lambda: totals)
 
 
 @pytest.mark.parametrize(
@@ -82,17 +82,17 @@ def resources(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], N
         (2, 0.5, 1, 0.25, r"or set resources\.device to cpu"),
     ],
 )
-def test_resources_that_cannot_fit_are_refused(
+def test_resources_that_exceed_the_cluster_are_refused(
     resources: Callable[[dict[str, float]], None], hosts: int, cpus: float, gpus: float, trial: float, message: str
 ) -> None:
-    """A sweep never waits for itself: the sum is checked, and the keys to lower are named."""
+    """A sweep must never wait for its own resources: the sum is checked, and the error names the keys to lower."""
     resources({"CPU": 2.0, "GPU": 1.0})
     with pytest.raises(PoolError, match=message):
         check_fits(hosts, cpus, gpus, trial)
 
 
-def test_resources_that_just_fit_are_taken(resources: Callable[[dict[str, float]], None]) -> None:
-    """Fractions that add up to a whole core are a whole core, whatever their binary rounding."""
+def test_resources_that_just_fit_are_accepted(resources: Callable[[dict[str, float]], None]) -> None:
+    """Fractions that add up to a whole core count as one, despite their binary rounding."""
     resources({"CPU": 1.0, "GPU": 1.0})
     check_fits(9, 0.1, 1 / 9, 0.1)
     resources({"CPU": 4.0})
@@ -105,7 +105,7 @@ def test_resources_that_just_fit_are_taken(resources: Callable[[dict[str, float]
 
 @pytest.fixture(scope="module")
 def hosts(ray_pool: Callable[..., RayPool], made: Storage, host_settings: Callable[..., HostSettings]) -> RayPool:
-    """Two host actors that share a GPU that is not there, both up: until then one of them does all the work."""
+    """Two host actors that share a simulated GPU, both up: before that, one of them would do all the work."""
     pool = ray_pool(host_settings(made), hosts=2)
     end = time.monotonic() + 60
     while len(set(pool.gather([Request("process_id", {})] * 20))) < 2:
@@ -115,7 +115,7 @@ def hosts(ray_pool: Callable[..., RayPool], made: Storage, host_settings: Callab
 
 
 def _deadly() -> Any:
-    """An argument that takes the process with it which looks at it; the router does not."""
+    """An argument that kills any process that takes its length or adds it; the router does neither."""
 
     class Deadly:
         def __len__(self) -> int:
@@ -128,24 +128,24 @@ def _deadly() -> Any:
 
 
 @pytest.mark.cluster
-def test_host_actors_answer_as_the_host_in_this_process_bit_for_bit(
+def test_host_actors_return_the_same_bits_as_the_host_in_this_process(
     hosts: RayPool, pool: LocalPool, scoring: list[Request], facts: ModelFacts
 ) -> None:
-    """The same plain class: what runs without Ray is what runs on the cluster."""
+    """The same plain class runs with and without Ray."""
     assert hosts.call("facts") == facts
-    for there, here in zip(hosts.gather(scoring), pool.gather(scoring), strict=True):
-        np.testing.assert_array_equal(there["psnr"], here["psnr"])
+    for remote, local in zip(hosts.gather(scoring), pool.gather(scoring), strict=True):
+        np.testing.assert_array_equal(remote["psnr"], local["psnr"])
 
 
 @pytest.mark.cluster
-def test_hosts_are_scheduled_on_fractions_of_a_gpu_and_both_work(hosts: RayPool, scoring: list[Request]) -> None:
-    """Two hosts of half a GPU fill it, each in a process of its own with its own limit of threads."""
+def test_two_hosts_share_one_gpu_and_both_answer(hosts: RayPool, scoring: list[Request]) -> None:
+    """Two hosts of half a GPU each occupy all of it, and each runs in its own process."""
     before = hosts.statistics()
     answers = hosts.gather([Request("process_id", {})] * 20)
     after = hosts.statistics()
     assert len(set(answers)) == 2
     assert os.getpid() not in answers
-    end = time.monotonic() + 60  # what an earlier pool held is given back in its own time
+    end = time.monotonic() + 60  # Ray releases the resources of an earlier pool with a delay
     while ray.cluster_resources()["GPU"] - ray.available_resources().get("GPU", 0) != 1:
         assert time.monotonic() < end, ray.available_resources()
         time.sleep(0.2)
@@ -153,8 +153,8 @@ def test_hosts_are_scheduled_on_fractions_of_a_gpu_and_both_work(hosts: RayPool,
 
 
 @pytest.mark.cluster
-def test_a_pool_is_found_by_its_name_and_not_started_twice(hosts: RayPool, host_settings: Any, made: Storage) -> None:
-    """Trials in other processes attach to the driver's pool; so does a restored sweep."""
+def test_attaching_by_name_reaches_the_running_pool(hosts: RayPool, host_settings: Any, made: Storage) -> None:
+    """Trials in other processes attach to the driver's pool, and so does a restored sweep."""
     (name,) = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if made.root in actor["name"]]
     pids = {*hosts.gather([Request("process_id", {})] * 20)}
     assert {*RayPool.attach(name, hosts=2).gather([Request("process_id", {})] * 20)} == pids
@@ -162,8 +162,8 @@ def test_a_pool_is_found_by_its_name_and_not_started_twice(hosts: RayPool, host_
 
 
 @pytest.mark.cluster
-def test_an_error_that_a_user_can_mend_is_not_tried_again(hosts: RayPool, scoring: list[Request]) -> None:
-    """It would be the same on every host; it comes back as the error it is."""
+def test_a_user_error_is_not_retried(hosts: RayPool, scoring: list[Request]) -> None:
+    """It would be the same on every host, so it is returned as it was raised."""
     before = hosts.statistics()["retried"]
     outcomes = {outcome.index: outcome for outcome in hosts.map([scoring[0], UNANSWERABLE, scoring[1]])}
     assert isinstance(outcomes[1].error, StoreError)
@@ -174,21 +174,21 @@ def test_an_error_that_a_user_can_mend_is_not_tried_again(hosts: RayPool, scorin
 
 
 @pytest.mark.cluster
-def test_hosts_that_die_are_asked_again_and_no_answer_is_lost(
+def test_requests_to_killed_hosts_are_retried_and_no_answer_is_lost(
     hosts: RayPool, pool: LocalPool, scoring: list[Request]
 ) -> None:
-    """SIGKILL for every host while requests are in flight: they come back and answer all, as if nothing had been."""
+    """Every host gets SIGKILL while requests are in flight; the restarted hosts return the same answers."""
     pids = {*hosts.gather([Request("process_id", {})] * 20)}
     before = hosts.statistics()
-    outcomes = hosts.map(scoring)
-    found = [next(outcomes)]
+    remaining = hosts.map(scoring)
+    outcomes = [next(remaining)]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    found += outcomes
-    assert [outcome.error for outcome in found] == [None] * len(scoring)
-    here = pool.gather(scoring)
-    for outcome in found:
-        np.testing.assert_array_equal(outcome.value["psnr"], here[outcome.index]["psnr"])
+    outcomes += remaining
+    assert [outcome.error for outcome in outcomes] == [None] * len(scoring)
+    expected = pool.gather(scoring)
+    for outcome in outcomes:
+        np.testing.assert_array_equal(outcome.value["psnr"], expected[outcome.index]["psnr"])
     after = hosts.statistics()
     assert after["retried"] > before["retried"]
     assert after["set_aside"] == before["set_aside"]
@@ -197,14 +197,14 @@ def test_hosts_that_die_are_asked_again_and_no_answer_is_lost(
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_request_that_kills_hosts_is_set_aside_alone(
+def test_only_the_request_that_kills_hosts_is_set_aside(
     ray_pool: Callable[..., RayPool],
     made: Storage,
     host_settings: Callable[..., HostSettings],
     scoring: list[Request],
     count: int,
 ) -> None:
-    """After three deaths it is given up by name; the one that waited behind it is answered, even by a single host."""
+    """It is given up after three losses; the request behind it is answered, even if there is only one host."""
     hosts = ray_pool(host_settings(made), hosts=count)
     poison = Request("sample", {"theta": np.zeros(4), "pairs": "0123", "indices": _deadly()})
     requests = [scoring[0], poison, *scoring[1:5]]
@@ -218,21 +218,21 @@ def test_a_request_that_kills_hosts_is_set_aside_alone(
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_a_host_that_hangs_is_started_again_and_asked_again(
+def test_a_hung_host_is_restarted_and_its_request_retried(
     ray_pool: Callable[..., RayPool], made: Storage, host_settings: Callable[..., HostSettings], tmp_path: Path
 ) -> None:
-    """With resources.request_timeout: a process that gives no answer ends, and its request does not."""
+    """With resources.request_timeout, a process that does not answer is killed and its request goes on."""
     hosts = ray_pool(host_settings(made), hosts=1, request_timeout=30)
     pid = hosts.call("process_id")
     stuck = Request("sample", {"theta": np.zeros(4), "pairs": "0123", "indices": _stuck_once(tmp_path / "met")})
     (outcome,) = hosts.map([stuck])
-    assert isinstance(outcome.error, StoreError), "it was answered the second time: those pairs are not there"
+    assert isinstance(outcome.error, StoreError), "the retry must be answered: those pairs do not exist"
     assert hosts.call("process_id") != pid
     ray.kill(hosts.router)
 
 
 def _stuck_once(marker: Path) -> Any:
-    """An argument in which the first host that looks at it stays for ever."""
+    """An argument that makes a host hang, but only once: ``marker`` records that it has."""
 
     class Stuck:
         def __len__(self) -> int:
@@ -248,35 +248,35 @@ def _stuck_once(marker: Path) -> Any:
 
 
 @pytest.mark.cluster
-def test_a_request_that_cannot_be_answered_is_told_at_once(hosts: RayPool, scoring: list[Request]) -> None:
-    """A mistake in the request follows from it alone: told as it is and not tried again, and the hosts live on."""
+def test_a_deterministic_error_is_reported_without_retries(hosts: RayPool, scoring: list[Request]) -> None:
+    """The error follows from the request alone, so it is reported at once, and the hosts stay up."""
     broken = Request("sample", {"theta": np.zeros(5), "pairs": scoring[0].arguments["pairs"], "indices": [0]})
     outcomes = {outcome.index: outcome for outcome in hosts.map([broken, scoring[0]])}
     assert outcomes[1].error is None
     assert isinstance(outcomes[0].error, PoolError)
-    assert re.search(r"sample\(pairs=\w+\) failed: InvalidThetaError: 5 numbers are no theta", str(outcomes[0].error))
+    assert re.search(r"sample\(pairs=\w+\) failed: InvalidThetaError: a theta cannot have 5", str(outcomes[0].error))
 
 
 @pytest.mark.cluster
-def test_connecting_twice_is_connecting_once(ray_session: None) -> None:
-    """A notebook that runs two sweeps keeps its Ray."""
+def test_connecting_again_keeps_the_running_ray(ray_session: None) -> None:
+    """A notebook that runs two sweeps keeps its Ray session."""
     before = ray.get_runtime_context().gcs_address
     connect(None, cpus=1)
     assert ray.get_runtime_context().gcs_address == before
     assert ray.cluster_resources()["CPU"] == 2
 
 
-def test_a_local_ray_never_joins_the_cluster_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without --address a Ray of one's own is started, whatever runs on the machine or stands in RAY_ADDRESS."""
-    asked: dict[str, Any] = {}
+def test_without_an_address_a_new_local_ray_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever cluster runs on the machine, and whatever RAY_ADDRESS contains."""
+    options: dict[str, Any] = {}
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda **arguments: asked.update(arguments))
+    monkeypatch.setattr(ray, "init", lambda **arguments: options.update(arguments))
     connect(None, cpus=2)
-    assert (asked["address"], asked["num_cpus"], asked["namespace"]) == ("local", 2, NAMESPACE)
+    assert (options["address"], options["num_cpus"], options["namespace"]) == ("local", 2, NAMESPACE)
 
 
-def test_a_cluster_that_is_not_there_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong --address is the user's to mend."""
+def test_the_error_for_a_missing_cluster_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user has to correct --address."""
 
     def nowhere(**arguments: Any) -> None:
         raise ConnectionError("Could not find any running Ray instance")
@@ -289,18 +289,18 @@ def test_a_cluster_that_is_not_there_is_told_with_the_remedy(monkeypatch: pytest
         connect("auto", cpus=2)
 
 
-def test_a_cluster_that_is_not_there_is_said_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray alone would try for minutes; the address and the remedy are named."""
+def test_an_unreachable_address_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would retry for minutes. The error names the address and the remedy."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(PoolError, match=r"no Ray cluster at '127\.0\.0\.1:1': .*refused.*; start one with `ray up"):
         connect("127.0.0.1:1", cpus=1)
 
 
-# ---- a router that is away ----------------------------------------------------------------------------------------
+# ---- a lost router ------------------------------------------------------------------------------------------------
 
 
 class _LostRouter(RayPool):
-    """A pool whose router's node is lost: calls are refused at once until Ray notices, then a new router answers."""
+    """A pool whose router's node is lost: calls fail at once until Ray notices, then a new router answers."""
 
     def __init__(self, refusals: int):
         clock = SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep)
@@ -323,37 +323,37 @@ class _LostRouter(RayPool):
 
 
 def test_requests_to_a_lost_router_are_retried_until_it_is_back() -> None:
-    """Ray notices missed heartbeats only after a minute, in which every call is refused at once."""
+    """Ray notices missed heartbeats only after a minute; until then, every call fails at once."""
     pool = _LostRouter(refusals=40)
     requests = [Request(name, {}) for name in ("a", "b", "c")]
     assert sorted(outcome.value for outcome in pool.map(requests)) == ["a", "b", "c"]
     assert pool.now == 80
 
 
-def test_a_router_that_does_not_come_back_is_an_error_after_minutes() -> None:
+def test_a_router_that_stays_lost_is_an_error_after_minutes() -> None:
     pool = _LostRouter(refusals=10**6)
     with pytest.raises(PoolError, match=r"router was lost \d+ times in 18\d s; the last time: .*Connection refused"):
         list(pool.map([Request("a", {})]))
 
 
-# ---- requests that are answered together --------------------------------------------------------------------------
+# ---- batched requests ---------------------------------------------------------------------------------------------
 
 
 class _Method:
-    """A host's method as Ray offers it: ``remote(**arguments)``."""
+    """An actor method with Ray's interface: ``remote(**arguments)``."""
 
     def __init__(self, answer: Callable[..., Any]):
         self.remote = answer
 
 
-class _Actor:
-    """A host that answers when it is told to, and remembers what it was asked."""
+class _FakeHost:
+    """A fake host that answers once ``gate`` is set and logs the calls it gets."""
 
     def __init__(self, log: list[tuple[str, Any]], gate: asyncio.Event, poison: dict[Any, Exception]):
         self.log, self.gate, self.poison = log, gate, poison
 
-    class process_id:  # noqa: N801 (a method, as Ray offers it)
-        """It is up."""
+    class process_id:  # noqa: N801 (stands for an actor method)
+        """The call by which the router waits for a host; it returns at once."""
 
         @staticmethod
         def options(**options: Any) -> _Method:
@@ -364,8 +364,8 @@ class _Actor:
 
     def __getattr__(self, method: str) -> _Method:
         async def answer(**arguments: Any) -> Any:
-            calls = arguments.get("requests", [arguments])
-            numbers = [call.get("number") for call in calls]
+            requests = arguments.get("requests", [arguments])
+            numbers = [call.get("number") for call in requests]
             self.log.append((method, numbers if "requests" in arguments else numbers[0]))
             await self.gate.wait()
             for number in numbers:
@@ -377,8 +377,8 @@ class _Actor:
         return _Method(answer)
 
 
-class _Hosts:
-    """A router of hosts that are none, whose work begins with :meth:`open`."""
+class _RouterHarness:
+    """A router with fake hosts, which answer once :meth:`answers` is called."""
 
     def __init__(self, hosts: int, max_batch: int):
         self.log: list[tuple[str, Any]] = []
@@ -386,13 +386,13 @@ class _Hosts:
         self.poison: dict[Any, Exception] = {}
         settings = HostSettings(adapter="none", options={}, storage="none")
         pool = PoolSettings(hosts=hosts, max_batch=max_batch)
-        self.router = Router(Host, settings, pool, start_host=lambda: _Actor(self.log, self.gate, self.poison))
+        self.router = Router(Host, settings, pool, start_host=lambda: _FakeHost(self.log, self.gate, self.poison))
 
     def ask(self, method: str, number: int, key: str | None) -> asyncio.Task[tuple[Any, Exception | None]]:
         return asyncio.create_task(self.router.request(method, {"number": number}, key))
 
     async def settle(self) -> None:
-        """Let everything happen that can without an answer."""
+        """Run the event loop until only answers of hosts are outstanding."""
         for _ in range(50):
             await asyncio.sleep(0)
 
@@ -401,65 +401,65 @@ class _Hosts:
         return await asyncio.wait_for(asyncio.gather(*tasks), 20)
 
 
-def _routed(scenario: Callable[[_Hosts], Any], hosts: int = 1, max_batch: int = 3) -> Any:
-    """Run a scenario with a router of such hosts."""
+def _run_scenario(scenario: Callable[[_RouterHarness], Any], hosts: int = 1, max_batch: int = 3) -> Any:
+    """Run a scenario with a router of fake hosts."""
 
     async def run() -> Any:
-        there = _Hosts(hosts, max_batch)
-        there.router.open()
-        await there.settle()
-        return await scenario(there)
+        harness = _RouterHarness(hosts, max_batch)
+        harness.router.open()
+        await harness.settle()
+        return await scenario(harness)
 
     return asyncio.run(run())
 
 
-async def _six(there: _Hosts, keys: str) -> list[Any]:
-    """Six requests that come one after the other, each with its key."""
+async def _request_in_turn(harness: _RouterHarness, keys: str) -> list[Any]:
+    """Answers to one request per key, sent one after the other."""
     tasks = []
     for number, key in enumerate(keys):
-        tasks.append(there.ask("advance", number, key))
-        await there.settle()
-    return await there.answers(tasks)
+        tasks.append(harness.ask("advance", number, key))
+        await harness.settle()
+    return await harness.answers(tasks)
 
 
-def test_requests_that_wait_with_equal_keys_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first takes the idle host; while it works, those of one key gather, up to the limit, in order."""
+def test_queued_requests_with_equal_keys_run_as_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first takes the idle host. While it runs, the others accumulate and run in order, at most max_batch each."""
 
-    async def scenario(there: _Hosts) -> None:
-        answers = await _six(there, "aaaaaa")
-        assert there.log == [("advance", 0), ("advance_batched", [1, 2, 3]), ("advance_batched", [4, 5])]
+    async def scenario(harness: _RouterHarness) -> None:
+        answers = await _request_in_turn(harness, "aaaaaa")
+        assert harness.log == [("advance", 0), ("advance_batched", [1, 2, 3]), ("advance_batched", [4, 5])]
         assert answers[:2] == [("advance 0", None), ("advance_batched 1", None)]
         assert [value.split()[1] for value, _ in answers] == list("012345")
-        statistics = await there.router.stats()
+        statistics = await harness.router.stats()
         assert (statistics["answered"], statistics["batches"], statistics["batched_requests"]) == (3, 2, 5)
 
-    _routed(scenario)
+    _run_scenario(scenario)
 
 
-def test_requests_of_other_keys_are_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The router knows nothing of what keys mean, only whether they are equal."""
+def test_requests_with_different_keys_run_as_different_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The router only compares keys for equality."""
 
-    async def scenario(there: _Hosts) -> None:
-        await _six(there, "aababb")
-        assert there.log == [("advance", 0), ("advance_batched", [1, 3]), ("advance_batched", [2, 4, 5])]
+    async def scenario(harness: _RouterHarness) -> None:
+        await _request_in_turn(harness, "aababb")
+        assert harness.log == [("advance", 0), ("advance_batched", [1, 3]), ("advance_batched", [2, 4, 5])]
 
-    _routed(scenario)
+    _run_scenario(scenario)
 
 
 @pytest.mark.parametrize(("method", "key", "max_batch"), [("advance", "a", 1), ("score", "a", 3), ("advance", None, 3)])
-def test_what_may_not_be_merged_is_asked_one_by_one(
+def test_requests_that_cannot_be_batched_run_one_by_one(
     monkeypatch: pytest.MonkeyPatch, method: str, key: str | None, max_batch: int
 ) -> None:
-    """With max_batch 1, of a method that has no shared form, or without a key: two at the host, as ever."""
+    """With max_batch 1, for a method without a batched form, or without a key: two at a host at once, one per slot."""
 
-    async def scenario(there: _Hosts) -> None:
-        tasks = [there.ask(method, number, key) for number in range(4)]
-        await there.settle()
-        assert there.log == [(method, 0), (method, 1)]
-        await there.answers(tasks)
-        assert there.log == [(method, number) for number in range(4)]
+    async def scenario(harness: _RouterHarness) -> None:
+        tasks = [harness.ask(method, number, key) for number in range(4)]
+        await harness.settle()
+        assert harness.log == [(method, 0), (method, 1)]
+        await harness.answers(tasks)
+        assert harness.log == [(method, number) for number in range(4)]
 
-    _routed(scenario, max_batch=max_batch)
+    _run_scenario(scenario, max_batch=max_batch)
 
 
 @pytest.mark.parametrize(
@@ -472,87 +472,87 @@ def test_what_may_not_be_merged_is_asked_one_by_one(
     ],
     ids=["lost host", "hopeless", "user error", "failure"],
 )
-def test_a_request_that_spoils_a_shared_call_is_set_aside_alone(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    """The call tells nothing of any one request in it: each is asked again alone, and the others have answers."""
+def test_only_the_request_that_fails_its_batch_is_set_aside(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """The error cannot be traced to one request of the batch, so each is retried alone and the others are answered."""
 
-    async def scenario(there: _Hosts) -> None:
-        there.poison[2] = error
-        answers = await _six(there, "aaaa")
+    async def scenario(harness: _RouterHarness) -> None:
+        harness.poison[2] = error
+        answers = await _request_in_turn(harness, "aaaa")
         assert [value for value, _ in answers] == ["advance 0", "advance 1", None, "advance 3"]
         assert isinstance(answers[2][1], UserError)
-        assert there.log[1] == ("advance_batched", [1, 2, 3])
-        assert {call for call in there.log[2:] if call[0] != "process_id"} == {("advance", i) for i in (1, 2, 3)}
+        assert harness.log[1] == ("advance_batched", [1, 2, 3])
+        assert {call for call in harness.log[2:] if call[0] != "process_id"} == {("advance", i) for i in (1, 2, 3)}
 
-    _routed(scenario)
-
-
-def test_an_unforeseen_error_reaches_all_who_share_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever breaks in the router, nobody waits for an answer that will not come."""
-
-    async def scenario(there: _Hosts) -> None:
-        there.poison[2] = KeyError("unforeseen")
-        tasks = [there.ask("advance", number, "a") for number in range(4)]
-        await there.settle()
-        there.gate.set()
-        found = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
-        assert [type(answer) for answer in found[1:]] == [KeyError] * 3
-
-    _routed(scenario)
+    _run_scenario(scenario)
 
 
-def test_a_short_request_does_not_wait_behind_a_shared_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shared call takes all places of its host: what comes next goes elsewhere, or to who is free first."""
+def test_an_unexpected_error_reaches_every_request_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails in the router, no caller may wait forever."""
 
-    async def scenario(there: _Hosts) -> None:
-        tasks = [there.ask("advance", 0, "a"), *(there.ask("score", number, None) for number in range(1, 4))]
-        await there.settle()
-        assert there.log == [("advance", 0), ("score", 1), ("score", 2)]
-        await there.answers(tasks)
+    async def scenario(harness: _RouterHarness) -> None:
+        harness.poison[2] = KeyError("unforeseen")
+        tasks = [harness.ask("advance", number, "a") for number in range(4)]
+        await harness.settle()
+        harness.gate.set()
+        answers = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+        assert [type(answer) for answer in answers[1:]] == [KeyError] * 3
 
-    _routed(scenario, hosts=2)
+    _run_scenario(scenario)
 
 
-def test_a_stream_of_others_starves_no_request_that_can_be_merged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that is never idle: after PATIENCE others it takes any place."""
+def test_a_short_request_does_not_wait_behind_a_batchable_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request with a key takes both slots of its host; the next ones go to the other host or wait for a free slot."""
+
+    async def scenario(harness: _RouterHarness) -> None:
+        tasks = [harness.ask("advance", 0, "a"), *(harness.ask("score", number, None) for number in range(1, 4))]
+        await harness.settle()
+        assert harness.log == [("advance", 0), ("score", 1), ("score", 2)]
+        await harness.answers(tasks)
+
+    _run_scenario(scenario, hosts=2)
+
+
+def test_a_stream_of_other_requests_does_not_starve_a_batchable_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host is never idle, so after PATIENCE other requests the batchable one takes any free slot."""
     monkeypatch.setattr("orchestrator.pool.queue.PATIENCE", 5)
 
-    async def scenario(there: _Hosts) -> None:
-        stream = [there.ask("score", number, None) for number in range(2)]
-        await there.settle()
-        waiting = there.ask("advance", 99, "a")
-        await there.settle()
-        stream += [there.ask("score", number, None) for number in range(2, 20)]
-        await there.answers([*stream, waiting])
-        assert there.log.index(("advance", 99)) < len(there.log) - 1
+    async def scenario(harness: _RouterHarness) -> None:
+        stream = [harness.ask("score", number, None) for number in range(2)]
+        await harness.settle()
+        waiting = harness.ask("advance", 99, "a")
+        await harness.settle()
+        stream += [harness.ask("score", number, None) for number in range(2, 20)]
+        await harness.answers([*stream, waiting])
+        assert harness.log.index(("advance", 99)) < len(harness.log) - 1
 
-    _routed(scenario)
+    _run_scenario(scenario)
 
 
 @pytest.mark.cluster
-def test_runs_are_advanced_together_by_actors_and_a_deadly_one_alone(
+def test_runs_batched_on_actors_learn_the_same_and_a_deadly_one_fails_alone(
     ray_session: None, made: Storage, host_settings: Callable[..., HostSettings], facts: ModelFacts, specs: Any
 ) -> None:
-    """On Ray, with a run that takes its host with it: the others learn what they learn alone."""
-    train = specs[PairKey("train", 1.0, 0)].digest
+    """On Ray, one of the runs kills its host; the others end where they end when advanced alone."""
+    train_digest = specs[PairKey("train", 1.0, 0)].digest
     settings = AdamSettings(learning_rate=5e-3, iterations=20, batch_size=16, training_pairs=48)
-    run = LearnedRun(family="bns", options={}, sigma0=1.0, train=train, settings=settings)
+    run = LearnedRun(family="bns", options={}, sigma0=1.0, train=train_digest, settings=settings)
     state = run.begin(run.build().start(GridSolver(Midpoint(), 4, Grid()), facts.scheduler))
-    calls = [{"run": run, "state": state, "steps": 3} for _ in range(6)]
-    expected = LocalPool(Host(host_settings(made))).call("advance", **calls[0]).parameters
+    arguments = [{"run": run, "state": state, "steps": 3} for _ in range(6)]
+    expected = LocalPool(Host(host_settings(made))).call("advance", **arguments[0]).parameters
     pool = RayPool.start(
         f"merging-{os.getpid()}", Host, host_settings(made), PoolSettings(hosts=1, cpus=0.5, max_batch=4)
     )
     try:
-        pool.window = len(calls)
-        # The first takes the host that is still starting; whatever the order of the rest, four of them then share.
-        for state in pool.gather([Request("advance", call, "a key") for call in calls]):
+        pool.window = len(arguments)
+        # The first takes the host that is still starting. Whatever the order of the others, four of them form a batch.
+        for state in pool.gather([Request("advance", each, "a key") for each in arguments]):
             np.testing.assert_allclose(state.parameters, expected, rtol=1e-4, atol=1e-5)
         assert pool.statistics()["batches"] >= 1
-        # Who shares a call with the deadly one is not known: the answers must not depend on it.
-        calls[5]["steps"] = _deadly()
-        outcomes = {found.index: found for found in pool.map([Request("advance", call, "a key") for call in calls])}
+        # Any of the others may be batched with the deadly one: the answers must not depend on it.
+        arguments[5]["steps"] = _deadly()
+        outcomes = {
+            outcome.index: outcome for outcome in pool.map([Request("advance", each, "a key") for each in arguments])
+        }
         assert [i for i, outcome in outcomes.items() if outcome.error is not None] == [5]
         for i in range(5):
             np.testing.assert_allclose(outcomes[i].value.parameters, expected, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""What Prometheus would be told of a pool: the totals that hosts and the router count themselves."""
+"""Prometheus metrics of a pool: the totals counted by its hosts and its router."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from orchestrator.pool.requests import LocalPool, PoolSettings, Request
 from orchestrator.storage import Storage
 
 NFE, PAIRS = 4, 3
-"""Of one request for scores."""
+"""Evaluations and pairs of one score request."""
 
 
-def test_a_host_counts_its_pairs_and_the_forwards_of_its_network(
+def test_a_host_counts_its_pairs_and_its_forward_passes(
     copied: Storage, host_settings: Callable[..., HostSettings], scoring: list[Request], specs: dict[PairKey, PairSpec]
 ) -> None:
-    """Scores of NFE n on B pairs are n B forwards; pairs that are made count as well, with what they took."""
+    """Scoring B pairs at NFE n is n B forward passes. Making pairs counts the pairs and their forward passes."""
     pool = LocalPool(Host(host_settings(copied)))
     work = pool.host.work
     pool.gather(scoring[:2])
@@ -36,8 +36,10 @@ def test_a_host_counts_its_pairs_and_the_forwards_of_its_network(
     assert (work.pairs, work.evaluations) == (record.rows, 2 * NFE * PAIRS + record.nfe_sum)
 
 
-def test_guidance_counts_twice(copied: Storage, host_settings: Callable[..., HostSettings]) -> None:
-    """Two forwards of the network for one velocity."""
+def test_guidance_doubles_the_count_of_forward_passes(
+    copied: Storage, host_settings: Callable[..., HostSettings]
+) -> None:
+    """One guided velocity takes two forward passes of the network per sample."""
     host = LocalPool(Host(host_settings(copied))).host
     field = host._field(torch.zeros(5, dtype=torch.int64), 3.0)
     field(torch.zeros(5, *host.model.shape), torch.tensor(0.5, dtype=torch.float64))
@@ -45,7 +47,7 @@ def test_guidance_counts_twice(copied: Storage, host_settings: Callable[..., Hos
 
 
 def _served() -> dict[str, float]:
-    """Every metric of this machine's Ray whose name begins as ours do, by name and labels."""
+    """The pool's metrics served by this machine's Ray node: their values by name and labels."""
     import ray
 
     (node,) = ray.nodes()
@@ -57,15 +59,15 @@ def _served() -> dict[str, float]:
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_ray_serves_what_hosts_and_the_router_count(
+def test_ray_serves_the_counts_of_hosts_and_router(
     ray_session: None,
     made: Storage,
     host_settings: Callable[..., HostSettings],
     scoring: list[Request],
     facts: ModelFacts,
 ) -> None:
-    """As a scrape of Prometheus would find it, within the half minute that Ray takes to report."""
-    pool = f"metered-{os.getpid()}"  # other pools of this Ray are told of as well
+    """A Prometheus scrape sees them within the half minute that Ray takes to report."""
+    pool = f"metered-{os.getpid()}"  # this Ray also serves the metrics of other pools
     hosts = RayPool.start(pool, Host, host_settings(made), PoolSettings(hosts=1))
     assert hosts.call("facts") == facts
     hosts.gather(scoring[:2])
@@ -76,7 +78,7 @@ def test_ray_serves_what_hosts_and_the_router_count(
 
     expected = {"answered_total": 3, "hosts_up": 1, "waiting": 0, "evaluations_total": 2 * NFE * PAIRS}
     end = time.monotonic() + 60
-    while (found := {name: total(name) for name in expected}) != expected:
-        assert time.monotonic() < end, (found, _served())
+    while (served := {name: total(name) for name in expected}) != expected:
+        assert time.monotonic() < end, (served, _served())
         time.sleep(1)
     hosts.close()

@@ -1,4 +1,4 @@
-"""The report: figures, a table and one HTML file that needs nothing else."""
+"""The sweep report: figures, a table and one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ def _row(label: str, kind: Kind, nfe: int, psnr: float, scale: float = 1.0) -> R
 
 @pytest.fixture
 def table() -> list[Row]:
-    """Two families on two grids, and a learned solver with its start, at two NFE; one family at one of them alone."""
-    found = []
+    """Euler on two grids and BNS with its start at two NFEs, DPM-Solver++ at one, and Euler at guidance scale 3."""
+    rows = []
     for nfe in (4, 8):
-        found += [
+        rows += [
             _row("Euler", "common grid", nfe, 20.0 + nfe),
             _row("Euler", "best grid", nfe, 22.0 + nfe),
             _row("BNS", "start", nfe, 22.0 + nfe),
             _row("BNS", "learned", nfe, 30.0 + nfe),
         ]
-    found.append(_row("DPM-Solver++(2M)", "best grid", 8, 29.5))
-    return [*found, _row("Euler", "common grid", 4, 18.25, scale=3.0)]
+    rows.append(_row("DPM-Solver++(2M)", "best grid", 8, 29.5))
+    return [*rows, _row("Euler", "common grid", 4, 18.25, scale=3.0)]
 
 
 def _learned(nfe: int) -> Result:
@@ -91,7 +91,7 @@ def _learned(nfe: int) -> Result:
 
 @pytest.fixture
 def panels() -> list[Panel]:
-    """Samples of ground truth and two solvers."""
+    """Samples of ground truth and of one solver."""
     samples = np.random.default_rng(0).standard_normal((3, 1, 8, 8)).astype(np.float32)
     return [Panel(4, 1.0, (Strip("Ground truth (dopri5)", samples, None), Strip("BNS", samples * 0.9, 34.0)))]
 
@@ -100,10 +100,10 @@ def _write(folder: Path, config: ExperimentConfig, table: Sequence[Row], panels:
     return write_report(folder, config, FACTS, [], table, [_learned(4), _learned(8)], panels)
 
 
-def test_a_report_has_its_figures_beside_it_and_comes_last(
+def test_the_report_is_written_after_its_figures_and_table(
     tmp_path: Path, config: ExperimentConfig, table: list[Row], panels: list[Panel]
 ) -> None:
-    """Curves for each metric and guidance scale, training curves, samples, the table; then report.html."""
+    """Curves per metric and guidance scale, training curves, samples and the table come before report.html."""
     files = _write(tmp_path, config, table, panels)
     assert [file.name for file in files] == [
         "psnr_db_vs_nfe_guidance1.png",
@@ -117,11 +117,13 @@ def test_a_report_has_its_figures_beside_it_and_comes_last(
     ]
     assert all(file.stat().st_size > 0 for file in files)
     assert all(file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for file in files if file.suffix == ".png")
-    assert plt.get_fignums() == []  # figures are closed: a long session would keep them all in memory
+    assert plt.get_fignums() == []  # open figures would stay in memory for the whole session
 
 
-def test_a_report_stands_alone(tmp_path: Path, config: ExperimentConfig, table: list[Row], panels: list[Panel]) -> None:
-    """It can be sent by mail: every picture is inside, and nothing is fetched from anywhere."""
+def test_a_report_is_self_contained(
+    tmp_path: Path, config: ExperimentConfig, table: list[Row], panels: list[Panel]
+) -> None:
+    """It can be sent by mail: every picture is embedded, and nothing is fetched."""
     text = _write(tmp_path, config, table, panels)[-1].read_text(encoding="utf-8")
     sources = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", text)
     assert len(sources) == 6
@@ -132,7 +134,7 @@ def test_a_report_stands_alone(tmp_path: Path, config: ExperimentConfig, table: 
 def test_a_report_says_what_was_compared_and_how(
     tmp_path: Path, config: ExperimentConfig, table: list[Row], panels: list[Panel]
 ) -> None:
-    """Every solver by name, every number with its standard error, the model, the search and the configuration."""
+    """It has every solver, every value with its standard error, the model, the grid search and the configuration."""
     text = _write(tmp_path, config, table, panels)[-1].read_text(encoding="utf-8")
     for row in table:
         assert row.name in text
@@ -145,16 +147,16 @@ def test_a_report_says_what_was_compared_and_how(
     assert "Guidance scale 3" in text
 
 
-def test_text_from_outside_is_escaped(tmp_path: Path, config: ExperimentConfig) -> None:
-    """A family's label is no markup."""
+def test_labels_are_escaped(tmp_path: Path, config: ExperimentConfig) -> None:
+    """The label of a family is not interpreted as markup."""
     text = _write(tmp_path, config, [_row("<b>Euler</b>", "common grid", 4, 20.0)], [])[-1].read_text(encoding="utf-8")
     assert "&lt;b&gt;Euler&lt;/b&gt;" in text
     assert "<b>Euler" not in text
     assert "<b>" not in markdown_table([_row("<b>Euler</b>", "common grid", 4, 20.0)])
 
 
-def test_the_table_as_csv_reads_back_number_by_number(table: list[Row]) -> None:
-    """Commas and parentheses in titles are quoted; one line a solver."""
+def test_the_csv_table_can_be_read_back(table: list[Row]) -> None:
+    """Names with commas and quotation marks are quoted. There is one line per row of the table."""
     table = [*table, _row('a "quoted", name', "learned", 4, 1.0)]
     lines = list(csv.DictReader(io.StringIO(comparison_csv(table))))
     assert len(lines) == len(table)
@@ -170,13 +172,13 @@ def test_the_table_as_csv_reads_back_number_by_number(table: list[Row]) -> None:
 
 
 def test_an_empty_table_is_a_header() -> None:
-    """A sweep in which nothing finished."""
+    """This is the table of a sweep in which nothing finished."""
     assert comparison_csv([]).splitlines() == ["solver,kind,nfe,guidance_scale,sigma0,detail,seeds"]
     assert markdown_table([]) == ""
 
 
-def test_the_table_as_markdown_has_a_cell_for_every_nfe(table: list[Row]) -> None:
-    """Solvers that do not run at an NFE have a dash there; the best of each is bold."""
+def test_the_markdown_table_has_a_cell_for_every_nfe(table: list[Row]) -> None:
+    """Solvers that were not run at an NFE have a dash there. The best value per NFE is bold."""
     lines = markdown_table(table).splitlines()
     assert lines[:4] == ["PSNR (dB), guidance 1", "", "| solver | NFE 4 | NFE 8 |", "|---|---|---|"]
     assert "| BNS | **34.0 ± 0.12** | **38.0 ± 0.12** |" in lines
@@ -185,27 +187,27 @@ def test_the_table_as_markdown_has_a_cell_for_every_nfe(table: list[Row]) -> Non
 
 
 def test_learned_solvers_come_first_and_the_best_of_each_nfe_is_marked(table: list[Row]) -> None:
-    """The eye finds what matters."""
+    """The result of a sweep is visible at a glance."""
     lines: list[dict[str, Any]] = summary([row for row in table if row.guidance_scale == 1])
-    assert lines[0]["title"] == "BNS"
+    assert lines[0]["name"] == "BNS"
     assert lines[0]["best"] == {4: True, 8: True}
     assert not any(best for line in lines[1:] for best in line["best"].values())
 
 
-def test_a_figure_of_many_solvers_shows_the_strongest() -> None:
-    """Forty lines would show nothing: as many as there are colours to tell apart, the best first."""
+def test_a_figure_of_many_solvers_shows_the_best() -> None:
+    """As many lines are drawn as there are distinguishable colours, and the best solvers are kept."""
     rows = [_row(f"learned {i}", "learned", 4, 40.0 + i) for i in range(12)]
     rows += [_row(f"fixed {i}", "best grid", 4, 20.0 + i) for i in range(30)]
     figure = curves(rows, "psnr_db")
-    shown = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     plt.close(figure)
-    assert len([name for name in shown if name.startswith("learned")]) == len(LEARNED_COLOURS)
-    assert {"learned 11", "fixed 29"} < set(shown)
-    assert not {"learned 0", "fixed 0"} & set(shown)
+    assert len([name for name in labels if name.startswith("learned")]) == len(LEARNED_COLOURS)
+    assert {"learned 11", "fixed 29"} < set(labels)
+    assert not {"learned 0", "fixed 0"} & set(labels)
 
 
 def test_iterations_of_two_methods_share_a_logarithmic_axis() -> None:
-    """Forty iterations of one beside fifteen hundred of the other: on a linear axis the former would be a dot."""
+    """One method runs 40 iterations and the other 1500: on a linear axis, the shorter curve would be a dot."""
 
     def result(method: str, last: int) -> Result:
         return Result(

@@ -1,10 +1,11 @@
-"""Tables as in the papers: what stands where, what is bold, and what is said beneath."""
+"""Tables in the layout of the papers: order of rows, bold values and notes."""
 
 from __future__ import annotations
 
 import io
 import math
 
+import matplotlib.pyplot as plt
 import pyarrow.parquet as pq
 import pytest
 from pair_spec_example import pair_spec
@@ -14,6 +15,7 @@ from orchestrator.evaluation.run import Case, Score
 from orchestrator.evaluation.solvers import EvaluatedSolver
 from orchestrator.metrics.base import Summary
 from orchestrator.metrics.measurements import MetricSpec
+from orchestrator.reports.evaluation import score_curves
 from orchestrator.reports.tables import across_datasets, by_dataset, comparisons, shown, to_parquet
 from solvers import NSSolver
 from solvers.families import GridSolver
@@ -46,7 +48,7 @@ def _score(
 
 
 def test_a_table_has_ground_truth_first_and_the_best_in_bold() -> None:
-    """One line a solver and NFE, one column a metric, the direction of improvement in the heading."""
+    """One row per solver and NFE, one column per metric, and the direction of improvement in the heading."""
     scores = [
         _score(EULER, "psnr", 31.65, 0.079),
         _score(EULER, "rmse", 0.05, 0.001),
@@ -68,22 +70,22 @@ def test_a_table_has_ground_truth_first_and_the_best_in_bold() -> None:
     ]
 
 
-def test_the_share_of_the_models_training_is_told_where_it_is_known() -> None:
-    """As %Time in BST's tables, in passes: half a million of a hundred million are 0.5 %."""
+def test_the_share_of_the_models_training_is_shown_if_known() -> None:
+    """As %Time in BST's tables, but in passes: half a million of a hundred million are 0.5 %."""
     (table,) = by_dataset([_score(BNS, "psnr", 57.8), _score(EULER, "psnr", 31.6)], 10**8)
     assert table.header[-1] == "passes / training (%)"
     assert [row[-1].text for row in table.rows] == ["0.5", "—"]
 
 
-def test_a_value_is_rounded_to_what_its_error_leaves() -> None:
-    """Two digits of the error; a value without one has four digits; nothing is not a number."""
+def test_a_value_is_rounded_to_the_digits_of_its_error() -> None:
+    """The error has two digits, a value without an error has four digits, and NaN is shown as a dash."""
     assert shown(_score(BNS, "psnr", 57.81234, 1.234)) == "57.8 ± 1.2"
     assert shown(_score(BNS, "psnr", 57.81234, math.nan)) == "57.81"
     assert shown(_score(BNS, "psnr", math.nan)) == "—"
 
 
-def test_what_is_not_finite_or_failed_is_said_beneath_the_table() -> None:
-    """Named, with its reason."""
+def test_failures_and_samples_that_are_not_finite_are_noted_below_the_table() -> None:
+    """Each note names the solver, and the samples or the reason."""
     bad = _score(BNS, "psnr", 57.8, not_finite=(3, 17))
     (table,) = by_dataset([bad, _score(EULER, "psnr", math.nan, failure="no weights")], None)
     assert "BNS at NFE 8: samples that are not finite: 3, 17." in table.notes
@@ -91,7 +93,7 @@ def test_what_is_not_finite_or_failed_is_said_beneath_the_table() -> None:
 
 
 def test_a_metric_across_datasets_has_a_column_for_each() -> None:
-    """BNS Tables 6 and 7; one dataset needs no such table."""
+    """As in BNS Tables 6 and 7. A single dataset has no such table."""
     scores = [_score(s, "snr", 40.0 + i, dataset=d) for i, s in enumerate([EULER, BNS]) for d in ("george", "lucas")]
     (table,) = across_datasets(scores)
     assert table.header == ("solver", "NFE", "george", "lucas")
@@ -99,8 +101,8 @@ def test_a_metric_across_datasets_has_a_column_for_each() -> None:
     assert across_datasets(scores[:1]) == []
 
 
-def test_markdown_and_latex_say_the_same() -> None:
-    """Bold, signs that LaTeX does not have, and a vertical bar in a name."""
+def test_markdown_and_latex_have_the_same_content() -> None:
+    """Bold values, symbols that LaTeX does not have, and a vertical bar in a name."""
     solver = EvaluatedSolver(kind="theta", name="BNS | σ0=5_x", guidance_scale=1.0, ns=_solver(8))
     (table,) = by_dataset([_score(solver, "psnr", 57.8, 0.1), _score(EULER, "psnr", 31.6, 0.1)], None)
     assert "| BNS \\| σ0=5_x | 8 | **57.80 ± 0.10** |" in table.markdown()
@@ -109,17 +111,17 @@ def test_markdown_and_latex_say_the_same() -> None:
     assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 1
 
 
-def test_a_comparison_says_how_likely_chance_is() -> None:
-    """No resample against it is less than one in two thousand, not zero."""
-    found = Comparison("BNS", "Euler", 26.2, 25.9, 26.5, 0.0, 100)
-    table = comparisons([("digits, NFE 8", "psnr_db", found)])
+def test_a_comparison_shows_the_probability_of_chance() -> None:
+    """If no resample contradicts it, the table has "less than one in two thousand", not zero."""
+    comparison = Comparison("BNS", "Euler", 26.2, 25.9, 26.5, 0.0, 100)
+    table = comparisons([("digits, NFE 8", "psnr_db", comparison)])
     assert table is not None
     assert [cell.text for cell in table.rows[0]][-2:] == ["25.9 to 26.5", "< 0.0005"]
     assert comparisons([]) is None
 
 
-def test_the_parquet_table_has_every_score_and_where_it_is_from() -> None:
-    """One flat row each, to be read by any program."""
+def test_the_parquet_table_has_every_score_and_its_origin() -> None:
+    """It has one flat row per score, readable by any program."""
     rows = pq.read_table(
         io.BytesIO(to_parquet([_score(BNS, "psnr", 57.8), _score(TRUTH, "psnr", math.inf)]))
     ).to_pylist()
@@ -127,3 +129,18 @@ def test_the_parquet_table_has_every_score_and_where_it_is_from() -> None:
     assert rows[0]["ground_truth_value"] == math.inf
     assert (rows[0]["solver"], rows[0]["nfe"], rows[0]["metric"]) == ("BNS", 8.0, "psnr_db")
     assert (rows[0]["pairs_digest"], rows[0]["theta_digest"]) == (PAIRS.digest, BNS.digest)
+
+
+def test_each_panel_of_the_curves_names_its_metric_and_its_solvers() -> None:
+    """The y axis is labelled with the metric, and the legend lists every solver with a value."""
+    scores = [
+        _score(EULER, "psnr", 31.65),
+        _score(EULER, "rmse", 0.05),
+        _score(BNS, "psnr", 57.8),
+        _score(BNS, "rmse", 0.003),
+        _score(TRUTH, "psnr", math.inf),
+    ]
+    figure = score_curves(scores)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["PSNR (dB) ↑", "RMSE ↓"]
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["Euler", "BNS"]
+    plt.close(figure)

@@ -98,7 +98,7 @@ def test_the_start_of_a_distillation_is_a_row_of_its_own() -> None:
     assert found["start"].metrics["psnr_db"] == 30.0
     assert (found["start"].forwards, found["start"].backwards) == (0, 0)
     assert (found["learned"].forwards, found["learned"].backwards) == (100, 50)
-    assert found["start"].title == "start of BNS"
+    assert found["start"].name == "start of BNS"
 
 
 def test_seeds_are_averaged_with_the_standard_error_over_seeds() -> None:

@@ -1,4 +1,4 @@
-"""MLflow: a run is found again by its key, and what is written can be read back without artifacts."""
+"""MLflow tracking: runs are reused by key, and results are read back without artifacts."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ THETA = ThetaArtifact(GridSolver(Midpoint(), 4, Grid()).to_ns(CondOT())).to_json
 
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
-    """An MLflow store of SQLite; making its tables takes seconds."""
+    """An MLflow store in SQLite, shared by the tests because creating its tables takes seconds."""
     return Tracker(f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/new/mlflow.db")
 
 
 @pytest.fixture
 def experiment(tracker: Tracker, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An experiment of the test's own, by id."""
+    """The id of an experiment for this test alone."""
     return tracker.experiment(request.node.name, str(tmp_path / "artifacts"))
 
 
@@ -70,8 +70,8 @@ def _parameters(result: Result) -> dict[str, Any]:
     return {**result.point, "label": result.label, "kind": result.kind}
 
 
-def test_a_run_is_found_again_by_its_key(tracker: Tracker, experiment: str) -> None:
-    """A sweep that is resumed goes on in the runs it had: one run a key, whoever asks, also after it was closed."""
+def test_a_run_is_reused_by_its_key(tracker: Tracker, experiment: str) -> None:
+    """A resumed sweep continues in its runs: one run per key, for any tracker, even after the run was closed."""
     first = tracker.run(experiment, "sweep/a", "a")
     assert tracker.run(experiment, "sweep/a", "another name").run_id == first.run_id
     first.finish({})
@@ -82,8 +82,8 @@ def test_a_run_is_found_again_by_its_key(tracker: Tracker, experiment: str) -> N
     assert len(_runs(tracker, experiment)) == 2
 
 
-def test_the_run_of_a_trial_is_its_sweeps_own(tracker: Tracker, experiment: str, parent: RunLog) -> None:
-    """The same point in two sweeps has a run in each; logging its parameters again is no error."""
+def test_a_trial_has_one_run_per_sweep(tracker: Tracker, experiment: str, parent: RunLog) -> None:
+    """The same point in two sweeps has a run in each. Logging its parameters again is not an error."""
     other = tracker.run(experiment, "sweep/y", "y", {ROLE: "sweep"})
     child = tracker.trial_run(experiment, parent.run_id, "point", "BNS nfe8", {"nfe": 8})
     assert tracker.trial_run(experiment, parent.run_id, "point", "BNS nfe8", {"nfe": 8}).run_id == child.run_id
@@ -95,8 +95,8 @@ def test_the_run_of_a_trial_is_its_sweeps_own(tracker: Tracker, experiment: str,
     assert run.data.params == {"nfe": "8"}
 
 
-def test_a_run_is_finished_when_it_is_closed(tracker: Tracker, experiment: str, parent: RunLog) -> None:
-    """Numbers, parameters and artifacts go first; only then is there nothing more to write."""
+def test_a_trial_is_listed_once_it_is_finished(tracker: Tracker, experiment: str, parent: RunLog) -> None:
+    """Metrics, parameters and artifacts are written before the run is listed as finished."""
     child = tracker.trial_run(experiment, parent.run_id, "point", "BNS nfe8", {})
     assert tracker.runs_of(experiment, parent.run_id, "trial") == {}
     child.finish({"psnr_db": 40.0}, texts={"theta.json": "{}"}, parameters={"status": "finished"})
@@ -106,8 +106,8 @@ def test_a_run_is_finished_when_it_is_closed(tracker: Tracker, experiment: str, 
     assert [artifact.path for artifact in tracker.client.list_artifacts(child.run_id)] == ["theta.json"]
 
 
-def test_a_curve_has_its_own_axis(tracker: Tracker, experiment: str) -> None:
-    """PSNR at step = NFE: the UI draws the family's curve."""
+def test_a_curve_is_logged_with_its_own_steps(tracker: Tracker, experiment: str) -> None:
+    """PSNR is logged at step = NFE, so that the UI draws the family's curve."""
     log = tracker.run(experiment, "summary", "s")
     log.curve("psnr_db_vs_nfe", [(4, 30.0), (8, 40.0), (16, 50.0)])
     log.metrics({"loss": 0.5}, step=7)
@@ -117,17 +117,17 @@ def test_a_curve_has_its_own_axis(tracker: Tracker, experiment: str) -> None:
 
 
 def test_pairs_are_an_input_of_the_sweep(tracker: Tracker, parent: RunLog) -> None:
-    """Which pairs a comparison was made on is recorded by digest and place; twice is once."""
+    """The digest and location of the pairs of a comparison are recorded. Logging them twice records them once."""
     for _ in range(2):
         parent.pairs("train pairs", "0123456789abcdef", "/data/pairs/0123456789abcdef", "train")
-    (given,) = tracker.client.get_run(parent.run_id).inputs.dataset_inputs
-    assert given.dataset.digest == "0123456789abcdef"
-    assert "/data/pairs/0123456789abcdef" in given.dataset.source
-    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "train")]
+    (dataset_input,) = tracker.client.get_run(parent.run_id).inputs.dataset_inputs
+    assert dataset_input.dataset.digest == "0123456789abcdef"
+    assert "/data/pairs/0123456789abcdef" in dataset_input.dataset.source
+    assert [(tag.key, tag.value) for tag in dataset_input.tags] == [("mlflow.data.context", "train")]
 
 
-def test_a_sweep_knows_its_runs_by_role_and_key(tracker: Tracker, experiment: str, parent: RunLog) -> None:
-    """Curves of an earlier comparison can be told from those of this one, and deleted alone."""
+def test_runs_of_a_sweep_are_listed_by_role_and_key(tracker: Tracker, experiment: str, parent: RunLog) -> None:
+    """Curves of an earlier comparison can be distinguished from the current ones and deleted separately."""
     other = tracker.run(experiment, "sweep/y", "y", {ROLE: "sweep"})
     for sweep in (parent, other):
         tracker.trial_run(experiment, sweep.run_id, "point", "trial", {}).finish({})
@@ -141,23 +141,23 @@ def test_a_sweep_knows_its_runs_by_role_and_key(tracker: Tracker, experiment: st
     assert set(tracker.runs_of(experiment, other.run_id, "summary")) == {"old", "new"}
 
 
-def test_more_runs_than_a_page_holds_are_all_found(
+def test_all_pages_of_runs_are_read(
     tracker: Tracker, experiment: str, parent: RunLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A large sweep is read page by page."""
+    """The runs of a large sweep are read page by page."""
     for index in range(5):
         tracker.trial_run(experiment, parent.run_id, f"point{index}", "trial", {}).finish({})
     real = tracker.client.search_runs
     monkeypatch.setattr(
-        tracker.client, "search_runs", lambda *given, **named: real(*given, **(named | {"max_results": 2}))
+        tracker.client, "search_runs", lambda *arguments, **named: real(*arguments, **(named | {"max_results": 2}))
     )
     assert set(tracker.runs_of(experiment, parent.run_id, "trial")) == {f"point{index}" for index in range(5)}
 
 
-def test_a_deleted_experiment_is_told_with_the_command_that_restores_it(tracker: Tracker) -> None:
-    """MLflow keeps the name of a deleted experiment: a new one of that name cannot be made."""
-    identity = tracker.experiment("gone", None)
-    tracker.client.delete_experiment(identity)
+def test_a_deleted_experiment_is_refused_with_the_command_that_restores_it(tracker: Tracker) -> None:
+    """MLflow reserves the name of a deleted experiment, so a new one of that name cannot be created."""
+    experiment_id = tracker.experiment("gone", None)
+    tracker.client.delete_experiment(experiment_id)
     with pytest.raises(
         UserError,
         match=rf"MLflow experiment 'gone' was deleted; restore it with `mlflow experiments restore -x {identity}`, or",
@@ -175,10 +175,10 @@ def test_a_deleted_experiment_is_told_with_the_command_that_restores_it(tracker:
         "x://y",
     ],
 )
-def test_a_store_that_cannot_be_used_is_told_with_its_address(
+def test_an_unusable_store_is_refused_with_its_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
-    """No database, no folder, nobody there, a kind that MLflow has given up: the user is told which option names it."""
+    """No database, no folder, a closed port, and kinds that MLflow does not support: the message names the option."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     (tmp_path / "no-database").write_text("no database", encoding="utf-8")
     address = uri.format(folder=tmp_path)
@@ -189,7 +189,7 @@ def test_a_store_that_cannot_be_used_is_told_with_its_address(
         assert str(caught.value).endswith("; check --tracking-uri")
 
 
-def test_reading_makes_no_new_store(tmp_path: Path) -> None:
+def test_reading_does_not_create_a_store(tmp_path: Path) -> None:
     """`bespoke compare` in the wrong folder must not leave an empty database there."""
     missing = tmp_path / "mlflow.db"
     with pytest.raises(
@@ -202,8 +202,8 @@ def test_reading_makes_no_new_store(tmp_path: Path) -> None:
     check_readable("http://head:5000")
 
 
-def test_a_busy_store_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite under many writers says "locked" now and then: that is no error until half a minute has passed."""
+def test_a_busy_store_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite with many writers reports "locked" now and then, which is an error only after half a minute."""
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     answers = iter([MlflowException("database is locked"), MlflowException("database is locked"), "done"])
@@ -225,9 +225,9 @@ def test_a_busy_store_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(pauses[2:]) > 10
 
 
-def test_another_error_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request that is wrong stays wrong."""
-    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("asked again"))
+def test_another_error_is_not_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong request stays wrong."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("retried"))
 
     def wrong() -> None:
         raise MlflowException("no such run", error_code=1001)
@@ -241,7 +241,7 @@ Recorded = Callable[[Result], tuple[RunLog, ResultStore]]
 
 @pytest.fixture
 def recorded(tracker: Tracker, experiment: str, parent: RunLog, storage: Storage) -> Recorded:
-    """A trial's result as it is kept: in the storage, and as a run of the sweep."""
+    """A function that records the result of a trial in the storage and as a run of the sweep."""
 
     def record(result: Result) -> tuple[RunLog, ResultStore]:
         store = ResultStore(storage, result.key)
@@ -266,7 +266,7 @@ def recorded(tracker: Tracker, experiment: str, parent: RunLog, storage: Storage
     ids=["learned", "fixed", "diverged", "partly exploded"],
 )
 def test_a_run_is_read_back_as_the_result_it_records(tracker: Tracker, recorded: Recorded, result: Result) -> None:
-    """Every number of a comparison, to the last bit, from parameters and metrics alone."""
+    """Every value of a comparison is exact to the last bit, from parameters and metrics alone."""
     log, store = recorded(result)
     read, theta = read_run(tracker.client.get_run(log.run_id))
     assert theta == store.theta_location
@@ -278,8 +278,8 @@ def test_a_run_is_read_back_as_the_result_it_records(tracker: Tracker, recorded:
     assert tracker.client.list_artifacts(log.run_id)[0].path == "theta.json"
 
 
-def test_scores_of_an_evaluation_are_no_part_of_the_sweeps_result(tracker: Tracker, recorded: Recorded) -> None:
-    """They are logged on the same run, later, for some of the runs alone: the comparison stays what it was."""
+def test_scores_of_an_evaluation_are_not_part_of_the_sweeps_result(tracker: Tracker, recorded: Recorded) -> None:
+    """They are logged later on some of the same runs, and the comparison stays the same."""
     log, _ = recorded(_result())
     before = read_run(tracker.client.get_run(log.run_id))
     log.curves_once("scores", {"george/snr_db": [(0, 50.0)], "george/snr_db_stderr": [(0, 0.1)]})
@@ -288,26 +288,26 @@ def test_scores_of_an_evaluation_are_no_part_of_the_sweeps_result(tracker: Track
 
 
 def test_the_same_curves_are_logged_once(tracker: Tracker, experiment: str, parent: RunLog) -> None:
-    """An evaluation that is run again adds nothing; with other numbers it does."""
+    """Repeating an evaluation adds nothing unless its values have changed."""
     for value in (1.0, 1.0, 2.0):
         parent.curves_once("curves", {"digits/psnr_db_vs_nfe": [(4, value), (8, 3.0)]})
     history = tracker.client.get_metric_history(parent.run_id, "digits/psnr_db_vs_nfe")
     assert sorted((point.step, point.value) for point in history) == [(4, 1.0), (4, 2.0), (8, 3.0), (8, 3.0)]
 
 
-def test_the_newest_run_of_every_theta_is_found_by_its_numbers(
+def test_the_newest_run_of_every_theta_is_indexed_by_its_digest(
     tracker: Tracker, experiment: str, recorded: Recorded
 ) -> None:
-    """However the file is called: what an evaluation logs belongs to the trial that found it."""
+    """The file name does not matter: an evaluation logs its scores on the trial that learned the theta."""
     log, _ = recorded(_result())
     digest = ThetaArtifact.from_json(THETA, origin="theta").digest
     assert tracker.thetas(experiment)[digest].info.run_id == log.run_id
 
 
-def test_the_finished_trials_of_the_newest_sweep_are_compared(
+def test_the_latest_trials_are_the_finished_ones_of_the_newest_sweep(
     tracker: Tracker, experiment: str, request: pytest.FixtureRequest
 ) -> None:
-    """Not those still running, not summaries, and not those of an earlier model under the same name."""
+    """Running trials, summaries, and trials of an earlier model under the same name are left out."""
     for name in ("earlier", "newest"):
         parent = tracker.run(experiment, f"sweep/{name}", name, {ROLE: "sweep"})
         tracker.trial_run(experiment, parent.run_id, "done", f"{name} done", {}).finish({})
@@ -317,10 +317,10 @@ def test_the_finished_trials_of_the_newest_sweep_are_compared(
     assert [run.info.run_name for run in tracker.latest_trials(request.node.name)] == ["newest done"]
 
 
-def test_an_experiment_that_is_not_there_is_told_with_those_that_are(tracker: Tracker, experiment: str) -> None:
-    """A misspelt name, or an experiment whose sweep has not begun."""
+def test_an_experiment_that_does_not_exist_is_refused_with_the_existing_ones(tracker: Tracker, experiment: str) -> None:
+    """The name is misspelt, or the experiment has no sweep yet."""
     with pytest.raises(
-        UserError, match=r"no experiment 'digit' in MLflow at sqlite:.*; there are: .*test_an_experiment"
+        UserError, match=r"no experiment 'digit' in MLflow at sqlite:.*; existing experiments: .*test_an_experiment"
     ):
         tracker.latest_trials("digit")
     with pytest.raises(UserError, match=r"experiment '.*' has no sweep yet; run `bespoke sweep`"):

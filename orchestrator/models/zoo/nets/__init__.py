@@ -1,7 +1,7 @@
-"""Networks of the zoo: plain torch modules ``net(x, t, condition)``. They know nothing of paths, training or files.
+"""Networks of the zoo: plain torch modules ``net(x, t, condition)``, independent of schedulers, training and files.
 
-A network also says what its conditioning is when it is dropped (``null_condition``), and what is wrong with some that
-it cannot take (``condition_error``).
+A network also defines the conditioning that stands for a dropped one (``null_condition``), and describes the problem
+with conditioning that it cannot take (``condition_error``).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ NETS: dict[str, Any] = {"film_mlp": FilmMLP, "unet": UNet, "infilling": Infillin
 
 
 def build_net(architecture: dict[str, Any]) -> nn.Module:
-    """The network that an ``{"net": name, **arguments}`` description names.
+    """Build the network described by ``{"net": name, **arguments}``.
 
     Raises:
-        ValueError: The name is unknown or the arguments do not fit it.
+        ValueError: The name is unknown or the arguments do not fit the network.
     """
     arguments = dict(architecture)
     name = arguments.pop("net", None)

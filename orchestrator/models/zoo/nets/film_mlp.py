@@ -1,4 +1,4 @@
-"""A residual perceptron for images of a few dozen pixels."""
+"""Residual perceptron for images of a few dozen pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.models.zoo.nets.time_features import TimeFeatures
 
 
 class FilmBlock(nn.Module):
-    """Residual two-layer perceptron, its normalised input scaled and shifted by the conditioning."""
+    """Residual two-layer perceptron whose normalised input is scaled and shifted by the conditioning."""
 
     def __init__(self, width: int, condition_width: int, dropout: float):
         super().__init__()
@@ -40,9 +40,9 @@ class FilmMLP(LabelConditioned, nn.Module):
         width: Width of the residual stream.
         depth: Number of residual blocks.
         condition_width: Width of the time and label embedding.
-        dropout: Dropout inside the blocks while training.
-        gated_skip: Add a path from input to output, both gated by learned functions of time. A noise prediction needs
-            it: where almost all of the input is noise, a network that must reproduce it is never exact enough.
+        dropout: Dropout inside the blocks during training.
+        gated_skip: Add a skip path from input to output; learned functions of time gate it and the network. Noise
+            prediction needs it: when the input is almost pure noise, a network cannot reproduce it exactly enough.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class FilmMLP(LabelConditioned, nn.Module):
         self.gates = nn.Sequential(nn.SiLU(), nn.Linear(condition_width, 2)) if gated_skip else None
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """The network's output, of the shape of ``x``.
+        """The network's output, in the shape of ``x``.
 
         Args:
             x: Shape (B, \\*shape), float32.

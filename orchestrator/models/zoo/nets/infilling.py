@@ -1,6 +1,6 @@
-"""A network that fills in masked frames of a sequence: mel frames of speech, given frame-aligned tokens and a prompt.
+"""A network that fills in masked mel frames of speech, given frame-aligned tokens and a prompt.
 
-The conditioning of BNS section 5.4 and D.5 (after Voicebox), in a network small enough for a CPU.
+It takes the conditioning of BNS section 5.4 and D.5 (after Voicebox) and is small enough for a CPU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from orchestrator.models.zoo.nets.time_features import TimeFeatures
 
 
 class ConvBlock(nn.Module):
-    """A depthwise convolution over time and a two-layer perceptron; its normalised input is scaled and shifted."""
+    """A depthwise convolution over time, then a two-layer perceptron whose normalised input is scaled and shifted."""
 
     def __init__(self, width: int, kernel: int, embedding: int):
         super().__init__()
@@ -33,7 +33,7 @@ class ConvBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over all frames: how a voice heard in the prompt reaches the masked part."""
+    """Self-attention over all frames, which carries the voice of the prompt to the masked part."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -53,21 +53,21 @@ class AttentionBlock(nn.Module):
 
 
 class Infilling(nn.Module):
-    """Convolutions over time with an attention after every ``convolutions``.
+    """Convolution blocks over time with an attention block after every ``convolutions`` of them.
 
     Args:
         shape: Shape of one sample, (features, frames); ``frames`` divisible by ``patch``.
-        tokens: Number of tokens a frame may have; the last one means "not told".
+        tokens: Number of possible tokens per frame; the last one means "unknown".
         width: Width of the residual stream.
         depth: Number of groups of convolution blocks, each followed by an attention block.
-        convolutions: Convolution blocks a group.
-        kernel: Frames of a depthwise convolution, in patches, odd.
-        heads: Heads of an attention block.
-        patch: Frames that make one step of the sequence.
+        convolutions: Number of convolution blocks per group.
+        kernel: Kernel size of a depthwise convolution, in patches, odd.
+        heads: Number of heads of an attention block.
+        patch: Number of frames that form one step of the sequence.
         token_width: Width of a token's embedding.
 
     Attributes:
-        conditioning: The dataset plugin that draws such conditioning.
+        conditioning: Name of the dataset plugin that draws such conditioning.
     """
 
     conditioning = "spoken_digits"
@@ -106,13 +106,13 @@ class Infilling(nn.Module):
         nn.init.zeros_(self.outward.bias)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """The network's output, of the shape of ``x``.
+        """The network's output, in the shape of ``x``.
 
         Args:
             x: Shape (B, features, frames), float32.
             t: Native time of each sample, shape (B,), float32.
-            condition: Shape (B, features + 2, frames), float32: the prompt, 0 where it is masked; 1 where it is
-                masked; the token of each frame.
+            condition: Shape (B, features + 2, frames), float32: the prompt (0 in masked frames), the mask (1 in masked
+                frames) and the token of each frame.
         """
         batch = len(x)
         tokens = self.token(condition[:, -1].long())
@@ -125,17 +125,17 @@ class Infilling(nn.Module):
         return self.outward(self.norm(hidden)).reshape(batch, self.frames, self.features).transpose(1, 2)
 
     def null_condition(self, condition: Tensor) -> Tensor:
-        """Nothing heard, no token told."""
+        """The dropped conditioning: every frame masked and every token unknown."""
         null = torch.zeros_like(condition)
         null[:, -2] = 1
         null[:, -1] = self.tokens - 1
         return null
 
     def condition_error(self, condition: Tensor) -> str | None:
-        """What is wrong with some conditioning, or None."""
+        """Describe the problem with invalid conditioning; None if it is valid."""
         expected = (self.features + 2, self.frames)
         if tuple(condition.shape[1:]) != expected:
-            return f"conditioning of shape {tuple(condition.shape[1:])}, the model takes {expected}"
+            return f"conditioning has shape {tuple(condition.shape[1:])}, but the model takes {expected}"
         if not bool(((condition[:, -1] >= 0) & (condition[:, -1] < self.tokens)).all()):
-            return f"a token outside 0..{self.tokens - 1}"
+            return f"conditioning has a token outside 0..{self.tokens - 1}"
         return None

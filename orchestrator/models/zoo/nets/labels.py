@@ -1,4 +1,4 @@
-"""Conditioning on class labels."""
+"""Mixin for conditioning on class labels."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class LabelConditioned:
-    """Part of a network whose conditioning is a label, int64, shape (B,); label ``classes`` means "dropped".
+    """Mixin for networks conditioned on a label, int64, shape (B,); label ``classes`` means "dropped".
 
     Attributes:
-        conditioning: The dataset plugin that draws such conditioning.
+        conditioning: Name of the dataset plugin that draws such conditioning.
         classes: Number of labels.
     """
 
@@ -21,13 +21,15 @@ class LabelConditioned:
         return torch.full_like(condition, self.classes)
 
     def condition_error(self, condition: Tensor) -> str | None:
-        """What is wrong with some conditioning, or None."""
+        """Describe the problem with invalid conditioning; None if it is valid."""
         if condition.ndim != 1 or condition.is_floating_point():
-            return f"conditioning of shape {tuple(condition.shape)} and {condition.dtype}, the model takes class labels"
+            return (
+                f"conditioning is {condition.dtype} of shape {tuple(condition.shape)}, but the model takes class labels"
+            )
         unknown = condition[(condition < 0) | (condition >= self.classes)]
         if len(unknown):
             return (
-                f"label {int(unknown[0])} is none of its {self.classes} classes; set conditioning.options.classes to "
-                f"{self.classes}"
+                f"label {int(unknown[0])} is not one of its {self.classes} classes; set conditioning.options.classes "
+                f"to {self.classes}"
             )
         return None

@@ -1,4 +1,4 @@
-"""Time as a network's input."""
+"""Fourier features of time, as input of a network."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class TimeFeatures(nn.Module):
     """Sines and cosines of t in [0, 1] at geometrically spaced frequencies.
 
-    The highest frequency is kept low on purpose: it bounds how fast the velocity can wobble in time, and so how many
-    evaluations any solver needs.
+    The highest frequency is deliberately low: it limits how fast the velocity can vary in time, and thus how many
+    evaluations a solver needs.
     """
 
     frequencies: Tensor

@@ -11,12 +11,15 @@ from orchestrator.models.zoo.nets.labels import LabelConditioned
 from orchestrator.models.zoo.nets.time_features import TimeFeatures
 
 GROUPS = 8
-"""Groups of every normalisation: few, as there are few channels."""
+"""Number of groups of each normalisation; it is small because there are few channels."""
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions; the second's normalised input is scaled and shifted by the embedding ("adaptive group
-    normalisation"). ``resample`` halves or doubles the size on the way, in both branches."""
+    """Residual block of two 3x3 convolutions with adaptive group normalisation.
+
+    The normalised input of the second convolution is scaled and shifted by the embedding. ``resample`` halves or
+    doubles the size in both branches.
+    """
 
     def __init__(self, inward: int, outward: int, embedding: int, dropout: float, resample: nn.Module | None = None):
         super().__init__()
@@ -39,7 +42,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all pixels, heads of at most ``head_channels`` channels."""
+    """Self-attention over all pixels, with heads of about ``head_channels`` channels."""
 
     def __init__(self, channels: int, head_channels: int):
         super().__init__()
@@ -59,19 +62,19 @@ class Attention(nn.Module):
 
 
 class UNet(LabelConditioned, nn.Module):
-    """A class-conditional U-Net of images.
+    """A class-conditional U-Net for images.
 
     Args:
-        shape: Shape of one sample, (C, H, W); H and W divisible by 2 once for each level after the first.
+        shape: Shape of one sample, (C, H, W); H and W divisible by patch * 2 ** (levels - 1).
         classes: Number of labels; label ``classes`` itself means "dropped" (unconditional).
         channels: Channels of the first level.
-        multipliers: Channels of each level, as multiples of ``channels``; each level has half the size of the last.
-        blocks: Residual blocks a level on the way down; one more on the way up.
-        attention: Heights of the levels that have self-attention after each block.
+        multipliers: Channels of each level, as multiples of ``channels``; each level halves the size.
+        blocks: Residual blocks per level on the way down; the way up has one more.
+        attention: Heights of the levels with self-attention after each block.
         head_channels: Channels of one attention head.
-        dropout: Dropout inside the blocks while training.
-        patch: Pixels of patch x patch squares become channels of one pixel at the input, and back at the output: the
-            first level has size / patch. 1: as published.
+        dropout: Dropout inside the blocks during training.
+        patch: Side of the squares of pixels that are folded into channels at the input and unfolded at the output, so
+            that the first level has size / patch; 1 is the published architecture.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class UNet(LabelConditioned, nn.Module):
             )
         heights = [shape[1] // patch // 2**level for level in range(len(multipliers))]
         if unknown := set(attention) - set(heights):
-            raise ValueError(f"no level has height {min(unknown)}; attention takes heights of {heights}")
+            raise ValueError(f"no level has height {min(unknown)}; choose the heights in attention from {heights}")
         embedding = 4 * channels
         self.time = nn.Sequential(TimeFeatures(channels), nn.Linear(channels, embedding), nn.SiLU())
         self.time_out = nn.Linear(embedding, embedding)
@@ -141,10 +144,10 @@ class UNet(LabelConditioned, nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(_bias(last))
         self.outward = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), last)
-        self.to(memory_format=torch.channels_last)  # a third faster on a CPU, and on tensor cores
+        self.to(memory_format=torch.channels_last)  # a third faster on a CPU; faster on tensor cores too
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """The network's output, of the shape of ``x``.
+        """The network's output, in the shape of ``x``.
 
         Args:
             x: Shape (B, C, H, W), float32.
