@@ -30,13 +30,14 @@ import torch
 from torch import Tensor
 
 from orchestrator.hosts.host import Host
-from orchestrator.hosts.lockstep import Ask, RequestGroup, run_in_lockstep
+from orchestrator.hosts.lockstep import Requests, run_in_lockstep
+from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter, Precision
 from orchestrator.models.zoo import ZooModel
 from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.requests import LocalPool
+from orchestrator.pool.requests import Ask, LocalPool, Request
 from orchestrator.storage import Storage
 from solvers import NSSolver
 from solvers.batched import sample_batched
@@ -191,9 +192,9 @@ class BatchedLosses:
         self.tasks = tasks
         self.seconds = 0.0
 
-    def answer(self, groups: list[RequestGroup]) -> list[list[LossAndGradient]]:
+    def answer(self, groups: list[Requests]) -> list[list[LossAndGradient]]:
         begin = time.perf_counter()
-        calls = [call for group in groups for call in group.arguments]
+        calls = [request.arguments for group in groups for request in group]
         pairs = [self.tasks[call["seed"]].train.select(call["indices"]) for call in calls]
         task = next(iter(self.tasks.values()))
         field = task.field(torch.cat([batch.condition for batch in pairs]))
@@ -212,7 +213,7 @@ def adam_method(
     task: Task, run: Run, settings: AdamSettings, validate_every: int, batched: BatchedLosses, ask: Ask
 ) -> Method:
     def objective(solver: NSSolver, indices: list[int]) -> LossAndGradient:
-        (answer,) = ask("loss", [{"theta": solver.flat(), "indices": indices, "seed": run.seed}])
+        (answer,) = ask([Request("loss", {"theta": solver.flat(), "indices": indices, "seed": run.seed})])
         assert isinstance(answer, LossAndGradient)
         return answer
 
@@ -339,7 +340,7 @@ def run_adam(runs: Sequence[Run], tasks: dict[int, Task], options: Options) -> l
 def make_task(name: str, guidance_scale: float, seed: int, options: Options, storage: Storage) -> Task:
     """The model and its pairs: each seed has its own training pairs; all seeds use the same validation pairs."""
     pool = LocalPool(Host(HostSettings(adapter="zoo", options={"weights": name}, storage=storage.root)))
-    facts = pool.call("facts")
+    facts = pool.call(Request.of(HostProtocol.facts))
 
     def spec(stream: int, count: int, trajectory: bool) -> PairSpec:
         return PairSpec(

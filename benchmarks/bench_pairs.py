@@ -36,6 +36,7 @@ from torchdiffeq import odeint
 from orchestrator import plugins
 from orchestrator.cluster.connect import connect
 from orchestrator.hosts.host import Host
+from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.facts import ModelFacts
 from orchestrator.models.zoo import ZooModel
@@ -152,7 +153,7 @@ def pair_spec(facts: ModelFacts, pairs: int, batch: int, tolerance: float) -> Pa
 def making(pool: Pool, storage: Storage, spec: PairSpec) -> Callable[[], None]:
     """A function that makes the whole store again: every shard and the manifest."""
     store = PairStore(storage, spec)
-    requests = [Request("make_shard", {"spec": spec, "shard": shard}) for shard in range(spec.shards)]
+    requests = [Request.of(HostProtocol.make_shard, spec=spec, shard=shard) for shard in range(spec.shards)]
 
     def make() -> None:
         shutil.rmtree(storage.path(store.folder), ignore_errors=True)
@@ -194,7 +195,7 @@ def main(pairs: int, batch: int, tolerance: float, rounds: int, quick: bool, res
         storage = Storage.at(folder)
         settings = HostSettings(adapter="zoo", options={"weights": MODEL}, storage=storage.root, threads=1)
         local = LocalPool(Host(settings))
-        spec = pair_spec(local.call("facts"), pairs, batch, tolerance)
+        spec = pair_spec(local.call(Request.of(HostProtocol.facts)), pairs, batch, tolerance)
         os.environ.update(SAME_PRIORITY)
         connect(None, max(HOSTS))
         stack.callback(ray.shutdown)

@@ -57,7 +57,7 @@ class Measured:
     Attributes:
         peak_rss: Peak of resident memory, bytes.
         peak_tensors: Most bytes of tensors alive at once.
-        held: Bytes of tensors alive between forward and backward pass; None if there is no backward pass.
+        held: Bytes of tensors alive between forward and backward pass; None without a backward pass.
         seconds: Duration of the step, without the tracking of tensors.
     """
 

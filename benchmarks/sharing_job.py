@@ -13,11 +13,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.hosts.host import Host
+from orchestrator.hosts.protocols import HostProtocol
+from orchestrator.pool.requests import Request
 
 ADAPTERS = str(Path(__file__).parent / "adapters")
 
@@ -69,7 +70,7 @@ def trial(job: dict[str, Any]) -> dict[str, Any]:
     begin = time.perf_counter()
     from orchestrator.config.pair_plan import pair_specs
     from orchestrator.hosts.distillation import validate
-    from orchestrator.pool.requests import LocalPool, Request
+    from orchestrator.pool.requests import LocalPool
     from orchestrator.results.scoring import evaluate
     from sweeps.space import learned_points
 
@@ -78,7 +79,7 @@ def trial(job: dict[str, Any]) -> dict[str, Any]:
     imports = time.perf_counter() - begin
     pool = LocalPool(Host(settings))
     loaded = time.perf_counter() - begin - imports
-    facts = pool.call("facts")
+    facts = pool.call(Request.of(HostProtocol.facts))
     specs = pair_specs(config, facts)
     point = learned_points(config, specs, {}, facts.scheduler)[job["index"]]
     assert point.start is not None
@@ -86,12 +87,13 @@ def trial(job: dict[str, Any]) -> dict[str, Any]:
     scheduler = facts.scheduler
     start = point.start.solver(point.nfe, point.sigma0)
 
-    def ask(method: str, calls: Sequence[dict[str, Any]]) -> list[Any]:
-        return pool.gather([Request(method, arguments) for arguments in calls])
-
-    state = validate(learned, learned.begin(learned.build().start(start, scheduler)), point.validation, scheduler, ask)
+    state = learned.begin(learned.build().start(start, scheduler))
+    state = validate(learned, state, point.validation, scheduler, pool.gather)
     while state.status == "running":
-        state = pool.call("advance", run=learned, state=state, steps=point.validate_every, validation=point.validation)
+        step = Request.of(
+            HostProtocol.advance, run=learned, state=state, steps=point.validate_every, validation=point.validation
+        )
+        state = pool.call(step)
     best = learned.solver(state.best["parameters"], scheduler)
     for solver in (best, start.to_ns(scheduler)):
         evaluate(pool, solver, point.test, point.metrics)
@@ -108,7 +110,7 @@ def pairs(job: dict[str, Any]) -> dict[str, Any]:
     find_adapters()
     config, settings = _configured(job)
     pool = LocalPool(Host(settings))
-    specs = list(pair_specs(config, pool.call("facts")).values())
+    specs = list(pair_specs(config, pool.call(Request.of(HostProtocol.facts))).values())
     ensure_pairs(Storage.at(config.storage), specs, pool, wait=False, note=lambda sentence: None)
     return {}
 

@@ -34,6 +34,7 @@ from processes import SAME_PRIORITY
 from publishing import command, load, publish, results_option, table
 
 from orchestrator.hosts.host import Host
+from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.hosts.work import Work
 from orchestrator.pool.client import NAMESPACE, RayPool
@@ -108,7 +109,7 @@ def start_pool(name: str, times: Times, hosts: int, max_batch: int) -> RayPool:
     )
     pids: set[int] = set()
     while len(pids) < hosts:  # until all of them are up
-        pids |= set(pool.gather([Request("process_id", {})] * 4 * hosts))
+        pids |= set(pool.gather([Request.of(HostProtocol.process_id)] * 4 * hosts))
     return pool
 
 
@@ -168,13 +169,13 @@ def router_seconds(requests: int = 2000) -> tuple[float, float]:
     ]
     # As many at once as in the real run: a longer queue has a cost of its own.
     pool.window = TRIALS_REAL
-    pool.gather([Request("score", {"payload": PAYLOAD})] * 200)
+    pool.gather([Request.of(HostProtocol.score, payload=PAYLOAD)] * 200)
     before = sum(router.cpu_times()[:2])
-    pool.gather([Request("score", {"payload": PAYLOAD})] * requests)
+    pool.gather([Request.of(HostProtocol.score, payload=PAYLOAD)] * requests)
     spent = sum(router.cpu_times()[:2]) - before
     begin = time.perf_counter()
     for _ in range(200):
-        pool.call("score", payload=PAYLOAD)
+        pool.call(Request.of(HostProtocol.score, payload=PAYLOAD))
     alone = (time.perf_counter() - begin) / 200
     pool.close()
     return spent / requests, alone
@@ -230,7 +231,7 @@ def digits_times(validate_every: int) -> Times:
     from orchestrator.config.reading import parse_config
     from orchestrator.hosts.distillation import to_numpy
     from orchestrator.pairs.make import ensure_pairs
-    from orchestrator.pool.requests import LocalPool
+    from orchestrator.pool.requests import LocalPool, Request
     from orchestrator.storage import Storage
     from sweeps.space import learned_points
 
@@ -246,7 +247,7 @@ def digits_times(validate_every: int) -> Times:
         }
         config = parse_config(content, "the benchmark's configuration")
         local = LocalPool(Host(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=folder)))
-        facts = local.call("facts")
+        facts = local.call(Request.of(HostProtocol.facts))
         specs = pair_specs(config, facts)
         ensure_pairs(Storage.at(folder), list(specs.values()), local, wait=False, note=lambda sentence: None)
         (point,) = learned_points(config, specs, {}, facts.scheduler)
@@ -265,9 +266,10 @@ def digits_times(validate_every: int) -> Times:
                 seconds.append(time.thread_time() - begin)
             return min(seconds[1:])
 
-        single = best(lambda: local.call("advance", **calls[0]))
-        batched_seconds = [best(lambda n=n: local.call("advance_batched", requests=calls[:n])) for n in (2, 4, 8)]
-        score = best(lambda: local.call("score", theta=theta, pairs=point.validation, metrics=["psnr"]))
+        single = best(lambda: local.call(Request.of(HostProtocol.advance, **calls[0])))
+        batched_seconds = [best(lambda n=n: local.host.advance_batched(calls[:n])) for n in (2, 4, 8)]
+        validation = Request.of(HostProtocol.score, theta=theta, pairs=point.validation, metrics=["psnr"])
+        score = best(lambda: local.call(validation))
     two, four, eight = (seconds / single for seconds in batched_seconds)
     return Times(advance=single * validate_every / measured, batched=(two, four, eight), score=score)
 

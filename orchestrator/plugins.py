@@ -1,6 +1,6 @@
 """Plugins by module name: ``family: euler`` in a configuration refers to ``solvers/families/euler.py``.
 
-A new plugin is a new file in the right folder that defines one module-level name. There is no registry.
+A new plugin is a new file in the right folder that defines one module-level name; plugins are not registered.
 """
 
 from __future__ import annotations

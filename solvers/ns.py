@@ -53,6 +53,15 @@ class NSSolver:
                 f"an NS solver of n={n} evaluations has times (n,), a (n+1,) and b (n+1, n); "
                 f"got {tuple(self.times.shape)}, {tuple(self.a.shape)}, {tuple(self.b.shape)}"
             )
+        if {self.times.dtype, self.a.dtype, self.b.dtype} != {torch.float64}:
+            raise InvalidThetaError(
+                f"times, a and b of an NS solver are float64, got {self.times.dtype}, {self.a.dtype}, {self.b.dtype}; "
+                f"convert them with .double()"
+            )
+        if bool((self.b.detach().triu() != 0).any()):
+            raise InvalidThetaError(
+                "b of an NS solver must be strictly lower triangular: a state can use only the velocities before it"
+            )
 
     @property
     def nfe(self) -> int:

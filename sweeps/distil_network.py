@@ -30,6 +30,7 @@ from orchestrator.features.base import fid_metric
 from orchestrator.features.moments import feature_moments, frechet_distance, reference_moments
 from orchestrator.hosts.distillation import to_numpy
 from orchestrator.hosts.host import Host
+from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.lock import exclusive
 from orchestrator.metrics.base import summarise
@@ -42,7 +43,7 @@ from orchestrator.network_distillation.students import StudentResult, StudentSto
 from orchestrator.network_distillation.weights import WeightsRecipe, distil_weights
 from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.requests import LocalPool
+from orchestrator.pool.requests import LocalPool, Request
 from orchestrator.progress import Note, bar, note
 from orchestrator.results.store import Result, ResultStore, Row, rows
 from orchestrator.storage import Storage, canonical_json
@@ -145,7 +146,7 @@ class _Work:
         options = dict(config.model.options)
         self.pool = LocalPool(Host(HostSettings(adapter=config.model.name, options=options, storage=storage.root)))
         self.model = ZooModel(**options)
-        self.facts: ModelFacts = self.pool.call("facts")
+        self.facts: ModelFacts = self.pool.call(Request.of(HostProtocol.facts))
         self.specs = pair_specs(self.experiment, self.facts)
         self.train = self.specs[PairKey("train", 1.0, config.seed)]
         self.validation = self.specs[PairKey("validation", 1.0, 0)]
@@ -312,11 +313,10 @@ class _Work:
             solver = self._start(point).to_ns(self.facts.scheduler)
             theta = ThetaArtifact(solver).to_json()
         numbers = to_numpy(solver.flat())
+        samples = Request.of(HostProtocol.sample, theta=numbers, pairs=self.test.digest, indices=range(self.test.count))
         scores = self._score(
             f"theta {hashlib.sha256(numbers.tobytes()).hexdigest()}",
-            lambda: torch.from_numpy(
-                self.pool.call("sample", theta=numbers, pairs=self.test.digest, indices=range(self.test.count))
-            ),
+            lambda: torch.from_numpy(self.pool.call(samples)),
         )
         forwards = int(row.forwards)
         if row.kind in ("learned", "start") and any("best" in learned.start for learned in self.config.learned):
@@ -371,22 +371,22 @@ class _Work:
 
     # ---- output -----------------------------------------------------------------------------------------------
 
-    def publish(self, folder: str, parent: RunLog, found: list[ComparisonRow]) -> Comparison:
+    def publish(self, folder: str, parent: RunLog, rows: list[ComparisonRow]) -> Comparison:
         """Write table and figure to the storage and MLflow, and log an MLflow run per row."""
-        markdown = markdown_table(found, self.config.features, f"real {self.config.dataset}")
+        markdown = markdown_table(rows, self.config.features, f"real {self.config.dataset}")
         with tempfile.TemporaryDirectory() as temporary:
             figure = Path(temporary) / "comparison.png"
-            draw(found, self.config.features, figure)
+            draw(rows, self.config.features, figure)
             self.storage.write(f"{folder}/comparison.png", figure.read_bytes())
             parent.file(figure)
         self.storage.write(f"{folder}/comparison.md", markdown.encode())
-        self.storage.write_json(f"{folder}/comparison.json", [_json_row(row) for row in found])
-        for row in found:
+        self.storage.write_json(f"{folder}/comparison.json", [_json_row(row) for row in rows])
+        for row in rows:
             self._log(row, parent)
         parent.tags({NOTE: f"# {self.config.name}\n\n{markdown}"})
-        parent.finish({"methods": len(found)}, texts={"comparison.md": markdown})
+        parent.finish({"methods": len(rows)}, texts={"comparison.md": markdown})
         locations = (self.storage.location(f"{folder}/{name}") for name in ("comparison.md", "comparison.png"))
-        return Comparison(found, markdown, *locations)
+        return Comparison(rows, markdown, *locations)
 
     def _log(self, row: ComparisonRow, parent: RunLog) -> None:
         name = f"{row.method} nfe{row.nfe:g}"

@@ -180,11 +180,11 @@ class _Run:
                 solvers[truth.identity] = truth
         return sorted(_distinctly_named(list(solvers.values())), key=lambda solver: solver.order)
 
-    def _of_theta(self, found: FoundTheta) -> EvaluatedSolver:
-        artifact = found.artifact
+    def _of_theta(self, theta: FoundTheta) -> EvaluatedSolver:
+        artifact = theta.artifact
         run = self.runs.get(artifact.digest)
-        if found.run_id is not None:
-            named = self.tracker.client.get_run(found.run_id)
+        if theta.run_id is not None:
+            named = self.tracker.client.get_run(theta.run_id)
             run = named if "label" in named.data.params and "forwards" in named.data.metrics else None
         if run is not None and run.data.params.get("family") != artifact.family:
             run = None  # a different family with the same theta, e.g. Euler and DDIM on CondOT
@@ -201,8 +201,8 @@ class _Run:
             guidance_scale=artifact.guidance_scale,
             ns=artifact.solver,
             artifact=artifact,
-            origin=found.origin,
-            run_id=found.run_id or (run.info.run_id if run is not None else None),
+            origin=theta.origin,
+            run_id=theta.run_id or (run.info.run_id if run is not None else None),
             passes=passes,
         )
 

@@ -15,13 +15,14 @@ from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import SPLITS, PairKey, Split, pair_specs
 from orchestrator.errors import PoolError
 from orchestrator.hosts.host import Host
+from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.lock import exclusive
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.client import RayPool
-from orchestrator.pool.requests import PoolSettings
+from orchestrator.pool.requests import PoolSettings, Request
 from orchestrator.progress import Note, note
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import Tracker, open_experiment
@@ -103,7 +104,7 @@ class Session:
             executor = ThreadPoolExecutor(1)
             stack.callback(executor.shutdown, wait=False)
             self._tracking = executor.submit(open_experiment, tracking_uri, config.name, self.storage)
-        self.facts: ModelFacts = self.pool.call("facts")
+        self.facts: ModelFacts = self.pool.call(Request.of(HostProtocol.facts))
         # Check the nodes that the autoscaler has started for the hosts since.
         check_nodes(self.storage, tracking_uri, known)
         self.specs: dict[PairKey, PairSpec] = pair_specs(config, self.facts)

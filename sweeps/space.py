@@ -17,7 +17,7 @@ from orchestrator import plugins
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import PairKey
 from orchestrator.config.solvers import LEAST_SQUARES, GITSConfig
-from orchestrator.hosts.distillation import SETTINGS, LearnedRun, Settings
+from orchestrator.hosts.runs import SETTINGS, LearnedRun, Settings
 from orchestrator.pairs import PairSpec
 from orchestrator.storage import digest_of
 from solvers.distil.adam import AdamSettings

@@ -1,4 +1,4 @@
-"""What the tests of orchestrator and sweeps share: a small experiment on the shipped digits model, and its pairs."""
+"""Shared fixtures: a small experiment on the shipped digits model, its pairs, storages, pools and a local Ray."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from orchestrator.hosts.protocols import HostProtocol
+from orchestrator.pool.requests import Request
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from orchestrator.pool.requests import LocalPool, Request
     from orchestrator.storage import Storage
 
-# Heavy imports stay inside the fixtures: the tests of the solvers need torch alone.
+# Heavy imports stay inside the fixtures: the solver tests need only torch.
 
 torch.set_num_threads(1)
 
@@ -41,7 +44,7 @@ def repository() -> Path:
 
 @pytest.fixture
 def experiment() -> dict[str, Any]:
-    """A small experiment as a YAML file would hold it; a test may change its own copy."""
+    """A small experiment, as parsed from a YAML file. Each test gets its own copy."""
     return _small_experiment()
 
 
@@ -77,7 +80,7 @@ def _small_experiment() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def config() -> ExperimentConfig:
-    """The small experiment, checked."""
+    """The small experiment as a validated configuration."""
     from orchestrator.config.reading import parse_config
 
     config = parse_config(_small_experiment(), "the small experiment")
@@ -87,7 +90,7 @@ def config() -> ExperimentConfig:
 
 @pytest.fixture(scope="session")
 def host_settings() -> Callable[..., HostSettings]:
-    """Settings of a host of a zoo model, by the storage it works on."""
+    """Makes the host settings of a zoo model for a given storage."""
     from orchestrator.hosts.settings import HostSettings
 
     def settings(storage: Storage, weights: str = "digits_fm_ot") -> HostSettings:
@@ -98,7 +101,7 @@ def host_settings() -> Callable[..., HostSettings]:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Storage:
-    """The storage of the small experiment's pairs (made by ``pool``): read from it, do not write to it."""
+    """Storage with the small experiment's pairs, filled by ``specs``. Shared by the session: do not write to it."""
     from orchestrator.storage import Storage
 
     return Storage.at(tmp_path_factory.mktemp("made"))
@@ -106,7 +109,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 
 @pytest.fixture(scope="session")
 def pool(made: Storage, host_settings: Callable[..., HostSettings]) -> LocalPool:
-    """One host in this process."""
+    """A pool of one host in this process."""
     from orchestrator.hosts.host import Host
     from orchestrator.pool.requests import LocalPool
 
@@ -115,27 +118,26 @@ def pool(made: Storage, host_settings: Callable[..., HostSettings]) -> LocalPool
 
 @pytest.fixture(scope="session")
 def facts(pool: LocalPool) -> ModelFacts:
-    """What is known of the model."""
-    return pool.call("facts")
+    """Facts of the digits model."""
+    return pool.call(Request.of(HostProtocol.facts))
 
 
 @pytest.fixture(scope="session")
 def specs(config: ExperimentConfig, facts: ModelFacts, made: Storage, pool: LocalPool) -> dict[PairKey, PairSpec]:
-    """The small experiment's pair sets, complete in ``made``."""
+    """Specs of the small experiment's pair sets, all of them complete in ``made``."""
     from orchestrator.config.pair_plan import pair_specs
     from orchestrator.pairs.make import ensure_pairs
 
-    found = pair_specs(config, facts)
-    ensure_pairs(made, list(found.values()), pool, wait=True, note=lambda sentence: None)
-    return found
+    specs = pair_specs(config, facts)
+    ensure_pairs(made, list(specs.values()), pool, wait=True, note=lambda sentence: None)
+    return specs
 
 
 @pytest.fixture
 def scoring(facts: ModelFacts, specs: dict[PairKey, PairSpec]) -> list[Request]:
-    """Twelve requests to score Midpoint at NFE 4, each on three other pairs."""
+    """Twelve requests that score Midpoint at NFE 4, each on a different set of three pairs."""
     from orchestrator.config.pair_plan import PairKey
     from orchestrator.hosts.distillation import to_numpy
-    from orchestrator.pool.requests import Request
     from solvers.families import GridSolver
     from solvers.families.midpoint import Midpoint
     from solvers.grids import Grid
@@ -143,14 +145,14 @@ def scoring(facts: ModelFacts, specs: dict[PairKey, PairSpec]) -> list[Request]:
     theta = to_numpy(GridSolver(Midpoint(), 4, Grid()).to_ns(facts.scheduler).flat())
     pairs = specs[PairKey("test", 1.0, 0)].digest
     return [
-        Request("score", {"theta": theta, "pairs": pairs, "metrics": ["psnr"], "indices": [i, i + 1, i + 2]})
+        Request.of(HostProtocol.score, theta=theta, pairs=pairs, metrics=["psnr"], indices=[i, i + 1, i + 2])
         for i in range(12)
     ]
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
-    """An empty storage of the test's own."""
+    """An empty storage for this test."""
     from orchestrator.storage import Storage
 
     return Storage.at(tmp_path / "storage")
@@ -158,7 +160,7 @@ def storage(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def copied(made: Storage, specs: dict[PairKey, PairSpec], tmp_path: Path) -> Storage:
-    """A copy of the small experiment's pairs, to damage."""
+    """A copy of the small experiment's pairs, which the test may damage."""
     from orchestrator.storage import Storage
 
     return Storage.at(shutil.copytree(made.root, tmp_path / "copied"))
@@ -166,7 +168,7 @@ def copied(made: Storage, specs: dict[PairKey, PairSpec], tmp_path: Path) -> Sto
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A local Ray of two cores and two GPUs that are not there: it schedules as on a cluster."""
+    """A local Ray with two cores and two GPUs that do not exist; it schedules as a cluster would."""
     import ray
 
     from orchestrator.pool.client import NAMESPACE
@@ -186,7 +188,7 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def ray_pool(ray_session: None) -> Iterator[Callable[..., RayPool]]:
-    """Starts pools of host actors, each on half a fake GPU; they end with the module, or by ``ray.kill``."""
+    """Starts pools of host actors, each on half a fake GPU. Pools end with the module or by ``ray.kill``."""
     import ray
 
     from orchestrator.hosts.host import Host
@@ -210,7 +212,7 @@ def ray_pool(ray_session: None) -> Iterator[Callable[..., RayPool]]:
 
 @pytest.fixture
 def object_store(monkeypatch: pytest.MonkeyPatch) -> Storage:
-    """A storage that is no directory: objects in memory, without folders, rename or file locks."""
+    """A storage that is not a directory: objects in memory, without folders, renames or file locks."""
     import fsspec
     import pyarrow.fs as pafs
 
@@ -236,7 +238,7 @@ def _s3_server() -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3_server(_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """An S3 server on this machine, and credentials for it in the environment; undisturbed unless the test says so."""
+    """An S3 server on this machine, with its credentials in the environment. No faults unless the test sets one."""
     from s3_server import CREDENTIALS
 
     for name, value in CREDENTIALS.items():
@@ -248,7 +250,7 @@ def s3_server(_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.fixture
 def s3_storage(s3_server: S3Server) -> Storage:
-    """An empty storage in a bucket of the test's own."""
+    """An empty storage in a bucket of its own."""
     from orchestrator.storage import Storage
 
     bucket = f"bucket-{uuid.uuid4().hex[:12]}"
@@ -258,7 +260,7 @@ def s3_storage(s3_server: S3Server) -> Storage:
 
 @pytest.fixture
 def copied_to_s3(made: Storage, specs: dict[PairKey, PairSpec], s3_storage: Storage) -> Storage:
-    """The small experiment's pairs on S3, to damage."""
+    """The small experiment's pairs on S3, which the test may damage."""
     for folder in made.names("pairs"):
         for name in made.names(f"pairs/{folder}"):
             s3_storage.write(f"pairs/{folder}/{name}", made.read(f"pairs/{folder}/{name}"))

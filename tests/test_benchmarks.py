@@ -1,4 +1,4 @@
-"""The benchmarks compare what is the same work, and each runs from its command line to its result file."""
+"""The benchmarks compare equal work, and each runs from the command line to its result file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import torch
 from click.testing import CliRunner
 
 from orchestrator.hosts.host import Host
+from orchestrator.hosts.protocols import HostProtocol
+from orchestrator.pool.requests import Request
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-# Scripts find each other beside themselves; at the end, so that they hide nothing.
+# The scripts import each other by name. The folder is last on the path, so that they hide no other module.
 sys.path.append(str(BENCHMARKS))
 
 import bench_memory  # noqa: E402
@@ -41,7 +43,7 @@ SMALL = (16, 16, 16)
 
 @pytest.fixture
 def large_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The benchmarks' adapters stand beside the product's, for this test."""
+    """Adds the adapters of the benchmarks to the product's for one test."""
     import orchestrator.models
 
     monkeypatch.setattr(orchestrator.models, "__path__", [*orchestrator.models.__path__, sharing_job.ADAPTERS])
@@ -52,44 +54,44 @@ def run_of(psnr_db: list[float]) -> bench_sharing.Run:
 
 
 def test_alternatives_take_turns() -> None:
-    """A warm-up each, then one run each a round: drift of the machine hits all alike."""
+    """After one warm-up each, all alternatives run once per round, so drift of the machine affects them equally."""
     order: list[str] = []
     interleaved_rounds({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2)
     assert order == ["a", "b"] * 3
 
 
 def test_a_slow_round_cancels_in_a_paired_ratio() -> None:
-    """The ratio is taken in each round first: one in which the whole machine was slow changes nothing."""
+    """Ratios are taken within each round: a round in which the whole machine was slow changes nothing."""
     assert paired_ratio([1.0, 10.0, 1.0], [2.0, 20.0, 2.0]) == 0.5
 
 
 def test_the_bare_loop_does_the_work_of_a_host(storage: Storage, host_settings: Any) -> None:
-    """Same noise, labels, batches, tolerances and norm: the product's stored samples are the bare loop's."""
+    """With the same noise, labels, batches, tolerances and norm, it reproduces the stored samples of the product."""
     local = LocalPool(Host(host_settings(storage)))
-    spec = bench_pairs.pair_spec(local.call("facts"), pairs=16, batch=4, tolerance=1e-3)
+    spec = bench_pairs.pair_spec(local.call(Request.of(HostProtocol.facts)), pairs=16, batch=4, tolerance=1e-3)
     bench_pairs.making(local, storage, spec)()
     samples = torch.cat(bench_pairs.BareLoop(spec, list(range(spec.shards))).run())
     torch.testing.assert_close(samples.float(), PairStore(storage, spec).load().x1, rtol=0, atol=1e-5)
 
 
-def test_other_work_is_not_compared(storage: Storage, host_settings: Any) -> None:
-    """A throughput is worth nothing if the samples differ."""
+def test_unequal_samples_are_not_compared(storage: Storage, host_settings: Any) -> None:
+    """A throughput means nothing if the samples differ."""
     local = LocalPool(Host(host_settings(storage)))
-    spec = bench_pairs.pair_spec(local.call("facts"), pairs=16, batch=4, tolerance=1e-2)
+    spec = bench_pairs.pair_spec(local.call(Request.of(HostProtocol.facts)), pairs=16, batch=4, tolerance=1e-2)
     bench_pairs.making(local, storage, spec)()
     store = PairStore(storage, spec)
     with pytest.raises(Exception, match="not the same work"):
         bench_pairs.check_same([store.load().x1.double() + 1], store)
 
 
-def test_sweeps_that_found_other_numbers_are_not_compared() -> None:
+def test_sweeps_with_unequal_psnrs_are_not_compared() -> None:
     """Both ways must end at the same PSNRs, trial by trial."""
     with pytest.raises(Exception, match="did not end at the same PSNRs"):
         bench_sharing.check_same([run_of([40.0, 41.0]), run_of([40.0, 41.5])])
 
 
-def test_the_sweep_has_as_many_trials_as_asked_for(large_zoo: None, facts: ModelFacts, tmp_path: Path) -> None:
-    """All of them are distillations of BNS: one process a trial does exactly what the pool does."""
+def test_the_sweep_has_the_requested_number_of_trials(large_zoo: None, facts: ModelFacts, tmp_path: Path) -> None:
+    """All of them distil BNS, so that one process per trial does exactly the work of the pool."""
     model = bench_sharing.Model("small", 0.0, 0)
     content = bench_sharing.experiment(model, tmp_path, trials=6, iterations=10, pairs=SMALL)
     config = parse_config(content, "the benchmark's configuration")
@@ -99,19 +101,19 @@ def test_the_sweep_has_as_many_trials_as_asked_for(large_zoo: None, facts: Model
 
 
 def test_the_large_model_is_the_zoo_model_with_more_weights(large_zoo: None, facts: ModelFacts) -> None:
-    """Its digest is the small one's, so that both share their pairs, and the further weights are there."""
+    """It has the digest of the small model, so that both share their pairs, and the additional weights."""
     model = plugins.build("models", "large_zoo", {"weights": "digits_fm_ot", "weights_mb": 2})
     assert (model.digest, model.further_weights.nbytes) == (facts.digest, 2 * 2**20)
 
 
 def test_the_large_model_refuses_a_negative_load(large_zoo: None) -> None:
-    """Before any process starts."""
+    """The error is raised before any process starts."""
     with pytest.raises(ConfigError, match=r"load_seconds must be 0 or more, got -1"):
         plugins.load("models", "large_zoo").check({"weights": "digits_fm_ot", "load_seconds": -1})
 
 
-def test_a_process_tree_is_found_with_its_memory() -> None:
-    """This process is the driver of its tree, and a child of it that Ray did not start is 'other'."""
+def test_processes_of_a_tree_have_their_roles() -> None:
+    """This process is the driver of its tree, and a child that Ray did not start is 'other'."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         assert {"driver": os.getpid(), "other": child.pid}.items() <= {
@@ -122,14 +124,14 @@ def test_a_process_tree_is_found_with_its_memory() -> None:
 
 
 def test_private_memory_is_within_pss_and_pss_within_rss() -> None:
-    """PSS adds a part of what is shared, RSS all of it."""
+    """PSS adds a share of the shared memory, RSS all of it."""
     held = memory(os.getpid())
     assert held is not None
     assert 0 < held.private <= held.pss <= held.rss
 
 
-def test_the_watch_sees_what_a_process_holds() -> None:
-    """Its peak includes a tensor that lived while it looked."""
+def test_the_memory_watch_measures_the_peak() -> None:
+    """The peak includes a tensor that was alive during the watch."""
     block = torch.ones(16 * 2**18)
     with MemoryWatch(os.getpid(), interval=0.01) as watch:
         while not watch.roles:
@@ -137,8 +139,8 @@ def test_the_watch_sees_what_a_process_holds() -> None:
     assert watch.roles["driver"].private > block.nbytes
 
 
-def test_live_tensors_counts_storages_once_and_forgets_the_dead() -> None:
-    """A view is no new memory; what is freed counts in the peak alone."""
+def test_live_tensors_counts_storages_once_and_drops_freed_ones() -> None:
+    """A view adds no memory; a freed tensor counts only in the peak."""
     with LiveTensors() as live:
         kept = torch.ones(1000)
         view = kept.view(10, 100)
@@ -149,7 +151,7 @@ def test_live_tensors_counts_storages_once_and_forgets_the_dead() -> None:
 
 
 def test_checkpointing_holds_less_for_the_backward_pass() -> None:
-    """The states and velocities, not the network's activations (Chen et al. 2016): what the table is to show."""
+    """It keeps states and velocities instead of the network's activations (Chen et al. 2016), as the table shows."""
     plain, checkpointed = (measure(Case("digits", method, nfe=4, batch=4)).held for method in bench_memory.ADAM)
     assert plain is not None
     assert checkpointed is not None
@@ -165,8 +167,8 @@ def test_checkpointing_holds_less_for_the_backward_pass() -> None:
         (bench_memory, ["--models", "cat"], "unknown model 'cat' in --models; choose from digits, conv"),
     ],
 )
-def test_what_cannot_work_is_refused(script: Any, options: list[str], message: str) -> None:
-    """By name and value, with the remedy, and before the long work."""
+def test_invalid_options_are_refused(script: Any, options: list[str], message: str) -> None:
+    """The message has the name, the value and the remedy, and comes before the long work."""
     done = CliRunner().invoke(script.main, options)
     assert done.exit_code == 2
     assert message in " ".join(done.output.replace("│", " ").split())
@@ -186,8 +188,8 @@ def test_what_cannot_work_is_refused(script: Any, options: list[str], message: s
 )
 def test_a_quick_run_writes_its_table(script: str, options: dict[str, object], tmp_path: Path) -> None:
     """From the command line to a dated file that names the command, as `make bench` runs it."""
-    told = [f"--{name}={value}" for name, value in options.items()]
-    call = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--quick", "--results", str(tmp_path), *told]
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    call = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--quick", "--results", str(tmp_path), *arguments]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.iterdir()

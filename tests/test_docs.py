@@ -1,4 +1,4 @@
-"""What the documentation shows is run as it is written."""
+"""The code and the names in the documentation work as written."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def code_block(document: str, language: str, position: int = 0) -> str:
-    """The n-th fenced block of a language in a document."""
+    """Return the n-th fenced block of a language in a document."""
     blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.S)
     return str(blocks[position])
 
 
 def test_the_readme_samples_with_a_theta_in_five_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The snippet of 'Using θ', with a solver where the demo leaves its own."""
+    """The snippet of 'Using θ', with a solver saved in place of the demo's."""
     model = ZooModel("digits_fm_ot")
     solver = GridSolver(Midpoint(), 8, Grid()).to_ns(model.scheduler)
     thetas = tmp_path / "bespoke-data/experiments/digits/thetas"
@@ -50,8 +50,8 @@ def test_the_readme_samples_with_a_theta_in_five_lines(tmp_path: Path, monkeypat
     assert 0.5 < float(names["digits"].std()) < 1  # ink and paper, in [-1, 1]
 
 
-def test_the_method_of_the_how_to_is_a_family() -> None:
-    """docs/extending.md: the file as shown defines a family of its order, equal to its own non-stationary form."""
+def test_the_solver_of_the_how_to_is_a_family() -> None:
+    """docs/extending.md: the file as shown defines a family of its stated order, equal to its non-stationary form."""
     names: dict[str, Any] = {"__name__": "ralston"}
     exec(compile(code_block("docs/extending.md", "python"), "ralston.py", "exec", dont_inherit=True), names)
     family = names["FAMILY"]()
@@ -65,8 +65,8 @@ def test_the_method_of_the_how_to_is_a_family() -> None:
     assert float(torch.log2(coarse / fine)) == pytest.approx(family.order, abs=0.2)
 
 
-def test_the_file_of_the_how_to_is_all_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Saved among the families it is listed, may stand in a configuration, and is refused at an NFE it cannot pay."""
+def test_the_file_of_the_how_to_is_all_a_new_family_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once saved, it is listed and may be used in a configuration; an NFE that is not a multiple of 2 is refused."""
     (tmp_path / "ralston.py").write_text(code_block("docs/extending.md", "python"), encoding="utf-8")
     monkeypatch.setattr(solvers.families, "__path__", [*solvers.families.__path__, str(tmp_path)])
     assert "ralston" in plugins.names("families")
@@ -79,8 +79,8 @@ def test_the_file_of_the_how_to_is_all_it_takes(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/cluster.md", "docs/solvers.md", "CONTRIBUTING.md"])
-def test_every_file_that_a_document_names_is_there(document: str) -> None:
-    """Links and configurations of the documents lead somewhere."""
+def test_links_and_configurations_in_a_document_exist(document: str) -> None:
+    """Relative links and paths of shipped configurations."""
     text = (ROOT / document).read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
     named = re.findall(r"\bsweeps/configs/[\w/]+\.yaml", text)
@@ -92,18 +92,18 @@ def test_every_file_that_a_document_names_is_there(document: str) -> None:
 
 
 def test_every_command_in_the_readme_exists() -> None:
-    """Each `bespoke …` of the README is a command with the options it is shown with."""
+    """The README shows each command of `bespoke`, and no other."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = {line.split()[1] for line in re.findall(r"^bespoke \w+.*$", text, re.M)}
     assert commands == set(main.commands)
     for command in commands:
-        shown = CliRunner().invoke(main, shlex.split(f"{command} --help"))
-        assert shown.exit_code == 0
+        result = CliRunner().invoke(main, shlex.split(f"{command} --help"))
+        assert result.exit_code == 0
 
 
-def test_the_recogniser_of_the_how_to_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/extending.md: the file as shown hears what it says it hears, under its own name."""
-    monkeypatch.setitem(sys.modules, "parrot", types.ModuleType("parrot"))  # where dataclasses looks annotations up
+def test_the_recogniser_of_the_how_to_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/extending.md: the file as shown transcribes as described, under its own name."""
+    monkeypatch.setitem(sys.modules, "parrot", types.ModuleType("parrot"))  # where dataclasses looks up types
     names: dict[str, Any] = {"__name__": "parrot"}
     exec(compile(code_block("docs/extending.md", "python", 1), "parrot.py", "exec", dont_inherit=True), names)
     recogniser = names["RECOGNISER"](word="Two!")
@@ -112,28 +112,28 @@ def test_the_recogniser_of_the_how_to_is_one(monkeypatch: pytest.MonkeyPatch) ->
     assert [recogniser.words(text) for text in heard] == [["two"], ["two"]]
 
 
-# ---- the architecture page --------------------------------------------------------------------------------------------
+# ---- the architecture page -------------------------------------------------------------------------------------------
 
 
 def test_the_architecture_page_lists_the_layers_of_the_import_contract() -> None:
-    """docs/architecture.md, top line first, against pyproject.toml."""
+    """docs/architecture.md, from the top line down, matches pyproject.toml."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
         "contracts"
     ]
     (contract,) = [contract for contract in contracts if "containers" in contract]
     enforced = [set(layer.split(" | ")) for layer in contract["layers"]]
     table = re.findall(r"^\| \d+ \| (.*?) \|", (ROOT / "docs/architecture.md").read_text(encoding="utf-8"), re.M)
-    shown = [{name.removeprefix("orchestrator/") for name in re.findall(r"`(.*?)`", cell)} for cell in table]
-    assert [layer for layer in shown if layer not in ({"sweeps"}, {"solvers"})] == enforced
+    documented = [{name.removeprefix("orchestrator/") for name in re.findall(r"`(.*?)`", cell)} for cell in table]
+    assert [layer for layer in documented if layer not in ({"sweeps"}, {"solvers"})] == enforced
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/extending.md"])
-def test_files_that_a_page_names_exist(page: str) -> None:
+def test_python_files_named_by_a_page_exist(page: str) -> None:
     """Every Python file in backticks, by its path from the root or from a package."""
     text = (ROOT / page).read_text(encoding="utf-8")
     names = {name for name in re.findall(r"`([\w/]+\.py)`", text) if "NAME" not in name and "ralston" not in name}
-    places = [ROOT, ROOT / "orchestrator", ROOT / "sweeps", ROOT / "solvers", ROOT / "sweeps" / "points"]
+    folders = [ROOT, ROOT / "orchestrator", ROOT / "sweeps", ROOT / "solvers", ROOT / "sweeps" / "points"]
     missing = [
-        name for name in names if not any((place / name).is_file() for place in (*places, ROOT / "solvers/distil"))
+        name for name in names if not any((folder / name).is_file() for folder in (*folders, ROOT / "solvers/distil"))
     ]
     assert missing == []

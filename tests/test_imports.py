@@ -1,4 +1,4 @@
-"""Dependencies point one way, no import is circular, and heavy libraries have one door each."""
+"""Dependencies point one way, no import is circular, and each heavy library is imported in one place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("solvers", "orchestrator", "sweeps")
 
 
 def import_graph(root: Path) -> dict[str, set[str]]:
-    """Modules by name, and the modules of the project that each imports: also inside functions, also for types."""
+    """Return the project modules that each module imports, including imports in functions and for type checking."""
     paths = {path for package in PACKAGES for path in (root / package).rglob("*.py")}
     modules = {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
     graph: dict[str, set[str]] = {}
@@ -30,8 +30,8 @@ def import_graph(root: Path) -> dict[str, set[str]]:
     return graph
 
 
-def test_no_file_imports_itself_through_others(repository: Path) -> None:
-    """Imports inside functions and for type checking count: they hide circles, they do not resolve them."""
+def test_no_import_is_circular(repository: Path) -> None:
+    """Imports in functions and for type checking count: they hide a cycle without resolving it."""
     graph = import_graph(repository)
     assert len(graph) > 200
     try:
@@ -40,14 +40,14 @@ def test_no_file_imports_itself_through_others(repository: Path) -> None:
         pytest.fail("circular import: " + " -> ".join(reversed(error.args[1])))
 
 
-def test_loose_modules_stay_few(repository: Path) -> None:
-    """A module of the orchestrator belongs to a package, unless many import it for one concept."""
+def test_top_level_modules_of_the_orchestrator_are_listed(repository: Path) -> None:
+    """A module belongs in a package unless many packages import it for a single concept."""
     loose = {path.stem for path in (repository / "orchestrator").glob("*.py")} - {"__init__"}
     assert loose == {"errors", "lock", "plugins", "progress", "randomness", "storage"}
 
 
 def test_the_contracts_of_import_linter_are_kept(repository: Path) -> None:
-    """Packages are layers; torchdiffeq, MLflow and Ray are imported where pyproject.toml says and nowhere else."""
+    """Packages are layers; torchdiffeq, MLflow and Ray are imported only where pyproject.toml allows it."""
     command = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([command, "--no-cache"], cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -63,7 +63,7 @@ def test_the_contracts_of_import_linter_are_kept(repository: Path) -> None:
         ("orchestrator.hosts.settings", ["ray", "mlflow", "torchdiffeq", "orchestrator.hosts.host"]),
     ],
 )
-def test_importing_a_module_does_not_load_what_it_does_not_need(module: str, absent: list[str]) -> None:
+def test_importing_a_module_does_not_load_unneeded_libraries(module: str, absent: list[str]) -> None:
     """solvers works with torch alone, and `bespoke --help` answers at once."""
     code = f"import sys, {module}; print(*[name for name in {absent!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

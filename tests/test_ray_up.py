@@ -1,8 +1,9 @@
-"""The user's day: `ray up`, a sweep as a job, MLflow, `ray down`, on three machines that are namespaces of this one.
+"""A user's session (`ray up`, a sweep as a job, MLflow, `ray down`) on three machines made of namespaces of this one.
 
 Opt-in, since it needs root and changes the machine's network while it runs:
 
     BESPOKE_RAY_UP=1 python -m pytest tests/test_ray_up.py -s
+
 """
 
 from __future__ import annotations
@@ -37,13 +38,15 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
     if os.geteuid() != 0 or missing_tools():
         pytest.fail(f"needs root and {', '.join(missing_tools()) or 'nothing else'}")
     if running := foreign_ray():
-        pytest.fail(f"a Ray runs here already (processes {running[:3]} …): this test starts none beside it")
+        pytest.fail(
+            f"Ray is already running on this machine (processes {running[:3]} …); stop it, then rerun this test"
+        )
     with Machines(3, tmp_path) as started:
         yield started
 
 
 class Laptop:
-    """Where the user sits: the repository's files, a home with the cluster's token, the cluster file filled in."""
+    """The user's machine: the repository's files, a home with the cluster's token, and the completed cluster file."""
 
     def __init__(self, folder: Path, repository: Path, machines: Machines):
         self.folder, self.machines = folder, machines
@@ -72,7 +75,7 @@ class Laptop:
         }
 
     def run(self, *command: str, succeeds: bool = True, **variables: str) -> str:
-        """What a command prints; whether it must succeed, or must not."""
+        """Run a command, check whether it succeeds, and return its output."""
         done = subprocess.run(
             command,
             cwd=self.folder,
@@ -90,7 +93,7 @@ class Laptop:
 
     @contextmanager
     def tunnels(self) -> Iterator[tuple[str, str]]:
-        """The dashboard and MLflow of the head, as docs/cluster.md reaches them."""
+        """SSH tunnels to the dashboard and MLflow on the head, as in docs/cluster.md."""
         ends = {8265: "127.0.0.1:8265", 5000: "bespoke-head:5000"}
         options = [part for port, end in ends.items() for part in ("-L", f"{port}:{end}")]
         tunnel = subprocess.Popen(self.machines.ssh_command(self.machines.machines[0], "-N", *options))
@@ -115,7 +118,7 @@ def _wait_for(port: int) -> None:
 
 
 def test_ray_up_a_sweep_as_a_job_and_ray_down(machines: Machines, repository: Path, tmp_path: Path) -> None:
-    """The commands of docs/cluster.md with docs/ray_cluster.ssh.yaml: all that differs is what is marked EDIT there."""
+    """The commands of docs/cluster.md, with only the lines marked EDIT in docs/ray_cluster.ssh.yaml changed."""
     laptop = Laptop(tmp_path / "laptop", repository, machines)
     laptop.run("bash", "-c", "ray get-auth-token --generate > /dev/null && chmod 600 ~/.ray/auth_token")
     laptop.run("bespoke", "cluster", "check", "cluster.yaml", "--for-launch")
@@ -126,16 +129,16 @@ def test_ray_up_a_sweep_as_a_job_and_ray_down(machines: Machines, repository: Pa
         refused = laptop.run("ray", "job", "list", "--address", dashboard, succeeds=False, RAY_AUTH_MODE="disabled")
         assert "token" in refused.lower()
         submit = ("ray", "job", "submit", "--address", dashboard)
-        given = ("--address", "auto", "--storage", storage, "--tracking-uri", tracking)
-        _all_nodes(laptop, 3)
-        doctor = laptop.run(*submit, "--", "bespoke", "doctor", *given)
+        options = ("--address", "auto", "--storage", storage, "--tracking-uri", tracking)
+        _wait_for_nodes(laptop, 3)
+        doctor = laptop.run(*submit, "--", "bespoke", "doctor", *options)
         for machine in machines.machines:
             assert machine.address in doctor
-        output = laptop.run(*submit, "--submission-id", "tiny-1", "--", "bespoke", "sweep", "/mnt/tiny.yaml", *given)
+        output = laptop.run(*submit, "--submission-id", "tiny-1", "--", "bespoke", "sweep", "/mnt/tiny.yaml", *options)
         assert f"report: {storage}/experiments/tiny/report.html" in output
         check_complete(place)
     laptop.run("ray", "down", "-y", "cluster.yaml")
-    # It stops Ray on the head; the workers' ends by itself, a minute after they have lost it.
+    # It stops Ray on the head only; Ray on the workers ends by itself a minute after the connection is lost.
     end = time.monotonic() + 180
     while running := [machine.name for machine in machines.machines if _runs_ray(machines, machine)]:
         assert time.monotonic() < end, running
@@ -146,15 +149,15 @@ def _runs_ray(machines: Machines, machine: Machine) -> bool:
     return "raylet/raylet" in machines.ssh(machine, "ps ax -o args=")
 
 
-def _all_nodes(laptop: Laptop, count: int) -> None:
-    """Wait until so many machines have joined."""
+def _wait_for_nodes(laptop: Laptop, count: int) -> None:
+    """Wait until ``count`` machines have joined."""
     head = laptop.machines.machines[0]
     end = time.monotonic() + 300
     code = "import ray; ray.init(logging_level=40); print(sum(n['Alive'] for n in ray.nodes()))"
-    ask = f'RAY_AUTH_MODE=token {HOME}/venv/bin/python -c "{code}" 2> /dev/null | tail -n 1'
+    command = f'RAY_AUTH_MODE=token {HOME}/venv/bin/python -c "{code}" 2> /dev/null | tail -n 1'
     while True:
-        found = laptop.machines.ssh(head, ask)
-        if found.strip() == str(count):
+        alive = laptop.machines.ssh(head, command)
+        if alive.strip() == str(count):
             return
-        assert time.monotonic() < end, found
+        assert time.monotonic() < end, alive
         time.sleep(2)

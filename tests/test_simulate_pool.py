@@ -1,4 +1,4 @@
-"""The simulation of the pool: what can be worked out by hand comes out, and what limits a run is named."""
+"""The simulation of the pool agrees with hand-computed cases and names the bottleneck of a run."""
 
 from __future__ import annotations
 
@@ -18,71 +18,71 @@ from simulate_pool import differences, seconds_of_queue  # noqa: E402
 TIMES = Times(advance=2.0, score=0.5, batched=(1.2, 1.6, 2.4))
 
 
-def test_one_trial_alone_takes_the_sum_of_what_it_does() -> None:
-    """Nothing waits: every part counts once, at the host, the router, on the wire, at MLflow and in the trial."""
+def test_one_trial_alone_takes_the_sum_of_its_parts() -> None:
+    """Nothing waits, so every part counts once: host, router, wire, MLflow and the trial's own time."""
     times = dataclasses.replace(TIMES, router=0.01, wire=0.02, log=0.1, own=0.03)
-    found = Simulation(Load(1, validations=3, keys=1), times, hosts=2, max_batch=8).run()
+    outcome = Simulation(Load(1, validations=3, keys=1), times, hosts=2, max_batch=8).run()
     requests, logs = 1 + 3 + 2, 4
-    assert found.seconds == pytest.approx(3 * 2.0 + 6 * 0.5 + requests * 0.03 + logs * (0.1 + 0.03))
-    assert found.latency == pytest.approx((3 * 2.0 + 6 * 0.5) / requests + 0.03)
-    assert found.host_busy == pytest.approx((3 * 2.0 + 6 * 0.5) / (2 * found.seconds))
-    assert found.batched_share == 0
+    assert outcome.seconds == pytest.approx(3 * 2.0 + 6 * 0.5 + requests * 0.03 + logs * (0.1 + 0.03))
+    assert outcome.latency == pytest.approx((3 * 2.0 + 6 * 0.5) / requests + 0.03)
+    assert outcome.host_busy == pytest.approx((3 * 2.0 + 6 * 0.5) / (2 * outcome.seconds))
+    assert outcome.batched_share == 0
 
 
 @pytest.mark.parametrize("hosts", [1, 4])
 def test_hosts_that_always_have_work_share_it(hosts: int) -> None:
-    """Many trials, nothing batched: the hosts' work divided by their number, and no host idles before the end."""
+    """Many trials without batching take the total work divided by the hosts, and no host idles before the end."""
     workload = Load(40, validations=5, keys=1)
-    found = Simulation(workload, TIMES, hosts=hosts, max_batch=1).run()
+    outcome = Simulation(workload, TIMES, hosts=hosts, max_batch=1).run()
     work = 40 * (5 * 2.0 + 8 * 0.5)
-    assert work / hosts <= found.seconds < 1.03 * work / hosts
-    assert found.host_busy > 0.97
+    assert work / hosts <= outcome.seconds < 1.03 * work / hosts
+    assert outcome.host_busy > 0.97
 
 
-def test_merged_trials_cost_a_host_what_was_measured_for_so_many() -> None:
-    """Eight trials of one key on one host advance as one: 2.4 times one's seconds, where they would take 8 times."""
+def test_batched_trials_take_the_measured_time_of_a_batch() -> None:
+    """Eight trials of one key on one host advance as one batch, in 2.4 times the time of one trial, not 8 times."""
     workload = Load(8, validations=10, keys=1)
-    together = Simulation(workload, TIMES, hosts=1, max_batch=8).run()
-    assert together.batched_share > 0.8
-    assert together.seconds < 0.7 * Simulation(workload, TIMES, hosts=1, max_batch=1).run().seconds
-    apart = Simulation(dataclasses.replace(workload, keys=8), TIMES, hosts=1, max_batch=8).run()
-    assert apart.batched_share == 0
+    batched = Simulation(workload, TIMES, hosts=1, max_batch=8).run()
+    assert batched.batched_share > 0.8
+    assert batched.seconds < 0.7 * Simulation(workload, TIMES, hosts=1, max_batch=1).run().seconds
+    unbatched = Simulation(dataclasses.replace(workload, keys=8), TIMES, hosts=1, max_batch=8).run()
+    assert unbatched.batched_share == 0
 
 
-def test_a_group_is_never_larger_than_the_limit() -> None:
-    """With at most two together a host does at least half of the calls."""
-    found = Simulation(Load(16, validations=10, keys=1), TIMES, hosts=1, max_batch=2).run()
-    assert found.seconds >= 80 * 2.4 + 16 * 13 * 0.5
+def test_a_batch_is_never_larger_than_the_limit() -> None:
+    """With at most two requests per batch, a host runs at least half as many batches as there are requests."""
+    outcome = Simulation(Load(16, validations=10, keys=1), TIMES, hosts=1, max_batch=2).run()
+    assert outcome.seconds >= 80 * 2.4 + 16 * 13 * 0.5
 
 
-def test_what_limits_a_run_is_named() -> None:
-    """Hosts, the router, or MLflow: whichever is busy all the time."""
+def test_the_bottleneck_of_a_run_is_named() -> None:
+    """The hosts, the router or MLflow, whichever is always busy."""
     workload = Load(50, validations=5, keys=50)
     for change, name in (
         ({}, "the hosts"),
         ({"router": 1.0}, "the router"),
         ({"log": 2.0}, "MLflow"),
     ):
-        found = Simulation(workload, dataclasses.replace(TIMES, **change), hosts=8, max_batch=8).run()
-        assert bottleneck(found).startswith(f"{name}, busy"), change
+        outcome = Simulation(workload, dataclasses.replace(TIMES, **change), hosts=8, max_batch=8).run()
+        assert bottleneck(outcome).startswith(f"{name}, busy"), change
 
 
-def test_the_same_simulation_gives_the_same_numbers() -> None:
-    """No chance in it."""
+def test_the_simulation_is_deterministic() -> None:
+    """Two simulations with the same settings have equal outcomes."""
     times = dataclasses.replace(TIMES, router=0.001, log=0.01)
     first, second = (Simulation(Load(100, 5, 4), times, hosts=8, max_batch=8).run() for _ in range(2))
     assert first == second
 
 
 def test_differences_are_relative_to_the_real_run() -> None:
-    """A simulation that says 12 s where 10 were measured is 20 % off."""
+    """A simulation of 12 s for a measured 10 s is 20 % off."""
     real = Outcome(seconds=10, host_busy=0.5, latency=1.0, logs_per_second=4, batched_share=0)
-    found = differences(real, dataclasses.replace(real, seconds=12, logs_per_second=3))
-    assert found == pytest.approx({"seconds": 0.2, "host_busy": 0, "latency": 0, "logs_per_second": -0.25})
+    relative = differences(real, dataclasses.replace(real, seconds=12, logs_per_second=3))
+    assert relative == pytest.approx({"seconds": 0.2, "host_busy": 0, "latency": 0, "logs_per_second": -0.25})
 
 
-def test_the_real_routers_queue_is_measured_without_ray() -> None:
-    """It answers as many as it is asked to, and that costs some CPU time."""
+def test_the_queue_of_the_real_router_is_measured_without_ray() -> None:
+    """Answering the requested number of requests takes some CPU time."""
     assert seconds_of_queue(waiting=5, hosts=2, answers=5) > 0
 
 
@@ -106,13 +106,13 @@ print(json.dumps([
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_a_real_pool_takes_what_the_simulation_says() -> None:
-    """Ray, the router and two host actors that sleep, eight trials: within 20 %."""
+def test_a_real_pool_takes_the_simulated_time() -> None:
+    """With Ray, the router, two host actors that sleep and eight trials, they agree within 20 %."""
     import json
 
     done = subprocess.run(
         [sys.executable, "-c", REAL, str(BENCHMARKS)], capture_output=True, text=True, timeout=250, check=False
     )
     assert done.returncode == 0, done.stderr
-    for found in json.loads(done.stdout.splitlines()[-1]):
-        assert all(abs(difference) < 0.2 for difference in found.values()), found
+    for relative in json.loads(done.stdout.splitlines()[-1]):
+        assert all(abs(difference) < 0.2 for difference in relative.values()), relative

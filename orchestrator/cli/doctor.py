@@ -239,7 +239,7 @@ def _ray(address: str | None, storage: Storage | None, tracking_uri: str | None)
         yield Finding("mlflow", tracking_uri, "missing", f"a file, but the cluster has {len(nodes)} nodes", remedy)
         tracking_uri = None
     for report in preflight.survey(storage, tracking_uri, nodes):
-        problems = preflight.told(report, storage)
+        problems = preflight.errors_of(report, storage)
         if not problems:
             parts = "storage" if tracking_uri is None else "storage and MLflow"
             yield Finding("ray", f"from {report.node}", "ok", f"{parts} can be used")

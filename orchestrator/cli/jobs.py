@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @runs_hosts
-def pairs(config: str, overrides: tuple[str, ...], address: str, storage: str, no_wait: bool) -> None:
+def pairs(config: str, overrides: tuple[str, ...], address: str | None, storage: str | None, no_wait: bool) -> None:
     """Make the ground-truth pairs of CONFIG, or resume making them. Damaged shards are replaced.
 
     \b
@@ -53,7 +53,12 @@ def pairs(config: str, overrides: tuple[str, ...], address: str, storage: str, n
 @runs_hosts
 @tracked
 def sweep(
-    config: str, overrides: tuple[str, ...], address: str, tracking_uri: str, storage: str, no_wait: bool
+    config: str,
+    overrides: tuple[str, ...],
+    address: str | None,
+    tracking_uri: str | None,
+    storage: str | None,
+    no_wait: bool,
 ) -> None:
     """Run the main job of CONFIG: pairs, sweep, evaluation, MLflow and report. To resume, run it again.
 
@@ -100,9 +105,9 @@ def evaluate(
     experiment: str | None,
     allow_transfer: bool,
     as_json: bool,
-    address: str,
-    tracking_uri: str,
-    storage: str,
+    address: str | None,
+    tracking_uri: str | None,
+    storage: str | None,
     no_wait: bool,
 ) -> None:
     """Score THETA artifacts with metrics on datasets: tables, pictures, MLflow. To resume, run it again.
@@ -176,7 +181,7 @@ def _find_thetas(thetas: Sequence[str], experiment: str | None, config: Experime
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--output", default=".", show_default=True, help="Output folder for the weights and the model card.")
 @tracked
-def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri: str) -> None:
+def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri: str | None) -> None:
     """Train a zoo model, then draw and score samples. Resumes from the last checkpoint; logs losses to MLflow.
 
     \b
@@ -229,7 +234,12 @@ def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri:
 @runs_hosts
 @tracked
 def distil_network(
-    config: str, overrides: tuple[str, ...], address: str, tracking_uri: str, storage: str, no_wait: bool
+    config: str,
+    overrides: tuple[str, ...],
+    address: str | None,
+    tracking_uri: str | None,
+    storage: str | None,
+    no_wait: bool,
 ) -> None:
     """Compare distilling the solver with distilling the network, on one zoo model. To resume, run it again.
 

@@ -22,7 +22,7 @@ STOP_SECONDS = 10.0
 
 
 def curves_path(experiment_id: str | None) -> str:
-    """Path of an experiment's curves in MLflow's UI; the start page if there is no experiment.
+    """Path of an experiment's curves in MLflow's UI; the start page without an experiment.
 
     Without these parameters, MLflow 3 opens an experiment on its page of traces, which is empty here.
     """

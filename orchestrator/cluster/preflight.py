@@ -154,7 +154,7 @@ def check_nodes(storage: Storage, tracking_uri: str | None, known: Collection[st
             f"a shared disk, and without one the file is missing on the other nodes; start `mlflow server` on one node "
             f"and give its address, e.g. --tracking-uri http://head:5000"
         )
-    problems = [problem for report in survey(storage, tracking_uri, current) for problem in told(report, storage)]
+    problems = [problem for report in survey(storage, tracking_uri, current) for problem in errors_of(report, storage)]
     if not problems:
         return ids
     first, others = problems[0], len(problems) - 1
@@ -164,7 +164,7 @@ def check_nodes(storage: Storage, tracking_uri: str | None, known: Collection[st
     raise type(first)(f"{first}{more}")
 
 
-def told(report: NodeReport, storage: Storage) -> list[ConfigError | PoolError]:
+def errors_of(report: NodeReport, storage: Storage) -> list[ConfigError | PoolError]:
     """The problems of one node, as errors that name the remedy."""
     if report.problem is not None:
         return [PoolError(f"node {report.node} does not run tasks: {report.problem}; see `ray status`")]

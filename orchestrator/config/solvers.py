@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from orchestrator import plugins
 from orchestrator.config.base import Exponent, NotEmpty, PluginConfig, Positive, Several, Strict, as_list, as_plugin
 from orchestrator.errors import ConfigError
-from orchestrator.hosts.distillation import Settings
+from orchestrator.hosts.runs import Settings
 from orchestrator.models.base import Precision
 from orchestrator.objectives.base import Objective
 from solvers.distil.adam import AdamSettings

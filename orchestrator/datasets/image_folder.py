@@ -21,7 +21,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 class ImageFolder(Dataset):
     """Images in a folder (png, jpg, webp, bmp), read on demand; each subfolder is a class.
 
-    The conditioning is the class of an image drawn uniformly, or 0 if there are no classes.
+    The conditioning is the class of an image drawn uniformly, or 0 without classes.
 
     Attributes:
         folder: Folder of the images.

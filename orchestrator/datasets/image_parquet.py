@@ -34,7 +34,7 @@ class ImageParquet(Dataset):
         grayscale: One channel (ITU-R 601 luma) instead of three.
 
     Raises:
-        ValueError: There is no file, no row, no such column, or both labels and texts are set.
+        ValueError: No file matches, a column is missing, the files hold no row, or both labels and texts are set.
     """
 
     path: str

@@ -30,7 +30,7 @@ class Prompts(Dataset):
             are never confused with those of another version.
 
     Raises:
-        ValueError: There are no prompts, or the file is missing, of another format or without the column.
+        ValueError: The file holds no prompts, is missing, of another format or without the column.
     """
 
     prompts: tuple[str, ...] = ("a photograph of a cat", "a painting of a lighthouse at dusk", "a bowl of ripe peaches")

@@ -14,6 +14,7 @@ import numpy as np
 from orchestrator import plugins
 from orchestrator.errors import ConfigError
 from orchestrator.features.moments import Moments, spread
+from orchestrator.hosts.protocols import ScorerProtocol
 from orchestrator.metrics._features import moments_of
 from orchestrator.metrics.measurements import Measured, MetricSpec
 from orchestrator.pool.requests import Pool, Request
@@ -42,10 +43,11 @@ class RealShard:
     dataset: Mapping[str, Any]
     indices: range
 
-    def request(self) -> Request:
-        """The request to a scorer that measures this shard."""
-        arguments = {"metric": self.spec, "key": self.key, "dataset": self.dataset, "indices": self.indices}
-        return Request("measure_real", arguments)
+    def request(self) -> Request[int]:
+        """The request that a scorer answers."""
+        return Request.of(
+            ScorerProtocol.measure_real, metric=self.spec, key=self.key, dataset=self.dataset, indices=self.indices
+        )
 
 
 @dataclass(frozen=True)

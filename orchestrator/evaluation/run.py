@@ -21,6 +21,7 @@ from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.evaluation.real import RealSamples, RealShard
 from orchestrator.evaluation.solvers import EvaluatedSolver
+from orchestrator.hosts.protocols import HostProtocol, ScorerProtocol
 from orchestrator.metrics.base import Array, MeanMetric, RateMetric, Summary
 from orchestrator.metrics.measurements import FINITE, Measured, MetricSpec
 from orchestrator.pairs import PairSpec
@@ -57,7 +58,7 @@ class Score:
         summary: The value, with its standard error and sample counts.
         nfe: Evaluations per sample; for ground truth, the mean over its samples.
         not_finite: Indices of samples that are not finite; the first ten only.
-        failure: Why there is no value, or None.
+        failure: Why the value is missing, or None.
     """
 
     case: Case
@@ -191,8 +192,8 @@ class Evaluation:
                     continue
                 source = plugins.build("datasets", real.dataset["name"], real.dataset["options"])
                 real_shape = tuple(source.real_samples([0]).shape[1:])
-                first = {"theta": None, "pairs": case.pairs.digest, "indices": [0]}
-                shape = tuple(self.hosts.call("pictures", **first).shape[1:])
+                first = Request.of(HostProtocol.pictures, theta=None, pairs=case.pairs.digest, indices=[0])
+                shape = tuple(self.hosts.call(first).shape[1:])
                 if real_shape != shape:
                     raise ConfigError(
                         f"metric {spec.metric.column!r} compares samples of shape {shape} with real images of "
@@ -361,32 +362,28 @@ class _Shard:
         """Progress steps: samples to be sampled, plus samples to be scored by each metric."""
         return self.rows * (self.needs_host + len(self.scored))
 
-    def host_request(self) -> Request:
-        return Request(
-            "measure_shard",
-            {
-                "theta": self.case.solver.theta,
-                "pairs": self.case.pairs.digest,
-                "shard": self.shard,
-                "metrics": self.compared,
-                "keys": [self.keys[spec.identity] for spec in self.compared],
-                "finite": self.finite,
-                "media": self.media if self.scored else None,
-            },
+    def host_request(self) -> Request[int]:
+        return Request.of(
+            HostProtocol.measure_shard,
+            theta=self.case.solver.theta,
+            pairs=self.case.pairs.digest,
+            shard=self.shard,
+            metrics=self.compared,
+            keys=[self.keys[spec.identity] for spec in self.compared],
+            finite=self.finite,
+            media=self.media if self.scored else None,
         )
 
-    def scorer_request(self) -> Request:
+    def scorer_request(self) -> Request[int]:
         pairs = self.case.pairs
-        return Request(
-            "measure",
-            {
-                "metrics": self.scored,
-                "keys": [self.keys[spec.identity] for spec in self.scored],
-                "media": self.media,
-                "dataset": pairs.conditioning,
-                "seed": pairs.seed,
-                "first": pairs.shard_indices(self.shard).start,
-            },
+        return Request.of(
+            ScorerProtocol.measure,
+            metrics=self.scored,
+            keys=[self.keys[spec.identity] for spec in self.scored],
+            media=self.media,
+            dataset=pairs.conditioning,
+            seed=pairs.seed,
+            first=pairs.shard_indices(self.shard).start,
         )
 
 

@@ -37,7 +37,7 @@ def ns_scheduler(
     Raises:
         InvalidThetaError: theta was made for another model, prediction, path or guidance.
         ExportError: The pipeline cannot sample with this theta.
-        ConfigError: There is no adapter for the pipeline.
+        ConfigError: The pipeline has no adapter.
     """
     from orchestrator.export.ns_scheduler import FLOW, NSScheduler
 

@@ -17,15 +17,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from orchestrator.hosts.lockstep import RequestGroup
+from orchestrator.hosts.lockstep import Requests
+from orchestrator.hosts.protocols import HostProtocol
+from orchestrator.hosts.runs import BATCHED_OBJECTIVE
 from orchestrator.pairs import PairSet, concatenate
+from orchestrator.pool.requests import Request
 from solvers.batched import sample_batched
 from solvers.field import VelocityField
 from solvers.losses import psnr_loss
 
-BATCHED_METHOD = "loss_and_gradient"
-BATCHED_OBJECTIVE = "psnr"
-"""The only method and objective whose requests are batched."""
+BATCHED_METHOD = HostProtocol.loss_and_gradient.__name__
+"""The only method whose requests are batched, for one objective (``BATCHED_OBJECTIVE``)."""
 
 GAIN = 0.95
 """A larger batch is preferred if its time per sample is below this share of the smaller one's."""
@@ -66,7 +68,7 @@ class Batching:
     """Answers several requests to one frozen model, in batches if these are faster.
 
     Args:
-        ask: ``ask(method, arguments)`` answers one request.
+        answer_one: Answers one request.
         select: ``select(digest, indices)`` returns the guidance scale of a pair set, and its pairs at these indices on
             the device.
         velocity: ``velocity(condition, guidance_scale)`` is the model's field for a batch.
@@ -74,29 +76,30 @@ class Batching:
 
     def __init__(
         self,
-        ask: Callable[[str, dict[str, Any]], Any],
+        answer_one: Callable[[Request[Any]], Any],
         select: Callable[[str, Sequence[int]], tuple[float, PairSet]],
         velocity: Callable[[Tensor, float], VelocityField],
     ):
-        self.ask, self.select, self.velocity = ask, select, velocity
+        self.answer_one, self.select, self.velocity = answer_one, select, velocity
         self.statistics = BatchingStatistics()
 
-    def answer(self, groups: Sequence[RequestGroup]) -> list[list[Any]]:
+    def answer(self, groups: Sequence[Requests]) -> list[list[Any]]:
         """Answers to the requests of each group, in order."""
-        answers: list[list[Any]] = [[None] * len(group.arguments) for group in groups]
+        answers: list[list[Any]] = [[None] * len(group) for group in groups]
         batchable: dict[tuple[int, Shape], list[_BatchableRequest]] = {}
         for i, group in enumerate(groups):
-            for j, arguments in enumerate(group.arguments):
-                if len(groups) > 1 and _can_be_batched(group.method, arguments):
+            for j, request in enumerate(group):
+                if len(groups) > 1 and _can_be_batched(request):
+                    arguments = request.arguments
                     guidance_scale, pairs = self.select(arguments["pairs"], arguments["indices"])
                     shape = Shape(len(pairs), guidance_scale)
-                    request = _BatchableRequest((i, j), arguments, pairs)
-                    batchable.setdefault((len(arguments["theta"]), shape), []).append(request)
+                    of_shape = batchable.setdefault((len(arguments["theta"]), shape), [])
+                    of_shape.append(_BatchableRequest((i, j), request, pairs))
                 else:
-                    answers[i][j] = self.ask(group.method, arguments)
+                    answers[i][j] = self.answer_one(request)
         for (_, shape), requests in batchable.items():
-            for request, answer in zip(requests, self._answer_batchable(shape, requests), strict=True):
-                i, j = request.position
+            for batched, answer in zip(requests, self._answer_batchable(shape, requests), strict=True):
+                i, j = batched.position
                 answers[i][j] = answer
         return answers
 
@@ -111,7 +114,7 @@ class Batching:
 
     def _answer_part(self, shape: Shape, requests: list[_BatchableRequest]) -> list[LossAndGradient]:
         if len(requests) == 1:
-            return [self.ask(BATCHED_METHOD, requests[0].arguments)]
+            return [self.answer_one(requests[0].request)]
         try:
             answers = self._answer_batch(shape, requests)
         except torch.OutOfMemoryError:
@@ -126,7 +129,8 @@ class Batching:
 
     def _answer_batch(self, shape: Shape, requests: list[_BatchableRequest]) -> list[LossAndGradient]:
         """Answer requests by one model batch and one backward pass."""
-        thetas = torch.from_numpy(np.stack([request.arguments["theta"] for request in requests])).requires_grad_(True)
+        stacked = np.stack([batched.request.arguments["theta"] for batched in requests])
+        thetas = torch.from_numpy(stacked).requires_grad_(True)
         batch = concatenate([request.pairs for request in requests])
         x0 = batch.x0.unflatten(0, (len(requests), shape.pairs))
         samples = sample_batched(thetas, self.velocity(batch.condition, shape.guidance_scale), x0)
@@ -178,20 +182,20 @@ class _BatchableRequest:
 
     Attributes:
         position: Index of its group, and its index in the group.
-        arguments: The keyword arguments.
+        request: The request.
         pairs: The pairs, on the device.
     """
 
     position: tuple[int, int]
-    arguments: dict[str, Any]
+    request: Request[Any]
     pairs: PairSet
 
 
-def _can_be_batched(method: str, arguments: dict[str, Any]) -> bool:
+def _can_be_batched(request: Request[Any]) -> bool:
     return (
-        method == BATCHED_METHOD
-        and arguments.get("objective", BATCHED_OBJECTIVE) == BATCHED_OBJECTIVE
-        and not arguments.get("objective_options")
+        request.method == BATCHED_METHOD
+        and request.arguments.get("objective", BATCHED_OBJECTIVE) == BATCHED_OBJECTIVE
+        and not request.arguments.get("objective_options")
     )
 
 

@@ -21,9 +21,11 @@ from torch import Tensor
 from orchestrator import plugins
 from orchestrator.errors import StoreError
 from orchestrator.hosts.batching import Batching, BatchingStatistics
-from orchestrator.hosts.distillation import LearnedRun, State, advance
-from orchestrator.hosts.lockstep import Ask, run_in_lockstep
+from orchestrator.hosts.distillation import advance
+from orchestrator.hosts.lockstep import run_in_lockstep
 from orchestrator.hosts.media import MediaShard
+from orchestrator.hosts.protocols import HostProtocol
+from orchestrator.hosts.runs import LearnedRun, State
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.hosts.work import MeteredField, Work
 from orchestrator.metrics.base import Batch, Media, PairMetric
@@ -33,6 +35,7 @@ from orchestrator.models.facts import ModelFacts
 from orchestrator.objectives.base import FamilyObjective, SolverObjective
 from orchestrator.pairs import PairSet, PairSpec, PairStore, ShardRecord, concatenate
 from orchestrator.pairs.ground_truth import solve
+from orchestrator.pool.requests import Ask, R, Request
 from orchestrator.randomness import noise
 from orchestrator.storage import Storage, canonical_json
 from solvers.distil.least_squares import fit
@@ -59,15 +62,12 @@ class AdvanceArguments(TypedDict):
     validation: NotRequired[str | None]
 
 
-class Host:
+class Host(HostProtocol):
     """One frozen model on one device, and the pair sets it has loaded.
 
     Args:
         settings: How to build the model, and on which device.
     """
-
-    #: Methods with a batched form, and its name. It takes a list of arguments as ``requests``; answers are in order.
-    BATCHED: ClassVar[dict[str, str]] = {"advance": "advance_batched"}
 
     def __init__(self, settings: HostSettings):
         self.settings = settings
@@ -80,7 +80,7 @@ class Host:
         self._objectives: dict[str, Any] = {}
         # The model of distillation steps: the model itself, or its compiled form, which shares the weights.
         self._distilled_on = self.model.compiled() if settings.compile else self.model
-        self._batching = Batching(self._ask, self._select, self._distillation_field)
+        self._batching = Batching(self._answer, self._select, self._distillation_field)
 
     @cached_property
     def device_class(self) -> str:
@@ -102,6 +102,7 @@ class Host:
             device_class=self.device_class,
             parameters=model.parameters,
             rate=model.rate,
+            forwards_with_guidance=model.forwards_per_evaluation(2.0),
         )
 
     def process_id(self) -> int:
@@ -240,8 +241,8 @@ class Host:
             validation: Digest of the pairs on which the last iterate is validated; None: no validation.
         """
 
-        def ask(method: str, calls: Sequence[dict[str, Any]]) -> list[Any]:
-            return [self._ask(method, arguments) for arguments in calls]
+        def ask(requests: Sequence[Request[R]], /) -> list[R]:
+            return [self._answer(request) for request in requests]
 
         return advance(run, state, steps, self.model.scheduler, ask, validation)
 
@@ -262,8 +263,8 @@ class Host:
 
         return run_in_lockstep([partial(task, request) for request in requests], self._batching.answer)
 
-    def _ask(self, method: str, arguments: dict[str, Any]) -> Any:
-        return getattr(self, method)(**arguments)
+    def _answer(self, request: Request[Any]) -> Any:
+        return getattr(self, request.method)(**request.arguments)
 
     def _pair_field(self, batch: PairSet, spec: PairSpec, field: FieldOf) -> PairField:
         """A function that returns the velocity field of some rows of a batch."""
@@ -473,3 +474,6 @@ class Host:
         spec, pairs = self._load(digest)
         ends = replace(pairs, path=None)
         return spec.guidance_scale, ends.select(list(indices)).to(self.settings.device)
+
+    BATCHED: ClassVar[dict[str, str]] = {advance.__name__: advance_batched.__name__}
+    """Methods with a batched form, and its name. It takes a list of arguments as ``requests``; answers are in order."""

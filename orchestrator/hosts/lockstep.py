@@ -10,24 +10,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
+from orchestrator.pool.requests import Ask, Request
+
+T = TypeVar("T")
 R = TypeVar("R")
 
-Ask = Callable[[str, Sequence[dict[str, Any]]], list[Any]]
-"""``ask(method, arguments)`` calls a method once per entry of ``arguments``; the answers are in the same order."""
-
-
-class RequestGroup(NamedTuple):
-    """The requests that one task waits for: a method, and the keyword arguments of each request."""
-
-    method: str
-    arguments: Sequence[dict[str, Any]]
+Requests = Sequence[Request[Any]]
+"""What one task waits for."""
 
 
 def run_in_lockstep(
-    tasks: Sequence[Callable[[Ask], R]], answer: Callable[[list[RequestGroup]], list[list[Any]]]
-) -> list[R]:
+    tasks: Sequence[Callable[[Ask], T]], answer: Callable[[list[Requests]], list[list[Any]]]
+) -> list[T]:
     """Run all tasks and return their results, in order.
 
     Args:
@@ -42,8 +38,8 @@ def run_in_lockstep(
     try:
         for run in runs:
             run.begin()
-        while waiting := [run for run in runs if run.group is not None]:
-            answers = answer([run.group for run in waiting if run.group is not None])
+        while waiting := [run for run in runs if run.requests is not None]:
+            answers = answer([run.requests for run in waiting if run.requests is not None])
             for run, answers_of_run in zip(waiting, answers, strict=True):
                 run.proceed(answers_of_run)
     finally:
@@ -56,13 +52,13 @@ class _Ended(BaseException):
     """Unwinds a task whose answers will not come. Not an ``Exception``, so that the task cannot handle it."""
 
 
-class _Run(Generic[R]):
+class _Run(Generic[T]):
     """A task and the thread it waits in."""
 
-    def __init__(self, task: Callable[[Ask], R]):
-        self.group: RequestGroup | None = None
+    def __init__(self, task: Callable[[Ask], T]):
+        self.requests: Requests | None = None
         self._task = task
-        self._results: list[R] = []
+        self._results: list[T] = []
         self._failure: BaseException | None = None
         self._answers: SimpleQueue[list[Any] | None] = SimpleQueue()
         self._pauses: SimpleQueue[None] = SimpleQueue()
@@ -84,7 +80,7 @@ class _Run(Generic[R]):
             self._answers.put(None)
             self._thread.join()
 
-    def result(self) -> R:
+    def result(self) -> T:
         (result,) = self._results
         return result
 
@@ -93,8 +89,8 @@ class _Run(Generic[R]):
         if self._failure is not None:
             raise self._failure
 
-    def _ask(self, method: str, arguments: Sequence[dict[str, Any]]) -> list[Any]:
-        self.group = RequestGroup(method, arguments)
+    def _ask(self, requests: Sequence[Request[R]], /) -> list[R]:
+        self.requests = requests
         self._pauses.put(None)
         answers = self._answers.get()
         if answers is None:
@@ -109,5 +105,5 @@ class _Run(Generic[R]):
         except BaseException as failure:  # raised again in the caller's thread
             self._failure = failure
         finally:
-            self.group = None
+            self.requests = None
             self._pauses.put(None)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from orchestrator import plugins
 from orchestrator.hosts.media import MediaShard
+from orchestrator.hosts.protocols import ScorerProtocol
 from orchestrator.hosts.settings import ScorerSettings
 from orchestrator.hosts.work import Work
 from orchestrator.metrics.base import Batch, Metric
@@ -23,7 +24,7 @@ from orchestrator.metrics.measurements import MetricSpec, write_values
 from orchestrator.storage import Storage, canonical_json
 
 
-class Scorer:
+class Scorer(ScorerProtocol):
     """The networks of metrics on one device."""
 
     BATCHED: ClassVar[dict[str, str]] = {}
@@ -44,7 +45,7 @@ class Scorer:
         metrics: Sequence[MetricSpec],
         keys: Sequence[str],
         media: str,
-        dataset: dict[str, Any],
+        dataset: Mapping[str, Any],
         seed: int,
         first: int,
     ) -> int:
@@ -77,7 +78,7 @@ class Scorer:
             write_values(self.storage, key, values)
         return len(shard.finite)
 
-    def measure_real(self, metric: MetricSpec, key: str, dataset: dict[str, Any], indices: Sequence[int]) -> int:
+    def measure_real(self, metric: MetricSpec, key: str, dataset: Mapping[str, Any], indices: Sequence[int]) -> int:
         """Measure real samples of a dataset, write the values, and return the number of samples."""
         source = self._plugin("datasets", dataset["name"], dataset["options"])
         built = self._plugin("metrics", metric.name, metric.options)

@@ -72,6 +72,11 @@ class Metric(ABC):
 
     Attributes:
         higher_is_better: Direction of improvement.
+        name_with_unit: Name in tables and on axes, e.g. "PSNR (dB)"; None: the column itself.
+        percent: Whether the value is a share that is shown in percent.
+        log_axis: Whether its axis is logarithmic.
+        relative_to_truth: Whether tables add the value in percent of ground truth's. For values that are biased by the
+            number of samples, only this ratio can be compared between sets of different size.
         sees: Form of the samples passed to :meth:`measure`.
         compares: Whether it needs ground truth; ground truth itself is then not scored.
         paired: Whether two solvers can be compared pair by pair (:meth:`resampled`).
@@ -80,6 +85,10 @@ class Metric(ABC):
     """
 
     higher_is_better: ClassVar[bool]
+    name_with_unit: ClassVar[str | None] = None
+    percent: ClassVar[bool] = False
+    log_axis: ClassVar[bool] = False
+    relative_to_truth: ClassVar[bool] = False
     sees: ClassVar[Media] = "samples"
     compares: ClassVar[bool] = False
     paired: ClassVar[bool] = True
@@ -90,6 +99,15 @@ class Metric(ABC):
     @abstractmethod
     def column(self) -> str:
         """Name of the value in tables, with its unit or the network behind it: ``psnr_db``, ``fid[inception]``."""
+
+    @property
+    def heading(self) -> str:
+        """Name and unit of the value as shown: ``PSNR (dB)``, ``wer[digits] (%)``."""
+        return f"{self.name_with_unit or self.column}{' (%)' if self.percent else ''}"
+
+    def in_units(self, value: float) -> float:
+        """A value, or its standard error, in the units of :attr:`heading`."""
+        return 100 * value if self.percent else value
 
     @property
     def measured(self) -> str:

@@ -21,6 +21,8 @@ class FID(FeatureMetric):
     With N <= F it is still defined, as in torch-fidelity, but means little.
     """
 
+    relative_to_truth = True
+
     @property
     def column(self) -> str:
         return f"fid[{self.features}]"

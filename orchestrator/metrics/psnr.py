@@ -21,6 +21,7 @@ class PSNR(PairMetric):
 
     column = "psnr_db"
     higher_is_better = True
+    name_with_unit = "PSNR (dB)"
 
     def per_sample(self, samples: Tensor, reference: Tensor, data_range: float) -> Tensor:
         check_comparable(samples, reference)

@@ -21,6 +21,7 @@ class PSNRUint8(PairMetric):
 
     column = "psnr_uint8_db"
     higher_is_better = True
+    name_with_unit = "8-bit PSNR (dB)"
     sees = "images"
 
     def per_sample(self, samples: Tensor, reference: Tensor, data_range: float) -> Tensor:

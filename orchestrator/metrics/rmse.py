@@ -17,6 +17,8 @@ class RMSE(PairMetric):
 
     column = "rmse"
     higher_is_better = False
+    name_with_unit = "RMSE"
+    log_axis = True
 
     def per_sample(self, samples: Tensor, reference: Tensor, data_range: float) -> Tensor:
         check_comparable(samples, reference)

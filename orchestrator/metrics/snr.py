@@ -19,6 +19,7 @@ class SNR(PairMetric):
 
     column = "snr_db"
     higher_is_better = True
+    name_with_unit = "SNR (dB)"
 
     def per_sample(self, samples: Tensor, reference: Tensor, data_range: float) -> Tensor:
         check_comparable(samples, reference)

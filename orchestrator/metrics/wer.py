@@ -31,6 +31,7 @@ class WER(RateMetric):
     """
 
     higher_is_better = False
+    percent = True
     sees = "sound"
 
     recogniser: str = "digits"

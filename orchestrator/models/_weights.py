@@ -63,7 +63,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def check_fit(module: nn.Module, found: Mapping[str, tuple[int, ...]], origin: Path) -> None:
+def check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], origin: Path) -> None:
     """Refuse weights that do not fit this module.
 
     A tied weight may be saved under any one of its names, as in safetensors files.
@@ -72,12 +72,12 @@ def check_fit(module: nn.Module, found: Mapping[str, tuple[int, ...]], origin: P
         ValueError: Weights are missing, unexpected or of the wrong shape; the message lists their names.
     """
     state = module.state_dict(keep_vars=True)
-    present = {id(state[name]) for name in found if name in state}
-    missing = [name for name, value in state.items() if name not in found and id(value) not in present]
-    unexpected = [name for name in found if name not in state]
+    present = {id(state[name]) for name in shapes if name in state}
+    missing = [name for name, value in state.items() if name not in shapes and id(value) not in present]
+    unexpected = [name for name in shapes if name not in state]
     reshaped = [
         f"{name} {shape} instead of {tuple(state[name].shape)}"
-        for name, shape in found.items()
+        for name, shape in shapes.items()
         if name in state and shape != tuple(state[name].shape)
     ]
     problems = [

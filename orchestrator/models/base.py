@@ -170,7 +170,7 @@ class CompiledNetwork(torch.nn.Module):
         self.name = name
         self.run = torch.compile(net, fullgraph=True)
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """The network's output.
 
         Raises:
@@ -179,7 +179,7 @@ class CompiledNetwork(torch.nn.Module):
         from torch._dynamo.exc import TorchDynamoException  # importing it takes seconds, and only this method needs it
 
         try:
-            return self.run(*inputs)
+            return self.run(*inputs, **named)
         except TorchDynamoException as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ConfigError(

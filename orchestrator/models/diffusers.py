@@ -6,6 +6,7 @@ not read here, because the distilled grid replaces that grid. The same holds for
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from orchestrator.errors import ConfigError
 from orchestrator.models._diffusers_networks import NETWORKS, PipelineNetwork, _Text
-from orchestrator.models.base import ModelAdapter
+from orchestrator.models.base import CompiledNetwork, ModelAdapter
 from orchestrator.storage import canonical_json
 from orchestrator.weights.frozen import freeze
 from solvers.prediction import Prediction, PredictionField
@@ -259,6 +260,11 @@ class DiffusersModel(ModelAdapter):
     def to(self, device: str) -> DiffusersModel:
         self.network.pipe.to(device)
         return self
+
+    def compiled(self) -> DiffusersModel:
+        twin, twin.network = copy.copy(self), copy.copy(self.network)
+        twin.network.net = CompiledNetwork(self.network.net, self.name)
+        return twin
 
     def predict(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         return self._evaluate(x, t, condition, 1.0)

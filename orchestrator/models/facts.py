@@ -22,6 +22,8 @@ class ModelFacts:
         device_class: 'cpu', or the name of the accelerator.
         parameters: Number of weights of the network.
         rate: Sample rate of decoded sound in Hz; None for image models.
+        forwards_with_guidance: Network forwards per velocity evaluation at a guidance scale other than 1: two for
+            classifier-free guidance, one if the network is conditioned on the scale.
     """
 
     name: str
@@ -34,3 +36,8 @@ class ModelFacts:
     device_class: str
     parameters: int
     rate: int | None
+    forwards_with_guidance: int = 2
+
+    def forwards_per_evaluation(self, guidance_scale: float) -> int:
+        """Network forwards per velocity evaluation at this guidance scale."""
+        return 1 if guidance_scale == 1 else self.forwards_with_guidance

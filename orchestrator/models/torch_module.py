@@ -103,7 +103,7 @@ class TorchModule(DescribedModel):
             raise self.refused(str(error)) from error
 
     def _source(self, factory: Callable[..., Any]) -> str:
-        """Source code of the factory's module, which determines the weights if there is no weights file."""
+        """Source code of the factory's module, which determines the weights without a weights file."""
         try:
             return source.getsource(source.getmodule(factory) or factory)
         except (OSError, TypeError) as error:

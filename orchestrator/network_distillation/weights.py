@@ -38,7 +38,7 @@ from solvers.distil.adam import AdamSettings
 from solvers.distil.batches import batch_indices
 from solvers.families.midpoint import Midpoint
 from solvers.field import FunctionField
-from solvers.losses import per_sample_mse, psnr_db
+from solvers.losses import per_sample_mse, psnr_db, rmse_loss
 
 Loss = Literal["lte", "rmse"]
 
@@ -164,14 +164,14 @@ class _Run:
         states = self.trajectories[indices]
         field = self.student.model.field(self.pairs.condition[indices], self.spec.guidance_scale)
         steps = [
-            rms(Midpoint().integrate(field, states[:, i], torch.stack(ends)), states[:, i + 1])
+            rmse_loss(Midpoint().integrate(field, states[:, i], torch.stack(ends)), states[:, i + 1])
             for i, ends in enumerate(pairwise(self.times))
         ]
         return torch.stack(steps).sum(dim=0)
 
     def _sample_errors(self, indices: list[int]) -> Tensor:
         """The summands of eq. 6 for these pairs, shape (B,)."""
-        return rms(self._sample(self.pairs.select(indices)), self.pairs.x1[indices])
+        return rmse_loss(self._sample(self.pairs.select(indices)), self.pairs.x1[indices])
 
     def _sample(self, pairs: PairSet) -> Tensor:
         return self.solver.sample(self.student.model.field(pairs.condition, self.spec.guidance_scale), pairs.x0)
@@ -195,11 +195,6 @@ class _Run:
     def restore(self, state: dict[str, object]) -> None:
         self.student.restore(state["student"])  # type: ignore[arg-type]
         self.best, self.history, self.status = state["best"], state["history"], state["status"]  # type: ignore[assignment]
-
-
-def rms(x: Tensor, reference: Tensor) -> Tensor:
-    """||x - reference|| per sample, shape (B,): the root of the mean square over dimensions."""
-    return per_sample_mse(x, reference).clamp_min(1e-20).sqrt()  # the root's derivative is infinite at 0
 
 
 def trajectories(teacher: ZooModel, storage: Storage, pairs: str, times: Tensor) -> tuple[Tensor, int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from orchestrator.objectives.base import SolverObjective
 from orchestrator.pairs import PairSet
 from solvers.field import VelocityField
-from solvers.losses import per_sample_mse, psnr_loss
+from solvers.losses import MSE_FLOOR, per_sample_mse, psnr_loss
 from solvers.ns import NSSolver
 
 
@@ -47,7 +47,7 @@ class TrajectoryObjective(SolverObjective):
         ]
         error = per_sample_mse(sample, pairs.x1) * (1 - self.path_weight)
         error = error + torch.stack(on_the_way).mean(dim=0) * self.path_weight
-        return torch.log(error.clamp_min(1e-28))
+        return torch.log(error.clamp_min(MSE_FLOOR))
 
 
 OBJECTIVE = TrajectoryObjective

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from orchestrator.errors import DamagedManifestError, PoolError
 from orchestrator.lock import exclusive
@@ -11,6 +12,17 @@ from orchestrator.pairs.store import PairStore, ShardRecord
 from orchestrator.pool.requests import Pool, Request
 from orchestrator.progress import Note, bar
 from orchestrator.storage import Storage
+
+
+class PairMaker(Protocol):
+    """What making pairs requires of a host."""
+
+    def make_shard(self, *, spec: PairSpec, shard: int) -> ShardRecord:
+        """Solve for the pairs of one shard, write them, and return the shard's record for the manifest.
+
+        Raises:
+            StoreError: The spec is for a different model or device class, or the storage is full.
+        """
 
 
 def ensure_pairs(
@@ -70,7 +82,7 @@ def _ensure(store: PairStore, pool: Pool, note: Note, update: Callable[[int], ob
     update(sum(record.rows for record in records.values()))
     missing = [shard for shard in range(store.spec.shards) if shard not in records]
     failures: dict[int, Exception] = {}
-    requests = [Request("make_shard", {"spec": store.spec, "shard": shard}) for shard in missing]
+    requests = [Request.of(PairMaker.make_shard, spec=store.spec, shard=shard) for shard in missing]
     for outcome in pool.map(requests):
         shard = missing[outcome.index]
         if outcome.error is not None:

@@ -88,7 +88,7 @@ class PairStore:
         """The records of the manifest, in order of shard.
 
         Raises:
-            StoreError: There is no manifest.
+            StoreError: The manifest does not exist.
             DamagedManifestError: The manifest is damaged.
         """
         if not self.is_complete():

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.errors import PoolError
 from orchestrator.pool.prometheus import monitored, report_router
 from orchestrator.pool.queue import SLOTS
-from orchestrator.pool.requests import ActorSettings, Outcome, Pool, PoolSettings, Request
+from orchestrator.pool.requests import ActorSettings, Outcome, Pool, PoolSettings, R, Request
 from orchestrator.pool.router import HOST_LOSSES, MAX_ATTEMPTS, Router, thread_limits
 
 NAMESPACE = "bespoke"
@@ -39,7 +39,7 @@ class _Submitted(NamedTuple):
     """
 
     number: int
-    request: Request
+    request: Request[Any]
     losses: int = 0
     since: float = 0.0
 
@@ -94,7 +94,7 @@ class RayPool(Pool):
         with suppress(Exception):  # if the cluster is gone, so are they
             ray.kill(self.router)
 
-    def map(self, requests: Iterable[Request]) -> Iterator[Outcome]:
+    def map(self, requests: Iterable[Request[R]]) -> Iterator[Outcome[R]]:
         waiting = (_Submitted(index, request) for index, request in enumerate(requests))
         lost: deque[_Submitted] = deque()
         in_flight: dict[Any, _Submitted] = {}

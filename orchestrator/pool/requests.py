@@ -1,20 +1,26 @@
 """Requests to hosts, their outcomes, and the two kinds of pool that answer them. Needs no Ray.
 
-A request is a method name of a host class and its keyword arguments. A pool knows nothing of what is requested.
+A request names a method of a host class and holds its keyword arguments. It is built from the method itself, so that a
+type checker sees the arguments and the value. A pool knows nothing of what is requested.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 from orchestrator.errors import UserError
 
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+"""Types of what a request returns."""
 
-class Request(NamedTuple):
-    """A host method and its arguments.
+
+class Request(NamedTuple, Generic[R]):
+    """A host method and its arguments; :meth:`of` builds one.
 
     Attributes:
         method: Name of the method.
@@ -27,9 +33,25 @@ class Request(NamedTuple):
     arguments: dict[str, Any]
     batch_key: str | None = None
 
+    @staticmethod
+    def of(method: Callable[Concatenate[Any, P], T], *arguments: P.args, **named: P.kwargs) -> Request[T]:
+        """Build a request from a method of a host's protocol: ``Request.of(HostProtocol.score, theta=theta, ...)``.
+
+        Args:
+            method: The method, taken from a class.
+            arguments: Must be empty: arguments are sent by name.
+            named: The keyword arguments.
+        """
+        assert not arguments, "arguments of a request are sent by name"
+        return Request(method.__name__, dict(named))
+
+    def with_batch_key(self, batch_key: str | None) -> Request[R]:
+        """The same request with this batch key."""
+        return self._replace(batch_key=batch_key)
+
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Generic[R]):
     """The result of one request.
 
     Attributes:
@@ -39,40 +61,44 @@ class Outcome:
     """
 
     index: int
-    value: Any
+    value: R
     error: Exception | None
+
+
+class Ask(Protocol):
+    """A callback that answers requests; the values are in their order. :meth:`Pool.gather` is one."""
+
+    def __call__(self, requests: Sequence[Request[R]], /) -> list[R]: ...
 
 
 class Pool(ABC):
     """Hosts that answer requests."""
 
     @abstractmethod
-    def map(self, requests: Iterable[Request]) -> Iterator[Outcome]:
+    def map(self, requests: Iterable[Request[R]]) -> Iterator[Outcome[R]]:
         """Outcomes of these requests in order of completion. Requests are consumed lazily, as hosts have room."""
 
-    def call(self, method: str, **arguments: Any) -> Any:
+    def call(self, request: Request[R]) -> R:
         """Answer one request.
 
         Raises:
             UserError: No host can answer it.
         """
-        (outcome,) = self.map([Request(method, arguments)])
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome.value
+        (value,) = self.gather([request])
+        return value
 
-    def gather(self, requests: Sequence[Request]) -> list[Any]:
+    def gather(self, requests: Sequence[Request[R]], /) -> list[R]:
         """Answer several requests; the values are in the order of the requests.
 
         Raises:
             UserError: One of them cannot be answered.
         """
-        values: list[Any] = [None] * len(requests)
+        values: dict[int, R] = {}
         for outcome in self.map(requests):
             if outcome.error is not None:
                 raise outcome.error
             values[outcome.index] = outcome.value
-        return values
+        return [values[index] for index in range(len(requests))]
 
 
 class LocalPool(Pool):
@@ -85,12 +111,12 @@ class LocalPool(Pool):
     def __init__(self, host: Any):
         self.host = host
 
-    def map(self, requests: Iterable[Request]) -> Iterator[Outcome]:
+    def map(self, requests: Iterable[Request[R]]) -> Iterator[Outcome[R]]:
         for index, request in enumerate(requests):
             try:
                 yield Outcome(index, getattr(self.host, request.method)(**request.arguments), None)
             except UserError as error:
-                yield Outcome(index, None, error)
+                yield Outcome(index, cast(R, None), error)
 
 
 class ActorSettings(Protocol):

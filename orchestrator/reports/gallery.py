@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from orchestrator.hosts.distillation import to_numpy
+from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.pairs import PairSpec
 from orchestrator.pool.requests import Pool, Request
 from orchestrator.results.store import ResultStore, Row
@@ -95,24 +96,24 @@ def make_strips(
     """
     indices = list(range(min(count, pairs.count)))
 
-    def gather(method: str, indices: list[int]) -> list[npt.NDArray[np.float32]]:
-        return pool.gather(
-            [Request(method, {"theta": theta, "pairs": pairs.digest, "indices": indices}) for _, theta, _ in solvers]
-        )
-
-    pictures = gather("pictures", indices)
+    pictures = pool.gather(
+        [Request.of(HostProtocol.pictures, theta=theta, pairs=pairs.digest, indices=indices) for _, theta, _ in solvers]
+    )
     waves: Sequence[npt.NDArray[np.float32] | None] = [None] * len(solvers)
     if rate is not None:
-        waves = gather("sound", indices[:HEARD])
+        heard = indices[:HEARD]
+        waves = pool.gather(
+            [Request.of(HostProtocol.sound, theta=theta, pairs=pairs.digest, indices=heard) for _, theta, _ in solvers]
+        )
     return tuple(
         Strip(name, samples, psnr_db, sound, rate)
         for (name, _, psnr_db), samples, sound in zip(solvers, pictures, waves, strict=True)
     )
 
 
-def _chosen(found: Sequence[Row]) -> list[Row]:
+def _chosen(rows: Sequence[Row]) -> list[Row]:
     """The rows to show: the best learned solvers, the best fixed solvers, and Euler."""
-    ordered = sorted(found, key=lambda row: -row.metrics.get("psnr_db", -np.inf))
+    ordered = sorted(rows, key=lambda row: -row.metrics.get("psnr_db", -np.inf))
     learned = [row for row in ordered if row.kind == "learned"][:LEARNED_SHOWN]
     searched = [row for row in ordered if row.kind == "best grid"][:FIXED_SHOWN]
     common = [row for row in ordered if row.kind == "common grid"]

@@ -23,8 +23,10 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from orchestrator import plugins
 from orchestrator.audio.mel import LOUDEST, SILENCE
 from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.metrics.base import Metric
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.reports.gallery import Panel
@@ -44,7 +46,6 @@ FIXED_COLOURS = (
     "black",
     "tab:olive",
 )
-UNITS = {"psnr_db": "PSNR (dB)", "snr_db": "SNR (dB)", "rmse": "RMSE"}
 DIFFERENCE_GAIN = 4
 """Factor by which differences from ground truth are amplified in galleries."""
 
@@ -81,6 +82,8 @@ def write_report(
         files.append(path)
         return base64.b64encode(path.read_bytes()).decode()
 
+    built: list[Metric] = [plugins.build("metrics", name) for name in config.metrics]
+    metrics = {metric.column: metric for metric in built}
     sections = []
     for scale in sorted({row.guidance_scale for row in table}):
         part = [row for row in table if row.guidance_scale == scale]
@@ -91,7 +94,9 @@ def write_report(
         sections.append(
             {
                 "scale": scale,
-                "curves": [(UNITS.get(c, c), save(curves(part, c), f"{c}_vs_nfe_{suffix}.png")) for c in columns],
+                "curves": [
+                    (metrics[c].heading, save(curves(part, metrics[c]), f"{c}_vs_nfe_{suffix}.png")) for c in columns
+                ],
                 "training": save(training(histories), f"training_{suffix}.png") if histories else None,
                 "galleries": [
                     (p.nfe, save(gallery(p), f"samples_{suffix}_nfe{p.nfe}.png"), players(p)) for p in own_panels
@@ -114,7 +119,7 @@ def write_report(
             facts=facts,
             pairs=sum(spec.count for spec in specs),
             sections=sections,
-            units=UNITS,
+            units={column: metric.heading for column, metric in metrics.items()},
             gain=DIFFERENCE_GAIN,
             not_finite=not_finite,
             configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
@@ -165,11 +170,12 @@ def comparison_csv(table: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def curves(table: Sequence[Row], column: str) -> Figure:
+def curves(table: Sequence[Row], metric: Metric) -> Figure:
     """Plot a metric against NFE: learned solvers bold, fixed families solid on their best grid, dashed on the common.
 
     Only the strongest solvers are drawn, as many as there are colours; the table has all of them.
     """
+    column = metric.column
     figure, axes = plt.subplots(figsize=(8.2, 4.8))
     labels = _strongest(table, ("best grid", "common grid"), len(FIXED_COLOURS))
     colours = {label: FIXED_COLOURS[i % len(FIXED_COLOURS)] for i, label in enumerate(labels)}
@@ -195,9 +201,9 @@ def curves(table: Sequence[Row], column: str) -> Figure:
             )
     axes.plot([], [], color="grey", label="best grid", **styles["best grid"])
     axes.plot([], [], color="grey", label="common grid", **styles["common grid"])
-    tidy(axes, "velocity evaluations (NFE)", UNITS.get(column, column))
+    tidy(axes, "velocity evaluations (NFE)", metric.heading)
     axes.set_xticks(sorted({row.nfe for row in table}))
-    if column == "rmse":
+    if metric.log_axis:
         axes.set_yscale("log")
     # Same order as in the figure: learned solvers on top, line styles at the bottom.
     handles, names = axes.get_legend_handles_labels()

@@ -13,12 +13,6 @@ import pyarrow.parquet as pq
 from orchestrator.evaluation.bootstrap import Comparison
 from orchestrator.evaluation.run import Score
 
-HEADINGS = {"psnr_db": "PSNR (dB)", "psnr_uint8_db": "8-bit PSNR (dB)", "snr_db": "SNR (dB)", "rmse": "RMSE"}
-PERCENT = ("wer[",)
-"""Prefixes of columns that hold shares; they are shown in percent."""
-BIASED = ("fid[",)
-"""Prefixes of columns that get a second column, in percent of the ground-truth value."""
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -100,16 +94,14 @@ def _escaped(text: str) -> str:
 
 def heading(score: Score) -> str:
     """Heading of a metric's column, with an arrow in the direction of improvement."""
-    column = score.metric.metric.column
-    name = HEADINGS.get(column, column)
-    unit = " (%)" if column.startswith(PERCENT) else ""
-    return f"{name}{unit} {'↑' if score.metric.metric.higher_is_better else '↓'}"
+    metric = score.metric.metric
+    return f"{metric.heading} {'↑' if metric.higher_is_better else '↓'}"
 
 
 def in_units(score: Score) -> tuple[float, float]:
     """A value and its standard error in the units of :func:`heading`."""
-    factor = 100 if score.metric.metric.column.startswith(PERCENT) else 1
-    return factor * score.summary.mean, factor * score.summary.stderr
+    metric = score.metric.metric
+    return metric.in_units(score.summary.mean), metric.in_units(score.summary.stderr)
 
 
 def shown(score: Score) -> str:
@@ -137,7 +129,7 @@ def by_dataset(scores: Sequence[Score], training_passes: int | None) -> list[Tab
 
 def _table(dataset: str, scale: float, scores: Sequence[Score], training_passes: int | None) -> Table:
     headings = list(dict.fromkeys(heading(score) for score in scores))
-    biased = [h for h in headings if h.startswith(BIASED)]
+    relative = list(dict.fromkeys(heading(score) for score in scores if score.metric.metric.relative_to_truth))
     lines: dict[tuple[object, ...], dict[str, Score]] = {}
     for score in scores:
         lines.setdefault(score.case.solver.order, {})[heading(score)] = score
@@ -151,14 +143,14 @@ def _table(dataset: str, scale: float, scores: Sequence[Score], training_passes:
         for name in headings:
             entry = line.get(name)
             cells.append(Cell("—") if entry is None else Cell(shown(entry), id(entry) in best))
-        cells += [Cell(_percent(line.get(name), truth.get(name))) for name in biased]
+        cells += [Cell(_percent(line.get(name), truth.get(name))) for name in relative]
         if costed:
             passes = first.case.solver.passes
             share = "—" if passes is None or training_passes is None else f"{100 * passes / training_passes:.2g}"
             cells.append(Cell(share))
         rows.append(tuple(cells))
     count = max((s.summary.count for s in scores), default=0)
-    header = ["solver", "NFE", *headings, *(f"{name.split(' ')[0]} / GT (%)" for name in biased)]
+    header = ["solver", "NFE", *headings, *(f"{name.split(' ')[0]} / GT (%)" for name in relative)]
     guided = "unguided" if scale == 1 else f"guidance scale {scale:g}"
     return Table(
         title=f"{dataset}, {guided}",
@@ -233,9 +225,9 @@ def across_datasets(scores: Sequence[Score]) -> list[Table]:
     return tables
 
 
-def comparisons(found: Sequence[tuple[str, str, Comparison]]) -> Table | None:
+def comparisons(compared: Sequence[tuple[str, str, Comparison]]) -> Table | None:
     """Table of bootstrap comparisons, each given as (case, metric, comparison); None if there are none."""
-    if not found:
+    if not compared:
         return None
     rows = tuple(
         (
@@ -247,7 +239,7 @@ def comparisons(found: Sequence[tuple[str, str, Comparison]]) -> Table | None:
             Cell(f"{c.low:.4g} to {c.high:.4g}"),
             Cell(f"{c.chance:.4f}" if c.chance else "< 0.0005"),
         )
-        for place, metric, c in found
+        for place, metric, c in compared
     )
     return Table(
         "Is the best solver significantly better than the others?",

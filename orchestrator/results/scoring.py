@@ -10,6 +10,7 @@ import torch
 
 from orchestrator import plugins
 from orchestrator.hosts.distillation import to_numpy
+from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.metrics.base import summarise
 from orchestrator.pool.requests import Pool, Request
 from solvers.ns import NSSolver
@@ -35,7 +36,10 @@ def evaluate(
     if count is not None:
         chunks = [list(range(first, min(first + CHUNK, count))) for first in range(0, count, CHUNK)]
     parts = pool.gather(
-        [Request("score", {"theta": theta, "pairs": pairs, "metrics": list(metrics), "indices": c}) for c in chunks]
+        [
+            Request.of(HostProtocol.score, theta=theta, pairs=pairs, metrics=list(metrics), indices=chunk)
+            for chunk in chunks
+        ]
     )
     return {
         plugins.build("metrics", name).column: asdict(

@@ -32,7 +32,7 @@ def score_samples(model: ZooModel, count: int = 200) -> str:
         count: Samples per guidance scale.
 
     Returns:
-        The paragraph; empty if there is no network to score the model's samples.
+        The paragraph; empty if no network scores the model's samples.
     """
     if model.net.conditioning == "spoken_digits":
         return _words(model, count)

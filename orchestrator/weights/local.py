@@ -32,6 +32,6 @@ def local_folder(weights: str, wanted: str) -> Path:
         return Path(snapshot_download(weights, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError) as error:
         raise ConfigError(
-            f"{wanted} needs the weights {weights!r}, which are no folder here and not in the cache {HF_HUB_CACHE}; "
+            f"{wanted} needs the weights {weights!r}, which are neither a folder here nor in the cache {HF_HUB_CACHE}; "
             f"fetch them with `hf download {weights}`, or set the option to a folder"
         ) from error

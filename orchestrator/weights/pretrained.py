@@ -60,10 +60,12 @@ class Pretrained:
                     f"{self.weights!r} is incomplete: no {what} ({' or '.join(names)}) in {folder}; give a whole "
                     "model, as save_pretrained or `hf download` leaves it"
                 )
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or ["unknown"]
-        if self.ARCHITECTURE not in found:
+        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [
+            "unknown"
+        ]
+        if self.ARCHITECTURE not in architectures:
             raise ConfigError(
-                f"{self.weights!r} holds a network {found[0]}, not {self.ARCHITECTURE}; give one of those"
+                f"{self.weights!r} holds a network {architectures[0]}, not {self.ARCHITECTURE}; give one of those"
             )
 
     def _uninstalled(self) -> ConfigError:

@@ -112,7 +112,7 @@ class LMState(DistillationState):
         status: 'running', 'finished', 'stalled', 'diverged', or 'stopped' (early, by a search).
         reason: Why the run stalled; None for every other status.
         failures: Consecutive iterations that count towards a stall.
-        evaluations: Velocity evaluations spent on training pairs; there are no backward passes.
+        evaluations: Velocity evaluations spent on training pairs; it needs no backward pass.
         loss: Loss at the start of an iteration, averaged over the iterations since the last validation.
         validated: One entry per validation: iteration, psnr_db, parameters. The first is the start itself.
     """

@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 
 from solvers.distil.pair_field import PairField
 from solvers.field import VelocityField
-from solvers.losses import psnr_loss
+from solvers.losses import MSE_FLOOR, psnr_loss
 from solvers.ns import NSSolver
 
 Jacobian = Literal["forward", "central", "jvp"]
@@ -171,7 +171,7 @@ def normal_equations(
 def _weighted_products(columns: Tensor, residual: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """sum_s w_s J_s^T J_s and sum_s w_s J_s^T r_s on the CPU, float64; columns (P, m, D), residual (m, D)."""
     mse = residual.square().mean(dim=1)
-    weight = torch.where(mse > 1e-28, 2 / (residual.shape[1] * mse), 0.0).sqrt()
+    weight = torch.where(mse > MSE_FLOOR, 2 / (residual.shape[1] * mse), 0.0).sqrt()
     residual = (weight[:, None] * residual).flatten()
     columns.mul_(weight.to(columns.dtype)[:, None])
     flat = columns.view(len(columns), -1)

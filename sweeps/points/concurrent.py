@@ -71,17 +71,17 @@ class _Running:
         self.loop = asyncio.get_running_loop()
         self.asking: set[asyncio.Event] = set()
         self.validations: list[dict[str, float]] = []
-        self.told = -1.0
-        self.telling = threading.Condition()
+        self.acknowledged = -1.0
+        self.acknowledgement = threading.Condition()
         self.ended = False
         self.error: Exception | None = None
         threading.Thread(target=self._run, name=point.key, daemon=True).start()
 
     async def news(self, after: float) -> tuple[list[dict[str, float]], bool]:
         """Validations after this iteration, and whether the point has ended. Waits up to ANSWER_SECONDS for news."""
-        with self.telling:
-            self.told = max(self.told, after)
-            self.telling.notify_all()
+        with self.acknowledgement:
+            self.acknowledged = max(self.acknowledged, after)
+            self.acknowledgement.notify_all()
         happened = asyncio.Event()
         self.asking.add(happened)
         if not (self.ended or self._after(after)):
@@ -112,12 +112,12 @@ class _Running:
         self.validations.append(values)
         self.loop.call_soon_threadsafe(self._happened)
         if self.lockstep:
-            self._wait_until_told(values["iteration"])
+            self._wait_for_acknowledgement(values["iteration"])
 
-    def _wait_until_told(self, iteration: float) -> None:
+    def _wait_for_acknowledgement(self, iteration: float) -> None:
         """Wait until Tune lets the trial continue after this validation, or its point is marked as stopped."""
         store = ResultStore(Storage.at(self.context.storage), self.point.key)
         while not store.is_stopped():
-            with self.telling:
-                if self.telling.wait_for(lambda: self.told >= iteration, LOOK_SECONDS):
+            with self.acknowledgement:
+                if self.acknowledgement.wait_for(lambda: self.acknowledged >= iteration, LOOK_SECONDS):
                     return

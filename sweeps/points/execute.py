@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,9 @@ from torch import Tensor
 from orchestrator import plugins
 from orchestrator.config.solvers import LEAST_SQUARES
 from orchestrator.errors import UserError
-from orchestrator.hosts.distillation import State, advance, mean_psnr, to_numpy, validate
+from orchestrator.hosts.distillation import advance, mean_psnr, to_numpy, validate
+from orchestrator.hosts.protocols import HostProtocol
+from orchestrator.hosts.runs import State
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pool.client import RayPool
 from orchestrator.pool.requests import Pool, Request
@@ -135,16 +136,19 @@ def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultSto
     if len(solvers) > FINALISTS:
         indices = list(range(point.search_pairs))
         thetas = [to_numpy(solver.flat()) for solver in solvers]
-        scores = pool.call("score_thetas", thetas=thetas, pairs=point.validation, metric="psnr", indices=indices)
+        scores = pool.call(
+            Request.of(HostProtocol.score_thetas, thetas=thetas, pairs=point.validation, metric="psnr", indices=indices)
+        )
         finalists = sorted(finalists, key=lambda i: -_finite(float(np.mean(scores[i]))))[:FINALISTS]
         evaluations += len(solvers) * len(indices)
-    full = [_finite(mean_psnr(solvers[i], point.validation, partial(_ask, pool))) for i in finalists]
+    full = [_finite(mean_psnr(solvers[i], point.validation, pool.gather)) for i in finalists]
     evaluations += len(full) * context.validation_count
     psnr, winner = max(zip(full, finalists, strict=True))
     if math.isinf(psnr):
         raise UserError(f"{point.name} gives no finite samples on any of its grids; leave it out or change grid_search")
     grid, solver = grids[winner], solvers[winner]
     report({"iteration": 1.0, "psnr_db": psnr, "validation_psnr_db": psnr})
+    forwards_per_evaluation = context.facts.forwards_per_evaluation(point.guidance_scale)
     result = Result(
         key=point.key,
         point=point.to_dict(),
@@ -155,7 +159,7 @@ def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultSto
         status="finished",
         validation_psnr_db=psnr,
         metrics=evaluate(pool, solver, point.test, point.metrics),
-        forwards=((evaluations * point.nfe if len(solvers) > 1 else 0) + gits_evaluations) * _forwards(point),
+        forwards=((evaluations * point.nfe if len(solvers) > 1 else 0) + gits_evaluations) * forwards_per_evaluation,
         chosen_grid=asdict(grid),
     )
     store.save(result, _artifact(point, context, solver, psnr, start=None).to_json(), iterates=[])
@@ -164,7 +168,8 @@ def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultSto
 
 def _gits_grid(settings: dict[str, Any], point: Point, steps: int, pool: Pool) -> tuple[Grid, int]:
     """The grid that GITS computes from the training pairs, and the velocity evaluations it used."""
-    times, evaluations = pool.call("gits_grid", pairs=point.train, steps=steps, **settings)
+    assert point.train is not None
+    times, evaluations = pool.call(Request.of(HostProtocol.gits_grid, pairs=point.train, steps=steps, **settings))
     return Grid("given", listed=tuple(times.tolist())), evaluations
 
 
@@ -199,7 +204,6 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
     run = point.learned_run()
     family, scheduler = run.build(), context.facts.scheduler
     parameters, start = _start(point, point.start, family, scheduler, pool)
-    ask = partial(_ask, pool)
 
     def keep(state: State) -> None:
         store.save_state(asdict(state))
@@ -216,7 +220,7 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
     if saved:
         state = run.resume(saved)
     else:
-        state = validate(run, run.begin(parameters), point.validation, scheduler, ask)
+        state = validate(run, run.begin(parameters), point.validation, scheduler, pool.gather)
         if not state.validated:
             raise UserError(f"the start of {point.name} gives no finite samples; choose another 'start'")
         keep(state)
@@ -225,15 +229,18 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
             state = replace(state, status="stopped")
             break
         if point.data_parallel:
-            state = advance(run, state, point.validate_every, scheduler, ask, point.validation)
+            state = advance(run, state, point.validate_every, scheduler, pool.gather, point.validation)
         else:
-            step = {"run": run, "state": state, "steps": point.validate_every, "validation": point.validation}
-            (state,) = pool.gather([Request("advance", step, run.batch_key(point.nfe, point.guidance_scale))])
+            step = Request.of(
+                HostProtocol.advance, run=run, state=state, steps=point.validate_every, validation=point.validation
+            )
+            state = pool.call(step.with_batch_key(run.batch_key(point.nfe, point.guidance_scale)))
         keep(state)
 
     best = state.best
     solver = run.solver(best["parameters"], scheduler)
-    forwards, backwards = run.passes(state, point.nfe, _forwards(point))
+    forwards_per_evaluation = context.facts.forwards_per_evaluation(point.guidance_scale)
+    forwards, backwards = run.passes(state, point.nfe, forwards_per_evaluation)
     evaluations = len(state.validated) * context.validation_count * point.nfe
     if point.start.family == LEAST_SQUARES:
         evaluations += point.settings.training_pairs * point.nfe
@@ -250,7 +257,7 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
         metrics=evaluate(pool, solver, point.test, point.metrics),
         start_metrics=evaluate(pool, start, point.test, point.metrics),
         start_validation_psnr_db=state.validated[0]["psnr_db"],
-        forwards=forwards + evaluations * _forwards(point),
+        forwards=forwards + evaluations * forwards_per_evaluation,
         backwards=backwards,
         history=[[entry["iteration"], entry["psnr_db"]] for entry in state.validated],
     )
@@ -267,19 +274,11 @@ def _start(
         solver = choice.solver(point.nfe, point.sigma0)
         return family.start(solver, scheduler), solver.to_ns(scheduler)
     assert isinstance(family, BNS)
-    theta = pool.call("least_squares", pairs=point.train, times=to_numpy(choice.grid.times(point.nfe, scheduler)))
+    assert point.train is not None
+    times = to_numpy(choice.grid.times(point.nfe, scheduler))
+    theta = pool.call(Request.of(HostProtocol.least_squares, pairs=point.train, times=times))
     fitted = NSSolver.from_flat(torch.from_numpy(theta))
     return family.start_from(fitted, scheduler), fitted
-
-
-def _ask(pool: Pool, method: str, calls: Sequence[dict[str, Any]]) -> list[Any]:
-    """Answers of the hosts to these calls; each goes to any free host."""
-    return pool.gather([Request(method, arguments) for arguments in calls])
-
-
-def _forwards(point: Point) -> int:
-    """Network forwards per velocity evaluation."""
-    return 1 if point.guidance_scale == 1 else 2
 
 
 def _artifact(point: Point, context: TrialContext, solver: NSSolver, psnr: float, start: str | None) -> ThetaArtifact:
@@ -294,7 +293,7 @@ def _artifact(point: Point, context: TrialContext, solver: NSSolver, psnr: float
         guidance_scale=point.guidance_scale,
         sigma0=point.sigma0,
         model_digest=facts.digest,
-        pairs_digest=point.train or point.validation,
+        pairs_digest=point.train,
         validation_psnr_db=psnr,
         packages={name: importlib.metadata.version(name) for name in ("torch", "bespoke-solvers")},
     )

@@ -1,4 +1,4 @@
-"""Storage that fails one operation in twenty, and disks that are full: nothing is lost, nothing is half there."""
+"""Storage that fails one operation in twenty, and full disks: nothing is lost and no object is half-written."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def expected(made: Storage, spec: PairSpec) -> dict[str, bytes]:
 
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch, pool: LocalPool, expected: dict[str, bytes]) -> Faulty:
-    """Puts a faulty store in the place of every storage, also of the host's in this process."""
+    """Replaces every storage, including the one of the host in this process, by a faulty store."""
 
-    def begin(**faults: float) -> FaultyFileSystem:
+    def start(**faults: float) -> FaultyFileSystem:
         store = FaultyFileSystem(**faults)  # type: ignore[arg-type]
         filesystem = pafs.PyFileSystem(store)
         monkeypatch.setattr(Storage, "_located", property(lambda self: (filesystem, "bucket/root")))
@@ -54,15 +54,15 @@ def faulty(monkeypatch: pytest.MonkeyPatch, pool: LocalPool, expected: dict[str,
         monkeypatch.setattr(lock, "POLL_SECONDS", 0.001)
         return store
 
-    return begin
+    return start
 
 
 def _run_until_done(
-    spec: PairSpec, pool: LocalPool, after_each: Callable[[], None], most: int = 1000
+    spec: PairSpec, pool: LocalPool, after_each: Callable[[], None], max_runs: int = 1000
 ) -> tuple[int, list[UserError]]:
-    """The command again and again, as a user would; how often it was run, and the errors it ended with."""
+    """Rerun the command until it succeeds, as a user would; return the number of runs and the errors on the way."""
     errors: list[UserError] = []
-    for run in range(1, most + 1):
+    for run in range(1, max_runs + 1):
         try:
             ensure_pairs(Storage(ROOT), [spec], pool, wait=True, note=lambda sentence: None)
         except UserError as error:
@@ -70,7 +70,7 @@ def _run_until_done(
             after_each()
         else:
             return run, errors
-    raise AssertionError(f"not done after {most} runs; the last error: {errors[-1]}")
+    raise AssertionError(f"not done after {max_runs} runs; the last error: {errors[-1]}")
 
 
 def _without_lock(store: FaultyFileSystem) -> dict[str, bytes]:
@@ -81,9 +81,9 @@ def _without_lock(store: FaultyFileSystem) -> dict[str, bytes]:
 def test_pairs_are_made_in_one_run_on_storage_that_fails_one_operation_in_twenty(
     spec: PairSpec, pool: LocalPool, expected: dict[str, bytes], faulty: Faulty, seed: int
 ) -> None:
-    """Asked again, storage gives the same objects as an undisturbed run: shards and manifest, byte for byte."""
+    """Retries hide the failures: shards and manifest are those of an undisturbed run, byte for byte."""
     store = faulty(rate=0.05, seed=seed)
-    for _ in range(5):  # complete, damaged and missing shards alike
+    for _ in range(5):  # with complete, damaged and missing shards
         runs, errors = _run_until_done(spec, pool, lambda: None)
         assert (runs, errors) == (1, [])
         assert _without_lock(store) == expected
@@ -95,7 +95,7 @@ def test_pairs_are_made_in_one_run_on_storage_that_fails_one_operation_in_twenty
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_without_asking_again_each_run_ends_with_a_clear_error_and_the_next_goes_on(
+def test_without_retries_each_run_ends_with_a_clear_error_and_the_next_one_resumes(
     spec: PairSpec,
     pool: LocalPool,
     expected: dict[str, bytes],
@@ -103,10 +103,10 @@ def test_without_asking_again_each_run_ends_with_a_clear_error_and_the_next_goes
     monkeypatch: pytest.MonkeyPatch,
     seed: int,
 ) -> None:
-    """Every failure reaches the user: an error with the remedy, never a half-written object, and work that is kept."""
+    """A failed run ends with an error that names the remedy, keeps finished work and leaves no half-written object."""
     store = faulty(rate=0.05, seed=seed)
     monkeypatch.setattr(storage_module, "ATTEMPTS", 1)
-    monkeypatch.setattr(lock, "LEASE_SECONDS", 0.05)  # a run that cannot give its lease back leaves it to lapse
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 0.05)  # a run that cannot release its lease lets it expire
 
     def nothing_half_written() -> None:
         for name, data in _without_lock(store).items():
@@ -116,11 +116,11 @@ def test_without_asking_again_each_run_ends_with_a_clear_error_and_the_next_goes
     assert _without_lock(store) == expected
     assert all(isinstance(error, UnreachableStorageError | PoolError) for error in errors)
     assert all("run the same command again" in str(error) for error in errors)
-    print(f"seed {seed}: {sum(store.injected.values())} faults, {runs} runs until all was made")
+    print(f"seed {seed}: {sum(store.injected.values())} faults, {runs} runs until every pair was made")
 
 
-def test_asking_again_ends(faulty: Faulty) -> None:
-    """Storage that is down for good is an error with the name of the storage, what was tried, and how often."""
+def test_retries_are_limited(faulty: Faulty) -> None:
+    """If storage stays down, the error names the storage, the operation and the number of attempts."""
     store = faulty(rate=1.0)
     storage = Storage(ROOT)
     for action in (
@@ -141,18 +141,18 @@ def test_asking_again_ends(faulty: Faulty) -> None:
     assert store.objects == {}
 
 
-def test_an_object_that_is_not_there_is_asked_for_once(faulty: Faulty) -> None:
-    """That is an answer."""
+def test_reading_a_missing_object_is_not_retried(faulty: Faulty) -> None:
+    """A missing object is an answer, not a failure."""
     store = faulty()
     with pytest.raises(FileNotFoundError):
         Storage(ROOT).read("object")
     assert store.operations == {"open": 1}
 
 
-def test_a_full_store_ends_the_run_and_the_next_goes_on(
+def test_a_full_store_ends_the_run_and_the_next_run_resumes(
     spec: PairSpec, pool: LocalPool, expected: dict[str, bytes], faulty: Faulty
 ) -> None:
-    """Room for some shards: they are kept, the error names the space, and with more room only the rest is made."""
+    """Shards that fit are kept and the error names the space; with more room only the remaining shards are made."""
     shard = len(next(data for name, data in expected.items() if name.endswith(".parquet")))
     store = faulty(room=int(1.5 * shard))
     with pytest.raises(
@@ -167,7 +167,7 @@ def test_a_full_store_ends_the_run_and_the_next_goes_on(
     assert _without_lock(store) == expected
 
 
-# ---- a disk that is really full -----------------------------------------------------------------------------------
+# ---- a full tmpfs --------------------------------------------------------------------------------------------------
 
 ON_A_SMALL_DISK = """
 import hashlib, json, pathlib, subprocess, sys
@@ -179,7 +179,7 @@ from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.requests import LocalPool
 from orchestrator.storage import Storage
 
-root, told = sys.argv[1], {}
+root, outcomes = sys.argv[1], {}
 spec = PairSpec.from_dict(json.loads(sys.argv[2]))
 pool = LocalPool(Host(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=root)))
 for size in ("4k", "24k", "32k", "1m"):
@@ -187,19 +187,19 @@ for size in ("4k", "24k", "32k", "1m"):
     try:
         ensure_pairs(Storage.at(root), [spec], pool, wait=False, note=lambda sentence: None)
         error = None
-    except UserError as refusal:
-        error = str(refusal)
+    except UserError as caught:
+        error = str(caught)
     files = {path.name: path.read_bytes() for path in pathlib.Path(root).rglob("*") if path.is_file()}
-    told[size] = error, {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-print(json.dumps(told))
+    outcomes[size] = error, {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+print(json.dumps(outcomes))
 """
 
 
 @pytest.mark.slow
-def test_a_really_full_disk_ends_the_run_and_leaves_only_whole_files(
+def test_a_full_tmpfs_ends_the_run_and_leaves_only_complete_files(
     tmp_path: Path, spec: PairSpec, expected: dict[str, bytes]
 ) -> None:
-    """A tmpfs too small for anything, for one shard, for all: each run ends clearly, and the last has all the bytes."""
+    """Too small for the lock, for one shard, for all shards, then large enough: only the last run completes."""
     disk = tmp_path / "disk"
     disk.mkdir()
     inside = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=4k tmpfs "$0" && exec "$@"', str(disk)]
@@ -208,20 +208,20 @@ def test_a_really_full_disk_ends_the_run_and_leaves_only_whole_files(
     command = [sys.executable, "-c", ON_A_SMALL_DISK, str(disk), json.dumps(asdict(spec))]
     done = subprocess.run([*inside, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    whole = {name.rpartition("/")[2]: hashlib.sha256(data).hexdigest() for name, data in expected.items()}
-    for size, (error, files) in told.items():
+    outcomes = json.loads(done.stdout)
+    complete = {name.rpartition("/")[2]: hashlib.sha256(data).hexdigest() for name, data in expected.items()}
+    for size, (error, files) in outcomes.items():
         files.pop(".lock", None)
-        assert {name: whole[name] for name in files} == files, size
-        assert (error is None) == (files == whole), size
+        assert {name: complete[name] for name in files} == files, size
+        assert (error is None) == (files == complete), size
         if error is not None:
             assert "No space left" in error or "no space left" in error
-    assert told["1m"][0] is None
-    assert 0 < len(told["32k"][1]) < len(whole), [len(files) for _, files in told.values()]
+    assert outcomes["1m"][0] is None
+    assert 0 < len(outcomes["32k"][1]) < len(complete), [len(files) for _, files in outcomes.values()]
 
 
-def test_a_lock_on_a_full_disk_is_a_lock(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its owner's name finds no room; what it protects is protected."""
+def test_a_lock_on_a_full_disk_still_excludes_other_owners(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no space to write the owner's name, but the lock itself works."""
 
     def full(*arguments: object) -> int:
         raise OSError(28, "No space left on device")

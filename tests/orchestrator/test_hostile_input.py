@@ -1,7 +1,8 @@
-"""Files that somebody else made: whatever they hold, the answer is a clear error with the file's name, or sound data.
+"""Files from untrusted sources: whatever they contain, reading them gives sound data or an error that names the file.
 
-Fuzzed by hypothesis: BESPOKE_FUZZ_EXAMPLES sets the examples of each fuzzed test (docs/reliability.md has the count
-of a long run). Beside the error, most tests watch the process's memory: a small file must not make it grow.
+The fuzz tests use hypothesis; BESPOKE_FUZZ_EXAMPLES sets the number of examples per test (docs/reliability.md has the
+count of a long run). Most tests also check the process's memory: a small file must not make it grow.
+
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ fuzzed = settings(
 )
 
 LARGE_ALLOCATION = 2**28
-"""Bytes by which reading a hostile file may raise the process's peak; all files here but the sparse ones are small."""
+"""Bytes by which reading a hostile file may raise the peak memory of the process. Only the sparse files are larger."""
 
 MESSAGE = 2_000
-"""Characters of an error message, paths included: what is wrong is quoted, and not in full."""
+"""Maximum length of an error message, paths included: messages quote hostile values, but not in full."""
 
 THETA = ThetaArtifact(GridSolver(Midpoint(), 4, Grid()).to_ns(CondOT()), family="midpoint", packages={"torch": "2"})
 
@@ -70,7 +71,7 @@ values: st.SearchStrategy[Any] = st.recursive(
 
 @contextmanager
 def no_large_allocation() -> Iterator[None]:
-    """The peak of the process's memory stays where it was."""
+    """Check that the peak memory of the process does not grow by more than LARGE_ALLOCATION."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -78,7 +79,7 @@ def no_large_allocation() -> Iterator[None]:
 
 
 def _answer(action: Callable[[], Any], *refusals: type[Exception]) -> tuple[Any, Exception | None]:
-    """What an action gives, or which of these errors it ends with; no other."""
+    """Return the result of an action and None, or None and the error if it is one of ``refusals``; others propagate."""
     try:
         return action(), None
     except refusals as error:
@@ -86,7 +87,7 @@ def _answer(action: Callable[[], Any], *refusals: type[Exception]) -> tuple[Any,
 
 
 def _refused_or_sound(load: Callable[[Path], ThetaArtifact], data: bytes, suffix: str) -> Exception | None:
-    """Load these bytes as theta: an error that names the file, or a solver of finite numbers."""
+    """Load these bytes as a theta: either an error that names the file, or a solver of finite numbers."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"theta{suffix}"
         path.write_bytes(data)
@@ -119,7 +120,7 @@ CONTENT: dict[str, Any] = json.loads(THETA.to_json())
 @example(key="family", value="\ud800")
 @example(key="packages", value={"x": {"y": []}})
 def test_a_theta_with_one_field_replaced_is_refused_or_sound(key: str, value: Any) -> None:
-    """NaN, infinities, huge and negative sizes, other types: every field is looked at before it is used."""
+    """NaN, infinities, huge and negative sizes, other types: every field is validated before it is used."""
     _refused_or_sound(load_theta, json.dumps({**CONTENT, key: value}).encode(), ".json")
 
 
@@ -130,7 +131,7 @@ def test_a_theta_with_one_field_replaced_is_refused_or_sound(key: str, value: An
     value=st.one_of(numbers, st.text(max_size=3), st.lists(st.none(), max_size=2)),
 )
 def test_a_theta_with_one_number_replaced_is_refused_or_sound(key: str, position: int, value: Any) -> None:
-    """One number in the middle of a list is as hostile as a whole one."""
+    """A hostile number in the middle of a list is handled like a hostile field."""
     listed = list(CONTENT[key])
     listed[position] = value
     _refused_or_sound(load_theta, json.dumps({**CONTENT, key: listed}).encode(), ".json")
@@ -140,8 +141,8 @@ def test_a_theta_with_one_number_replaced_is_refused_or_sound(key: str, position
 @given(data=st.one_of(st.binary(max_size=200), values.map(lambda value: json.dumps(value).encode())))
 @example(data=b"")
 @example(data=pickle.dumps({"times": [0.0]}))
-def test_any_bytes_are_refused_as_a_theta(data: bytes) -> None:
-    """Other JSON, other encodings, other programs' files."""
+def test_arbitrary_bytes_are_refused_as_a_theta(data: bytes) -> None:
+    """Other JSON, other encodings, files of other programs."""
     assert _refused_or_sound(load_theta, data, ".json") is not None
 
 
@@ -157,13 +158,13 @@ def test_any_bytes_are_refused_as_a_theta(data: bytes) -> None:
     ids=["brackets", "braces", "deep value", "long integer", "long text"],
 )
 def test_deep_or_long_json_is_refused(text: str) -> None:
-    """The parser's own limits come out as the same error."""
+    """The limits of the JSON parser raise the same error."""
     assert _refused_or_sound(load_theta, text.encode(), ".json") is not None
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path, suffix: str) -> None:
-    """Ten gigabytes (a sparse file) under the name of a theta."""
+    """A sparse file of 10 GiB with the name of a theta."""
     path = tmp_path / f"theta{suffix}"
     path.touch()
     os.truncate(path, 10 * 2**30)
@@ -171,16 +172,16 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path, suffix: str) -
         load_theta(path)
 
 
-def test_the_largest_theta_is_within_the_limits(tmp_path: Path) -> None:
-    """Full-length numbers: the limit refuses no file that could have been written."""
+def test_the_largest_theta_is_within_the_size_limit(tmp_path: Path) -> None:
+    """With every number at full length, the limit refuses no file that this package can write."""
     per_number = len(json.dumps(-1.2345678901234567e-300)) + len(", ")
     assert per_number <= 28
     assert per_number * (1000 * 1005 // 2 + 1) < MAX_BYTES
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
-def test_what_is_no_file_is_no_theta(tmp_path: Path, suffix: str) -> None:
-    """A folder, and a name that no file can have."""
+def test_a_path_that_is_not_a_file_is_refused_as_a_theta(tmp_path: Path, suffix: str) -> None:
+    """A folder, and a name too long for a file."""
     (tmp_path / f"folder{suffix}").mkdir()
     with pytest.raises(FileNotFoundError, match="no theta artifact at"):
         load_theta(tmp_path / f"folder{suffix}")
@@ -205,14 +206,14 @@ def _with_header(header: bytes, length: int | None = None, tail: bytes = b"\0" *
 
 
 class _Bomb:
-    """Unpickled, it would leave a trace."""
+    """Creates a folder when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return os.mkdir, (os.environ["BESPOKE_TRACE"],)
 
 
-def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch.save writes it and bare, under either name: no code of the file is run."""
+def test_a_pickle_is_refused_and_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From torch.save and bare, under either suffix: no code from the file is executed."""
     monkeypatch.setenv("BESPOKE_TRACE", str(tmp_path / "run"))
     torch.save({"times": _Bomb()}, tmp_path / "zip.pt")
     for data in (pickle.dumps(_Bomb()), (tmp_path / "zip.pt").read_bytes()):
@@ -223,13 +224,13 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("length", [10 * 10**9, 2**64 - 1, 2**63, 99 * 10**6, 0])
 def test_a_header_that_claims_gigabytes_is_refused(length: int) -> None:
-    """The length is the file's own word; it is compared with the file."""
+    """The length in the file is checked against the size of the file."""
     assert _refused_or_sound(load_theta, _with_header(b"{}", length), ".safetensors") is not None
 
 
 @pytest.mark.parametrize("size", [10**10, 2**62, -1])
 def test_tensors_that_claim_gigabytes_are_refused(size: int) -> None:
-    """A shape beyond the file's data, with a provenance that fits."""
+    """A shape larger than the data in the file, with matching provenance."""
     provenance = {key: value for key, value in CONTENT.items() if key not in ("times", "a", "b")}
     header = {
         "__metadata__": {METADATA_KEY: json.dumps({**provenance, "nfe": 1000})},
@@ -240,10 +241,10 @@ def test_tensors_that_claim_gigabytes_are_refused(size: int) -> None:
 
 @fuzzed
 @given(metadata=values, tensors=values, deep=st.sampled_from([0, 200, 100_000]))
-def test_any_header_is_refused(metadata: Any, tensors: Any, deep: int) -> None:
-    """JSON of any form where the header is meant, and in the metadata."""
-    told = {METADATA_KEY: "[" * deep + "]" * deep if deep else json.dumps(metadata)}
-    for header in ({"__metadata__": told, "times": tensors}, {"__metadata__": metadata}, tensors):
+def test_arbitrary_headers_are_refused(metadata: Any, tensors: Any, deep: int) -> None:
+    """Arbitrary JSON as the header and in its metadata."""
+    provenance = {METADATA_KEY: "[" * deep + "]" * deep if deep else json.dumps(metadata)}
+    for header in ({"__metadata__": provenance, "times": tensors}, {"__metadata__": metadata}, tensors):
         data = _with_header(json.dumps(header).encode("utf-8", "surrogatepass"))
         assert _refused_or_sound(load_theta, data, ".safetensors") is not None
 
@@ -254,7 +255,7 @@ def test_any_header_is_refused(metadata: Any, tensors: Any, deep: int) -> None:
     byte=st.integers(0, 255),
     cut=st.one_of(st.none(), st.integers(0, len(WHOLE))),
 )
-def test_a_damaged_safetensors_is_refused_or_sound(position: int, byte: int, cut: int | None) -> None:
+def test_a_damaged_safetensors_file_is_refused_or_sound(position: int, byte: int, cut: int | None) -> None:
     """One byte changed, or the end missing."""
     data = bytearray(WHOLE)
     data[position] = byte
@@ -280,7 +281,7 @@ def _store() -> Iterator[PairStore]:
 
 
 def _refused_store(storage: Storage, digest: str) -> None:
-    """Opening and reading end in an error that names the manifest or the shard."""
+    """Check that loading the store fails with an error that names the manifest or the shard."""
     with no_large_allocation(), pytest.raises((DamagedManifestError, DamagedShardError)) as caught:
         PairStore.open(storage, digest).load()
     assert storage.location(f"pairs/{digest}/") in str(caught.value)
@@ -303,8 +304,8 @@ with _store() as _example:
 )
 @example(data=b"[" * 1_000_000)
 @example(data=b"\xff\xfe")
-def test_a_manifest_that_is_none_is_refused(data: bytes) -> None:
-    """Not JSON, other JSON, other types inside."""
+def test_an_invalid_manifest_is_refused(data: bytes) -> None:
+    """Not JSON, other JSON, or fields of other types."""
     with _store() as store:
         store.storage.write(store.manifest_key, data)
         _refused_store(store.storage, SPEC.digest)
@@ -319,8 +320,8 @@ def test_a_manifest_that_is_none_is_refused(data: bytes) -> None:
 @example(key="shape", value=[-4, -4])
 @example(key="conditioning", value=[])
 @example(key="trajectory", value=True)
-def test_a_spec_that_lies_in_the_folder_of_its_digest_is_refused(key: str, value: Any) -> None:
-    """The digest is easily made to fit: the spec itself must make sense, and its shards must be those it tells of."""
+def test_a_false_spec_in_the_folder_of_its_own_digest_is_refused(key: str, value: Any) -> None:
+    """Anyone can make the digest match: the spec itself must be valid, and the shards must be the ones it describes."""
     spec = {**MANIFEST["spec"], key: value}
     if spec == MANIFEST["spec"]:
         return
@@ -328,7 +329,7 @@ def test_a_spec_that_lies_in_the_folder_of_its_digest_is_refused(key: str, value
     try:
         digest = digest_of(content)
     except ValueError:
-        return  # NaN has no digest, so there is no folder of it
+        return  # NaN has no digest, so it has no folder
     with _store() as store:
         text = json.dumps({**MANIFEST, "spec": spec}).encode()
         store.storage.write(f"pairs/{digest}/manifest.json", text)
@@ -339,8 +340,8 @@ def test_a_spec_that_lies_in_the_folder_of_its_digest_is_refused(key: str, value
 
 @fuzzed
 @given(key=st.sampled_from(sorted(MANIFEST["shards"][0])), value=values)
-def test_a_line_that_lies_is_refused_or_changes_no_pair(key: str, value: Any) -> None:
-    """Another sha256 or number is found; counts are only told, and must be counts."""
+def test_a_false_shard_record_is_refused_or_changes_no_pair(key: str, value: Any) -> None:
+    """A wrong sha256 or shard number is detected. Counts are informative only, but must be counts."""
     with _store() as store:
         changed = [{**MANIFEST["shards"][0], key: value}, MANIFEST["shards"][1]]
         store.storage.write(store.manifest_key, json.dumps({**MANIFEST, "shards": changed}).encode())
@@ -355,7 +356,7 @@ def test_a_line_that_lies_is_refused_or_changes_no_pair(key: str, value: Any) ->
 
 
 def test_a_manifest_of_gigabytes_is_not_read() -> None:
-    """A sparse file of ten gigabytes."""
+    """A sparse file of 10 GiB."""
     with _store() as store:
         os.truncate(store.storage.path(store.manifest_key), 10 * 2**30)
         with no_large_allocation(), pytest.raises(StoreError, match=r"manifest\.json has 10,737,418,240 bytes"):
@@ -366,7 +367,7 @@ def test_a_manifest_of_gigabytes_is_not_read() -> None:
 
 
 def _refused_shard(store: PairStore, data: bytes) -> None:
-    """Bytes in the place of a shard, once with a manifest that vouches for them, once before there is one."""
+    """Check that these bytes are refused as a shard, with a manifest that has their sha256 and without a manifest."""
     store.storage.write(store.shard_key(0), data)
     records = [dataclasses.replace(r, sha256=hashlib.sha256(data).hexdigest()) if r.shard == 0 else r for r in RECORDS]
     store.commit(records)
@@ -410,9 +411,9 @@ def _parquet(table: pa.Table) -> bytes:
 @fuzzed
 @given(name=st.sampled_from(TABLE.column_names), array=arrays)
 def test_a_shard_with_another_column_is_refused(name: str, array: pa.Array) -> None:
-    """Wrong dtypes, shapes, nesting: each under a column's right name."""
+    """Wrong dtypes, shapes or nesting under the name of an existing column."""
     table = TABLE.set_column(TABLE.column_names.index(name), name, array)
-    if table.schema.equals(TABLE.schema):  # a label of other numbers, or other evaluations, are good Parquet
+    if table.schema.equals(TABLE.schema):  # other labels or evaluation counts are valid Parquet
         return
     with _store() as store:
         _refused_shard(store, _parquet(table.replace_schema_metadata(TABLE.schema.metadata)))
@@ -429,8 +430,8 @@ def test_a_shard_with_another_column_is_refused(name: str, array: pa.Array) -> N
         st.binary(max_size=16).map(lambda digest: TABLE.replace_schema_metadata({b"bespoke.spec": digest})),
     )
 )
-def test_a_shard_of_other_rows_or_columns_is_refused(change: pa.Table) -> None:
-    """Missing, more, in another order, or of another spec."""
+def test_a_shard_with_other_rows_or_columns_is_refused(change: pa.Table) -> None:
+    """Missing, additional, in another order, or of another spec."""
     with _store() as store:
         _refused_shard(store, _parquet(change))
 
@@ -441,8 +442,8 @@ def test_a_shard_of_other_rows_or_columns_is_refused(change: pa.Table) -> None:
     byte=st.integers(0, 255),
     cut=st.one_of(st.none(), st.integers(0, len(SHARD))),
 )
-def test_a_damaged_shard_is_made_again(position: int, byte: int, cut: int | None) -> None:
-    """One byte or the end: found without a manifest, without a crash of the library that reads it."""
+def test_a_damaged_shard_counts_as_missing(position: int, byte: int, cut: int | None) -> None:
+    """A changed byte or a missing end is detected without a manifest and without crashing the Parquet reader."""
     data = bytearray(SHARD)
     data[position] = byte
     changed = bytes(data[:cut])
@@ -454,8 +455,8 @@ def test_a_damaged_shard_is_made_again(position: int, byte: int, cut: int | None
         assert store.inspect_shard(0) is None
 
 
-def test_a_pickle_is_no_shard() -> None:
-    """Nor is anything else."""
+def test_files_of_other_formats_are_refused_as_a_shard() -> None:
+    """A pickle, an empty file and Parquet magic bytes without content."""
     with _store() as store:
         for data in (pickle.dumps([1]), b"", b"PAR1", b"PAR1PAR1", b"PAR1" + b"\xff" * 64 + b"PAR1"):
             _refused_shard(store, data)
@@ -476,8 +477,8 @@ parts = st.sampled_from([*NAMES, *ESCAPES])
 @example(key="%2e%2e/escaped")
 @example(key="link")
 @example(key="")
-def test_no_name_leads_out_of_the_root(key: str) -> None:
-    """.., absolute, through a link, URL-encoded: an error that shows the name, or an object inside the root."""
+def test_no_key_leads_out_of_the_root(key: str) -> None:
+    """With .., absolute, through a link or URL-encoded: an error that quotes the key, or an object inside the root."""
     with tempfile.TemporaryDirectory() as folder:
         outside, root = Path(folder) / "outside", Path(folder) / "root"
         (root / "folder").mkdir(parents=True)
@@ -495,16 +496,16 @@ def test_no_name_leads_out_of_the_root(key: str) -> None:
             lambda: storage.delete(key),
             lambda: storage.names(key),
         ):
-            found, error = _answer(action, StoreError, FileNotFoundError)
-            assert found not in (b"secret", ["secret"])
+            result, error = _answer(action, StoreError, FileNotFoundError)
+            assert result not in (b"secret", ["secret"])
             assert len(str(error)) < MESSAGE + 4 * len(key)
         assert sorted(path.name for path in Path(folder).iterdir()) == ["outside", "root"]
         assert [path.name for path in outside.iterdir()] == ["secret"]
         assert (outside / "secret").read_bytes() == b"secret"
 
 
-def test_a_link_out_of_the_root_is_told_with_its_target_and_the_remedy(tmp_path: Path) -> None:
-    """Somebody may have moved a folder to another disk: the message says where it is and what to do."""
+def test_the_error_for_a_link_out_of_the_root_names_its_target_and_the_remedy(tmp_path: Path) -> None:
+    """A user may have moved a folder to another disk: the message says where it is and what to do."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "root").mkdir()
     (tmp_path / "root/pairs").symlink_to(tmp_path / "elsewhere")
@@ -516,8 +517,8 @@ def test_a_link_out_of_the_root_is_told_with_its_target_and_the_remedy(tmp_path:
         Storage.at(tmp_path / "root").write("pairs/x", b"data")
 
 
-def test_a_root_that_is_a_link_itself_is_good(tmp_path: Path) -> None:
-    """Which place the root is, is the user's to say."""
+def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
+    """The user chooses the root."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "root").symlink_to(tmp_path / "elsewhere")
     storage = Storage.at(tmp_path / "root")
@@ -528,7 +529,7 @@ def test_a_root_that_is_a_link_itself_is_good(tmp_path: Path) -> None:
 @fuzzed
 @given(digest=st.lists(parts, max_size=4).map("/".join))
 def test_no_digest_opens_a_store_elsewhere(digest: str) -> None:
-    """A digest comes from files and command lines: it is a name like others."""
+    """A digest comes from files and command lines, and is checked like any other name."""
     with _store() as store, pytest.raises(StoreError):
         PairStore.open(store.storage, f"{digest}/../x")
 
@@ -537,12 +538,12 @@ def test_no_digest_opens_a_store_elsewhere(digest: str) -> None:
 
 
 @fuzzed
-@given(data=st.one_of(st.binary(max_size=50), values.map(lambda value: canonical_or_not(value))))
+@given(data=st.one_of(st.binary(max_size=50), values.map(lambda value: _lock_content(value))))
 @example(data=b"[" * 1_000_000)
 @example(data=b'{"until": "tomorrow"}')
 @example(data=b'{"until": 1e400, "user": []}')
 def test_a_lock_file_of_any_content_is_read(data: bytes) -> None:
-    """It decides at most who is named, and for how long a lease is waited for."""
+    """Its content affects only the owner named in the message and how long a lease is waited for."""
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage.at(folder)
         storage.write("store/.lock", data)
@@ -553,15 +554,15 @@ def test_a_lock_file_of_any_content_is_read(data: bytes) -> None:
         assert len(sentence) < MESSAGE
 
 
-def canonical_or_not(value: Any) -> bytes:
+def _lock_content(value: Any) -> bytes:
     try:
         return canonical_json({"user": value, "until": value}).encode()
     except ValueError:
         return json.dumps({"user": value, "until": value}).encode()
 
 
-def test_a_lease_that_says_nonsense_is_taken(object_store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No time that can be waited for: nobody holds it. One that lasts is respected, whoever wrote it."""
+def test_a_lease_without_a_valid_expiry_is_taken_over(object_store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unreadable lease belongs to no one. A lease that has not expired is respected, whatever wrote it."""
     monkeypatch.setattr(lock, "POLL_SECONDS", 0.01)
     for content in (b"\xff", b"[1]", b'{"until": "for ever"}', b'{"until": null}', b'{"until": NaN}'):
         object_store.write("store/.lock", content)

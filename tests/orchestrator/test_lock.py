@@ -1,4 +1,4 @@
-"""One writer at a time: the second waits and says for whom, or fails at once; the dead hold nothing."""
+"""One writer at a time: a second one waits and names the owner, or fails at once. Dead processes hold no lock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from orchestrator.storage import Storage
 KEY = "pairs/digest/.lock"
 
 LEASE_SECONDS = 4.0
-"""Of the other process; long enough for a busy machine to renew it in time."""
+"""Lease time in the other process; long enough for a busy machine to renew it."""
 
 HOLDER = f"""
 import sys, time
@@ -58,12 +58,12 @@ def _other_process(storage: Storage) -> Iterator[subprocess.Popen[str]]:
         process.stdout.close()
 
 
-def _waiter(storage: Storage, told: list[str]) -> tuple[threading.Thread, threading.Event]:
-    """A second owner in a thread, which waits; and the sign that it has the lock."""
+def _waiter(storage: Storage, notes: list[str]) -> tuple[threading.Thread, threading.Event]:
+    """Start a thread that waits for the lock; return it, and an event that is set once it has the lock."""
     has_it = threading.Event()
 
     def run() -> None:
-        with exclusive(storage, KEY, wait=True, announce=told.append):
+        with exclusive(storage, KEY, wait=True, announce=notes.append):
             has_it.set()
 
     thread = threading.Thread(target=run)
@@ -80,29 +80,29 @@ def _until(condition: Callable[[], object]) -> None:
 
 @pytest.fixture(params=["storage", "object_store", "s3_storage"])
 def place(request: pytest.FixtureRequest) -> Storage:
-    """Each kind of storage: on a directory the lock is flock, on the others a lease."""
+    """Each kind of storage: the lock is a flock on a directory, and a lease elsewhere."""
     return request.getfixturevalue(request.param)
 
 
-def test_the_second_waits_and_says_for_whom(place: Storage) -> None:
-    """Told once, with user, host and process; it goes on when the first is done."""
-    told: list[str] = []
-    with exclusive(place, KEY, wait=False, announce=told.append):
-        assert told == []
-        thread, has_it = _waiter(place, told)
-        _until(lambda: told)
+def test_a_second_owner_waits_and_names_the_first(place: Storage) -> None:
+    """A single note names the user, host and process; the work continues once the first owner is done."""
+    notes: list[str] = []
+    with exclusive(place, KEY, wait=False, announce=notes.append):
+        assert notes == []
+        thread, has_it = _waiter(place, notes)
+        _until(lambda: notes)
         time.sleep(0.1)
         assert not has_it.is_set()
     _until(has_it.is_set)
     thread.join()
-    (sentence,) = told
+    (sentence,) = notes
     owner = f"{getpass.getuser()} on {socket.gethostname()} (process {os.getpid()}) since "
     assert sentence.startswith(f"{place.location('pairs/digest')} is in use by {owner}")
     assert "; waiting for it to finish" in sentence
 
 
-def test_without_waiting_the_second_fails_at_once(place: Storage) -> None:
-    """--no-wait: an error that says who is at work, and what to do."""
+def test_with_no_wait_a_second_owner_fails_at_once(place: Storage) -> None:
+    """The error names the current owner and what to do."""
     with (
         exclusive(place, KEY, wait=False, announce=lambda sentence: None),
         pytest.raises(BusyStoreError) as caught,
@@ -113,8 +113,8 @@ def test_without_waiting_the_second_fails_at_once(place: Storage) -> None:
     assert str(caught.value).endswith("; wait for it, or leave out --no-wait")
 
 
-def test_one_after_the_other_nobody_waits(place: Storage) -> None:
-    """A lock that was given back is free, also after an error in the block."""
+def test_a_released_lock_is_free(place: Storage) -> None:
+    """This includes a lock released by an error in the block."""
     for _ in range(2):
         with (
             pytest.raises(ZeroDivisionError),
@@ -123,8 +123,8 @@ def test_one_after_the_other_nobody_waits(place: Storage) -> None:
             _ = 1 / 0
 
 
-def test_two_stores_are_worked_on_at_once(place: Storage) -> None:
-    """A lock is its store's own."""
+def test_locks_of_two_stores_are_independent(place: Storage) -> None:
+    """Each store has a lock of its own."""
     with (
         exclusive(place, KEY, wait=False, announce=lambda sentence: None),
         exclusive(place, "pairs/other/.lock", wait=False, announce=lambda sentence: None),
@@ -134,31 +134,31 @@ def test_two_stores_are_worked_on_at_once(place: Storage) -> None:
 
 @pytest.fixture(params=["storage", "s3_storage"])
 def shared(request: pytest.FixtureRequest) -> Storage:
-    """What two processes can share."""
+    """Storages that two processes can share."""
     return request.getfixturevalue(request.param)
 
 
-def test_another_process_is_named_and_its_death_frees_the_lock(shared: Storage) -> None:
-    """Killed with SIGKILL it can clean up nothing: the kernel does, or its lease lapses."""
+def test_another_owner_process_is_named_and_its_death_frees_the_lock(shared: Storage) -> None:
+    """A process killed by SIGKILL cleans up nothing: the kernel frees its flock, or its lease expires."""
     storage = shared
-    told: list[str] = []
+    notes: list[str] = []
     with _other_process(storage) as process:
         with (
             pytest.raises(BusyStoreError, match=rf"\(process {process.pid}\) since .*leave out --no-wait"),
-            exclusive(storage, KEY, wait=False, announce=told.append),
+            exclusive(storage, KEY, wait=False, announce=notes.append),
         ):
             pytest.fail("two owners at once")
-        thread, has_it = _waiter(storage, told)
-        _until(lambda: told)
-        assert f"(process {process.pid})" in told[0]
+        thread, has_it = _waiter(storage, notes)
+        _until(lambda: notes)
+        assert f"(process {process.pid})" in notes[0]
         assert not has_it.is_set()
         os.kill(process.pid, signal.SIGKILL)
         _until(has_it.is_set)
         thread.join()
 
 
-def test_a_lock_file_that_says_nothing_does_not_hinder(storage: Storage) -> None:
-    """A file left by another version, or caught between taking the lock and writing one's name."""
+def test_a_lock_file_without_a_valid_owner_is_ignored(storage: Storage) -> None:
+    """Written by another version, or read after the lock was taken and before the owner's name was written."""
     path = Path(storage.path(KEY))
     path.parent.mkdir(parents=True)
     for content in ("", "not JSON", "[1]"):
@@ -167,8 +167,8 @@ def test_a_lock_file_that_says_nothing_does_not_hinder(storage: Storage) -> None
             assert json.loads(path.read_text(encoding="utf-8"))["pid"] == os.getpid()
 
 
-def test_a_lease_is_renewed_while_the_work_goes_on(object_store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the work takes, nobody else gets the store."""
+def test_a_lease_is_renewed_during_the_work(object_store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the work takes, no other process can take the store."""
     monkeypatch.setattr(lock, "LEASE_SECONDS", 0.4)
     with exclusive(object_store, KEY, wait=False, announce=lambda sentence: None):
         time.sleep(1.2)
@@ -180,24 +180,24 @@ def test_a_lease_is_renewed_while_the_work_goes_on(object_store: Storage, monkey
     assert not object_store.exists(KEY)
 
 
-def test_the_lease_of_the_dead_lapses(object_store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An object store frees nothing by itself: a lease that is not renewed is over after its time."""
+def test_the_lease_of_a_dead_owner_expires(object_store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object store frees no lease by itself: a lease that is not renewed ends after its time."""
     monkeypatch.setattr(lock, "LEASE_SECONDS", 0.5)
     dead = {"user": "ada", "host": "node-7", "pid": 4711, "since": "12:00:00", "token": "x", "until": time.time() + 0.5}
     object_store.write(KEY, json.dumps(dead).encode())
-    told: list[str] = []
+    notes: list[str] = []
     begin = time.time()
-    with exclusive(object_store, KEY, wait=True, announce=told.append):
+    with exclusive(object_store, KEY, wait=True, announce=notes.append):
         assert time.time() - begin > 0.3
-    (sentence,) = told
+    (sentence,) = notes
     assert "is in use by ada on node-7 (process 4711) since 12:00:00; waiting" in sentence
     assert "or for its lease of 0.5 s to lapse" in sentence
 
 
-def test_an_owner_whose_lease_lapsed_takes_nothing_from_the_next(
+def test_an_owner_whose_lease_expired_does_not_disturb_the_next_owner(
     object_store: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that was suspended for too long neither renews over the next owner's lease nor gives it back."""
+    """A process that was suspended for too long neither renews nor deletes the next owner's lease."""
     monkeypatch.setattr(lock, "LEASE_SECONDS", 0.2)
     with exclusive(object_store, KEY, wait=False, announce=lambda sentence: None):
         theirs = json.dumps({"user": "ada", "token": "hers", "until": time.time() + 60}).encode()
@@ -207,28 +207,30 @@ def test_an_owner_whose_lease_lapsed_takes_nothing_from_the_next(
     assert object_store.read(KEY) == theirs
 
 
-def test_of_two_that_take_a_lease_at_once_one_gets_it(object_store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A put cannot be conditional: the last one stands, and the other notices before it works."""
+def test_simultaneous_requests_for_a_lease_are_served_one_at_a_time(
+    object_store: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Puts are unconditional: the last write wins, and the other owners notice this before they start work."""
     monkeypatch.setattr(lock, "POLL_SECONDS", 0.3)
-    inside = 0
-    most = 0
+    active = 0
+    most_active = 0
     guard = threading.Lock()
-    together = threading.Barrier(3)
+    barrier = threading.Barrier(3)
 
     def work() -> None:
-        nonlocal inside, most
-        together.wait()
+        nonlocal active, most_active
+        barrier.wait()
         with exclusive(object_store, KEY, wait=True, announce=lambda sentence: None):
             with guard:
-                inside += 1
-                most = max(most, inside)
+                active += 1
+                most_active = max(most_active, active)
             time.sleep(0.05)
             with guard:
-                inside -= 1
+                active -= 1
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == 1
+    assert most_active == 1

@@ -1,4 +1,4 @@
-"""Contract tests: they run for every plugin that is found by its file name, so a new one is covered unasked."""
+"""Contract tests, run for every plugin that is discovered by its file name: a new plugin is covered automatically."""
 
 from __future__ import annotations
 
@@ -38,33 +38,33 @@ BASES = {
     "exporters": Exporter,
     "recognisers": Recogniser,
     "speaker_encoders": SpeakerEncoder,
-    "features": object,  # a protocol: checked by what its tests call
+    "features": object,  # a protocol, checked by the tests of feature extractors
 }
 
 EVERY = [(kind, name, plugin) for kind in plugins.KINDS for name, plugin in plugins.every(kind)]
 
 
-def of(kind: str, base: type = object) -> Any:
-    """Parametrises a test over the plugins of one kind, or over those of them that are of a base class."""
-    found = [(name, plugin) for name, plugin in plugins.every(kind) if issubclass(plugin, base)]
-    return pytest.mark.parametrize("plugin", [plugin for _, plugin in found], ids=[name for name, _ in found])
+def each_plugin(kind: str, base: type = object) -> Any:
+    """Parametrise a test over the plugins of one kind, or over those that subclass ``base``."""
+    matching = [(name, plugin) for name, plugin in plugins.every(kind) if issubclass(plugin, base)]
+    return pytest.mark.parametrize("plugin", [plugin for _, plugin in matching], ids=[name for name, _ in matching])
 
 
 @pytest.mark.parametrize(("kind", "name", "plugin"), EVERY, ids=[f"{kind}-{name}" for kind, name, _ in EVERY])
-def test_every_plugin_is_of_its_kind_and_says_in_a_sentence_what_it_is(kind: str, name: str, plugin: Any) -> None:
-    """A file in the right folder is all that is needed, and `bespoke list` has something to say about it."""
+def test_every_plugin_subclasses_its_base_and_has_a_one_sentence_description(kind: str, name: str, plugin: Any) -> None:
+    """Adding a file to the folder is enough: `bespoke list` shows the plugin and its description."""
     assert issubclass(plugin, BASES[kind])
     assert plugin.__module__.startswith(plugins.KINDS[kind].package)
     sentence = first_sentence(plugin)
-    # A dataclass without a docstring is given its signature for one.
+    # The docstring of a dataclass defaults to its signature.
     assert len(sentence.split()) >= 3
     assert not sentence.startswith(f"{plugin.__name__}(")
     assert any(line.startswith(f"{name} ") and sentence in line for line in describe(kind))
 
 
 @pytest.mark.parametrize("kind", plugins.KINDS)
-def test_an_unknown_name_is_refused_with_the_nearest_and_all_that_exist(kind: str) -> None:
-    """A misspelt plugin costs one look at the message."""
+def test_the_error_for_an_unknown_name_suggests_the_nearest_and_lists_all(kind: str) -> None:
+    """The message is enough to correct a misspelt plugin."""
     name = plugins.names(kind)[0]
     with pytest.raises(ConfigError) as caught:
         plugins.load(kind, f"{name}x")
@@ -74,14 +74,14 @@ def test_an_unknown_name_is_refused_with_the_nearest_and_all_that_exist(kind: st
 
 
 @pytest.mark.parametrize("kind", plugins.KINDS)
-def test_a_name_like_no_other_is_refused_without_a_guess(kind: str) -> None:
-    """A bad guess would mislead more than none."""
+def test_the_error_for_a_name_unlike_any_other_makes_no_suggestion(kind: str) -> None:
+    """A bad guess would be more misleading than none."""
     with pytest.raises(ConfigError, match=r"unknown .* 'qqqqqq'; there are: "):
         plugins.load(kind, "qqqqqq")
 
 
-def test_an_unknown_option_is_refused_with_the_nearest_and_all_that_exist() -> None:
-    """Options are never swallowed: a misspelt one would silently be the default."""
+def test_the_error_for_an_unknown_option_suggests_the_nearest_and_lists_all() -> None:
+    """Unknown options are never ignored: a misspelt option would silently keep its default."""
     with pytest.raises(
         ConfigError,
         match=r"dataset 'labels' has no option 'clases' \(did you mean 'classes'\?\); its options are: classes",
@@ -91,8 +91,8 @@ def test_an_unknown_option_is_refused_with_the_nearest_and_all_that_exist() -> N
         plugins.build("families", "euler", {"order": 2})
 
 
-def test_a_value_that_a_plugin_refuses_is_told_with_the_plugins_name() -> None:
-    """The plugin's own complaint reaches the user as an error about the configuration."""
+def test_the_error_for_a_value_that_a_plugin_refuses_names_the_plugin() -> None:
+    """The error raised by the plugin reaches the user as a ConfigError."""
     with pytest.raises(ConfigError, match=r"solver family 'adams_bashforth': .*steps_back 2, 3 or 4, got 9"):
         plugins.build("families", "adams_bashforth", {"steps_back": 9})
     with pytest.raises(ConfigError, match=r"dataset 'labels': classes must be at least 1, got 0"):
@@ -100,7 +100,7 @@ def test_a_value_that_a_plugin_refuses_is_told_with_the_plugins_name() -> None:
 
 
 def test_a_new_file_in_the_folder_is_a_new_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Adding a metric is one file: nothing is registered anywhere."""
+    """A new metric is one file; there is no registry."""
     (tmp_path / "largest_error.py").write_text(
         "from dataclasses import dataclass\n\n"
         "from orchestrator.metrics.base import PairMetric\n\n\n"
@@ -121,14 +121,14 @@ def test_a_new_file_in_the_folder_is_a_new_plugin(tmp_path: Path, monkeypatch: p
     assert any("The largest error of any value." in line for line in describe("metrics"))
 
 
-def test_a_base_module_is_no_plugin() -> None:
-    """What plugins share lives beside them, and is not offered to users."""
+def test_base_modules_are_not_plugins() -> None:
+    """Modules of shared code are in the same folders, but are not offered to users."""
     assert all("base" not in plugins.names(kind) for kind in plugins.KINDS)
 
 
-@of("datasets")
+@each_plugin("datasets")
 def test_conditioning_of_a_pair_is_a_function_of_seed_and_index_alone(plugin: type[Dataset], tmp_path: Path) -> None:
-    """Whoever asks, in whatever order and company, pair i has the same conditioning."""
+    """Pair i has the same conditioning in any order and in any batch."""
     dataset = example(plugin, tmp_path)
     indices = [0, 5, 17, 1000, 3]
     conditions = dataset.conditions(7, indices)
@@ -140,9 +140,9 @@ def test_conditioning_of_a_pair_is_a_function_of_seed_and_index_alone(plugin: ty
     assert not np.array_equal(dataset.conditions(8, range(100)), dataset.conditions(7, range(100)))
 
 
-@of("datasets")
-def test_real_samples_are_those_that_are_asked_for(plugin: type[Dataset], tmp_path: Path) -> None:
-    """Images or waves in [-1, 1], float32, whatever the order and the company; none where there are none."""
+@each_plugin("datasets")
+def test_real_samples_match_the_requested_indices(plugin: type[Dataset], tmp_path: Path) -> None:
+    """Float32 images or waves in [-1, 1], in any order and any batch. Datasets without real samples are skipped."""
     dataset = example(plugin, tmp_path)
     count = dataset.real_count()
     if not count:
@@ -155,13 +155,13 @@ def test_real_samples_are_those_that_are_asked_for(plugin: type[Dataset], tmp_pa
     assert np.abs(first).max() <= 1
 
 
-@of("datasets")
-def test_a_reference_set_is_what_models_are_trained_on(plugin: type[Dataset], tmp_path: Path) -> None:
-    """A reference set has as many labels as samples, finite float32 samples, and conditioning out of its labels."""
+@each_plugin("datasets")
+def test_a_reference_set_is_finite_and_labelled(plugin: type[Dataset], tmp_path: Path) -> None:
+    """It has finite float32 samples, one label per sample, and conditioning drawn from its labels."""
     dataset = example(plugin, tmp_path)
     if "folder" in vars(dataset) and dataset.reference.__func__ is not Dataset.reference:
         with pytest.raises(ValueError, match="set the dataset's option 'folder'"):
-            dataset.reference()  # these samples do not travel with the package
+            dataset.reference()  # these samples are not part of the package
         return
     reference = dataset.reference()
     if reference is None:
@@ -172,9 +172,9 @@ def test_a_reference_set_is_what_models_are_trained_on(plugin: type[Dataset], tm
     assert set(dataset.conditions(0, range(50)).tolist()) <= set(reference.labels.tolist())
 
 
-@of("metrics", PairMetric)
-def test_a_metric_gives_one_finite_number_a_sample(plugin: type[PairMetric]) -> None:
-    """Per-sample values in float64, of samples and ground truth in any float type."""
+@each_plugin("metrics", PairMetric)
+def test_a_metric_returns_one_finite_value_per_sample(plugin: type[PairMetric]) -> None:
+    """Values are float64, for samples and ground truth of any float type."""
     generator = torch.Generator().manual_seed(0)
     reference = torch.randn(5, 1, 4, 4, generator=generator)
     values = plugin().per_sample(reference + 0.1, reference, 2.0)
@@ -183,42 +183,42 @@ def test_a_metric_gives_one_finite_number_a_sample(plugin: type[PairMetric]) -> 
     assert torch.isfinite(values).all()
 
 
-@of("metrics", PairMetric)
-def test_a_metric_knows_which_way_is_better(plugin: type[PairMetric]) -> None:
-    """A larger error is worse, in the metric's own direction."""
+@each_plugin("metrics", PairMetric)
+def test_the_direction_of_a_metric_is_right(plugin: type[PairMetric]) -> None:
+    """A larger error gives a worse value according to ``higher_is_better``."""
     reference = torch.linspace(-1, 1, 32).reshape(2, 1, 4, 4)
     near, far = (plugin().per_sample(reference + error, reference, 2.0).mean() for error in (0.01, 0.5))
     assert (near > far) == plugin.higher_is_better
 
 
-@of("metrics", PairMetric)
+@each_plugin("metrics", PairMetric)
 def test_a_metric_does_not_depend_on_the_batch_size(plugin: type[PairMetric]) -> None:
-    """A sample's number is its own: in one batch or one by one."""
+    """The value of a sample is the same in a batch and alone."""
     generator = torch.Generator().manual_seed(1)
     reference = torch.randn(7, 1, 8, 8, generator=generator)
     samples = reference + 0.05 * torch.randn(7, 1, 8, 8, generator=generator)
-    together = plugin().per_sample(samples, reference, 2.0)
+    batched = plugin().per_sample(samples, reference, 2.0)
     alone = torch.cat([plugin().per_sample(samples[i : i + 1], reference[i : i + 1], 2.0) for i in range(7)])
-    torch.testing.assert_close(together, alone, rtol=1e-12, atol=0)
+    torch.testing.assert_close(batched, alone, rtol=1e-12, atol=0)
 
 
-@of("metrics", PairMetric)
+@each_plugin("metrics", PairMetric)
 def test_a_metric_refuses_samples_of_another_shape(plugin: type[PairMetric]) -> None:
-    """Broadcasting would compare what does not belong together."""
+    """Broadcasting would compare samples with the wrong ground truth."""
     with pytest.raises(ValueError, match=r"have shape \(2, 1, 4, 4\), but ground truth has shape \(2, 1, 8, 8\)"):
         plugin().per_sample(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 8, 8), 2.0)
 
 
 def test_no_two_metrics_share_a_column() -> None:
-    """A column of a table and of MLflow belongs to one metric."""
+    """Each column of a table and of MLflow belongs to one metric."""
     columns = [plugin().column for _, plugin in plugins.every("metrics")]
     assert len(set(columns)) == len(columns)
 
 
-@of("models")
+@each_plugin("models")
 def test_a_model_adapter_refuses_options_it_does_not_have(plugin: type[ModelAdapter]) -> None:
-    """What is wrong with a model's options is said before any actor starts."""
-    name = next(name for name, found in plugins.every("models") if found is plugin)
+    """The error comes from ``check`` or the constructor, before any actor starts."""
+    name = next(name for name, candidate in plugins.every("models") if candidate is plugin)
 
     def prepare() -> None:
         plugin.check({"no_such_option": 1})
@@ -228,9 +228,9 @@ def test_a_model_adapter_refuses_options_it_does_not_have(plugin: type[ModelAdap
         prepare()
 
 
-@of("models")
+@each_plugin("models")
 def test_a_model_adapter_documents_its_options(plugin: type[ModelAdapter]) -> None:
-    """Options are dataclass fields, and each is described in the docstring of the class or of the base it is from."""
+    """Options are dataclass fields, each described in the docstring of the class or of the base that defines it."""
     documentation = " ".join(base.__doc__ or "" for base in plugin.__mro__)
     options = [field for field in dataclasses.fields(plugin) if field.init]  # type: ignore[arg-type]
     assert not [o.name for o in options if not re.search(rf"\b{o.name}\b[\w, ]*:", documentation)]

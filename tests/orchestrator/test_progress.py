@@ -1,4 +1,4 @@
-"""Progress on a terminal, silence elsewhere."""
+"""Progress bars on a terminal, and none elsewhere."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class _Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_says_nothing_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
-    """Logs of a cluster job are not filled with carriage returns."""
+def test_a_bar_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Logs of a cluster job do not fill with carriage returns."""
     with bar(10, "pair", "ground-truth pairs") as progress:
         progress.update(5)
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_bar_has_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What somebody who waits wants to know."""
+def test_a_bar_shows_progress_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Percentage, count, elapsed and remaining time."""
     terminal = _Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     with bar(10, "pair", "ground-truth pairs") as progress:
@@ -33,6 +33,6 @@ def test_a_bar_has_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_note_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    """Standard output is for results: it can be piped."""
+    """Standard output is only for results, so that it can be piped."""
     note("making 1 damaged shard again")
     assert capsys.readouterr() == ("", "making 1 damaged shard again\n")

@@ -1,4 +1,4 @@
-"""S3, by a server on this machine: objects are whole or not there, also when writers are killed and requests fail."""
+"""Storage on a local S3 server: objects are complete or absent, even if writers are killed or requests fail."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from orchestrator.pool.requests import LocalPool
 from orchestrator.storage import Storage
 
 LARGE = 24 * 2**20
-"""More than one part of a multipart upload."""
+"""Bytes that need more than one part in a multipart upload."""
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def expected(made: Storage, spec: PairSpec) -> dict[str, bytes]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses between attempts are short here."""
+    """Shortens the pauses between attempts."""
     monkeypatch.setattr(storage_module, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr("orchestrator.lock.POLL_SECONDS", 0.01)
 
@@ -62,8 +62,8 @@ def _until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_a_root_is_listed_and_shown_without_its_connection(s3_storage: Storage) -> None:
-    """The endpoint and any credentials of the URI are no part of where an object is."""
+def test_locations_do_not_contain_the_connection_settings(s3_storage: Storage) -> None:
+    """The endpoint and any credentials of the URI are not part of an object's location."""
     s3_storage.write("folder/object", b"data")
     s3_storage.write("object", b"data")
     bucket = s3_storage.root.removeprefix("s3://").partition("/")[0]
@@ -75,19 +75,19 @@ def test_a_root_is_listed_and_shown_without_its_connection(s3_storage: Storage) 
 
 
 def test_a_root_may_be_a_whole_bucket(s3_storage: Storage) -> None:
-    """No folder in the URI, with or without a slash."""
+    """A URI without a folder, with or without a trailing slash."""
     for ending in ("", "/"):
-        whole = Storage.at(s3_storage.root.replace("/root?", f"{ending}?"))
-        whole.write("folder/object", b"data")
-        assert whole.read("folder/object") == b"data"
-        assert whole.names("folder") == ["object"]
-        assert "folder" in whole.names("")
-        assert whole.location("folder/object").endswith("/folder/object")
-        assert "//folder" not in whole.location("folder/object")
+        storage = Storage.at(s3_storage.root.replace("/root?", f"{ending}?"))
+        storage.write("folder/object", b"data")
+        assert storage.read("folder/object") == b"data"
+        assert storage.names("folder") == ["object"]
+        assert "folder" in storage.names("")
+        assert storage.location("folder/object").endswith("/folder/object")
+        assert "//folder" not in storage.location("folder/object")
 
 
-def test_a_bucket_that_is_not_there_is_refused_at_once(s3_server: S3Server) -> None:
-    """Asking again would not make it; the message has no credentials in it."""
+def test_a_missing_bucket_is_refused_at_once(s3_server: S3Server) -> None:
+    """Retries would not create it; the message contains no credentials."""
     begin = time.monotonic()
     with pytest.raises(ConfigError, match=r"root s3://no-such-bucket/root cannot be written: .*NO_SUCH_BUCKET.*choose"):
         Storage.at(s3_server.root("no-such-bucket")).check_writable()
@@ -103,7 +103,7 @@ Storage.at(sys.argv[1]).write("folder/object", b"x" * {LARGE})
 
 @pytest.mark.parametrize("old", [None, b"old"])
 def test_a_killed_writer_leaves_nothing_visible(s3_server: S3Server, s3_storage: Storage, old: bytes | None) -> None:
-    """SIGKILL between two parts of an upload: no object, or the one that was there before; the next writer succeeds."""
+    """After SIGKILL between two parts of an upload, readers see the old object, if any, and the next write succeeds."""
     if old is not None:
         s3_storage.write("folder/object", old)
     uploading, release = threading.Event(), threading.Event()
@@ -137,11 +137,11 @@ def test_a_killed_writer_leaves_nothing_visible(s3_server: S3Server, s3_storage:
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("query", ["uploads", "partNumber=1", "uploadId="])
-def test_an_upload_that_breaks_off_leaves_the_old_object(
+def test_an_upload_that_breaks_off_keeps_the_old_object(
     s3_server: S3Server, s3_storage: Storage, query: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever request of it fails for good: its beginning, a part, or its end."""
-    monkeypatch.setattr(storage_module, "ATTEMPTS", 1)  # the client library takes seconds for each
+    """Whether its first request, a part or its last request fails for good."""
+    monkeypatch.setattr(storage_module, "ATTEMPTS", 1)  # each attempt takes the client library seconds
     s3_storage.write("object", b"old")
     s3_server.fault = lambda request: request["REQUEST_METHOD"] != "DELETE" and query in request["QUERY_STRING"]
     with pytest.raises(
@@ -153,8 +153,8 @@ def test_an_upload_that_breaks_off_leaves_the_old_object(
 
 
 @pytest.mark.usefixtures("impatient")
-def test_storage_that_fails_for_a_while_is_asked_again(s3_server: S3Server, s3_storage: Storage) -> None:
-    """Five failing requests in a row are more than the client library stands by itself."""
+def test_requests_to_storage_are_retried_while_it_fails(s3_server: S3Server, s3_storage: Storage) -> None:
+    """Five consecutive failures are more than the retries of the client library cover."""
     for action in (
         lambda: s3_storage.write("object", b"data"),
         lambda: s3_storage.read("object"),
@@ -171,7 +171,7 @@ def test_storage_that_fails_for_a_while_is_asked_again(s3_server: S3Server, s3_s
 
 
 @pytest.mark.usefixtures("impatient")
-def test_pairs_are_the_same_bytes_on_a_server_that_fails_one_request_in_twenty(
+def test_pairs_are_identical_on_a_server_that_fails_one_request_in_twenty(
     pool: LocalPool,
     spec: PairSpec,
     expected: dict[str, bytes],
@@ -179,7 +179,7 @@ def test_pairs_are_the_same_bytes_on_a_server_that_fails_one_request_in_twenty(
     s3_storage: Storage,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing is lost, nothing is half there, and nobody has to run it again."""
+    """Nothing is lost, no object is half-written, and no run has to be repeated."""
     chance = random.Random(0)
     failed: list[str] = []
 
@@ -216,7 +216,7 @@ ensure_pairs(storage, [spec], pool, wait=False, note=print)
 """
 
 
-def test_a_killed_run_goes_on_and_the_second_user_waits_for_whom(
+def test_a_second_user_completes_the_killed_run_of_the_first(
     spec: PairSpec,
     expected: dict[str, bytes],
     s3_server: S3Server,
@@ -224,7 +224,7 @@ def test_a_killed_run_goes_on_and_the_second_user_waits_for_whom(
     host_settings: Callable[..., HostSettings],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One user's run is killed in the middle; another's fails at once, or waits for the lease and makes the rest."""
+    """The second run fails at once with --no-wait; otherwise it waits for the dead run's lease and makes the rest."""
     monkeypatch.setattr("orchestrator.lock.LEASE_SECONDS", 4.0)
     maker = MAKER.replace("import sys\n", "import sys\nfrom orchestrator import lock\nlock.LEASE_SECONDS = 4.0\n", 1)
     held, release = threading.Event(), threading.Event()
@@ -240,13 +240,13 @@ def test_a_killed_run_goes_on_and_the_second_user_waits_for_whom(
     content = json.dumps(dataclasses.asdict(spec))
     process = subprocess.Popen([sys.executable, "-c", maker, s3_storage.root, content], stdout=subprocess.PIPE)
     pool = LocalPool(Host(host_settings(s3_storage)))
-    told: list[str] = []
+    notes: list[str] = []
     try:
         assert held.wait(120)
         store = PairStore(s3_storage, spec)
         assert list(_files(s3_storage, spec)) == ["shard-00000.parquet"]
         with pytest.raises(BusyStoreError, match=rf"is in use by .* \(process {process.pid}\) since .*--no-wait"):
-            ensure_pairs(s3_storage, [spec], pool, wait=False, note=told.append)
+            ensure_pairs(s3_storage, [spec], pool, wait=False, note=notes.append)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     finally:
@@ -255,39 +255,39 @@ def test_a_killed_run_goes_on_and_the_second_user_waits_for_whom(
         process.communicate()
     s3_server.fault = None
     assert not store.is_complete()
-    ensure_pairs(s3_storage, [spec], pool, wait=True, note=told.append)
-    (sentence,) = told
+    ensure_pairs(s3_storage, [spec], pool, wait=True, note=notes.append)
+    (sentence,) = notes
     assert f"(process {process.pid}) since " in sentence
     assert "or for its lease of 4 s to lapse" in sentence
     assert _files(s3_storage, spec) == expected
 
 
-def test_two_at_once_make_one_store(
+def test_two_simultaneous_runs_make_one_store(
     spec: PairSpec,
     expected: dict[str, bytes],
     s3_storage: Storage,
     host_settings: Callable[..., HostSettings],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The second waits until the first is done, and then finds everything made."""
+    """The second run waits until the first is done, and then has nothing left to make."""
     monkeypatch.setattr("orchestrator.lock.POLL_SECONDS", 0.05)
-    told: dict[str, list[str]] = {"first": [], "second": []}
-    pools = {name: LocalPool(Host(host_settings(s3_storage))) for name in told}
+    notes: dict[str, list[str]] = {"first": [], "second": []}
+    pools = {name: LocalPool(Host(host_settings(s3_storage))) for name in notes}
     key = f"{PairStore(s3_storage, spec).folder}/.lock"
     threads = [
         threading.Thread(
             target=ensure_pairs,
             args=(s3_storage, [spec], pools[name]),
-            kwargs={"wait": True, "note": told[name].append},
+            kwargs={"wait": True, "note": notes[name].append},
         )
-        for name in told
+        for name in notes
     ]
     with exclusive(s3_storage, key, wait=False, announce=lambda sentence: None):
         for thread in threads:
             thread.start()
-        _until(lambda: all(told.values()))
+        _until(lambda: all(notes.values()))
     for thread in threads:
         thread.join()
-    assert all("is in use by" in sentence for sentences in told.values() for sentence in sentences)
+    assert all("is in use by" in sentence for sentences in notes.values() for sentence in sentences)
     assert _files(s3_storage, spec) == expected
     assert not s3_storage.exists(key)

@@ -1,4 +1,4 @@
-"""Whole objects, written atomically, on a directory or on an object store."""
+"""Complete objects, written atomically to a directory or to an object store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _full_disk(*_: Any) -> None:
 
 
 class _FullFile:
-    """A file on a full device: it opens, and takes no byte."""
+    """A file on a full device: it opens, but every write fails."""
 
     def __init__(self, file: Any):
         self.file = file
@@ -37,8 +37,8 @@ def _leftovers(storage: Storage) -> list[str]:
     return sorted(path.name for path in Path(storage.root).rglob("*") if path.is_file())
 
 
-def test_what_is_written_is_read_back_and_replaces_what_was_there(storage: Storage) -> None:
-    """A whole object at a time; folders come into being by themselves."""
+def test_a_write_is_read_back_and_replaces_the_old_object(storage: Storage) -> None:
+    """Writes replace the complete object and create missing folders."""
     storage.write("a/b/object", b"first")
     storage.write("a/b/object", b"second")
     assert storage.exists("a/b/object")
@@ -47,8 +47,8 @@ def test_what_is_written_is_read_back_and_replaces_what_was_there(storage: Stora
     assert _leftovers(storage) == ["object"]
 
 
-def test_a_missing_object_is_said_to_be_missing(storage: Storage) -> None:
-    """Reading raises, asking and deleting do not."""
+def test_reading_a_missing_object_raises(storage: Storage) -> None:
+    """Checking for it, listing and deleting do not raise."""
     assert not storage.exists("nothing")
     assert storage.names("nowhere") == []
     storage.delete("nothing")
@@ -60,7 +60,7 @@ def test_a_missing_object_is_said_to_be_missing(storage: Storage) -> None:
 def test_a_full_disk_leaves_nothing_behind_and_keeps_the_old_object(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    """The message names the file, its size and the remedy; a reader still finds what was complete."""
+    """The message names the file, its size and the remedy; readers still see the old object."""
     storage.write("shard", b"complete")
     if when == "fsync":
         monkeypatch.setattr(os, "fsync", _full_disk)
@@ -76,8 +76,8 @@ def test_a_full_disk_leaves_nothing_behind_and_keeps_the_old_object(
     assert storage.read("shard") == b"complete"
 
 
-def test_an_interrupted_write_leaves_nothing_behind(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C between write and rename: the old object stands, and no temporary file stays."""
+def test_an_interrupted_write_leaves_no_temporary_file(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Ctrl-C between write and rename, only the old object is there."""
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -90,9 +90,7 @@ def test_an_interrupted_write_leaves_nothing_behind(storage: Storage, monkeypatc
     assert _leftovers(storage) == ["object"]
 
 
-def test_another_error_of_the_device_is_not_called_a_full_disk(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_device_errors_are_not_reported_as_a_full_disk(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong remedy would be worse than none."""
 
     def failing(*_: Any) -> None:
@@ -104,8 +102,8 @@ def test_another_error_of_the_device_is_not_called_a_full_disk(
     assert not isinstance(caught.value, StoreError)
 
 
-def test_an_object_is_seen_complete_or_not_at_all(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until the rename there is nothing under the object's name, also not for a listing."""
+def test_an_object_is_visible_only_when_complete(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the rename, neither ``exists`` nor a listing shows the object."""
     seen = []
     real = os.replace
 
@@ -120,17 +118,15 @@ def test_an_object_is_seen_complete_or_not_at_all(storage: Storage, monkeypatch:
 
 
 @pytest.mark.parametrize("key", ["../outside", "a/../../outside", "/etc/passwd", ".."])
-def test_a_key_that_climbs_out_of_the_root_is_refused(storage: Storage, key: str) -> None:
-    """A key comes from a manifest or a name; it must not reach other files."""
+def test_a_key_that_leads_out_of_the_root_is_refused(storage: Storage, key: str) -> None:
+    """Keys come from manifests and names; they must not reach other files."""
     with pytest.raises(StoreError, match=r"leads out of the storage root .*storage"):
         storage.path(key)
     assert storage.path("a/../b") == f"{storage.root}/b"
 
 
-def test_a_relative_root_is_taken_from_the_working_directory_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Hosts and trials run in other directories: the root that they are sent is absolute."""
+def test_a_relative_root_is_resolved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts and trials run in other directories, so they need an absolute root."""
     monkeypatch.chdir(tmp_path)
     storage = Storage.at("data")
     storage.write("object", b"data")
@@ -141,8 +137,8 @@ def test_a_relative_root_is_taken_from_the_working_directory_once(
 
 
 @pytest.mark.parametrize("folder", ["plain", "with space", "50% #1", "déjà"])
-def test_a_path_and_a_file_uri_are_the_same_place(tmp_path: Path, folder: str) -> None:
-    """A root may be written either way, whatever its folder is called."""
+def test_a_path_and_its_file_uri_are_the_same_root(tmp_path: Path, folder: str) -> None:
+    """This holds for folder names with spaces, special characters and accents."""
     root = tmp_path / folder
     storage = Storage.at(root)
     storage.write("object", b"data")
@@ -153,14 +149,14 @@ def test_a_path_and_a_file_uri_are_the_same_place(tmp_path: Path, folder: str) -
 
 
 @pytest.mark.parametrize("root", ["ftp://host/folder", "nowhere://bucket"])
-def test_a_scheme_that_is_not_known_is_refused_with_those_that_are(root: str) -> None:
-    """Before any work, not at the first shard."""
+def test_the_error_for_an_unknown_scheme_names_the_supported_ones(root: str) -> None:
+    """It is raised before any work, not at the first shard."""
     with pytest.raises(ConfigError, match=rf"storage root '{root}' cannot be used: .*; give a path, s3://… or gs://…"):
         Storage.at(root)
 
 
-def test_an_object_store_is_written_by_whole_objects(object_store: Storage) -> None:
-    """On a store without rename there is one put to the final name, and no temporary name is ever seen."""
+def test_objects_are_put_whole_on_an_object_store(object_store: Storage) -> None:
+    """Without rename, an object is put once under its final name, and no temporary name is visible."""
     object_store.write("a/b/object", b"first")
     object_store.write("a/b/object", b"second")
     assert not object_store.is_local
@@ -174,8 +170,10 @@ def test_an_object_store_is_written_by_whole_objects(object_store: Storage) -> N
         object_store.read("a/b/object")
 
 
-def test_an_object_store_without_space_is_told_alike(object_store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same message as on a directory, with the object's address."""
+def test_a_full_object_store_gives_the_same_error_as_a_full_disk(
+    object_store: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names the address of the object."""
     monkeypatch.setattr(Storage, "filesystem", property(lambda self: _FullStore()))
     with pytest.raises(StoreError, match=r"no space left writing s3://bucket/root/object \(4 bytes\); free some"):
         object_store.write("object", b"data")
@@ -187,15 +185,15 @@ class _FullStore:
 
 
 def test_equal_values_have_equal_json() -> None:
-    """Digests are taken of it: the order of keys must not matter, and NaN has no place in it."""
+    """Digests are computed from it: the order of keys must not matter, and NaN is refused."""
     assert canonical_json({"b": 1, "a": [1.5, (2,)]}) == canonical_json({"a": [1.5, [2]], "b": 1})
     assert canonical_json({"a": 1}) != canonical_json({"a": 1.0})
     with pytest.raises(ValueError, match="JSON"):
         canonical_json({"a": float("nan")})
 
 
-def test_json_survives_the_round_trip_to_the_last_bit(storage: Storage) -> None:
-    """An optimiser's state goes through it and must come back as it was."""
+def test_json_round_trips_are_exact(storage: Storage) -> None:
+    """The state of an optimiser is stored as JSON and must be restored bit for bit."""
     value = {"numbers": [0.1, 1 / 3, 1e-300, -0.0, 12345678901234567890], "text": "é"}
     storage.write_json("state.json", value)
     assert storage.read_json("state.json") == value
@@ -203,7 +201,7 @@ def test_json_survives_the_round_trip_to_the_last_bit(storage: Storage) -> None:
 
 
 def test_a_root_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
-    """A file where a folder is meant; a probe is written and leaves nothing behind."""
+    """For example a file in place of a folder. The probe object leaves nothing behind."""
     (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     with pytest.raises(ConfigError, match=rf"root {tmp_path}/file cannot be written: .*; choose another --sto"):
         Storage.at(tmp_path / "file").check_writable()
@@ -211,8 +209,8 @@ def test_a_root_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_what_a_killed_writer_left_is_found_and_deleted(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A SIGKILL between writing and renaming leaves a temporary name; finished objects and locks are not touched."""
+def test_leftovers_of_a_killed_writer_are_deleted(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL between write and rename leaves a temporary file; finished objects and locks are not touched."""
     storage.write("folder/object", b"whole")
     storage.write("folder/.lock", b"mine")
 
@@ -220,7 +218,7 @@ def test_what_a_killed_writer_left_is_found_and_deleted(storage: Storage, monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", killed)
-    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # as a killed process would not
+    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # a killed process does not clean up
     with pytest.raises(KeyboardInterrupt):
         storage.write("folder/other", b"half")
     with pytest.raises(KeyboardInterrupt):
@@ -234,7 +232,7 @@ def test_what_a_killed_writer_left_is_found_and_deleted(storage: Storage, monkey
 
 
 def test_deleting_leaves_folders_alone(storage: Storage) -> None:
-    """A folder under a name that is to go is somebody's own."""
+    """A folder with the name of the key may belong to a user."""
     storage.write("folder/mine", b"kept")
     storage.delete("folder")
     assert storage.read("folder/mine") == b"kept"

@@ -111,6 +111,23 @@ def test_times_a_and_b_of_inconsistent_shape_are_rejected(
         NSSolver(torch.zeros(times), torch.zeros(a), torch.zeros(b))
 
 
+def test_numbers_in_less_than_float64_are_rejected() -> None:
+    """Rounding theta to float32 costs more than distillation gains at high NFE."""
+    solver = random_solver(3)
+    with pytest.raises(InvalidThetaError, match=r"are float64, got torch\.float32, .* convert them with \.double\(\)"):
+        NSSolver(solver.times.float(), solver.a, solver.b)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (1, 1), (2, 2), (0, 2)])
+def test_weights_of_velocities_that_are_not_yet_computed_are_rejected(place: tuple[int, int]) -> None:
+    """They would be ignored, so that ``flat`` and ``sample`` would disagree with ``b``."""
+    solver = random_solver(3)
+    b = solver.b.clone()
+    b[place] = 0.1
+    with pytest.raises(InvalidThetaError, match="b of an NS solver must be strictly lower triangular"):
+        NSSolver(solver.times, solver.a, b)
+
+
 # --- Memory held for the gradient of a sample --------------------------------------------------------------------
 
 

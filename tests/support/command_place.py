@@ -1,4 +1,4 @@
-"""`bespoke` as users run it, in a folder of its own: started, looked at, disturbed, and what it leaves."""
+"""Runs the ``bespoke`` command in a folder of its own, disturbs it, and checks the results."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from solvers.theta import load_theta
 
 BESPOKE = Path(sys.executable).with_name("bespoke")
 PATIENCE = 600
-"""Seconds after which a command that does not come to its point is given up."""
+"""Seconds to wait for a command or for the moment to kill it."""
 
 EXPERIMENT: dict[str, Any] = {
     "name": "tiny",
     "model": {"name": "zoo", "options": {"weights": "digits_fm_ot"}},
-    # Tight, and in many shards, so that making pairs has a middle to be killed in.
+    # Tight tolerances and many shards, so that a command can be killed while it makes pairs.
     "pairs": {"train": 64, "validation": 32, "test": 32, "rtol": 1e-8, "atol": 1e-8, "batch_size": 8, "shard_size": 8},
     "nfe": [4],
     "fixed": ["euler", "midpoint"],
@@ -37,13 +37,14 @@ EXPERIMENT: dict[str, Any] = {
 
 
 class Place:
-    """A folder with the experiment's file, in which commands are run; their storage is in it.
+    """A folder with the experiment's YAML file, in which commands run. Their storage is inside it.
 
     Args:
         folder: The folder.
-        experiment: What goes into its ``tiny.yaml``.
-        root: Name of the storage root.
-        tracking_uri: MLflow, where it is not beside the storage.
+        experiment: Content of its ``tiny.yaml``.
+        root: Name of the storage root in the folder.
+        tracking_uri: MLflow URI; None for the default beside the storage.
+
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Place:
         (folder / "tiny.yaml").write_text(yaml.safe_dump(experiment), encoding="utf-8")
 
     def start(self, *command: str, **variables: str) -> subprocess.Popen[str]:
-        """A command on this place's storage, with these environment variables besides."""
+        """Start a command on this storage, with additional environment variables."""
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | variables
         return subprocess.Popen(
             [BESPOKE, *command, "--storage", str(self.root)],
@@ -71,14 +72,14 @@ class Place:
         )
 
     def run(self, *command: str) -> str:
-        """The output of a command that must succeed."""
+        """Run a command that must succeed and return its output."""
         process = self.start(*command)
         output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, output
         return output
 
     def kill_when(self, happened: Callable[[], bool], *command: str) -> None:
-        """Starts a command and ends it, with all it started, by SIGKILL once something has happened."""
+        """Start a command and kill it and all its processes by SIGKILL once ``happened`` returns True."""
         process = self.start(*command)
         try:
             end = time.monotonic() + PATIENCE
@@ -100,7 +101,7 @@ class Place:
 
 
 def check_complete(place: Place) -> None:
-    """What a sweep leaves, whatever happened on the way."""
+    """Check the files and MLflow runs of a completed sweep, whether or not it was disturbed."""
     assert len(place.files("pairs/*/manifest.json")) == 3
     points = {Path(name).parent.name for name in place.files("points/*/result.json")}
     assert len(points) == 2 * 2 + 1

@@ -1,4 +1,4 @@
-"""A small example of every dataset that needs files: what the contract tests of datasets build."""
+"""A small example of every dataset that needs files, for the contract tests of datasets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), 
 
 
 def write_pictures(folder: Path, count: int = 6, side: int = 8) -> list[Path]:
-    """Plain pictures, each of its own colour: 0.png, 1.png, …"""
+    """Write single-colour pictures named 0.png, 1.png, …, each in another colour."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number}.png" for number in range(count)]
     for path, colour in zip(paths, COLOURS, strict=False):
@@ -29,9 +29,9 @@ def write_pictures(folder: Path, count: int = 6, side: int = 8) -> list[Path]:
 def image_folder(folder: Path) -> dict[str, Any]:
     """Two classes of three pictures."""
     for path in write_pictures(folder / "pictures"):
-        place = folder / "pictures" / ("cats" if int(path.stem) % 2 else "dogs")
-        place.mkdir(exist_ok=True)
-        path.rename(place / path.name)
+        subfolder = folder / "pictures" / ("cats" if int(path.stem) % 2 else "dogs")
+        subfolder.mkdir(exist_ok=True)
+        path.rename(subfolder / path.name)
     return {"folder": str(folder / "pictures")}
 
 
@@ -61,7 +61,7 @@ def coco_captions(folder: Path) -> dict[str, Any]:
 
 
 def audio_folder(folder: Path) -> dict[str, Any]:
-    """Two short tones."""
+    """Two short tones with a manifest."""
     soundfile = pytest.importorskip("soundfile")
     rows = ["path,transcript"]
     for number, name in enumerate(("one", "two"), start=1):
@@ -80,11 +80,11 @@ OPTIONS = {
 
 
 def example(plugin: type[Dataset], folder: Path) -> Dataset:
-    """A dataset of this kind, its files in ``folder`` where it needs some."""
+    """A dataset of this type; any files it needs are written to ``folder``."""
     make = OPTIONS.get(plugin.__module__.rpartition(".")[2])
     return plugin(**make(folder)) if make else plugin()
 
 
 def plain(colour: int) -> np.ndarray:
-    """A picture of :func:`write_pictures` as a dataset gives it, (3, 1, 1): one colour throughout."""
+    """The sample of a picture from :func:`write_pictures`, shape (3, 1, 1), to be broadcast over its pixels."""
     return np.array(COLOURS[colour], dtype=np.float32)[:, None, None] / 127.5 - 1

@@ -1,4 +1,4 @@
-"""An object store in memory that fails: before an operation, in the middle of it, or after it was done."""
+"""An in-memory object store whose operations fail before, during or after they take effect."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import pyarrow.fs as pafs
 
 
 class FaultyFileSystem(pafs.FileSystemHandler):
-    """Whole objects by name, as S3 has them: an upload is visible when it is closed, and not at all if a part failed.
+    """Complete objects by name, as on S3: an upload becomes visible when it is closed, and never if a part failed.
 
     Attributes:
-        objects: What is there.
+        objects: Stored bytes by path.
         rate: Share of operations that fail.
-        room: Bytes that fit in, or None.
-        operations, injected: How many there were, and how many failed, by what failed.
+        room: Capacity in bytes, or None.
+        operations, injected: Number of operations and of injected failures, by operation.
+
     """
 
     def __init__(self, rate: float = 0.0, seed: int = 0, room: int | None = None):
@@ -33,7 +34,7 @@ class FaultyFileSystem(pafs.FileSystemHandler):
         self._lock = threading.Lock()
 
     def fails(self, operation: str) -> bool:
-        """Whether this operation is one that fails."""
+        """Count this operation and decide whether it fails."""
         with self._lock:
             self.operations[operation] += 1
             failing = self._chance.random() < self.rate
@@ -46,12 +47,12 @@ class FaultyFileSystem(pafs.FileSystemHandler):
 
     def commit(self, path: str, data: bytes) -> None:
         with self._lock:
-            others = sum(len(kept) for name, kept in self.objects.items() if name != path)
+            others = sum(len(stored) for name, stored in self.objects.items() if name != path)
             if self.room is not None and others + len(data) > self.room:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.objects[path] = data
 
-    # ---- what pyarrow asks for --------------------------------------------------------------------------------
+    # ---- pyarrow's filesystem handler ---------------------------------------------------------------------------
 
     def get_type_name(self) -> str:
         return "faulty"
@@ -95,7 +96,7 @@ class FaultyFileSystem(pafs.FileSystemHandler):
         return pa.PythonFile(_Upload(self, path), mode="w")
 
     def _unused(self, *arguments: Any) -> Any:
-        raise NotImplementedError("whole objects are all that is used")
+        raise NotImplementedError("only whole objects are supported")
 
     open_append_stream = create_dir = delete_dir = delete_dir_contents = _unused
     delete_root_dir_contents = move = copy_file = _unused

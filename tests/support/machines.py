@@ -1,8 +1,9 @@
-"""Machines that are namespaces of this one: each with processes, an address, a home and an SSH server of its own.
+"""Machines made of namespaces of this one, each with its own processes, address, home and SSH server.
 
-What is shared is the kernel, the clock and, read as from an image, the files of this machine; ``/mnt`` is a folder that
-all of them mount. There is no systemd: ``systemctl`` and ``systemd-run`` are stand-ins that start and find processes.
-Needs root, ``ip``, ``unshare``, ``sshd``, ``rsync`` and ``sudo``.
+They share the kernel, the clock and a read-only view of this machine's files, as from a common image; all of them mount
+one folder as ``/mnt``. There is no systemd: ``systemctl`` and ``systemd-run`` are replaced by scripts that start and
+find processes. Needs root, ``ip``, ``unshare``, ``sshd``, ``rsync`` and ``sudo``.
+
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ BRIDGE = "bespoke0"
 SPACES = ("--pid", "--mount", "--net", "--uts")
 
 SYSTEMD_RUN = """#!/bin/bash
-# systemd-run --unit=NAME [options] COMMAND...: starts the command, as the user who asked, in the background.
+# systemd-run --unit=NAME [options] COMMAND...: starts the command in the background, as the calling user.
 while [[ $1 == --* ]]; do
     case $1 in
         --unit=*) unit=${1#--unit=} ;;
@@ -42,7 +43,7 @@ pid=$(cat "/run/$unit.pid" 2> /dev/null) || exit 3
 if [[ $1 == stop ]]; then kill "$pid"; else kill -0 "$pid"; fi
 """
 
-# What a machine runs first: mounts of its own, then the SSH server, which is its process 1.
+# Boot script of a machine: its own mounts, then the SSH server as process 1.
 BOOT = """
 set -e
 mount --bind {shared} /mnt
@@ -61,13 +62,13 @@ exec /usr/sbin/sshd -D -e -o PermitRootLogin=yes -o UsePAM=no -o AuthorizedKeysF
 
 
 def missing_tools() -> list[str]:
-    """Which of the commands that machines need are not there."""
+    """Return the required commands that are not installed."""
     return [tool for tool in TOOLS if shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
 
 
 def foreign_ray() -> list[int]:
-    """Processes of a Ray that runs here already."""
-    found = []
+    """Return the ids of Ray processes that are already running on this machine."""
+    process_ids = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
@@ -75,18 +76,19 @@ def foreign_ray() -> list[int]:
             except OSError:
                 continue
             if command.endswith((b"/raylet", b"/gcs_server")) or command.startswith(b"ray::"):
-                found.append(int(folder.name))
-    return found
+                process_ids.append(int(folder.name))
+    return process_ids
 
 
 class Machine:
-    """One machine, from its start to :meth:`stop`.
+    """One machine, running from construction to :meth:`stop`.
 
     Args:
         number: Last number of its address; its name is ``machineNUMBER``.
-        folder: Where its own files are.
-        shared: The folder that all machines see as ``/mnt``.
-        key: Public SSH key of who may come in.
+        folder: Folder for its own files.
+        shared: The folder that all machines mount as ``/mnt``.
+        key: Public SSH key that may log in.
+
     """
 
     def __init__(self, number: int, folder: Path, shared: Path, key: str):
@@ -110,38 +112,39 @@ class Machine:
         self._connect(number)
 
     def _inside(self) -> int:
-        """The first process within the namespaces, seen from here."""
+        """Return the first process inside the namespaces, by its id outside."""
         end = time.monotonic() + 10
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        while not (found := children.read_text().split()):
+        while not (process_ids := children.read_text().split()):
             assert time.monotonic() < end, self.log.read_text()
             time.sleep(0.05)
-        return int(found[0])
+        return int(process_ids[0])
 
     def _connect(self, number: int) -> None:
-        """A cable from the machine to the bridge."""
-        self.cable = here = f"bspk{number}"
-        there, pid = f"{here}m", str(self._inside())
-        _run("ip", "link", "add", here, "type", "veth", "peer", "name", there)
-        _run("ip", "link", "set", here, "master", BRIDGE, "up")
-        _run("ip", "link", "set", there, "netns", pid)
-        for command in (f"addr add {self.address}/24 dev {there}", f"link set {there} up", "link set lo up"):
+        """Connect the machine to the bridge by a veth pair."""
+        self.cable = outer = f"bspk{number}"
+        inner, pid = f"{outer}m", str(self._inside())
+        _run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner)
+        _run("ip", "link", "set", outer, "master", BRIDGE, "up")
+        _run("ip", "link", "set", inner, "netns", pid)
+        for command in (f"addr add {self.address}/24 dev {inner}", f"link set {inner} up", "link set lo up"):
             _run("nsenter", "--net", "--target", pid, "ip", *command.split())
 
     def stop(self) -> None:
-        """Switch it off."""
+        """Switch the machine off."""
         self.process.kill()
         self.process.wait()
-        # Its other end goes with the machine, but in its own time.
+        # The kernel deletes the cable along with the machine's namespace, but with a delay.
         subprocess.run(["ip", "link", "del", self.cable], capture_output=True, check=False)
 
 
 class Machines:
-    """Machines 1 to ``count`` on a network of their own; a context manager. This machine is 254 in it.
+    """A context manager that runs machines 1 to ``count`` on their own network, in which this machine is number 254.
 
     Args:
-        count: How many.
-        folder: Where their files go.
+        count: Number of machines.
+        folder: Folder for their files.
+
     """
 
     def __init__(self, count: int, folder: Path):
@@ -172,16 +175,16 @@ class Machines:
         _run("ip", "link", "del", BRIDGE)
 
     def ssh(self, machine: Machine, command: str) -> str:
-        """What a command on a machine prints; it must succeed."""
+        """Run a command on a machine, which must succeed, and return its output."""
         return _run(*self.ssh_command(machine), command)
 
     def ssh_command(self, machine: Machine, *options: str) -> list[str]:
-        """How to reach a machine by SSH."""
+        """Return the SSH command line that reaches a machine."""
         quiet = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR")
         return ["ssh", "-i", str(self.key), *quiet, *options, f"root@{machine.address}"]
 
     def _provision(self, machine: Machine) -> None:
-        """A virtual environment in which this one's packages are found, since a machine here has no package index."""
+        """Make a virtual environment that sees this one's packages, since the machines have no package index."""
         end = time.monotonic() + 20
         while subprocess.run([*self.ssh_command(machine), "true"], capture_output=True, check=False).returncode:
             assert time.monotonic() < end, machine.log.read_text()
@@ -189,7 +192,7 @@ class Machines:
         base, packages = Path(sys.executable).resolve(), sysconfig.get_path("purelib")
         entries = {"ray": "from ray.scripts.scripts import main", "mlflow": "from mlflow.cli import cli as main"}
         lines = [
-            f"{base} -m venv ~/venv && ~/venv/bin/pip uninstall --quiet --yes setuptools",  # that of the image is newer
+            f"{base} -m venv ~/venv && ~/venv/bin/pip uninstall --quiet --yes setuptools",  # the image has a newer one
             f"echo {packages} > $(~/venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/image.pth",
             "echo 'export PIP_NO_INDEX=1 PIP_NO_BUILD_ISOLATION=0 PIP_DISABLE_PIP_VERSION_CHECK=1' > ~/.bashrc",
         ]

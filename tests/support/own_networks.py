@@ -1,6 +1,6 @@
-"""Tiny networks as somebody else would write them: none knows anything of this project.
+"""Tiny networks in the style of third-party code; none of them imports this project.
 
-Their weights are random, and large enough that state, time and label all matter.
+Their weights are random and large enough that state, time and label all matter.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ DROPPED = 3
 
 
 class Core(nn.Module):
-    """A smooth function of a state, a number in [0, 1] and a vector of the label."""
+    """A smooth function of a state, a number in [0, 1] and a label vector."""
 
     def __init__(self, size: int = math.prod(SHAPE), labels: int = CLASSES + 1, width: int = 16, seed: int = 0):
         super().__init__()
-        chance = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
 
         def weights(*shape: int, scale: float = 1.0) -> nn.Parameter:
-            return nn.Parameter(scale * torch.randn(*shape, generator=chance))
+            return nn.Parameter(scale * torch.randn(*shape, generator=generator))
 
         self.inward = weights(size, width, scale=size**-0.5)
         self.time = weights(2, width)
@@ -38,7 +38,7 @@ class Core(nn.Module):
 
 
 class Flow(nn.Module):
-    """A velocity of flow matching; t from 0 (noise) to 1 (data)."""
+    """A flow-matching velocity; t runs from 0 (noise) to 1 (data)."""
 
     def __init__(self, seed: int = 0):
         super().__init__()
@@ -49,7 +49,7 @@ class Flow(nn.Module):
 
 
 class ReversedFlow(nn.Module):
-    """The same as its authors count: 1000 at the noise, 0 at the data."""
+    """The same velocity with timesteps that run from 1000 (noise) to 0 (data)."""
 
     def __init__(self, seed: int = 0):
         super().__init__()
@@ -95,14 +95,14 @@ class Denoiser(nn.Module):
 
 
 class TableDenoiser(Denoiser):
-    """One that rounds noise levels to a table, as networks trained at discrete timesteps do."""
+    """A denoiser that rounds noise levels to a table, as networks trained at discrete timesteps do."""
 
     def round_sigma(self, sigma: Any) -> Tensor:
         return torch.as_tensor(sigma).log2().round().exp2()
 
 
 class Echo(nn.Module):
-    """Answers the time it was asked at; or ``what`` instead."""
+    """Returns the time, or the labels if there are any; ``what`` selects an invalid output instead."""
 
     def __init__(self, what: str = "time"):
         super().__init__()
@@ -127,7 +127,7 @@ class Tied(nn.Module):
 
 
 class Unset(nn.Module):
-    """Weights without a seed of their own."""
+    """Random weights without a seed of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Unset(nn.Module):
 
 
 class Computing(Unset):
-    """A constructor that looks at its own numbers."""
+    """Its constructor reads the values of its weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,19 +146,19 @@ class Computing(Unset):
 
 
 def not_a_module() -> int:
-    """No network."""
+    """A factory that does not return a module."""
     return 3
 
 
 class Spread(nn.Module):
-    """Its second half stays where it says, wherever a host wants the whole: parts of one network on several devices."""
+    """Stands for a network spread over several devices: its second half does not follow the requested device."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(1, 1), nn.Linear(1, 1)
 
     def to(self, device: Any) -> Spread:  # type: ignore[override]
-        """The first half goes to the device; the second, here, to float64, which stands for another one."""
+        """Move the first half to the device, and the second to float64, which stands for another device."""
         self.first.to(device)
         self.second.double()
         return self

@@ -1,4 +1,4 @@
-"""A pair spec for tests that need one and no pairs."""
+"""A pair spec for tests that need a spec but no pairs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from orchestrator.pairs import PairSpec
 
 
 def pair_spec(**changes: Any) -> PairSpec:
-    """Forty pairs in batches of eight and shards of sixteen, but for what the test wants otherwise."""
+    """A spec of forty pairs in batches of eight and shards of sixteen, with these fields changed."""
     values: dict[str, Any] = {
         "model_digest": "m",
         "conditioning": {"name": "labels", "options": {"classes": 10}},

@@ -1,4 +1,4 @@
-"""What every adapter of somebody else's network must show of its velocity field."""
+"""Measurements that adapter tests share: agreement of a velocity field with the library's own sampler."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ GUIDANCE = 2.5
 
 
 def noise(shape: tuple[int, ...], seed: int = 0, count: int = len(LABELS)) -> Tensor:
+    """Standard normal noise in float64 for ``count`` samples."""
     return torch.randn(count, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
-    """Relative to the size of what is expected."""
-    return float((found - expected).norm() / expected.norm())
+def distance(actual: Tensor, expected: Tensor) -> float:
+    """Relative difference in the Euclidean norm."""
+    return float((actual - expected).norm() / expected.norm())
 
 
 def influences(model: ModelAdapter) -> dict[str, float]:
-    """By how much the velocity moves, relatively, when one of its inputs does."""
+    """Relative change of the velocity when one of its inputs changes, per input."""
     scheduler = model.scheduler
-    # Where noise and data are equally loud; at the ends a velocity hangs on the state almost alone.
+    # Noise and data have equal weight there. Near the ends, the velocity depends almost only on the state.
     middle, later = scheduler.time_at_lambda(0.0), scheduler.time_at_lambda(0.7)
     x = noise(model.shape) * float(torch.hypot(scheduler(middle).alpha, scheduler(middle).sigma))
 
@@ -48,7 +49,7 @@ def influences(model: ModelAdapter) -> dict[str, float]:
 def errors(
     model: ModelAdapter, sampler: Callable[[Tensor, int], Tensor], steps: tuple[int, ...], guidance_scale: float = 1.0
 ) -> list[float]:
-    """Of the library's own sampler at these numbers of steps, against our ground truth."""
+    """Relative errors of the library's own sampler at these numbers of steps, against the ground truth."""
     x0 = noise(model.shape)
     truth = solve(model.field(LABELS, guidance_scale), x0, rtol=1e-7, atol=1e-7).x1
     with torch.no_grad():
@@ -56,7 +57,7 @@ def errors(
 
 
 def guided(predict: Callable[[Tensor], Any], dropped: Tensor, scale: float) -> Any:
-    """Classifier-free guidance as every library writes it: two answers, and a step beyond their difference."""
+    """Classifier-free guidance: the unconditional prediction plus ``scale`` times the difference to the conditional."""
     if scale == 1:
         return predict(LABELS)
     unconditional = predict(dropped)

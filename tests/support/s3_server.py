@@ -1,4 +1,4 @@
-"""An S3 server on this machine (moto), whose answers a test can disturb."""
+"""An S3 server on this machine (moto) that injects faults."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ CREDENTIALS = {
 }
 
 Fault = Callable[[dict[str, Any]], bool]
-"""Given a request; whether it is answered with an error instead. It may also take its time."""
+"""Return whether to answer this request with an error. It may block, to delay the answer."""
 
 
 class S3Server:
-    """Objects in memory behind S3's interface, on a free port of the loopback.
+    """In-memory objects behind the S3 interface, on a free loopback port.
 
     Attributes:
         requests: (method, path, query) of every request.
-        fault: Decides which requests fail with HTTP 500; None: none.
+        fault: Decides which requests fail with HTTP 500; None if no request fails.
+
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class S3Server:
         pafs.S3FileSystem(endpoint_override=self.address, scheme="http", allow_bucket_creation=True).create_dir(name)
 
     def root(self, bucket: str, folder: str = "root") -> str:
-        """A storage root in a bucket; credentials come from the environment."""
+        """Return a storage root in a bucket; credentials come from the environment."""
         return f"s3://{bucket}/{folder}?scheme=http&endpoint_override={self.address}"
 
     def _answer(self, request: dict[str, Any], start: Any) -> Iterable[bytes]:

@@ -1,4 +1,4 @@
-"""diffusers pipelines of a few thousand random weights: every kind there is an adapter for, in its real file format."""
+"""diffusers pipelines with a few thousand random weights: one for every supported kind, in its real file format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers.pipelines.stable_audio import StableAudioProjectionModel
 
-# The extra 'diffusers' has it, 'dev' alone does not.
+# The extra 'diffusers' installs it; the extra 'dev' does not.
 transformers = pytest.importorskip("transformers")
 
 VP = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -20,24 +20,24 @@ SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"
 
 
 def liven(module: torch.nn.Module, gain: float = 0.5) -> Any:
-    """Random weights of which every input of the network is felt: fresh networks begin near zero."""
+    """Set random weights with which every input affects the output; newly built networks output nearly zero."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in sorted(module.named_parameters()):
-            fresh = torch.randn(parameter.shape, generator=generator)
+            random = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
-                parameter.copy_(fresh * gain * (3 if "attn2" in name else 1) / parameter[0].numel() ** 0.5)
+                parameter.copy_(random * gain * (3 if "attn2" in name else 1) / parameter[0].numel() ** 0.5)
             else:
-                parameter.copy_(0.2 * fresh + (1.0 if name.endswith("weight") else 0.0))
+                parameter.copy_(0.2 * random + (1.0 if name.endswith("weight") else 0.0))
             if name.endswith(("time_embedding.linear_1.weight", "timestep_embedder.linear_1.weight")):
-                # Trained networks vary slowly from one timestep to the next: little of the fast sines and cosines.
+                # Trained networks vary slowly between timesteps, so the fast sines and cosines get small weights.
                 half = parameter.shape[1] // 2
                 parameter.mul_(2 * torch.linspace(0, 1, half).square().repeat(2))
     return module.eval()
 
 
 def ddpm(prediction: str = "epsilon", *, class_labels: bool = False, **scheduler: Any) -> Any:
-    """Unconditional, in pixels."""
+    """Unconditional, in pixel space."""
     unet = diffusers.UNet2DModel(
         sample_size=8,
         block_out_channels=(8, 16),
@@ -53,7 +53,7 @@ def ddpm(prediction: str = "epsilon", *, class_labels: bool = False, **scheduler
 
 
 def vae(channels: int = 4, **config: Any) -> Any:
-    """One that halves height and width."""
+    """A VAE that halves height and width."""
     return liven(
         diffusers.AutoencoderKL(
             latent_channels=channels,
@@ -68,7 +68,7 @@ def vae(channels: int = 4, **config: Any) -> Any:
 
 
 def dit(prediction: str = "epsilon", classes: int = 1000) -> Any:
-    """Class-conditional, in latents; the second half of its channels is a variance."""
+    """Class-conditional, in latent space; the second half of the output channels is a variance."""
     transformer = diffusers.DiTTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=8,
@@ -89,7 +89,7 @@ def _letters() -> list[str]:
 
 
 def clip(width: int, projection: int | None = None) -> tuple[Any, Any]:
-    """A text encoder that reads letters, and its tokenizer."""
+    """A text encoder whose tokens are letters, and its tokenizer."""
     names = [*_letters(), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {name: number for number, name in enumerate(names)}
     tokenizer = transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=20)
@@ -126,7 +126,7 @@ def _unet_of_text(width: int, **config: Any) -> Any:
 
 
 def stable_diffusion(prediction: str = "epsilon", **scheduler: Any) -> Any:
-    """Stable Diffusion 1.x (epsilon) and 2.x (v)."""
+    """Stable Diffusion 1.x (epsilon) and 2.x (v_prediction)."""
     encoder, tokenizer = clip(16)
     return diffusers.StableDiffusionPipeline(
         vae=vae(),
@@ -143,7 +143,7 @@ def stable_diffusion(prediction: str = "epsilon", **scheduler: Any) -> Any:
 
 
 def stable_diffusion_xl() -> Any:
-    """SDXL: two encoders, a pooled embedding and sizes."""
+    """SDXL: two text encoders, a pooled embedding and image sizes."""
     (first, first_tokenizer), (second, second_tokenizer) = clip(16), clip(16, projection=16)
     size_width = 4
     unet = _unet_of_text(
@@ -165,7 +165,7 @@ def stable_diffusion_xl() -> Any:
 
 
 def t5(width: int) -> tuple[Any, Any]:
-    """A T5 encoder that reads letters, and its tokenizer."""
+    """A T5 encoder whose tokens are letters, and its tokenizer."""
     names = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_lowercase]
     tokenizer = transformers.T5Tokenizer(vocab=[(name, -1.0) for name in names], extra_ids=0)
     config = transformers.T5Config(
@@ -181,7 +181,7 @@ def t5(width: int) -> tuple[Any, Any]:
 
 
 def stable_diffusion_3() -> Any:
-    """SD3: a flow with a shifted grid, three encoders."""
+    """SD3: a flow on a shifted grid with three text encoders."""
     (first, first_tokenizer), (second, second_tokenizer) = clip(16, projection=16), clip(16, projection=16)
     third, third_tokenizer = t5(32)
     transformer = diffusers.SD3Transformer2DModel(
@@ -211,7 +211,7 @@ def stable_diffusion_3() -> Any:
 
 
 def flux(guidance_embeds: bool = True) -> Any:
-    """FLUX: a flow with its guidance embedded (dev), or none (schnell)."""
+    """FLUX: a flow with embedded guidance (dev) or without guidance (schnell)."""
     encoder, tokenizer = clip(16)
     second, second_tokenizer = t5(32)
     transformer = diffusers.FluxTransformer2DModel(
@@ -238,7 +238,7 @@ def flux(guidance_embeds: bool = True) -> Any:
 
 
 def stable_audio() -> Any:
-    """Stable Audio: v on the continuous cosine path, in latent frames of sound, conditioned on text and length."""
+    """Stable Audio: v_prediction on the continuous cosine path, in latent audio frames, with text and length."""
     encoder, tokenizer = t5(16)
     tokenizer.model_max_length = 12
     transformer = diffusers.StableAudioDiTModel(
@@ -273,7 +273,7 @@ def stable_audio() -> Any:
     )
 
 
-#: (how to make it, the guidance scale it is tested at) by name.
+#: Constructor and guidance scale of the tests, by name.
 KINDS: dict[str, tuple[Callable[[], Any], float]] = {
     "ddpm-epsilon": (ddpm, 1.0),
     "ddpm-v": (lambda: ddpm("v_prediction"), 1.0),
@@ -289,39 +289,40 @@ KINDS: dict[str, tuple[Callable[[], Any], float]] = {
 PROMPTS = ["a cat", "two dogs at sea"]
 LABELS = [1, 7]
 SIDE = 16
-"""Of an image of the latent pipelines: twice the latents'."""
+"""Side of an image of the latent pipelines: twice the side of the latents."""
 
 
 def sample_size(pipe: Any) -> int | None:
-    """FLUX's transformer has no size of its own."""
+    """The size to pass to the adapter: FLUX's transformer does not record one, all others do."""
     return 8 if isinstance(pipe, diffusers.FluxPipeline) else None
 
 
 def noise(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    """Standard normal noise for two samples."""
     return torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))
 
 
 def run(pipe: Any, scheduler: Any, steps: int, scale: float, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
-    """The last state of the unchanged pipeline under ``scheduler``, before any decoding or clamping.
+    """Run the unchanged pipeline with ``scheduler`` and return its last state, before decoding or clamping.
 
     Args:
-        pipe: One of this module's.
-        scheduler: A diffusers scheduler; the pipeline keeps it.
+        pipe: A pipeline of this module.
+        scheduler: A diffusers scheduler; it stays set on the pipeline.
         steps: num_inference_steps.
         scale: guidance_scale.
-        shape: Of one sample, as the adapter has it.
-        seed: Of the noise, which is that of :func:`noise`.
+        shape: Shape of one sample in the adapter.
+        seed: Seed of the noise, the same as in :func:`noise`.
     """
     pipe.scheduler = scheduler
     pipe.set_progress_bar_config(disable=True)
     states: list[torch.Tensor] = []
-    whole_step = scheduler.step
+    original_step = scheduler.step
 
-    @functools.wraps(whole_step)
+    @functools.wraps(original_step)
     def step(*args: Any, **kwargs: Any) -> Any:
-        found = whole_step(*args, **kwargs)
-        states.append(found[0])
-        return found
+        output = original_step(*args, **kwargs)
+        states.append(output[0])
+        return output
 
     scheduler.step = step
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What tests of whole commands compare with."""
+"""Undisturbed runs of whole commands, as references for runs that are disturbed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from command_place import EVALUATE, Place
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A sweep that nobody disturbed."""
+    """A sweep that ran without faults."""
     place = Place(tmp_path_factory.mktemp("sweep") / "undisturbed")
     output = place.run("sweep", "tiny.yaml")
     assert f"report: {place.root}/experiments/tiny/report.html" in output
@@ -20,7 +20,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture(scope="session")
 def evaluated(undisturbed: Place, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """An evaluation of that sweep's theta that nobody disturbed; the sweep itself stays as it was."""
+    """An evaluation of that sweep's thetas that ran without faults, on a copy of its storage."""
     place = Place(tmp_path_factory.mktemp("evaluation") / "undisturbed")
     shutil.copytree(undisturbed.root, place.root)
     place.run(*EVALUATE)

@@ -1,4 +1,4 @@
-"""A sweep on a cluster of three nodes with an MLflow server: both break while it runs, and it ends all the same."""
+"""A sweep on a cluster of three nodes with an MLflow server completes although nodes and MLflow fail while it runs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from orchestrator.tracking.mlflow import ROLE
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 AWAY = 60
-"""Seconds for which MLflow is away."""
+"""Seconds for which MLflow is down."""
 
 NODES = """
 import sys
 from ray.cluster_utils import Cluster
 
-# Addresses of their own, or a driver could belong to any of them; two cores each, which is bookkeeping.
+# Each node has its own address; otherwise a driver could belong to any of them. The cores exist only for Ray.
 addresses = iter(f"127.0.0.{number}" for number in range(2, 9))
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 workers = [cluster.add_node(num_cpus=2, node_ip_address=next(addresses)) for _ in range(2)]
@@ -42,7 +42,7 @@ cluster.shutdown()
 
 
 class Nodes:
-    """A head without cores and two workers, raylets on this machine."""
+    """A head without cores and two workers, all raylets on this machine."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -54,10 +54,10 @@ class Nodes:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def tell(self, what: str) -> None:
-        """'lose': end the oldest worker, and everything on it, by SIGKILL; 'add': a new one."""
+    def send(self, command: str) -> None:
+        """Send a command: 'lose' kills the oldest worker and its processes by SIGKILL, 'add' adds a worker."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{what}\n")
+        self.process.stdin.write(f"{command}\n")
         self.process.stdin.flush()
         assert self._answer() == "done"
 
@@ -67,14 +67,14 @@ class Nodes:
 
 @pytest.fixture
 def nodes() -> Iterator[Nodes]:
-    """They end with the test."""
+    """Nodes that end with the test."""
     started = Nodes()
     yield started
     started.close()
 
 
 class MLflow:
-    """An MLflow server on a place's own store."""
+    """An MLflow server on the store of a place."""
 
     def __init__(self, place: Place):
         self.place = place
@@ -85,7 +85,7 @@ class MLflow:
         self.start()
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the server and wait until it accepts connections."""
         self.place.root.mkdir(exist_ok=True)
         store = f"sqlite:///{self.place.root}/mlflow.db"
         self.process = subprocess.Popen(
@@ -108,14 +108,14 @@ class MLflow:
                 time.sleep(0.2)
 
     def stop(self) -> None:
-        """End it by SIGKILL, workers and all."""
+        """Kill the server and its workers by SIGKILL."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
 @contextmanager
 def served(place: Place) -> Iterator[MLflow]:
-    """An MLflow server while it is needed."""
+    """An MLflow server that is stopped at the end of the block."""
     server = MLflow(place)
     try:
         yield server
@@ -131,25 +131,25 @@ def _wait(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-def test_a_sweep_outlives_the_loss_of_a_node_and_of_mlflow_for_a_minute(
+def test_a_sweep_survives_lost_nodes_and_a_minute_without_mlflow(
     undisturbed: Place, nodes: Nodes, tmp_path: Path
 ) -> None:
-    """A worker is lost while pairs are made; another comes; in the sweep the older one is lost, and MLflow is away."""
+    """A worker is lost while pairs are made and another is added; during the sweep the older one and MLflow go down."""
     place = Place(tmp_path / "cluster", EXPERIMENT)
     with served(place) as server:
         command = ("sweep", "tiny.yaml", "--address", nodes.address, "--tracking-uri", server.uri)
         variables = {
             "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
             "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",
-            "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",  # half of what MLflow's client has by default
+            "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",  # half the default of MLflow's client
         }
         process = place.start(*command, **variables)
         _wait(lambda: len(place.files("pairs/*/*.parquet")) >= 2, process)
-        nodes.tell("lose")
-        nodes.tell("add")
+        nodes.send("lose")
+        nodes.send("add")
         _wait(lambda: any(place.root.glob("points/*/state.json")), process)
         server.stop()
-        nodes.tell("lose")
+        nodes.send("lose")
         time.sleep(AWAY)
         server.start()
         output = process.communicate(timeout=PATIENCE)[0]

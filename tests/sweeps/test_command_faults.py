@@ -1,4 +1,4 @@
-"""Whole commands while something breaks: they end as if nothing had happened, or say what is left and go on."""
+"""Whole commands under faults: they end as if undisturbed, or say what is missing and resume when rerun."""
 
 from __future__ import annotations
 
@@ -23,41 +23,42 @@ from orchestrator.randomness import noise
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 TIMEOUT = 12
-"""Seconds after which a host that gives no answer is taken for hung."""
+"""Seconds after which a host that does not answer counts as hung."""
 
 HARDENED = {**EXPERIMENT, "resources": {**EXPERIMENT["resources"], "request_timeout": TIMEOUT}}
 
 
 def _processes(command: subprocess.Popen[str], name: str) -> list[psutil.Process]:
-    """The processes of a command whose Ray name begins so, the oldest first."""
-    found = []
+    """Return the processes of a command whose Ray name starts with ``name``, the oldest first."""
+    matching = []
     with suppress(psutil.NoSuchProcess):
         for process in psutil.Process(command.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 if process.cmdline() and process.cmdline()[0].startswith(name):
-                    found.append(process)
-    return sorted(found, key=lambda process: process.pid)
+                    matching.append(process)
+    return sorted(matching, key=lambda process: process.pid)
 
 
 class Fault:
-    """Something done to a command once: when it may be done, and how.
+    """A disturbance of a command, injected once.
 
     Args:
-        when: Whether it is time.
-        do: What is done; False where it could not be yet.
+        when: Whether it is time for it.
+        do: Injects it; returns False if that was not possible yet.
+
     """
 
     def __init__(self, when: Callable[[], bool], do: Callable[[subprocess.Popen[str]], bool]):
         self.when, self.do = when, do
 
 
-def to(name: str, number: signal.Signals) -> Callable[[subprocess.Popen[str]], bool]:
-    """Sends a signal to one process of this name; the youngest, so that two in a row need not meet the same."""
+def signal_youngest(name: str, number: signal.Signals) -> Callable[[subprocess.Popen[str]], bool]:
+    """Return an action that signals the youngest process of this name. Two in a row need not hit the same process."""
 
     def do(command: subprocess.Popen[str]) -> bool:
-        there = _processes(command, name)
+        candidates = _processes(command, name)
         with suppress(IndexError, psutil.NoSuchProcess):
-            there[-1].send_signal(number)
+            candidates[-1].send_signal(number)
             return True
         return False
 
@@ -65,7 +66,7 @@ def to(name: str, number: signal.Signals) -> Callable[[subprocess.Popen[str]], b
 
 
 def run_with(place: Place, faults: list[Fault], *command: str) -> str:
-    """The output of a command that must succeed although all of this is done to it, one after the other."""
+    """Run a command that must succeed despite these faults, injected in order, and return its output."""
     process = place.start(*command)
     output: list[str] = []
     reader = threading.Thread(target=lambda: output.append(process.communicate()[0]))
@@ -81,11 +82,14 @@ def run_with(place: Place, faults: list[Fault], *command: str) -> str:
     return output[0]
 
 
-def test_a_sweep_whose_hosts_and_trials_are_killed_and_hang_ends_as_if_nothing_had_happened(
+def test_a_sweep_whose_hosts_and_trials_are_killed_or_hang_ends_as_if_undisturbed(
     undisturbed: Place, tmp_path: Path
 ) -> None:
-    """One command: a host killed and one stopped while pairs are made, then a host, a trial, what trials run
-    on, a host, the router."""
+    """One host is killed and one suspended while pairs are made.
+
+    While theta is distilled, a host, a trial, a point runner and the router are killed, and a host is suspended.
+
+    """
     place = Place(tmp_path / "broken", HARDENED)
 
     def shards(count: int) -> Callable[[], bool]:
@@ -95,13 +99,13 @@ def test_a_sweep_whose_hosts_and_trials_are_killed_and_hang_ends_as_if_nothing_h
         return any(place.root.glob("points/*/state.json"))
 
     faults = [
-        Fault(shards(2), to("ray::Host", signal.SIGKILL)),
-        Fault(shards(4), to("ray::Host", signal.SIGSTOP)),
-        Fault(distilling, to("ray::Host", signal.SIGKILL)),
-        Fault(distilling, to("ray::ImplicitFunc", signal.SIGKILL)),
-        Fault(distilling, to("ray::PointRunner", signal.SIGKILL)),
-        Fault(distilling, to("ray::Host", signal.SIGSTOP)),
-        Fault(distilling, to("ray::Router", signal.SIGKILL)),
+        Fault(shards(2), signal_youngest("ray::Host", signal.SIGKILL)),
+        Fault(shards(4), signal_youngest("ray::Host", signal.SIGSTOP)),
+        Fault(distilling, signal_youngest("ray::Host", signal.SIGKILL)),
+        Fault(distilling, signal_youngest("ray::ImplicitFunc", signal.SIGKILL)),
+        Fault(distilling, signal_youngest("ray::PointRunner", signal.SIGKILL)),
+        Fault(distilling, signal_youngest("ray::Host", signal.SIGSTOP)),
+        Fault(distilling, signal_youngest("ray::Router", signal.SIGKILL)),
     ]
     run_with(place, faults, "sweep", "tiny.yaml")
     check_complete(place)
@@ -114,7 +118,7 @@ CGROUPS = Path("/sys/fs/cgroup/memory")
 
 @contextmanager
 def memory_limit(limit: int) -> Iterator[Path]:
-    """A control group whose processes the kernel ends by SIGKILL where they use more, in bytes, from then on."""
+    """A control group with a limit in bytes; the kernel kills (SIGKILL) processes in it that exceed the limit."""
     group = CGROUPS / f"bespoke-test-{os.getpid()}"
     group.mkdir()
     try:
@@ -129,8 +133,8 @@ def memory_limit(limit: int) -> Iterator[Path]:
 
 
 @pytest.mark.skipif(not os.access(CGROUPS, os.W_OK), reason="needs the right to make a control group (version 1)")
-def test_a_host_that_the_kernel_ends_for_its_memory_is_started_again(undisturbed: Place, tmp_path: Path) -> None:
-    """While it loads its model; the pairs are those of an undisturbed run, byte for byte."""
+def test_a_host_that_the_kernel_kills_for_its_memory_is_restarted(undisturbed: Place, tmp_path: Path) -> None:
+    """It is killed while it loads its model; the pairs are those of an undisturbed run, byte for byte."""
     place = Place(tmp_path / "broken")
     with memory_limit(2**25) as group:
 
@@ -155,7 +159,7 @@ import torch
 
 
 class Poisoned(torch.nn.Module):
-    \"\"\"Takes its process with it when it meets one pair, as long as the file beside it is there.\"\"\"
+    \"\"\"Ends its process when a batch contains the poisoned pair, as long as the file "armed" exists.\"\"\"
 
     def __init__(self, poison: float):
         super().__init__()
@@ -169,8 +173,8 @@ class Poisoned(torch.nn.Module):
 """
 
 
-def test_a_pair_that_kills_its_host_is_set_aside_and_all_others_are_made(tmp_path: Path) -> None:
-    """Its shard is named; once the cause is mended, that shard alone is made."""
+def test_a_pair_that_kills_its_host_is_set_aside_and_the_others_are_made(tmp_path: Path) -> None:
+    """The error names its shard; once the cause is fixed, only that shard is made."""
     (tmp_path / "poisoned.py").write_text(POISONED, encoding="utf-8")
     (tmp_path / "armed").touch()
     poison = float(noise(STREAMS["validation"], [17], (1, 4, 4))[0, 0, 0, 0])
@@ -193,20 +197,20 @@ def test_a_pair_that_kills_its_host_is_set_aside_and_all_others_are_made(tmp_pat
         output,
         re.DOTALL,
     ), output
-    made = place.files("pairs/*/*.parquet")
-    assert len(made) == 8 + 4 + 4 - 1, "the shards of the other stores, too"
+    shards = place.files("pairs/*/*.parquet")
+    assert len(shards) == 8 + 4 + 4 - 1, "the shards of the other stores are made, too"
     assert len(place.files("pairs/*/manifest.json")) == 2
     (tmp_path / "armed").unlink()
-    times = {name: (place.root / name).stat().st_mtime_ns for name in made}
+    times = {name: (place.root / name).stat().st_mtime_ns for name in shards}
     place.run("pairs", "tiny.yaml")
-    assert {name: (place.root / name).stat().st_mtime_ns for name in made} == times
-    assert len(place.files("pairs/*/*.parquet")) == len(made) + 1
+    assert {name: (place.root / name).stat().st_mtime_ns for name in shards} == times
+    assert len(place.files("pairs/*/*.parquet")) == len(shards) + 1
 
 
-def test_an_evaluation_whose_hosts_and_scorers_are_killed_and_hang_ends_with_the_same_scores(
+def test_an_evaluation_whose_hosts_and_scorers_are_killed_or_hang_ends_with_the_same_scores(
     undisturbed: Place, evaluated: Place, tmp_path: Path
 ) -> None:
-    """A host killed and one stopped while samples are made and measured, a scorer killed while features are."""
+    """A host is killed and another suspended while samples are measured; a scorer is killed while it has samples."""
     place = Place(tmp_path / "broken", HARDENED)
     shutil.copytree(undisturbed.root, place.root)
 
@@ -214,17 +218,17 @@ def test_an_evaluation_whose_hosts_and_scorers_are_killed_and_hang_ends_with_the
         return lambda: len(list(place.root.glob(pattern))) >= count
 
     faults = [
-        Fault(measured("measurements/*/*/*/shard-*", 4), to("ray::Host", signal.SIGKILL)),
-        Fault(measured("measurements/media/*/*", 1), to("ray::Scorer", signal.SIGKILL)),
-        Fault(measured("measurements/*/*/*/shard-*", 20), to("ray::Host", signal.SIGSTOP)),
+        Fault(measured("measurements/*/*/*/shard-*", 4), signal_youngest("ray::Host", signal.SIGKILL)),
+        Fault(measured("measurements/media/*/*", 1), signal_youngest("ray::Scorer", signal.SIGKILL)),
+        Fault(measured("measurements/*/*/*/shard-*", 20), signal_youngest("ray::Host", signal.SIGSTOP)),
     ]
     run_with(place, faults, *EVALUATE)
     assert scores(place) == scores(evaluated)
     assert place.files("measurements/*/*/*/shard-*") == evaluated.files("measurements/*/*/*/shard-*")
 
 
-def test_ctrl_c_ends_a_sweep_and_the_same_command_goes_on(undisturbed: Place, tmp_path: Path) -> None:
-    """From a terminal, so that every process of the command hears it: once while pairs are made, twice in the sweep."""
+def test_ctrl_c_ends_a_sweep_and_the_same_command_resumes(undisturbed: Place, tmp_path: Path) -> None:
+    """As from a terminal, every process gets the signal: once while pairs are made, twice during the sweep."""
     place = Place(tmp_path / "interrupted")
     for times, pattern in ((1, "pairs/*/*.parquet"), (2, "points/*/state.json")):
         process = place.start("sweep", "tiny.yaml")
@@ -242,7 +246,7 @@ def test_ctrl_c_ends_a_sweep_and_the_same_command_goes_on(undisturbed: Place, tm
         assert output.rstrip().endswith("interrupted; run the same command again to resume"), output
         assert "Traceback" not in output, output
         psutil.wait_procs(children, timeout=30)
-        assert not [child for child in children if child.is_running()], "nothing goes on in the background"
+        assert not [child for child in children if child.is_running()], "processes are left in the background"
     place.run("sweep", "tiny.yaml")
     check_complete(place)
     assert place.files("points/*/theta.json") == undisturbed.files("points/*/theta.json")

@@ -1,4 +1,4 @@
-"""``bespoke distil-network``: one program from pairs to table, resumable, the same here and under Ray."""
+"""``bespoke distil-network``: one command from pairs to table, resumable, with the same results under Ray."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a comparison that the command has made."""
+    """The folder of a comparison that the command has completed."""
     folder = tmp_path_factory.mktemp("comparison")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(CONTENT), encoding="utf-8")
     result = _command(folder)
@@ -70,8 +70,8 @@ def _command(folder: Path, *arguments: str) -> Any:
 
 
 def _rows(folder: Path) -> dict[str, dict[str, Any]]:
-    found = json.loads((folder / "data/network-distillation/tiny/comparison.json").read_text(encoding="utf-8"))
-    return {row["method"]: row for row in found}
+    rows = json.loads((folder / "data/network-distillation/tiny/comparison.json").read_text(encoding="utf-8"))
+    return {row["method"]: row for row in rows}
 
 
 def _config(folder: Path, **changes: Any) -> NetworkDistillationConfig:
@@ -79,12 +79,12 @@ def _config(folder: Path, **changes: Any) -> NetworkDistillationConfig:
 
 
 def test_every_method_is_in_the_table(done: Path) -> None:
-    """Ground truth, the fixed solver and the start, both kinds of distillation."""
+    """Ground truth, the fixed solver, the start, and both kinds of distillation."""
     assert set(_rows(done)) == METHODS
 
 
-def test_each_method_says_what_it_cost(done: Path) -> None:
-    """Solvers: nothing, or 17 numbers; networks: every weight. Ground truth that is learned from is counted."""
+def test_each_row_has_its_cost(done: Path) -> None:
+    """Solvers learn no parameters or 17, networks all weights. The cost of ground truth for training is included."""
     rows = _rows(done)
     assert (rows["Midpoint"]["forwards"], rows["Midpoint"]["parameters"]) == (0, 0)
     assert (rows["BNS"]["parameters"], rows["BNS"]["training_set"]) == (17, 16)
@@ -99,7 +99,7 @@ def test_each_method_says_what_it_cost(done: Path) -> None:
 
 
 def test_a_distilled_solver_is_never_worse_than_its_start_on_validation(done: Path) -> None:
-    """On the test noise the two are then alike at least: everything is measured on the same samples."""
+    """All methods use the same samples, so on the test noise it is at least about as good."""
     rows = _rows(done)
     assert rows["start of BNS"]["psnr_db"] == rows["Midpoint"]["psnr_db"]
     assert rows["BNS"]["psnr_db"] > rows["Midpoint"]["psnr_db"] - 0.1
@@ -107,7 +107,7 @@ def test_a_distilled_solver_is_never_worse_than_its_start_on_validation(done: Pa
 
 
 def test_the_second_run_reuses_everything(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pair, no optimiser step: and the same table."""
+    """It makes no pair and no optimiser step, and the table is the same."""
     before = _rows(done)
 
     def refuse(*arguments: Any, **named: Any) -> None:
@@ -122,7 +122,7 @@ def test_the_second_run_reuses_everything(done: Path, monkeypatch: pytest.Monkey
 
 
 def test_every_row_is_a_run_in_mlflow(done: Path) -> None:
-    """With the distance under the name of its features."""
+    """The Fréchet distance is logged under the name of its features."""
     tracker = Tracker(f"sqlite:///{done}/data/mlflow.db")
     experiment = tracker.experiment("tiny", None)
     runs = tracker.client.search_runs([experiment], f"tags.`{ROLE}` = 'network distillation row'")
@@ -136,8 +136,8 @@ def test_every_row_is_a_run_in_mlflow(done: Path) -> None:
     assert names == {"comparison.md", "comparison.png"}
 
 
-def test_somebody_else_at_work_is_said_at_once(done: Path) -> None:
-    """With --no-wait; and waited for without."""
+def test_a_comparison_in_progress_elsewhere_is_refused_with_no_wait(done: Path) -> None:
+    """The error is raised at once."""
     storage = Storage.at(done / "data")
     held = exclusive(storage, "network-distillation/tiny/.lock", wait=False, announce=lambda s: None)
     with held, pytest.raises(BusyStoreError, match="network-distillation/tiny is in use by"):
@@ -145,14 +145,14 @@ def test_somebody_else_at_work_is_said_at_once(done: Path) -> None:
 
 
 def test_a_misspelt_key_is_refused_by_the_command(done: Path) -> None:
-    """Exit code 2 and a sentence, no traceback."""
+    """Exit code 2 and one sentence, without a traceback."""
     result = _command(done, "progresive.iterations=3")
     assert result.exit_code == 2
     assert "progresive: unknown key (did you mean 'progressive'?)" in result.stderr
 
 
-def test_students_of_one_loss_are_told_apart_by_what_differs() -> None:
-    """Names of rows carry no more than that."""
+def test_row_names_of_students_of_one_loss_contain_what_differs() -> None:
+    """Settings that do not differ are left out."""
     entries = [WeightsConfig(loss="lte"), WeightsConfig(loss="lte", trajectories=64), WeightsConfig(loss="rmse")]
     names = [_weights_name(entry, entries) for entry in entries]
     assert names == ["Weights (LTE), 520", "Weights (LTE), 64", "Weights (RMSE)"]
@@ -160,17 +160,17 @@ def test_students_of_one_loss_are_told_apart_by_what_differs() -> None:
 
 @pytest.mark.cluster
 def test_ray_tasks_train_the_same_students(done: Path, tmp_path: Path, ray_session: None) -> None:
-    """Bit for bit what this process trains, and an error a user can mend comes back as itself."""
+    """They equal the students trained in this process bit for bit, and user errors arrive unwrapped."""
     work = _Work(_config(done), Storage.at(done / "data"))
     jobs = work.jobs()
-    here = [results for _, results in train(jobs, work.storage, 1, None)]
+    local = [results for _, results in train(jobs, work.storage, 1, None)]
     elsewhere = Storage.at(tmp_path)
     for digest in {spec.digest for spec in (work.validation, *work.larger.values())}:
         for name in work.storage.names(f"pairs/{digest}"):
             elsewhere.write(f"pairs/{digest}/{name}", work.storage.read(f"pairs/{digest}/{name}"))
-    there = [results for _, results in train(jobs, elsewhere, 2, None)]
-    assert there == here
-    for result in _flat(here):
+    remote = [results for _, results in train(jobs, elsewhere, 2, None)]
+    assert remote == local
+    for result in _flat(local):
         key = f"students/{result.key}/nfe{result.nfe}.safetensors"
         assert elsewhere.read(key) == work.storage.read(key)
     with pytest.raises(StoreError, match="no complete pair store"):
@@ -181,8 +181,8 @@ def _flat(results: list[list[StudentResult]]) -> list[StudentResult]:
     return [result for group in results for result in group]
 
 
-def test_a_job_that_a_user_can_mend_fails_as_itself(done: Path, tmp_path: Path) -> None:
-    """In this process too: the error names the pairs that are missing."""
+def test_a_user_error_in_a_local_job_is_raised_unwrapped(done: Path, tmp_path: Path) -> None:
+    """The error names the missing pairs."""
     jobs: list[Job] = _Work(_config(done), Storage.at(done / "data")).jobs()
     with pytest.raises(UserError, match="no complete pair store"):
         train(jobs[:1], Storage.at(tmp_path), 1, None)

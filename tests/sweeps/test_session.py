@@ -18,13 +18,13 @@ from orchestrator.storage import Storage
 from sweeps import session
 from sweeps.session import Session
 
-Asked = list[tuple[str, str | None, set[str]]]
+PreflightCalls = list[tuple[str, str | None, set[str]]]
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, pool: LocalPool) -> Asked:
-    """What the preflight is asked, on a cluster that grows by a node while the hosts start."""
-    calls: Asked = []
+def preflight_calls(monkeypatch: pytest.MonkeyPatch, pool: LocalPool) -> PreflightCalls:
+    """Arguments of the preflight checks; the cluster has one node, and Ray and the hosts are fakes."""
+    calls: PreflightCalls = []
 
     def check_nodes(storage: Storage, tracking_uri: str | None, known: Collection[str] = ()) -> set[str]:
         calls.append((storage.root, tracking_uri, set(known)))
@@ -49,20 +49,20 @@ def _config(config: ExperimentConfig, **changes: Any) -> ExperimentConfig:
     return config.model_copy(update=changes)
 
 
-def test_nodes_are_asked_before_the_hosts_start_and_again_when_they_are_up(
-    config: ExperimentConfig, asked: Asked, tmp_path: Path, facts: ModelFacts
+def test_nodes_are_checked_before_the_hosts_start_and_again_once_they_run(
+    config: ExperimentConfig, preflight_calls: PreflightCalls, tmp_path: Path, facts: ModelFacts
 ) -> None:
-    """An autoscaling cluster has its nodes only when there are hosts for them."""
+    """An autoscaling cluster adds its nodes only when hosts need them."""
     opened = Session(_config(config, storage=str(tmp_path)), address="auto", wait=False)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    assert asked == [(str(tmp_path), uri, set()), (str(tmp_path), uri, {"head"})]
+    assert preflight_calls == [(str(tmp_path), uri, set()), (str(tmp_path), uri, {"head"})]
     assert dataclasses.asdict(opened.facts) == dataclasses.asdict(facts)
 
 
-def test_a_refusal_comes_before_any_host(
-    config: ExperimentConfig, asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_failed_check_is_raised_before_any_host_starts(
+    config: ExperimentConfig, preflight_calls: PreflightCalls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is started that would have to be ended."""
+    """There is nothing to shut down."""
 
     def refuse(*arguments: object) -> set[str]:
         raise ConfigError("on node 10.0.0.2: the storage cannot be used")
@@ -74,10 +74,10 @@ def test_a_refusal_comes_before_any_host(
 
 
 def test_pairs_alone_need_no_mlflow(
-    config: ExperimentConfig, asked: Asked, object_store: Storage, monkeypatch: pytest.MonkeyPatch
+    config: ExperimentConfig, preflight_calls: PreflightCalls, object_store: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On an object store, where there can be no SQLite: pairs are made all the same, a sweep asks for the address."""
+    """On an object store, where SQLite is impossible, pairs are made all the same; a sweep needs --tracking-uri."""
     with pytest.raises(ConfigError, match=r"storage 's3://bucket/root' is remote, .*give --tracking-uri"):
         Session(_config(config, storage=object_store.root), address="auto", wait=False)
     Session(_config(config, storage=object_store.root), address="auto", wait=False, tracked=False)
-    assert [uri for _, uri, _ in asked] == [None, None]
+    assert [uri for _, uri, _ in preflight_calls] == [None, None]

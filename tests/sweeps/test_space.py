@@ -1,4 +1,4 @@
-"""The search space: which pairs and points an experiment has, and what makes two points the same."""
+"""The search space: which pair sets and points an experiment has, and when two points are the same."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ OTHER: dict[str, Any] = {
 
 @pytest.mark.parametrize("point", [FIXED, LEARNED], ids=["fixed", "learned"])
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Point)])
-def test_points_that_differ_in_anything_have_another_key(field: str, point: Point) -> None:
-    """The key is where a result is kept: nothing that a result depends on may be missing from it."""
+def test_points_that_differ_in_any_field_have_different_keys(field: str, point: Point) -> None:
+    """Results are stored by key, so the key must cover everything that a result depends on."""
     assert dataclasses.replace(point, **{field: OTHER[field]}).key != point.key
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(AdamSettings)])
 def test_every_setting_of_the_optimiser_is_part_of_the_key(field: str) -> None:
-    """Another rate, length, batch, decay or seed is another run."""
+    """A different rate, length, batch size, decay or seed is a different run."""
     settings = AdamSettings()
     value = getattr(settings, field)
     other = "cosine" if isinstance(value, str) else value + 1
@@ -101,17 +101,15 @@ BY_LM = dataclasses.replace(LEARNED, method="levenberg_marquardt", settings=LMSe
 
 
 @pytest.mark.parametrize("point", [FIXED, LEARNED, BY_LM], ids=["fixed", "adam", "levenberg_marquardt"])
-def test_a_point_comes_back_from_json_as_it_was(point: Point) -> None:
-    """It travels to trials, and into results, as a plain dictionary."""
+def test_a_point_survives_a_json_round_trip(point: Point) -> None:
+    """Points are passed to trials and stored in results as plain dictionaries."""
     again = Point.from_dict(json.loads(json.dumps(point.to_dict())))
     assert again == point
     assert again.key == point.key
 
 
-def test_equal_points_have_equal_keys_whatever_experiment_they_belong_to(
-    experiment: dict[str, Any], facts: ModelFacts
-) -> None:
-    """A result computed for one experiment is a result for another: the name is not part of it."""
+def test_equal_points_of_two_experiments_have_equal_keys(experiment: dict[str, Any], facts: ModelFacts) -> None:
+    """The name of the experiment is not part of the key, so experiments share results."""
     keys = []
     for name in ("one", "two"):
         config = parse_config({**experiment, "name": name}, name)
@@ -119,8 +117,8 @@ def test_equal_points_have_equal_keys_whatever_experiment_they_belong_to(
     assert keys[0] == keys[1]
 
 
-def test_a_cell_is_a_family_nfe_guidance_and_seed() -> None:
-    """Points that differ in what is searched share a cell; points whose PSNR cannot be compared do not."""
+def test_a_cell_is_a_family_nfe_guidance_scale_and_seed() -> None:
+    """Points that differ in a searched setting share a cell; points whose PSNR cannot be compared do not."""
     same = [
         dataclasses.replace(LEARNED, sigma0=2.0),
         dataclasses.replace(LEARNED, settings=AdamSettings(learning_rate=1.0)),
@@ -138,15 +136,15 @@ def test_a_cell_is_a_family_nfe_guidance_and_seed() -> None:
     assert len({point.cell for point in [LEARNED, *different]}) == 7
 
 
-def test_the_kind_of_a_point_follows_from_what_it_has() -> None:
-    """One grid is the common one; several are searched; a start is distilled from."""
+def test_the_kind_of_a_point_follows_from_its_grids_and_start() -> None:
+    """One grid: common grid. Several: best grid. A start: learned."""
     assert LEARNED.kind == "learned"
     assert FIXED.kind == "best grid"
     assert dataclasses.replace(FIXED, grids=(Grid(),)).kind == "common grid"
 
 
-def test_names_of_points_tell_them_apart(config: ExperimentConfig, specs: dict[PairKey, PairSpec]) -> None:
-    """Runs in MLflow are found by them."""
+def test_names_of_points_are_unique(config: ExperimentConfig, specs: dict[PairKey, PairSpec]) -> None:
+    """Users find runs in MLflow by these names."""
     best = {(4, 1.0, 1.0): [START]}
     points = [*fixed_points(config, specs), *learned_points(config, specs, best, CondOT())]
     assert len({point.name for point in points}) == len(points)
@@ -156,7 +154,7 @@ def test_names_of_points_tell_them_apart(config: ExperimentConfig, specs: dict[P
 
 
 def test_no_two_pair_sets_share_noise(experiment: dict[str, Any], facts: ModelFacts) -> None:
-    """Training, validation and test pairs, of every seed and of every base seed, are drawn from seeds of their own."""
+    """Training, validation and test pairs of every seed and every base seed have seeds of their own."""
     used: dict[int, tuple[int, str, int]] = {}
     seeds = [*range(20), *range(90, 110), 500, 998, 999]
     bases = (0, 1, 2, 10, 100, 2**31 - 1)
@@ -168,10 +166,10 @@ def test_no_two_pair_sets_share_noise(experiment: dict[str, Any], facts: ModelFa
     assert len(used) == len(bases) * (2 + len(seeds))
 
 
-def test_every_guidance_scale_has_pairs_of_its_own_from_the_same_noise(
+def test_guidance_scales_have_their_own_pairs_from_the_same_noise(
     experiment: dict[str, Any], facts: ModelFacts
 ) -> None:
-    """Ground truth depends on guidance; the noise need not, and samples can then be compared."""
+    """Ground truth depends on guidance; with the same noise, samples remain comparable."""
     config = parse_config({**experiment, "guidance_scale": [1, 3], "seeds": [0, 1]}, "guided")
     specs = pair_specs(config, facts)
     assert len({spec.digest for spec in specs.values()}) == len(specs) == 2 * (2 + 2)
@@ -179,16 +177,16 @@ def test_every_guidance_scale_has_pairs_of_its_own_from_the_same_noise(
 
 
 def test_without_learned_families_there_are_no_training_pairs(experiment: dict[str, Any], facts: ModelFacts) -> None:
-    """Nobody would read them."""
+    """Fixed solvers do not use them."""
     specs = pair_specs(parse_config({**experiment, "learned": []}, "fixed only"), facts)
     assert {key.split for key in specs} == {"validation", "test"}
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_full"])
-def test_the_shipped_experiments_have_every_point_of_their_axes_once(
+def test_the_shipped_experiments_have_each_point_of_their_axes_once(
     repository: Path, facts: ModelFacts, name: str
 ) -> None:
-    """Families x NFE x guidance x sigma0 on two grids, and the learned axes; no point twice."""
+    """Families x NFE x guidance scale x sigma0 on two grids, plus the learned axes, without duplicates."""
     config = load_config(repository / f"sweeps/configs/{name}.yaml")
     specs = pair_specs(config, facts)
     fixed = fixed_points(config, specs)
@@ -204,38 +202,38 @@ def test_the_shipped_experiments_have_every_point_of_their_axes_once(
     assert all(point.grids[0] == Grid() and len(point.grids) == 59 for point in searched)
 
 
-def test_a_distillation_starts_from_the_best_fixed_solver_of_its_nfe_and_guidance(
+def test_a_distillation_starts_from_the_best_fixed_solver_of_its_nfe_and_guidance_scale(
     experiment: dict[str, Any], facts: ModelFacts
 ) -> None:
-    """At its own sigma0 where that was swept, else at the one that is nearest in ratio."""
+    """At its own sigma0 if fixed solvers were swept there, otherwise at the sigma0 that is nearest in ratio."""
     experiment["learned"][0]["sigma0"] = [1.0, 1.6, 5.0]
     config = parse_config({**experiment, "nfe": [4, 8], "guidance_scale": [1, 3]}, "starts")
 
     def choice(nfe: int, scale: float, sigma0: float) -> list[SolverChoice]:
         return [dataclasses.replace(START, label=f"{nfe} {scale:g} {sigma0:g}")]
 
-    best = {at: choice(*at) for at in itertools.product((4, 8), (1.0, 3.0), (1.0, 2.0))}
+    best = {cell: choice(*cell) for cell in itertools.product((4, 8), (1.0, 3.0), (1.0, 2.0))}
     points = learned_points(config, pair_specs(config, facts), best, CondOT())
-    found = {(point.nfe, point.guidance_scale, point.sigma0): point.start.label for point in points if point.start}
+    starts = {(point.nfe, point.guidance_scale, point.sigma0): point.start.label for point in points if point.start}
     nearest = {1.0: 1, 1.6: 2, 5.0: 2}
-    assert found == {
+    assert starts == {
         (nfe, scale, sigma0): f"{nfe} {scale:g} {near}"
         for nfe, scale, (sigma0, near) in itertools.product((4, 8), (1.0, 3.0), nearest.items())
     }
 
 
 def test_a_named_start_is_the_family_on_the_uniform_grid(experiment: dict[str, Any], facts: ModelFacts) -> None:
-    """As in the papers, whatever was best."""
+    """As in the papers, whichever fixed solver is best."""
     experiment["learned"][0]["start"] = ["midpoint"]
     config = parse_config({**experiment, "fixed": []}, "named")
     (point,) = learned_points(config, pair_specs(config, facts), {}, CondOT())
     assert point.start == SolverChoice(family="midpoint", options={}, label="Midpoint", grid=Grid())
 
 
-def test_each_seed_trains_on_pairs_of_its_own_and_is_chosen_and_scored_on_the_same(
+def test_seeds_have_their_own_training_pairs_and_share_validation_and_test_pairs(
     experiment: dict[str, Any], facts: ModelFacts
 ) -> None:
-    """The standard error over seeds holds pairs and batch order; all seeds answer the same questions."""
+    """The standard error over seeds covers pairs and batch order; all seeds are scored on the same pairs."""
     config = parse_config({**experiment, "seeds": [0, 1, 2]}, "seeds")
     points = learned_points(config, pair_specs(config, facts), {(4, 1.0, 1.0): [START]}, CondOT())
     assert len({point.train for point in points}) == 3
@@ -243,15 +241,17 @@ def test_each_seed_trains_on_pairs_of_its_own_and_is_chosen_and_scored_on_the_sa
     assert len({(point.validation, point.test) for point in points}) == 1
 
 
-def test_a_search_never_asks_for_more_pairs_than_there_are(experiment: dict[str, Any], facts: ModelFacts) -> None:
-    """With fewer validation pairs than the search would take, it takes all."""
+def test_a_search_uses_at_most_all_validation_pairs(experiment: dict[str, Any], facts: ModelFacts) -> None:
+    """With fewer validation pairs than ``grid_search.pairs``, it uses all of them."""
     config = parse_config({**experiment, "grid_search": {"p": [1.4], "q": [1.0], "pairs": 256}}, "few")
     points = fixed_points(config, pair_specs(config, facts))
     assert {point.search_pairs for point in points} == {0, 32}
 
 
-def test_the_best_start_is_the_best_that_the_family_can_equal(experiment: dict[str, Any], facts: ModelFacts) -> None:
-    """BST starts from its own method: a better solver of another kind is passed over, and BNS takes it."""
+def test_the_best_start_is_the_best_solver_that_the_family_can_represent(
+    experiment: dict[str, Any], facts: ModelFacts
+) -> None:
+    """BST starts only from its own base solver and skips a better one of another kind; BNS takes the better one."""
     midpoint = SolverChoice(family="midpoint", options={}, label="Midpoint", grid=Grid("warped", 1.4, 1.0))
     experiment["learned"] = [{"family": "bespoke_rk2"}, {"family": "bns"}]
     config = parse_config(experiment, "starts")
@@ -259,8 +259,8 @@ def test_the_best_start_is_the_best_that_the_family_can_equal(experiment: dict[s
     assert [(point.family, point.start) for point in points] == [("bespoke_rk2", midpoint), ("bns", START)]
 
 
-def test_each_method_has_its_own_length_where_none_is_told(experiment: dict[str, Any], facts: ModelFacts) -> None:
-    """Forty iterations of Levenberg-Marquardt do what thousands of Adam's do."""
+def test_each_method_has_its_own_default_length(experiment: dict[str, Any], facts: ModelFacts) -> None:
+    """Forty iterations of Levenberg-Marquardt achieve what thousands of Adam do."""
     experiment["learned"] = [{"family": "bns"}, {"family": "bns", "method": "levenberg_marquardt", "iterations": 7}]
     config = parse_config(experiment, "methods")
     adam, lm = learned_points(config, pair_specs(config, facts), {(4, 1.0, 1.0): [START]}, CondOT())

@@ -1,7 +1,8 @@
-"""Stored results keep their keys: a store made by an earlier release is reused, not computed again.
+"""Keys of stored results do not change: a store made by an earlier release is reused, not computed again.
 
 ``tests/support/stored_keys.json`` holds the keys of the shipped configurations as the release of 2026-11 computed them.
-It changes only together with ``RESULT_FORMAT``, the pairs' ``FORMAT``, or the measurements' ``FORMAT``.
+It changes only together with ``RESULT_FORMAT``, the ``FORMAT`` of pairs or the ``FORMAT`` of measurements.
+
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ EULER = SolverChoice(family="euler", options={}, label="Euler", grid=Grid())
 
 @pytest.mark.parametrize("name", [name for name in STORED if name != "real"])
 def test_keys_of_a_shipped_configuration_do_not_change(name: str, repository: Path, storage: Storage) -> None:
-    """Models, pair sets, points and measurements, each by its digest."""
+    """Digests of the model, the pair sets, the points and the measurements."""
     stored = STORED[name]
     config = load_config(repository / "sweeps" / "configs" / f"{name}.yaml")
     settings = HostSettings(adapter=config.model.name, options=dict(config.model.options), storage=storage.root)
@@ -63,6 +64,6 @@ def test_keys_of_a_shipped_configuration_do_not_change(name: str, repository: Pa
 
 
 def test_keys_of_real_samples_do_not_change(storage: Storage) -> None:
-    """What distances between distributions compare with is measured once for all experiments."""
+    """The reference of distances between distributions is measured once for all experiments."""
     real = RealSamples(storage, MetricSpec("fid", {"features": "digits_cnn"}), {"name": "digits", "options": {}}, 100)
     assert real.measured.key(0) == STORED["real"]

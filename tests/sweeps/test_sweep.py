@@ -1,4 +1,4 @@
-"""The main job on a Ray in this process: every point has a result and a run, and nothing is done twice."""
+"""Sweeps on a local Ray: every point gets one result and one run, and no work is repeated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sweeps.sweep import SweepOutcome, run_sweep
 
 @pytest.fixture
 def sweep(copied: Storage, experiment: dict[str, Any]) -> Callable[..., ExperimentConfig]:
-    """The small experiment on a storage that has its pairs already; with changes."""
+    """Makes the configuration of the small experiment, with changes, on a storage that already has its pairs."""
 
     def configure(**changes: Any) -> ExperimentConfig:
         config = parse_config({**experiment, "storage": copied.root, **changes}, "the small experiment")
@@ -37,7 +37,7 @@ def sweep(copied: Storage, experiment: dict[str, Any]) -> Callable[..., Experime
 def test_a_second_sweep_on_a_busy_store_fails_at_once_with_no_wait(
     sweep: Callable[..., ExperimentConfig], copied: Storage
 ) -> None:
-    """Before Ray is started: the message says who is at work."""
+    """It fails before Ray starts; the message names the current owner."""
     config = sweep()
     with (
         exclusive(copied, f"experiments/{config.name}/.lock", wait=False, announce=lambda sentence: None),
@@ -56,9 +56,11 @@ def _statuses(storage: Storage) -> list[str]:
 def test_a_sweep_with_early_stopping_has_a_result_and_a_run_for_every_point(
     sweep: Callable[..., ExperimentConfig], copied: Storage, ray_session: None
 ) -> None:
-    """ASHA ends the hopeless: they keep what they had. A named start that is the best one as well is one point.
+    """Points stopped by ASHA keep their last state. A named start that is also the best one gives one point, not two.
 
-    One trial runs at a time, the good rate first: with several at once the order of their reports decides who is ended.
+    Trials run one at a time, the good learning rate first. With several at once, the order of their reports would
+    decide which of them are stopped.
+
     """
     learned = {
         "family": "bns",
@@ -75,8 +77,8 @@ def test_a_sweep_with_early_stopping_has_a_result_and_a_run_for_every_point(
         search={"scheduler": "asha", "grace_validations": 2, "reduction_factor": 2},
         resources={"hosts": 1, "host_cpus": 0.25, "trial_cpus": 1.5, "local_cpus": 2},
     )
-    told: list[str] = []
-    outcome = run_sweep(config, address=None, wait=False, announce=told.append)
+    notes: list[str] = []
+    outcome = run_sweep(config, address=None, wait=False, announce=notes.append)
     assert outcome.failed == {}
     assert len(copied.names("points")) == 1 + 4
     statuses = _statuses(copied)
@@ -87,9 +89,9 @@ def test_a_sweep_with_early_stopping_has_a_result_and_a_run_for_every_point(
     assert best["learned"] > best["start"] == best["common grid"]
     _one_finished_run_per_point(copied, config)
 
-    told.clear()
-    again = run_sweep(config, address=None, wait=False, announce=told.append)
-    assert told == [
+    notes.clear()
+    again = run_sweep(config, address=None, wait=False, announce=notes.append)
+    assert notes == [
         "fixed solvers: 1 of 1 points are complete, reused",
         "distillation: 4 of 4 points are complete, reused",
     ]
@@ -98,7 +100,7 @@ def test_a_sweep_with_early_stopping_has_a_result_and_a_run_for_every_point(
 
 
 def _one_finished_run_per_point(storage: Storage, config: ExperimentConfig) -> None:
-    """One run for the sweep, one under it for each point, and no two of the same key."""
+    """Check for one run of the sweep, one run under it per point, and no two runs with the same key."""
     tracker = Tracker(resolve_tracking_uri(None, storage.root))
     runs = tracker.client.search_runs([tracker.experiment(config.name, None)])
     assert len({run.data.tags[KEY] for run in runs}) == len(runs)
@@ -116,9 +118,10 @@ def _one_finished_run_per_point(storage: Storage, config: ExperimentConfig) -> N
 def test_results_of_another_experiment_are_reused_and_recorded(
     sweep: Callable[..., ExperimentConfig], copied: Storage, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same points under another name are not computed again, and that experiment has its runs all the same.
+    """The same points under another experiment name are not computed again, but that experiment gets its own runs.
 
-    The first sweep's hosts take fractions of a GPU that is not there, and its trials run beside them on the cores.
+    The hosts of the first sweep take fractions of a fake GPU, and its trials run on the CPU cores.
+
     """
     in_use: list[float] = []
 
@@ -128,14 +131,14 @@ def test_results_of_another_experiment_are_reused_and_recorded(
 
     monkeypatch.setattr("sweeps.sweep.make_gallery", watched)
     config = sweep(learned=[], grid_search=None)
-    # Unchecked: outside tests a host on a GPU computes there.
+    # Not validated by check(): outside tests, a host with a GPU would compute on it.
     on_gpu = config.model_copy(update={"resources": config.resources.model_copy(update={"host_gpus": 0.5})})
     first: SweepOutcome = run_sweep(on_gpu, address=None, wait=False, announce=lambda sentence: None)
     assert in_use == [1.0]
-    told: list[str] = []
+    notes: list[str] = []
     other = sweep(name="other", learned=[], grid_search=None)
-    second = run_sweep(other, address=None, wait=False, announce=told.append)
-    assert told == ["fixed solvers: 2 of 2 points are complete, reused"]
+    second = run_sweep(other, address=None, wait=False, announce=notes.append)
+    assert notes == ["fixed solvers: 2 of 2 points are complete, reused"]
     assert second.rows == first.rows
     _one_finished_run_per_point(copied, other)
     report = Path(second.report)

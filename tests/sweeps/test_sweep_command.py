@@ -1,4 +1,4 @@
-"""`bespoke sweep` as users run it: killed at any moment and started again, it ends with the same pairs and solvers."""
+"""The ``bespoke sweep`` command: killed at any moment and rerun, it gives the same pairs and solvers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 
 def test_a_sweep_leaves_pairs_solvers_runs_and_a_report(undisturbed: Place) -> None:
-    """The main job, end to end; BNS beats what it started from, and every fixed solver."""
+    """An end-to-end sweep; BNS beats its start and every fixed solver."""
     check_complete(undisturbed)
     table = json.loads(undisturbed.run("compare", "tiny", "--json"))
     best = {row["label"] + " " + row["kind"]: row["psnr_db"] for row in table}
@@ -30,8 +30,8 @@ def test_a_sweep_leaves_pairs_solvers_runs_and_a_report(undisturbed: Place) -> N
     assert load_theta(best_theta).family == "bns"
 
 
-def test_a_second_sweep_reuses_everything_and_says_the_same(undisturbed: Place) -> None:
-    """No pair, no point and no run is made again."""
+def test_a_second_sweep_reuses_everything(undisturbed: Place) -> None:
+    """It makes no pair, point or run again."""
     before = {**undisturbed.files("pairs/*/*"), **undisturbed.files("points/*/*")}
     times = {path: path.stat().st_mtime_ns for path in undisturbed.root.glob("points/*/*")}
     runs = {run.info.run_id for run in undisturbed.runs()}
@@ -44,9 +44,7 @@ def test_a_second_sweep_reuses_everything_and_says_the_same(undisturbed: Place) 
     check_complete(undisturbed)
 
 
-def test_a_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
-    undisturbed: Place, tmp_path: Path
-) -> None:
+def test_a_sweep_that_is_killed_repeatedly_ends_as_if_undisturbed(undisturbed: Place, tmp_path: Path) -> None:
     """SIGKILL while pairs are made, while fixed solvers are searched, and while theta is distilled."""
     place = Place(tmp_path / "killed")
     sweep = ("sweep", "tiny.yaml")
@@ -61,13 +59,11 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
     for pattern in ("pairs/*/*.parquet", "pairs/*/manifest.json", "points/*/theta.json", "points/*/result.json"):
         assert place.files(pattern) == undisturbed.files(pattern)
     leftovers = [path for path in place.root.glob("p*/**/.*") if path.is_file() and path.name != ".lock"]
-    assert len(leftovers) <= 6, "at most the objects in flight at each kill: one a host"
+    assert len(leftovers) <= 6, "at most the objects in flight at each kill: one per host"
 
 
-def test_an_evaluation_that_is_killed_goes_on_to_the_same_scores(
-    undisturbed: Place, evaluated: Place, tmp_path: Path
-) -> None:
-    """SIGKILL while ground truth is made, and while solvers are sampled and scored: nothing is lost or doubled."""
+def test_a_killed_evaluation_resumes_to_the_same_scores(undisturbed: Place, evaluated: Place, tmp_path: Path) -> None:
+    """SIGKILL while ground truth is made, and while solvers are sampled and measured; nothing is lost or duplicated."""
     place = Place(tmp_path / "killed")
     shutil.copytree(undisturbed.root, place.root)
 
@@ -83,9 +79,9 @@ def test_an_evaluation_that_is_killed_goes_on_to_the_same_scores(
     assert scores(place) == scores(evaluated)
     assert place.files("measurements/*/*/*/shard-*") == evaluated.files("measurements/*/*/*/shard-*")
     assert not place.files("measurements/media/*/*"), "samples are kept no longer than they are needed"
-    # Numbers of a theta are on the run of the trial that found it, and on its solver's curve.
+    # Metrics of a theta are on the run of its trial and on the curve of its solver.
     tracker = Tracker(resolve_tracking_uri(None, str(place.root)))
-    found = tracker.client.search_runs([tracker.experiment("tiny", None)], "params.kind = 'learned'")
-    names = {name for run in found for name in run.data.metrics}
+    runs = tracker.client.search_runs([tracker.experiment("tiny", None)], "params.kind = 'learned'")
+    names = {name for run in runs for name in run.data.metrics}
     assert {"labels/psnr_db", "labels/fid/digits_cnn"} <= names
     assert "labels/fid/digits_cnn_vs_nfe" in names

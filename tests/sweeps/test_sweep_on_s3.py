@@ -1,4 +1,4 @@
-"""A whole sweep on S3, by a server that fails one request in twenty: done in one run, with the pairs of a directory."""
+"""A sweep on S3, on a server that fails one request in twenty: one run completes it, with pairs as on a directory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_sweep_on_storage_that_fails_one_request_in_twenty(
     s3_storage: Storage,
     tmp_path: Path,
 ) -> None:
-    """Pairs, Tune's results, points, report: hosts, trials and driver all meet failures, and the user sees none."""
+    """Hosts, trials, Tune and the driver all meet failures, and none reaches the user."""
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(experiment), encoding="utf-8")
     chance, failed = random.Random(0), collections.Counter[str]()
 
@@ -45,7 +45,7 @@ def test_a_sweep_on_storage_that_fails_one_request_in_twenty(
     s3_server.fault = fault
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | CREDENTIALS
-    environment["MLFLOW_S3_ENDPOINT_URL"] = f"http://{s3_server.address}"  # for its artifacts, which it puts by itself
+    environment["MLFLOW_S3_ENDPOINT_URL"] = f"http://{s3_server.address}"  # for artifacts, which MLflow uploads itself
     done = subprocess.run(
         [BESPOKE, "sweep", "small.yaml", "--storage", s3_storage.root, "--tracking-uri", uri],
         cwd=tmp_path,
@@ -65,9 +65,9 @@ def test_a_sweep_on_storage_that_fails_one_request_in_twenty(
         for name in made.names(folder):
             assert s3_storage.read(f"{folder}/{name}") == made.read(f"{folder}/{name}"), name
     tracker = Tracker(uri)
-    found = tracker.client.get_experiment_by_name("small")
-    assert found is not None
-    runs = tracker.client.search_runs([found.experiment_id], f"tags.`{ROLE}` = 'trial'")
+    tracked = tracker.client.get_experiment_by_name("small")
+    assert tracked is not None
+    runs = tracker.client.search_runs([tracked.experiment_id], f"tags.`{ROLE}` = 'trial'")
     keys = [run.data.tags[KEY] for run in runs]
     assert sorted(key.rpartition("/")[2] for key in keys) == s3_storage.names("points")
     assert {run.info.status for run in runs} == {"FINISHED"}

@@ -35,7 +35,7 @@ def weights_path(weights: str) -> Path:
     """The path of a zoo model's file.
 
     Raises:
-        ConfigError: There is no such file; the message lists the existing names.
+        ConfigError: The file does not exist; the message lists the existing names.
     """
     # The path is absolute because hosts run in other working directories.
     path = Path(weights).absolute() if weights.endswith(".safetensors") else WEIGHTS / f"{weights}.safetensors"

@@ -49,7 +49,7 @@ def test_silence_is_vocoded_to_silence() -> None:
 
 
 def test_the_recogniser_understands_vocoded_recordings() -> None:
-    """On recordings outside the training set, the word error rate is the one stored with the weights, to within 0.03."""
+    """On recordings outside the training set, the word error rate is that in the weights file, to within 0.03."""
     dataset = SpokenDigits()
     plans = dataset.conditions(5, range(30))
     digits = [[int(dataset.recordings.digits[number]) for number, _ in dataset.placed(plan)] for plan in plans]

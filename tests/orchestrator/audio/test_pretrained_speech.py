@@ -182,7 +182,7 @@ def test_missing_weights_are_refused_with_the_cache_path_and_a_command(kind: str
     with pytest.raises(ConfigError) as caught:
         plugins.build(kind, name, {"weights": "nobody/nothing"}).check()
     message = str(caught.value)
-    assert "needs the weights 'nobody/nothing', which are no folder here and not in the cache" in message
+    assert "needs the weights 'nobody/nothing', which are neither a folder here nor in the cache" in message
     assert str(constants.HF_HUB_CACHE) in message
     assert "fetch them with `hf download nobody/nothing`, or set the option to a folder" in message
 

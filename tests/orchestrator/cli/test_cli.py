@@ -165,12 +165,16 @@ def test_list_prints_every_plugin_of_a_kind(bespoke: Bespoke, kind: str) -> None
         assert "digits_eps_vp, digits_fm_ot, digits_fm_v_cs" in result.stdout
     if kind == "families":
         assert re.search(r"^midpoint +2 +2  Explicit midpoint", result.stdout, re.MULTILINE)
-        assert re.search(r"^bns +learned +All of theta .*Shaul et al. 2024", result.stdout, re.MULTILINE)
+        assert re.search(
+            r"^bns +learned +Bespoke non-stationary solver.*Shaul et al. 2024", result.stdout, re.MULTILINE
+        )
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones(bespoke: Bespoke) -> None:
     """click makes this check."""
-    _assert_refused(bespoke("list", "solvers"), "'solvers' is not one of 'families', 'models', 'datasets', 'metrics'")
+    _assert_refused(
+        bespoke("list", "solvers"), "'solvers' is not one of 'datasets', 'decoders', 'exporters', 'families'"
+    )
 
 
 @pytest.mark.parametrize("command", [("compare", "digits"), ("ui",)])
@@ -207,7 +211,7 @@ def _point(kind: Any, label: str, nfe: int, psnr: float, **changes: Any) -> Poin
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[PointResult]]:
-    """A storage whose MLflow has a finished sweep 'digits' and a sweep 'empty' without trials, and the results of 'digits'."""
+    """A storage whose MLflow has a finished sweep 'digits' and a sweep 'empty' without trials."""
     root = tmp_path_factory.mktemp("recorded")
     storage = Storage.at(root)
     start = {name: {"mean": 28.0, "stderr": 0.1} for name in ("psnr_db", "snr_db", "rmse")}
@@ -330,7 +334,7 @@ def test_evaluate_refuses_missing_arguments_and_unknown_thetas(bespoke: Bespoke,
     [
         ("evaluation.metrics=[psnrr]", "unknown metric 'psnrr' (did you mean 'psnr'?)"),
         ("evaluation.metrics=[psnr, psnr]", "evaluation.metrics has 'psnr_db' twice; leave one out"),
-        ("evaluation.datasets={speech: {name: spoken_digits}}", "is conditioned on class labels, and SpokenDigits"),
+        ("evaluation.datasets={speech: {name: spoken_digits}}", "is conditioned on class labels, which SpokenDigits"),
         ("evaluation.baselines=[bns]", "family 'bns' is learned; list it under 'learned'"),
         ("evaluation.baselines=[{family: euler, grid: gits}]", "baseline 'euler' cannot step on grid 'gits'"),
         ("evaluation.samples=0", "evaluation.samples: Input should be greater than or equal to 1"),
@@ -363,7 +367,7 @@ def test_a_registered_theta_can_be_read_by_its_alias(
 def test_evaluate_writes_tables_a_report_and_mlflow_runs(
     bespoke: Bespoke, small: Path, theta: Callable[..., Path], copied: Storage, ray_session: None
 ) -> None:
-    """A theta of another model needs --allow-transfer. Equal solvers in two files have two rows, and runs are reused."""
+    """A theta of another model needs --allow-transfer. Two files have two rows, and runs are reused."""
     other = theta(model_digest=ZooModel("digits_fm_v_cs").digest)
     options = ("--config", small, "--storage", copied.root, "--set", "evaluation.baselines=[euler]")
     _assert_refused(bespoke("evaluate", other, *options), "this theta was made for model ")

@@ -133,7 +133,7 @@ def test_a_node_that_sees_the_beacon_probes_the_storage_and_leaves_no_files(stor
 
 
 def test_a_node_that_does_not_see_the_beacon_writes_nothing(storage: Storage) -> None:
-    """The path is on the node's own disk: no folder is created there, and a file with other content is not the beacon."""
+    """The path is on the node's own disk: no folder is created, and a file with other content is not the beacon."""
     assert preflight._from_here(storage.root, "beacon", _sha256(b"light"), None) == (False, None, None)
     assert not Path(storage.root).exists()
     storage.write("beacon", b"dark")
@@ -237,7 +237,7 @@ cluster.shutdown()
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_two_real_nodes_share_a_folder_or_are_refused(tmp_path: Path) -> None:
-    """Two raylets: a folder visible to both is accepted; a path that is another folder on the second node is refused."""
+    """Two raylets: a folder visible to both is accepted; a path that is a different folder on each is refused."""
     folders = [tmp_path / name for name in ("shared", "first", "second")]
     for folder in folders:
         folder.mkdir()

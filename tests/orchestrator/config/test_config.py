@@ -1,4 +1,4 @@
-"""A configuration is checked whole before any work starts; what is wrong is told with its key, value and remedy."""
+"""Configurations are checked completely before any work starts; errors name the key, the value and a remedy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIGS = Path(__file__).resolve().parents[3] / "sweeps" / "configs"
 
 @pytest.fixture
 def load(tmp_path: Path, experiment: dict[str, Any]) -> Callable[..., ExperimentConfig]:
-    """Loads the small experiment from a file, with overrides."""
+    """A function that loads the small experiment from a file, with overrides."""
 
     def load(*overrides: str) -> ExperimentConfig:
         path = tmp_path / "small.yaml"
@@ -38,28 +38,28 @@ def load(tmp_path: Path, experiment: dict[str, Any]) -> Callable[..., Experiment
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_experiment_loads_and_checks(path: Path) -> None:
-    """Whoever runs a shipped file runs into no mistake of ours."""
+def test_every_shipped_experiment_is_valid(path: Path) -> None:
+    """Its name is that of its file."""
     assert load_config(path).name == path.stem
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "pretrain").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_training_recipe_loads(path: Path) -> None:
-    """Under its own name, and for a network whose weights may travel with the package."""
+    """Its name is that of its file, and its network's weights are small enough to ship with the package."""
     recipe = validated(PretrainConfig, read_yaml(path), str(path))
     assert recipe.name == path.stem
-    bytes_a_weight = {"float32": 4, "float16": 2}[recipe.weights_dtype]
+    bytes_per_weight = {"float32": 4, "float16": 2}[recipe.weights_dtype]
     weights = sum(parameter.numel() for parameter in build_net(recipe.architecture).parameters())
-    assert bytes_a_weight * weights < 12_000_000
+    assert bytes_per_weight * weights < 12_000_000
 
 
-def test_every_shipped_model_has_the_recipe_it_was_trained_with() -> None:
-    """Under its own name."""
+def test_every_shipped_model_has_its_training_recipe() -> None:
+    """The recipe has the name of the model."""
     assert {path.stem for path in (CONFIGS / "pretrain").glob("*.yaml")} >= set(zoo_names())
 
 
-def test_a_variant_is_a_set_of_overrides_and_others_come_after(tmp_path: Path) -> None:
-    """One override for full size; dotted keys as anywhere; without it the file as it is."""
+def test_a_variant_is_a_set_of_overrides_applied_before_the_others(tmp_path: Path) -> None:
+    """A variant may use dotted keys. Without a ``variant`` override, the file is read as it is."""
     path = tmp_path / "with.yaml"
     path.write_text("name: small\npairs: {train: 8, test: 9}\nvariants: {full: {name: large, pairs.train: 99}}\n")
     assert read_yaml(path) == {"name": "small", "pairs": {"train": 8, "test": 9}}
@@ -69,8 +69,8 @@ def test_a_variant_is_a_set_of_overrides_and_others_come_after(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["cifar10", "spoken_digits"])
-def test_full_size_is_one_override_away(name: str) -> None:
-    """What runs reduced on a laptop."""
+def test_the_full_variant_enlarges_a_reduced_experiment(name: str) -> None:
+    """By default these experiments are small enough for a laptop."""
     reduced, full = (load_config(CONFIGS / f"{name}.yaml", overrides) for overrides in ([], ["variant=full"]))
     assert set(full.nfe) > set(reduced.nfe)
     assert full.pairs.test > reduced.pairs.test
@@ -110,21 +110,21 @@ def test_full_size_is_one_override_away(name: str) -> None:
         ("resources.host_gpus=0.5", "host_gpus is 0.5 but device is 'cpu'; set resources.device to cuda"),
     ],
 )
-def test_a_wrong_key_or_value_is_told_with_its_place_and_the_file(
+def test_the_error_for_a_wrong_key_or_value_names_the_file_and_the_key(
     load: Callable[..., ExperimentConfig], override: str, message: str
 ) -> None:
-    """Unknown keys come with the nearest valid one, wrong values with what was given."""
+    """For an unknown key it adds the nearest valid one, for a wrong value the value."""
     with pytest.raises(ConfigError, match=r"small\.yaml is not a valid configuration:") as caught:
         load(override)
     assert message in str(caught.value)
 
 
-def test_every_mistake_is_told_at_once(load: Callable[..., ExperimentConfig]) -> None:
-    """Three mistakes cost one run, not three."""
+def test_all_mistakes_are_reported_at_once(load: Callable[..., ExperimentConfig]) -> None:
+    """A user with three mistakes needs one run to see them, not three."""
     with pytest.raises(ConfigError) as caught:
         load("guidence_scale=[1]", "pairs.trian=64", "pairs.rtol=2")
     message = str(caught.value)
-    assert all(place in message for place in ("guidence_scale:", "pairs.trian:", "pairs.rtol:"))
+    assert all(key in message for key in ("guidence_scale:", "pairs.trian:", "pairs.rtol:"))
 
 
 @pytest.mark.parametrize(
@@ -171,15 +171,15 @@ def test_every_mistake_is_told_at_once(load: Callable[..., ExperimentConfig]) ->
 def test_an_impossible_combination_is_refused_before_any_work(
     load: Callable[..., ExperimentConfig], experiment: dict[str, Any], overrides: list[str], message: str
 ) -> None:
-    """What cannot work is known without loading a model, and the remedy is named."""
+    """It is detected without loading a model, and the error names a remedy."""
     experiment["fixed"] = [{"family": family} for family in experiment["fixed"]]
     experiment["conditioning"] = {"name": "labels"}
     with pytest.raises(ConfigError, match=message):
         load(*overrides)
 
 
-def test_overrides_change_what_they_name_and_nothing_else(load: Callable[..., ExperimentConfig]) -> None:
-    """Dotted keys reach into mappings and lists, also where the file has no such mapping yet; values are YAML."""
+def test_an_override_changes_only_its_key(load: Callable[..., ExperimentConfig]) -> None:
+    """Dotted keys reach into mappings and lists, and create mappings that the file does not have. Values are YAML."""
     plain = load()
     changed = load(
         "pairs.train=64", "nfe=[4, 8]", "learned.0.learning_rate=1.0e-3", "search.scheduler=asha", "fixed.1=heun"
@@ -193,8 +193,8 @@ def test_overrides_change_what_they_name_and_nothing_else(load: Callable[..., Ex
     assert changed.learned[0].iterations == plain.learned[0].iterations
 
 
-def test_the_last_override_of_a_key_stands(load: Callable[..., ExperimentConfig]) -> None:
-    """As on every command line."""
+def test_the_last_override_of_a_key_wins(load: Callable[..., ExperimentConfig]) -> None:
+    """This is what users expect of a command line."""
     assert load("pairs.train=64", "pairs.train=56").pairs.train == 56
 
 
@@ -210,15 +210,15 @@ def test_the_last_override_of_a_key_stands(load: Callable[..., ExperimentConfig]
         ("fixed.0.options.x=4", r"override 'fixed\.0\.options\.x=4': 'options' is inside a plain value"),
     ],
 )
-def test_an_override_that_leads_nowhere_is_refused(
+def test_an_override_that_cannot_be_applied_is_refused(
     load: Callable[..., ExperimentConfig], override: str, message: str
 ) -> None:
-    """A mistyped override is never dropped in silence."""
+    """A mistyped override must never be ignored silently."""
     with pytest.raises(ConfigError, match=message):
         load(override)
 
 
-def test_a_single_value_and_a_bare_name_are_short_for_lists_and_mappings(load: Callable[..., ExperimentConfig]) -> None:
+def test_a_single_value_may_stand_for_a_list_and_a_name_for_a_mapping(load: Callable[..., ExperimentConfig]) -> None:
     """`nfe: 8` is `nfe: [8]`, and `fixed: [euler]` is `fixed: [{family: euler}]`."""
     short = load("nfe=8", "guidance_scale=3", "learned.0.sigma0=2", "fixed=[euler, {family: heun, nfe: 8}]")
     assert (short.nfe, short.guidance_scale, short.learned[0].sigma0) == ((8,), (3.0,), (2.0,))
@@ -235,16 +235,16 @@ def test_a_single_value_and_a_bare_name_are_short_for_lists_and_mappings(load: C
         (b"name: x\n", r"model: missing; it has no default\n  nfe: missing"),
     ],
 )
-def test_a_file_that_is_no_experiment_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    """Whatever the file holds, the message names it."""
+def test_a_file_that_is_not_an_experiment_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    """The error names the file, whatever it contains."""
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         load_config(path)
 
 
-def test_a_missing_file_is_told_with_where_the_shipped_ones_are(tmp_path: Path) -> None:
-    """The first mistake of a new user."""
+def test_the_error_for_a_missing_file_names_the_folder_of_the_shipped_ones(tmp_path: Path) -> None:
+    """This is a likely first mistake of a new user."""
     missing = tmp_path / "digit.yaml"
     with pytest.raises(ConfigError, match=f"no configuration at {re.escape(str(missing))}; .* sweeps/configs"):
         load_config(missing)
@@ -253,7 +253,7 @@ def test_a_missing_file_is_told_with_where_the_shipped_ones_are(tmp_path: Path) 
 
 
 def test_a_checked_configuration_cannot_change(load: Callable[..., ExperimentConfig]) -> None:
-    """What was checked is what runs."""
+    """The sweep runs with the configuration that was checked."""
     config = load()
     with pytest.raises(ValidationError, match="frozen"):
         config.nfe = (8,)  # type: ignore[misc]
@@ -261,8 +261,8 @@ def test_a_checked_configuration_cannot_change(load: Callable[..., ExperimentCon
         config.pairs.train = 1  # type: ignore[misc]
 
 
-def test_the_grids_are_a_solvers_own_and_every_one_of_the_search_once(load: Callable[..., ExperimentConfig]) -> None:
-    """The search is p times q grids and the others listed; p = q = 1 is the uniform grid, which comes first."""
+def test_the_grids_are_the_solvers_own_and_each_grid_of_the_search_once(load: Callable[..., ExperimentConfig]) -> None:
+    """The search has p times q grids and those listed; the solver's own comes first. p = q = 1 is the uniform grid."""
     also = "grid_search.also=[log_snr, {kind: polynomial, rho: 5}, edm]"
     config = load(
         "grid_search.p=[1, 1.4, 2]", "grid_search.q=[1, 1.2]", also, "fixed=[euler, {family: ddim, grid: edm}]"
@@ -289,29 +289,29 @@ def test_the_grids_are_a_solvers_own_and_every_one_of_the_search_once(load: Call
     ],
 )
 def test_a_grid_that_does_not_exist_is_refused(load: Callable[..., ExperimentConfig], grid: str, message: str) -> None:
-    """In the grid's own words."""
+    """The error is that of the grid itself."""
     with pytest.raises(ConfigError, match=message):
         load(f"fixed=[{{family: euler, grid: {grid}}}]")
 
 
-def test_listed_times_must_make_the_steps_of_every_nfe(load: Callable[..., ExperimentConfig]) -> None:
-    """They are of one length, and an NFE list rarely is: known before any pair is made."""
+def test_listed_times_must_match_the_steps_of_every_nfe(load: Callable[..., ExperimentConfig]) -> None:
+    """Listed times fix the number of steps, but a sweep may have several NFEs: checked before any pair is made."""
     grid = "{kind: given, listed: [0.2, 0.5, 0.8]}"
     load(f"fixed=[{{family: euler, grid: {grid}, nfe: [4]}}, midpoint]", "nfe=[4, 8]")
     with pytest.raises(ConfigError, match=r"grid of fixed family 'euler' at nfe 8: 3 listed times .* make 4 steps"):
         load(f"fixed=[{{family: euler, grid: {grid}}}]", "nfe=[4, 8]")
 
 
-def test_one_family_on_two_grids_is_two_solvers_and_on_one_is_a_mistake(load: Callable[..., ExperimentConfig]) -> None:
-    """A solver's grid is in its name where it is not the uniform one."""
+def test_a_family_may_be_listed_on_two_grids_but_not_twice_on_one(load: Callable[..., ExperimentConfig]) -> None:
+    """The label contains the grid unless it is the uniform one."""
     config = load("fixed=[ddim, {family: ddim, grid: log_snr}]")
     assert [solver.label for solver in config.fixed] == ["DDIM", "DDIM (log_snr)"]
     with pytest.raises(ConfigError, match=r"'fixed' lists 'DDIM' twice; their results would share one row; leave one"):
         load("fixed=[ddim, {family: ddim, grid: uniform}]")
 
 
-def test_a_path_that_is_relative_is_made_absolute_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials run in other directories: a relative SQLite file would be another file there."""
+def test_a_relative_path_is_made_absolute_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials run in other directories, where a relative SQLite path would be another file."""
     monkeypatch.chdir(tmp_path)
     assert resolve_tracking_uri(None, "data") == f"sqlite:///{tmp_path}/data/mlflow.db"
     assert resolve_tracking_uri(None, "file:///srv/data") == "sqlite:////srv/data/mlflow.db"
@@ -321,7 +321,7 @@ def test_a_path_that_is_relative_is_made_absolute_for_mlflow(tmp_path: Path, mon
 
 
 def test_remote_storage_needs_a_tracking_server() -> None:
-    """SQLite cannot be kept on an object store, and a file of this machine's is nobody else's."""
+    """SQLite does not work on an object store, and other machines cannot reach a file on this one."""
     with pytest.raises(ConfigError, match=r"storage 's3://bucket/root' is remote, .* give --tracking-uri, e\.g\. http"):
         resolve_tracking_uri(None, "s3://bucket/root")
 
@@ -336,37 +336,39 @@ def test_remote_storage_needs_a_tracking_server() -> None:
         ("metrics=[psnr,psnr]", r"metrics must list at least one value and no value twice"),
         ("guidance_scale=[1,1.0000001]", r"guidance_scale must list at least one value and no value twice"),
         ("grid_search.p=[40]", r"grid_search\.p\.0: Input should be less than or equal to 10"),
-        ("learned=[{family: bns}, {family: bns, iterations: 3}]", r"lists 'BNS' twice, .* 'learning_rate: \["),
+        ("learned=[{family: bns}, {family: bns, iterations: 3}]", r"lists 'BNS' twice; .* 'learning_rate: \["),
         ("learned.².iterations=3", r"'²' is not an index of a list"),
     ],
 )
-def test_what_only_looks_right_is_refused(load: Callable[..., ExperimentConfig], override: str, message: str) -> None:
-    """Python would take true for 1, and two names that print alike for two."""
+def test_values_that_only_look_valid_are_refused(
+    load: Callable[..., ExperimentConfig], override: str, message: str
+) -> None:
+    """Python would accept true as 1, and two values that print alike as different."""
     with pytest.raises(ConfigError, match=message):
         load(override)
 
 
-def test_a_sweep_of_nothing_is_refused(load: Callable[..., ExperimentConfig]) -> None:
-    """Families whose own NFE lists leave out every NFE of the sweep make no points."""
+def test_a_sweep_without_points_is_refused(load: Callable[..., ExperimentConfig]) -> None:
+    """There are no points if the families' own NFE lists exclude every NFE of the sweep."""
     with pytest.raises(ConfigError, match=r"no fixed family runs at any nfe of \[4\]"):
         load("nfe=[4]", "fixed=[{family: euler, nfe: [99]}]", "learned=[]")
 
 
-def test_a_local_ray_gets_the_configured_cores_or_all_of_them(
+def test_a_local_ray_gets_the_configured_cores_or_by_default_all(
     load: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fractions of cores are configured against a number that is known."""
+    """The budget must be known, since hosts and trials are configured in fractions of cores."""
     monkeypatch.setattr("os.cpu_count", lambda: 7)
     assert load("resources.local_cpus=3").resources.cpu_budget == 3
     assert load("resources.local_cpus=null").resources.cpu_budget == 7
 
 
 @pytest.mark.parametrize(("precision", "differences"), [("float32", "forward"), ("float16", "central")])
-def test_differences_are_central_where_rounding_is_coarse(precision: Any, differences: str) -> None:
-    """Forward ones drown in the rounding of half precision; what is asked for by name is kept."""
+def test_differences_are_central_in_half_precision_unless_configured(precision: Any, differences: str) -> None:
+    """Forward differences drown in the rounding of half precision. A configured ``jacobian`` is kept."""
     learned = {"family": "bns", "method": "levenberg_marquardt"}
     (settings,) = LearnedConfig(**learned).settings(0, 64, precision)
-    (told,) = LearnedConfig(**learned, jacobian="forward").settings(0, 64, precision)
+    (configured,) = LearnedConfig(**learned, jacobian="forward").settings(0, 64, precision)
     assert isinstance(settings, LMSettings)
-    assert isinstance(told, LMSettings)
-    assert (settings.jacobian, told.jacobian) == (differences, "forward")
+    assert isinstance(configured, LMSettings)
+    assert (settings.jacobian, configured.jacobian) == (differences, "forward")

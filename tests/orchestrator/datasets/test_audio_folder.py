@@ -1,4 +1,4 @@
-"""Folders of recordings with a manifest: every format of it, and every way in which one can be wrong."""
+"""Folders of recordings with a manifest: every manifest format, and every error in a manifest."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECONDS = (0.5, 0.25, 1.0)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three recordings by two speakers; the second has two channels and another rate."""
+    """Three recordings by two speakers; the second is stereo and has a higher sample rate."""
     (tmp_path / "a").mkdir()
     for number, (row, rate, seconds) in enumerate(zip(ROWS, RATES, SECONDS, strict=True)):
         wave = 0.5 * np.sin(2 * np.pi * (200 + 100 * number) * np.arange(int(rate * seconds)) / rate)
@@ -41,7 +41,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+def write_manifest(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    """Write the rows as a manifest in the format given by the suffix of ``name``."""
     columns = list(rows[0]) if rows else ["path", "transcript"]
     if name.endswith(".parquet"):
         pq.write_table(pa.Table.from_pylist(rows), folder / name)
@@ -55,33 +56,34 @@ def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
         (folder / name).write_text("\n".join([",".join(columns), *lines]), encoding="utf-8")
 
 
-def listed(folder: Path, rows: list[dict[str, Any]] = ROWS, **options: Any) -> AudioFolder:
-    write(folder, "manifest.csv", rows)
-    found: AudioFolder = plugins.build("datasets", "audio_folder", {"folder": str(folder), **options})
-    return found
+def build_dataset(folder: Path, rows: list[dict[str, Any]] = ROWS, **options: Any) -> AudioFolder:
+    """Write the rows to manifest.csv and build the dataset."""
+    write_manifest(folder, "manifest.csv", rows)
+    dataset: AudioFolder = plugins.build("datasets", "audio_folder", {"folder": str(folder), **options})
+    return dataset
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
-def test_a_manifest_says_the_same_in_every_format(folder: Path, kind: str) -> None:
-    """The same rows in the same order, quotes and commas and all: the same pair has the same words."""
-    write(folder, f"list.{kind}", ROWS)
+def test_every_manifest_format_gives_the_same_dataset(folder: Path, kind: str) -> None:
+    """Rows, order, quotes and commas survive each format, so each pair has the same transcript."""
+    write_manifest(folder, f"list.{kind}", ROWS)
     dataset = AudioFolder(str(folder), manifest=f"list.{kind}", speaker="speaker")
     assert dataset.transcripts([0, 1, 2]) == dataset.texts([0, 1, 2]) == [row["transcript"] for row in ROWS]
-    assert dataset.conditions(3, range(30)).tolist() == listed(folder).conditions(3, range(30)).tolist()
+    assert dataset.conditions(3, range(30)).tolist() == build_dataset(folder).conditions(3, range(30)).tolist()
     assert set(dataset.conditions(3, range(30)).tolist()) == {0, 1, 2}
 
 
-def test_columns_have_the_names_that_the_corpus_gives_them(folder: Path) -> None:
-    """Common Voice says sentence and client_id."""
+def test_column_names_can_be_chosen(folder: Path) -> None:
+    """Common Voice, for example, names its columns sentence and client_id."""
     rows = [{"file": row["path"], "sentence": row["transcript"], "client_id": row["speaker"]} for row in ROWS]
-    dataset = listed(folder, rows, path="file", transcript="sentence", speaker="client_id")
+    dataset = build_dataset(folder, rows, path="file", transcript="sentence", speaker="client_id")
     assert dataset.transcripts([2]) == ["four five"]
     assert dataset.recordings[2].speaker == "bob"
 
 
-def test_recordings_are_read_when_they_are_asked_for(folder: Path) -> None:
-    """Channels averaged, at their own rate; real samples at the first one's, with silence after the shorter."""
-    dataset = listed(folder)
+def test_waves_keep_their_rate_and_real_samples_share_one(folder: Path) -> None:
+    """A wave is mono at its own rate. Real samples have the first recording's rate; shorter ones end in silence."""
+    dataset = build_dataset(folder)
     wave, rate = dataset.wave(1)
     assert rate == 16000
     assert wave.shape == (4000,)
@@ -96,22 +98,22 @@ def test_recordings_are_read_when_they_are_asked_for(folder: Path) -> None:
     assert np.abs(real[0, :2000]).max() > 0.2
 
 
-def test_a_voice_is_told_by_another_recording_of_its_speaker(folder: Path) -> None:
-    """The next one's; its own where there is none, or where nobody says who speaks."""
-    told, untold = listed(folder, speaker="speaker"), listed(folder)
+def test_the_reference_voice_is_another_recording_of_the_speaker(folder: Path) -> None:
+    """The next recording of the speaker; the same recording if there is no other, or no speaker column."""
+    with_speakers, without_speakers = build_dataset(folder, speaker="speaker"), build_dataset(folder)
 
     def rates(dataset: AudioFolder) -> list[int]:
         return [rate for _, rate in dataset.voices([0, 1, 2])]
 
-    assert rates(told) == [16000, 8000, 8000]
-    assert rates(untold) == list(RATES)
-    np.testing.assert_array_equal(told.voices([1])[0][0], told.wave(0)[0])
-    np.testing.assert_array_equal(told.voices([2])[0][0], told.wave(2)[0])
+    assert rates(with_speakers) == [16000, 8000, 8000]
+    assert rates(without_speakers) == list(RATES)
+    np.testing.assert_array_equal(with_speakers.voices([1])[0][0], with_speakers.wave(0)[0])
+    np.testing.assert_array_equal(with_speakers.voices([2])[0][0], with_speakers.wave(2)[0])
 
 
-def test_metrics_of_speech_take_such_a_folder(folder: Path) -> None:
-    """Words, spans and voices are all there; a recording is as like itself as can be, and a tone says no words."""
-    dataset = listed(folder)
+def test_speech_metrics_accept_an_audio_folder(folder: Path) -> None:
+    """The dataset provides words, spans and voices. A recording is most similar to itself; a tone contains no words."""
+    dataset = build_dataset(folder)
     batch = Batch(torch.from_numpy(dataset.real_samples([0, 2])), np.array([0, 2]), dataset, rate=dataset.rate)
     for metric in (WER(), SpeakerSimilarity()):
         metric.check(dataset)
@@ -138,12 +140,12 @@ def test_metrics_of_speech_take_such_a_folder(folder: Path) -> None:
         ([{**ROWS[0], "path": ""}], {}, r"row 1 of .* has no text in column 'path', got ''"),
     ],
 )
-def test_a_manifest_that_is_wrong_is_refused(
+def test_an_invalid_manifest_is_rejected(
     folder: Path, rows: list[dict[str, Any]], options: dict[str, Any], message: str
 ) -> None:
-    """While the configuration is read, with what is wrong and where."""
+    """The error is raised when the dataset is built, and says what is wrong and where."""
     with pytest.raises(ConfigError, match=message):
-        listed(folder, rows, **options)
+        build_dataset(folder, rows, **options)
 
 
 @pytest.mark.parametrize(
@@ -154,16 +156,16 @@ def test_a_manifest_that_is_wrong_is_refused(
         ('{"path": "b.flac", "transcript": null}', r"row 1 of .* has no text in column 'transcript', got None"),
     ],
 )
-def test_a_line_that_is_no_row_is_refused(folder: Path, line: str, message: str) -> None:
-    """With its number."""
+def test_a_malformed_manifest_line_is_rejected(folder: Path, line: str, message: str) -> None:
+    """The message contains the line number."""
     (folder / "list.jsonl").write_text(line, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         AudioFolder(str(folder), manifest="list.jsonl")
 
 
-def test_what_is_no_sound_is_named(folder: Path) -> None:
-    """When it is opened: a corpus is not read through at the start."""
-    dataset = listed(folder)
+def test_an_unreadable_recording_is_reported_when_it_is_opened(folder: Path) -> None:
+    """Recordings are not read when the dataset is built."""
+    dataset = build_dataset(folder)
     (folder / "b.flac").write_text("no sound", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"b\.flac cannot be read as sound: .*; replace it or remove it from the man"):
         dataset.wave(2)
@@ -171,10 +173,10 @@ def test_what_is_no_sound_is_named(folder: Path) -> None:
         dataset.spoken([2])
 
 
-def test_a_manifest_that_changed_is_refused(folder: Path) -> None:
-    """Where its sha256 is part of the configuration, stored pairs never belong to other recordings."""
-    write(folder, "manifest.csv", ROWS)
+def test_a_changed_manifest_is_rejected_by_its_sha256(folder: Path) -> None:
+    """With a sha256 in the configuration, stored pairs cannot be used with other recordings."""
+    write_manifest(folder, "manifest.csv", ROWS)
     sha256 = hashlib.sha256((folder / "manifest.csv").read_bytes()).hexdigest()
-    assert listed(folder, sha256=sha256).real_count() == 3
+    assert build_dataset(folder, sha256=sha256).real_count() == 3
     with pytest.raises(ConfigError, match=rf"has sha256 \w+, not {sha256}; use the one the pairs were made from"):
-        listed(folder, ROWS[:2], sha256=sha256)
+        build_dataset(folder, ROWS[:2], sha256=sha256)

@@ -1,4 +1,4 @@
-"""Folders, Parquet files and captions: images are read when they are asked for, and what is wrong is named."""
+"""Image folders, Parquet files and COCO captions: images are read lazily, and errors name the file or row."""
 
 from __future__ import annotations
 
@@ -18,73 +18,73 @@ from orchestrator.datasets.image_folder import ImageFolder
 from orchestrator.datasets.image_parquet import ImageParquet
 
 
-def test_a_folder_has_its_images_in_order_of_name(tmp_path: Path) -> None:
-    """Whatever the file system lists first."""
+def test_images_of_a_folder_are_sorted_by_name(tmp_path: Path) -> None:
+    """The order does not depend on the file system."""
     write_pictures(tmp_path)
-    found = ImageFolder(str(tmp_path)).real_samples([2, 0])
-    np.testing.assert_array_equal(found, np.broadcast_to([plain(2), plain(0)], (2, 3, 8, 8)))
+    samples = ImageFolder(str(tmp_path)).real_samples([2, 0])
+    np.testing.assert_array_equal(samples, np.broadcast_to([plain(2), plain(0)], (2, 3, 8, 8)))
 
 
 def test_subfolders_are_classes(tmp_path: Path) -> None:
-    """Conditioning is the class of an image that is drawn: each about as often as it has images."""
+    """Conditioning draws an image and takes its class, so classes are weighted by their number of images."""
     dataset = ImageFolder(**image_folder(tmp_path))
     assert dataset.classes == ["cats", "dogs"]
     labels = dataset.conditions(0, range(400))
     assert 150 < labels.sum() < 250
 
 
-def test_images_are_cut_to_their_centre_and_resized(tmp_path: Path) -> None:
-    """A wide picture loses its sides; grey is one channel."""
+def test_images_are_cropped_to_the_centre_and_resized(tmp_path: Path) -> None:
+    """A wide picture loses its sides; grayscale has one channel."""
     wide = np.zeros((8, 16, 3), dtype=np.uint8)
     wide[:, 4:12] = 255
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    (found,) = ImageFolder(str(tmp_path), side=4, grayscale=True).real_samples([0])
-    assert found.shape == (1, 4, 4)
-    np.testing.assert_array_equal(found, np.ones_like(found))
+    (sample,) = ImageFolder(str(tmp_path), side=4, grayscale=True).real_samples([0])
+    assert sample.shape == (1, 4, 4)
+    np.testing.assert_array_equal(sample, np.ones_like(sample))
 
 
-def test_images_of_several_sizes_ask_for_a_side(tmp_path: Path) -> None:
-    """With the two that differ."""
+def test_images_of_several_sizes_require_a_side(tmp_path: Path) -> None:
+    """The error names two images whose sizes differ."""
     write_pictures(tmp_path, 1)
     Image.new("RGB", (4, 8)).save(tmp_path / "z.png")
     with pytest.raises(ValueError, match=r"z\.png is 4x8, but .*0\.png is 8x8; set the option 'side'"):
         ImageFolder(str(tmp_path)).real_samples([0, 1])
 
 
-def test_what_is_no_image_is_named(tmp_path: Path) -> None:
-    """Not at the start (there may be a million), but when it is read."""
+def test_an_unreadable_image_is_reported_when_it_is_read(tmp_path: Path) -> None:
+    """The error is raised on reading, not at the start: there may be a million files."""
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"broken\.png is not a readable image"):
         ImageFolder(str(tmp_path)).real_samples([0])
 
 
-def test_a_damaged_image_is_named_whatever_pillow_says_of_it(tmp_path: Path) -> None:
-    """Chunks that are none, and a header that claims more pixels than any machine has."""
+def test_a_damaged_image_is_reported_whatever_pillow_raises(tmp_path: Path) -> None:
+    """Broken PNG chunks, and a header that claims more pixels than fit into memory."""
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     first, *rest = (tmp_path / "a.png").read_bytes().split(b"IDAT")
     assert len(rest) > 1
-    chunk = b"IDAT".join([first, rest[0]]) + b"\xfb\xb9\x0b\x00".join([b"", *rest[1:]])
+    broken_chunks = b"IDAT".join([first, rest[0]]) + b"\xfb\xb9\x0b\x00".join([b"", *rest[1:]])
     Image.new("RGB", (8, 8)).save(tmp_path / "b.bmp")
     huge = bytearray((tmp_path / "b.bmp").read_bytes())
     huge[18:26] = (60_000).to_bytes(4, "little") * 2
-    for name, content in (("a.png", chunk), ("b.bmp", bytes(huge))):
+    for name, content in (("a.png", broken_chunks), ("b.bmp", bytes(huge))):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=rf"{name} is not a readable image: (broken|Image size)"):
             decoded(tmp_path / name, name)
 
 
 @pytest.mark.parametrize("grayscale", [True, False])
-def test_16_bits_of_grey_are_scaled_not_clipped(tmp_path: Path, grayscale: bool) -> None:
-    """Medical images and depth maps: Pillow's own conversion makes nearly all of them white."""
+def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path: Path, grayscale: bool) -> None:
+    """Medical images and depth maps use 16 bits; Pillow's own conversion turns nearly all of them white."""
     levels = np.array([[0, 128 * 257], [64 * 257 + 100, 65535]], dtype=np.uint16)
     Image.fromarray(levels).save(tmp_path / "a.png")
-    found = (decoded(tmp_path / "a.png", "a.png", grayscale=grayscale) + 1) * 127.5
-    np.testing.assert_allclose(found, np.broadcast_to([[0, 128], [64, 255]], found.shape), atol=1e-4)
+    pixels = (decoded(tmp_path / "a.png", "a.png", grayscale=grayscale) + 1) * 127.5
+    np.testing.assert_allclose(pixels, np.broadcast_to([[0, 128], [64, 255]], pixels.shape), atol=1e-4)
 
 
-def test_pixels_without_a_known_white_are_refused(tmp_path: Path) -> None:
-    """What 1.0 or 70,000 looks like, the file does not say."""
+def test_float_pixels_without_a_known_range_are_rejected(tmp_path: Path) -> None:
+    """The file does not say how bright 1.0 or 70,000 is."""
     Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "a.tiff")
     with pytest.raises(
         ValueError, match=r"a\.tiff is not a readable image: .* mode is 'F', in which .*; save it with 8"
@@ -93,28 +93,28 @@ def test_pixels_without_a_known_white_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])
-def test_a_folder_without_images_is_refused(tmp_path: Path, name: str) -> None:
-    """Before anything starts."""
+def test_a_folder_without_images_is_rejected(tmp_path: Path, name: str) -> None:
+    """The error is raised when the dataset is built."""
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no images in .*empty|no folder .*missing"):
         ImageFolder(str(tmp_path / name))
 
 
 def test_a_parquet_file_is_read_by_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six rows in three groups: going through them in order reads every group once, and holds one."""
+    """Six rows in three groups: reading them in order loads each group once and keeps one in memory."""
     dataset = ImageParquet(**image_parquet(tmp_path))
     read = []
     original = pq.ParquetFile.read_row_group
     monkeypatch.setattr(
         pq.ParquetFile, "read_row_group", lambda self, i, **kw: (read.append(i), original(self, i, **kw))[1]
     )
-    found = dataset.real_samples(range(6))
-    np.testing.assert_array_equal(found[:, :, :1, :1], [plain(i) for i in range(6)])
+    samples = dataset.real_samples(range(6))
+    np.testing.assert_array_equal(samples[:, :, :1, :1], [plain(i) for i in range(6)])
     assert read == [0, 1, 2]
 
 
-def test_a_parquet_row_has_a_label_or_a_text(tmp_path: Path) -> None:
-    """Labels are what a class-conditional model takes; texts make it a dataset of prompts."""
+def test_a_parquet_file_is_used_with_labels_or_texts(tmp_path: Path) -> None:
+    """Labels condition class-conditional models; texts make the file a dataset of prompts."""
     options = image_parquet(tmp_path)
     labelled = ImageParquet(**options)
     assert set(labelled.conditions(0, range(100)).tolist()) == set(range(6))
@@ -125,8 +125,8 @@ def test_a_parquet_row_has_a_label_or_a_text(tmp_path: Path) -> None:
         ImageParquet(**options | {"text_column": "text"})
 
 
-def test_a_parquet_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    """With the columns that it has; a cell that is no image by its row."""
+def test_a_parquet_file_with_other_content_is_rejected(tmp_path: Path) -> None:
+    """The error lists the columns that exist, or names the row whose cell is not an image."""
     options = image_parquet(tmp_path)
     with pytest.raises(ValueError, match="has no column 'img'; it has image, label, text"):
         ImageParquet(**options | {"image_column": "img"})
@@ -139,8 +139,8 @@ def test_a_parquet_file_of_something_else_is_refused(tmp_path: Path) -> None:
         ImageParquet(str(tmp_path / "empty.parquet"))
 
 
-def test_captions_are_drawn_and_images_found(tmp_path: Path) -> None:
-    """Several captions an image, as in MS-COCO: prompts are captions, real samples are images."""
+def test_coco_prompts_are_captions_and_real_samples_are_images(tmp_path: Path) -> None:
+    """MS-COCO has several captions per image: prompts are captions, real samples are images."""
     dataset = CocoCaptions(**coco_captions(tmp_path))
     assert set(dataset.conditions(0, range(300)).tolist()) == set(range(12))
     assert dataset.texts([11, 0]) == ["caption 11", "caption 0"]
@@ -149,8 +149,8 @@ def test_captions_are_drawn_and_images_found(tmp_path: Path) -> None:
     assert CocoCaptions(dataset.annotations).real_count() == 0
 
 
-def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
-    """An annotation file is somebody else's: it must not read what it was not given."""
+def test_a_file_name_outside_the_image_folder_is_rejected(tmp_path: Path) -> None:
+    """Annotation files come from third parties and must not make the dataset read other files."""
     options = coco_captions(tmp_path)
     content = json.loads(Path(options["annotations"]).read_text(encoding="utf-8"))
     for name, problem in (("../captions.json", "leads out of"), ("/etc/passwd", "leads out of"), ("7.png", "no file")):
@@ -163,8 +163,8 @@ def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"images": []}', '{"images": [{}], "annotations": []}', '{"images": [], "annotations": []}']
 )
-def test_a_file_that_is_no_annotation_file_is_refused(tmp_path: Path, text: str) -> None:
-    """With what one has, or that there are no captions."""
+def test_a_file_that_is_not_an_annotation_file_is_rejected(tmp_path: Path, text: str) -> None:
+    """The error describes the expected format, or says that there are no captions."""
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"is not a caption file in COCO's format|holds no captions"):
         CocoCaptions(str(tmp_path / "a.json"))

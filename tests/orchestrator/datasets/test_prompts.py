@@ -1,4 +1,4 @@
-"""Prompts, from wherever they are kept."""
+"""Prompts from a list, a text file or a Parquet file."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ from orchestrator.errors import ConfigError
 TEXTS = ["a cat", "two dogs at sea", "an old boat"]
 
 
-def in_text(folder: Path) -> dict[str, Any]:
+def text_file(folder: Path) -> dict[str, Any]:
+    """Options of a text file with TEXTS, with a blank line and spaces to be stripped."""
     (folder / "prompts.txt").write_text("a cat\n\n  two dogs at sea \nan old boat\n", encoding="utf-8")
     return {"file": str(folder / "prompts.txt")}
 
 
-def in_parquet(folder: Path) -> dict[str, Any]:
+def parquet_file(folder: Path) -> dict[str, Any]:
+    """Options of a Parquet file with TEXTS."""
     pq.write_table(pa.table({"caption": TEXTS, "width": [1, 2, 3]}), folder / "prompts.parquet")
     return {"file": str(folder / "prompts.parquet"), "column": "caption"}
 
 
-@pytest.mark.parametrize("source", [lambda folder: {"prompts": TEXTS}, in_text, in_parquet], ids=["list", "txt", "pq"])
+@pytest.mark.parametrize(
+    "source", [lambda folder: {"prompts": TEXTS}, text_file, parquet_file], ids=["list", "txt", "pq"]
+)
 def test_prompts_come_from_a_list_or_a_file(tmp_path: Path, source: Any) -> None:
-    """The same prompts in the same order, so that the same pair has the same text; blank lines are none."""
+    """Each source gives the same prompts in the same order, so each pair has the same text. Blank lines are skipped."""
     dataset = plugins.build("datasets", "prompts", source(tmp_path))
     assert dataset.texts([0, 1, 2]) == TEXTS
     expected = Prompts(prompts=tuple(TEXTS)).conditions(3, range(40)).tolist()
@@ -37,9 +41,9 @@ def test_prompts_come_from_a_list_or_a_file(tmp_path: Path, source: Any) -> None
     assert set(expected) == {0, 1, 2}
 
 
-def test_a_file_that_changed_is_refused(tmp_path: Path) -> None:
-    """Where its sha256 is part of the configuration, stored pairs never belong to other prompts."""
-    options = in_text(tmp_path)
+def test_a_changed_file_is_rejected_by_its_sha256(tmp_path: Path) -> None:
+    """With a sha256 in the configuration, stored pairs cannot be used with other prompts."""
+    options = text_file(tmp_path)
     sha256 = hashlib.sha256(Path(options["file"]).read_bytes()).hexdigest()
     assert Prompts(**options, sha256=sha256).texts([0]) == ["a cat"]
     Path(options["file"]).write_text("a dog\n", encoding="utf-8")
@@ -62,15 +66,15 @@ def test_a_file_that_changed_is_refused(tmp_path: Path) -> None:
         ({"sha256": "ab"}, r"sha256 applies to a file, but no file is set; remove it"),
     ],
 )
-def test_prompts_that_cannot_be_had_are_refused(options: dict[str, Any], message: str) -> None:
-    """Before any actor starts."""
+def test_invalid_sources_of_prompts_are_rejected(options: dict[str, Any], message: str) -> None:
+    """They are rejected before any actor starts."""
     with pytest.raises(ConfigError, match=message):
         plugins.build("datasets", "prompts", options)
 
 
-def test_a_file_without_the_column_or_of_another_kind_is_refused(tmp_path: Path) -> None:
-    """With the columns that there are."""
-    options = in_parquet(tmp_path)
+def test_a_file_without_the_column_or_of_another_type_is_rejected(tmp_path: Path) -> None:
+    """The error lists the columns that exist, or the supported file types."""
+    options = parquet_file(tmp_path)
     with pytest.raises(ConfigError, match=r"has no column 'prompt'; its columns are: caption, width"):
         plugins.build("datasets", "prompts", {"file": options["file"]})
     (tmp_path / "prompts.csv").write_text("a cat", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Strings of spoken digits: what is heard, what is to be said, and that they fit together."""
+"""Strings of spoken digits: the recordings, the conditioning and the words to be said agree."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def dataset() -> SpokenDigits:
     return SpokenDigits()
 
 
-def test_the_test_split_travels_with_the_package(dataset: SpokenDigits) -> None:
-    """Five takes of ten digits by six speakers, in the range that they are stored in."""
+def test_the_test_split_ships_with_the_package(dataset: SpokenDigits) -> None:
+    """Five takes of ten digits by six speakers, within the stored range of values."""
     recordings = dataset.recordings
     assert len(recordings.features) == 5 * 10 * 6
     assert np.bincount(recordings.digits).tolist() == [30] * DIGITS
@@ -29,15 +29,15 @@ def test_the_test_split_travels_with_the_package(dataset: SpokenDigits) -> None:
     assert SILENCE <= values.min() < values.max() <= LOUDEST
 
 
-def test_a_plan_is_a_function_of_seed_and_index(dataset: SpokenDigits) -> None:
-    """Whoever else is in the batch; another seed's is another."""
+def test_a_plan_depends_only_on_seed_and_index(dataset: SpokenDigits) -> None:
+    """It does not depend on the rest of the batch, and changes with the seed."""
     plans = dataset.conditions(3, range(20))
     assert np.array_equal(plans[7:9], dataset.conditions(3, [7, 8]))
     assert not np.array_equal(plans, dataset.conditions(4, range(20)))
 
 
-def test_strings_are_of_one_speaker_and_do_not_overlap(dataset: SpokenDigits) -> None:
-    """A pause between two digits, all within the string, and at least one digit after the prompt."""
+def test_strings_have_one_speaker_and_do_not_overlap(dataset: SpokenDigits) -> None:
+    """Digits are separated by pauses and lie within the string; at least one follows the prompt."""
     for plan in dataset.conditions(0, range(200)):
         placed = dataset.placed(plan)
         assert len({dataset.recordings.speakers[number] for number, _ in placed}) == 1
@@ -47,8 +47,8 @@ def test_strings_are_of_one_speaker_and_do_not_overlap(dataset: SpokenDigits) ->
         assert len(placed) >= 2
 
 
-def test_conditioning_is_the_prompt_the_mask_and_a_token_a_frame(dataset: SpokenDigits) -> None:
-    """What is masked is not told; tokens are; together with what was spoken they give the string back."""
+def test_conditioning_is_the_prompt_the_mask_and_one_token_per_frame(dataset: SpokenDigits) -> None:
+    """Masked frames of the prompt are zero, tokens are not; prompt and masked frames together are the string."""
     plans = dataset.conditions(1, range(32))
     real, condition = dataset.real(plans), dataset.infilling(plans)
     prompt, mask, tokens = condition[:, :MELS], condition[:, MELS], condition[:, MELS + 1]
@@ -59,8 +59,8 @@ def test_conditioning_is_the_prompt_the_mask_and_a_token_a_frame(dataset: Spoken
     assert ((tokens == NO_DIGIT) == (real == SILENCE).all(dim=1)).float().mean() > 0.95
 
 
-def test_what_is_to_be_said_are_the_digits_after_the_prompt(dataset: SpokenDigits) -> None:
-    """In order, as the tokens of the masked frames have them."""
+def test_the_digits_to_be_said_are_those_after_the_prompt(dataset: SpokenDigits) -> None:
+    """They are in the order of the tokens in the masked frames."""
     plans = dataset.conditions(2, range(32))
     condition = dataset.infilling(plans)
     for row, said in zip(condition, dataset.said(plans), strict=True):
@@ -69,13 +69,15 @@ def test_what_is_to_be_said_are_the_digits_after_the_prompt(dataset: SpokenDigit
         assert [token for token in runs if token != NO_DIGIT] == said
 
 
-def test_a_speaker_of_its_own_is_a_set_of_its_own() -> None:
-    """Six sets of one speaker each."""
-    one = SpokenDigits(speaker="theo")
-    spoken = {
-        one.recordings.speakers[number] for plan in one.conditions(0, range(20)) for number, _ in one.placed(plan)
+def test_the_speaker_option_limits_the_dataset_to_one_speaker() -> None:
+    """The option 'speaker' selects one of six subsets."""
+    dataset = SpokenDigits(speaker="theo")
+    speakers = {
+        dataset.recordings.speakers[number]
+        for plan in dataset.conditions(0, range(20))
+        for number, _ in dataset.placed(plan)
     }
-    assert spoken == {"theo"}
+    assert speakers == {"theo"}
 
 
 @pytest.mark.parametrize(
@@ -86,13 +88,13 @@ def test_a_speaker_of_its_own_is_a_set_of_its_own() -> None:
         ({"speaker": "nobody"}, r"unknown speaker 'nobody'; choose one of: george, jackson, lucas"),
     ],
 )
-def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
-    """Before anything is sampled."""
+def test_invalid_options_are_rejected(options: dict[str, Any], message: str) -> None:
+    """They are rejected before anything is sampled."""
     with pytest.raises(ValueError, match=message):
         SpokenDigits(**options)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """With the option that says where it is."""
+def test_a_missing_file_is_reported_with_the_option_to_set(tmp_path: Path) -> None:
+    """The message names the option that sets its folder."""
     with pytest.raises(ValueError, match=r"no file .*fsdd\.parquet; set the dataset's option 'folder'"):
         SpokenDigits(str(tmp_path)).conditions(0, [0])

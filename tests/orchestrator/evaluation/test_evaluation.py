@@ -19,6 +19,7 @@ from orchestrator.errors import ConfigError, PoolError
 from orchestrator.evaluation.run import Case, Evaluation, Score
 from orchestrator.evaluation.solvers import EvaluatedSolver
 from orchestrator.hosts.host import Host
+from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.scorer import Scorer
 from orchestrator.hosts.settings import HostSettings, ScorerSettings
 from orchestrator.metrics.measurements import MetricSpec
@@ -122,7 +123,9 @@ def test_a_scorer_sees_every_sample_once(
 ) -> None:
     """Scores measured through shards of media equal those measured on the samples themselves."""
     scores = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint), TRUTH], [brightness]), pairs)
-    samples = hosts.pool.call("sample", theta=midpoint.flat().numpy(), pairs=pairs.digest, indices=range(40))
+    samples = hosts.pool.call(
+        Request.of(HostProtocol.sample, theta=midpoint.flat().numpy(), pairs=pairs.digest, indices=range(40))
+    )
     assert scores["Midpoint", "brightness"].summary.mean == pytest.approx(float(samples.mean()), abs=1e-6)
     truth = PairStore(copied, pairs).load().x1
     assert scores["Ground truth", "brightness"].summary.mean == pytest.approx(float(truth.mean()), abs=1e-6)
@@ -305,7 +308,9 @@ def test_per_sample_values_are_in_the_order_of_the_pairs(
     """The bootstrap compares solvers pair by pair."""
     evaluation = _evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr"])
     evaluation.measure()
-    direct = hosts.pool.call("score", theta=midpoint.flat().numpy(), pairs=pairs.digest, metrics=["psnr"])["psnr"]
+    direct = hosts.pool.call(
+        Request.of(HostProtocol.score, theta=midpoint.flat().numpy(), pairs=pairs.digest, metrics=["psnr"])
+    )["psnr"]
     np.testing.assert_allclose(
         evaluation.per_sample(evaluation.cases[0], evaluation.metrics[0])[:, 0], direct, rtol=1e-4
     )

@@ -1,4 +1,4 @@
-"""theta in an unchanged diffusers pipeline gives what our own solver gives."""
+"""An exported theta in an unchanged diffusers pipeline gives the same samples as the solver here."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from solvers.theta import ThetaArtifact
 NFE = 6
 
 
-def theta(model: DiffusersModel, scale: float, family: Family | None = None) -> ThetaArtifact:
-    """A solver of NFE evaluations for this model; Heun's asks twice at the same times."""
+def make_theta(model: DiffusersModel, scale: float, family: Family | None = None) -> ThetaArtifact:
+    """A theta of NFE evaluations for this model. Heun evaluates twice at the same times."""
     solver = GridSolver(family or Heun(), NFE, Grid("warped", 1.3, 1.2)).to_ns(model.scheduler)
     return ThetaArtifact(
         solver,
@@ -41,18 +41,21 @@ def theta(model: DiffusersModel, scale: float, family: Family | None = None) -> 
 
 
 def condition_of(model: DiffusersModel) -> Tensor:
+    """The conditioning of the two samples that the tiny pipelines generate."""
     if model.network.encoders:
         return model.encode_conditions(torch.tensor([0, 1]), Prompts(prompts=tuple(tiny.PROMPTS)))
     return torch.tensor(tiny.LABELS) if model.network.guidance != "none" else torch.zeros(2, dtype=torch.int64)
 
 
-def ours(model: DiffusersModel, artifact: ThetaArtifact, x0: Tensor) -> Tensor:
+def solver_samples(model: DiffusersModel, artifact: ThetaArtifact, x0: Tensor) -> Tensor:
+    """Samples of the artifact's solver on the model's velocity field."""
     with torch.no_grad():
         return artifact.solver.sample(model.field(condition_of(model), artifact.guidance_scale), x0)
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Relative difference in the Euclidean norm."""
+    return float((actual - expected).norm() / expected.norm())
 
 
 @pytest.fixture(scope="module")
@@ -62,67 +65,67 @@ def ddpm() -> Any:
 
 @pytest.mark.parametrize("family", [Heun(), Midpoint()], ids=lambda family: family.label)
 @pytest.mark.parametrize("kind", tiny.KINDS)
-def test_the_pipeline_samples_as_the_solver_does(kind: str, family: Family) -> None:
-    """Every kind of pipeline, unchanged, with its guidance: 1e-4, and rounding from the state it starts in."""
+def test_the_pipeline_gives_the_solvers_samples(kind: str, family: Family) -> None:
+    """Every kind of pipeline, unchanged and with guidance. Agreement is 1e-4, and 1e-5 from the same initial state."""
     make, scale = tiny.KINDS[kind]
     pipe = make()
     model = DiffusersModel.of(pipe, tiny.sample_size(pipe))
-    artifact, x0 = theta(model, scale, family), tiny.noise(model.shape)
+    artifact, x0 = make_theta(model, scale, family), tiny.noise(model.shape)
     scheduler = ns_scheduler(artifact, pipe, guidance_scale=scale)
-    found = tiny.run(pipe, scheduler, NFE, scale, model.shape)
-    assert relative(found, ours(model, artifact, x0)) < 1e-4
+    samples = tiny.run(pipe, scheduler, NFE, scale, model.shape)
+    assert relative_error(samples, solver_samples(model, artifact, x0)) < 1e-4
     start = 1.0 if model.network.scales_noise else float(artifact.solver.a[0])
-    assert relative(found, ours(model, artifact, x0 / start)) < 1e-5
+    assert relative_error(samples, solver_samples(model, artifact, x0 / start)) < 1e-5
 
 
-def test_a_pipeline_without_guidance_samples_as_the_solver_does() -> None:
-    """Scale 1: a DiT then takes no second half of a batch."""
+def test_a_pipeline_without_guidance_gives_the_solvers_samples() -> None:
+    """At guidance scale 1 a DiT pipeline does not double its batch."""
     pipe = tiny.dit()
     model = DiffusersModel.of(pipe)
-    artifact = theta(model, 1.0)
-    found = tiny.run(pipe, ns_scheduler(artifact, pipe), NFE, 1.0, model.shape)
-    assert relative(found, ours(model, artifact, tiny.noise(model.shape))) < 1e-4
+    artifact = make_theta(model, 1.0)
+    samples = tiny.run(pipe, ns_scheduler(artifact, pipe), NFE, 1.0, model.shape)
+    assert relative_error(samples, solver_samples(model, artifact, tiny.noise(model.shape))) < 1e-4
 
 
-def test_a_pipeline_saved_with_theta_comes_back_with_it(tmp_path: Path) -> None:
-    """save_pretrained and from_pretrained of the whole pipeline: the very numbers, the same samples, the same model."""
+def test_a_saved_pipeline_keeps_its_theta(tmp_path: Path) -> None:
+    """save_pretrained and from_pretrained keep theta bit for bit, the samples and the model digest."""
     pipe = tiny.dit("v_prediction")
     model = DiffusersModel.of(pipe)
-    artifact = theta(model, 3.0)
+    artifact = make_theta(model, 3.0)
     pipe.scheduler = ns_scheduler(artifact, pipe)
     pipe.save_pretrained(tmp_path)
     loaded = diffusers.DiTPipeline.from_pretrained(tmp_path)
     assert torch.equal(loaded.scheduler.solver.flat(), artifact.solver.flat())
     assert loaded.scheduler.config.guidance_scale == 3.0
     assert DiffusersModel.of(loaded).digest == model.digest
-    found = tiny.run(loaded, loaded.scheduler, NFE, 3.0, model.shape)
-    torch.testing.assert_close(found, tiny.run(pipe, pipe.scheduler, NFE, 3.0, model.shape))
+    samples = tiny.run(loaded, loaded.scheduler, NFE, 3.0, model.shape)
+    torch.testing.assert_close(samples, tiny.run(pipe, pipe.scheduler, NFE, 3.0, model.shape))
 
 
-def test_the_exporter_writes_a_folder_beside_the_pipelines_own(tmp_path: Path, ddpm: Any) -> None:
-    """One file; the pipeline stays as it was, and takes the scheduler from there."""
+def test_the_exporter_adds_one_folder_to_the_pipeline(tmp_path: Path, ddpm: Any) -> None:
+    """It writes one file, leaves the pipeline unchanged, and the scheduler loads from that folder."""
     from orchestrator.export.ns_scheduler import NSScheduler
 
     folder = tmp_path / "pipeline"
     ddpm.save_pretrained(folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    artifact = theta(DiffusersModel(str(folder)), 1.0)
+    artifact = make_theta(DiffusersModel(str(folder)), 1.0)
     assert DiffusersScheduler().export(artifact, folder / "bns") == [folder / "bns/scheduler_config.json"]
     assert {path: path.read_bytes() for path in before} == before
     scheduler = NSScheduler.from_pretrained(folder, subfolder="bns")
     assert torch.equal(scheduler.solver.flat(), artifact.solver.flat())
 
 
-def test_theta_of_a_pipeline_in_bfloat16_is_exported_for_it(tmp_path: Path, ddpm: Any) -> None:
-    """The dtype is part of the model's digest, and is found by it."""
+def test_a_theta_of_a_bfloat16_pipeline_is_exported(tmp_path: Path, ddpm: Any) -> None:
+    """The dtype is part of the model digest, so the exporter finds the dtype by comparing digests."""
     folder = tmp_path / "pipeline"
     ddpm.save_pretrained(folder)
-    artifact = theta(DiffusersModel(str(folder), dtype="bfloat16"), 1.0)
+    artifact = make_theta(DiffusersModel(str(folder), dtype="bfloat16"), 1.0)
     (path,) = DiffusersScheduler().export(artifact, folder / "bns")
     assert str(artifact.model_digest) in path.read_text(encoding="utf-8")
 
 
-# ---- what is refused ----------------------------------------------------------------------------------------------
+# ---- rejections ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -135,18 +138,18 @@ def test_theta_of_a_pipeline_in_bfloat16_is_exported_for_it(tmp_path: Path, ddpm
         ({"guidance_scale": 3.0}, ExportError, r"guidance_scale 3, but this DDPMPipeline does not support guidance"),
     ],
 )
-def test_a_theta_for_something_else_is_refused(
+def test_a_theta_for_another_model_or_setting_is_rejected(
     ddpm: Any, changed: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    """What it was made for stands in the artifact; another pipeline would sample something off."""
-    artifact = dataclasses.replace(theta(DiffusersModel.of(ddpm), 1.0), **changed)
+    """The artifact records what it was made for; on another pipeline its samples would be wrong."""
+    artifact = dataclasses.replace(make_theta(DiffusersModel.of(ddpm), 1.0), **changed)
     with pytest.raises(error, match=message):
         ns_scheduler(artifact, ddpm)
 
 
-def test_another_model_is_taken_where_transfer_is_asked_for(ddpm: Any) -> None:
-    """By name, as everywhere."""
-    artifact = dataclasses.replace(theta(DiffusersModel.of(ddpm), 1.0), model_digest="ab" * 32)
+def test_allow_transfer_permits_another_model(ddpm: Any) -> None:
+    """As elsewhere, with the argument ``allow_transfer``."""
+    artifact = dataclasses.replace(make_theta(DiffusersModel.of(ddpm), 1.0), model_digest="ab" * 32)
     assert ns_scheduler(artifact, ddpm, allow_transfer=True).config.model_digest == "ab" * 32
 
 
@@ -157,26 +160,26 @@ def test_another_model_is_taken_where_transfer_is_asked_for(ddpm: Any) -> None:
         (0.5, None, ExportError, r"guidance_scale 0\.5, but DiTPipeline treats every scale below 1 as unguided"),
     ],
 )
-def test_a_guidance_that_theta_was_not_made_for_is_refused(
+def test_an_unsuitable_guidance_scale_is_rejected(
     made_for: float, asked: float | None, error: type[Exception], message: str
 ) -> None:
-    """Guidance happens in the pipeline, where a scheduler cannot see it: so it is checked before."""
+    """Guidance happens in the pipeline, where a scheduler cannot see it, so it is checked beforehand."""
     pipe = tiny.dit()
-    artifact = theta(DiffusersModel.of(pipe), made_for)
+    artifact = make_theta(DiffusersModel.of(pipe), made_for)
     with pytest.raises(error, match=message):
         ns_scheduler(artifact, pipe, guidance_scale=asked)
 
 
-def test_a_dit_whose_dropped_label_the_pipeline_does_not_know_is_refused() -> None:
-    """DiTPipeline guides with class 1000 however many classes there are."""
+def test_a_dit_with_another_dropped_label_is_rejected() -> None:
+    """DiTPipeline always guides with class 1000, whatever the number of classes."""
     pipe = tiny.dit(classes=10)
     with pytest.raises(ExportError, match=r"guides with class 1000, but this network's dropped label is 10; distil"):
-        ns_scheduler(theta(DiffusersModel.of(pipe), 3.0), pipe)
+        ns_scheduler(make_theta(DiffusersModel.of(pipe), 3.0), pipe)
 
 
-def test_a_theta_that_starts_elsewhere_than_the_pipeline_is_refused(ddpm: Any) -> None:
-    """A DDPM pipeline begins with its noise, whatever the scheduler's init_noise_sigma."""
-    artifact = theta(DiffusersModel.of(ddpm), 1.0)
+def test_a_theta_with_another_initial_state_than_the_pipeline_is_rejected(ddpm: Any) -> None:
+    """A DDPM pipeline starts from unscaled noise and ignores the scheduler's init_noise_sigma."""
+    artifact = make_theta(DiffusersModel.of(ddpm), 1.0)
     solver = artifact.solver
     moved = dataclasses.replace(artifact, solver=NSSolver(solver.times, 0.9 * solver.a, solver.b))
     with pytest.raises(
@@ -185,9 +188,9 @@ def test_a_theta_that_starts_elsewhere_than_the_pipeline_is_refused(ddpm: Any) -
         ns_scheduler(moved, ddpm)
 
 
-def test_a_destination_outside_a_pipeline_is_refused(tmp_path: Path, ddpm: Any) -> None:
-    """The scheduler needs the pipeline's betas; and it never takes the place of a component."""
-    artifact = theta(DiffusersModel.of(ddpm), 1.0)
+def test_a_destination_outside_the_pipeline_folder_is_rejected(tmp_path: Path, ddpm: Any) -> None:
+    """The scheduler needs the pipeline's betas, and must not replace a component of the pipeline."""
+    artifact = make_theta(DiffusersModel.of(ddpm), 1.0)
     folder = tmp_path / "pipeline"
     ddpm.save_pretrained(folder)
     for destination, example in ((tmp_path / "bns", r"PIPELINE/bns"), (folder, r"pipeline/bns")):
@@ -199,13 +202,14 @@ def test_a_destination_outside_a_pipeline_is_refused(tmp_path: Path, ddpm: Any) 
 
 @pytest.fixture
 def scheduler(ddpm: Any) -> Any:
-    found = ns_scheduler(theta(DiffusersModel.of(ddpm), 1.0), ddpm)
-    found.set_timesteps(NFE)
-    return found
+    """The exported scheduler of an unconditional pipeline, with its timesteps set."""
+    exported = ns_scheduler(make_theta(DiffusersModel.of(ddpm), 1.0), ddpm)
+    exported.set_timesteps(NFE)
+    return exported
 
 
-def test_another_number_of_steps_is_refused(scheduler: Any) -> None:
-    """theta has as many steps as it has; the default of a pipeline is another number."""
+def test_another_number_of_steps_is_rejected(scheduler: Any) -> None:
+    """theta has a fixed number of steps, and a pipeline's default differs from it."""
     with pytest.raises(
         ValueError, match=r"this theta has 6 steps, not 50; call the pipeline with num_inference_steps=6"
     ):
@@ -213,8 +217,8 @@ def test_another_number_of_steps_is_refused(scheduler: Any) -> None:
 
 
 @pytest.mark.parametrize("options", [{"eta": 0.5}, {"use_clipped_model_output": True}])
-def test_what_is_not_linear_and_deterministic_is_refused(scheduler: Any, options: dict[str, Any]) -> None:
-    """Noise on the way and clipping have no place in theta."""
+def test_stochastic_and_clipping_options_are_rejected(scheduler: Any, options: dict[str, Any]) -> None:
+    """theta supports neither added noise nor clipping."""
     x = torch.zeros(1, 3, 8, 8)
     with pytest.raises(
         ValueError, match=r"theta is deterministic and linear, so eta=.* are not supported; leave them at 0 and"
@@ -222,14 +226,14 @@ def test_what_is_not_linear_and_deterministic_is_refused(scheduler: Any, options
         scheduler.step(x, scheduler.timesteps[0], x, **options)
 
 
-def test_a_start_in_the_middle_is_refused(scheduler: Any) -> None:
-    """Image to image would begin at a state that theta has not."""
+def test_a_start_in_the_middle_is_rejected(scheduler: Any) -> None:
+    """Image-to-image would start at a state that theta does not compute."""
     with pytest.raises(ValueError, match=r"a solver of the whole path and cannot begin at step 3; begin at 0"):
         scheduler.set_begin_index(3)
 
 
-def test_a_step_too_many_is_refused(scheduler: Any) -> None:
-    """States are counted; a new sample begins with set_timesteps."""
+def test_a_step_after_the_last_is_rejected(scheduler: Any) -> None:
+    """Steps are counted; set_timesteps starts a new sample."""
     x = torch.zeros(1, 3, 8, 8)
     for t in scheduler.timesteps:
         scheduler.step(x, t, x)
@@ -249,8 +253,8 @@ def test_a_step_too_many_is_refused(scheduler: Any) -> None:
         ({"times": [0.0, 0.5]}, r"an NS solver of n=2 evaluations has times"),
     ],
 )
-def test_a_configuration_that_is_no_scheduler_is_refused(options: dict[str, Any], message: str) -> None:
-    """As a damaged scheduler_config.json would be."""
+def test_an_invalid_scheduler_configuration_is_rejected(options: dict[str, Any], message: str) -> None:
+    """A damaged scheduler_config.json would lead to such arguments."""
     from orchestrator.export.ns_scheduler import NSScheduler
 
     flow = {"times": [0.0], "a": [1.0, 1.0], "b": [[], [1.0]], "prediction_type": "flow_prediction"}

@@ -1,4 +1,4 @@
-"""theta leaves as a file that another program reads, and comes back as the same numbers."""
+"""theta is exported as a file for other programs, and can be loaded again with the same numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NFE = 6
 
 @pytest.fixture
 def artifact() -> ThetaArtifact:
-    """A theta without any round number, with all its provenance."""
+    """A theta with every provenance field set and no round numbers."""
     solver = GridSolver(AdamsBashforth(3), NFE, Grid("warped", 1.3, 1.7)).to_ns(CondOT())
     return ThetaArtifact(
         solver,
@@ -53,7 +53,7 @@ def artifact() -> ThetaArtifact:
 
 
 def velocity(x: Any, t: Any) -> Any:
-    """Of any arrays, at a time of any kind."""
+    """A velocity for any array type, at a time of any number type."""
     return 0.3 * x - x * x * float(t) + 1.0
 
 
@@ -61,7 +61,7 @@ def noise() -> Tensor:
     return torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def loaded(path: Path) -> dict[str, Any]:
+def names_in(path: Path) -> dict[str, Any]:
     """The names that an exported Python file defines."""
     names: dict[str, Any] = {}
     exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)
@@ -71,17 +71,17 @@ def loaded(path: Path) -> dict[str, Any]:
 # ---- python -------------------------------------------------------------------------------------------------------
 
 
-def test_the_python_file_samples_as_the_solver_does(artifact: ThetaArtifact, tmp_path: Path) -> None:
-    """The same sums in the same order: equal to rounding in float64."""
+def test_the_python_file_gives_the_solvers_samples(artifact: ThetaArtifact, tmp_path: Path) -> None:
+    """It adds the same terms in the same order: equal up to rounding in float64."""
     (path,) = PythonFile().export(artifact, tmp_path / "sampler.py")
-    found = loaded(path)["sample"](velocity, noise())
-    torch.testing.assert_close(found, artifact.solver.sample(velocity, noise()), rtol=1e-13, atol=1e-13)
+    samples = names_in(path)["sample"](velocity, noise())
+    torch.testing.assert_close(samples, artifact.solver.sample(velocity, noise()), rtol=1e-13, atol=1e-13)
 
 
-def test_the_python_file_holds_the_very_numbers(artifact: ThetaArtifact, tmp_path: Path) -> None:
-    """Not a digit of theta is lost on the way."""
+def test_the_python_file_holds_the_exact_numbers(artifact: ThetaArtifact, tmp_path: Path) -> None:
+    """No digit of theta is lost."""
     (path,) = PythonFile().export(artifact, tmp_path / "sampler.py")
-    names, solver = loaded(path), artifact.solver
+    names, solver = names_in(path), artifact.solver
     assert names["TIMES"] == tuple(solver.times.tolist())
     assert names["A"] == tuple(solver.a.tolist())
     assert names["B"] == tuple(tuple(row[:k]) for k, row in enumerate(solver.b.tolist()))
@@ -91,15 +91,15 @@ def test_the_python_file_holds_the_very_numbers(artifact: ThetaArtifact, tmp_pat
 def test_the_python_file_takes_numpy_arrays_and_keeps_their_dtype(
     artifact: ThetaArtifact, tmp_path: Path, dtype: Any
 ) -> None:
-    """It knows no array library; theta in float64 must not widen a float32 batch."""
+    """It depends on no array library; the float64 numbers of theta must not widen a float32 batch."""
     (path,) = PythonFile().export(artifact, tmp_path / "sampler.py")
-    found = loaded(path)["sample"](velocity, noise().numpy().astype(dtype))
-    assert found.dtype == dtype
-    np.testing.assert_allclose(found, artifact.solver.sample(velocity, noise()).numpy(), rtol=1e-5, atol=1e-5)
+    samples = names_in(path)["sample"](velocity, noise().numpy().astype(dtype))
+    assert samples.dtype == dtype
+    np.testing.assert_allclose(samples, artifact.solver.sample(velocity, noise()).numpy(), rtol=1e-5, atol=1e-5)
 
 
-def test_the_python_file_needs_no_package_at_all(artifact: ThetaArtifact, tmp_path: Path) -> None:
-    """Under an interpreter that sees neither site packages nor this checkout, numbers can be sampled."""
+def test_the_python_file_needs_no_packages(artifact: ThetaArtifact, tmp_path: Path) -> None:
+    """It samples a float in an interpreter that sees neither site-packages nor this checkout."""
     PythonFile().export(artifact, tmp_path / "sampler.py")
     code = "import sys; sys.path.insert(0, '.'); import sampler; print(sampler.sample(lambda x, t: -x * t, 2.0))"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
@@ -107,26 +107,26 @@ def test_the_python_file_needs_no_package_at_all(artifact: ThetaArtifact, tmp_pa
     assert float(done.stdout) == pytest.approx(float(expected), rel=1e-12), done.stderr
 
 
-def test_the_python_file_is_short_and_says_where_it_belongs(artifact: ThetaArtifact, tmp_path: Path) -> None:
-    """A page that a person reads: the model, its guidance and the path are named."""
+def test_the_python_file_is_short_and_names_its_model(artifact: ThetaArtifact, tmp_path: Path) -> None:
+    """It fits on a page and names the model, the guidance scale and the path."""
     (path,) = PythonFile().export(artifact, tmp_path / "sampler.py")
-    names, text = loaded(path), path.read_text(encoding="utf-8")
+    names, text = names_in(path), path.read_text(encoding="utf-8")
     assert len(text.splitlines()) < 50
     assert (names["MODEL_DIGEST"], names["GUIDANCE_SCALE"], names["SCHEDULER"]) == ("ab" * 32, 3.0, "cond_ot")
 
 
 @pytest.mark.parametrize("text", ['"""\nimport os\n"""', "x\\", "é\n\nBOMB = 1\n", "{times}"])
-def test_a_hostile_name_stays_a_name(artifact: ThetaArtifact, tmp_path: Path, text: str) -> None:
-    """Text of a theta file from elsewhere never becomes code."""
+def test_hostile_text_does_not_become_code(artifact: ThetaArtifact, tmp_path: Path, text: str) -> None:
+    """Text from a foreign theta file never becomes code."""
     solver = artifact.solver
     (path,) = PythonFile().export(ThetaArtifact(solver, family=text, scheduler=text), tmp_path / "sampler.py")
-    names = loaded(path)
+    names = names_in(path)
     assert names["SCHEDULER"] == text
     assert {"os", "BOMB"}.isdisjoint(names)
 
 
-def test_a_file_that_python_could_not_import_is_refused(artifact: ThetaArtifact, tmp_path: Path) -> None:
-    """The name that the file's own first line shows must work."""
+def test_a_file_name_that_python_cannot_import_is_rejected(artifact: ThetaArtifact, tmp_path: Path) -> None:
+    """The import shown in the file's first line must work."""
     with pytest.raises(ExportError, match=r"Python cannot import a file named 'bns-nfe8.py'; .* e\.g\. bns_nfe8\.py"):
         PythonFile().export(artifact, tmp_path / "bns-nfe8.py")
 
@@ -134,22 +134,22 @@ def test_a_file_that_python_could_not_import_is_refused(artifact: ThetaArtifact,
 # ---- safetensors --------------------------------------------------------------------------------------------------
 
 
-def test_safetensors_gives_back_the_whole_artifact(artifact: ThetaArtifact, tmp_path: Path) -> None:
-    """Numbers to the bit, and every word of the provenance."""
+def test_safetensors_restore_the_whole_artifact(artifact: ThetaArtifact, tmp_path: Path) -> None:
+    """Numbers bit for bit, and every provenance field."""
     (path,) = Safetensors().export(artifact, tmp_path / "theta.safetensors")
     assert load_theta(path).to_json() == artifact.to_json()
 
 
-def test_any_safetensors_reader_finds_the_three_tensors(artifact: ThetaArtifact, tmp_path: Path) -> None:
-    """times, a and b as the solver has them: other programs need no code of this one."""
+def test_any_safetensors_reader_can_read_the_three_tensors(artifact: ThetaArtifact, tmp_path: Path) -> None:
+    """times, a and b are stored in the solver's layout, so other programs need no code from this project."""
     (path,) = Safetensors().export(artifact, tmp_path / "theta.safetensors")
     with safe_open(path, framework="pt") as file:
         solver = NSSolver(*(file.get_tensor(name) for name in ("times", "a", "b")))
     assert torch.equal(solver.flat(), artifact.solver.flat())
 
 
-def _written(path: Path, provenance: Any = None, **changes: Tensor | None) -> Path:
-    """A file of a one-step Euler solver with something changed; None leaves a tensor out."""
+def _write_theta(path: Path, provenance: Any = None, **changes: Tensor | None) -> Path:
+    """Write a one-step Euler solver with changes to its tensors; None omits a tensor."""
     tensors = {
         "times": torch.zeros(1, dtype=torch.float64),
         "a": torch.ones(2, dtype=torch.float64),
@@ -161,9 +161,9 @@ def _written(path: Path, provenance: Any = None, **changes: Tensor | None) -> Pa
     return path
 
 
-def test_a_file_written_by_hand_is_read(tmp_path: Path) -> None:
-    """What the refusals below change is usable before they change it."""
-    assert load_theta(_written(tmp_path / "theta.safetensors")).solver.nfe == 1
+def test_a_hand_written_file_is_loaded(tmp_path: Path) -> None:
+    """The unchanged file is valid, so the errors below come from the changes."""
+    assert load_theta(_write_theta(tmp_path / "theta.safetensors")).solver.nfe == 1
 
 
 @pytest.mark.parametrize(
@@ -188,15 +188,15 @@ def test_a_file_written_by_hand_is_read(tmp_path: Path) -> None:
         ({"provenance": "[]"}, r"its 'bespoke_theta' is not a JSON object"),
     ],
 )
-def test_a_hostile_file_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    """Whatever the JSON may not hold, and whatever only a header can claim."""
-    path = _written(tmp_path / "theta.safetensors", **changes)
+def test_an_invalid_or_hostile_file_is_rejected(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """Values that JSON artifacts may not contain, and claims that only a header can make."""
+    path = _write_theta(tmp_path / "theta.safetensors", **changes)
     with pytest.raises(InvalidThetaError, match=rf"theta\.safetensors is not a usable theta artifact: .*{message}"):
         load_theta(path)
 
 
-def test_a_file_larger_than_any_theta_is_not_even_opened(tmp_path: Path) -> None:
-    """Memory is asked for by the file's size, so the size is looked at first."""
+def test_a_file_larger_than_any_theta_is_rejected_unread(tmp_path: Path) -> None:
+    """The size is checked first, because reading allocates memory for the whole file."""
     path = tmp_path / "theta.safetensors"
     with path.open("wb") as stream:
         stream.truncate(10**12)
@@ -205,23 +205,23 @@ def test_a_file_larger_than_any_theta_is_not_even_opened(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 8 + b"{}", b"PK no weights"])
-def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path, data: bytes) -> None:
-    """Empty, a header of 2^64 bytes, or something else."""
+def test_a_file_that_is_not_safetensors_is_rejected(tmp_path: Path, data: bytes) -> None:
+    """An empty file, a header of 2^64 bytes, and other content."""
     path = tmp_path / "theta.safetensors"
     path.write_bytes(data)
     with pytest.raises(InvalidThetaError, match="it is not safetensors"):
         load_theta(path)
 
 
-def test_safetensors_of_something_else_is_refused_with_how_to_make_one(tmp_path: Path) -> None:
-    """A model's weights, say."""
+def test_safetensors_without_a_theta_are_rejected(tmp_path: Path) -> None:
+    """The weights of a model, for example; the message names the command that writes a theta."""
     save_file({"weight": torch.zeros(2)}, tmp_path / "net.safetensors")
     with pytest.raises(InvalidThetaError, match="its metadata has no 'bespoke_theta'; make one with `bespoke export`"):
         load_theta(tmp_path / "net.safetensors")
 
 
-def test_theta_is_loaded_by_its_suffix(artifact: ThetaArtifact, tmp_path: Path) -> None:
-    """JSON and safetensors of the same theta are the same artifact."""
+def test_the_suffix_selects_the_loader(artifact: ThetaArtifact, tmp_path: Path) -> None:
+    """JSON and safetensors of the same theta load as the same artifact."""
     artifact.save(tmp_path / "theta.json")
     Safetensors().export(artifact, tmp_path / "theta.safetensors")
     first, second = (load_theta(tmp_path / f"theta.{suffix}") for suffix in ("json", "safetensors"))
@@ -234,22 +234,22 @@ def test_the_error_for_a_missing_file_names_its_path(suffix: str, tmp_path: Path
         load_theta(tmp_path / f"theta.{suffix}")
 
 
-# ---- every one-file exporter, and the command ---------------------------------------------------------------------
+# ---- all one-file exporters, and the command ----------------------------------------------------------------------
 
 ONE_FILE = {"python": ".py", "safetensors": ".safetensors"}
 
 
 @pytest.mark.parametrize("name", ONE_FILE)
-def test_an_exporter_is_found_by_its_file_name(name: str) -> None:
-    """Nothing is registered: `--to NAME` is the module."""
+def test_an_exporter_is_looked_up_by_its_module_name(name: str) -> None:
+    """There is no registry: NAME in `--to NAME` is the module's name."""
     plugin = plugins.load("exporters", name)
     assert issubclass(plugin, Exporter)
     assert plugin.name == name
 
 
 @pytest.mark.parametrize("name", ONE_FILE)
-def test_a_theta_that_could_not_be_loaded_is_not_written(name: str, artifact: ThetaArtifact, tmp_path: Path) -> None:
-    """A diverged solver never leaves."""
+def test_an_invalid_theta_is_not_exported(name: str, artifact: ThetaArtifact, tmp_path: Path) -> None:
+    """A diverged solver, for example, is not exported."""
     a = artifact.solver.a.clone()
     a[2] = float("nan")
     broken = ThetaArtifact(NSSolver(artifact.solver.times, a, artifact.solver.b))
@@ -260,10 +260,10 @@ def test_a_theta_that_could_not_be_loaded_is_not_written(name: str, artifact: Th
 
 @pytest.mark.parametrize("name", ONE_FILE)
 @pytest.mark.parametrize("destination", ["theta.txt", ""])
-def test_a_destination_of_another_kind_is_refused(
+def test_a_destination_of_another_type_is_rejected(
     name: str, destination: str, artifact: ThetaArtifact, tmp_path: Path
 ) -> None:
-    """A folder, or a suffix that would mislead whoever finds the file."""
+    """A folder, or a file with a misleading suffix."""
     folder = tmp_path / "folder"
     folder.mkdir()
     with pytest.raises(ExportError, match=rf"the export is one file that ends in \{ONE_FILE[name]}, .*write for exam"):
@@ -271,10 +271,10 @@ def test_a_destination_of_another_kind_is_refused(
 
 
 @pytest.mark.parametrize("name", ONE_FILE)
-def test_an_export_replaces_what_was_there_and_makes_its_folder(
+def test_an_export_creates_its_folder_and_replaces_an_existing_file(
     name: str, artifact: ThetaArtifact, tmp_path: Path
 ) -> None:
-    """The same command twice is the same file once, and nothing beside it."""
+    """Running the command twice leaves one file and no temporary files."""
     destination = tmp_path / "new" / f"theta{ONE_FILE[name]}"
     for _ in range(2):
         assert plugins.load("exporters", name)().export(artifact, destination) == [destination]
@@ -282,7 +282,7 @@ def test_an_export_replaces_what_was_there_and_makes_its_folder(
 
 
 @pytest.mark.parametrize("name", ONE_FILE)
-def test_the_command_writes_the_file_and_says_where(name: str, artifact: ThetaArtifact, tmp_path: Path) -> None:
+def test_the_command_writes_the_file_and_prints_its_path(name: str, artifact: ThetaArtifact, tmp_path: Path) -> None:
     """`bespoke export THETA --to NAME DESTINATION`."""
     artifact.save(tmp_path / "theta.json")
     destination = tmp_path / f"mine{ONE_FILE[name]}"
@@ -298,10 +298,10 @@ def test_the_command_writes_the_file_and_says_where(name: str, artifact: ThetaAr
         ("other.json", "python", "error: no theta artifact at "),
     ],
 )
-def test_the_command_refuses_what_is_not_there(
+def test_the_command_rejects_unknown_exporters_and_missing_files(
     theta: str, name: str, message: str, artifact: ThetaArtifact, tmp_path: Path
 ) -> None:
-    """Without a traceback, exit code 2."""
+    """The command prints an error without a traceback and exits with code 2."""
     artifact.save(tmp_path / "theta.json")
     done = CliRunner().invoke(main, ["export", str(tmp_path / theta), "--to", name, str(tmp_path / "mine.py")])
     assert done.exit_code == 2
@@ -309,6 +309,6 @@ def test_the_command_refuses_what_is_not_there(
 
 
 def test_exporters_are_listed() -> None:
-    """With what each writes."""
-    listed = CliRunner().invoke(main, ["list", "exporters"]).stdout
-    assert all(any(line.startswith(f"{name} ") for line in listed.splitlines()) for name in ONE_FILE)
+    """Each line starts with the exporter's name."""
+    output = CliRunner().invoke(main, ["list", "exporters"]).stdout
+    assert all(any(line.startswith(f"{name} ") for line in output.splitlines()) for name in ONE_FILE)

@@ -1,4 +1,4 @@
-"""``edm``: a network with EDM's interface, sampled as EDM's own sampler does; no pickle is opened unasked."""
+"""``edm``: a network with EDM's interface gives EDM's own samples; pickles are opened only with permission."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ KWARGS = {"img_resolution": 2, "img_channels": 3, "label_dim": own_networks.CLAS
 FACTORY = {"factory": "own_networks:Denoiser", "path": str(HERE)}
 
 
-def pickled(folder: Path, network: Any = None, name: str = "network-snapshot.pkl", key: str = "ema") -> Path:
-    """As training writes it: a dictionary with the averaged network beside other things."""
+def write_pickle(folder: Path, network: Any = None, name: str = "network-snapshot.pkl", key: str = "ema") -> Path:
+    """Write a pickle as EDM training does: a dictionary with the averaged network and other entries."""
     path = folder / name
     with path.open("wb") as stream:
         pickle.dump({key: network or own_networks.Denoiser(**KWARGS), "loss_fn": None, "dataset_kwargs": {}}, stream)
@@ -34,53 +34,53 @@ def pickled(folder: Path, network: Any = None, name: str = "network-snapshot.pkl
 
 
 def build(file: Path, **options: Any) -> EDMNetwork:
-    """The adapter, checked first as a configuration is."""
-    chosen = {"file": str(file)} | options
-    EDMNetwork.check(chosen)
-    model: EDMNetwork = plugins.build("models", "edm", chosen)
+    """Build the adapter after its configuration check."""
+    all_options = {"file": str(file)} | options
+    EDMNetwork.check(all_options)
+    model: EDMNetwork = plugins.build("models", "edm", all_options)
     return model
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> EDMNetwork:
-    return build(pickled(tmp_path), trust_pickle=True)
+    return build(write_pickle(tmp_path), trust_pickle=True)
 
 
-# ---- the velocity is the published sampler's ------------------------------------------------------------------------
+# ---- agreement with the published sampler ---------------------------------------------------------------------------
 
 
 def heun(network: torch.nn.Module, scale: float) -> Callable[[Tensor, int], Tensor]:
     """EDM's deterministic sampler (Karras et al. 2022, Algorithm 1, rho = 7), up to sigma_min.
 
-    Guided in the denoiser; a dropped label is all zeros.
+    Guidance is applied to the denoiser; a dropped label is all zeros.
     """
     labels = torch.eye(own_networks.CLASSES)
 
     def denoised(x: Tensor, sigma: float) -> Tensor:
-        def ask(label: Tensor) -> Tensor:
+        def evaluate(label: Tensor) -> Tensor:
             return network(x.float(), torch.full((len(x),), sigma), label).double()
 
         if scale == 1:
-            return ask(labels[LABELS])
-        dropped = ask(torch.zeros(len(x), own_networks.CLASSES))
-        return dropped + scale * (ask(labels[LABELS]) - dropped)
+            return evaluate(labels[LABELS])
+        dropped = evaluate(torch.zeros(len(x), own_networks.CLASSES))
+        return dropped + scale * (evaluate(labels[LABELS]) - dropped)
 
     def sampler(x0: Tensor, steps: int) -> Tensor:
         r = np.linspace(0, 1, steps + 1)
         sigmas = (80 ** (1 / 7) + r * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
         x = 80 * x0
-        for sigma, following in itertools.pairwise(sigmas.tolist()):
+        for sigma, next_sigma in itertools.pairwise(sigmas.tolist()):
             slope = (x - denoised(x, sigma)) / sigma
-            euler = x + (following - sigma) * slope
-            x = x + (following - sigma) * (slope + (euler - denoised(euler, following)) / following) / 2
+            euler = x + (next_sigma - sigma) * slope
+            x = x + (next_sigma - sigma) * (slope + (euler - denoised(euler, next_sigma)) / next_sigma) / 2
         return x
 
     return sampler
 
 
 @pytest.mark.parametrize("scale", [1.0, GUIDANCE])
-def test_ground_truth_is_what_edms_own_sampler_tends_to(model: EDMNetwork, scale: float) -> None:
-    """Within 1 % at 200 steps, and Heun's second order: a quarter of the error at twice the steps."""
+def test_edms_own_sampler_converges_to_the_ground_truth(model: EDMNetwork, scale: float) -> None:
+    """Within 0.1 % at 200 steps. Heun's second order: twice the steps give about a quarter of the error."""
     sampler = heun(own_networks.Denoiser(**KWARGS), scale)
     coarse, middle, fine = errors(model, sampler, (20, 40, 200), scale)
     assert fine < 1e-3
@@ -88,42 +88,42 @@ def test_ground_truth_is_what_edms_own_sampler_tends_to(model: EDMNetwork, scale
     assert fine < middle / 10
 
 
-def test_the_velocity_depends_on_everything(model: EDMNetwork) -> None:
-    """State, noise level, label and guidance each move it by more than 1 %."""
+def test_the_velocity_depends_on_every_input(model: EDMNetwork) -> None:
+    """State, noise level, label and guidance each change it by more than 1 %."""
     assert min(influences(model).values()) > 0.01
 
 
 @pytest.mark.parametrize("t", [0.0, 0.4, 0.99])
 def test_the_velocity_is_the_papers_slope(model: EDMNetwork, t: float) -> None:
-    """dx/dsigma = (x - D) / sigma (eq. 3 and 4 at s = 1), times dsigma/dt = -80: the input goes in as it is."""
+    """dx/dsigma = (x - D) / sigma (eq. 3 and 4 at s = 1), times dsigma/dt = -80; the input is not rescaled."""
     sigma, x = 80 * (1 - t), 3 * noise(model.shape)
     one_hot = torch.eye(own_networks.CLASSES)[LABELS]
     with torch.no_grad():
-        answer = own_networks.Denoiser(**KWARGS)(x.float(), torch.full((4,), sigma), one_hot).double()
-    found = model.field(LABELS, 1.0)(x, torch.tensor(t, dtype=torch.float64))
-    torch.testing.assert_close(found, -80 * (x - answer) / sigma, rtol=1e-5, atol=1e-4)
+        denoised = own_networks.Denoiser(**KWARGS)(x.float(), torch.full((4,), sigma), one_hot).double()
+    velocity = model.field(LABELS, 1.0)(x, torch.tensor(t, dtype=torch.float64))
+    torch.testing.assert_close(velocity, -80 * (x - denoised) / sigma, rtol=1e-5, atol=1e-4)
 
 
-def test_each_sample_may_bring_a_time_of_its_own(model: EDMNetwork) -> None:
-    """As if it were asked alone."""
+def test_each_sample_may_have_its_own_time(model: EDMNetwork) -> None:
+    """Batched predictions equal separate ones."""
     x, times = noise(model.shape), torch.tensor([0.1, 0.8, 0.3, 0.999], dtype=torch.float64)
-    together = model.predict(x, times, LABELS)
-    alone = torch.cat([model.predict(x[i : i + 1], times[i], LABELS[i : i + 1]) for i in range(len(x))])
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    batched = model.predict(x, times, LABELS)
+    separate = torch.cat([model.predict(x[i : i + 1], times[i], LABELS[i : i + 1]) for i in range(len(x))])
+    torch.testing.assert_close(batched, separate, rtol=1e-5, atol=1e-6)
 
 
 def test_a_dropped_label_is_all_zeros(model: EDMNetwork) -> None:
-    """As the published networks were trained with."""
+    """The published networks were trained with this null label."""
     x, t = noise(model.shape), torch.tensor(0.9, dtype=torch.float64)
     with torch.no_grad():
         expected = own_networks.Denoiser(**KWARGS)(x.float(), torch.full((4,), 8.0), torch.zeros(4, 3)).double()
     torch.testing.assert_close(model.predict(x, t, model.null_condition(LABELS)), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_network_without_labels_is_asked_without(tmp_path: Path) -> None:
-    """label_dim is 0, every conditioning is the same, and guidance is refused: it would change nothing."""
+def test_a_network_without_labels_ignores_conditioning_and_rejects_guidance(tmp_path: Path) -> None:
+    """With label_dim 0 the conditioning has no effect, and guidance is rejected because it would have none either."""
     network = own_networks.Denoiser(2, 3)
-    model = build(pickled(tmp_path, network), trust_pickle=True)
+    model = build(write_pickle(tmp_path, network), trust_pickle=True)
     x, t = noise(model.shape), torch.tensor(0.9, dtype=torch.float64)
     with torch.no_grad():
         expected = network(x.float(), torch.full((4,), 8.0)).double()
@@ -134,52 +134,52 @@ def test_a_network_without_labels_is_asked_without(tmp_path: Path) -> None:
         model.field(LABELS, GUIDANCE)
 
 
-# ---- what it says of itself ---------------------------------------------------------------------------------------
+# ---- facts of the model -------------------------------------------------------------------------------------------
 
 
-def test_the_facts_are_the_networks_own(model: EDMNetwork) -> None:
-    """Shape and labels; the noise levels of the published sampler, where the network has them all."""
+def test_the_facts_are_read_from_the_network(model: EDMNetwork) -> None:
+    """Shape and classes; the noise levels are the published sampler's if the network supports them all."""
     assert (model.shape, model.classes, model.prediction, model.scheduler.name) == ((3, 2, 2), 3, "sample", "edm")
     assert (model.native.sigma(0.0), model.native.sigma(model.native.t_max)) == (80, pytest.approx(0.002))
 
 
-def test_noise_levels_are_limited_to_the_networks(tmp_path: Path) -> None:
-    """As in the published sampler."""
+def test_default_noise_levels_are_limited_to_the_networks_range(tmp_path: Path) -> None:
+    """The published sampler limits them in the same way."""
     network = own_networks.Denoiser(**KWARGS)
     network.sigma_min, network.sigma_max = 0.02, 50.0
-    native = build(pickled(tmp_path, network), trust_pickle=True).native
+    native = build(write_pickle(tmp_path, network), trust_pickle=True).native
     assert (native.sigma(0.0), native.sigma(native.t_max)) == (50, pytest.approx(0.02))
 
 
-def test_noise_levels_beyond_the_networks_are_refused(tmp_path: Path) -> None:
-    """Asked for, they are an error; the default alone is limited."""
+def test_explicit_noise_levels_beyond_the_networks_range_are_rejected(tmp_path: Path) -> None:
+    """Only the default levels are limited; levels set explicitly raise an error."""
     network = own_networks.Denoiser(**KWARGS)
     network.sigma_max = 50.0
-    model = build(pickled(tmp_path, network), trust_pickle=True, sigma_max=80)
+    model = build(write_pickle(tmp_path, network), trust_pickle=True, sigma_max=80)
     with pytest.raises(
         ConfigError, match=r"noise levels from 0\.002 to 80 are not within the range of .*, 0 to 50; cor"
     ):
         _ = model.native
 
 
-def test_a_network_that_rounds_noise_levels_is_refused(tmp_path: Path) -> None:
-    """Its velocity jumps in time."""
-    model = build(pickled(tmp_path, own_networks.TableDenoiser(**KWARGS)), trust_pickle=True)
+def test_a_network_that_rounds_noise_levels_is_rejected(tmp_path: Path) -> None:
+    """Its velocity is discontinuous in time."""
+    model = build(write_pickle(tmp_path, own_networks.TableDenoiser(**KWARGS)), trust_pickle=True)
     with pytest.raises(ConfigError, match=r"TableDenoiser rounds noise levels to a table, so its velocity jumps in ti"):
         model.to("cpu")
 
 
-def test_a_network_of_another_interface_is_refused(tmp_path: Path) -> None:
-    """With the adapter that can be told everything."""
-    model = build(pickled(tmp_path, own_networks.Flow()), trust_pickle=True)
+def test_a_network_with_another_interface_is_rejected(tmp_path: Path) -> None:
+    """The message names the adapter 'torch_module', whose options describe any network."""
+    model = build(write_pickle(tmp_path, own_networks.Flow()), trust_pickle=True)
     with pytest.raises(
         ConfigError, match=r"Flow does not have the interface of EDM networks: img_resolution, .*'torch_"
     ):
         model.to("cpu")
 
 
-def test_the_digest_is_that_of_the_file_and_the_noise_levels(tmp_path: Path, model: EDMNetwork) -> None:
-    """Elsewhere the same model; with other noise levels another."""
+def test_the_digest_depends_on_the_file_and_the_noise_levels(tmp_path: Path, model: EDMNetwork) -> None:
+    """A copy elsewhere is the same model; other noise levels make another model."""
     (tmp_path / "copy.pkl").write_bytes(model.source.read_bytes())
     copy = build(tmp_path / "copy.pkl", trust_pickle=True)
     assert copy.digest == model.digest != build(model.source, trust_pickle=True, sigma_max=50).digest
@@ -189,25 +189,25 @@ def test_the_digest_is_that_of_the_file_and_the_noise_levels(tmp_path: Path, mod
 
 
 class Bomb:
-    """A pickle that runs code."""
+    """An object whose pickle runs code."""
 
     def __reduce__(self) -> Any:
         return print, ("boom",)
 
 
-def test_a_pickle_is_not_opened_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And the reason is given, with the two ways on."""
-    path = pickled(tmp_path, Bomb())
+def test_a_pickle_is_not_opened_without_trust_pickle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error gives the reason and the two alternatives."""
+    path = write_pickle(tmp_path, Bomb())
     with pytest.raises(ConfigError, match=r"is a pickle, and opening it can run arbitrary code; set trust_pickle: tr"):
         build(path)
     assert "boom" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("trust", [1, "yes"])
-def test_trust_is_said_plainly(tmp_path: Path, trust: Any) -> None:
-    """True, and nothing that passes for it."""
+def test_trust_pickle_must_be_true(tmp_path: Path, trust: Any) -> None:
+    """Only True counts, not other truthy values."""
     with pytest.raises(ConfigError, match="can run arbitrary code; set trust_pickle: true"):
-        build(pickled(tmp_path), trust_pickle=trust)
+        build(write_pickle(tmp_path), trust_pickle=trust)
 
 
 @pytest.mark.parametrize(
@@ -217,22 +217,22 @@ def test_trust_is_said_plainly(tmp_path: Path, trust: Any) -> None:
         ([1], "ema", r"'ema' of .* is not a torch module but list"),
     ],
 )
-def test_a_pickle_of_something_else_is_refused(tmp_path: Path, network: Any, key: str, message: str) -> None:
-    """With what it holds."""
+def test_a_pickle_with_other_content_is_rejected(tmp_path: Path, network: Any, key: str, message: str) -> None:
+    """The message says what the file contains."""
     with pytest.raises(ConfigError, match=message):
-        build(pickled(tmp_path, network, key=key), trust_pickle=True).to("cpu")
+        build(write_pickle(tmp_path, network, key=key), trust_pickle=True).to("cpu")
 
 
-def test_a_pickle_that_needs_its_repository_says_so(tmp_path: Path) -> None:
-    """The published ones import torch_utils and dnnlib."""
+def test_a_pickle_that_needs_its_repository_asks_for_the_path(tmp_path: Path) -> None:
+    """The published pickles import torch_utils and dnnlib."""
     path = tmp_path / "published.pkl"
     path.write_bytes(b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n.")
     with pytest.raises(ConfigError, match=r"No module named 'torch_utils'; set path to the folder of the repository"):
         build(path, trust_pickle=True).to("cpu")
 
 
-def test_a_pickle_finds_its_repository_by_path(tmp_path: Path) -> None:
-    """A module that no process knows of, in the folder that the option names."""
+def test_a_pickle_imports_its_repository_from_the_path_option(tmp_path: Path) -> None:
+    """Its module can be imported only from the folder in the option."""
     (tmp_path / "edm_repository").mkdir()
     (tmp_path / "edm_repository" / "edm_networks.py").write_text(
         "from own_networks import Denoiser\n\n\ndef remade():\n    return Denoiser(2, 3, 3)\n", encoding="utf-8"
@@ -247,28 +247,28 @@ def test_a_pickle_finds_its_repository_by_path(tmp_path: Path) -> None:
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
-    """The network as its owner exports it, once."""
+    """The network exported once as safetensors."""
     network = own_networks.Denoiser(**KWARGS)
     return export_safetensors(network, tmp_path / "edm.safetensors", FACTORY["factory"], KWARGS, FACTORY["path"])
 
 
 def test_an_exported_network_has_the_same_velocity(model: EDMNetwork, exported: Path) -> None:
-    """To the bit, without a pickle."""
+    """Bit for bit, and without a pickle."""
     x, t = noise(model.shape), torch.tensor(0.7, dtype=torch.float64)
     copy = build(exported, **FACTORY)
     assert torch.equal(copy.field(LABELS, GUIDANCE)(x, t), model.field(LABELS, GUIDANCE)(x, t))
 
 
-def test_published_networks_remember_their_arguments(tmp_path: Path) -> None:
-    """init_kwargs, which the published code keeps, need not be given."""
+def test_recorded_init_kwargs_are_used_by_the_export(tmp_path: Path) -> None:
+    """The published code records init_kwargs, so kwargs need not be passed."""
     network = own_networks.Denoiser(**KWARGS)
     network.init_kwargs = KWARGS
     path = export_safetensors(network, tmp_path / "edm.safetensors", FACTORY["factory"], path=FACTORY["path"])
     assert build(path, **FACTORY).shape == (3, 2, 2)
 
 
-def test_the_file_does_not_choose_what_is_called(exported: Path) -> None:
-    """It comes from anywhere, and a name in it could be any function: the class is the user's to name."""
+def test_the_factory_must_be_set_by_the_user(exported: Path) -> None:
+    """A file from elsewhere could name any function, so the user must name the class."""
     with pytest.raises(ConfigError, match=r"names the factory 'own_networks:Denoiser'; set factory to the class that"):
         build(exported)
 
@@ -283,22 +283,20 @@ def test_the_file_does_not_choose_what_is_called(exported: Path) -> None:
         (FACTORY | {"sigma": 1}, r"has no option 'sigma' \(did you mean 'sigma_min'\?\)"),
     ],
 )
-def test_options_that_cannot_work_are_refused_by_the_check(
-    exported: Path, options: dict[str, Any], message: str
-) -> None:
-    """Before any actor starts."""
+def test_invalid_options_are_rejected_by_the_check(exported: Path, options: dict[str, Any], message: str) -> None:
+    """They are rejected before any actor starts."""
     with pytest.raises(ConfigError, match=message):
         build(exported, **options)
 
 
-def test_a_factory_beside_a_pickle_is_refused(tmp_path: Path) -> None:
-    """It would have no effect."""
+def test_a_factory_for_a_pickle_is_rejected(tmp_path: Path) -> None:
+    """The factory would have no effect."""
     with pytest.raises(ConfigError, match="factory has no effect on a pickle, which names its own class; leave it out"):
-        build(pickled(tmp_path), trust_pickle=True, **FACTORY)
+        build(write_pickle(tmp_path), trust_pickle=True, **FACTORY)
 
 
-def test_weights_that_do_not_fit_are_refused_by_name(exported: Path) -> None:
-    """From the header, before anything starts."""
+def test_weights_that_do_not_fit_are_rejected_by_name(exported: Path) -> None:
+    """The check reads only the file's header, before anything starts."""
     from safetensors import safe_open
 
     with safe_open(exported, framework="pt") as file:
@@ -309,8 +307,8 @@ def test_weights_that_do_not_fit_are_refused_by_name(exported: Path) -> None:
         build(exported, **FACTORY)
 
 
-def test_safetensors_of_something_else_are_refused(tmp_path: Path) -> None:
-    """With what writes the right ones."""
+def test_safetensors_with_other_content_are_rejected(tmp_path: Path) -> None:
+    """The message names the function that writes suitable files."""
     save_file({"weight": torch.zeros(2)}, tmp_path / "net.safetensors")
     with pytest.raises(ConfigError, match=r"does not describe how to build its network \('bespoke_edm'\); write it w"):
         build(tmp_path / "net.safetensors", **FACTORY)
@@ -325,8 +323,8 @@ def test_safetensors_of_something_else_are_refused(tmp_path: Path) -> None:
         (None, r"Denoiser does not record the arguments it was built with; pass them as kwargs"),
     ],
 )
-def test_an_export_that_would_not_be_the_network_is_not_written(tmp_path: Path, kwargs: Any, message: str) -> None:
-    """The copy is made and asked before the file is there."""
+def test_an_export_that_differs_from_the_network_is_not_written(tmp_path: Path, kwargs: Any, message: str) -> None:
+    """The copy is built and compared before the file is written."""
     network, path = own_networks.Denoiser(**KWARGS), tmp_path / "edm.safetensors"
     with pytest.raises(ConfigError, match=message):
         export_safetensors(network, path, FACTORY["factory"], kwargs, FACTORY["path"])

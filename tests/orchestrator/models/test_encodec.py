@@ -1,4 +1,4 @@
-"""EnCodec as a decoder: the very sound that the library itself decodes, from its real file format."""
+"""EnCodec as a decoder: it decodes the same audio as the library, from the library's file format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 
 
 class Halving(torch.nn.Module):
-    """A velocity network of latents."""
+    """A velocity network on latents."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,8 +27,8 @@ class Halving(torch.nn.Module):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny EnCodec model of random weights: 8 numbers a frame of 4 samples."""
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny EnCodec model with random weights: 8 numbers per frame of 4 samples."""
     torch.manual_seed(0)
     config = transformers.EncodecConfig(
         hidden_size=8,
@@ -45,29 +45,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_latents_decode_as_the_library_decodes_them(folder: Path) -> None:
-    """Those of a sound, before quantisation, through the saved model."""
-    decoder = plugins.build("decoders", "encodec", {"model": str(folder)})
-    net = transformers.EncodecModel.from_pretrained(folder).eval()
-    sound = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(0))
+def test_latents_are_decoded_as_by_the_library(model_folder: Path) -> None:
+    """Unquantised latents of a sound, with the saved model."""
+    decoder = plugins.build("decoders", "encodec", {"model": str(model_folder)})
+    net = transformers.EncodecModel.from_pretrained(model_folder).eval()
+    audio = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        latents = net.encoder(sound)
+        latents = net.encoder(audio)
         expected = net.decoder(latents)
-    found = decoder(latents)
-    assert found.shape == sound.shape
-    torch.testing.assert_close(found, expected)
+    decoded = decoder(latents)
+    assert decoded.shape == audio.shape
+    torch.testing.assert_close(decoded, expected)
     assert decoder.rate == 8000
 
 
-def test_normalised_latents_are_given_back_their_scale(folder: Path) -> None:
-    """Models sample latents of mean 0 and deviation 1."""
+def test_normalised_latents_are_rescaled_before_decoding(model_folder: Path) -> None:
+    """Models sample latents of mean 0 and standard deviation 1."""
     latents = torch.randn(1, 8, 10, generator=torch.Generator().manual_seed(1))
-    plain, scaled = Encodec(str(folder)), Encodec(str(folder), mean=0.3, std=2.0)
+    plain, scaled = Encodec(str(model_folder)), Encodec(str(model_folder), mean=0.3, std=2.0)
     torch.testing.assert_close(scaled((latents - 0.3) / 2.0), plain(latents))
 
 
-def test_a_model_of_latents_decodes_with_it(folder: Path) -> None:
-    """As an option of any torch module; digest and velocity are those without it."""
+def test_a_torch_module_can_decode_with_encodec(model_folder: Path) -> None:
+    """It is an option of any torch module, and changes neither digest nor velocity."""
     options = {
         "factory": "test_encodec:Halving",
         "path": str(Path(__file__).parent),
@@ -77,22 +77,22 @@ def test_a_model_of_latents_decodes_with_it(folder: Path) -> None:
     }
     plain, decoding = (
         TorchModule(**{**options, **extra})
-        for extra in ({}, {"decoder": {"name": "encodec", "options": {"model": str(folder)}}})
+        for extra in ({}, {"decoder": {"name": "encodec", "options": {"model": str(model_folder)}}})
     )
     latents = torch.randn(2, 8, 10)
     assert decoding.digest == plain.digest
     assert torch.equal(plain.decode(latents), latents)
-    torch.testing.assert_close(decoding.decode(latents), Encodec(str(folder))(latents))
+    torch.testing.assert_close(decoding.decode(latents), Encodec(str(model_folder))(latents))
 
 
-def test_latents_of_another_width_are_refused(folder: Path) -> None:
-    """With both shapes."""
+def test_latents_of_another_width_are_rejected(model_folder: Path) -> None:
+    """The message contains both shapes."""
     with pytest.raises(ValueError, match=r"EnCodec decodes latents of shape \(B, 8, frames\), got \(2, 5, 10\)"):
-        Encodec(str(folder))(torch.zeros(2, 5, 10))
+        Encodec(str(model_folder))(torch.zeros(2, 5, 10))
 
 
-def test_what_is_no_encodec_model_is_refused(tmp_path: Path) -> None:
-    """An empty folder, and a model of another kind."""
+def test_a_folder_without_an_encodec_model_is_rejected(tmp_path: Path) -> None:
+    """An empty folder, and a model of another type."""
     with pytest.raises(ConfigError, match=r"is not an EnCodec model folder"):
         Encodec(str(tmp_path))
     transformers.T5Config(d_model=8).save_pretrained(tmp_path)
@@ -100,7 +100,7 @@ def test_what_is_no_encodec_model_is_refused(tmp_path: Path) -> None:
         Encodec(str(tmp_path))
 
 
-def test_a_deviation_must_be_positive() -> None:
-    """Nothing could be decoded otherwise."""
+def test_the_standard_deviation_must_be_positive() -> None:
+    """Any other value would make the latents meaningless."""
     with pytest.raises(ConfigError, match=r"decoder 'encodec': std must be positive, got 0"):
         plugins.build("decoders", "encodec", {"model": "nowhere", "std": 0})

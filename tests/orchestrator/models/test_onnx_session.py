@@ -1,4 +1,4 @@
-"""``onnx_session``: a black box is sampled, scored and distilled, and never differentiated by mistake."""
+"""``onnx_session``: a black box can be sampled, scored and distilled, and differentiating it is an error."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from orchestrator.config.pair_plan import pair_specs
 from orchestrator.config.reading import parse_config
 from orchestrator.errors import ConfigError
 from orchestrator.hosts.host import Host
+from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.onnx_session import OnnxSession
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.requests import LocalPool
+from orchestrator.pool.requests import LocalPool, Request
 from orchestrator.storage import Storage
 from solvers.grids import Grid
 from solvers.theta import ThetaArtifact, load_theta
@@ -38,7 +39,7 @@ DROPPED = torch.full_like(LABELS, own_networks.DROPPED)
 
 
 def graph(batch: Any = "B", time: int = TensorProto.FLOAT, outputs: tuple[str, ...] = ("velocity",)) -> onnx.ModelProto:
-    """:class:`own_networks.Flow` as a graph: what an exporter would have written."""
+    """:class:`own_networks.Flow` as an ONNX graph, like one written by an exporter."""
     core = own_networks.Flow().core
     arrays = {name: value.detach().numpy() for name, value in core.named_parameters()}
     arrays |= {"two": np.float32(2), "damping": np.float32(0.3), "row": np.array([-1, 1]), "flat": np.array([-1, 6])}
@@ -89,6 +90,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(file: Path, **changes: Any) -> dict[str, Any]:
+    """Options of the adapter for a file, with changes."""
     return {
         "file": str(file),
         "shape": [1, 2, 3],
@@ -101,26 +103,26 @@ def options(file: Path, **changes: Any) -> dict[str, Any]:
 
 
 def build(file: Path, **changes: Any) -> OnnxSession:
-    """The adapter, checked first as a configuration is."""
-    chosen = options(file, **changes)
-    OnnxSession.check(chosen)
-    model: OnnxSession = plugins.build("models", "onnx_session", chosen)
+    """Build the adapter after its configuration check."""
+    all_options = options(file, **changes)
+    OnnxSession.check(all_options)
+    model: OnnxSession = plugins.build("models", "onnx_session", all_options)
     return model
 
 
-# ---- the velocity is the network's --------------------------------------------------------------------------------
+# ---- agreement with the network -----------------------------------------------------------------------------------
 
 
-def test_ground_truth_is_what_a_loop_over_the_session_tends_to(exported: Path) -> None:
-    """Euler on ONNX Runtime itself, guided: within 1 % at 200 steps, and nearer by half at twice the steps."""
+def test_a_loop_over_the_session_converges_to_the_ground_truth(exported: Path) -> None:
+    """Guided Euler steps in ONNX Runtime are within 1 % at 200 steps, and twice the steps halve the error."""
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
 
     def sampler(x0: Tensor, steps: int) -> Tensor:
         x = x0.numpy().astype(np.float32)
-        for t, following in itertools.pairwise(np.linspace(0, 1, steps + 1, dtype=np.float32)):
+        for t, next_t in itertools.pairwise(np.linspace(0, 1, steps + 1, dtype=np.float32)):
             feed = {"x": x, "t": np.full(len(x), t)}
             velocity = guided(lambda y, feed=feed: session.run(None, feed | {"y": y.numpy()})[0], DROPPED, GUIDANCE)
-            x = x + (following - t) * velocity
+            x = x + (next_t - t) * velocity
         return torch.from_numpy(x).double()
 
     coarse, middle, fine = errors(build(exported), sampler, (50, 100, 200), GUIDANCE)
@@ -129,29 +131,29 @@ def test_ground_truth_is_what_a_loop_over_the_session_tends_to(exported: Path) -
     assert middle / fine == pytest.approx(2, rel=0.15)
 
 
-def test_the_velocity_depends_on_everything(exported: Path) -> None:
-    """State, time, label and guidance each move it by more than 1 %."""
+def test_the_velocity_depends_on_every_input(exported: Path) -> None:
+    """State, time, label and guidance each change it by more than 1 %."""
     assert min(influences(build(exported)).values()) > 0.01
 
 
-def test_it_answers_as_the_module_that_was_exported(exported: Path) -> None:
-    """To float32's rounding, at a time of each sample's own."""
+def test_it_predicts_as_the_exported_module(exported: Path) -> None:
+    """Up to rounding in float32, with a time per sample."""
     x, t = noise((1, 2, 3)), torch.tensor([0.1, 0.9, 0.4, 0.6], dtype=torch.float64)
-    found = build(exported).predict(x, t, LABELS)
+    prediction = build(exported).predict(x, t, LABELS)
     with torch.no_grad():
         expected = own_networks.Flow()(x.float(), t.float(), LABELS)
-    torch.testing.assert_close(found, expected.double(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(prediction, expected.double(), rtol=1e-5, atol=1e-6)
 
 
-def test_inputs_are_given_by_name_in_any_order(exported: Path) -> None:
-    """As a call with names says."""
+def test_inputs_can_be_named_in_any_order(exported: Path) -> None:
+    """The option ``call`` may name the inputs."""
     x, t = noise((1, 2, 3)), torch.tensor(0.3)
     first, second = (build(exported, call=call).predict(x, t, LABELS) for call in ("x, t, y", "y=y, x=x, t=t"))
     assert torch.equal(first, second)
 
 
 def test_the_facts_are_read_from_the_file(exported: Path) -> None:
-    """Weights that are counted, and a digest that does not depend on the folder."""
+    """The number of weights, and a digest that does not depend on the folder."""
     model = build(exported)
     assert model.parameters == sum(p.numel() for p in own_networks.Flow().parameters()) + 2  # two constants
     copy = exported.parent / "copy.onnx"
@@ -159,8 +161,8 @@ def test_the_facts_are_read_from_the_file(exported: Path) -> None:
     assert build(copy).digest == model.digest != build(exported, time="1-t").digest
 
 
-def test_weights_beside_the_file_are_part_of_the_digest(tmp_path: Path) -> None:
-    """A large model keeps them in another file, and other weights are another model."""
+def test_external_weights_are_part_of_the_digest(tmp_path: Path) -> None:
+    """Large models keep their weights in a second file; other weights make another model."""
     path = tmp_path / "large.onnx"
     onnx.save(
         graph(), path, save_as_external_data=True, location="large.bin", size_threshold=100, convert_attribute=False
@@ -174,14 +176,14 @@ def test_weights_beside_the_file_are_part_of_the_digest(tmp_path: Path) -> None:
     assert build(path).digest != before
 
 
-# ---- never differentiated by mistake ------------------------------------------------------------------------------
+# ---- derivatives are rejected -------------------------------------------------------------------------------------
 
 NO_DERIVATIVES = r"flow is a black box without derivatives; distil with 'method: levenberg_marquardt' and jacobian"
 
 
 @pytest.mark.parametrize("of", ["state", "time"])
-def test_a_gradient_is_refused(exported: Path, of: str) -> None:
-    """The part of the velocity that bypasses the network would still have one, a wrong one."""
+def test_a_gradient_is_rejected(exported: Path, of: str) -> None:
+    """The part of the velocity outside the network is differentiable, so the gradient would be silently wrong."""
     x, t = noise((1, 2, 3)), torch.tensor(0.3, dtype=torch.float64)
     (x if of == "state" else t).requires_grad_()
     with pytest.raises(ConfigError, match=NO_DERIVATIVES):
@@ -189,21 +191,21 @@ def test_a_gradient_is_refused(exported: Path, of: str) -> None:
 
 
 @pytest.mark.parametrize("of", ["state", "time"])
-def test_a_forward_derivative_is_refused(exported: Path, of: str) -> None:
-    """'jvp' of Levenberg-Marquardt, likewise."""
+def test_a_forward_derivative_is_rejected(exported: Path, of: str) -> None:
+    """Levenberg–Marquardt's 'jvp' needs forward derivatives."""
     x, t = noise((1, 2, 3)), torch.tensor(0.3, dtype=torch.float64)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x if of == "state" else t, torch.ones_like(x if of == "state" else t))
-        asked = (dual, t) if of == "state" else (x, dual)
+        inputs = (dual, t) if of == "state" else (x, dual)
         with pytest.raises(ConfigError, match=NO_DERIVATIVES):
-            build(exported).field(LABELS, 1.0)(*asked)
+            build(exported).field(LABELS, 1.0)(*inputs)
 
 
-# ---- distilled ----------------------------------------------------------------------------------------------------
+# ---- distillation -------------------------------------------------------------------------------------------------
 
 
 def experiment(file: Path, **learned: Any) -> ExperimentConfig:
-    """A distillation at 4 evaluations from Euler, with guidance."""
+    """An experiment that distils 4 evaluations with guidance, starting from Euler."""
     config = parse_config(
         {
             "name": "black-box",
@@ -232,14 +234,14 @@ def experiment(file: Path, **learned: Any) -> ExperimentConfig:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Storage:
-    """Where the module's pairs lie: those of all its experiments are the same."""
+    """The store of this module; all experiments share its pairs."""
     return Storage.at(tmp_path_factory.mktemp("store"))
 
 
 def distil(config: ExperimentConfig, storage: Storage) -> tuple[Any, ThetaArtifact]:
-    """Through hosts, pairs and a trial, as a sweep does it."""
+    """Make pairs and run one trial through a host, as a sweep does."""
     pool = LocalPool(Host(HostSettings(adapter="onnx_session", options=config.model.options, storage=storage.root)))
-    facts = pool.call("facts")
+    facts = pool.call(Request.of(HostProtocol.facts))
     specs = pair_specs(config, facts)
     ensure_pairs(storage, list(specs.values()), pool, wait=True, note=lambda sentence: None)
     euler = SolverChoice(family="euler", options={}, label="Euler", grid=Grid())
@@ -259,7 +261,7 @@ def distil(config: ExperimentConfig, storage: Storage) -> tuple[Any, ThetaArtifa
 
 
 def test_levenberg_marquardt_distils_a_black_box(exported: Path, store: Storage) -> None:
-    """Ten iterations are 10 dB and more above the start, on test pairs, without one backward pass."""
+    """Ten iterations gain more than 10 dB over the start on test pairs, without a backward pass."""
     config = experiment(exported, method="levenberg_marquardt", iterations=10, validate_every=5)
     result, theta = distil(config, store)
     assert result.metrics["psnr_db"]["mean"] > result.start_metrics["psnr_db"]["mean"] + 10
@@ -268,17 +270,17 @@ def test_levenberg_marquardt_distils_a_black_box(exported: Path, store: Storage)
 
 
 @pytest.mark.parametrize("method", [{"method": "adam"}, {"method": "levenberg_marquardt", "jacobian": "jvp"}])
-def test_methods_that_need_derivatives_are_refused_before_any_work(
+def test_methods_that_need_derivatives_are_rejected_before_any_work(
     exported: Path, store: Storage, method: dict[str, Any]
 ) -> None:
-    """And told what works instead."""
+    """The message names the methods that work."""
     with pytest.raises(
         ConfigError, match=r"models of adapter 'onnx_session' cannot be differentiated; distil 'bns' with"
     ):
         distil(experiment(exported, iterations=2, validate_every=1, **method), store)
 
 
-# ---- refusals -----------------------------------------------------------------------------------------------------
+# ---- rejections ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -304,24 +306,24 @@ def test_methods_that_need_derivatives_are_refused_before_any_work(
         ({"outputs": ("velocity", "bent")}, {}, r"net\.onnx has 2 outputs, but must have one, the prediction; export"),
     ],
 )
-def test_a_file_that_does_not_fit_the_options_is_refused(
+def test_a_file_that_does_not_fit_the_options_is_rejected(
     tmp_path: Path, model: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
-    """Before any actor starts, from what the file declares."""
+    """The check compares them with the file's declarations before any actor starts."""
     onnx.save(graph(**model), tmp_path / "net.onnx")
     with pytest.raises(ConfigError, match=message):
         build(tmp_path / "net.onnx", **changes)
 
 
-def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    """By name."""
+def test_a_file_with_other_content_is_rejected(tmp_path: Path) -> None:
+    """The message names the file."""
     (tmp_path / "net.onnx").write_bytes(b"PK nothing")
     with pytest.raises(ConfigError, match=r"net\.onnx is not an ONNX file: .*; export the network again"):
         build(tmp_path / "net.onnx")
 
 
-def test_a_device_without_a_provider_is_refused(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime would silently run on the CPU."""
+def test_a_device_without_a_provider_is_rejected(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise ONNX Runtime would silently run on the CPU."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     model = build(exported).to("cuda:0")
     with pytest.raises(ConfigError, match=r"no CUDAExecutionProvider for device 'cuda:0'; install onnxruntime-gpu"):
@@ -329,10 +331,10 @@ def test_a_device_without_a_provider_is_refused(exported: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
-def test_a_missing_package_is_told_with_how_to_install_it(
+def test_a_missing_package_is_reported_with_its_extra(
     exported: Path, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both come with the extra."""
+    """The extra 'onnx' installs both packages."""
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"needs the package {package} .*pip install 'bespoke-solvers\[onnx\]'"):
         build(exported)

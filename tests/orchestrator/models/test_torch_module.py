@@ -1,4 +1,4 @@
-"""``torch_module``: somebody's own network is sampled as its author samples it, and wrong options are told at once."""
+"""``torch_module``: a user's own network gives its authors' samples, and invalid options are rejected at once."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from orchestrator import plugins
 from orchestrator.errors import ConfigError
+from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.torch_module import TorchModule
+from orchestrator.pool.requests import Request
 from solvers.schedulers.discrete_vp import linear_betas
 
 HERE = Path(own_networks.__file__).parent
@@ -56,41 +58,41 @@ ECHO = {k: FLOW[k] for k in ("path", "shape", "prediction", "native_scheduler")}
 
 
 def build(options: dict[str, Any], **changes: Any) -> TorchModule:
-    """The adapter, checked first as a configuration is; None takes an option away."""
-    chosen = {name: value for name, value in (options | changes).items() if value is not None}
-    TorchModule.check(chosen)
-    model: TorchModule = plugins.build("models", "torch_module", chosen)
+    """Build the adapter after its configuration check; None removes an option."""
+    all_options = {name: value for name, value in (options | changes).items() if value is not None}
+    TorchModule.check(all_options)
+    model: TorchModule = plugins.build("models", "torch_module", all_options)
     return model
 
 
-# ---- the velocity is the network's --------------------------------------------------------------------------------
+# ---- agreement with the network -----------------------------------------------------------------------------------
 
 
 def euler(network: nn.Module, time: Callable[[float], float], scale: float) -> Callable[[Tensor, int], Tensor]:
-    """The sampler of flow matching: Euler on the velocity, in the network's own time."""
+    """The flow-matching sampler: Euler steps on the velocity, in the network's own time."""
 
     def sampler(x: Tensor, steps: int) -> Tensor:
-        for t, following in itertools.pairwise(np.linspace(0, 1, steps + 1)):
-            asked, now = torch.full((len(x),), time(t), dtype=torch.float64), x
-            velocity = guided(lambda y, now=now, asked=asked: network(now, asked, y), DROPPED, scale)
-            x = x + (following - t) * velocity
+        for t, next_t in itertools.pairwise(np.linspace(0, 1, steps + 1)):
+            times, state = torch.full((len(x),), time(t), dtype=torch.float64), x
+            velocity = guided(lambda y, state=state, times=times: network(state, times, y), DROPPED, scale)
+            x = x + (next_t - t) * velocity
         return x
 
     return sampler
 
 
 def ddim(network: nn.Module, scale: float) -> Callable[[Tensor, int], Tensor]:
-    """DDIM (eta = 0) over a part of the training timesteps, from the noisiest to 0, as diffusion libraries have it."""
+    """DDIM (eta = 0) on a subset of the training timesteps, from the noisiest to 0, as in diffusion libraries."""
     products = np.cumprod(1 - np.array(BETAS))
 
     def sampler(x: Tensor, steps: int) -> Tensor:
         timesteps = np.linspace(COUNT - 1, 0, steps + 1).round().astype(int)
         x = x * float(np.sqrt(1 - products[-1]))
-        for k, following in itertools.pairwise(timesteps):
-            asked, now = torch.full((len(x),), float(k), dtype=torch.float64), x
-            noise = guided(lambda y, now=now, asked=asked: network(now, asked, y), DROPPED, scale)
+        for k, next_k in itertools.pairwise(timesteps):
+            times, state = torch.full((len(x),), float(k), dtype=torch.float64), x
+            noise = guided(lambda y, state=state, times=times: network(state, times, y), DROPPED, scale)
             clean = (x - float(np.sqrt(1 - products[k])) * noise) / float(np.sqrt(products[k]))
-            x = float(np.sqrt(products[following])) * clean + float(np.sqrt(1 - products[following])) * noise
+            x = float(np.sqrt(products[next_k])) * clean + float(np.sqrt(1 - products[next_k])) * noise
         return x
 
     return sampler
@@ -108,8 +110,8 @@ SAMPLERS = {
 
 @pytest.mark.parametrize("scale", [1.0, GUIDANCE])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_ground_truth_is_what_the_libraries_own_sampler_tends_to(name: str, scale: float) -> None:
-    """Within 1 % at 200 steps, and nearer by half at twice the steps: both solve the same equation, to first order."""
+def test_the_libraries_own_samplers_converge_to_the_ground_truth(name: str, scale: float) -> None:
+    """Within 1 % at 200 steps, and twice the steps halve the error: both solve the same equation, to first order."""
     options, sampler = SAMPLERS[name]
     coarse, middle, fine = errors(build(options), sampler(scale), (50, 100, 200), scale)
     assert fine < 1e-2
@@ -118,8 +120,8 @@ def test_ground_truth_is_what_the_libraries_own_sampler_tends_to(name: str, scal
 
 
 @pytest.mark.parametrize("options", [FLOW, REVERSED, NOISE], ids=["flow", "reversed flow", "noise"])
-def test_the_velocity_depends_on_everything(options: dict[str, Any]) -> None:
-    """State, time, label and guidance each move it by more than 1 %: the agreement above leaves none of them out."""
+def test_the_velocity_depends_on_every_input(options: dict[str, Any]) -> None:
+    """State, time, label and guidance each change it by more than 1 %, so the agreement above covers all of them."""
     assert min(influences(build(options)).values()) > 0.01
 
 
@@ -134,31 +136,31 @@ def test_the_velocity_depends_on_everything(options: dict[str, Any]) -> None:
         ("sigma", {"name": "edm", "options": {"sigma_max": 8}}, 2, 12),
     ],
 )
-def test_a_network_is_asked_in_its_own_time(time: str, scheduler: Any, scale: float, expected: float) -> None:
-    """What our t = 0.25 is to it."""
+def test_time_is_converted_to_the_networks_own(time: str, scheduler: Any, scale: float, expected: float) -> None:
+    """The time that the network receives for t = 0.25."""
     model = build(ECHO, time=time, native_scheduler=scheduler, time_scale=scale)
-    answer = model.predict(noise((1, 2, 3)), torch.tensor(0.25, dtype=torch.float64), LABELS)
-    torch.testing.assert_close(answer, torch.full_like(answer, expected), rtol=1e-6, atol=0)
+    prediction = model.predict(noise((1, 2, 3)), torch.tensor(0.25, dtype=torch.float64), LABELS)
+    torch.testing.assert_close(prediction, torch.full_like(prediction, expected), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("options", [FLOW, REVERSED, NOISE], ids=["flow", "reversed flow", "noise"])
-def test_each_sample_may_bring_a_time_of_its_own(options: dict[str, Any]) -> None:
-    """As if it were asked alone."""
+def test_each_sample_may_have_its_own_time(options: dict[str, Any]) -> None:
+    """Batched predictions equal separate ones."""
     model, x = build(options), noise((1, 2, 3))
     times = torch.tensor([0.1, 0.8, 0.3, 0.5], dtype=torch.float64)
-    together = model.predict(x, times, LABELS)
-    alone = torch.cat([model.predict(x[i : i + 1], times[i], LABELS[i : i + 1]) for i in range(len(x))])
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    batched = model.predict(x, times, LABELS)
+    separate = torch.cat([model.predict(x[i : i + 1], times[i], LABELS[i : i + 1]) for i in range(len(x))])
+    torch.testing.assert_close(batched, separate, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_answer_has_the_dtype_of_the_question(dtype: torch.dtype) -> None:
+def test_the_prediction_has_the_dtype_of_the_state(dtype: torch.dtype) -> None:
     """Ground truth keeps a float64 state around a float32 network."""
     assert build(FLOW).predict(noise((1, 2, 3)).to(dtype), torch.tensor(0.5), LABELS).dtype == dtype
 
 
-def test_a_network_in_half_precision_still_hears_every_timestep(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In half precision 748.5 would be 748: the time goes in as float32."""
+def test_a_half_precision_network_gets_exact_timesteps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, 748.5 would be rounded to 748, so the time is passed as float32."""
     monkeypatch.setattr(TorchModule, "dtype", torch.bfloat16)
     model = build(ECHO, time="timestep", native_scheduler="discrete_vp")
     assert float(model.predict(noise((1, 2, 3)), torch.tensor(0.2505).double(), LABELS)[0, 0, 0, 0]) == 748.5
@@ -168,42 +170,43 @@ def test_a_network_in_half_precision_still_hears_every_timestep(monkeypatch: pyt
 
 
 def other_weights(seed: int = 7) -> dict[str, Tensor]:
+    """Weights of another seed than the factory's default."""
     return own_networks.Flow(seed).state_dict()
 
 
-def saved(folder: Path, suffix: str, weights: Any = None) -> str:
-    """A file of weights; by default those of another seed than the factory's own."""
+def save_weights(folder: Path, suffix: str, weights: Any = None) -> str:
+    """Write a weights file; by default with another seed than the factory's."""
     path = folder / f"weights{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(weights or other_weights(), path)
     return str(path)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
-def test_weights_come_from_the_file(tmp_path: Path, suffix: str) -> None:
-    """Whichever of the formats it has."""
-    model = build(FLOW, weights=saved(tmp_path, suffix))
-    assert all(torch.equal(found, other_weights()[name]) for name, found in model.net.state_dict().items())
+def test_weights_are_loaded_from_the_file(tmp_path: Path, suffix: str) -> None:
+    """Each supported format is loaded."""
+    model = build(FLOW, weights=save_weights(tmp_path, suffix))
+    assert all(torch.equal(value, other_weights()[name]) for name, value in model.net.state_dict().items())
     assert model.name == "weights"
 
 
-def test_a_tied_weight_has_one_name_in_the_file(tmp_path: Path) -> None:
-    """safetensors keeps shared memory once."""
+def test_a_tied_weight_may_be_stored_once(tmp_path: Path) -> None:
+    """safetensors stores shared memory once."""
     tied = own_networks.Tied()
     weights = {name: value for name, value in tied.state_dict().items() if name != "second.weight"}
-    model = build(ECHO, factory="own_networks:Tied", weights=saved(tmp_path, ".safetensors", weights))
+    model = build(ECHO, factory="own_networks:Tied", weights=save_weights(tmp_path, ".safetensors", weights))
     assert torch.equal(model.net.second.weight, tied.first.weight)
 
 
 class Bomb:
-    """A pickle that runs code."""
+    """An object whose pickle runs code."""
 
     def __reduce__(self) -> Any:
         return print, ("boom",)
 
 
-def test_a_file_that_would_run_code_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """weights_only, always: whole pickled modules included."""
-    path = saved(tmp_path, ".pt", {"core.time": Bomb()})
+def test_a_file_that_would_run_code_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files are always loaded with weights_only, so whole pickled modules are rejected too."""
+    path = save_weights(tmp_path, ".pt", {"core.time": Bomb()})
     with pytest.raises(ConfigError, match=r"is damaged or holds more than tensors, and is not loaded, because"):
         build(FLOW, weights=path)
     assert "boom" not in capsys.readouterr().out
@@ -228,30 +231,30 @@ def test_a_file_that_would_run_code_is_not_read(tmp_path: Path, capsys: pytest.C
         (".pt", [torch.zeros(1)], r"is not a state dictionary but list; save only the module's state_dict\(\)"),
     ],
 )
-def test_weights_of_something_else_are_refused_by_name(tmp_path: Path, suffix: str, weights: Any, message: str) -> None:
-    """Before anything starts, from shapes alone."""
+def test_weights_that_do_not_fit_are_rejected_by_name(tmp_path: Path, suffix: str, weights: Any, message: str) -> None:
+    """Names and shapes are compared before anything starts."""
     with pytest.raises(ConfigError, match=message):
-        build(FLOW, weights=saved(tmp_path, suffix, weights))
+        build(FLOW, weights=save_weights(tmp_path, suffix, weights))
 
 
-def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
-    """By name."""
+def test_a_damaged_file_is_rejected(tmp_path: Path) -> None:
+    """The message names the file."""
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"PK no weights")
     with pytest.raises(ConfigError, match=r"weights\.safetensors is not safetensors"):
         build(FLOW, weights=str(path))
 
 
-def test_a_module_says_itself_where_its_parts_go() -> None:
-    """A network too large for one device: `to` is the module's own, and its answers come back to where x is."""
+def test_a_module_may_place_its_own_parts() -> None:
+    """The module's own `to` is called, as networks on several devices need; predictions have x's device and dtype."""
     model = build(ECHO, factory="own_networks:Spread").to("cpu")
     assert model.net.second.weight.dtype == torch.float64
     x = torch.zeros(2, *model.shape)
     assert model.field(torch.zeros(2, dtype=torch.int64), 1.0)(x, torch.tensor(0.5)).dtype == x.dtype
 
 
-def test_without_a_file_every_host_makes_the_same_weights() -> None:
-    """A constructor without a seed of its own gets one, and nobody else's random numbers move."""
+def test_without_a_file_the_constructor_is_seeded() -> None:
+    """Constructors without a seed are seeded, and the global random state is left unchanged."""
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -262,38 +265,38 @@ def test_without_a_file_every_host_makes_the_same_weights() -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_a_constructor_that_computes_is_checked_all_the_same() -> None:
-    """It cannot run without numbers, so it is run with them."""
+def test_a_constructor_that_reads_its_weights_is_checked_too() -> None:
+    """It cannot run on meta tensors, so the check runs it with real ones."""
     assert build(ECHO, factory="own_networks:Computing").parameters == 42
 
 
 # ---- the digest ---------------------------------------------------------------------------------------------------
 
 
-def test_the_digest_is_that_of_bytes_and_options_wherever_they_lie(tmp_path: Path) -> None:
-    """The same model in another folder is the same model."""
-    places = [tmp_path / name for name in ("here", "there")]
-    for place in places:
-        place.mkdir()
-    here, there = (build(FLOW, weights=saved(place, ".safetensors")).digest for place in places)
-    assert here == there
+def test_the_digest_depends_on_bytes_and_options_and_not_on_the_folder(tmp_path: Path) -> None:
+    """The same file in another folder is the same model."""
+    folders = [tmp_path / name for name in ("here", "there")]
+    for folder in folders:
+        folder.mkdir()
+    first, second = (build(FLOW, weights=save_weights(folder, ".safetensors")).digest for folder in folders)
+    assert first == second
 
 
 @pytest.mark.parametrize("changes", [{"data_range": 1.0}, {"time": "1-t"}, {"null_label": 0}, {"kwargs": {"seed": 1}}])
-def test_another_option_is_another_model(changes: dict[str, Any], tmp_path: Path) -> None:
-    """Stored pairs of one must not serve the other."""
-    path = saved(tmp_path, ".safetensors")
+def test_another_option_changes_the_digest(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Stored pairs of one must not be used for the other."""
+    path = save_weights(tmp_path, ".safetensors")
     assert build(FLOW, weights=path).digest != build(FLOW, weights=path, **changes).digest
 
 
-def test_other_weights_are_another_model(tmp_path: Path) -> None:
-    """By their bytes."""
-    first = build(FLOW, weights=saved(tmp_path, ".safetensors")).digest
-    assert build(FLOW, weights=saved(tmp_path, ".safetensors", other_weights(8))).digest != first
+def test_other_weights_change_the_digest(tmp_path: Path) -> None:
+    """The digest depends on the bytes of the file."""
+    first = build(FLOW, weights=save_weights(tmp_path, ".safetensors")).digest
+    assert build(FLOW, weights=save_weights(tmp_path, ".safetensors", other_weights(8))).digest != first
 
 
-def test_without_a_file_the_source_tells_models_apart(tmp_path: Path) -> None:
-    """A line changed in the network's file changes the digest."""
+def test_without_a_file_the_digest_depends_on_the_source(tmp_path: Path) -> None:
+    """A changed line in the network's source file changes the digest."""
     source = (HERE / "own_networks.py").read_text(encoding="utf-8")
     (tmp_path / "first_version.py").write_text(source, encoding="utf-8")
     (tmp_path / "second_version.py").write_text(source.replace("- 0.3 * x", "- 0.4 * x"), encoding="utf-8")
@@ -305,37 +308,37 @@ def test_without_a_file_the_source_tells_models_apart(tmp_path: Path) -> None:
     assert list(model.identity())[1:] == list(same.identity())[1:]
 
 
-# ---- found in other processes -------------------------------------------------------------------------------------
+# ---- import in other processes ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> dict[str, Any]:
-    """Options of a network in a folder that no process knows of."""
+def external_options(tmp_path: Path) -> dict[str, Any]:
+    """Options of a network in a folder that is on no process's search path."""
     source = (HERE / "own_networks.py").read_text(encoding="utf-8")
     (tmp_path / "network_elsewhere.py").write_text(source, encoding="utf-8")
     return FLOW | {"factory": "network_elsewhere:Flow", "path": str(tmp_path)}
 
 
-def test_a_fresh_process_finds_the_module_by_its_folder(elsewhere: dict[str, Any]) -> None:
-    """As a host does that is started from settings alone, in another working directory."""
+def test_a_new_process_imports_the_module_from_its_folder(external_options: dict[str, Any]) -> None:
+    """A host starts in the same way: from settings alone, in another working directory."""
     code = (
         "import sys; from orchestrator import plugins; "
-        f"print(plugins.build('models', 'torch_module', {elsewhere!r}).digest)"
+        f"print(plugins.build('models', 'torch_module', {external_options!r}).digest)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == build(elsewhere).digest
+    assert done.stdout.strip() == build(external_options).digest
 
 
 @pytest.mark.cluster
-def test_a_host_actor_finds_the_module_by_its_folder(
-    elsewhere: dict[str, Any], ray_pool: Callable[..., Any], tmp_path: Path
+def test_a_host_actor_imports_the_module_from_its_folder(
+    external_options: dict[str, Any], ray_pool: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """The same in an actor of Ray."""
-    pool = ray_pool(HostSettings(adapter="torch_module", options=elsewhere, storage=str(tmp_path / "store")), 1)
-    assert pool.call("facts").digest == build(elsewhere).digest
+    """The same for a Ray actor."""
+    pool = ray_pool(HostSettings(adapter="torch_module", options=external_options, storage=str(tmp_path / "store")), 1)
+    assert pool.call(Request.of(HostProtocol.facts)).digest == build(external_options).digest
 
 
-# ---- refusals -----------------------------------------------------------------------------------------------------
+# ---- rejections ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -399,13 +402,13 @@ def test_a_host_actor_finds_the_module_by_its_folder(
         (ECHO, {"factory": "own_networks:not_a_module"}, r"must return a torch\.nn\.Module, got int"),
     ],
 )
-def test_what_cannot_work_is_refused_by_the_check(
+def test_invalid_options_are_rejected_by_the_check(
     options: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
-    """Before any actor starts, naming the option, its value and the remedy."""
-    chosen = {name: value for name, value in (options | changes).items() if value is not None}
+    """The error is raised before any actor starts and names the option, its value and a remedy."""
+    all_options = {name: value for name, value in (options | changes).items() if value is not None}
     with pytest.raises(ConfigError, match=message):
-        TorchModule.check(chosen)
+        TorchModule.check(all_options)
 
 
 @pytest.mark.parametrize(
@@ -418,28 +421,28 @@ def test_what_cannot_work_is_refused_by_the_check(
         ("sample", "edm"),
     ],
 )
-def test_what_the_refusals_advise_is_accepted(prediction: str, scheduler: Any) -> None:
-    """Each remedy that they name."""
+def test_the_remedies_in_the_errors_are_accepted(prediction: str, scheduler: Any) -> None:
+    """Each remedy named in those errors works."""
     assert build(ECHO, prediction=prediction, native_scheduler=scheduler).prediction == prediction
 
 
 @pytest.mark.parametrize(("what", "got"), [("twice", r"shape \(4, 2, 2, 3\)"), ("tuple", "tuple")])
-def test_an_answer_of_another_shape_is_refused(what: str, got: str) -> None:
-    """A learned variance, say, must be cut off by whoever knows where it is."""
+def test_a_prediction_of_another_shape_is_rejected(what: str, got: str) -> None:
+    """The user must remove a learned variance, for example; the adapter does not know its position."""
     with pytest.raises(ConfigError, match=rf"Echo must return one tensor of shape \(4, 1, 2, 3\), .*, got {got}; wrap"):
         build(ECHO, kwargs={"what": what}).predict(noise((1, 2, 3)), torch.tensor(0.5), LABELS)
 
 
 def test_guidance_needs_a_dropped_label() -> None:
-    """Nothing is made up for it."""
+    """There is no default for it."""
     with pytest.raises(
         ConfigError, match=r"guidance scale 2\.5 needs a label for the dropped condition, but Flow has n"
     ):
         build(FLOW, null_label=None).field(LABELS, GUIDANCE)
 
 
-def test_a_label_that_the_network_does_not_know_is_refused() -> None:
-    """With what to set."""
+def test_a_label_outside_the_networks_classes_is_rejected() -> None:
+    """The message names the option to set."""
     with pytest.raises(
         ConfigError, match=r"label 3 is not one of Flow's 3 classes; set conditioning\.options\.classes to 3"
     ):
@@ -447,7 +450,7 @@ def test_a_label_that_the_network_does_not_know_is_refused() -> None:
 
 
 def test_a_network_without_labels_ignores_them() -> None:
-    """It is the same model for every conditioning."""
+    """Predictions are the same for every conditioning."""
     model, t = build(ECHO, factory="own_networks:Unset"), torch.tensor(0.5)
     model.check_condition(LABELS + 100)
     assert distance(*(model.predict(noise((1, 2, 3)), t, labels) for labels in (LABELS, DROPPED))) == 0

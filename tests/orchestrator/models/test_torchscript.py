@@ -1,4 +1,4 @@
-"""``torchscript``: a network exported with its code is the network it was exported from, derivatives included."""
+"""``torchscript``: an exported network behaves like its source module, derivatives included."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(file: Path, **changes: Any) -> TorchScript:
-    """The adapter, checked first as a configuration is."""
+    """Build the adapter after its configuration check."""
     options: dict[str, Any] = {
         "file": str(file),
         "shape": [1, 2, 3],
@@ -45,16 +45,16 @@ def build(file: Path, **changes: Any) -> TorchScript:
     return model
 
 
-def test_ground_truth_is_what_a_loop_over_the_exported_file_tends_to(exported: Path) -> None:
-    """Euler on the loaded file itself, guided: within 1 % at 200 steps, and nearer by half at twice the steps."""
+def test_a_loop_over_the_exported_file_converges_to_the_ground_truth(exported: Path) -> None:
+    """Guided Euler steps on the loaded file are within 1 % at 200 steps, and twice the steps halve the error."""
     network = torch.jit.load(exported)
 
     def sampler(x: Tensor, steps: int) -> Tensor:
         x = x.float()
-        for t, following in itertools.pairwise(np.linspace(0, 1, steps + 1)):
-            asked, now = torch.full((len(x),), float(t)), x
-            velocity = guided(lambda y, now=now, asked=asked: network(now, asked, y), DROPPED, GUIDANCE)
-            x = x + float(following - t) * velocity
+        for t, next_t in itertools.pairwise(np.linspace(0, 1, steps + 1)):
+            times, state = torch.full((len(x),), float(t)), x
+            velocity = guided(lambda y, state=state, times=times: network(state, times, y), DROPPED, GUIDANCE)
+            x = x + float(next_t - t) * velocity
         return x.double()
 
     coarse, middle, fine = errors(build(exported), sampler, (50, 100, 200), GUIDANCE)
@@ -63,13 +63,13 @@ def test_ground_truth_is_what_a_loop_over_the_exported_file_tends_to(exported: P
     assert middle / fine == pytest.approx(2, rel=0.15)
 
 
-def test_the_velocity_depends_on_everything(exported: Path) -> None:
-    """State, time, label and guidance each move it by more than 1 %."""
+def test_the_velocity_depends_on_every_input(exported: Path) -> None:
+    """State, time, label and guidance each change it by more than 1 %."""
     assert min(influences(build(exported)).values()) > 0.01
 
 
-def test_it_is_differentiated_as_its_source_is(exported: Path) -> None:
-    """Adam works: the gradient in the state is that of the module it was exported from."""
+def test_its_gradient_is_that_of_the_source_module(exported: Path) -> None:
+    """The gradient in the state equals that of the source module, so Adam works."""
     t = torch.tensor(0.4, dtype=torch.float64)
     gradients = []
     for velocity in (
@@ -83,20 +83,20 @@ def test_it_is_differentiated_as_its_source_is(exported: Path) -> None:
 
 
 def test_the_weights_are_frozen(exported: Path) -> None:
-    """Only theta ever learns."""
+    """Only theta is trained."""
     assert not any(parameter.requires_grad for parameter in build(exported).net.parameters())
 
 
-def test_the_digest_is_that_of_the_file_and_the_options(exported: Path, tmp_path: Path) -> None:
-    """Elsewhere the same model; with another option another."""
+def test_the_digest_depends_on_the_file_and_the_options(exported: Path, tmp_path: Path) -> None:
+    """A copy elsewhere is the same model; another option makes another model."""
     copy = tmp_path / "copy.pt"
     copy.write_bytes(exported.read_bytes())
     assert build(copy).digest == build(exported).digest != build(exported, time="1-t").digest
 
 
 @pytest.mark.parametrize("content", ["weights", "bytes"])
-def test_a_file_without_code_is_refused_before_anything_starts(tmp_path: Path, content: str) -> None:
-    """Weights alone belong to another adapter."""
+def test_a_file_without_code_is_rejected_before_anything_starts(tmp_path: Path, content: str) -> None:
+    """Weights alone belong to the adapter 'torch_module'."""
     path = tmp_path / "net.pt"
     if content == "weights":
         torch.save(own_networks.Flow().state_dict(), path)
@@ -108,8 +108,8 @@ def test_a_file_without_code_is_refused_before_anything_starts(tmp_path: Path, c
         build(path)
 
 
-def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
-    """It looks like TorchScript from outside, and is not whole."""
+def test_a_damaged_file_is_rejected(tmp_path: Path) -> None:
+    """It has the layout of TorchScript but is incomplete."""
     path = tmp_path / "damaged.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("flow/code/__torch__.py", "class Flow")

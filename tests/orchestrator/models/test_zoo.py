@@ -1,4 +1,4 @@
-"""The zoo: models that travel with the package, and how they are loaded."""
+"""The zoo: the models that ship with the package, and how they are loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEGABYTE = 1_000_000
 
 
 def _condition(model: ZooModel, count: int) -> Tensor:
-    """Labels in turn, or strings to be spoken."""
+    """Labels in turn, or strings of digits to be spoken."""
     if model.net.conditioning == "spoken_digits":
         dataset = SpokenDigits()
         return dataset.infilling(dataset.conditions(0, range(count)))
@@ -36,14 +36,14 @@ def _condition(model: ZooModel, count: int) -> Tensor:
 
 
 def _samples(model: ZooModel, condition: Tensor, guidance_scale: float) -> Tensor:
-    """Ground truth."""
+    """Ground-truth samples."""
     x0 = torch.from_numpy(noise(0, range(len(condition)), model.shape))
     return solve(model.field(condition, guidance_scale), x0, 1e-4, 1e-4).x1
 
 
 @pytest.mark.parametrize("name", zoo_names())
 def test_a_shipped_model_loads_is_small_and_has_a_card(name: str) -> None:
-    """Weights under 12 MB, a card that says data, recipe, seed, loss and commit, and the digest of the very file."""
+    """Under 12 MB, with a card that states data, recipe, seed, loss and commit; the digest is the file's sha256."""
     model = ZooModel(name)
     path = WEIGHTS / f"{name}.safetensors"
     card = path.with_suffix(".md").read_text(encoding="utf-8")
@@ -56,8 +56,8 @@ def test_a_shipped_model_loads_is_small_and_has_a_card(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in zoo_names() if name.startswith("digits")])
-def test_a_shipped_model_is_better_than_knowing_nothing(name: str) -> None:
-    """Its prediction of the noise-free digit from a half-noised one beats the mean digit by far."""
+def test_a_shipped_model_predicts_much_better_than_the_mean(name: str) -> None:
+    """From a half-noised digit, its velocity explains more than 70 % of the variance of the true one."""
     model = ZooModel(name)
     reference = plugins.build("datasets", "digits").reference()
     x1 = torch.from_numpy(reference.samples[:500])
@@ -71,14 +71,14 @@ def test_a_shipped_model_is_better_than_knowing_nothing(name: str) -> None:
     assert explained > 0.7
 
 
-def test_the_three_parametrisations_are_there() -> None:
-    """FM-OT, FM/v-CS and epsilon-VP: every branch of the mathematics has a model to run on."""
-    found = {(model.prediction, model.native.name) for model in map(ZooModel, zoo_names())}
-    assert found >= {("velocity", "cond_ot"), ("v_prediction", "cosine"), ("epsilon", "vp")}
+def test_the_zoo_covers_the_three_parametrisations() -> None:
+    """FM-OT, FM/v-CS and epsilon-VP: each branch of the mathematics has a model."""
+    parametrisations = {(model.prediction, model.native.name) for model in map(ZooModel, zoo_names())}
+    assert parametrisations >= {("velocity", "cond_ot"), ("v_prediction", "cosine"), ("epsilon", "vp")}
 
 
-def test_an_unknown_model_is_refused_with_the_nearest_and_all_that_exist() -> None:
-    """A misspelt name costs one look."""
+def test_an_unknown_model_is_rejected_with_a_suggestion() -> None:
+    """The message suggests the closest name and lists all models."""
     with pytest.raises(
         ConfigError,
         match=r"no zoo model 'digit_fm_ot' \(did you mean 'digits_fm_ot'\?\); there are: .*, or give the path of a",
@@ -87,14 +87,14 @@ def test_an_unknown_model_is_refused_with_the_nearest_and_all_that_exist() -> No
 
 
 @pytest.mark.parametrize("options", [{}, {"weights": 3}, {"weights": "digits_fm_ot", "width": 8}, {"weight": "x"}])
-def test_options_that_cannot_work_are_refused_before_anything_is_loaded(options: dict[str, object]) -> None:
+def test_invalid_options_are_rejected_before_anything_is_loaded(options: dict[str, object]) -> None:
     """The adapter takes one option, a name or a path."""
     with pytest.raises(ConfigError, match=r"model adapter 'zoo' takes one option, 'weights', a name or a path; got \{"):
         ZooModel.check(options)
 
 
-def test_a_file_that_is_no_zoo_model_is_refused(tmp_path: Path) -> None:
-    """Not safetensors at all, or safetensors of something else."""
+def test_a_file_that_is_not_a_zoo_model_is_rejected(tmp_path: Path) -> None:
+    """Not safetensors, safetensors with other content, or a missing file."""
     nothing = tmp_path / "nothing.safetensors"
     nothing.write_bytes(b"PK not weights")
     with pytest.raises(
@@ -109,8 +109,8 @@ def test_a_file_that_is_no_zoo_model_is_refused(tmp_path: Path) -> None:
         ZooModel(str(tmp_path / "missing.safetensors"))
 
 
-def test_a_model_is_found_by_path_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One's own model: the same bytes have the same digest, whatever the file is called."""
+def test_a_model_is_loaded_from_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own model. The same bytes have the same digest under any file name."""
     copy = tmp_path / "mine.safetensors"
     copy.write_bytes((WEIGHTS / "digits_fm_ot.safetensors").read_bytes())
     monkeypatch.chdir(tmp_path)
@@ -119,7 +119,7 @@ def test_a_model_is_found_by_path_from_any_directory(tmp_path: Path, monkeypatch
     assert model.digest == ZooModel("digits_fm_ot").digest
 
 
-def test_a_network_computes_in_float32_and_answers_in_the_dtype_it_was_asked_in() -> None:
+def test_a_network_computes_in_float32_and_returns_the_dtype_of_the_state() -> None:
     """Ground truth keeps a float64 state around a float32 network."""
     model: ModelAdapter = ZooModel("digits_fm_ot")
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -137,14 +137,14 @@ def test_a_network_computes_in_float32_and_answers_in_the_dtype_it_was_asked_in(
         ({"net": "film_mlp", "widht": 8}, "network 'film_mlp' does not take these arguments"),
     ],
 )
-def test_a_network_that_cannot_be_built_is_refused(architecture: dict[str, object], message: str) -> None:
-    """With the names that exist."""
+def test_an_invalid_architecture_is_rejected(architecture: dict[str, object], message: str) -> None:
+    """The message lists the networks that exist, or says which arguments do not fit."""
     with pytest.raises(ValueError, match=message):
         build_net(architecture)
 
 
 @pytest.mark.parametrize("label", [10, 11, -1])
-def test_a_label_that_the_model_was_not_trained_on_is_refused(label: int) -> None:
+def test_a_label_outside_the_trained_classes_is_rejected(label: int) -> None:
     """Label 10 of ten classes means "dropped": as conditioning it would silently be unconditional."""
     with pytest.raises(ConfigError, match=rf"model 'digits_fm_ot': label {label} is not one of its 10 classes; set"):
         ZooModel("digits_fm_ot").check_condition(torch.tensor([0, 9, label]))
@@ -152,18 +152,18 @@ def test_a_label_that_the_model_was_not_trained_on_is_refused(label: int) -> Non
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("name", zoo_names())
-def test_samples_with_times_of_their_own_have_the_velocities_they_have_alone(name: str, guidance_scale: float) -> None:
-    """Exactly the numbers of the call with one time, whatever the other samples' times: solvers may share a batch."""
+def test_batched_times_give_exactly_the_velocities_of_separate_times(name: str, guidance_scale: float) -> None:
+    """Bit-identical to calls with a single time, so requests of several solvers may share a batch."""
     model = ZooModel(name)
     field = model.field(_condition(model, 6), guidance_scale)
     x = torch.randn(6, *model.shape, generator=torch.Generator().manual_seed(0))
     times = torch.linspace(field.scheduler.t_min, field.scheduler.t_max, 6, dtype=torch.float64)
-    alone = torch.stack([field(x, t)[i] for i, t in enumerate(times)])
-    assert torch.equal(field(x, times), alone)
+    separate = torch.stack([field(x, t)[i] for i, t in enumerate(times)])
+    assert torch.equal(field(x, times), separate)
 
 
-def test_another_number_of_times_than_samples_is_refused() -> None:
-    """One time, or one a sample; one too many would be a solver's mistake."""
+def test_a_wrong_number_of_times_is_rejected() -> None:
+    """Times are a scalar or one per sample; any other number is a bug in a solver."""
     with pytest.raises(ValueError, match=r"times of shape \(3,\) for a batch of 2 samples; give one time"):
         expand_time(torch.zeros(3, dtype=torch.float64), torch.zeros(2, 1, 8, 8))
 
@@ -178,18 +178,18 @@ def test_another_number_of_times_than_samples_is_refused() -> None:
         ("cifar10_gray16_fm_ot", 2.0, 0.7),
     ],
 )
-def test_samples_carry_their_labels(name: str, guidance_scale: float, share: float) -> None:
-    """A classifier that was trained on the real data, and not on this model, finds the class that was asked for."""
+def test_samples_match_their_labels(name: str, guidance_scale: float, share: float) -> None:
+    """A classifier trained on real data, independent of the model, recognises the requested class."""
     model = ZooModel(name)
     classifier = DigitsCNN() if name.startswith("digits") else Cifar10Gray16CNN()
     labels = _condition(model, 300)
-    found = classifier.classify(_samples(model, labels, guidance_scale))
-    assert (found == labels).float().mean() >= share
+    predicted = classifier.classify(_samples(model, labels, guidance_scale))
+    assert (predicted == labels).float().mean() >= share
 
 
 @pytest.mark.slow
-def test_speech_samples_are_understood() -> None:
-    """Vocoded ground truth has at most 10 points more word errors than vocoded recordings, judged by a recogniser."""
+def test_speech_samples_are_intelligible() -> None:
+    """The word error rate of vocoded ground truth is at most 10 points above that of vocoded recordings."""
     model, dataset = ZooModel("spoken_digits_fm_ot"), SpokenDigits()
     plans = dataset.conditions(1, range(60))
     said = [[int(dataset.recordings.digits[number]) for number, _ in dataset.placed(plan)] for plan in plans]
@@ -213,8 +213,8 @@ def test_speech_samples_are_understood() -> None:
         ("digits_fm_ot", {"classes": 12}, r"draws from 12 classes, but model 'digits_fm_ot' has 10; set condit"),
     ],
 )
-def test_conditioning_that_does_not_suit_the_model_is_refused(name: str, conditioning: object, message: str) -> None:
-    """From the configuration alone."""
+def test_conditioning_that_does_not_fit_the_model_is_rejected(name: str, conditioning: object, message: str) -> None:
+    """The check needs only the configuration."""
     options = conditioning if isinstance(conditioning, dict) else {}
     dataset = plugins.build("datasets", "labels" if options else str(conditioning), options)
     with pytest.raises(ConfigError, match=message):

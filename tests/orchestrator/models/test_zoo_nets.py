@@ -1,4 +1,4 @@
-"""Networks of the zoo: shapes, and that every input is felt once they are no longer fresh."""
+"""Networks of the zoo: output shapes, and dependence on every input once the weights are not the initial ones."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ INFILLING = {"net": "infilling", "shape": [40, 96], "tokens": 12, "width": 16, "
 
 
 def unet(**changes: Any) -> Any:
+    """A tiny U-Net with random weights, instead of the initial ones."""
     return tiny_pipelines.liven(build_net({**UNET, **changes}))
 
 
 def infilling(**changes: Any) -> Any:
+    """A tiny infilling network with random weights, instead of the initial ones."""
     return tiny_pipelines.liven(build_net({**INFILLING, **changes}))
 
 
 def strings(count: int) -> Tensor:
+    """Conditioning of strings of spoken digits."""
     dataset = SpokenDigits()
     return dataset.infilling(dataset.conditions(0, range(count)))
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float(((found - expected).norm() / expected.norm()).detach())
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Relative difference in the Euclidean norm."""
+    return float(((actual - expected).norm() / expected.norm()).detach())
 
 
 @pytest.mark.parametrize(
@@ -45,34 +49,36 @@ def relative(found: Tensor, expected: Tensor) -> float:
     ],
     ids=str,
 )
-def test_a_unet_feels_its_inputs_and_keeps_the_shape(changes: dict[str, Any]) -> None:
-    """State, time and label each move the output by more than 1 %."""
+def test_a_unet_depends_on_every_input_and_keeps_the_shape(changes: dict[str, Any]) -> None:
+    """State, time and label each change the output by more than 1 %."""
     net = unet(**changes)
     x = torch.randn(4, *(changes.get("shape") or UNET["shape"]))
     t, label = torch.full((4,), 0.3), torch.arange(4)
     output = net(x, t, label)
     assert output.shape == x.shape
     moved = {"x": net(1.2 * x, t, label), "t": net(x, t + 0.4, label), "label": net(x, t, label.flip(0))}
-    assert {name: relative(other, output) for name, other in moved.items() if relative(other, output) < 0.01} == {}
+    assert {
+        name: relative_error(other, output) for name, other in moved.items() if relative_error(other, output) < 0.01
+    } == {}
 
 
 @pytest.mark.parametrize("make", [unet, infilling], ids=["unet", "infilling"])
-def test_a_fresh_network_answers_zero(make: Any) -> None:
-    """The last layer begins at zero: training starts from the mean."""
+def test_a_new_network_outputs_zero(make: Any) -> None:
+    """The last layer is initialised to zero, so training starts from the mean."""
     fresh = build_net(UNET if make is unet else INFILLING)
-    given = (torch.randn(2, 3, 16, 16), torch.arange(2)) if make is unet else (torch.randn(2, 40, 96), strings(2))
-    assert not fresh(given[0], torch.rand(2), given[1]).any()
+    inputs = (torch.randn(2, 3, 16, 16), torch.arange(2)) if make is unet else (torch.randn(2, 40, 96), strings(2))
+    assert not fresh(inputs[0], torch.rand(2), inputs[1]).any()
 
 
-def test_a_sample_of_a_unet_does_not_depend_on_its_neighbours() -> None:
-    """Normalisation is within a sample."""
+def test_a_unet_treats_samples_of_a_batch_independently() -> None:
+    """Normalisation is per sample."""
     net, x, t = unet(attention=[8]), torch.randn(3, 3, 16, 16), torch.rand(3)
-    together = net(x, t, torch.tensor([0, 3, 5]))
-    torch.testing.assert_close(together[1:2], net(x[1:2], t[1:2], torch.tensor([3])), rtol=1e-4, atol=1e-5)
+    batched = net(x, t, torch.tensor([0, 3, 5]))
+    torch.testing.assert_close(batched[1:2], net(x[1:2], t[1:2], torch.tensor([3])), rtol=1e-4, atol=1e-5)
 
 
-def test_infilling_feels_prompt_mask_tokens_and_time() -> None:
-    """Each moves the output by more than 1 %, wherever the frames are."""
+def test_infilling_depends_on_every_input() -> None:
+    """Each changes the output by more than 1 %."""
     net, condition, x = infilling(), strings(4), torch.randn(4, 40, FRAMES)
     t = torch.full((4,), 0.3)
     output = net(x, t, condition)
@@ -83,11 +89,13 @@ def test_infilling_feels_prompt_mask_tokens_and_time() -> None:
     tokens[:, 41] = 3
     moved = {"x": net(x.flip(0), t, condition), "t": net(x, t + 0.4, condition)}
     moved |= {name: net(x, t, c) for name, c in (("prompt", prompt), ("mask", mask), ("tokens", tokens))}
-    assert {name: relative(other, output) for name, other in moved.items() if relative(other, output) < 0.01} == {}
+    assert {
+        name: relative_error(other, output) for name, other in moved.items() if relative_error(other, output) < 0.01
+    } == {}
 
 
-def test_a_voice_heard_at_one_end_reaches_the_other() -> None:
-    """Attention spans the string; convolutions alone would not."""
+def test_a_change_at_one_end_of_a_string_affects_the_other() -> None:
+    """Attention spans the whole string; convolutions alone would not."""
     net, condition, x = infilling(), strings(2), torch.randn(2, 40, FRAMES)
     changed = condition.clone()
     changed[:, :40, :4] += 1
@@ -95,8 +103,8 @@ def test_a_voice_heard_at_one_end_reaches_the_other() -> None:
     assert difference[:, :, -4:].max() > 0
 
 
-def test_a_dropped_string_says_nothing_of_it() -> None:
-    """Null conditioning is the same whatever was dropped, and is a condition the network takes."""
+def test_null_conditioning_is_independent_of_the_string() -> None:
+    """Null conditioning does not depend on the dropped string, and is valid conditioning."""
     net, condition = infilling(), strings(3)
     null = net.null_condition(condition)
     assert torch.equal(null, net.null_condition(condition.flip(0)))
@@ -111,8 +119,8 @@ def test_a_dropped_string_says_nothing_of_it() -> None:
         (torch.full((2, 42, 96), 12.0), r"a token outside 0\.\.11"),
     ],
 )
-def test_conditioning_that_infilling_cannot_take_is_named(condition: Tensor, message: str) -> None:
-    """Labels, a string of another length, a token that there is none of."""
+def test_invalid_conditioning_of_infilling_is_described(condition: Tensor, message: str) -> None:
+    """Labels, a string of another length, and an unknown token."""
     assert re.search(message, infilling().condition_error(condition) or "")
 
 
@@ -129,7 +137,7 @@ def test_conditioning_that_infilling_cannot_take_is_named(condition: Tensor, mes
         ({**INFILLING, "shape": [40, 95]}, r"frames must be divisible by patch.* got frames 95, patch 2"),
     ],
 )
-def test_an_architecture_that_cannot_be_is_refused(architecture: dict[str, Any], message: str) -> None:
-    """With the sizes that do not fit."""
+def test_an_invalid_architecture_is_rejected(architecture: dict[str, Any], message: str) -> None:
+    """The message contains the sizes that do not fit."""
     with pytest.raises(ValueError, match=message):
         build_net(architecture)

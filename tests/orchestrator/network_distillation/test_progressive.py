@@ -139,7 +139,7 @@ def run(model: ZooModel, storage: Storage) -> Run:
 
 
 def test_passes_of_the_whole_chain_are_counted(run: Run) -> None:
-    """Per sample, two forwards of the teacher and one forward and backward of the student (BNS D.4), over all stages."""
+    """Per sample and stage, two forwards of the teacher, and one forward and backward of the student (BNS D.4)."""
     counts = [(r.nfe, r.forwards, r.backwards, r.training_set, r.data_forwards) for r in run(4)]
     assert counts == [(8, 96, 32, 1797, 0), (4, 192, 64, 1797, 0)]
 

@@ -18,7 +18,6 @@ from orchestrator.network_distillation.weights import (
     WeightsRecipe,
     _Run,
     distil_weights,
-    rms,
     trajectories,
 )
 from orchestrator.pairs import PairSet, PairSpec, PairStore
@@ -27,6 +26,7 @@ from solvers.distil.adam import AdamSettings
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
+from solvers.losses import rmse_loss
 
 Run = Callable[..., StudentResult]
 
@@ -82,7 +82,7 @@ def test_trajectories_go_from_the_noise_to_the_ground_truth(
     states, forwards = trajectories(model, copied, specs[PairKey("train", 1.0, 0)].digest, times)
     assert states.shape == (48, 4, 1, 8, 8)
     torch.testing.assert_close(states[:, 0], pairs.x0)
-    assert rms(states[:, -1], pairs.x1).max() < 5e-3, "tolerances are 1e-4 per step"
+    assert rmse_loss(states[:, -1], pairs.x1).max() < 5e-3, "tolerances are 1e-4 per step"
     assert forwards >= 48 * 3 * 7
 
 
@@ -98,7 +98,7 @@ def test_trajectories_are_computed_once(model: ZooModel, copied: Storage, specs:
 
 def test_the_norm_is_the_root_of_the_mean_over_dimensions() -> None:
     """The papers' ||x||: for a constant it is the constant, for any number of dimensions."""
-    torch.testing.assert_close(rms(torch.full((2, 3, 4), 2.5), torch.zeros(2, 3, 4)), torch.tensor([2.5, 2.5]))
+    torch.testing.assert_close(rmse_loss(torch.full((2, 3, 4), 2.5), torch.zeros(2, 3, 4)), torch.tensor([2.5, 2.5]))
 
 
 def test_both_losses_agree_for_a_single_step(recipe: Callable[..., WeightsRecipe], copied: Storage) -> None:

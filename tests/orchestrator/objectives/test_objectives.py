@@ -1,4 +1,4 @@
-"""Objectives on a real model: what the host returns is the slope of what it returns, whatever is minimised."""
+"""Objectives on a real model: their gradients, their effect on samples, and their use in a configuration."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from orchestrator import plugins
 from orchestrator.config.pair_plan import PairKey, pair_specs
 from orchestrator.config.reading import parse_config
 from orchestrator.errors import ConfigError
-from orchestrator.hosts.distillation import LearnedRun, to_numpy
+from orchestrator.hosts.distillation import to_numpy
 from orchestrator.hosts.host import Host
+from orchestrator.hosts.runs import LearnedRun
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.objectives.base import FamilyObjective, SolverObjective
 from orchestrator.pairs import PairSpec
@@ -31,7 +32,7 @@ from solvers.ns import NSSolver
 from solvers.schedulers import CondOT
 from sweeps.space import learned_points
 
-#: Options to try of objectives that have some.
+#: Options to test, for the objectives that have any.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "trajectory": [{}, {"path_weight": 0.9}],
     "rmse_bound": [{}, {"lipschitz": 2.0}],
@@ -47,7 +48,7 @@ def train(
     specs: dict[PairKey, PairSpec],
     host_settings: Callable[..., HostSettings],
 ) -> tuple[Host, str]:
-    """A host, and training pairs that hold their trajectories."""
+    """A host, and the digest of training pairs with trajectories."""
     from orchestrator.storage import Storage
 
     storage = Storage.at(tmp_path_factory.mktemp("objectives"))
@@ -71,7 +72,7 @@ def _run(train: str, name: str, options: dict[str, Any], iterations: int = 30) -
 
 
 def _loss(host: Host, run: LearnedRun, parameters: np.ndarray) -> tuple[float, np.ndarray]:
-    """Loss and gradient over a few pairs, in the parameters or in theta, as the objective is one of the two."""
+    """Loss and gradient over a few pairs, in the family's parameters or in theta, depending on the objective."""
     if isinstance(run.build_objective(), FamilyObjective):
         return host.loss_and_gradient_of_parameters(run, parameters, INDICES)
     return host.loss_and_gradient(parameters, run.train, INDICES, run.objective, run.objective_options)
@@ -79,29 +80,33 @@ def _loss(host: Host, run: LearnedRun, parameters: np.ndarray) -> tuple[float, n
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_the_gradient_is_the_slope_of_the_loss(train: tuple[Host, str], name: str, options: dict[str, Any]) -> None:
-    """Against finite differences, along random directions: through the network, the solver, and the path."""
+    """Checked by finite differences along random directions, through the network, the solver and the path."""
     host, pairs = train
     run = _run(pairs, name, options)
     scheduler = host.model.scheduler
     if isinstance(run.build_objective(), SolverObjective):
-        at = to_numpy(START.to_ns(scheduler).flat())
+        point = to_numpy(START.to_ns(scheduler).flat())
     else:
-        at = to_numpy(BespokeRK2().start(START, scheduler))
-    at = at + 0.01 * np.linspace(0.2, 1, len(at))
-    _, gradient = _loss(host, run, at)
-    chance = np.random.default_rng(0)
+        point = to_numpy(BespokeRK2().start(START, scheduler))
+    point = point + 0.01 * np.linspace(0.2, 1, len(point))
+    _, gradient = _loss(host, run, point)
+    rng = np.random.default_rng(0)
     for _ in range(3):
-        direction = chance.standard_normal(len(at))
+        direction = rng.standard_normal(len(point))
         step = 2e-3 / np.linalg.norm(direction)
-        slope = (_loss(host, run, at + step * direction)[0] - _loss(host, run, at - step * direction)[0]) / (2 * step)
-        # The features of digits clip samples to [-1, 1], near whose ends most pixels lie: a loss with kinks.
-        slack = 0.1 if name == "perceptual" else 0.02
-        assert slope == pytest.approx(direction @ gradient, rel=3e-2, abs=slack * np.linalg.norm(gradient))
+        slope = (_loss(host, run, point + step * direction)[0] - _loss(host, run, point - step * direction)[0]) / (
+            2 * step
+        )
+        # The digits' features clip samples to [-1, 1], and most pixels are near the ends: the loss has kinks.
+        tolerance = 0.1 if name == "perceptual" else 0.02
+        assert slope == pytest.approx(direction @ gradient, rel=3e-2, abs=tolerance * np.linalg.norm(gradient))
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_a_few_steps_bring_samples_nearer(train: tuple[Host, str], name: str, options: dict[str, Any]) -> None:
-    """Whatever is minimised, the error of the samples falls: objectives differ in how far, not in whither."""
+def test_a_few_steps_reduce_the_error_of_the_samples(
+    train: tuple[Host, str], name: str, options: dict[str, Any]
+) -> None:
+    """Every objective lowers the error of the samples; they differ only in how far."""
     host, pairs = train
     scheduler = host.model.scheduler
     run = _run(pairs, name, options)
@@ -117,8 +122,8 @@ def test_a_few_steps_bring_samples_nearer(train: tuple[Host, str], name: str, op
     assert error(state.parameters) < 0.9 * error(start.parameters)
 
 
-def test_matching_the_trajectory_with_no_weight_on_it_is_the_psnr_loss(train: tuple[Host, str]) -> None:
-    """The option means what it says at its end."""
+def test_the_trajectory_objective_with_path_weight_0_is_the_psnr_loss(train: tuple[Host, str]) -> None:
+    """At path weight 0, only the final sample counts."""
     host, pairs = train
     theta = to_numpy(START.to_ns(host.model.scheduler).flat())
     matching = host.loss_and_gradient(theta, pairs, INDICES, "trajectory", {"path_weight": 0.0})
@@ -127,8 +132,8 @@ def test_matching_the_trajectory_with_no_weight_on_it_is_the_psnr_loss(train: tu
     np.testing.assert_array_equal(matching[1], plain[1])
 
 
-def test_states_are_scored_where_the_solver_asks_for_the_velocity(train: tuple[Host, str]) -> None:
-    """x_k against x(t_k), for every k, the sample against x(1)."""
+def test_states_are_compared_at_the_times_of_the_evaluations(train: tuple[Host, str]) -> None:
+    """Each x_k is compared with x(t_k), and the sample with x(1)."""
     host, pairs = train
     theta = to_numpy(START.to_ns(host.model.scheduler).flat())
     loss, _ = host.loss_and_gradient(theta, pairs, INDICES, "trajectory", {"path_weight": 0.25})
@@ -151,14 +156,14 @@ def _learned(experiment: dict[str, Any], **entry: Any) -> dict[str, Any]:
 
 
 def test_local_errors_are_refused_for_a_family_without_steps(experiment: dict[str, Any]) -> None:
-    """BNS has no step that could start on the path: told before any work, with what to do."""
+    """BNS has no step that could start on the path. The error comes before any work and names a remedy."""
     config = parse_config(_learned(experiment, family="bns", objective="rmse_bound"), "test")
     with pytest.raises(ConfigError, match=r"'RMSE bound' scores single scale-time steps, and BNS has none; use it"):
         config.check()
 
 
-def test_trajectories_are_kept_only_where_an_objective_needs_them(experiment: dict[str, Any], facts: Any) -> None:
-    """They make a training set many times larger; validation and test sets never hold them."""
+def test_trajectories_are_kept_only_if_an_objective_needs_them(experiment: dict[str, Any], facts: Any) -> None:
+    """They make a training set many times larger; validation and test sets never contain them."""
     plain = parse_config(_learned(experiment, family="bespoke_rk2"), "test")
     stepwise = parse_config(_learned(experiment, family="bespoke_rk2", objective="lte"), "test")
     assert not any(spec.trajectory for spec in pair_specs(plain, facts).values())
@@ -167,7 +172,7 @@ def test_trajectories_are_kept_only_where_an_objective_needs_them(experiment: di
 
 
 def test_one_family_under_two_objectives_is_two_solvers(experiment: dict[str, Any], facts: Any) -> None:
-    """Each has its row, and its name says what it was trained for."""
+    """Each has its own row, and its label contains the objective."""
     both = _learned(experiment, family="bespoke_rk2", start="midpoint")
     both["learned"].append({"family": "bespoke_rk2", "start": "midpoint", "objective": {"name": "rmse_bound"}})
     config = parse_config(both, "test")
@@ -178,7 +183,7 @@ def test_one_family_under_two_objectives_is_two_solvers(experiment: dict[str, An
 
 
 def test_a_start_that_the_family_cannot_equal_is_refused(experiment: dict[str, Any]) -> None:
-    """With the families that it can."""
+    """The error lists the families it can start from."""
     config = parse_config(_learned(experiment, family="bespoke_rk2", start="euler"), "test")
     with pytest.raises(ConfigError, match=r"'bespoke_rk2' cannot start from 'euler' \(it can only start from midpoint"):
         config.check()

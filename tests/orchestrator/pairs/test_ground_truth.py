@@ -1,4 +1,4 @@
-"""Ground truth is as exact as it says, whatever a sample's neighbours, and stays inside the model's time domain."""
+"""Ground truth meets its tolerance, does not depend on a sample's batch, and stays in the model's time domain."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _field(weights: str, pairs: int = PAIRS) -> tuple[VelocityField, Tensor]:
 
 
 def _rotation(frequencies: list[float]) -> tuple[VelocityField, Callable[[Tensor], Tensor]]:
-    """Each sample turns at its own frequency; the field, and the exact solution at t = 1."""
+    """A field in which each sample rotates at its own frequency, and its exact solution at t = 1."""
     omega = torch.tensor(frequencies, dtype=torch.float64)[:, None]
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -47,8 +47,8 @@ def _rotation(frequencies: list[float]) -> tuple[VelocityField, Callable[[Tensor
     return FunctionField(velocity, CondOT()), exact
 
 
-def test_the_solution_is_as_exact_as_the_tolerance_asks() -> None:
-    """Against the exact solution; ten times tighter is about ten times better."""
+def test_the_error_of_the_solution_follows_the_tolerance() -> None:
+    """Compared with the exact solution: a ten times tighter tolerance gives about a tenth of the error."""
     field, exact = _rotation([3.0, 7.0])
     x0 = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     errors = {}
@@ -59,8 +59,8 @@ def test_the_solution_is_as_exact_as_the_tolerance_asks() -> None:
     assert errors[1e-8] < errors[1e-6] / 10 < errors[1e-4] / 100
 
 
-def test_easy_neighbours_do_not_loosen_the_solution_of_a_difficult_sample() -> None:
-    """63 samples that stand still beside one that turns fast change nothing for it, to the last bit.
+def test_easy_samples_in_the_batch_do_not_loosen_the_solution_of_a_difficult_one() -> None:
+    """63 constant samples beside one that rotates fast do not change a bit of its solution.
 
     An error norm that averages over the batch would divide the difficult sample's error by eight.
     """
@@ -72,45 +72,43 @@ def test_easy_neighbours_do_not_loosen_the_solution_of_a_difficult_sample() -> N
     torch.testing.assert_close(together[:1], alone, rtol=0, atol=0)
 
 
-def test_the_error_norm_is_that_of_the_worst_sample() -> None:
-    """The RMS of each sample, and the largest of them."""
+def test_the_error_norm_is_the_largest_rms_of_a_sample() -> None:
+    """The RMS is taken per sample, and the norm is the largest of them."""
     error = torch.tensor([[3.0, 4.0], [0.1, 0.1]])
     assert float(largest_sample_rms(error)) == pytest.approx(math.sqrt(12.5))
     assert float(largest_sample_rms(torch.tensor(-2.0))) == 2.0
 
 
-def test_the_model_is_asked_at_the_end_and_never_beyond() -> None:
-    """The last step lands on t_max: a network knows nothing of later times."""
-    asked: list[float] = []
+def test_the_last_evaluation_is_at_the_end_of_the_domain() -> None:
+    """The last step ends at t_max, since a network is not trained at later times."""
+    times: list[float] = []
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        asked.append(float(t))
+        times.append(float(t))
         return -5 * x
 
     solve(FunctionField(velocity, CondOT()), torch.ones(2, 3), 1e-5, 1e-5)
-    assert 1 - 1e-12 < max(asked) <= 1
-    assert min(asked) == 0
+    assert 1 - 1e-12 < max(times) <= 1
+    assert min(times) == 0
 
 
-def test_the_state_is_double_and_the_count_is_that_of_the_evaluations() -> None:
-    """float32 state would drown tight tolerances in rounding; NFE is what the field was asked."""
-    asked: list[torch.dtype] = []
+def test_the_state_is_float64_and_nfe_counts_the_evaluations() -> None:
+    """With a float32 state, tight tolerances would drown in rounding."""
+    dtypes: list[torch.dtype] = []
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        asked.append(x.dtype)
+        dtypes.append(x.dtype)
         return -x
 
     x1, nfe, _ = solve(FunctionField(velocity, CondOT()), torch.ones(2, 3, dtype=torch.float32), 1e-5, 1e-5)
     assert x1.dtype == torch.float64
-    assert set(asked) == {torch.float64}
-    assert nfe == len(asked)
+    assert set(dtypes) == {torch.float64}
+    assert nfe == len(dtypes)
 
 
 @pytest.mark.parametrize("weights", zoo_names())
-def test_ground_truth_of_a_shipped_model_stands_under_a_ten_times_tighter_tolerance(
-    repository: Path, weights: str
-) -> None:
-    """At the tolerance of its experiment no value moves by 1/20,000 of the data range: no noise to compare with."""
+def test_ground_truth_of_a_shipped_model_has_converged(repository: Path, weights: str) -> None:
+    """A ten times tighter tolerance than that of its experiment changes no value by 1/20,000 of the data range."""
     experiment = {"cifar10_gray16_fm_ot": "cifar10", "spoken_digits_fm_ot": "spoken_digits"}.get(weights, "digits")
     pairs = load_config(repository / f"sweeps/configs/{experiment}.yaml").pairs
     field, x0 = _field(weights, PAIRS if experiment == "digits" else 2)
@@ -120,18 +118,18 @@ def test_ground_truth_of_a_shipped_model_stands_under_a_ten_times_tighter_tolera
 
 
 @pytest.mark.parametrize("weights", zoo_names())
-def test_a_shipped_model_has_a_finite_velocity_on_its_whole_domain(weights: str) -> None:
-    """Ends included, also where the native path's velocity is infinite: there the model is presented under CondOT."""
+def test_the_velocity_of_a_shipped_model_is_finite_on_its_whole_domain(weights: str) -> None:
+    """This includes the ends. If the native path's velocity is infinite there, the model is presented under CondOT."""
     field, x0 = _field(weights, 4)
     ends = (field.scheduler.t_min, field.scheduler.t_max)
     for t in ends:
         assert torch.isfinite(field(x0.double(), torch.tensor(t, dtype=torch.float64))).all()
     x1, *_ = solve(field, x0, 1e-4, 1e-4)
-    assert float(x1.abs().max()) < 4  # images lie in [-1, 1], frames of sound in about [-3, 3]
+    assert float(x1.abs().max()) < 4  # images are in [-1, 1], mel frames in about [-3, 3]
 
 
-def test_a_vp_model_is_presented_under_cond_ot_cut_to_where_it_begins() -> None:
-    """VP starts at alpha > 0: the domain begins at that signal-to-noise ratio, a little after t = 0."""
+def test_a_vp_model_is_presented_under_cond_ot_from_its_first_signal_to_noise_ratio() -> None:
+    """VP starts at alpha > 0, so the domain begins at that signal-to-noise ratio, slightly after t = 0."""
     model = _model("digits_eps_vp")
     assert model.native.name == "vp"
     assert model.scheduler.name == "cond_ot"
@@ -148,22 +146,22 @@ def test_a_vp_model_is_presented_under_cond_ot_cut_to_where_it_begins() -> None:
     ],
     ids=["not a number", "not a number from the middle on", "blows up"],
 )
-def test_a_velocity_that_is_not_finite_is_told(velocity: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """The error names the causes a user can check, not a step size."""
+def test_a_velocity_that_is_not_finite_is_an_error(velocity: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """The error names causes that a user can check, not a step size."""
     with pytest.raises(
         FloatingPointError, match=r"ground truth .* not finite; check the model, its data range and the guidance scale"
     ):
         solve(FunctionField(velocity, CondOT()), torch.ones(4, 3), 1e-4, 1e-4)
 
 
-def test_a_velocity_that_begins_small_is_not_asked_beyond_the_end() -> None:
-    """The first step is guessed from the velocity at the start: where that is small, the guess leaves the domain."""
-    asked: list[float] = []
+def test_a_small_initial_velocity_does_not_lead_to_evaluations_beyond_the_end() -> None:
+    """The first step is guessed from the initial velocity. If that is small, the guess would leave the domain."""
+    times: list[float] = []
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        asked.append(float(t))
+        times.append(float(t))
         return (1e-4 + 9 * t**8) * torch.ones_like(x)
 
     x1, *_ = solve(FunctionField(velocity, CondOT()), torch.ones(2, 3), 1e-6, 1e-6)
     torch.testing.assert_close(x1, torch.full((2, 3), 2.0001, dtype=torch.float64), rtol=0, atol=1e-5)
-    assert max(asked) <= 1
+    assert max(times) <= 1

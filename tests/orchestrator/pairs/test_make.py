@@ -1,4 +1,4 @@
-"""Making pairs goes on from wherever it was stopped, mends what is damaged, and ends with the same bytes."""
+"""Making pairs resumes after any interruption, remakes damaged files, and always ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ SPEC = PairKey("train", 1.0, 0)
 
 
 class CountingPool(Pool):
-    """Counts the shards that are asked for; fails in one of the ways a pool can."""
+    """A pool that records the requested shards and can fail in two ways.
+
+    Args:
+        inner: The pool that answers.
+        killed_after: Number of requests after which the run is interrupted; None: never.
+        poison: Number of a shard whose request fails; None: none fails.
+    """
 
     def __init__(self, inner: Pool, *, killed_after: int | None = None, poison: int | None = None):
         self.inner, self.killed_after, self.poison = inner, killed_after, poison
@@ -62,16 +68,16 @@ def _pool(storage: Storage, host_settings: Callable[..., HostSettings], **failur
 
 
 def _ensure(storage: Storage, spec: PairSpec, pool: Pool) -> list[str]:
-    """Makes the pairs; what was announced."""
-    told: list[str] = []
-    ensure_pairs(storage, [spec], pool, wait=False, note=told.append)
-    return told
+    """Make the pairs and return the notes."""
+    notes: list[str] = []
+    ensure_pairs(storage, [spec], pool, wait=False, note=notes.append)
+    return notes
 
 
-def test_a_complete_store_is_never_made_again(
+def test_a_complete_store_is_not_remade(
     copied: Storage, spec: PairSpec, host_settings: Callable[..., HostSettings], expected: dict[str, bytes]
 ) -> None:
-    """The manifest and whole shards are enough: no host is asked anything."""
+    """With the manifest and undamaged shards, no request is sent to a host."""
     pool = _pool(copied, host_settings)
     assert _ensure(copied, spec, pool) == []
     assert pool.shards == []
@@ -79,14 +85,14 @@ def test_a_complete_store_is_never_made_again(
 
 
 @pytest.mark.parametrize("killed_after", [0, 1, 2])
-def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(
+def test_a_killed_run_resumes_and_ends_with_the_same_bytes(
     storage: Storage,
     spec: PairSpec,
     host_settings: Callable[..., HostSettings],
     expected: dict[str, bytes],
     killed_after: int,
 ) -> None:
-    """Only the missing shards are made; shards and manifest are those of an undisturbed run, byte for byte."""
+    """Only the missing shards are made. Shards and manifest have the same bytes as those of an undisturbed run."""
     with pytest.raises(KeyboardInterrupt):
         _ensure(storage, spec, _pool(storage, host_settings, killed_after=killed_after))
     assert not PairStore(storage, spec).is_complete()
@@ -96,10 +102,10 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(
     assert _files(storage, spec) == expected
 
 
-def test_a_run_killed_before_its_manifest_makes_no_shard_again(
+def test_a_run_killed_before_its_manifest_remakes_no_shard(
     copied: Storage, spec: PairSpec, host_settings: Callable[..., HostSettings], expected: dict[str, bytes]
 ) -> None:
-    """The manifest is made from the shards that are there."""
+    """The manifest is made from the existing shards."""
     copied.delete(PairStore(copied, spec).manifest_key)
     pool = _pool(copied, host_settings)
     _ensure(copied, spec, pool)
@@ -109,7 +115,7 @@ def test_a_run_killed_before_its_manifest_makes_no_shard_again(
 
 @pytest.mark.parametrize("committed", [True, False])
 @pytest.mark.parametrize("how", ["missing", "truncated", "flipped", "of another spec"])
-def test_only_a_damaged_shard_is_made_again_with_the_same_bytes(
+def test_only_a_damaged_shard_is_remade_with_the_same_bytes(
     copied: Storage,
     spec: PairSpec,
     specs: dict[PairKey, PairSpec],
@@ -118,7 +124,7 @@ def test_only_a_damaged_shard_is_made_again_with_the_same_bytes(
     how: str,
     committed: bool,
 ) -> None:
-    """Whatever happened to the file, and whether or not the manifest was there."""
+    """Whatever the damage, and with or without the manifest."""
     store = PairStore(copied, spec)
     key = store.shard_key(1)
     data = bytearray(copied.read(key))
@@ -134,16 +140,16 @@ def test_only_a_damaged_shard_is_made_again_with_the_same_bytes(
     if not committed:
         copied.delete(store.manifest_key)
     pool = _pool(copied, host_settings)
-    told = _ensure(copied, spec, pool)
+    notes = _ensure(copied, spec, pool)
     assert pool.shards == [1]
     assert _files(copied, spec) == expected
-    assert told == ([f"{copied.root}/{store.folder}: remaking 1 damaged or missing shard(s)"] if committed else [])
+    assert notes == ([f"{copied.root}/{store.folder}: remaking 1 damaged or missing shard(s)"] if committed else [])
 
 
-def test_a_store_that_is_being_mended_is_not_called_complete(
+def test_a_store_with_a_shard_being_remade_is_not_complete(
     copied: Storage, spec: PairSpec, host_settings: Callable[..., HostSettings], expected: dict[str, bytes]
 ) -> None:
-    """Killed in the middle of mending, it has no manifest: whoever opens it is told so, and the next run goes on."""
+    """A run killed meanwhile leaves no manifest: opening the store is an error, and the next run resumes."""
     store = PairStore(copied, spec)
     copied.delete(store.shard_key(1))
     with pytest.raises(KeyboardInterrupt):
@@ -155,23 +161,23 @@ def test_a_store_that_is_being_mended_is_not_called_complete(
     assert _files(copied, spec) == expected
 
 
-def test_a_damaged_manifest_is_made_again_from_the_shards(
+def test_a_damaged_manifest_is_rebuilt_from_the_shards(
     copied: Storage, spec: PairSpec, host_settings: Callable[..., HostSettings], expected: dict[str, bytes]
 ) -> None:
-    """The shards are whole: nothing is computed."""
+    """The shards are undamaged, so no pair is solved again."""
     store = PairStore(copied, spec)
     copied.write(store.manifest_key, copied.read(store.manifest_key)[:100])
     pool = _pool(copied, host_settings)
-    told = _ensure(copied, spec, pool)
+    notes = _ensure(copied, spec, pool)
     assert pool.shards == []
     assert _files(copied, spec) == expected
-    assert told == [f"{copied.root}/{store.manifest_key} is damaged: rebuilding it from the shards"]
+    assert notes == [f"{copied.root}/{store.manifest_key} is damaged: rebuilding it from the shards"]
 
 
-def test_a_shard_that_cannot_be_made_is_named_and_the_others_are_kept(
+def test_the_error_names_a_failed_shard_and_the_others_are_kept(
     storage: Storage, spec: PairSpec, host_settings: Callable[..., HostSettings], expected: dict[str, bytes]
 ) -> None:
-    """One poison request costs its own shard, not the run's work."""
+    """A request that always fails costs only its own shard."""
     with pytest.raises(PoolError) as caught:
         _ensure(storage, spec, _pool(storage, host_settings, poison=1))
     message = str(caught.value)
@@ -184,14 +190,14 @@ def test_a_shard_that_cannot_be_made_is_named_and_the_others_are_kept(
     assert _files(storage, spec) == expected
 
 
-def test_a_full_disk_is_told_and_the_same_command_goes_on(
+def test_a_full_disk_is_reported_and_the_same_command_resumes(
     storage: Storage,
     spec: PairSpec,
     host_settings: Callable[..., HostSettings],
     expected: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What was complete is kept; once there is space, only the rest is made."""
+    """Complete shards are kept; once there is space, only the others are made."""
     pool = _pool(storage, host_settings)
     real = Storage.write
 
@@ -204,14 +210,14 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(
     with pytest.raises(PoolError, match=r"1 of 3 shards .*\(shards 1\): no space left writing .*shard-00001"):
         _ensure(storage, spec, pool)
     monkeypatch.undo()
-    again = _pool(storage, host_settings)
-    _ensure(storage, spec, again)
-    assert again.shards == [1]
+    resumed = _pool(storage, host_settings)
+    _ensure(storage, spec, resumed)
+    assert resumed.shards == [1]
     assert _files(storage, spec) == expected
 
 
 @pytest.mark.parametrize("kind", ["object_store", "s3_storage"])
-def test_pairs_on_an_object_store_are_the_same_bytes(
+def test_pairs_on_an_object_store_have_the_same_bytes(
     pool: LocalPool,
     spec: PairSpec,
     expected: dict[str, bytes],
@@ -219,13 +225,13 @@ def test_pairs_on_an_object_store_are_the_same_bytes(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Any filesystem: a store without folders or locks holds what a directory holds."""
-    place: Storage = request.getfixturevalue(kind)
+    """A store without folders or locks has the same contents as a directory."""
+    destination: Storage = request.getfixturevalue(kind)
     monkeypatch.setattr("orchestrator.lock.POLL_SECONDS", 0.001)
-    monkeypatch.setattr(pool.host, "storage", place)
-    _ensure(place, spec, pool)
-    assert _files(place, spec) == expected
-    assert _ensure(place, spec, pool) == []
+    monkeypatch.setattr(pool.host, "storage", destination)
+    _ensure(destination, spec, pool)
+    assert _files(destination, spec) == expected
+    assert _ensure(destination, spec, pool) == []
 
 
 @pytest.mark.cluster
@@ -238,7 +244,7 @@ def test_any_number_of_hosts_makes_the_same_bytes(
     expected: dict[str, bytes],
     hosts: int,
 ) -> None:
-    """1 or 2 host actors, or the host in this process: byte-identical shards and manifest."""
+    """Shards and manifest are byte-identical for 1 or 2 host actors and for the host in this process."""
     _ensure(storage, spec, ray_pool(host_settings(storage), hosts))
     assert _files(storage, spec) == expected
     assert sorted(path.name for path in Path(storage.root).rglob("*") if path.is_file()) == sorted([*expected, ".lock"])

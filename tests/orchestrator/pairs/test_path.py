@@ -1,4 +1,4 @@
-"""Trajectories kept beside the pairs: the adaptive solver's own steps, through the store and back, exact enough."""
+"""Trajectories stored with the pairs: the adaptive solver's own steps, their storage, and their accuracy."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def spec(specs: dict[PairKey, PairSpec]) -> PairSpec:
 
 
 def _as_solved(spec: PairSpec, batch: range) -> PairSpec:
-    """The spec with a tolerance of the batch's own, so that batches take different numbers of steps."""
+    """The spec with a separate tolerance per batch, so that batches take different numbers of steps."""
     tolerance = 10.0 ** -(4 + batch.start // spec.batch_size)
     return dataclasses.replace(spec, rtol=tolerance, atol=tolerance)
 
 
 @pytest.fixture
 def store(storage: Storage, spec: PairSpec, pool: LocalPool) -> PairStore:
-    """Two shards, each of two batches of eight, made by the host."""
+    """A store of two shards, each of two batches of eight, made by the host."""
     host = pool.host
     labels = plugins.build("datasets", spec.conditioning["name"], spec.conditioning["options"])
     small = dataclasses.replace(spec, count=32)
@@ -52,15 +52,15 @@ def store(storage: Storage, spec: PairSpec, pool: LocalPool) -> PairStore:
 
 
 def test_a_path_leads_from_the_noise_to_the_ground_truth(store: PairStore) -> None:
-    """Its ends are those of the pair: float32 of the same solution."""
+    """The pair holds the ends of the same solution in float32."""
     pairs = store.load()
     assert pairs.path is not None
     torch.testing.assert_close(pairs.path.state(0.0), pairs.x0)
     torch.testing.assert_close(pairs.path.state(1.0), pairs.x1, rtol=0, atol=1e-6)
 
 
-def test_the_store_gives_back_the_knots_of_every_batch(store: PairStore, pool: LocalPool) -> None:
-    """Batches took different numbers of steps: each row has its own knots, the rest repeats the last."""
+def test_the_store_returns_the_knots_of_every_batch(store: PairStore, pool: LocalPool) -> None:
+    """Batches took different numbers of steps. Each row has its own knots, padded with its last one."""
     pairs = store.load()
     assert pairs.path is not None
     spec, steps = store.spec, set()
@@ -81,7 +81,7 @@ def test_the_store_gives_back_the_knots_of_every_batch(store: PairStore, pool: L
 
 
 def test_keeping_the_path_costs_no_evaluation_and_changes_no_pair(store: PairStore, pool: LocalPool) -> None:
-    """A step's last stage is the velocity at its end: the knots are by-products."""
+    """The last stage of a step is the velocity at its end, so the knots are by-products."""
     pairs = store.load().select(range(8))
     field = pool.host.model.field(pairs.condition, 1.0)
     plain = solve(field, pairs.x0, 1e-6, 1e-6)
@@ -92,7 +92,7 @@ def test_keeping_the_path_costs_no_evaluation_and_changes_no_pair(store: PairSto
 
 
 def test_a_shard_whose_path_does_not_belong_to_its_rows_is_damaged(store: PairStore) -> None:
-    """Lists of the wrong length are told as damage, not as an index error in the middle of a distillation."""
+    """Lists of the wrong length are reported as damage, instead of an index error during a distillation."""
     pairs = store.load().select(slice(0, 16))
     assert pairs.path is not None
     cut = DensePath(pairs.path.times, pairs.path.states[..., :4], pairs.path.velocities[..., :4])
@@ -102,7 +102,7 @@ def test_a_shard_whose_path_does_not_belong_to_its_rows_is_damaged(store: PairSt
 
 
 def _exact(field: VelocityField, x0: Tensor, times: Tensor) -> Tensor:
-    """The states at these times, solved for a thousand times more tightly than the path."""
+    """The states at these times, solved about a thousand times more accurately than the path."""
     states = [x0.double()]
     for first, last in pairwise(times.tolist()):
         steps = torch.linspace(first, last, 41, dtype=torch.float64)
@@ -118,8 +118,8 @@ def _exact(field: VelocityField, x0: Tensor, times: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("steps", [4, 8])
-def test_interpolation_is_far_finer_than_what_it_scores(steps: int) -> None:
-    """At the tolerance of the shipped configuration it errs by under 1 % of the local errors of midpoint steps."""
+def test_interpolation_errors_are_far_below_the_errors_they_measure(steps: int) -> None:
+    """At the shipped configuration's tolerance, they are under 1 % of the local errors of midpoint steps."""
     pairs = load_config("sweeps/configs/digits.yaml").pairs
     model = plugins.build("models", "zoo", {"weights": "digits_fm_ot"})
     field = model.field(torch.from_numpy(plugins.build("datasets", "labels").conditions(0, range(8))), 1.0)
@@ -138,8 +138,8 @@ def test_interpolation_is_far_finer_than_what_it_scores(steps: int) -> None:
     assert interpolation < 0.01 * torch.stack(local).flatten(2).square().mean(-1).sqrt().mean()
 
 
-def test_pairs_with_and_without_a_path_do_not_join(store: PairStore) -> None:
-    """What is true of every row alone is kept."""
+def test_joining_pairs_with_and_without_a_path_drops_the_path(store: PairStore) -> None:
+    """The joined set keeps only the columns that every row has."""
     pairs = store.load()
     joined = concatenate([pairs, PairSet(pairs.x0, pairs.x1, pairs.condition, pairs.nfe)])
     assert (len(joined), joined.path) == (64, None)

@@ -1,4 +1,4 @@
-"""The pair spec: everything that pairs depend on, and its digest."""
+"""Pair specs: their digest, and the division of pairs into shards and batches."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ OTHER = {
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(PairSpec)])
-def test_pairs_that_differ_in_anything_have_another_digest(field: str) -> None:
-    """The digest is the folder's name: nothing that pairs depend on may be missing from it."""
+def test_a_change_of_any_field_changes_the_digest(field: str) -> None:
+    """The digest names the folder, so it must cover everything that pairs depend on."""
     assert dataclasses.replace(SPEC, **{field: OTHER[field]}).digest != SPEC.digest
 
 
-def test_a_spec_comes_back_from_json_as_it_was() -> None:
-    """A store is opened by its manifest alone."""
-    again = PairSpec.from_dict(json.loads(json.dumps(dataclasses.asdict(SPEC))))
-    assert again == SPEC
-    assert again.digest == SPEC.digest
+def test_a_spec_survives_a_round_trip_through_json() -> None:
+    """A store is opened from its manifest alone."""
+    restored = PairSpec.from_dict(json.loads(json.dumps(dataclasses.asdict(SPEC))))
+    assert restored == SPEC
+    assert restored.digest == SPEC.digest
 
 
-def test_the_digest_is_what_it_was_when_this_was_written() -> None:
-    """Were it to change by accident, every store on disk would be made again."""
+def test_the_digest_stays_the_same_between_versions() -> None:
+    """If it changed by accident, every store on disk would be remade."""
     assert SPEC.digest == "da332908a9a0db26"
 
 
 @pytest.mark.parametrize("count", [1, 8, 15, 16, 17, 40, 48])
-def test_every_pair_is_in_one_batch_of_one_shard(count: int) -> None:
-    """Batches follow from the index: none spans two shards, and only the very last may be short."""
+def test_every_pair_belongs_to_one_batch_of_one_shard(count: int) -> None:
+    """Batches follow from the index. None spans two shards, and only the last one may be short."""
     spec = dataclasses.replace(SPEC, count=count)
     batches = [batch for shard in range(spec.shards) for batch in spec.batches(shard)]
     assert [index for batch in batches for index in batch] == list(range(count))
@@ -60,8 +60,8 @@ def test_every_pair_is_in_one_batch_of_one_shard(count: int) -> None:
         assert len(spec.shard_indices(shard)) <= spec.shard_size
 
 
-def test_a_larger_set_has_the_same_batches_at_its_beginning() -> None:
-    """Pair i of a larger set was solved with the same neighbours."""
+def test_a_larger_set_begins_with_the_same_batches() -> None:
+    """Pair i is then solved in the same batch in both sets."""
     larger = dataclasses.replace(SPEC, count=400)
     assert larger.batches(0) == SPEC.batches(0)
     assert larger.batches(1) == SPEC.batches(1)

@@ -1,6 +1,6 @@
-"""The pair store: its bytes follow from the spec, its manifest comes last, and damage never goes unseen.
+"""The pair store: its bytes follow from the spec, its manifest is written last, and all damage is detected.
 
-Everything is tested on a directory and on S3: what is written there is the same, byte for byte.
+The tests run on a directory and on S3, which get the same bytes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from orchestrator import plugins
 from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import DamagedManifestError, DamagedShardError, StoreError
 from orchestrator.hosts.host import Host
+from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.pairs import PairSet, PairSpec, PairStore
-from orchestrator.pool.requests import LocalPool
+from orchestrator.pool.requests import LocalPool, Request
 from orchestrator.randomness import noise
 from orchestrator.storage import Storage
 
@@ -31,18 +32,18 @@ REMEDY = r"run `bespoke pairs` on the same configuration: damaged shards are rem
 VALIDATION = PairKey("validation", 1.0, 0)
 
 
-PLACES = ["directory", "s3"]
+STORAGE_KINDS = ["directory", "s3"]
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=STORAGE_KINDS)
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """An empty storage of either kind."""
     return Storage.at(tmp_path / "storage") if request.param == "directory" else request.getfixturevalue("s3_storage")
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=STORAGE_KINDS)
 def copied(request: pytest.FixtureRequest) -> Storage:
-    """The small experiment's pairs on a storage of either kind, to damage."""
+    """A copy of the small experiment's pairs on a storage of either kind; tests may damage it."""
     name = "copied_in_directory" if request.param == "directory" else "copied_to_s3"
     return request.getfixturevalue(name)
 
@@ -54,26 +55,26 @@ def copied_in_directory(made: Storage, specs: dict[PairKey, PairSpec], tmp_path:
 
 @pytest.fixture
 def store(copied: Storage, specs: dict[PairKey, PairSpec]) -> PairStore:
-    """A complete store of two shards, to damage."""
+    """A complete store of two shards; tests may damage it."""
     return PairStore(copied, specs[VALIDATION])
 
 
 @pytest.fixture
 def unfinished(store: PairStore) -> PairStore:
-    """The same before its manifest was written."""
+    """The same store before its manifest is written."""
     store.storage.delete(store.manifest_key)
     return store
 
 
 def _pairs(spec: PairSpec, shard: int) -> PairSet:
-    """Pairs with the right noise and a made-up ground truth."""
+    """Pairs with the right noise and an invented ground truth."""
     indices = spec.shard_indices(shard)
     x0 = torch.from_numpy(noise(spec.seed, indices, spec.shape))
     return PairSet(x0, 2 * x0, torch.zeros(len(indices), dtype=torch.int64), torch.full((len(indices),), 7).int())
 
 
-def test_what_is_loaded_is_what_was_solved_for(store: PairStore, specs: dict[PairKey, PairSpec]) -> None:
-    """All pairs in order of index: the noise of their seed, finite ground truth, the conditioning of their dataset."""
+def test_a_store_loads_all_pairs_in_order_of_index(store: PairStore, specs: dict[PairKey, PairSpec]) -> None:
+    """They have the noise of their seed, finite ground truth and the conditions of their dataset."""
     spec = specs[VALIDATION]
     pairs = store.load()
     assert len(pairs) == spec.count == 32
@@ -85,15 +86,15 @@ def test_what_is_loaded_is_what_was_solved_for(store: PairStore, specs: dict[Pai
 
 
 def test_the_manifest_counts_the_evaluations(store: PairStore) -> None:
-    """What ground truth cost is known without reading a shard."""
-    nfe = store.load().nfe.reshape(2, 16)
-    for record, found in zip(store.records(), nfe, strict=True):
-        assert (record.rows, record.nfe_min, record.nfe_max) == (16, int(found.min()), int(found.max()))
-        assert record.nfe_sum == int(found.sum())
+    """The cost of ground truth can be read without the shards."""
+    nfe_by_shard = store.load().nfe.reshape(2, 16)
+    for record, nfe in zip(store.records(), nfe_by_shard, strict=True):
+        assert (record.rows, record.nfe_min, record.nfe_max) == (16, int(nfe.min()), int(nfe.max()))
+        assert record.nfe_sum == int(nfe.sum())
 
 
 def test_the_same_shard_written_twice_has_the_same_bytes(storage: Storage, specs: dict[PairKey, PairSpec]) -> None:
-    """No time, no host name, no order of writing: one sha256 for one spec."""
+    """Shards contain neither time nor host name, and the order of writing does not matter: one spec, one sha256."""
     store = PairStore(storage, specs[VALIDATION])
     first = store.write_shard(1, _pairs(store.spec, 1))
     data = storage.read(store.shard_key(1))
@@ -109,15 +110,15 @@ def test_another_host_makes_the_same_bytes(
     specs: dict[PairKey, PairSpec],
     host_settings: Callable[..., HostSettings],
 ) -> None:
-    """Pair i is a function of (spec, i) alone: a host that makes only the second shard makes the same one."""
+    """Pair i depends only on (spec, i), so a host that makes only the second shard writes the same bytes."""
     other = LocalPool(Host(host_settings(storage)))
-    record = other.call("make_shard", spec=specs[VALIDATION], shard=1)
+    record = other.call(Request.of(HostProtocol.make_shard, spec=specs[VALIDATION], shard=1))
     assert record == store.records()[1]
     assert storage.read(store.shard_key(1)) == store.storage.read(store.shard_key(1))
 
 
-def test_a_shard_says_which_spec_device_and_versions_made_it(store: PairStore) -> None:
-    """A file that is found alone can be traced back."""
+def test_a_shard_records_the_spec_device_and_versions_that_made_it(store: PairStore) -> None:
+    """A stray file can be traced back."""
     footer = pq.read_schema(pa.BufferReader(store.storage.read(store.shard_key(0)))).metadata
     assert footer[b"bespoke.spec"].decode() == store.spec.digest
     assert footer[b"bespoke.device_class"] == b"cpu"
@@ -125,10 +126,8 @@ def test_a_shard_says_which_spec_device_and_versions_made_it(store: PairStore) -
     assert footer[b"bespoke.numpy"].decode() == np.__version__
 
 
-def test_a_store_is_complete_when_its_manifest_is_there_and_not_before(
-    storage: Storage, specs: dict[PairKey, PairSpec]
-) -> None:
-    """Shards alone are no store: whoever opens one too early is told so, and how to make it."""
+def test_a_store_is_complete_once_its_manifest_exists(storage: Storage, specs: dict[PairKey, PairSpec]) -> None:
+    """Opening a store that has only shards is an error, which names the command that completes it."""
     store = PairStore(storage, specs[VALIDATION])
     records = [store.write_shard(shard, _pairs(store.spec, shard)) for shard in range(2)]
     assert not store.is_complete()
@@ -143,8 +142,10 @@ def test_a_store_is_complete_when_its_manifest_is_there_and_not_before(
 
 
 @pytest.mark.parametrize("present", [[], [1], [0, 0]])
-def test_a_manifest_waits_for_every_shard(storage: Storage, specs: dict[PairKey, PairSpec], present: list[int]) -> None:
-    """A manifest with a gap would call an incomplete store complete."""
+def test_a_manifest_is_written_only_for_all_shards(
+    storage: Storage, specs: dict[PairKey, PairSpec], present: list[int]
+) -> None:
+    """A manifest with a gap would mark an incomplete store as complete."""
     store = PairStore(storage, specs[VALIDATION])
     records = [store.write_shard(shard, _pairs(store.spec, shard)) for shard in present]
     with pytest.raises(StoreError, match=rf"{len(present)} of 2 shards are made; the manifest is written once all"):
@@ -152,8 +153,8 @@ def test_a_manifest_waits_for_every_shard(storage: Storage, specs: dict[PairKey,
     assert not store.is_complete()
 
 
-def test_a_truncated_shard_is_found_with_its_name_and_the_remedy(store: PairStore) -> None:
-    """A file cut off by a copy that broke."""
+def test_the_error_for_a_truncated_shard_has_its_name_and_the_remedy(store: PairStore) -> None:
+    """Such a file is left by an interrupted copy."""
     key = store.shard_key(1)
     data = store.storage.read(key)
     for length in (0, 3, len(data) // 2, len(data) - 1):
@@ -165,14 +166,14 @@ def test_a_truncated_shard_is_found_with_its_name_and_the_remedy(store: PairStor
         assert store.damaged() == [1]
 
 
-def test_a_flipped_bit_anywhere_is_found(store: PairStore) -> None:
-    """Headers, values and footer alike: no bit of a shard can change unseen."""
+def test_a_flipped_bit_anywhere_in_a_shard_is_detected(store: PairStore) -> None:
+    """This holds for headers, values and footer."""
     key = store.shard_key(0)
     data = store.storage.read(key)
-    chance = random.Random(0)
+    rng = random.Random(0)
     for _ in range(50):
         damaged = bytearray(data)
-        damaged[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        damaged[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         store.storage.write(key, bytes(damaged))
         with pytest.raises(DamagedShardError, match=rf"shard-00000\.parquet is damaged: .*; {REMEDY}"):
             store.load()
@@ -180,26 +181,24 @@ def test_a_flipped_bit_anywhere_is_found(store: PairStore) -> None:
     assert store.damaged() == []
 
 
-def test_a_flipped_bit_is_found_before_there_is_a_manifest(unfinished: PairStore) -> None:
-    """Page checksums leave headers and footer out; a resumed run must not take such a shard for whole."""
+def test_a_flipped_bit_is_detected_without_a_manifest(unfinished: PairStore) -> None:
+    """Page checksums exclude headers and footer, but a resumed run must not accept such a shard."""
     key = unfinished.shard_key(0)
     data = unfinished.storage.read(key)
-    chance = random.Random(1)
+    rng = random.Random(1)
     footer = len(data) - 2500
-    places = [chance.randrange(len(data)) for _ in range(150)] + [
-        chance.randrange(footer, len(data)) for _ in range(150)
-    ]
-    for place in places:
+    positions = [rng.randrange(len(data)) for _ in range(150)] + [rng.randrange(footer, len(data)) for _ in range(150)]
+    for position in positions:
         damaged = bytearray(data)
-        damaged[place] ^= 1 << chance.randrange(8)
+        damaged[position] ^= 1 << rng.randrange(8)
         unfinished.storage.write(key, bytes(damaged))
-        assert unfinished.inspect_shard(0) is None, f"a flip in byte {place} of {len(data)} went unseen"
+        assert unfinished.inspect_shard(0) is None, f"a flip in byte {position} of {len(data)} was not detected"
     unfinished.storage.write(key, data)
     assert unfinished.inspect_shard(0) is not None
 
 
-def test_a_truncated_shard_is_found_before_there_is_a_manifest(unfinished: PairStore) -> None:
-    """Whatever is cut off, the shard is made again."""
+def test_a_truncated_shard_is_detected_without_a_manifest(unfinished: PairStore) -> None:
+    """The shard is remade, however many bytes are missing."""
     key = unfinished.shard_key(0)
     data = unfinished.storage.read(key)
     for length in [0, 4, *random.Random(2).sample(range(len(data)), 30), len(data) - 1]:
@@ -207,8 +206,8 @@ def test_a_truncated_shard_is_found_before_there_is_a_manifest(unfinished: PairS
         assert unfinished.inspect_shard(0) is None
 
 
-def test_a_missing_shard_is_found_with_its_name_and_the_remedy(store: PairStore) -> None:
-    """A file that somebody deleted."""
+def test_the_error_for_a_missing_shard_has_its_name_and_the_remedy(store: PairStore) -> None:
+    """The file was deleted by hand."""
     store.storage.delete(store.shard_key(1))
     with pytest.raises(DamagedShardError, match=rf"shard .*shard-00001\.parquet is missing; {REMEDY}"):
         store.load()
@@ -216,8 +215,8 @@ def test_a_missing_shard_is_found_with_its_name_and_the_remedy(store: PairStore)
     assert store.inspect_shard(1) is None
 
 
-def test_a_shard_of_another_spec_is_not_taken_for_ours(store: PairStore, specs: dict[PairKey, PairSpec]) -> None:
-    """Copied in by hand, with the right name and whole in itself."""
+def test_a_shard_of_another_spec_is_not_accepted(store: PairStore, specs: dict[PairKey, PairSpec]) -> None:
+    """It was copied in by hand, has the right name and is not damaged."""
     other = PairStore(store.storage, specs[PairKey("test", 1.0, 0)])
     store.storage.write(store.shard_key(0), store.storage.read(other.shard_key(0)))
     with pytest.raises(DamagedShardError, match=r"shard-00000\.parquet is damaged"):
@@ -225,7 +224,7 @@ def test_a_shard_of_another_spec_is_not_taken_for_ours(store: PairStore, specs: 
     assert store.inspect_shard(0) is None
 
 
-def test_a_shard_under_another_number_is_not_taken_for_it(unfinished: PairStore) -> None:
+def test_a_shard_under_a_wrong_number_is_not_accepted(unfinished: PairStore) -> None:
     """The rows of shard 1 are not those of shard 0."""
     unfinished.storage.write(unfinished.shard_key(0), unfinished.storage.read(unfinished.shard_key(1)))
     assert unfinished.inspect_shard(0) is None
@@ -243,10 +242,10 @@ def test_a_shard_under_another_number_is_not_taken_for_it(unfinished: PairStore)
         lambda text: b"\xff" + text,
     ],
 )
-def test_a_damaged_manifest_is_told_with_its_name_and_the_remedy(
+def test_the_error_for_a_damaged_manifest_has_its_name_and_the_remedy(
     store: PairStore, damage: Callable[[bytes], bytes]
 ) -> None:
-    """Cut off, altered or of another store: never a traceback, never other pairs."""
+    """A truncated or altered manifest leads neither to a traceback nor to other pairs."""
     store.storage.write(store.manifest_key, damage(store.storage.read(store.manifest_key)))
     with pytest.raises(DamagedManifestError, match=rf"manifest .*manifest\.json .*; {REMEDY}"):
         store.load()
@@ -255,7 +254,7 @@ def test_a_damaged_manifest_is_told_with_its_name_and_the_remedy(
 
 
 def test_the_manifest_of_another_store_is_refused(store: PairStore, specs: dict[PairKey, PairSpec]) -> None:
-    """Whole in itself, and in the wrong folder."""
+    """It is undamaged but in the wrong folder."""
     other = PairStore(store.storage, specs[PairKey("test", 1.0, 0)])
     store.storage.write(store.manifest_key, store.storage.read(other.manifest_key))
     with pytest.raises(DamagedManifestError, match=r"manifest\.json does not belong to its folder"):
@@ -265,7 +264,7 @@ def test_the_manifest_of_another_store_is_refused(store: PairStore, specs: dict[
 def test_pairs_of_two_device_classes_are_never_mixed(
     storage: Storage, specs: dict[PairKey, PairSpec], host_settings: Callable[..., HostSettings]
 ) -> None:
-    """An accelerator rounds otherwise: its pairs are another set, and this host refuses to make some of them."""
+    """An accelerator rounds differently, so its pairs are another set, of which this host refuses to make shards."""
     spec = dataclasses.replace(specs[VALIDATION], device_class="NVIDIA H200")
     assert PairStore(storage, spec).folder != PairStore(storage, specs[VALIDATION]).folder
     pool = LocalPool(Host(host_settings(storage)))
@@ -273,26 +272,26 @@ def test_pairs_of_two_device_classes_are_never_mixed(
         StoreError,
         match=r"for device class 'NVIDIA H200', but this host is 'cpu'; shards of two classes are not mixed: choose",
     ):
-        pool.call("make_shard", spec=spec, shard=0)
+        pool.call(Request.of(HostProtocol.make_shard, spec=spec, shard=0))
 
 
-def test_pairs_of_another_model_are_not_made(
+def test_a_host_refuses_to_make_pairs_of_another_model(
     storage: Storage, specs: dict[PairKey, PairSpec], host_settings: Callable[..., HostSettings]
 ) -> None:
-    """A spec names its model by the digest of its weights."""
+    """A spec identifies its model by the digest of its weights."""
     pool = LocalPool(Host(host_settings(storage, "digits_fm_v_cs")))
     with pytest.raises(StoreError, match=r"pair spec \w+ is for a different model than digits_fm_v_cs"):
-        pool.call("make_shard", spec=specs[VALIDATION], shard=0)
+        pool.call(Request.of(HostProtocol.make_shard, spec=specs[VALIDATION], shard=0))
 
 
-def test_conditioning_of_any_shape_is_kept(storage: Storage, specs: dict[PairKey, PairSpec]) -> None:
-    """A label is a number; a prompt is a row of them."""
+def test_conditions_of_any_shape_are_stored(storage: Storage, specs: dict[PairKey, PairSpec]) -> None:
+    """A label is one number per pair, a prompt a row of numbers."""
     store = PairStore(storage, specs[VALIDATION])
     tokens = torch.arange(16 * 3).reshape(16, 3)
     records = []
     for shard in range(2):
-        made = _pairs(store.spec, shard)
-        records.append(store.write_shard(shard, PairSet(made.x0, made.x1, tokens + shard, made.nfe)))
+        pairs = _pairs(store.spec, shard)
+        records.append(store.write_shard(shard, PairSet(pairs.x0, pairs.x1, tokens + shard, pairs.nfe)))
     store.commit(records)
     torch.testing.assert_close(store.load().condition, torch.cat([tokens, tokens + 1]))
     assert [store.inspect_shard(shard) for shard in range(2)] == records

@@ -20,8 +20,9 @@ from ray.exceptions import ActorUnavailableError, RayTaskError
 from orchestrator.cluster.connect import check_fits, connect
 from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import PoolError, StoreError, UserError
-from orchestrator.hosts.distillation import LearnedRun
 from orchestrator.hosts.host import Host
+from orchestrator.hosts.protocols import HostProtocol
+from orchestrator.hosts.runs import LearnedRun
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pool.client import NAMESPACE, RayPool
@@ -33,7 +34,7 @@ from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
 
-UNANSWERABLE = Request("pictures", {"theta": None, "pairs": "0123", "indices": [0]})
+UNANSWERABLE = Request.of(HostProtocol.pictures, theta=None, pairs="0123", indices=[0])
 
 
 def test_a_user_error_is_one_outcome_among_the_others(pool: LocalPool, scoring: list[Request]) -> None:
@@ -49,16 +50,16 @@ def test_gather_returns_all_answers_in_order_or_raises_the_first_error(pool: Loc
     """``gather`` is for callers that need every answer."""
     answers = pool.gather(scoring)
     for request, answer in zip(scoring, answers, strict=True):
-        np.testing.assert_array_equal(answer["psnr"], pool.call(request.method, **request.arguments)["psnr"])
+        np.testing.assert_array_equal(answer["psnr"], pool.call(request)["psnr"])
     with pytest.raises(StoreError, match="no complete pair store 0123"):
         pool.gather([scoring[0], UNANSWERABLE])
 
 
 def test_call_returns_the_answer_or_raises_its_error(pool: LocalPool) -> None:
     """A single request needs no ``Outcome``."""
-    assert pool.call("process_id") == os.getpid()
+    assert pool.call(Request.of(HostProtocol.process_id)) == os.getpid()
     with pytest.raises(StoreError, match="no complete pair store 0123"):
-        pool.call(UNANSWERABLE.method, **UNANSWERABLE.arguments)
+        pool.call(UNANSWERABLE)
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def hosts(ray_pool: Callable[..., RayPool], made: Storage, host_settings: Callab
     """Two host actors that share a simulated GPU, both up: before that, one of them would do all the work."""
     pool = ray_pool(host_settings(made), hosts=2)
     end = time.monotonic() + 60
-    while len(set(pool.gather([Request("process_id", {})] * 20))) < 2:
+    while len(set(pool.gather([Request.of(HostProtocol.process_id)] * 20))) < 2:
         assert time.monotonic() < end
         time.sleep(0.1)
     return pool
@@ -132,7 +133,7 @@ def test_host_actors_return_the_same_bits_as_the_host_in_this_process(
     hosts: RayPool, pool: LocalPool, scoring: list[Request], facts: ModelFacts
 ) -> None:
     """The same plain class runs with and without Ray."""
-    assert hosts.call("facts") == facts
+    assert hosts.call(Request.of(HostProtocol.facts)) == facts
     for remote, local in zip(hosts.gather(scoring), pool.gather(scoring), strict=True):
         np.testing.assert_array_equal(remote["psnr"], local["psnr"])
 
@@ -141,7 +142,7 @@ def test_host_actors_return_the_same_bits_as_the_host_in_this_process(
 def test_two_hosts_share_one_gpu_and_both_answer(hosts: RayPool, scoring: list[Request]) -> None:
     """Two hosts of half a GPU each occupy all of it, and each runs in its own process."""
     before = hosts.statistics()
-    answers = hosts.gather([Request("process_id", {})] * 20)
+    answers = hosts.gather([Request.of(HostProtocol.process_id)] * 20)
     after = hosts.statistics()
     assert len(set(answers)) == 2
     assert os.getpid() not in answers
@@ -156,8 +157,8 @@ def test_two_hosts_share_one_gpu_and_both_answer(hosts: RayPool, scoring: list[R
 def test_attaching_by_name_reaches_the_running_pool(hosts: RayPool, host_settings: Any, made: Storage) -> None:
     """Trials in other processes attach to the driver's pool, and so does a restored sweep."""
     (name,) = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if made.root in actor["name"]]
-    pids = {*hosts.gather([Request("process_id", {})] * 20)}
-    assert {*RayPool.attach(name, hosts=2).gather([Request("process_id", {})] * 20)} == pids
+    pids = {*hosts.gather([Request.of(HostProtocol.process_id)] * 20)}
+    assert {*RayPool.attach(name, hosts=2).gather([Request.of(HostProtocol.process_id)] * 20)} == pids
     assert ray.get_runtime_context().namespace == NAMESPACE
 
 
@@ -178,7 +179,7 @@ def test_requests_to_killed_hosts_are_retried_and_no_answer_is_lost(
     hosts: RayPool, pool: LocalPool, scoring: list[Request]
 ) -> None:
     """Every host gets SIGKILL while requests are in flight; the restarted hosts return the same answers."""
-    pids = {*hosts.gather([Request("process_id", {})] * 20)}
+    pids = {*hosts.gather([Request.of(HostProtocol.process_id)] * 20)}
     before = hosts.statistics()
     remaining = hosts.map(scoring)
     outcomes = [next(remaining)]
@@ -192,7 +193,7 @@ def test_requests_to_killed_hosts_are_retried_and_no_answer_is_lost(
     after = hosts.statistics()
     assert after["retried"] > before["retried"]
     assert after["set_aside"] == before["set_aside"]
-    assert not {*hosts.gather([Request("process_id", {})] * 20)} & pids
+    assert not {*hosts.gather([Request.of(HostProtocol.process_id)] * 20)} & pids
 
 
 @pytest.mark.cluster
@@ -206,7 +207,7 @@ def test_only_the_request_that_kills_hosts_is_set_aside(
 ) -> None:
     """It is given up after three losses; the request behind it is answered, even if there is only one host."""
     hosts = ray_pool(host_settings(made), hosts=count)
-    poison = Request("sample", {"theta": np.zeros(4), "pairs": "0123", "indices": _deadly()})
+    poison = Request.of(HostProtocol.sample, theta=np.zeros(4), pairs="0123", indices=_deadly())
     requests = [scoring[0], poison, *scoring[1:5]]
     outcomes = {outcome.index: outcome for outcome in hosts.map(requests)}
     assert [index for index, outcome in outcomes.items() if outcome.error is not None] == [1]
@@ -223,11 +224,11 @@ def test_a_hung_host_is_restarted_and_its_request_retried(
 ) -> None:
     """With resources.request_timeout, a process that does not answer is killed and its request goes on."""
     hosts = ray_pool(host_settings(made), hosts=1, request_timeout=30)
-    pid = hosts.call("process_id")
-    stuck = Request("sample", {"theta": np.zeros(4), "pairs": "0123", "indices": _stuck_once(tmp_path / "met")})
+    pid = hosts.call(Request.of(HostProtocol.process_id))
+    stuck = Request.of(HostProtocol.sample, theta=np.zeros(4), pairs="0123", indices=_stuck_once(tmp_path / "met"))
     (outcome,) = hosts.map([stuck])
     assert isinstance(outcome.error, StoreError), "the retry must be answered: those pairs do not exist"
-    assert hosts.call("process_id") != pid
+    assert hosts.call(Request.of(HostProtocol.process_id)) != pid
     ray.kill(hosts.router)
 
 
@@ -250,7 +251,7 @@ def _stuck_once(marker: Path) -> Any:
 @pytest.mark.cluster
 def test_a_deterministic_error_is_reported_without_retries(hosts: RayPool, scoring: list[Request]) -> None:
     """The error follows from the request alone, so it is reported at once, and the hosts stay up."""
-    broken = Request("sample", {"theta": np.zeros(5), "pairs": scoring[0].arguments["pairs"], "indices": [0]})
+    broken = Request.of(HostProtocol.sample, theta=np.zeros(5), pairs=scoring[0].arguments["pairs"], indices=[0])
     outcomes = {outcome.index: outcome for outcome in hosts.map([broken, scoring[0]])}
     assert outcomes[1].error is None
     assert isinstance(outcomes[0].error, PoolError)
@@ -528,6 +529,10 @@ def test_a_stream_of_other_requests_does_not_starve_a_batchable_one(monkeypatch:
     _run_scenario(scenario)
 
 
+def _advance_request(arguments: dict[str, Any]) -> Request[Any]:
+    return Request.of(HostProtocol.advance, **arguments).with_batch_key("a key")
+
+
 @pytest.mark.cluster
 def test_runs_batched_on_actors_learn_the_same_and_a_deadly_one_fails_alone(
     ray_session: None, made: Storage, host_settings: Callable[..., HostSettings], facts: ModelFacts, specs: Any
@@ -538,21 +543,19 @@ def test_runs_batched_on_actors_learn_the_same_and_a_deadly_one_fails_alone(
     run = LearnedRun(family="bns", options={}, sigma0=1.0, train=train_digest, settings=settings)
     state = run.begin(run.build().start(GridSolver(Midpoint(), 4, Grid()), facts.scheduler))
     arguments = [{"run": run, "state": state, "steps": 3} for _ in range(6)]
-    expected = LocalPool(Host(host_settings(made))).call("advance", **arguments[0]).parameters
+    expected = LocalPool(Host(host_settings(made))).call(Request.of(HostProtocol.advance, **arguments[0])).parameters
     pool = RayPool.start(
         f"merging-{os.getpid()}", Host, host_settings(made), PoolSettings(hosts=1, cpus=0.5, max_batch=4)
     )
     try:
         pool.window = len(arguments)
         # The first takes the host that is still starting. Whatever the order of the others, four of them form a batch.
-        for state in pool.gather([Request("advance", each, "a key") for each in arguments]):
+        for state in pool.gather([_advance_request(each) for each in arguments]):
             np.testing.assert_allclose(state.parameters, expected, rtol=1e-4, atol=1e-5)
         assert pool.statistics()["batches"] >= 1
         # Any of the others may be batched with the deadly one: the answers must not depend on it.
         arguments[5]["steps"] = _deadly()
-        outcomes = {
-            outcome.index: outcome for outcome in pool.map([Request("advance", each, "a key") for each in arguments])
-        }
+        outcomes = {outcome.index: outcome for outcome in pool.map([_advance_request(each) for each in arguments])}
         assert [i for i, outcome in outcomes.items() if outcome.error is not None] == [5]
         for i in range(5):
             np.testing.assert_allclose(outcomes[i].value.parameters, expected, rtol=1e-4, atol=1e-5)

@@ -13,6 +13,7 @@ import torch
 
 from orchestrator.config.pair_plan import PairKey
 from orchestrator.hosts.host import Host
+from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
@@ -32,7 +33,7 @@ def test_a_host_counts_its_pairs_and_its_forward_passes(
     work = pool.host.work
     pool.gather(scoring[:2])
     assert (work.pairs, work.evaluations) == (0, 2 * NFE * PAIRS)
-    record = pool.call("make_shard", spec=specs[PairKey("test", 1.0, 0)], shard=0)
+    record = pool.call(Request.of(HostProtocol.make_shard, spec=specs[PairKey("test", 1.0, 0)], shard=0))
     assert (work.pairs, work.evaluations) == (record.rows, 2 * NFE * PAIRS + record.nfe_sum)
 
 
@@ -69,7 +70,7 @@ def test_ray_serves_the_counts_of_hosts_and_router(
     """A Prometheus scrape sees them within the half minute that Ray takes to report."""
     pool = f"metered-{os.getpid()}"  # this Ray also serves the metrics of other pools
     hosts = RayPool.start(pool, Host, host_settings(made), PoolSettings(hosts=1))
-    assert hosts.call("facts") == facts
+    assert hosts.call(Request.of(HostProtocol.facts)) == facts
     hosts.gather(scoring[:2])
 
     def total(name: str) -> float:

@@ -165,7 +165,7 @@ def test_a_stream_of_items_without_a_key_does_not_starve_a_key(hosts: int) -> No
 def test_every_item_is_assigned_once_and_no_host_is_overloaded(
     hosts: int, max_batch: int, events: list[str | None]
 ) -> None:
-    """In any order of arrivals and answers, slots add up, batches have one key and are in order, and nothing is left."""
+    """In any order of arrivals and answers, slots add up, batches have one key and stay in order, and none is left."""
     hosts = [HostState() for _ in range(hosts)]
     queue: RequestQueue[HostState, tuple[int, str | None]] = RequestQueue(hosts, max_batch)
     running: list[Assignment[HostState, tuple[int, str | None]]] = []

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.metrics.psnr import PSNR
 from orchestrator.models.facts import ModelFacts
 from orchestrator.reports.gallery import Panel, Strip
 from orchestrator.reports.sweep import (
@@ -198,7 +199,7 @@ def test_a_figure_of_many_solvers_shows_the_best() -> None:
     """As many lines are drawn as there are distinguishable colours, and the best solvers are kept."""
     rows = [_row(f"learned {i}", "learned", 4, 40.0 + i) for i in range(12)]
     rows += [_row(f"fixed {i}", "best grid", 4, 20.0 + i) for i in range(30)]
-    figure = curves(rows, "psnr_db")
+    figure = curves(rows, PSNR())
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     plt.close(figure)
     assert len([name for name in labels if name.startswith("learned")]) == len(LEARNED_COLOURS)

@@ -1,4 +1,4 @@
-"""Results of points, and the rows of every table: chosen by validation, reported on test pairs."""
+"""Results of points, and table rows: points are chosen on validation pairs and reported on test pairs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _summary(psnr: float, stderr: float = 0.1) -> dict[str, dict[str, float]]:
 
 
 def _result(**changes: Any) -> Result:
-    """A learned point; keys of the point are given as keywords as well."""
+    """A result of a learned point. ``changes`` are fields of the result or keys of its point."""
     point = {"family": "bns", "nfe": 8, "guidance_scale": 1.0, "sigma0": 1.0, "seed": 0}
     for name in list(changes):
         if name in point:
@@ -57,13 +57,13 @@ def _fixed(**changes: Any) -> Result:
 
 
 def _by_kind(results: list[Result]) -> dict[str, Row]:
-    found = rows(results)
-    assert len({row.kind for row in found}) == len(found)
-    return {row.kind: row for row in found}
+    table = rows(results)
+    assert len({row.kind for row in table}) == len(table)
+    return {row.kind: row for row in table}
 
 
-def test_points_are_chosen_on_validation_pairs_and_reported_on_test_pairs() -> None:
-    """Choosing by the number that is reported would flatter whoever searches more."""
+def test_points_are_chosen_on_validation_pairs_but_reported_on_test_pairs() -> None:
+    """If the reported score decided the choice, larger searches would look better than they are."""
     lucky = _result(key="lucky", validation_psnr_db=40.0, metrics=_summary(45.0))
     chosen = _result(
         key="chosen", validation_psnr_db=41.0, metrics=_summary(39.5), grid="from Heun, uniform", sigma0=2.0
@@ -73,14 +73,14 @@ def test_points_are_chosen_on_validation_pairs_and_reported_on_test_pairs() -> N
 
 
 def test_a_point_whose_validation_is_not_finite_is_never_chosen() -> None:
-    """NaN compares with nothing: it must not win by that."""
+    """Comparisons with NaN are always false, which must not let it win."""
     broken = _result(key="broken", validation_psnr_db=math.nan)
-    for order in ([broken, _result(key="whole")], [_result(key="whole"), broken]):
-        assert _by_kind(order)["learned"].keys == ("whole",)
+    for order in ([broken, _result(key="finite")], [_result(key="finite"), broken]):
+        assert _by_kind(order)["learned"].keys == ("finite",)
 
 
-def test_points_are_compared_within_their_cell_alone() -> None:
-    """Another NFE, guidance scale, kind or family is another row."""
+def test_points_are_compared_only_within_their_cell() -> None:
+    """Each NFE, guidance scale, kind and family has its own row."""
     results = [
         _fixed(),
         _fixed(nfe=4),
@@ -91,18 +91,18 @@ def test_points_are_compared_within_their_cell_alone() -> None:
     assert len(rows(results)) == 5
 
 
-def test_the_start_of_a_distillation_is_a_row_of_its_own() -> None:
-    """What was gained is seen at once; the start cost nothing."""
-    found = _by_kind([_result()])
-    assert set(found) == {"learned", "start"}
-    assert found["start"].metrics["psnr_db"] == 30.0
-    assert (found["start"].forwards, found["start"].backwards) == (0, 0)
-    assert (found["learned"].forwards, found["learned"].backwards) == (100, 50)
-    assert found["start"].name == "start of BNS"
+def test_the_start_of_a_distillation_has_its_own_row() -> None:
+    """The table shows the gain of the distillation; the start itself takes no forward or backward passes."""
+    row_by_kind = _by_kind([_result()])
+    assert set(row_by_kind) == {"learned", "start"}
+    assert row_by_kind["start"].metrics["psnr_db"] == 30.0
+    assert (row_by_kind["start"].forwards, row_by_kind["start"].backwards) == (0, 0)
+    assert (row_by_kind["learned"].forwards, row_by_kind["learned"].backwards) == (100, 50)
+    assert row_by_kind["start"].name == "start of BNS"
 
 
 def test_seeds_are_averaged_with_the_standard_error_over_seeds() -> None:
-    """In each seed the best point on validation pairs; then mean and standard error of what they report."""
+    """The best point on validation pairs is chosen per seed; their test scores give mean and standard error."""
     results = [
         _result(key=f"{seed}-{rate}", seed=seed, validation_psnr_db=40 + rate, metrics=_summary(36.0 + 2 * seed + rate))
         for seed in (0, 1, 2)
@@ -115,8 +115,8 @@ def test_seeds_are_averaged_with_the_standard_error_over_seeds() -> None:
     assert row.stderr["psnr_db"] == pytest.approx(2 / math.sqrt(3))
 
 
-def test_of_several_seeds_the_best_on_validation_pairs_is_the_one_to_take() -> None:
-    """Its key comes first, whatever order the results came in and whatever it has on the test pairs."""
+def test_the_seed_that_is_best_on_validation_pairs_comes_first() -> None:
+    """Neither the order of the results nor its score on test pairs matters."""
     seeds = [
         _result(
             key=f"seed{seed}",
@@ -133,19 +133,19 @@ def test_of_several_seeds_the_best_on_validation_pairs_is_the_one_to_take() -> N
         assert row.sigma0 == 2.0
 
 
-def test_what_no_seed_changes_has_the_standard_error_over_samples() -> None:
-    """A start is the same in every seed: zero spread over seeds would say that it is known exactly."""
+def test_scores_that_are_equal_for_all_seeds_have_the_standard_error_over_samples() -> None:
+    """A start is the same for every seed; zero spread over seeds would suggest an exact score."""
     results = [_result(key=str(seed), seed=seed, start_metrics=_summary(30.0, stderr=0.25)) for seed in range(3)]
     assert _by_kind(results)["start"].stderr["psnr_db"] == 0.25
 
 
 def test_a_single_seed_has_the_standard_error_over_samples() -> None:
-    """The only one there is."""
+    """There is no spread over seeds to report."""
     assert _by_kind([_fixed(metrics=_summary(30.0, stderr=0.25))])["best grid"].stderr["psnr_db"] == 0.25
 
 
 def test_rows_are_ordered_by_guidance_nfe_and_psnr() -> None:
-    """The same order whatever order the results came in."""
+    """The order does not depend on that of the results."""
     results = [_fixed(nfe=nfe, guidance_scale=scale) for scale in (1.0, 3.0) for nfe in (4, 8)]
     results.append(_fixed(label="Heun", nfe=4, metrics=_summary(20.0)))
     expected = [(1.0, 4, "Heun"), (1.0, 4, "Euler"), (1.0, 8, "Euler"), (3.0, 4, "Euler"), (3.0, 8, "Euler")]
@@ -153,19 +153,19 @@ def test_rows_are_ordered_by_guidance_nfe_and_psnr() -> None:
         assert [(row.guidance_scale, row.nfe, row.label) for row in rows(order)] == expected
 
 
-def test_titles_tell_neighbours_apart() -> None:
-    """A family on its best grid and on the common one stand side by side."""
-    titles = {row.name for row in rows([_fixed(), _fixed(kind="common grid"), _result()])}
-    assert titles == {"Euler, best grid", "Euler", "BNS", "start of BNS"}
+def test_names_distinguish_the_kinds_of_a_family() -> None:
+    """A table may show a family on its best grid beside the same family on the common one."""
+    names = {row.name for row in rows([_fixed(), _fixed(kind="common grid"), _result()])}
+    assert names == {"Euler, best grid", "Euler", "BNS", "start of BNS"}
 
 
-def test_no_results_make_no_rows() -> None:
-    """A sweep in which nothing finished has an empty table, not an error."""
+def test_without_results_there_are_no_rows() -> None:
+    """If no point of a sweep finished, its table is empty; this is not an error."""
     assert rows([]) == []
 
 
-def test_a_result_comes_back_from_its_store_as_it_was(storage: Storage) -> None:
-    """All of it: a second run reads results and computes none."""
+def test_a_result_is_loaded_as_it_was_saved(storage: Storage) -> None:
+    """A second run reads all results and computes none."""
     store = ResultStore(storage, "key")
     store.save(_result(), "theta", [{"iteration": 0, "psnr_db": 31.0, "parameters": [0.5]}])
     assert store.load() == _result()
@@ -173,23 +173,23 @@ def test_a_result_comes_back_from_its_store_as_it_was(storage: Storage) -> None:
     assert store.theta_location == f"{storage.root}/points/key/theta.json"
 
 
-def test_the_result_is_published_last_and_the_state_goes_after_it(
+def test_the_result_is_written_last_and_the_state_is_deleted_after_it(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed at any moment, a point is either complete or has the state to go on from."""
+    """If the run is killed at any moment, the point is complete or has a state from which to resume."""
     store = ResultStore(storage, "key")
     store.save_state({"iteration": 10})
-    seen: list[tuple[str, bool, bool]] = []
+    events: list[tuple[str, bool, bool]] = []
     for name in ("write", "delete"):
         real = getattr(Storage, name)
 
         def watched(self: Storage, key: str, *rest: Any, real: Any = real) -> None:
-            seen.append((key.rpartition("/")[2], store.is_complete(), store.load_state() is not None))
+            events.append((key.rpartition("/")[2], store.is_complete(), store.load_state() is not None))
             real(self, key, *rest)
 
         monkeypatch.setattr(Storage, name, watched)
     store.save(_result(), "theta", [{"iteration": 0}])
-    assert seen == [
+    assert events == [
         ("theta.json", False, True),
         ("iterates.json", False, True),
         ("result.json", False, True),
@@ -200,7 +200,7 @@ def test_the_result_is_published_last_and_the_state_goes_after_it(
 
 
 def test_a_point_that_the_search_stopped_stays_stopped(storage: Storage) -> None:
-    """Also for another process, after a restart."""
+    """Other processes see it too, for instance after a restart."""
     assert not ResultStore(storage, "key").is_stopped()
     ResultStore(storage, "key").mark_stopped()
     assert ResultStore(storage, "key").is_stopped()
@@ -208,14 +208,14 @@ def test_a_point_that_the_search_stopped_stays_stopped(storage: Storage) -> None
 
 
 def test_every_field_of_a_result_survives_json(storage: Storage) -> None:
-    """A field added later is covered unasked."""
+    """The comparison covers fields that are added later."""
     store = ResultStore(storage, "key")
     store.save(_fixed(), "theta", [])
     assert dataclasses.asdict(store.load()) == dataclasses.asdict(_fixed())
 
 
-def test_a_point_whose_theta_is_gone_is_not_complete(tmp_path: Path) -> None:
-    """It is computed again instead of failing where theta is read."""
+def test_a_point_without_its_theta_is_not_complete(tmp_path: Path) -> None:
+    """It is computed again; otherwise, reading its theta would fail."""
     store = ResultStore(Storage.at(tmp_path), "key")
     store.storage.write_json(f"{store.folder}/result.json", {})
     assert not store.is_complete()

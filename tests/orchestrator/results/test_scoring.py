@@ -1,4 +1,4 @@
-"""Scoring is split over the pool without changing what it says; samples are shown side by side."""
+"""Scores of a solver from all hosts of the pool, and galleries of samples."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pytest
 
 from orchestrator.config.pair_plan import PairKey
 from orchestrator.hosts.host import Host
+from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.requests import LocalPool
+from orchestrator.pool.requests import LocalPool, Request
 from orchestrator.reports.gallery import SAMPLES, make_gallery
 from orchestrator.results import scoring as evaluate_module
 from orchestrator.results.scoring import evaluate
@@ -41,24 +42,24 @@ def pairs(specs: dict[PairKey, PairSpec]) -> str:
     return specs[PairKey("test", 1.0, 0)].digest
 
 
-def test_scoring_in_chunks_says_the_same_as_scoring_at_once(
+def test_scoring_in_chunks_equals_scoring_at_once(
     pool: LocalPool, solver: NSSolver, pairs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many hosts share the pairs: mean, standard error and counts are those of all of them."""
+    """Means, standard errors and counts do not depend on how the pairs are split over hosts."""
     metrics = ["psnr", "snr", "rmse"]
-    whole = evaluate(pool, solver, pairs, metrics)
+    at_once = evaluate(pool, solver, pairs, metrics)
     monkeypatch.setattr(evaluate_module, "CHUNK", 7)
-    cut = evaluate(pool, solver, pairs, metrics, count=40)
-    assert set(whole) == set(cut) == {"psnr_db", "snr_db", "rmse"}
-    for column, summary in whole.items():
-        assert summary["count"] == cut[column]["count"] == 40
+    in_chunks = evaluate(pool, solver, pairs, metrics, count=40)
+    assert set(at_once) == set(in_chunks) == {"psnr_db", "snr_db", "rmse"}
+    for column, summary in at_once.items():
+        assert summary["count"] == in_chunks[column]["count"] == 40
         assert summary["not_finite"] == 0
-        assert cut[column]["mean"] == pytest.approx(summary["mean"], rel=1e-5)
-        assert cut[column]["stderr"] == pytest.approx(summary["stderr"], rel=1e-4)
+        assert in_chunks[column]["mean"] == pytest.approx(summary["mean"], rel=1e-5)
+        assert in_chunks[column]["stderr"] == pytest.approx(summary["stderr"], rel=1e-4)
 
 
 def test_a_finer_solver_scores_higher(pool: LocalPool, facts: ModelFacts, pairs: str) -> None:
-    """The numbers mean something: more evaluations, nearer to ground truth, on every metric."""
+    """More evaluations bring samples nearer to ground truth, by every metric."""
     coarse, fine = (
         evaluate(pool, GridSolver(Midpoint(), nfe, Grid()).to_ns(facts.scheduler), pairs, ["psnr", "snr", "rmse"])
         for nfe in (4, 16)
@@ -69,12 +70,12 @@ def test_a_finer_solver_scores_higher(pool: LocalPool, facts: ModelFacts, pairs:
 
 
 def _row(label: str, kind: Kind, key: str, psnr: float) -> Row:
-    numbers: dict[str, Any] = {"metrics": {"psnr_db": psnr}, "stderr": {"psnr_db": 0.1}, "seeds": 1}
-    place = {"nfe": 4, "guidance_scale": 1.0, "sigma0": 1.0, "detail": "uniform"}
-    return Row(label=label, kind=kind, keys=(key,), forwards=0, backwards=0, **place, **numbers)
+    values: dict[str, Any] = {"metrics": {"psnr_db": psnr}, "stderr": {"psnr_db": 0.1}, "seeds": 1}
+    cell = {"nfe": 4, "guidance_scale": 1.0, "sigma0": 1.0, "detail": "uniform"}
+    return Row(label=label, kind=kind, keys=(key,), forwards=0, backwards=0, **cell, **values)
 
 
-def test_a_panel_shows_solvers_from_the_same_noise_beside_ground_truth(
+def test_a_panel_shows_samples_of_solvers_beside_ground_truth(
     pool: LocalPool,
     copied: Storage,
     host_settings: Callable[..., HostSettings],
@@ -82,7 +83,7 @@ def test_a_panel_shows_solvers_from_the_same_noise_beside_ground_truth(
     specs: dict[PairKey, PairSpec],
     pairs: str,
 ) -> None:
-    """Learned solvers, the best fixed ones and Euler, each with its number; ground truth first."""
+    """From the same noise: ground truth, learned solvers, the best fixed one and Euler, each with its PSNR."""
     for key, family in (("euler", Euler()), ("midpoint", Midpoint())):
         theta = ThetaArtifact(GridSolver(family, 4, Grid()).to_ns(facts.scheduler)).to_json()
         copied.write(ResultStore(copied, key).theta_key, theta.encode())
@@ -103,18 +104,17 @@ def test_a_panel_shows_solvers_from_the_same_noise_beside_ground_truth(
         ("Euler", 20.0),
     ]
     assert all(strip.samples.shape == (SAMPLES, 1, 8, 8) for strip in panel.strips)
-    np.testing.assert_array_equal(
-        panel.strips[0].samples, pool.call("pictures", theta=None, pairs=pairs, indices=range(SAMPLES))
-    )
+    truth = pool.call(Request.of(HostProtocol.pictures, theta=None, pairs=pairs, indices=range(SAMPLES)))
+    np.testing.assert_array_equal(panel.strips[0].samples, truth)
     errors = [float(np.square(strip.samples - panel.strips[0].samples).mean()) for strip in panel.strips]
     assert errors[0] == 0
     assert 0 < errors[1] == errors[2] < errors[3]
 
 
-def test_fewer_test_pairs_than_samples_shown_are_no_error(
+def test_a_gallery_may_have_fewer_test_pairs_than_samples(
     copied: Storage, host_settings: Callable[..., HostSettings], facts: ModelFacts, specs: dict[PairKey, PairSpec]
 ) -> None:
-    """A quick look at a handful of pairs must not end in a traceback after all the work."""
+    """A quick sweep with a handful of pairs must not fail after all the work."""
     small = dataclasses.replace(specs[PairKey("test", 1.0, 0)], count=5)
     pool = LocalPool(Host(host_settings(copied)))
     ensure_pairs(copied, [small], pool, wait=False, note=lambda sentence: None)

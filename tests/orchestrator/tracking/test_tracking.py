@@ -156,11 +156,11 @@ def test_all_pages_of_runs_are_read(
 
 def test_a_deleted_experiment_is_refused_with_the_command_that_restores_it(tracker: Tracker) -> None:
     """MLflow reserves the name of a deleted experiment, so a new one of that name cannot be created."""
-    experiment_id = tracker.experiment("gone", None)
-    tracker.client.delete_experiment(experiment_id)
+    gone_id = tracker.experiment("gone", None)
+    tracker.client.delete_experiment(gone_id)
     with pytest.raises(
         UserError,
-        match=rf"MLflow experiment 'gone' was deleted; restore it with `mlflow experiments restore -x {identity}`, or",
+        match=rf"MLflow experiment 'gone' was deleted; restore it with `mlflow experiments restore -x {gone_id}`, or",
     ):
         tracker.experiment("gone", None)
 

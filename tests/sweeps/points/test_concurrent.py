@@ -1,4 +1,4 @@
-"""A runner takes points to their results for trials that may come late, come twice, or not come back."""
+"""A point runner executes points for trials that may ask late, ask twice, or never ask again."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sweeps.points.concurrent import Points
 from sweeps.space import Point, fixed_points
 
 Work = Callable[[Callable[[float], None]], None]
-"""What a point does instead of distilling: it is given what reports an iteration."""
+"""Replaces the work of a point; the argument is a callback that reports an iteration."""
 
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, storage: Storage) -> Callable[..., Points]:
-    """Makes a runner whose points do this work."""
+    """Makes a runner whose points do the given work."""
     monkeypatch.setattr(points, "LOOK_SECONDS", 0.01)
 
     def start(work: Work, *, lockstep: bool = False) -> Points:
@@ -44,22 +44,22 @@ def started(monkeypatch: pytest.MonkeyPatch, storage: Storage) -> Callable[..., 
 
 @pytest.fixture
 def point(config: ExperimentConfig, specs: dict[PairKey, PairSpec]) -> dict[str, Any]:
-    """A point's content, as Tune gives it to a trial."""
+    """The content of a point, as Tune passes it to a trial."""
     return fixed_points(config, specs)[0].to_dict()
 
 
-async def follow(there: Points, point: dict[str, Any], after: float = -1.0) -> list[float]:
-    """The iterations that a trial is told of, to the point's end."""
-    told, ended = [], False
+async def follow(runner: Points, point: dict[str, Any], after: float = -1.0) -> list[float]:
+    """Follow a point to its end as a trial does; return the iterations it reports."""
+    iterations, ended = [], False
     while not ended:
-        validations, ended = await there.follow(point, after)
-        told += [values["iteration"] for values in validations]
-        after = told[-1] if told else after
-    return told
+        validations, ended = await runner.follow(point, after)
+        iterations += [values["iteration"] for values in validations]
+        after = iterations[-1] if iterations else after
+    return iterations
 
 
-def test_every_validation_is_told_once_and_in_order(started: Callable[..., Points], point: dict[str, Any]) -> None:
-    """The first one is the start's, at iteration 0."""
+def test_every_validation_is_reported_once_and_in_order(started: Callable[..., Points], point: dict[str, Any]) -> None:
+    """The first is the validation of the start, at iteration 0."""
 
     def work(report: Callable[[float], None]) -> None:
         for iteration in range(0, 50, 10):
@@ -69,30 +69,32 @@ def test_every_validation_is_told_once_and_in_order(started: Callable[..., Point
     assert asyncio.run(follow(started(work), point)) == [0, 10, 20, 30, 40]
 
 
-def test_a_trial_that_comes_again_joins_in_from_the_first_validation(
+def test_a_restarted_trial_follows_its_point_from_the_first_validation(
     started: Callable[..., Points], point: dict[str, Any]
 ) -> None:
-    """Tune starts a killed trial anew, while the point itself goes on."""
-    begun, gate = [], threading.Event()
+    """Tune restarts a killed trial while the point itself keeps running."""
+    starts, gate = [], threading.Event()
 
     def work(report: Callable[[float], None]) -> None:
-        begun.append(1)
+        starts.append(1)
         report(0)
         gate.wait(20)
         report(10)
 
     async def scenario() -> list[float]:
-        there = started(work)
-        assert await there.follow(point, -1.0) == ([{"iteration": 0}], False)
+        runner = started(work)
+        assert await runner.follow(point, -1.0) == ([{"iteration": 0}], False)
         gate.set()
-        return await follow(there, point)
+        return await follow(runner, point)
 
     assert asyncio.run(scenario()) == [0, 10]
-    assert begun == [1]
+    assert starts == [1]
 
 
-def test_in_lockstep_a_point_waits_until_tune_knows(started: Callable[..., Points], point: dict[str, Any]) -> None:
-    """Asking for what comes after an iteration says that Tune has let the trial go on from there."""
+def test_in_lockstep_a_point_waits_for_the_decision_of_tune(
+    started: Callable[..., Points], point: dict[str, Any]
+) -> None:
+    """A request for news after an iteration means that Tune has let the trial continue from there."""
     done: list[int] = []
 
     def work(report: Callable[[float], None]) -> None:
@@ -101,23 +103,23 @@ def test_in_lockstep_a_point_waits_until_tune_knows(started: Callable[..., Point
             done.append(iteration)
 
     async def scenario() -> None:
-        there = started(work, lockstep=True)
-        assert await there.follow(point, -1) == ([{"iteration": 0}], False)
+        runner = started(work, lockstep=True)
+        assert await runner.follow(point, -1) == ([{"iteration": 0}], False)
         await asyncio.sleep(0.1)
         assert done == []
-        assert await there.follow(point, 0) == ([{"iteration": 10}], False)
+        assert await runner.follow(point, 0) == ([{"iteration": 10}], False)
         await asyncio.sleep(0.1)
         assert done == [0]
-        assert await follow(there, point, 10) == [20]
+        assert await follow(runner, point, 10) == [20]
 
     asyncio.run(scenario())
     assert done == [0, 10, 20]
 
 
-def test_in_lockstep_a_point_that_tune_has_stopped_comes_to_its_end(
+def test_in_lockstep_a_point_that_tune_has_stopped_ends(
     started: Callable[..., Points], point: dict[str, Any], storage: Storage
 ) -> None:
-    """Nobody asks for it any more: the mark in its store is what lets it go."""
+    """Its trial no longer asks for news: the mark in the point's result store releases it."""
     ended = threading.Event()
 
     def work(report: Callable[[float], None]) -> None:
@@ -125,20 +127,18 @@ def test_in_lockstep_a_point_that_tune_has_stopped_comes_to_its_end(
         ended.set()
 
     async def scenario() -> list[float]:
-        there = started(work, lockstep=True)
-        await there.follow(point, -1)
+        runner = started(work, lockstep=True)
+        await runner.follow(point, -1)
         assert not await asyncio.to_thread(ended.wait, 0.1)
         ResultStore(storage, Point.from_dict(point).key).mark_stopped()
         assert await asyncio.to_thread(ended.wait, 20)
-        return await follow(there, point)
+        return await follow(runner, point)
 
     assert asyncio.run(scenario()) == [0]
 
 
-def test_a_point_that_fails_is_tried_again_when_it_is_asked_for_again(
-    started: Callable[..., Points], point: dict[str, Any]
-) -> None:
-    """The trial is told of the error itself; Tune decides how often it tries."""
+def test_a_failed_point_is_retried_at_the_next_request(started: Callable[..., Points], point: dict[str, Any]) -> None:
+    """The trial receives the error itself; Tune decides on the number of retries."""
     attempts = []
 
     def work(report: Callable[[float], None]) -> None:
@@ -148,18 +148,18 @@ def test_a_point_that_fails_is_tried_again_when_it_is_asked_for_again(
             raise UserError("no pairs")
 
     async def scenario() -> list[float]:
-        there = started(work)
+        runner = started(work)
         with pytest.raises(UserError, match="no pairs"):
-            await follow(there, point)
-        return await follow(there, point)
+            await follow(runner, point)
+        return await follow(runner, point)
 
     assert asyncio.run(scenario()) == [0]
 
 
-def test_a_point_that_takes_long_is_asked_for_again_and_again(
+def test_a_request_for_news_returns_empty_after_a_time_limit(
     started: Callable[..., Points], point: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call that waited without end would never learn that its trial is gone."""
+    """Without a limit, a request would not notice that its trial is gone."""
     monkeypatch.setattr(points, "ANSWER_SECONDS", 0.01)
     gate = threading.Event()
 
@@ -168,16 +168,16 @@ def test_a_point_that_takes_long_is_asked_for_again_and_again(
         report(0)
 
     async def scenario() -> list[float]:
-        there = started(work)
-        assert await there.follow(point, -1) == ([], False)
+        runner = started(work)
+        assert await runner.follow(point, -1) == ([], False)
         gate.set()
-        return await follow(there, point)
+        return await follow(runner, point)
 
     assert asyncio.run(scenario()) == [0]
 
 
 def test_the_process_of_a_trial_imports_neither_torch_nor_mlflow() -> None:
-    """There are many of them; half a gigabyte each would be the limit of a node."""
+    """There are many trials; half a gigabyte for each would exhaust a node."""
     code = (
         "import sys, ray.tune, sweeps.points.trial, sweeps.points.runner\n"
         "print(sorted({'torch', 'mlflow', 'orchestrator'} & set(sys.modules)))"

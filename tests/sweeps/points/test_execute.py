@@ -1,4 +1,4 @@
-"""What one point takes: it becomes a result, whatever interrupts it, and never a worse one than it started from."""
+"""Executing a point gives a result whatever interrupts it, and never a worse one than its start."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from orchestrator.errors import StoreError, UserError
 from orchestrator.hosts import distillation
 from orchestrator.hosts.distillation import to_numpy
 from orchestrator.hosts.host import Host
+from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.requests import LocalPool, Pool
+from orchestrator.pool.requests import LocalPool, Pool, Request
 from orchestrator.results.scoring import evaluate
 from orchestrator.results.store import Result, ResultStore
 from orchestrator.storage import Storage, canonical_json
@@ -48,7 +49,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def context(facts: ModelFacts, storage: Storage) -> TrialContext:
-    """A trial's surroundings, without Ray and MLflow."""
+    """The context of a trial, without Ray and MLflow."""
     return TrialContext(
         storage=storage.root,
         tracking_uri="",
@@ -79,7 +80,7 @@ def fixed(config: ExperimentConfig, specs: dict[PairKey, PairSpec]) -> dict[tupl
 
 @pytest.fixture
 def learned(config: ExperimentConfig, specs: dict[PairKey, PairSpec]) -> Point:
-    """Its distillation, from Euler on the uniform grid: 20 iterations, validated every 10."""
+    """The small experiment's distillation, from Euler on the uniform grid: 20 iterations, validated every 10."""
     (point,) = learned_points(config, specs, {(4, 1.0, 1.0): [EULER]}, CondOT())
     return point
 
@@ -101,23 +102,25 @@ def _psnr(pool: Pool, artifact: ThetaArtifact, pairs: str) -> float:
 # ---- fixed families -------------------------------------------------------------------------------------------------
 
 
-def test_a_fixed_family_on_the_common_grid_is_scored_as_it_is(
+def test_a_fixed_family_on_the_common_grid_is_scored_unchanged(
     run: Run, fixed: dict[tuple[str, str], Point], pool: LocalPool, facts: ModelFacts, storage: Storage
 ) -> None:
-    """Nothing is searched and nothing is spent; the numbers are those of the solver itself on the test pairs."""
+    """No search and no forwards; the scores are those of the solver itself on the test pairs."""
     point = fixed["midpoint", "common grid"]
     result = run(point)
     solver = GridSolver(Midpoint(), 4, Grid()).to_ns(facts.scheduler)
     assert result.metrics == evaluate(pool, solver, point.test, point.metrics)
     assert set(result.metrics) == {"psnr_db", "snr_db", "rmse"}
     assert (result.kind, result.grid, result.status, result.forwards) == ("common grid", "uniform", "finished", 0)
-    torch.testing.assert_close(_theta(storage, point).solver.flat(), solver.flat(), rtol=0, atol=0)
+    theta = _theta(storage, point)
+    torch.testing.assert_close(theta.solver.flat(), solver.flat(), rtol=0, atol=0)
+    assert theta.pairs_digest is None, "it was not distilled on any pairs"
 
 
 def test_the_best_grid_is_the_one_of_highest_psnr_on_validation_pairs(
     run: Run, fixed: dict[tuple[str, str], Point], pool: LocalPool, facts: ModelFacts, storage: Storage
 ) -> None:
-    """Of all candidates, scored one by one; test pairs have no part in the choice."""
+    """It equals the best of all candidates scored one by one; test pairs do not affect the choice."""
     point = fixed["euler", "best grid"]
     result = run(point)
     scores = {
@@ -131,10 +134,10 @@ def test_the_best_grid_is_the_one_of_highest_psnr_on_validation_pairs(
     assert _psnr(pool, _theta(storage, point), point.test) == pytest.approx(result.metrics["psnr_db"]["mean"], rel=1e-9)
 
 
-def test_a_large_search_scores_all_grids_on_a_part_and_the_finalists_on_all(
+def test_a_large_search_scores_all_grids_on_some_pairs_and_the_finalists_on_all(
     run: Run, fixed: dict[tuple[str, str], Point], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it cost is counted: every candidate on the search pairs, three finalists on all validation pairs."""
+    """Its cost counts every candidate on the search pairs and three finalists on all validation pairs."""
     point = fixed["euler", "best grid"]
     assert len(point.grids) == 4
     result = run(point)
@@ -146,14 +149,16 @@ def test_a_large_search_scores_all_grids_on_a_part_and_the_finalists_on_all(
 def test_the_best_grid_is_never_worse_on_validation_than_the_common_one(
     run: Run, fixed: dict[tuple[str, str], Point]
 ) -> None:
-    """The common grid is among the candidates."""
+    """The common grid is one of the candidates."""
     for family in ("euler", "midpoint"):
         best, common = (run(fixed[family, f"{kind} grid"]).validation_psnr_db for kind in ("best", "common"))
         assert best >= common
 
 
-def test_a_distillation_starts_from_the_best_on_validation_pairs(run: Run, fixed: dict[tuple[str, str], Point]) -> None:
-    """Of all families and grids of its NFE, guidance scale and sigma0."""
+def test_a_distillation_starts_from_the_best_solver_on_validation_pairs(
+    run: Run, fixed: dict[tuple[str, str], Point]
+) -> None:
+    """The best of all families and grids at its NFE, guidance scale and sigma0."""
     results = {point.key: run(point) for point in fixed.values()}
     ((cell, choices),) = best_choices(list(fixed.values()), results).items()
     ranked = sorted(results.values(), key=lambda result: -result.validation_psnr_db)
@@ -168,7 +173,7 @@ def test_a_distillation_starts_from_the_best_on_validation_pairs(run: Run, fixed
 
 
 def test_distillation_improves_on_its_start(run: Run, learned: Point, pool: LocalPool, storage: Storage) -> None:
-    """On fresh noise; the start, measured on the same pairs, is Euler itself."""
+    """The test pairs have fresh noise; the start, measured on the same pairs, is Euler itself."""
     result = run(learned)
     assert result.start_metrics is not None
     assert result.metrics["psnr_db"]["mean"] > result.start_metrics["psnr_db"]["mean"] + 1
@@ -180,15 +185,15 @@ def test_distillation_improves_on_its_start(run: Run, learned: Point, pool: Loca
     )
 
 
-def test_what_a_distillation_cost_is_counted(run: Run, learned: Point) -> None:
-    """Forwards and backwards of its steps, and three validations; every evaluation at 4 NFE, unguided."""
+def test_the_cost_of_a_distillation_is_counted(run: Run, learned: Point) -> None:
+    """Forwards and backwards of its steps plus three validations, all at NFE 4 and unguided."""
     result = run(learned)
     assert result.backwards == 20 * 16 * 4
     assert result.forwards == (20 * 16 + 3 * 32) * 4
 
 
-def test_theta_says_where_it_comes_from(run: Run, learned: Point, facts: ModelFacts, storage: Storage) -> None:
-    """Model, pairs, start, scheduler, versions: the file that a user takes home explains itself."""
+def test_a_theta_records_its_provenance(run: Run, learned: Point, facts: ModelFacts, storage: Storage) -> None:
+    """Model, pairs, start, scheduler and versions: the file is self-explanatory when it is copied elsewhere."""
     result = run(learned)
     theta = _theta(storage, learned)
     assert (theta.family, theta.start) == ("bns", "Euler on the uniform grid")
@@ -202,7 +207,7 @@ def test_theta_says_where_it_comes_from(run: Run, learned: Point, facts: ModelFa
 
 
 def test_every_validated_iterate_is_kept(run: Run, learned: Point, storage: Storage) -> None:
-    """Another stopping criterion can be applied later: iteration, PSNR and parameters, the start first."""
+    """Iteration, PSNR and parameters, with the start first, so that another stopping criterion can be applied later."""
     result = run(learned)
     iterates = storage.read_json(f"points/{learned.key}/iterates.json")
     assert [[entry["iteration"], entry["psnr_db"]] for entry in iterates] == result.history
@@ -210,19 +215,19 @@ def test_every_validated_iterate_is_kept(run: Run, learned: Point, storage: Stor
 
 
 def test_validations_are_reported_with_the_best_so_far(run: Run, learned: Point) -> None:
-    """What a search compares never falls; the curve that a user sees is the validation itself."""
-    told: list[dict[str, float]] = []
-    result = run(_with(learned, iterations=10, validate_every=2, learning_rate=0.05), told.append)
-    assert [values["iteration"] for values in told] == [0, 2, 4, 6, 8, 10]
-    assert [values["validation_psnr_db"] for values in told] == [psnr for _, psnr in result.history]
-    assert [values["psnr_db"] for values in told] == list(
-        np.maximum.accumulate([values["validation_psnr_db"] for values in told])
+    """The search compares the running maximum; users see the curve of the validations themselves."""
+    reported: list[dict[str, float]] = []
+    result = run(_with(learned, iterations=10, validate_every=2, learning_rate=0.05), reported.append)
+    assert [values["iteration"] for values in reported] == [0, 2, 4, 6, 8, 10]
+    assert [values["validation_psnr_db"] for values in reported] == [psnr for _, psnr in result.history]
+    assert [values["psnr_db"] for values in reported] == list(
+        np.maximum.accumulate([values["validation_psnr_db"] for values in reported])
     )
-    assert all("loss" in values for values in told[1:])
+    assert all("loss" in values for values in reported[1:])
 
 
 @pytest.mark.parametrize("reports", [1, 2, 3])
-def test_a_trial_that_was_killed_goes_on_to_exactly_the_same_theta(
+def test_a_killed_trial_resumes_to_exactly_the_same_theta(
     run: Run,
     learned: Point,
     storage: Storage,
@@ -231,49 +236,49 @@ def test_a_trial_that_was_killed_goes_on_to_exactly_the_same_theta(
     pool: LocalPool,
     reports: int,
 ) -> None:
-    """After the start, in the middle or just before the end: equal to an undisturbed run in every bit."""
+    """Killed after the start, in the middle or just before the end, it equals an undisturbed run bit for bit."""
     elsewhere = Storage.at(tmp_path / "undisturbed")
     undisturbed = run_point(learned, context, pool, elsewhere, lambda values: None)
-    told: list[float] = []
+    before: list[float] = []
 
-    def killed(values: dict[str, float]) -> None:
-        told.append(values["iteration"])
-        if len(told) == reports:
+    def kill(values: dict[str, float]) -> None:
+        before.append(values["iteration"])
+        if len(before) == reports:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(learned, killed)
+        run(learned, kill)
     assert not ResultStore(storage, learned.key).is_complete()
-    again: list[float] = []
-    result = run(learned, lambda values: again.append(values["iteration"]))
+    after: list[float] = []
+    result = run(learned, lambda values: after.append(values["iteration"]))
     assert result == undisturbed
     for name in ("theta.json", "iterates.json", "result.json"):
         key = f"points/{learned.key}/{name}"
         assert storage.read(key) == elsewhere.read(key)
-    assert told + again == [0, 10, 20]
+    assert before + after == [0, 10, 20]
 
 
-def test_a_complete_point_is_not_computed_again(
+def test_a_complete_point_is_not_executed_again(
     run: Run, learned: Point, context: TrialContext, storage: Storage
 ) -> None:
-    """Its result is read; hosts are not asked."""
+    """Its result is read from the store; no request goes to a host."""
 
-    class Nobody(Pool):
+    class UnusedPool(Pool):
         def map(self, requests: Sequence[Any]) -> Any:
-            pytest.fail("a host was asked")
+            pytest.fail("a request went to a host")
 
     first = run(learned)
-    told: list[dict[str, float]] = []
-    again = run_point(learned, context, Nobody(), storage, told.append)
+    reported: list[dict[str, float]] = []
+    again = run_point(learned, context, UnusedPool(), storage, reported.append)
     assert canonical_json(dataclasses.asdict(again)) == canonical_json(dataclasses.asdict(first))
-    assert told[0]["psnr_db"] == first.validation_psnr_db
+    assert reported[0]["psnr_db"] == first.validation_psnr_db
 
 
 @pytest.mark.parametrize("learning_rate", [1.0, 1e3, 1e12])
-def test_a_run_that_diverges_publishes_its_start_and_says_so(
+def test_a_diverged_run_publishes_its_start_and_is_marked_as_diverged(
     run: Run, learned: Point, pool: LocalPool, storage: Storage, facts: ModelFacts, learning_rate: float
 ) -> None:
-    """Never a worse solver than it began with, and never as an improvement."""
+    """It never publishes a worse solver than its start, and never claims an improvement."""
     result = run(_with(learned, learning_rate=learning_rate))
     assert result.status == "diverged"
     assert result.metrics == result.start_metrics
@@ -287,7 +292,7 @@ def test_a_run_that_diverges_publishes_its_start_and_says_so(
 def test_a_run_that_gets_worse_publishes_its_best_iterate(
     run: Run, learned: Point, pool: LocalPool, storage: Storage
 ) -> None:
-    """Too large a rate that does not run away: what counts is the best validation, start included."""
+    """With a learning rate that is too large but does not diverge, the best validation counts, the start included."""
     point = _with(learned, learning_rate=0.1, decay="constant", validate_every=5)
     result = run(point)
     validations = [psnr for _, psnr in result.history]
@@ -296,8 +301,8 @@ def test_a_run_that_gets_worse_publishes_its_best_iterate(
     assert _psnr(pool, _theta(storage, point), point.validation) == pytest.approx(max(validations), rel=1e-6)
 
 
-def test_a_point_that_the_search_stopped_publishes_what_it_has(run: Run, learned: Point, storage: Storage) -> None:
-    """It is not trained on: the state it had becomes its result, marked as stopped."""
+def test_a_stopped_point_publishes_its_last_state(run: Run, learned: Point, storage: Storage) -> None:
+    """It is not trained further: its saved state becomes its result, marked as stopped."""
     point = _with(learned, iterations=40)
 
     def stop(values: dict[str, float]) -> None:
@@ -307,27 +312,27 @@ def test_a_point_that_the_search_stopped_publishes_what_it_has(run: Run, learned
     with pytest.raises(KeyboardInterrupt):
         run(point, stop)
     ResultStore(storage, point.key).mark_stopped()
-    result = run(point, lambda values: pytest.fail("went on"))
+    result = run(point, lambda values: pytest.fail("training continued"))
     assert result.status == "stopped"
     assert [iteration for iteration, _ in result.history] == [0, 10]
     assert result.validation_psnr_db > (result.start_validation_psnr_db or math.inf)
 
 
-def test_a_start_without_finite_samples_is_told(run: Run, learned: Point, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing can be distilled from it; the key that names the start is named."""
+def test_a_start_without_finite_samples_is_refused(run: Run, learned: Point, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be distilled from it; the error names the configuration key of the start."""
     monkeypatch.setattr(distillation, "mean_psnr", lambda solver, pairs, ask: math.nan)
     with pytest.raises(UserError, match=r"the start of BNS nfe4 .* gives no finite samples; choose another 'start'"):
         run(learned)
 
 
-def test_training_pairs_that_are_not_there_are_told(run: Run, learned: Point) -> None:
-    """A trial makes no pairs: the command that does is named."""
+def test_missing_training_pairs_are_an_error(run: Run, learned: Point) -> None:
+    """A trial makes no pairs; the error names the command that does."""
     with pytest.raises(StoreError, match=r"no complete pair store 0123 .*make it with `bespoke pairs`"):
         run(dataclasses.replace(learned, train="0123"))
 
 
 def test_preconditioning_is_folded_into_theta(run: Run, learned: Point, pool: LocalPool, storage: Storage) -> None:
-    """A theta distilled at sigma0 = 2 acts on the raw velocity: its own samples have the PSNR that is reported."""
+    """A theta distilled at sigma0 = 2 acts on the raw velocity: its samples reproduce the reported PSNR."""
     point = dataclasses.replace(learned, sigma0=2.0)
     result = run(point)
     assert _theta(storage, point).sigma0 == 2.0
@@ -335,10 +340,10 @@ def test_preconditioning_is_folded_into_theta(run: Run, learned: Point, pool: Lo
     assert _psnr(pool, _theta(storage, point), point.test) == pytest.approx(result.metrics["psnr_db"]["mean"], rel=1e-9)
 
 
-def test_parameters_of_a_run_are_what_users_sort_by(learned: Point, fixed: dict[tuple[str, str], Point]) -> None:
-    """Axes of the sweep by the field's names; options and the optimiser's settings only where there are some."""
-    plain, found = parameters(fixed["euler", "common grid"]), parameters(learned)
-    assert plain == {
+def test_run_parameters_are_the_axes_of_the_sweep(learned: Point, fixed: dict[tuple[str, str], Point]) -> None:
+    """They have the names of the fields; options and the optimiser's settings are included only if there are any."""
+    fixed_parameters, learned_parameters = parameters(fixed["euler", "common grid"]), parameters(learned)
+    assert fixed_parameters == {
         "family": "euler",
         "label": "Euler",
         "kind": "common grid",
@@ -347,8 +352,8 @@ def test_parameters_of_a_run_are_what_users_sort_by(learned: Point, fixed: dict[
         "sigma0": 1.0,
         "seed": 0,
     }
-    assert {"learning_rate", "iterations", "batch_size", "decay", "start"} <= set(found)
-    assert found["start"] == "Euler, uniform"
+    assert {"learning_rate", "iterations", "batch_size", "decay", "start"} <= set(learned_parameters)
+    assert learned_parameters["start"] == "Euler, uniform"
     options = dataclasses.replace(fixed["euler", "common grid"], options={"b": 1, "a": 2})
     assert json.loads(parameters(options)["options"]) == {"a": 2, "b": 1}
 
@@ -356,7 +361,7 @@ def test_parameters_of_a_run_are_what_users_sort_by(learned: Point, fixed: dict[
 def test_with_guidance_forwards_count_twice(
     config: ExperimentConfig, copied: Storage, host_settings: Callable[..., HostSettings], context: TrialContext
 ) -> None:
-    """One evaluation of a guided model is two forwards; NFE is the same."""
+    """One evaluation of a guided model is two forwards; the NFE is the same."""
     guided = ExperimentConfig.model_validate({**config.model_dump(), "guidance_scale": [3.0]})
     specs = pair_specs(guided, context.facts)
     pool = LocalPool(Host(host_settings(copied)))
@@ -369,8 +374,21 @@ def test_with_guidance_forwards_count_twice(
     assert np.isfinite(theta).all()
 
 
-def test_a_grid_on_which_a_family_does_not_work_is_left_out() -> None:
-    """Times that rounding makes equal give AB3 no weights: it is skipped, and a point with no other is refused."""
+def test_forwards_are_counted_as_the_model_counts_them(
+    config: ExperimentConfig, copied: Storage, host_settings: Callable[..., HostSettings], context: TrialContext
+) -> None:
+    """A network that is conditioned on the guidance scale, such as FLUX, needs one forward at any scale."""
+    guided = ExperimentConfig.model_validate({**config.model_dump(), "guidance_scale": [3.0]})
+    specs = pair_specs(guided, context.facts)
+    pool = LocalPool(Host(host_settings(copied)))
+    ensure_pairs(copied, list(specs.values()), pool, wait=False, note=lambda sentence: None)
+    (point,) = learned_points(guided, specs, {(4, 3.0, 1.0): [EULER]}, CondOT())
+    embedded = dataclasses.replace(context, facts=dataclasses.replace(context.facts, forwards_with_guidance=1))
+    assert run_point(point, embedded, pool, copied, lambda values: None).backwards == 20 * 16 * 4
+
+
+def test_a_grid_on_which_a_family_does_not_work_is_skipped() -> None:
+    """Times made equal by rounding give AB3 no finite weights. A point with no usable grid is refused."""
     family, scheduler = AdamsBashforth(3), CondOT()
     crowded, usable = Grid("warped", 40.0, 1.0), Grid()
     point = Point(
@@ -404,54 +422,54 @@ def _by_lm(point: Point, **settings: Any) -> Point:
 
 
 def test_levenberg_marquardt_distils_without_a_backward_pass(run: Run, learned: Point, storage: Storage) -> None:
-    """Four iterations pass what twenty of Adam do, and what they cost is counted: differences, trials of steps."""
+    """Four iterations surpass twenty of Adam; their cost counts finite differences and trial steps."""
     by_adam, by_lm = run(learned), run(_by_lm(learned))
     assert by_lm.backwards == 0 < by_adam.backwards
     assert by_lm.metrics["psnr_db"]["mean"] > by_adam.metrics["psnr_db"]["mean"] + 1
     assert by_lm.start_metrics == by_adam.start_metrics
     assert [step for step, _ in by_lm.history] == [0, 2, 4]
-    # Four iterations of 26 evaluations a pair at NFE 4 and at least one trial step each; three validations.
+    # Four iterations, each of 26 evaluations per pair at NFE 4 plus at least one trial step; three validations.
     assert by_lm.forwards >= 4 * 48 * (26 + 4) + 3 * 32 * 4
     assert _theta(storage, _by_lm(learned)).family == "bns"
 
 
-def test_levenberg_marquardt_goes_on_from_where_it_was_interrupted(
+def test_levenberg_marquardt_resumes_after_an_interruption(
     learned: Point, context: TrialContext, pool: LocalPool, storage: Storage
 ) -> None:
-    """The same result to the last bit, as with Adam."""
+    """As with Adam, the result is the same bit for bit."""
     point = _by_lm(learned)
-    seen: list[dict[str, float]] = []
+    reported: list[dict[str, float]] = []
 
     def interrupt(values: dict[str, float]) -> None:
-        seen.append(values)
-        if len(seen) == 2:
+        reported.append(values)
+        if len(reported) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_point(point, context, pool, storage, interrupt)
     resumed = run_point(point, context, pool, storage, lambda values: None)
     other = Storage.at(f"{storage.root}-other")
-    whole = run_point(point, context, pool, other, lambda values: None)
-    assert resumed.metrics == whole.metrics
-    assert resumed.history == whole.history
+    undisturbed = run_point(point, context, pool, other, lambda values: None)
+    assert resumed.metrics == undisturbed.metrics
+    assert resumed.history == undisturbed.history
 
 
 @pytest.mark.parametrize("by_lm", [False, True], ids=["adam", "levenberg_marquardt"])
-def test_a_trial_that_splits_its_batches_over_the_pool_finds_the_same_theta(
+def test_a_data_parallel_trial_gives_the_same_theta(
     learned: Point, context: TrialContext, pool: LocalPool, storage: Storage, by_lm: bool
 ) -> None:
-    """Data parallelism asks for sums over blocks and adds them in order: bit for bit what one host does alone."""
+    """Hosts return sums over blocks, which are added in order: bit for bit the result of a single host."""
     point = _by_lm(learned) if by_lm else _with(learned, validate_every=2, iterations=4)
-    together = dataclasses.replace(point, data_parallel=True)
-    for each in (point, together):
+    parallel = dataclasses.replace(point, data_parallel=True)
+    for each in (point, parallel):
         run_point(each, context, pool, storage, lambda values: None)
-    assert _theta(storage, point).digest == _theta(storage, together).digest
+    assert _theta(storage, point).digest == _theta(storage, parallel).digest
 
 
-def test_a_grid_found_by_dynamic_programming_is_one_of_the_candidates(
+def test_a_gits_grid_is_a_candidate(
     experiment: dict[str, Any], context: TrialContext, copied: Storage, host_settings: Callable[..., HostSettings]
 ) -> None:
-    """GITS looks at the training pairs' trajectories; on its grid Euler does better than on the uniform one."""
+    """GITS uses the training trajectories (dynamic programming); Euler is better on its grid than on a uniform one."""
     experiment["fixed"] = ["euler", {"family": "euler", "grid": "gits", "search": False}]
     config = parse_config({**experiment, "learned": [], "grid_search": None}, "gits")
     config.check()
@@ -467,19 +485,21 @@ def test_a_grid_found_by_dynamic_programming_is_one_of_the_candidates(
     assert chosen.kind == "given"
     assert len(chosen.times(4, CondOT())) == 5
     assert on_gits.metrics["psnr_db"]["mean"] > on_uniform.metrics["psnr_db"]["mean"]
-    assert (on_uniform.forwards, on_gits.forwards) == (0, 60 * 48)  # 61 knots of all 48 trajectories, but the last
+    # GITS evaluates the model at 61 knots of all 48 trajectories, without the last knot.
+    assert (on_uniform.forwards, on_gits.forwards) == (0, 60 * 48)
 
 
-def test_trajectories_that_were_not_kept_are_told(pool: LocalPool, learned: Point) -> None:
-    """A pair store without them cannot give a grid."""
+def test_a_pair_set_without_trajectories_is_refused_for_gits(pool: LocalPool, learned: Point) -> None:
+    """A grid is computed from trajectories only."""
+    settings = {"gamma": 1.0, "loss": "error", "trajectories": 8, "knots": 21}
     with pytest.raises(StoreError, match=r"pair store \w+ holds no trajectories; make it with `bespoke pairs`"):
-        pool.call("gits_grid", pairs=learned.train, steps=4, gamma=1.0, loss="error", trajectories=8, knots=21)
+        pool.call(Request.of(HostProtocol.gits_grid, pairs=learned.train, steps=4, **settings))
 
 
 def test_a_least_squares_start_is_fitted_to_the_trajectories(
     experiment: dict[str, Any], context: TrialContext, copied: Storage, host_settings: Callable[..., HostSettings]
 ) -> None:
-    """No optimisation, and already better than every solver on its grid; distillation goes on from there."""
+    """Without optimisation it is already much better than Euler; distillation improves on it further."""
     learned = {"family": "bns", "method": "levenberg_marquardt", "start": ["least_squares", "euler"], "iterations": 2}
     config = parse_config({**experiment, "fixed": [], "learned": [{**learned, "validate_every": 1}]}, "fitted")
     config.check()
@@ -491,7 +511,7 @@ def test_a_least_squares_start_is_fitted_to_the_trajectories(
     assert fitted.grid == "from least squares, uniform"
     assert (fitted.start_metrics or {})["psnr_db"]["mean"] > (euler.start_metrics or {})["psnr_db"]["mean"] + 3
     assert fitted.metrics["psnr_db"]["mean"] > (fitted.start_metrics or {})["psnr_db"]["mean"]
-    # One iteration less of nothing but validations: what is left besides is the fit, n evaluations a training pair.
+    # Everything but the start is the same, so the difference is the cost of the fit: n evaluations per training pair.
     alone = dataclasses.replace(points[0], settings=dataclasses.replace(points[0].settings, iterations=1))
     from_euler = dataclasses.replace(points[1], settings=alone.settings)
     spent = [run_point(point, context, pool, copied, lambda values: None).forwards for point in (alone, from_euler)]
