@@ -18,9 +18,8 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,13 +36,14 @@ from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter, Prec
 from orchestrator.models.zoo import ZooModel
 from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
-from orchestrator.pool.requests import Ask, LocalPool, Request
+from orchestrator.pool.requests import LocalPool, Request
 from orchestrator.storage import Storage
 from solvers import NSSolver
 from solvers.batched import sample_batched
 from solvers.distil import adam
 from solvers.distil import levenberg_marquardt as lm
 from solvers.distil.adam import AdamSettings, AdamState, LossAndGradient
+from solvers.distil.drive import translated
 from solvers.distil.least_squares import fit
 from solvers.distil.levenberg_marquardt import LMSettings, LMState
 from solvers.distil.normal_equations import Jacobian, NormalEquations, normal_equations
@@ -145,7 +145,7 @@ class Method:
     """A distillation method: functions that begin a state, advance it, and return its forwards and backwards so far."""
 
     begin: Callable[[Tensor], DistillationState]
-    advance: Callable[[DistillationState, int], DistillationState]
+    advance: Callable[[DistillationState, int], Generator[Requests, list[Any], DistillationState]]
     spent: Callable[[DistillationState], tuple[int, int]]
     validate_every: int
     clock: Callable[[], float] = time.perf_counter
@@ -169,9 +169,10 @@ def levenberg_marquardt(task: Task, settings: LMSettings, memory_bytes: int) -> 
         pairs = task.train.select(indices)
         return float(psnr_loss(task.sample(solver, pairs), pairs.x1).double().mean())
 
-    def advance(state: DistillationState, steps: int) -> DistillationState:
+    def advance(state: DistillationState, steps: int) -> Generator[Requests, list[Any], DistillationState]:
         assert isinstance(state, LMState)
         return lm.advance(state, steps, settings, BNS(), task.model.scheduler, 1.0, normal, loss)
+        yield []  # a generator without requests: it evaluates the model itself
 
     def spent(state: DistillationState) -> tuple[int, int]:
         assert isinstance(state, LMState)
@@ -209,17 +210,15 @@ class BatchedLosses:
         ]
 
 
-def adam_method(
-    task: Task, run: Run, settings: AdamSettings, validate_every: int, batched: BatchedLosses, ask: Ask
-) -> Method:
-    def objective(solver: NSSolver, indices: list[int]) -> LossAndGradient:
-        (answer,) = ask([Request("loss", {"theta": solver.flat(), "indices": indices, "seed": run.seed})])
-        assert isinstance(answer, LossAndGradient)
-        return answer
+def adam_method(task: Task, run: Run, settings: AdamSettings, validate_every: int, batched: BatchedLosses) -> Method:
+    def requests(query: adam.GradientQuery) -> Requests:
+        assert isinstance(query.at, NSSolver)
+        return [Request("loss", {"theta": query.at.flat(), "indices": query.indices, "seed": run.seed})]
 
-    def advance(state: DistillationState, steps: int) -> DistillationState:
+    def advance(state: DistillationState, steps: int) -> Generator[Requests, list[Any], DistillationState]:
         assert isinstance(state, AdamState)
-        return adam.advance(state, steps, settings, BNS(), task.model.scheduler, 1.0, objective)
+        iterations = adam.iterations(state, steps, settings, BNS(), task.model.scheduler, 1.0)
+        return translated(iterations, requests, lambda query, losses: losses[0])
 
     def spent(state: DistillationState) -> tuple[int, int]:
         evaluations = state.iteration * min(settings.batch_size, settings.training_pairs) * run.nfe * task.forwards
@@ -263,7 +262,7 @@ def start_of(name: str, task: Task, nfe: int) -> Tensor:
     return BNS().start_from(solver, scheduler)
 
 
-def marks_of(run: Run, task: Task, method: Method, start: str) -> list[Mark]:
+def marks_of(run: Run, task: Task, method: Method, start: str) -> Generator[Requests, list[Any], list[Mark]]:
     """The marks of one run, its start first; prints each as it is made."""
     state = method.begin(start_of(start, task, run.nfe))
     marks: list[Mark] = []
@@ -277,7 +276,7 @@ def marks_of(run: Run, task: Task, method: Method, start: str) -> list[Mark]:
         if state.status != "running":
             return marks
         begin = method.clock()
-        state = method.advance(state, method.validate_every)
+        state = yield from method.advance(state, method.validate_every)
         seconds += method.clock() - begin
 
 
@@ -314,14 +313,16 @@ def run_lm(run: Run, task: Task, options: Options) -> list[Mark]:
         training_pairs=options.pairs,
         jacobian=options.jacobian,
     )
-    return marks_of(run, task, levenberg_marquardt(task, settings, options.memory_mb * 2**20), options.start)
+    method = levenberg_marquardt(task, settings, options.memory_mb * 2**20)
+    (marks,) = run_in_lockstep([marks_of(run, task, method, options.start)], lambda groups: [])
+    return marks
 
 
 def run_adam(runs: Sequence[Run], tasks: dict[int, Task], options: Options) -> list[list[Mark]]:
     """The marks of several runs of one model, guidance scale and NFE, run in lockstep."""
     batched = BatchedLosses(tasks)
 
-    def one(run: Run, ask: Ask) -> list[Mark]:
+    def one(run: Run) -> Generator[Requests, list[Any], list[Mark]]:
         settings = AdamSettings(
             learning_rate=run.rate,
             iterations=options.adam_iterations,
@@ -331,10 +332,10 @@ def run_adam(runs: Sequence[Run], tasks: dict[int, Task], options: Options) -> l
             training_pairs=options.pairs,
         )
         task = tasks[run.seed]
-        method = adam_method(task, run, settings, options.validate_every, batched, ask)
+        method = adam_method(task, run, settings, options.validate_every, batched)
         return marks_of(run, task, method, options.start)
 
-    return run_in_lockstep([partial(one, run) for run in runs], batched.answer)
+    return run_in_lockstep([one(run) for run in runs], batched.answer)
 
 
 def make_task(name: str, guidance_scale: float, seed: int, options: Options, storage: Storage) -> Task:

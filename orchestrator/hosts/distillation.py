@@ -1,4 +1,4 @@
-"""Drives one distillation run. Every model evaluation goes through ``ask``, a callback to a host or the pool.
+"""One distillation run as a generator of requests: its caller answers them with a host or the pool.
 
 Requests are sent for fixed blocks of pairs, whose sums are added in order. A host answers its own requests; a
 data-parallel trial sends them to the pool. theta is the same either way.
@@ -6,7 +6,9 @@ data-parallel trial sends them to the pool. theta is the same either way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +21,10 @@ from orchestrator.hosts.runs import LearnedRun, State
 from orchestrator.objectives.base import FamilyObjective
 from orchestrator.pool.requests import Ask, Request
 from solvers.distil import adam, levenberg_marquardt
-from solvers.distil.adam import AdamState, LossAndGradient, ParameterObjective
-from solvers.distil.levenberg_marquardt import LMSettings, LMState
-from solvers.distil.normal_equations import Jacobian, NormalEquations, total
+from solvers.distil.adam import AdamState, LossAndGradient
+from solvers.distil.drive import drive, translated
+from solvers.distil.levenberg_marquardt import LMSettings, LMState, LossQuery, NormalQuery
+from solvers.distil.normal_equations import NormalEquations, total
 from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
 
@@ -32,9 +35,18 @@ BLOCK = 64
 """Pairs whose losses are summed in one request. Fixed, so that sums do not depend on the number of hosts."""
 
 
+Steps = Generator[Sequence[Request[Any]], list[Any], State]
+"""A computation that yields requests to a host, receives their values, and returns a state."""
+
+
 def advance(
     run: LearnedRun, state: State, steps: int, scheduler: Scheduler, ask: Ask, validation: str | None = None
 ) -> State:
+    """Run :func:`advancing` with a callback that answers its requests."""
+    return drive(advancing(run, state, steps, scheduler, validation), ask)
+
+
+def advancing(run: LearnedRun, state: State, steps: int, scheduler: Scheduler, validation: str | None = None) -> Steps:
     """Advance ``run`` by ``steps`` iterations, or fewer if it ends earlier.
 
     Args:
@@ -42,88 +54,98 @@ def advance(
         state: State to continue from, of the method that ``run.settings`` selects.
         steps: Number of iterations.
         scheduler: Scheduler of the model's field.
-        ask: Calls methods of a host that has the model and the pairs.
         validation: Digest of the pairs on which the last iterate is validated; None: no validation.
     """
-    state = _advance(run, state, steps, scheduler, ask)
-    return state if validation is None else validate(run, state, validation, scheduler, ask)
+    if isinstance(run.settings, LMSettings):
+        assert isinstance(state, LMState)
+        by_lm = levenberg_marquardt.iterations(state, steps, run.settings, run.build(), scheduler, run.sigma0)
+        state = yield from translated(by_lm, partial(_lm_requests, run), _lm_value)
+    else:
+        assert isinstance(state, AdamState)
+        in_parameters = issubclass(plugins.load("objectives", run.objective), FamilyObjective)
+        by_adam = adam.iterations(
+            state, steps, run.settings, run.build(), scheduler, run.sigma0, in_parameters=in_parameters
+        )
+        state = yield from translated(by_adam, partial(_gradient_requests, run), _mean_gradient)
+    if validation is None:
+        return state
+    return (yield from _validating(run, state, validation, scheduler))
 
 
 def validate(run: LearnedRun, state: State, pairs: str, scheduler: Scheduler, ask: Ask) -> State:
     """``state`` with its iterate's PSNR on these pairs (:func:`mean_psnr`)."""
-    return state.with_validation(mean_psnr(run.solver(state.parameters, scheduler), pairs, ask))
+    return drive(_validating(run, state, pairs, scheduler), ask)
+
+
+def _validating(run: LearnedRun, state: State, pairs: str, scheduler: Scheduler) -> Steps:
+    psnr = yield from _mean_psnr(run.solver(state.parameters, scheduler), pairs)
+    return state.with_validation(psnr)
 
 
 def mean_psnr(solver: NSSolver, pairs: str, ask: Ask) -> float:
     """Mean PSNR of a solver on a whole pair set, dB; not finite if theta or one of its samples is not finite."""
+    return drive(_mean_psnr(solver, pairs), ask)
+
+
+def _mean_psnr(solver: NSSolver, pairs: str) -> Generator[Sequence[Request[Any]], list[Any], float]:
     theta = to_numpy(solver.flat())
     if not np.isfinite(theta).all():
         return float("nan")
-    (scores,) = ask([Request.of(HostProtocol.score, theta=theta, pairs=pairs, metrics=["psnr"])])
+    (scores,) = yield [Request.of(HostProtocol.score, theta=theta, pairs=pairs, metrics=["psnr"])]
     # An exact sample has infinite PSNR; a single one would make the mean meaningless.
     return float(np.mean(np.minimum(scores["psnr"], MAX_PSNR_DB)))
 
 
-def _advance(run: LearnedRun, state: State, steps: int, scheduler: Scheduler, ask: Ask) -> State:
-    if isinstance(run.settings, LMSettings):
-        assert isinstance(state, LMState)
-        return _advance_lm(run, run.settings, state, steps, scheduler, ask)
-    assert isinstance(state, AdamState)
-
-    def theta_objective(solver: NSSolver, indices: list[int]) -> LossAndGradient:
-        theta = to_numpy(solver.flat())
-        requests = [
-            Request.of(
-                HostProtocol.loss_and_gradient,
-                theta=theta,
-                pairs=run.train,
-                indices=block,
-                objective=run.objective,
-                objective_options=run.objective_options,
-            )
-            for block in blocks(indices)
-        ]
-        return mean_of_blocks(ask(requests), indices)
-
-    def parameter_objective(parameters: Tensor, indices: list[int]) -> LossAndGradient:
-        values = to_numpy(parameters)
-        requests = [
+def _gradient_requests(run: LearnedRun, query: adam.GradientQuery) -> list[Request[Any]]:
+    if not isinstance(query.at, NSSolver):
+        values = to_numpy(query.at)
+        return [
             Request.of(HostProtocol.loss_and_gradient_of_parameters, run=run, parameters=values, indices=block)
-            for block in blocks(indices)
+            for block in blocks(query.indices)
         ]
-        return mean_of_blocks(ask(requests), indices)
+    theta = to_numpy(query.at.flat())
+    return [
+        Request.of(
+            HostProtocol.loss_and_gradient,
+            theta=theta,
+            pairs=run.train,
+            indices=block,
+            objective=run.objective,
+            objective_options=run.objective_options,
+        )
+        for block in blocks(query.indices)
+    ]
 
-    in_parameters = issubclass(plugins.load("objectives", run.objective), FamilyObjective)
-    objective = ParameterObjective(parameter_objective) if in_parameters else theta_objective
-    return adam.advance(state, steps, run.settings, run.build(), scheduler, run.sigma0, objective)
+
+def _mean_gradient(query: adam.GradientQuery, sums: list[Any]) -> LossAndGradient:
+    return mean_of_blocks(sums, query.indices)
 
 
-def _advance_lm(
-    run: LearnedRun, settings: LMSettings, state: LMState, steps: int, scheduler: Scheduler, ask: Ask
-) -> LMState:
-    def normal(solver: NSSolver, indices: list[int], *, jacobian: Jacobian, free: Tensor) -> NormalEquations:
-        theta = to_numpy(solver.flat())
-        requests = [
-            Request.of(
-                HostProtocol.normal_equations,
-                theta=theta,
-                pairs=run.train,
-                indices=block,
-                jacobian=jacobian,
-                free=free.numpy(),
-            )
-            for block in blocks(indices)
+def _lm_requests(run: LearnedRun, query: NormalQuery | LossQuery) -> list[Request[Any]]:
+    theta = to_numpy(query.solver.flat())
+    if isinstance(query, LossQuery):
+        return [
+            Request.of(HostProtocol.loss, theta=theta, pairs=run.train, indices=block)
+            for block in blocks(query.indices)
         ]
-        return total(ask(requests))
+    return [
+        Request.of(
+            HostProtocol.normal_equations,
+            theta=theta,
+            pairs=run.train,
+            indices=block,
+            jacobian=query.jacobian,
+            free=query.free.numpy(),
+        )
+        for block in blocks(query.indices)
+    ]
 
-    def loss(solver: NSSolver, indices: list[int]) -> float:
-        theta = to_numpy(solver.flat())
-        requests = [
-            Request.of(HostProtocol.loss, theta=theta, pairs=run.train, indices=block) for block in blocks(indices)
-        ]
-        return sum(ask(requests)) / len(indices)
 
-    return levenberg_marquardt.advance(state, steps, settings, run.build(), scheduler, run.sigma0, normal, loss)
+def _lm_value(query: NormalQuery | LossQuery, sums: list[Any]) -> NormalEquations | float:
+    if isinstance(query, LossQuery):
+        loss: float = sum(sums) / len(query.indices)
+        return loss
+    return total(sums)
 
 
 def blocks(indices: Sequence[int]) -> list[list[int]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NotRequired, TypedDict
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 from orchestrator import plugins
 from orchestrator.errors import StoreError
 from orchestrator.hosts.batching import Batching, BatchingStatistics
-from orchestrator.hosts.distillation import advance
+from orchestrator.hosts.distillation import advance, advancing
 from orchestrator.hosts.lockstep import run_in_lockstep
 from orchestrator.hosts.media import MediaShard
 from orchestrator.hosts.protocols import HostProtocol
@@ -35,7 +35,7 @@ from orchestrator.models.facts import ModelFacts
 from orchestrator.objectives.base import FamilyObjective, SolverObjective
 from orchestrator.pairs import PairSet, PairSpec, PairStore, ShardRecord, concatenate
 from orchestrator.pairs.ground_truth import solve
-from orchestrator.pool.requests import Ask, R, Request
+from orchestrator.pool.requests import R, Request
 from orchestrator.randomness import noise
 from orchestrator.storage import Storage, canonical_json
 from solvers.distil.least_squares import fit
@@ -63,7 +63,7 @@ class AdvanceArguments(TypedDict):
 
 
 class Host(HostProtocol):
-    """One frozen model on one device, and the pair sets it has loaded.
+    """One frozen model on one device, and the pair sets it has loaded. ``HostProtocol`` documents its requests.
 
     Args:
         settings: How to build the model, and on which device.
@@ -115,11 +115,6 @@ class Host(HostProtocol):
     # ---- ground-truth pairs -----------------------------------------------------------------------------------
 
     def make_shard(self, spec: PairSpec, shard: int) -> ShardRecord:
-        """Solve for the pairs of one shard, write them, and return the shard's record for the manifest.
-
-        Raises:
-            StoreError: The spec is for a different model or device class, or the storage is full.
-        """
         if spec.model_digest != self.model.digest:
             raise StoreError(f"pair spec {spec.digest} is for a different model than {self.model.name}")
         if spec.device_class != self.device_class:
@@ -157,14 +152,6 @@ class Host(HostProtocol):
         objective: str = "psnr",
         objective_options: dict[str, Any] | None = None,
     ) -> tuple[float, npt.NDArray[np.float64]]:
-        """The loss of theta and its gradient in theta's flat form, both summed over one block of pairs.
-
-        Args:
-            theta: :meth:`NSSolver.flat`, float64.
-            pairs: Digest of a pair set.
-            indices: Pairs of one block, at most :data:`BLOCK`.
-            objective, objective_options: A :class:`SolverObjective` and its options; the PSNR loss by default.
-        """
         solver_objective: SolverObjective = self._objective(objective, objective_options or {})
         flat = torch.from_numpy(theta).clone().requires_grad_(True)
         batch, velocity = self._batch(pairs, indices, self._distillation_field)
@@ -175,7 +162,6 @@ class Host(HostProtocol):
     def loss_and_gradient_of_parameters(
         self, run: LearnedRun, parameters: npt.NDArray[np.float64], indices: Sequence[int]
     ) -> tuple[float, npt.NDArray[np.float64]]:
-        """The same for a loss of the family's own steps (:class:`FamilyObjective`), in the family's parameters."""
         objective: FamilyObjective = self._objective(run.objective, run.objective_options)
         variables = torch.from_numpy(parameters).clone().requires_grad_(True)
         batch, velocity = self._batch(run.train, indices, self._distillation_field)
@@ -200,15 +186,6 @@ class Host(HostProtocol):
         jacobian: Jacobian = "forward",
         free: npt.NDArray[np.bool_] | None = None,
     ) -> NormalEquations:
-        """J^T W J and J^T W r of the PSNR loss, summed over one block of pairs, without a backward pass.
-
-        Args:
-            theta: :meth:`NSSolver.flat`, float64.
-            pairs: Digest of a pair set.
-            indices: Pairs of one block, at most :data:`BLOCK`.
-            jacobian: 'forward', 'central' or 'jvp'.
-            free: Mask over theta of the entries whose columns are computed; by default, all learnable ones.
-        """
         spec, pair_set = self._load(pairs)
         batch = pair_set.select(list(indices)).to(self.settings.device)
         return normal_equations(
@@ -223,7 +200,6 @@ class Host(HostProtocol):
         )
 
     def loss(self, theta: npt.NDArray[np.float64], pairs: str, indices: Sequence[int]) -> float:
-        """The PSNR loss of theta, summed over these pairs."""
         batch, velocity = self._batch(pairs, indices, self._distillation_field)
         with torch.no_grad():
             sample = NSSolver.from_flat(torch.from_numpy(theta)).sample(velocity, batch.x0)
@@ -232,15 +208,6 @@ class Host(HostProtocol):
     # ---- distillation steps -----------------------------------------------------------------------------------
 
     def advance(self, run: LearnedRun, state: State, steps: int, validation: str | None = None) -> State:
-        """Advance a run by ``steps`` iterations on this host, which saves a round trip per iteration.
-
-        Args:
-            run: The run.
-            state: State to continue from.
-            steps: Number of iterations.
-            validation: Digest of the pairs on which the last iterate is validated; None: no validation.
-        """
-
         def ask(requests: Sequence[Request[R]], /) -> list[R]:
             return [self._answer(request) for request in requests]
 
@@ -257,11 +224,13 @@ class Host(HostProtocol):
             depends on the batch size. For a single request it is identical to the bit.
         """
 
-        def task(request: AdvanceArguments, ask: Ask) -> State:
-            validation = request.get("validation")
-            return advance(request["run"], request["state"], request["steps"], self.model.scheduler, ask, validation)
-
-        return run_in_lockstep([partial(task, request) for request in requests], self._batching.answer)
+        tasks = [
+            advancing(
+                request["run"], request["state"], request["steps"], self.model.scheduler, request.get("validation")
+            )
+            for request in requests
+        ]
+        return run_in_lockstep(tasks, self._batching.answer)
 
     def _answer(self, request: Request[Any]) -> Any:
         return getattr(self, request.method)(**request.arguments)
@@ -289,12 +258,6 @@ class Host(HostProtocol):
     # ---- starts and grids from trajectories -------------------------------------------------------------------
 
     def least_squares(self, pairs: str, times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """theta fitted row by row to the trajectories of a whole pair set (:mod:`solvers.distil.least_squares`).
-
-        Args:
-            pairs: Digest of a pair set with trajectories.
-            times: t_0..t_n, shape (n + 1,), float64.
-        """
         spec, pair_set = self._load(pairs)
         if pair_set.path is None:
             raise StoreError(f"pair store {pairs} holds no trajectories; make it with `bespoke pairs`")
@@ -307,18 +270,6 @@ class Host(HostProtocol):
     def gits_grid(
         self, pairs: str, steps: int, gamma: float, loss: Literal["error", "deviation"], trajectories: int, knots: int
     ) -> tuple[npt.NDArray[np.float64], int]:
-        """The grid that GITS chooses from the trajectories of the first pairs of a set.
-
-        Args:
-            pairs: Digest of a pair set with trajectories.
-            steps: Steps of the grid.
-            gamma, loss: See :func:`solvers.gits.gits_grid`.
-            trajectories: Number of pairs to use; all of them if there are fewer.
-            knots: Number of uniform times to choose from; raised to 4 per step if there are fewer.
-
-        Returns:
-            The times, shape (steps + 1,), float64, and the number of velocity evaluations spent, each of one sample.
-        """
         batch, field = self._batch(pairs, range(min(trajectories, len(self._load(pairs)[1]))))
         if batch.path is None:
             raise StoreError(f"pair store {pairs} holds no trajectories; make it with `bespoke pairs`")
@@ -335,7 +286,6 @@ class Host(HostProtocol):
     # ---- samples and scores -----------------------------------------------------------------------------------
 
     def sample(self, theta: npt.NDArray[np.float64], pairs: str, indices: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Samples of theta from the noise of these pairs, shape (len(indices), ...), float32."""
         parts = []
         for first in range(0, len(indices), SCORING_BATCH):
             chosen = indices[first : first + SCORING_BATCH]
@@ -346,7 +296,6 @@ class Host(HostProtocol):
     def score(
         self, theta: npt.NDArray[np.float64], pairs: str, metrics: Sequence[str], indices: Sequence[int] | None = None
     ) -> dict[str, npt.NDArray[np.float64]]:
-        """Values of each metric for theta on these pairs (by default, the whole set), in the order of ``indices``."""
         count = len(self._load(pairs)[1])
         chosen = list(range(count)) if indices is None else list(indices)
         samples = torch.from_numpy(self.sample(theta, pairs, chosen))
@@ -367,20 +316,6 @@ class Host(HostProtocol):
         finite: str,
         media: str | None = None,
     ) -> int:
-        """Sample the pairs of one shard, measure the metrics that compare with ground truth, and write their values.
-
-        Args:
-            theta: Flat theta; None for ground truth itself.
-            pairs: Digest of the pair set.
-            shard: Number of the shard. No other shard is read.
-            metrics: Metrics that compare with ground truth; empty for ground truth itself.
-            keys: Storage key for the values of each metric.
-            finite: Storage key for the mask of finite samples, which is written last.
-            media: Storage key for the samples as images or sound, for scorers; None: they are not kept.
-
-        Returns:
-            The number of samples in the shard.
-        """
         store = PairStore.open(self.storage, pairs)
         pair_set = store.load_shard(shard)
         samples = pair_set.x1 if theta is None else self._sample(theta, pair_set, store.spec)
@@ -424,7 +359,6 @@ class Host(HostProtocol):
     def sound(
         self, theta: npt.NDArray[np.float64] | None, pairs: str, indices: Sequence[int]
     ) -> npt.NDArray[np.float32]:
-        """Waves (N, samples) decoded from samples of theta, or from ground truth if ``theta`` is None."""
         spec, pair_set = self._load(pairs)
         chosen = pair_set.select(list(indices))
         return self._heard(chosen.x1 if theta is None else self._sample(theta, chosen, spec)).numpy()
@@ -432,19 +366,11 @@ class Host(HostProtocol):
     def score_thetas(
         self, thetas: Sequence[npt.NDArray[np.float64]], pairs: str, metric: str, indices: Sequence[int]
     ) -> list[npt.NDArray[np.float64]]:
-        """Values of one metric for several theta on the same pairs, so that a grid search takes one request."""
         return [self.score(theta, pairs, [metric], indices)[metric] for theta in thetas]
 
     def pictures(
         self, theta: npt.NDArray[np.float64] | None, pairs: str, indices: Sequence[int]
     ) -> npt.NDArray[np.float32]:
-        """Samples decoded for viewing: images (N, C, H, W), or mel frames (N, F, T) for audio models.
-
-        Args:
-            theta: Flat theta; None for ground truth.
-            pairs: Digest of the pair set.
-            indices: Indices of the pairs whose noise is sampled from.
-        """
         if theta is None:
             samples = self._load(pairs)[1].select(list(indices)).x1
         else:

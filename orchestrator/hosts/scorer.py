@@ -37,7 +37,6 @@ class Scorer(ScorerProtocol):
         torch.set_num_threads(settings.threads)
 
     def process_id(self) -> int:
-        """The process this scorer runs in."""
         return os.getpid()
 
     def measure(
@@ -49,18 +48,6 @@ class Scorer(ScorerProtocol):
         seed: int,
         first: int,
     ) -> int:
-        """Measure a media shard by these metrics and write the values.
-
-        Args:
-            metrics: The metrics.
-            keys: Storage key for the values of each metric.
-            media: Key of the media shard.
-            dataset: Name and options of the dataset that conditioned the samples.
-            seed, first: Seed of the pairs and index of the shard's first pair, which determine the conditioning.
-
-        Returns:
-            The number of samples in the shard. The values of samples that are not finite are NaN.
-        """
         shard = MediaShard.read(self.storage, media)
         source = self._plugin("datasets", dataset["name"], dataset["options"])
         indices = [first + i for i in range(len(shard.finite)) if shard.finite[i]]
@@ -79,7 +66,6 @@ class Scorer(ScorerProtocol):
         return len(shard.finite)
 
     def measure_real(self, metric: MetricSpec, key: str, dataset: Mapping[str, Any], indices: Sequence[int]) -> int:
-        """Measure real samples of a dataset, write the values, and return the number of samples."""
         source = self._plugin("datasets", dataset["name"], dataset["options"])
         built = self._plugin("metrics", metric.name, metric.options)
 

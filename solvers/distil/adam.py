@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from solvers.distil.batches import batch_indices
+from solvers.distil.drive import drive
 from solvers.distil.state import DIVERGENCE_DB as DIVERGENCE_DB
 from solvers.distil.state import DistillationState
 from solvers.distil.state import Status as Status
@@ -119,7 +120,41 @@ def advance(
     sigma0: float,
     objective: Objective | ParameterObjective,
 ) -> AdamState:
+    """Run :func:`iterations` on an objective at hand; arguments and result are the same."""
+    in_parameters = isinstance(objective, ParameterObjective)
+    evaluate: Callable[[Any, list[int]], LossAndGradient] = (
+        objective.of if isinstance(objective, ParameterObjective) else objective
+    )
+    generator = iterations(state, steps, settings, family, scheduler, sigma0, in_parameters=in_parameters)
+    return drive(generator, lambda query: evaluate(query.at, query.indices))
+
+
+class GradientQuery(NamedTuple):
+    """An evaluation that an iteration needs: mean loss and gradient on a batch.
+
+    Attributes:
+        at: The solver, or the family's parameters if the loss is a function of these.
+        indices: The batch, as indices of training pairs.
+    """
+
+    at: NSSolver | Tensor
+    indices: list[int]
+
+
+def iterations(
+    state: AdamState,
+    steps: int,
+    settings: AdamSettings,
+    family: LearnableFamily,
+    scheduler: Scheduler,
+    sigma0: float,
+    *,
+    in_parameters: bool = False,
+) -> Generator[GradientQuery, LossAndGradient, AdamState]:
     """Run ``steps`` more iterations of Algorithm 2, or fewer if the run ends or diverges.
+
+    Yields the evaluations it needs and returns the new state. ``in_parameters`` asks for losses at the family's
+    parameters instead of the solver (:class:`ParameterObjective`).
 
     The result depends on the state alone: two calls with k steps equal one call with 2k, bit for bit. A loss or
     gradient that is not finite ends the run as 'diverged', with the last finite parameters.
@@ -140,11 +175,11 @@ def advance(
     status: Status = state.status
     while iteration < last:
         indices = batch_indices(settings.training_pairs, settings.batch_size, settings.seed, iteration)
-        if isinstance(objective, ParameterObjective):
-            loss, gradient = objective.of(parameters.detach(), indices)
+        if in_parameters:
+            loss, gradient = yield GradientQuery(parameters.detach(), indices)
         else:
             solver = family.to_ns(parameters, scheduler, sigma0)
-            loss, theta_gradient = objective(solver.detach(), indices)
+            loss, theta_gradient = yield GradientQuery(solver.detach(), indices)
             (gradient,) = torch.autograd.grad(solver.flat(), parameters, theta_gradient)
         if not (math.isfinite(loss) and bool(torch.isfinite(gradient).all())):
             status = "diverged"

@@ -11,20 +11,23 @@ bounds as in Bertsekas 1982.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from solvers.distil.batches import batch_indices
+from solvers.distil.drive import drive
 from solvers.distil.linear_system import solve_symmetric
 from solvers.distil.normal_equations import Jacobian, NormalEquations, evaluations_per_pair
 from solvers.distil.state import DistillationState, Status
 from solvers.families.base import LearnableFamily
 from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
+
+T = TypeVar("T")
 
 LOWER, RAISE = 1 / 3, 4.0
 """Factors of the damping: after a step that decreased the loss as predicted, and after a poor or rejected step."""
@@ -49,6 +52,26 @@ class Normal(Protocol):
 
 Loss = Callable[[NSSolver, list[int]], float]
 """``loss(solver, indices)``: mean of log ||r_s||^2 over these training pairs."""
+
+
+class NormalQuery(NamedTuple):
+    """A request for normal equations; the fields are the arguments of :class:`Normal`."""
+
+    solver: NSSolver
+    indices: list[int]
+    jacobian: Jacobian
+    free: Tensor
+
+
+class LossQuery(NamedTuple):
+    """A request for a mean loss; the fields are the arguments of :data:`Loss`."""
+
+    solver: NSSolver
+    indices: list[int]
+
+
+LMGenerator = Generator[NormalQuery | LossQuery, Any, T]
+"""Yields queries, receives :class:`NormalEquations` or a float, and returns a T."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,18 +176,36 @@ def advance(
     normal: Normal,
     loss: Loss,
 ) -> LMState:
-    """Run ``steps`` more iterations, or fewer if the run ends or stalls.
+    """Run :func:`iterations` with functions that evaluate the model; otherwise arguments and result are the same."""
+
+    def answer(query: NormalQuery | LossQuery) -> NormalEquations | float:
+        if isinstance(query, NormalQuery):
+            return normal(query.solver, query.indices, jacobian=query.jacobian, free=query.free)
+        return loss(query.solver, query.indices)
+
+    return drive(iterations(state, steps, settings, family, scheduler, sigma0), answer)
+
+
+def iterations(
+    state: LMState,
+    steps: int,
+    settings: LMSettings,
+    family: LearnableFamily,
+    scheduler: Scheduler,
+    sigma0: float,
+) -> LMGenerator[LMState]:
+    """Run ``steps`` more iterations, or fewer if the run ends or stalls; yields the evaluations they need.
 
     An iteration draws a batch, requests its normal equations once, and takes the first step that lowers the batch's
     loss, starting at the state's damping and raising it. The result depends on the state alone: two calls with k steps
     equal one call with 2k, bit for bit, except for ``loss``, which is a mean over the last call. Non-finite numbers
     never enter theta.
     """
-    problem = _Problem(settings, family, scheduler, sigma0, normal, loss)
+    problem = _Problem(settings, family, scheduler, sigma0)
     losses: list[float] = []
     last = min(state.iteration + steps, settings.iterations)
     while state.status == "running" and state.iteration < last:
-        state, before = problem.iterate(state)
+        state, before = yield from problem.iterate(state)
         if math.isfinite(before):
             losses.append(before)
     if losses:
@@ -176,23 +217,21 @@ def advance(
 
 @dataclass(frozen=True)
 class _Problem:
-    """The minimisation problem of a run, and the callables that evaluate it."""
+    """The minimisation problem of a run."""
 
     settings: LMSettings
     family: LearnableFamily
     scheduler: Scheduler
     sigma0: float
-    normal: Normal
-    loss: Loss
 
-    def iterate(self, state: LMState) -> tuple[LMState, float]:
+    def iterate(self, state: LMState) -> LMGenerator[tuple[LMState, float]]:
         """Return the state after one iteration, and the batch's mean loss before it."""
         settings = self.settings
         parameters = torch.tensor(state.parameters, dtype=torch.float64)
         indices = batch_indices(settings.training_pairs, settings.batch_size, settings.seed, state.iteration)
         solver, chain = self.linearised(parameters)
         free = (chain != 0).any(dim=1)
-        equations = self.normal(solver, indices, jacobian=state.jacobian, free=free)
+        equations: NormalEquations = yield NormalQuery(solver, indices, state.jacobian, free)
         spent = evaluations_per_pair(solver.nfe, state.jacobian, free) * len(indices)
         state = replace(state, iteration=state.iteration + 1, evaluations=state.evaluations + spent)
         before = equations.loss / equations.count
@@ -205,7 +244,7 @@ class _Problem:
             # A step that is not finite or changes nothing is rejected without evaluating its loss.
             if bool(torch.isfinite(candidate).all()) and not torch.equal(candidate, parameters):
                 state = replace(state, evaluations=state.evaluations + solver.nfe * len(indices))
-                change = self.loss_at(candidate, indices) - before
+                change = (yield from self.loss_at(candidate, indices)) - before
                 if change < 0:
                     share = change / model.change(candidate - parameters)
                     damping *= LOWER if share > GOOD else RAISE if share < POOR else 1.0
@@ -230,12 +269,12 @@ class _Problem:
     def project(self, parameters: Tensor) -> Tensor:
         return self.family.project(parameters, self.scheduler, self.sigma0)
 
-    def loss_at(self, parameters: Tensor, indices: list[int]) -> float:
+    def loss_at(self, parameters: Tensor, indices: list[int]) -> LMGenerator[float]:
         """The batch's mean loss; +inf if theta or the loss is not finite."""
         solver = self.family.to_ns(parameters, self.scheduler, self.sigma0).detach()
         if not bool(torch.isfinite(solver.flat()).all()):
             return math.inf
-        loss = self.loss(solver, indices)
+        loss: float = yield LossQuery(solver, indices)
         return loss if math.isfinite(loss) else math.inf
 
     def without_step(self, state: LMState, cause: Literal["not finite", "no descent"]) -> LMState:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 
 from orchestrator.hosts.lockstep import Requests, run_in_lockstep
-from orchestrator.pool.requests import Ask, Request
+from orchestrator.pool.requests import Request
+
+Task = Generator[Requests, list[Any], str]
 
 
-def _task(name: str, requests: int) -> Callable[[Ask], str]:
+def _task(name: str, requests: int, closed: list[str] | None = None) -> Task:
     """A task that makes this many requests, each for its number plus one, and returns its name and last number."""
-
-    def run(ask: Ask) -> str:
-        number = 0
+    number = 0
+    try:
         for _ in range(requests):
-            (number,) = ask([Request("next", {"of": name, "number": number})])
-        return f"{name}{number}"
-
-    return run
+            (number,) = yield [Request("next", {"of": name, "number": number})]
+    finally:
+        if closed is not None:
+            closed.append(name)
+    return f"{name}{number}"
 
 
 def _add_one(groups: list[Requests]) -> list[list[Any]]:
@@ -45,56 +46,28 @@ def test_requests_of_one_round_are_answered_in_one_call_in_task_order() -> None:
     assert rounds == [["a", "b", "c"], ["b", "c"], ["b"]]
 
 
-def test_only_one_task_runs_at_a_time() -> None:
-    """Threads only serve to wait, so nothing depends on how they are scheduled."""
-    running: list[int] = []
-    concurrent: list[int] = []
-
-    def task(ask: Ask) -> None:
-        for _ in range(20):
-            running.append(1)
-            concurrent.append(len(running))
-            sum(range(2000))
-            running.pop()
-            ask([Request("next", {"number": 0})])
-
-    run_in_lockstep([task] * 4, _add_one)
-    assert max(concurrent) == 1
-
-
-def test_requests_are_answered_in_the_callers_thread() -> None:
-    """Thread-local state, such as autograd's modes, is therefore the caller's."""
-    threads = set()
-
-    def answer(groups: list[Requests]) -> list[list[Any]]:
-        threads.add(threading.current_thread())
-        return _add_one(groups)
-
-    run_in_lockstep([_task("a", 2)] * 2, answer)
-    assert threads == {threading.current_thread()}
-
-
-def _failing(ask: Ask) -> str:
-    ask([Request("next", {"of": "f", "number": 0})])
+def _failing() -> Task:
+    yield [Request("next", {"of": "f", "number": 0})]
     raise ArithmeticError("the second step failed")
 
 
 def test_an_error_of_a_task_is_raised_in_the_caller() -> None:
     with pytest.raises(ArithmeticError, match="the second step failed"):
-        run_in_lockstep([_task("a", 3), _failing, _task("b", 3)], _add_one)
+        run_in_lockstep([_task("a", 3), _failing(), _task("b", 3)], _add_one)
 
 
 @pytest.mark.parametrize("failing", ["task", "answer"])
-def test_after_an_error_no_thread_waits_for_an_answer(failing: str) -> None:
-    """A host outlives a failed call, so its threads must not accumulate."""
+def test_after_an_error_the_other_tasks_are_closed(failing: str) -> None:
+    """A host outlives a failed call, so nothing of it may stay behind."""
+    closed: list[str] = []
 
     def refuse(groups: list[Requests]) -> list[list[Any]]:
         raise ArithmeticError("no answer")
 
-    before = threading.active_count()
+    tasks = [_task("a", 3, closed), _failing(), _task("b", 3, closed)]
     with pytest.raises(ArithmeticError):
-        run_in_lockstep([_task("a", 3), _failing], _add_one if failing == "task" else refuse)
-    assert threading.active_count() == before
+        run_in_lockstep(tasks, _add_one if failing == "task" else refuse)
+    assert sorted(closed) == ["a", "b"]
 
 
 def test_no_tasks_return_no_results() -> None:

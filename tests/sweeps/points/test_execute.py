@@ -16,7 +16,6 @@ from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import PairKey, pair_specs
 from orchestrator.config.reading import parse_config
 from orchestrator.errors import StoreError, UserError
-from orchestrator.hosts import distillation
 from orchestrator.hosts.distillation import to_numpy
 from orchestrator.hosts.host import Host
 from orchestrator.hosts.protocols import HostProtocol
@@ -320,7 +319,7 @@ def test_a_stopped_point_publishes_its_last_state(run: Run, learned: Point, stor
 
 def test_a_start_without_finite_samples_is_refused(run: Run, learned: Point, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be distilled from it; the error names the configuration key of the start."""
-    monkeypatch.setattr(distillation, "mean_psnr", lambda solver, pairs, ask: math.nan)
+    monkeypatch.setattr(Host, "score", lambda host, **arguments: {"psnr": np.full(4, np.nan)})
     with pytest.raises(UserError, match=r"the start of BNS nfe4 .* gives no finite samples; choose another 'start'"):
         run(learned)
 
@@ -358,33 +357,26 @@ def test_run_parameters_are_the_axes_of_the_sweep(learned: Point, fixed: dict[tu
     assert json.loads(parameters(options)["options"]) == {"a": 2, "b": 1}
 
 
-def test_with_guidance_forwards_count_twice(
-    config: ExperimentConfig, copied: Storage, host_settings: Callable[..., HostSettings], context: TrialContext
+@pytest.mark.parametrize("forwards", [2, 1])
+def test_forwards_with_guidance_are_counted_as_the_model_counts_them(
+    forwards: int,
+    config: ExperimentConfig,
+    copied: Storage,
+    host_settings: Callable[..., HostSettings],
+    context: TrialContext,
 ) -> None:
-    """One evaluation of a guided model is two forwards; the NFE is the same."""
+    """Classifier-free guidance takes two per evaluation; a network conditioned on the scale, such as FLUX's, one."""
     guided = ExperimentConfig.model_validate({**config.model_dump(), "guidance_scale": [3.0]})
+    context = dataclasses.replace(context, facts=dataclasses.replace(context.facts, forwards_with_guidance=forwards))
     specs = pair_specs(guided, context.facts)
     pool = LocalPool(Host(host_settings(copied)))
     ensure_pairs(copied, list(specs.values()), pool, wait=False, note=lambda sentence: None)
     (point,) = learned_points(guided, specs, {(4, 3.0, 1.0): [EULER]}, CondOT())
     result = run_point(point, context, pool, copied, lambda values: None)
-    assert result.backwards == 2 * 20 * 16 * 4
+    assert result.backwards == forwards * 20 * 16 * 4
     assert result.metrics["psnr_db"]["mean"] > (result.start_metrics or {})["psnr_db"]["mean"]
     theta = to_numpy(_theta(copied, point).solver.flat())
     assert np.isfinite(theta).all()
-
-
-def test_forwards_are_counted_as_the_model_counts_them(
-    config: ExperimentConfig, copied: Storage, host_settings: Callable[..., HostSettings], context: TrialContext
-) -> None:
-    """A network that is conditioned on the guidance scale, such as FLUX, needs one forward at any scale."""
-    guided = ExperimentConfig.model_validate({**config.model_dump(), "guidance_scale": [3.0]})
-    specs = pair_specs(guided, context.facts)
-    pool = LocalPool(Host(host_settings(copied)))
-    ensure_pairs(copied, list(specs.values()), pool, wait=False, note=lambda sentence: None)
-    (point,) = learned_points(guided, specs, {(4, 3.0, 1.0): [EULER]}, CondOT())
-    embedded = dataclasses.replace(context, facts=dataclasses.replace(context.facts, forwards_with_guidance=1))
-    assert run_point(point, embedded, pool, copied, lambda values: None).backwards == 20 * 16 * 4
 
 
 def test_a_grid_on_which_a_family_does_not_work_is_skipped() -> None:
