@@ -43,7 +43,7 @@ from solvers.batched import sample_batched
 from solvers.distil import adam
 from solvers.distil import levenberg_marquardt as lm
 from solvers.distil.adam import AdamSettings, AdamState, LossAndGradient
-from solvers.distil.drive import translated
+from solvers.distil.drive import map_queries
 from solvers.distil.least_squares import fit
 from solvers.distil.levenberg_marquardt import LMSettings, LMState
 from solvers.distil.normal_equations import Jacobian, NormalEquations, normal_equations
@@ -218,7 +218,7 @@ def adam_method(task: Task, run: Run, settings: AdamSettings, validate_every: in
     def advance(state: DistillationState, steps: int) -> Generator[Requests, list[Any], DistillationState]:
         assert isinstance(state, AdamState)
         iterations = adam.iterations(state, steps, settings, BNS(), task.model.scheduler, 1.0)
-        return translated(iterations, requests, lambda query, losses: losses[0])
+        return map_queries(iterations, requests, lambda query, losses: losses[0])
 
     def spent(state: DistillationState) -> tuple[int, int]:
         evaluations = state.iteration * min(settings.batch_size, settings.training_pairs) * run.nfe * task.forwards
@@ -363,7 +363,7 @@ def make_task(name: str, guidance_scale: float, seed: int, options: Options, sto
         spec(2 + seed, options.pairs, options.start == "least_squares"),
         spec(0, options.validation_pairs, False),
     ]
-    ensure_pairs(storage, specs, pool, wait=True, note=click.echo)
+    ensure_pairs(storage, specs, pool, wait=True, announce=click.echo)
     train, validation = (PairStore(storage, each).load() for each in specs)
     return Task(ZooModel(name), guidance_scale, train, validation, options.precision)
 

@@ -207,12 +207,12 @@ class Simulation:
 
     def _run(self, assignment: Assignment[SimulatedHost, QueuedRequest]) -> None:
         group = assignment.items
-        advancing = group[0].kind == "advance"
-        if advancing:
+        advance_steps = group[0].kind == "advance"
+        if advance_steps:
             self.advances += len(group)
             self.batched += len(group) if len(group) > 1 else 0
 
-        seconds = self.times.advance_batched(len(group)) if advancing else self.times.score
+        seconds = self.times.advance_batched(len(group)) if advance_steps else self.times.score
 
         def done() -> None:
             self.router.take(self.times.router / 2 * len(group), free)

@@ -111,7 +111,7 @@ def pairs(job: dict[str, Any]) -> dict[str, Any]:
     config, settings = _configured(job)
     pool = LocalPool(Host(settings))
     specs = list(pair_specs(config, pool.call(Request.of(HostProtocol.facts))).values())
-    ensure_pairs(Storage.at(config.storage), specs, pool, wait=False, note=lambda sentence: None)
+    ensure_pairs(Storage.at(config.storage), specs, pool, wait=False, announce=lambda sentence: None)
     return {}
 
 

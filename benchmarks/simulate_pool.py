@@ -169,13 +169,13 @@ def router_seconds(requests: int = 2000) -> tuple[float, float]:
     ]
     # As many at once as in the real run: a longer queue has a cost of its own.
     pool.window = TRIALS_REAL
-    pool.gather([Request.of(HostProtocol.score, payload=PAYLOAD)] * 200)
+    pool.gather([Request("score", {"payload": PAYLOAD})] * 200)
     before = sum(router.cpu_times()[:2])
-    pool.gather([Request.of(HostProtocol.score, payload=PAYLOAD)] * requests)
+    pool.gather([Request("score", {"payload": PAYLOAD})] * requests)
     spent = sum(router.cpu_times()[:2]) - before
     begin = time.perf_counter()
     for _ in range(200):
-        pool.call(Request.of(HostProtocol.score, payload=PAYLOAD))
+        pool.call(Request("score", {"payload": PAYLOAD}))
     alone = (time.perf_counter() - begin) / 200
     pool.close()
     return spent / requests, alone
@@ -249,7 +249,7 @@ def digits_times(validate_every: int) -> Times:
         local = LocalPool(Host(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=folder)))
         facts = local.call(Request.of(HostProtocol.facts))
         specs = pair_specs(config, facts)
-        ensure_pairs(Storage.at(folder), list(specs.values()), local, wait=False, note=lambda sentence: None)
+        ensure_pairs(Storage.at(folder), list(specs.values()), local, wait=False, announce=lambda sentence: None)
         (point,) = learned_points(config, specs, {}, facts.scheduler)
         assert point.start is not None
         run = point.learned_run()

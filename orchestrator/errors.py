@@ -10,7 +10,7 @@ class ConfigError(UserError):
 
 
 class StoreError(UserError):
-    """A pair store cannot be used: it is damaged, mixed, busy, or on a full disk."""
+    """Stored data cannot be used: it is damaged, mixed, busy, or on a full disk."""
 
 
 class DamagedShardError(StoreError):

@@ -14,23 +14,21 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import BusyStoreError, StoreError
+from orchestrator.progress import Note
 from orchestrator.storage import Storage
 
 POLL_SECONDS = 1.0
 LEASE_SECONDS = 60.0
 
-Announce = Callable[[str], None]
-"""Called once, with a sentence that names the owner of the lock, when waiting begins."""
-
 
 @contextmanager
-def exclusive(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Iterator[None]:
+def exclusive(storage: Storage, key: str, *, wait: bool, announce: Note) -> Iterator[None]:
     """Hold ``key`` while the block runs.
 
     Args:
@@ -61,7 +59,7 @@ def _busy(where: str, owner: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _flock(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Iterator[None]:
+def _flock(storage: Storage, key: str, *, wait: bool, announce: Note) -> Iterator[None]:
     path = Path(storage.path(key))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +91,7 @@ def _flock(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Ite
 
 
 @contextmanager
-def _lease(storage: Storage, key: str, *, wait: bool, announce: Announce) -> Iterator[None]:
+def _lease(storage: Storage, key: str, *, wait: bool, announce: Note) -> Iterator[None]:
     token = uuid.uuid4().hex
     announced = False
     while not _try_lease(storage, key, token):

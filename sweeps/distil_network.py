@@ -10,22 +10,17 @@ import dataclasses
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
-from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from orchestrator import plugins
-from orchestrator.cluster.connect import connect
-from orchestrator.cluster.preflight import check_nodes
 from orchestrator.config.pair_plan import PairKey, pair_specs
-from orchestrator.errors import UserError
 from orchestrator.features.base import fid_metric
 from orchestrator.features.moments import feature_moments, frechet_distance, reference_moments
 from orchestrator.hosts.distillation import to_numpy
@@ -38,22 +33,23 @@ from orchestrator.models.facts import ModelFacts
 from orchestrator.models.zoo import ZooModel
 from orchestrator.network_distillation.comparison import ComparisonRow, draw, markdown_table
 from orchestrator.network_distillation.config import NetworkDistillationConfig, ProgressiveConfig, WeightsConfig
-from orchestrator.network_distillation.progressive import ProgressiveRecipe, distil_progressively, stages
+from orchestrator.network_distillation.progressive import ProgressiveRecipe, stages
 from orchestrator.network_distillation.students import StudentResult, StudentStore
-from orchestrator.network_distillation.weights import WeightsRecipe, distil_weights
+from orchestrator.network_distillation.weights import WeightsRecipe
 from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.requests import LocalPool, Request
 from orchestrator.progress import Note, bar, note
 from orchestrator.results.store import Result, ResultStore, Row, rows
 from orchestrator.storage import Storage, canonical_json
-from orchestrator.tracking.mlflow import NOTE, PARENT, ROLE, RunLog, open_experiment
+from orchestrator.tracking.mlflow import DESCRIPTION, PARENT, ROLE, RunLog, open_experiment
 from orchestrator.tracking.uri import resolve_tracking_uri
 from solvers.distil.adam import AdamSettings
 from solvers.families import GridSolver
 from solvers.theta import ThetaArtifact
 from sweeps.points.execute import TrialContext, run_point
 from sweeps.space import Point, fixed_points, learned_points
+from sweeps.student_jobs import Job, train
 from sweeps.sweep import best_choices
 
 SAMPLING_BATCH = 512
@@ -61,33 +57,6 @@ SAMPLING_BATCH = 512
 
 SCORE_FORMAT = 1
 """Increment whenever the same samples would be scored differently."""
-
-Progress = Callable[[int], object]
-
-
-@dataclass(frozen=True)
-class Job:
-    """A training task: one student of K.4, or a chain of halvings.
-
-    Attributes:
-        method: Name of its rows in the table.
-        recipe: Recipe of the student or chain.
-        nfes: NFEs of the students that the comparison shows.
-        iterations: Length of the task, for the progress bar.
-    """
-
-    method: str
-    recipe: WeightsRecipe | ProgressiveRecipe
-    nfes: tuple[int, ...]
-    iterations: int
-
-    def run(self, storage: Storage, progress: Progress) -> list[StudentResult]:
-        """Train, resume, or read complete results; returns the students at :attr:`nfes`."""
-        torch.set_num_threads(1)
-        if isinstance(self.recipe, WeightsRecipe):
-            return [distil_weights(self.recipe, storage, progress)]
-        chain = distil_progressively(self.recipe, min(self.nfes), storage, progress)
-        return [result for result in chain if result.nfe in self.nfes]
 
 
 @dataclass(frozen=True)
@@ -127,7 +96,9 @@ def run_comparison(
         work = _Work(config, storage)
         parent = work.open_tracking()
         try:
-            ensure_pairs(storage, [*work.specs.values(), *work.larger.values()], work.pool, wait=wait, note=announce)
+            ensure_pairs(
+                storage, [*work.specs.values(), *work.larger.values()], work.pool, wait=wait, announce=announce
+            )
             results, points = work.distil_solvers()
             students = train(work.jobs(), storage, config.workers, address)
             comparison_rows = work.rows(results, points, students)
@@ -312,10 +283,10 @@ class _Work:
         if row.kind == "start":
             solver = self._start(point).to_ns(self.facts.scheduler)
             theta = ThetaArtifact(solver).to_json()
-        numbers = to_numpy(solver.flat())
-        samples = Request.of(HostProtocol.sample, theta=numbers, pairs=self.test.digest, indices=range(self.test.count))
+        flat = to_numpy(solver.flat())
+        samples = Request.of(HostProtocol.sample, theta=flat, pairs=self.test.digest, indices=range(self.test.count))
         scores = self._score(
-            f"theta {hashlib.sha256(numbers.tobytes()).hexdigest()}",
+            f"theta {hashlib.sha256(flat.tobytes()).hexdigest()}",
             lambda: torch.from_numpy(self.pool.call(samples)),
         )
         forwards = int(row.forwards)
@@ -383,7 +354,7 @@ class _Work:
         self.storage.write_json(f"{folder}/comparison.json", [_json_row(row) for row in rows])
         for row in rows:
             self._log(row, parent)
-        parent.tags({NOTE: f"# {self.config.name}\n\n{markdown}"})
+        parent.tags({DESCRIPTION: f"# {self.config.name}\n\n{markdown}"})
         parent.finish({"methods": len(rows)}, texts={"comparison.md": markdown})
         locations = (self.storage.location(f"{folder}/{name}") for name in ("comparison.md", "comparison.png"))
         return Comparison(rows, markdown, *locations)
@@ -399,53 +370,6 @@ class _Work:
             if isinstance(value, int | float) and key not in ("fid", "nfe")
         }
         log.finish({**numbers, fid_metric(self.config.features): row.fid})
-
-
-def train(
-    jobs: Sequence[Job], storage: Storage, workers: int, address: str | None
-) -> list[tuple[Job, list[StudentResult]]]:
-    """Run all training tasks: one after the other in this process, or as Ray tasks of one CPU each.
-
-    Args:
-        jobs: The tasks.
-        storage: Storage of pairs and students; on a cluster, every node must be able to reach it.
-        workers: Number of parallel tasks on this machine. Ray runs them if this is above 1 or an address is set.
-        address: Ray cluster; None for this machine.
-
-    Raises:
-        UserError: A task failed for a reason that the user can fix.
-    """
-    with bar(sum(job.iterations for job in jobs), "iteration", "network distillation") as progress:
-        if workers == 1 and address is None:
-            return [(job, job.run(storage, progress.update)) for job in jobs]
-        connect(address, workers)
-        check_nodes(storage, None)  # only this process uses MLflow
-        results: dict[int, list[StudentResult]] = {}
-        for index, students in _as_tasks(jobs, storage):
-            results[index] = students
-            progress.update(jobs[index].iterations)
-        return [(job, results[index]) for index, job in enumerate(jobs)]
-
-
-def _as_tasks(jobs: Sequence[Job], storage: Storage) -> Iterator[tuple[int, list[StudentResult]]]:
-    """Run the jobs as Ray tasks; yields (index, results) in order of completion."""
-    # A task whose node is lost is restarted and resumes from its checkpoint.
-    task = ray.remote(num_cpus=1, max_retries=2)(_run_job)
-    pending = {task.remote(job, storage): index for index, job in enumerate(jobs)}
-    while pending:
-        (done,), _ = ray.wait(list(pending), num_returns=1)
-        index = pending.pop(done)
-        try:
-            yield index, ray.get(done)
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from error
-            raise
-
-
-def _run_job(job: Job, storage: Storage) -> list[StudentResult]:
-    """Run a job in a Ray worker. Module-level, so that workers import it instead of unpickling a closure."""
-    return job.run(storage, lambda iterations: None)
 
 
 def _weights_name(entry: WeightsConfig, entries: Sequence[WeightsConfig]) -> str:

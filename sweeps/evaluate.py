@@ -251,7 +251,7 @@ class _Run:
             if solver.guidance_scale == scale
         ]
         ensure_pairs(
-            self.storage, list(self.specs.values()), self.session.pool, wait=self.session.wait, note=self.announce
+            self.storage, list(self.specs.values()), self.session.pool, wait=self.session.wait, announce=self.announce
         )
         with ExitStack() as stack:
             for digest in sorted({spec.digest for spec in self.specs.values()}):

@@ -129,7 +129,7 @@ class Session:
     def make_pairs(self, announce: Note = note, splits: Collection[Split] = SPLITS) -> None:
         """Make the missing ground-truth pairs of these splits."""
         specs = [spec for key, spec in self.specs.items() if key.split in splits]
-        ensure_pairs(self.storage, specs, self.pool, wait=self.wait, note=announce)
+        ensure_pairs(self.storage, specs, self.pool, wait=self.wait, announce=announce)
 
     def open_tracking(self) -> tuple[Tracker, str]:
         """The MLflow tracker and the id of the experiment, both created if they did not exist.

@@ -69,7 +69,7 @@ class Point:
         train: Digest of the training pairs; None if nothing is learned from them.
         settings: Settings of the method of a learned family.
         objective, objective_options: Objective that a learned family minimises.
-        method: Method of a learned family: a key of :data:`orchestrator.hosts.distillation.SETTINGS`.
+        method: Method of a learned family: a key of :data:`orchestrator.hosts.runs.SETTINGS`.
         precision: Precision of the network during distillation.
         data_parallel: Whether every batch is split over all hosts.
         validate_every: Iterations between validations of a learned family.
@@ -209,7 +209,7 @@ def learned_points(
 
     Args:
         config: The experiment.
-        specs: Pair specs, see :func:`pair_specs`.
+        specs: Pair specs, see :func:`~orchestrator.config.pair_plan.pair_specs`.
         best: Fixed solvers by (nfe, guidance scale, sigma0), best on validation pairs first. 'start: best' means the
             first one that the family can start from.
         scheduler: Scheduler of the model's field.
@@ -242,7 +242,7 @@ def learned_points(
                     objective_options=learned.objective.options,
                     precision=config.resources.precision,
                     data_parallel=learned.data_parallel,
-                    validate_every=learned.length.validate_every,
+                    validate_every=learned.run_length.validate_every,
                     early_stopping=config.search.scheduler == "asha",
                 )
                 for settings in learned.settings(seed, config.pairs.train, config.resources.precision)

@@ -36,11 +36,11 @@ from orchestrator.reports.gallery import make_gallery
 from orchestrator.reports.sweep import markdown_table, write_report
 from orchestrator.results.store import Result, ResultStore, Row, rows
 from orchestrator.storage import Storage
-from orchestrator.tracking.mlflow import NOTE, ROLE, UPDATED, RunLog
+from orchestrator.tracking.mlflow import DESCRIPTION, ROLE, UPDATED, RunLog
 from orchestrator.tracking.records import write_run
 from solvers.grids import Grid
 from sweeps.cell_scheduler import asha_per_cell
-from sweeps.points.execute import TrialContext, parameters
+from sweeps.points.execute import TrialContext, mlflow_parameters
 from sweeps.points.runner import TRIALS, end_runners, start_runners
 from sweeps.points.trial import follow, trial
 from sweeps.session import Session
@@ -143,10 +143,10 @@ class _Sweep:
         ordered = [results[key] for key in points if key in results]
         table = rows(ordered)
         self._record_all(points, results)
-        report = self._report(table, ordered)
         thetas = self._publish_thetas(table)
+        report = self._report(table, ordered)
         self._summaries(table)
-        self.parent.tags({NOTE: _description(self.config.name, table, report)})
+        self.parent.tags({DESCRIPTION: _description(self.config.name, table, report)})
         status = "FAILED" if self.failed else "FINISHED"
         self.parent.finish({"solvers": len(ordered), "failed": len(self.failed)}, status=status)
         return SweepOutcome(rows=table, report=report, thetas=thetas, failed=self.failed)
@@ -243,8 +243,8 @@ class _Sweep:
         resources = self.config.resources
         free = ray.cluster_resources().get("CPU", 0.0) - resources.hosts * resources.host_cpus
         at_once = min(self.trials_at_once, max(free / resources.trial_cpus, 1))
-        lockstep = self.config.search.scheduler == "asha"
-        return start_runners(math.ceil(at_once / TRIALS), self.context, lockstep=lockstep)
+        wait_for_tune = self.config.search.scheduler == "asha"
+        return start_runners(math.ceil(at_once / TRIALS), self.context, wait_for_tune=wait_for_tune)
 
     @property
     def trials_at_once(self) -> int:
@@ -253,7 +253,9 @@ class _Sweep:
         return resources.hosts * SLOTS * resources.batch_runs
 
     def _trial_run(self, point: Point) -> RunLog:
-        return self.tracker.trial_run(self.experiment, self.parent.run_id, point.key, point.name, parameters(point))
+        return self.tracker.trial_run(
+            self.experiment, self.parent.run_id, point.key, point.name, mlflow_parameters(point)
+        )
 
     def _record_all(self, points: dict[str, Point], results: dict[str, Result]) -> None:
         """Ensure every result has a finished run, even if it comes from another sweep or MLflow was unreachable."""

@@ -129,7 +129,7 @@ def specs(config: ExperimentConfig, facts: ModelFacts, made: Storage, pool: Loca
     from orchestrator.pairs.make import ensure_pairs
 
     specs = pair_specs(config, facts)
-    ensure_pairs(made, list(specs.values()), pool, wait=True, note=lambda sentence: None)
+    ensure_pairs(made, list(specs.values()), pool, wait=True, announce=lambda sentence: None)
     return specs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import sys
@@ -137,3 +138,24 @@ def test_python_files_named_by_a_page_exist(page: str) -> None:
         name for name in names if not any((folder / name).is_file() for folder in (*folders, ROOT / "solvers/distil"))
     ]
     assert missing == []
+
+
+def test_files_and_functions_stay_as_short_as_contributing_says() -> None:
+    """450 lines per file and 60 per function, apart from at most three exceptions that are listed there."""
+    (rule,) = re.findall(r"\*\*Sizes\.\*\*.*?\n- ", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.S)
+    exceptions = {name.rpartition(".")[0] or name for name in re.findall(r"`(.*?)`", rule)}
+    assert len(exceptions) <= 3
+    long = []
+    for package in ("solvers", "orchestrator", "sweeps"):
+        for path in (ROOT / package).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            if text.count("\n") > 450:
+                long.append(str(path.relative_to(ROOT)))
+            tree = ast.parse(text)
+            for owner in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
+                for function in owner.body:
+                    if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                        length = (function.end_lineno or 0) - function.lineno + 1
+                        if length > 60 and not exceptions & {function.name, getattr(owner, "name", "")}:
+                            long.append(f"{path.relative_to(ROOT)}: {function.name} has {length} lines")
+    assert long == []

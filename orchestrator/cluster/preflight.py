@@ -87,7 +87,7 @@ def survey(storage: Storage, tracking_uri: str | None, there: Sequence[Node]) ->
     beacon, content = f".probe-{uuid.uuid4().hex}", uuid.uuid4().hex.encode()
     storage.write(beacon, content)
     try:
-        task = ray.remote(num_cpus=0, max_retries=0)(_from_here)
+        task = ray.remote(num_cpus=0, max_retries=0)(_probe_node)
         tasks = {
             task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
                 storage.root, beacon, hashlib.sha256(content).hexdigest(), tracking_uri
@@ -111,7 +111,7 @@ def _report(node: Node, reference: Any) -> NodeReport:
     return NodeReport(node, sees, storage, tracking)
 
 
-def _from_here(root: str, beacon: str, sha256: str, tracking_uri: str | None) -> tuple[bool, str | None, str | None]:
+def _probe_node(root: str, beacon: str, sha256: str, tracking_uri: str | None) -> tuple[bool, str | None, str | None]:
     """Run on a node: (whether it sees the driver's beacon, error of the storage, error of MLflow)."""
     sees, storage, tracking = False, None, None
     try:

@@ -112,7 +112,7 @@ class GridSearch(Strict):
 Method = Literal["adam", "levenberg_marquardt"]
 
 
-class MethodDefaults(NamedTuple):
+class RunLength(NamedTuple):
     """Settings of a distillation method that apply unless a configuration sets them."""
 
     iterations: int
@@ -120,9 +120,9 @@ class MethodDefaults(NamedTuple):
     validate_every: int
 
 
-METHODS: dict[Method, MethodDefaults] = {
-    "adam": MethodDefaults(iterations=1500, batch_size=40, validate_every=100),
-    "levenberg_marquardt": MethodDefaults(iterations=40, batch_size=64, validate_every=4),
+METHODS: dict[Method, RunLength] = {
+    "adam": RunLength(iterations=1500, batch_size=40, validate_every=100),
+    "levenberg_marquardt": RunLength(iterations=40, batch_size=64, validate_every=4),
 }
 LEAST_SQUARES = "least_squares"
 """Name of the closed-form start; not a solver family."""
@@ -174,18 +174,16 @@ class LearnedConfig(Strict):
         return self
 
     @property
-    def length(self) -> MethodDefaults:
+    def run_length(self) -> RunLength:
         """Iterations, batch size and validation interval: as configured, or else the method's defaults."""
         configured = (self.iterations, self.batch_size, self.validate_every)
-        return MethodDefaults(
-            *(own if c is None else c for c, own in zip(configured, METHODS[self.method], strict=True))
-        )
+        return RunLength(*(own if c is None else c for c, own in zip(configured, METHODS[self.method], strict=True)))
 
     def settings(self, seed: int, training_pairs: int, precision: Precision) -> list[Settings]:
         """The method's settings at every point of its own axes, such as the learning rate."""
         common = {
-            "iterations": self.length.iterations,
-            "batch_size": self.length.batch_size,
+            "iterations": self.run_length.iterations,
+            "batch_size": self.run_length.batch_size,
             "seed": seed,
             "training_pairs": training_pairs,
         }

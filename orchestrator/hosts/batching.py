@@ -35,7 +35,7 @@ GAIN = 0.95
 REPEATS = 5
 """Timings per batch size, of which the fastest counts."""
 
-LossAndGradient = tuple[float, npt.NDArray[np.float64]]
+SummedLossAndGradient = tuple[float, npt.NDArray[np.float64]]
 
 
 class Shape(NamedTuple):
@@ -103,16 +103,16 @@ class Batching:
                 answers[i][j] = answer
         return answers
 
-    def _answer_batchable(self, shape: Shape, requests: list[_BatchableRequest]) -> list[LossAndGradient]:
+    def _answer_batchable(self, shape: Shape, requests: list[_BatchableRequest]) -> list[SummedLossAndGradient]:
         """Losses and gradients of requests with theta of one NFE and pairs of one shape."""
         self.statistics.requests += len(requests)
         parts = -(-len(requests) // self._batch_size(shape, requests))
-        answers: list[LossAndGradient] = []
+        answers: list[SummedLossAndGradient] = []
         for part in np.array_split(np.arange(len(requests)), parts):
             answers += self._answer_part(shape, [requests[i] for i in part])
         return answers
 
-    def _answer_part(self, shape: Shape, requests: list[_BatchableRequest]) -> list[LossAndGradient]:
+    def _answer_part(self, shape: Shape, requests: list[_BatchableRequest]) -> list[SummedLossAndGradient]:
         if len(requests) == 1:
             return [self.answer_one(requests[0].request)]
         try:
@@ -127,10 +127,10 @@ class Batching:
         self.statistics.batches += 1
         return answers
 
-    def _answer_batch(self, shape: Shape, requests: list[_BatchableRequest]) -> list[LossAndGradient]:
+    def _answer_batch(self, shape: Shape, requests: list[_BatchableRequest]) -> list[SummedLossAndGradient]:
         """Answer requests by one model batch and one backward pass."""
-        stacked = np.stack([batched.request.arguments["theta"] for batched in requests])
-        thetas = torch.from_numpy(stacked).requires_grad_(True)
+        flats = np.stack([batched.request.arguments["theta"] for batched in requests])
+        thetas = torch.from_numpy(flats).requires_grad_(True)
         batch = concatenate([request.pairs for request in requests])
         x0 = batch.x0.unflatten(0, (len(requests), shape.pairs))
         samples = sample_batched(thetas, self.velocity(batch.condition, shape.guidance_scale), x0)

@@ -22,7 +22,7 @@ from orchestrator.objectives.base import FamilyObjective
 from orchestrator.pool.requests import Ask, Request
 from solvers.distil import adam, levenberg_marquardt
 from solvers.distil.adam import AdamState, LossAndGradient
-from solvers.distil.drive import drive, translated
+from solvers.distil.drive import drive, map_queries
 from solvers.distil.levenberg_marquardt import LMSettings, LMState, LossQuery, NormalQuery
 from solvers.distil.normal_equations import NormalEquations, total
 from solvers.ns import NSSolver
@@ -42,11 +42,13 @@ Steps = Generator[Sequence[Request[Any]], list[Any], State]
 def advance(
     run: LearnedRun, state: State, steps: int, scheduler: Scheduler, ask: Ask, validation: str | None = None
 ) -> State:
-    """Run :func:`advancing` with a callback that answers its requests."""
-    return drive(advancing(run, state, steps, scheduler, validation), ask)
+    """Run :func:`advance_steps` with a callback that answers its requests."""
+    return drive(advance_steps(run, state, steps, scheduler, validation), ask)
 
 
-def advancing(run: LearnedRun, state: State, steps: int, scheduler: Scheduler, validation: str | None = None) -> Steps:
+def advance_steps(
+    run: LearnedRun, state: State, steps: int, scheduler: Scheduler, validation: str | None = None
+) -> Steps:
     """Advance ``run`` by ``steps`` iterations, or fewer if it ends earlier.
 
     Args:
@@ -59,14 +61,14 @@ def advancing(run: LearnedRun, state: State, steps: int, scheduler: Scheduler, v
     if isinstance(run.settings, LMSettings):
         assert isinstance(state, LMState)
         by_lm = levenberg_marquardt.iterations(state, steps, run.settings, run.build(), scheduler, run.sigma0)
-        state = yield from translated(by_lm, partial(_lm_requests, run), _lm_value)
+        state = yield from map_queries(by_lm, partial(_lm_requests, run), _lm_value)
     else:
         assert isinstance(state, AdamState)
         in_parameters = issubclass(plugins.load("objectives", run.objective), FamilyObjective)
         by_adam = adam.iterations(
             state, steps, run.settings, run.build(), scheduler, run.sigma0, in_parameters=in_parameters
         )
-        state = yield from translated(by_adam, partial(_gradient_requests, run), _mean_gradient)
+        state = yield from map_queries(by_adam, partial(_gradient_requests, run), _mean_gradient)
     if validation is None:
         return state
     return (yield from _validating(run, state, validation, scheduler))

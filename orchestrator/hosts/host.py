@@ -21,7 +21,7 @@ from torch import Tensor
 from orchestrator import plugins
 from orchestrator.errors import StoreError
 from orchestrator.hosts.batching import Batching, BatchingStatistics
-from orchestrator.hosts.distillation import advance, advancing
+from orchestrator.hosts.distillation import advance, advance_steps
 from orchestrator.hosts.lockstep import run_in_lockstep
 from orchestrator.hosts.media import MediaShard
 from orchestrator.hosts.protocols import HostProtocol
@@ -225,7 +225,7 @@ class Host(HostProtocol):
         """
 
         tasks = [
-            advancing(
+            advance_steps(
                 request["run"], request["state"], request["steps"], self.model.scheduler, request.get("validation")
             )
             for request in requests
@@ -300,10 +300,9 @@ class Host(HostProtocol):
         chosen = list(range(count)) if indices is None else list(indices)
         samples = torch.from_numpy(self.sample(theta, pairs, chosen))
         reference = self._load(pairs)[1].select(chosen).x1
-        scorers: dict[str, PairMetric] = {name: plugins.build("metrics", name) for name in metrics}
+        built: dict[str, PairMetric] = {name: plugins.build("metrics", name) for name in metrics}
         return {
-            name: scorer.per_sample(samples, reference, self.model.data_range).numpy()
-            for name, scorer in scorers.items()
+            name: metric.per_sample(samples, reference, self.model.data_range).numpy() for name, metric in built.items()
         }
 
     def measure_shard(

@@ -1,7 +1,6 @@
 """Runs several computations in lockstep, so that the requests they make at the same time are answered in one batch.
 
-A computation is a generator that yields requests and receives their values. This module knows nothing of what is
-requested.
+A computation is a generator that yields requests and receives their values. What is requested does not matter here.
 """
 
 from __future__ import annotations

@@ -15,12 +15,12 @@ class Work:
 
     Attributes:
         pairs: Ground-truth pairs made.
-        evaluations: Forward passes of the model's network for any purpose, each of one sample.
+        forwards: Forward passes of the model's network for any purpose, each of one sample.
         scored: Samples measured by metrics.
     """
 
     pairs: int = 0
-    evaluations: int = 0
+    forwards: int = 0
     scored: int = 0
 
 
@@ -38,5 +38,5 @@ class MeteredField:
         self.scheduler = field.scheduler
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        self.work.evaluations += self.forwards * len(x)
+        self.work.forwards += self.forwards * len(x)
         return self.field(x, t)

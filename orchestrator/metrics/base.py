@@ -35,7 +35,8 @@ class Batch:
     Attributes:
         samples: 'samples': (B, \\*shape) as solved, unclipped. 'images': (B, C, H, W), nominally in [-1, 1], unclipped.
             'sound': waves (B, N) in [-1, 1]. All float32, all finite.
-        conditions: Conditions drawn from the dataset, (B, ...), int64; None for real data.
+        conditions: Conditions drawn from the dataset, (B, ...), int64; None for real data, and for metrics that run on
+            a host (``compares``).
         dataset: Source of the conditions; for real data, source of the samples.
         reference: Ground truth of the same pairs in the same form; None if the metric does not compare.
         data_range: Largest minus smallest value of the data; 2 for images.

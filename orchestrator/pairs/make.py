@@ -26,7 +26,7 @@ class PairMaker(Protocol):
 
 
 def ensure_pairs(
-    storage: Storage, specs: Sequence[PairSpec], pool: Pool, *, wait: bool, note: Note
+    storage: Storage, specs: Sequence[PairSpec], pool: Pool, *, wait: bool, announce: Note
 ) -> dict[str, list[ShardRecord]]:
     """Make all missing or damaged shards of these stores and commit their manifests.
 
@@ -35,7 +35,7 @@ def ensure_pairs(
         specs: Specs of the pair sets.
         pool: Hosts of the model.
         wait: Whether to wait if another process is making the same store.
-        note: Receives progress notes about damaged shards, damaged manifests, and waiting for another process.
+        announce: Receives progress notes about damaged shards, damaged manifests, and waiting for another process.
 
     Returns:
         The manifest's records of each store, by digest.
@@ -49,10 +49,10 @@ def ensure_pairs(
     with bar(sum(spec.count for spec in specs), "pair", "ground-truth pairs") as progress:
         for spec in specs:
             store = PairStore(storage, spec)
-            with exclusive(storage, f"{store.folder}/.lock", wait=wait, announce=note):
+            with exclusive(storage, f"{store.folder}/.lock", wait=wait, announce=announce):
                 storage.delete_leftovers(store.folder)
                 try:
-                    records[spec.digest] = _ensure(store, pool, note, progress.update)
+                    records[spec.digest] = _ensure(store, pool, announce, progress.update)
                 except _ShardsSetAsideError as error:  # the other stores can still be made
                     failures.append(str(error))
     if failures:
@@ -64,17 +64,17 @@ class _ShardsSetAsideError(PoolError):
     """Some shards of one store could not be made by any host."""
 
 
-def _ensure(store: PairStore, pool: Pool, note: Note, update: Callable[[int], object]) -> list[ShardRecord]:
+def _ensure(store: PairStore, pool: Pool, announce: Note, update: Callable[[int], object]) -> list[ShardRecord]:
     if store.is_complete():
         try:
             damaged = store.damaged()
             if not damaged:
                 update(store.spec.count)
                 return store.records()
-            note(f"{store.storage.location(store.folder)}: remaking {len(damaged)} damaged or missing shard(s)")
+            announce(f"{store.storage.location(store.folder)}: remaking {len(damaged)} damaged or missing shard(s)")
         except DamagedManifestError:
             damaged = []  # every shard is inspected below
-            note(f"{store.storage.location(store.manifest_key)} is damaged: rebuilding it from the shards")
+            announce(f"{store.storage.location(store.manifest_key)} is damaged: rebuilding it from the shards")
         store.storage.delete(store.manifest_key)
         for shard in damaged:
             store.storage.delete(store.shard_key(shard))

@@ -21,8 +21,8 @@ from orchestrator.pool.router import HOST_LOSSES, MAX_ATTEMPTS, Router, thread_l
 NAMESPACE = "bespoke"
 """Ray namespace in which routers are found by name."""
 
-ROUTER_SECONDS = 2.0
-"""Pause before a request to a lost router is retried: until Ray has restarted it, it refuses everything at once."""
+ROUTER_RETRY_PAUSE = 2.0
+"""Pause before a request to a lost router is retried: until Ray has restarted the actor, its calls fail immediately."""
 
 ROUTER_PATIENCE = 180.0
 """Seconds for which such retries go on. Ray notices the loss of the router's node only after missed heartbeats."""
@@ -108,9 +108,9 @@ class RayPool(Pool):
             try:
                 value, error = self._get(done)
             except HOST_LOSSES as loss:
-                # The router itself was lost. It refuses every call until Ray has noticed and restarted it.
+                # The router itself was lost. Its calls fail until Ray has noticed and restarted it.
                 lost.append(_after_loss(submitted, loss, self.clock.monotonic()))
-                self.clock.sleep(ROUTER_SECONDS)
+                self.clock.sleep(ROUTER_RETRY_PAUSE)
                 continue
             yield Outcome(submitted.number, value, error)
 

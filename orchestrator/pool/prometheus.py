@@ -19,13 +19,13 @@ SECONDS = 5.0
 
 WORK = {
     "pairs": "Ground-truth pairs made.",
-    "evaluations": "Forward passes of the model's network, per sample.",
+    "forwards": "Forward passes of the model's network, per sample.",
     "scored": "Samples measured by metrics.",
 }
 REQUESTS = {
     "answered": "Calls that a host answered; a batched call counts once.",
     "batched_requests": "Requests answered in batched calls.",
-    "retried": "Requests that were retried.",
+    "retried": "Attempts beyond a request's first.",
     "set_aside": "Requests that were given up.",
 }
 LOAD = {

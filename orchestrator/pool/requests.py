@@ -1,7 +1,7 @@
 """Requests to hosts, their outcomes, and the two kinds of pool that answer them. Needs no Ray.
 
 A request names a method of a host class and holds its keyword arguments. It is built from the method itself, so that a
-type checker sees the arguments and the value. A pool knows nothing of what is requested.
+type checker sees the arguments and the value.
 """
 
 from __future__ import annotations

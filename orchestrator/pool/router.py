@@ -1,6 +1,6 @@
 """The router: one asyncio actor that owns the host actors and the queue in front of them.
 
-It serves hosts and scorers alike and knows nothing of what is requested. ``queue`` decides which host gets which
+It serves hosts and scorers alike; what they are asked for does not matter here. ``queue`` decides which host gets which
 request when. If a host dies, its requests are retried, each on a host of its own, so that a request that kills hosts
 takes no other with it. A request that keeps failing is set aside and reported, and the rest goes on.
 
@@ -237,7 +237,7 @@ class Router:
         return _Reply(value)
 
     def _mark_lost(self, host: _Host) -> None:
-        """Give a lost host no work until it is up again: while Ray restarts it, it refuses everything at once."""
+        """Give a lost host no work until it is up again: while Ray restarts the actor, its calls fail immediately."""
         if host.up:
             host.up = False
             self._start_task(self._bring_up(host, lost=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +14,9 @@ from matplotlib.figure import Figure
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.evaluation.run import Score
 from orchestrator.models.facts import ModelFacts
+from orchestrator.reports.folder import ReportFolder
 from orchestrator.reports.gallery import Panel
-from orchestrator.reports.sound import players, wav
+from orchestrator.reports.sound import Heard, players, wav
 from orchestrator.reports.sweep import DIFFERENCE_GAIN, environment, gallery, tidy
 from orchestrator.reports.tables import Table, heading, in_units, to_parquet
 
@@ -42,56 +42,45 @@ def write_evaluation(
     Returns:
         The files written.
     """
-    files = []
+    written = ReportFolder(folder)
+    written.write("scores.parquet", to_parquet(scores))
+    written.write("tables.md", "\n".join(table.markdown() for table in tables))
+    written.write("tables.tex", "\n".join(table.latex() for table in tables))
+    template = environment().get_template("evaluation.html.j2")
+    text = template.render(
+        config=config,
+        facts=facts,
+        tables=tables,
+        panels=[_gallery(written, dataset, panel) for dataset, panel in panels],
+        curves=_curves(written, scores),
+        gain=DIFFERENCE_GAIN,
+        configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    written.write("report.html", text)
+    return written.files
 
-    def save(name: str, content: bytes) -> None:
-        (folder / name).write_bytes(content)
-        files.append(folder / name)
 
-    save("scores.parquet", to_parquet(scores))
-    save("tables.md", "\n".join(table.markdown() for table in tables).encode())
-    save("tables.tex", "\n".join(table.latex() for table in tables).encode())
+def _curves(written: ReportFolder, scores: Sequence[Score]) -> list[tuple[str, float, str]]:
+    """Curves for each dataset and guidance scale with at least two NFEs: (dataset, scale, figure in base64)."""
     curves = []
     for dataset, scale in sorted({(s.case.dataset, s.case.solver.guidance_scale) for s in scores}):
         part = [s for s in scores if (s.case.dataset, s.case.solver.guidance_scale) == (dataset, scale)]
-        if len({s.case.solver.nfe for s in part} - {None}) < 2:
-            continue  # a curve with a single NFE adds nothing to the table
-        figure = score_curves(part)
-        name = f"scores_{dataset}_guidance{scale:g}.png"
-        figure.savefig(folder / name, dpi=130, bbox_inches="tight")
-        plt.close(figure)
-        files.append(folder / name)
-        curves.append((dataset, scale, base64.b64encode((folder / name).read_bytes()).decode()))
-    galleries = []
-    for dataset, panel in panels:
-        name = f"samples_{dataset}_guidance{panel.guidance_scale:g}_nfe{panel.nfe}"
-        figure = gallery(panel)
-        figure.savefig(folder / f"{name}.png", dpi=130, bbox_inches="tight")
-        plt.close(figure)
-        files.append(folder / f"{name}.png")
-        for strip in panel.strips:
-            if strip.waves is not None and strip.rate is not None:
-                title = "".join(letter if letter.isalnum() else "-" for letter in strip.name)
-                save(f"{name}_{title}.wav", wav(np.concatenate(list(strip.waves)), strip.rate))
-        galleries.append(
-            (dataset, panel, base64.b64encode((folder / f"{name}.png").read_bytes()).decode(), players(panel))
-        )
-    text = (
-        environment()
-        .get_template("evaluation.html.j2")
-        .render(
-            config=config,
-            facts=facts,
-            tables=tables,
-            panels=galleries,
-            curves=curves,
-            gain=DIFFERENCE_GAIN,
-            configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
-            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        )
-    )
-    save("report.html", text.encode())
-    return files
+        if len({s.case.solver.nfe for s in part} - {None}) >= 2:  # a curve with one NFE adds nothing to the table
+            figure = written.figure(score_curves(part), f"scores_{dataset}_guidance{scale:g}.png")
+            curves.append((dataset, scale, figure))
+    return curves
+
+
+def _gallery(written: ReportFolder, dataset: str, panel: Panel) -> tuple[str, Panel, str, list[Heard]]:
+    """A panel as (dataset, panel, figure in base64, players of sound); sound is also written as WAV files."""
+    name = f"samples_{dataset}_guidance{panel.guidance_scale:g}_nfe{panel.nfe}"
+    figure = written.figure(gallery(panel), f"{name}.png")
+    for strip in panel.strips:
+        if strip.waves is not None and strip.rate is not None:
+            solver = "".join(letter if letter.isalnum() else "-" for letter in strip.name)
+            written.write(f"{name}_{solver}.wav", wav(np.concatenate(list(strip.waves)), strip.rate))
+    return dataset, panel, figure, players(panel)
 
 
 def score_curves(scores: Sequence[Score]) -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import html
 import io
@@ -29,6 +28,7 @@ from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.metrics.base import Metric
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
+from orchestrator.reports.folder import ReportFolder
 from orchestrator.reports.gallery import Panel
 from orchestrator.reports.sound import players
 from orchestrator.results.store import Result, Row
@@ -59,7 +59,7 @@ def write_report(
     results: Sequence[Result],
     panels: Sequence[Panel],
 ) -> list[Path]:
-    """Write figures, ``comparison.csv`` and ``report.html`` into ``folder``.
+    """Write ``comparison.csv``, figures and ``report.html`` into ``folder``.
 
     Args:
         folder: An existing folder.
@@ -73,62 +73,58 @@ def write_report(
     Returns:
         The files written, the report last.
     """
-    files: list[Path] = []
-
-    def save(figure: Figure, name: str) -> str:
-        path = folder / name
-        figure.savefig(path, dpi=130, bbox_inches="tight")
-        plt.close(figure)
-        files.append(path)
-        return base64.b64encode(path.read_bytes()).decode()
-
+    written = ReportFolder(folder)
+    written.write("comparison.csv", comparison_csv(table))  # first: no figure that fails may take it away
     built: list[Metric] = [plugins.build("metrics", name) for name in config.metrics]
     metrics = {metric.column: metric for metric in built}
-    sections = []
-    for scale in sorted({row.guidance_scale for row in table}):
-        part = [row for row in table if row.guidance_scale == scale]
-        suffix = f"guidance{scale:g}"
-        columns = list(part[0].metrics)
-        own_panels = [panel for panel in panels if panel.guidance_scale == scale]
-        histories = [r for r in results if r.history and r.point["guidance_scale"] == scale]
-        sections.append(
-            {
-                "scale": scale,
-                "curves": [
-                    (metrics[c].heading, save(curves(part, metrics[c]), f"{c}_vs_nfe_{suffix}.png")) for c in columns
-                ],
-                "training": save(training(histories), f"training_{suffix}.png") if histories else None,
-                "galleries": [
-                    (p.nfe, save(gallery(p), f"samples_{suffix}_nfe{p.nfe}.png"), players(p)) for p in own_panels
-                ],
-                "nfes": sorted({row.nfe for row in part}),
-                "summary": summary(part),
-                "rows": sorted(part, key=lambda row: (row.nfe, -row.metrics["psnr_db"])),
-                "columns": columns,
-            }
-        )
-    sheet = folder / "comparison.csv"
-    sheet.write_text(comparison_csv(table), encoding="utf-8")
-    files.append(sheet)
-    report = folder / "report.html"
-    report.write_text(
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            config=config,
-            facts=facts,
-            pairs=sum(spec.count for spec in specs),
-            sections=sections,
-            units={column: metric.heading for column, metric in metrics.items()},
-            gain=DIFFERENCE_GAIN,
-            not_finite=not_finite,
-            configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
-            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        ),
-        encoding="utf-8",
+    sections = [
+        _section(written, scale, metrics, table, results, panels) for scale in sorted({r.guidance_scale for r in table})
+    ]
+    template = environment().get_template("report.html.j2")
+    text = template.render(
+        config=config,
+        facts=facts,
+        pairs=sum(spec.count for spec in specs),
+        sections=sections,
+        units={column: metric.heading for column, metric in metrics.items()},
+        gain=DIFFERENCE_GAIN,
+        not_finite=not_finite,
+        configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    files.append(report)
-    return files
+    written.write("report.html", text)
+    return written.files
+
+
+def _section(
+    written: ReportFolder,
+    scale: float,
+    metrics: dict[str, Metric],
+    table: Sequence[Row],
+    results: Sequence[Result],
+    panels: Sequence[Panel],
+) -> dict[str, Any]:
+    """The report's section for one guidance scale: its rows, and its figures in base64."""
+    part = [row for row in table if row.guidance_scale == scale]
+    columns = list(part[0].metrics)
+    histories = [r for r in results if r.history and r.point["guidance_scale"] == scale]
+    suffix = f"guidance{scale:g}"
+    return {
+        "scale": scale,
+        "nfes": sorted({row.nfe for row in part}),
+        "summary": summary(part),
+        "rows": sorted(part, key=lambda row: (row.nfe, -row.metrics["psnr_db"])),
+        "columns": columns,
+        "curves": [
+            (metrics[c].heading, written.figure(curves(part, metrics[c]), f"{c}_vs_nfe_{suffix}.png")) for c in columns
+        ],
+        "training": written.figure(training(histories), f"training_{suffix}.png") if histories else None,
+        "galleries": [
+            (p.nfe, written.figure(gallery(p), f"samples_{suffix}_nfe{p.nfe}.png"), players(p))
+            for p in panels
+            if p.guidance_scale == scale
+        ],
+    }
 
 
 def environment() -> jinja2.Environment:

@@ -53,7 +53,7 @@ THETA_FILE = "theta.json"
 #: Makes the UI show runs, curves and datasets first, instead of traces of language models.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 #: Tag with the description of a run, shown in the UI as Markdown.
-NOTE = "mlflow.note.content"
+DESCRIPTION = "mlflow.note.content"
 
 RETRIES = 6
 """Attempts at a request while the store is busy. Pauses start at 0.5 s and double, to about 16 s in all."""

@@ -1,4 +1,4 @@
-"""Freezing of networks: in this project only theta ever learns."""
+"""Freezes networks: while a solver is distilled, only theta learns."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ P = TypeVar("P", bound="Pretrained")
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A network and what goes before it. A subclass names the classes; nothing is loaded before :meth:`loaded`.
+    """A published network and its processor. A subclass names the classes; nothing is loaded before :meth:`loaded`.
 
     Attributes:
         weights: A folder as ``save_pretrained`` wrote it, or a hub id whose files are in the local cache.
@@ -34,7 +34,7 @@ class Pretrained:
         """Where the files are.
 
         Raises:
-            ConfigError: Nowhere here: with the places looked at and the remedy.
+            ConfigError: The files are not found; names the places searched and the remedy.
         """
         return local_folder(self.weights, self.ARCHITECTURE)
 
@@ -78,7 +78,7 @@ class Pretrained:
         return moved
 
     def loaded(self) -> tuple[Any, Any]:
-        """The processor and the network, frozen, on the device; loaded once a process.
+        """The processor and the network, frozen, on the device; loaded once per process.
 
         Raises:
             ConfigError: As :meth:`check`, or files that cannot be read.

@@ -27,7 +27,7 @@ def load_shipped(net: Net, file: Path, facts_key: str) -> tuple[Net, dict[str, A
 
 
 def ship(net: nn.Module, file: Path, facts_key: str, facts: dict[str, Any], *, half: bool = True) -> None:
-    """Write the weights, in float16 where ``half``, and print the facts that go with them."""
+    """Write the weights, in float16 if ``half``, and print the facts that go with them."""
     weights = {
         name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in net.state_dict().items()

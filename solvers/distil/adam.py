@@ -162,13 +162,7 @@ def iterations(
     if state.status != "running":
         return state
     parameters = torch.tensor(state.parameters, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([parameters], lr=settings.learning_rate)
-    if state.iteration:
-        optimizer.state[parameters] = {
-            "step": torch.tensor(float(state.iteration)),
-            "exp_avg": torch.tensor(state.exp_avg, dtype=torch.float64),
-            "exp_avg_sq": torch.tensor(state.exp_avg_sq, dtype=torch.float64),
-        }
+    optimizer = _optimizer(parameters, state, settings)
     last = min(state.iteration + steps, settings.iterations)
     losses: list[float] = []
     iteration = state.iteration
@@ -204,3 +198,15 @@ def iterations(
         status=status,
         loss=sum(losses) / len(losses) if losses else state.loss,
     )
+
+
+def _optimizer(parameters: Tensor, state: AdamState, settings: AdamSettings) -> torch.optim.Adam:
+    """Adam over ``parameters``, with the moments of ``state``."""
+    optimizer = torch.optim.Adam([parameters], lr=settings.learning_rate)
+    if state.iteration:
+        optimizer.state[parameters] = {
+            "step": torch.tensor(float(state.iteration)),
+            "exp_avg": torch.tensor(state.exp_avg, dtype=torch.float64),
+            "exp_avg_sq": torch.tensor(state.exp_avg_sq, dtype=torch.float64),
+        }
+    return optimizer

@@ -27,12 +27,12 @@ def drive(generator: Generator[Query, Answer, Result], answer: Callable[[Query],
         return result
 
 
-def translated(
+def map_queries(
     generator: Generator[Query, Answer, Result],
     to_query: Callable[[Query], OtherQuery],
     to_answer: Callable[[Query, OtherAnswer], Answer],
 ) -> Generator[OtherQuery, OtherAnswer, Result]:
-    """The same generator in another vocabulary: its queries and answers are translated on the way."""
+    """The same generator with other types of queries and answers, converted by these functions."""
     try:
         query = next(generator)
         while True:

@@ -73,7 +73,7 @@ def total(parts: Sequence[NormalEquations]) -> NormalEquations:
     return NormalEquations(h, g, sum(part.loss for part in parts), sum(part.count for part in parts))
 
 
-def learnable_numbers(nfe: int) -> Tensor:
+def learnable_entries(nfe: int) -> Tensor:
     """Mask over flat theta, (P,), bool: all entries except t_0 and a_0, which are fixed by the start of sampling."""
     free = torch.ones(nfe * (nfe + 5) // 2 + 1, dtype=torch.bool)
     free[0] = free[nfe] = False
@@ -85,7 +85,7 @@ def evaluations_per_pair(nfe: int, jacobian: Jacobian, free: Tensor | None = Non
 
     A forward-mode derivative counts as one evaluation; it costs about two.
     """
-    free = learnable_numbers(nfe) if free is None else free
+    free = learnable_entries(nfe) if free is None else free
     columns = sum((nfe - k) * len(_columns(nfe, k, free)) for k in range(nfe))
     return nfe + columns * (2 if jacobian == "central" else 1)
 
@@ -143,7 +143,7 @@ def normal_equations(
     if jacobian not in get_args(Jacobian):
         raise ValueError(f"unknown jacobian {jacobian!r}; choose one of {', '.join(get_args(Jacobian))}")
     size = len(solver.flat())
-    free = learnable_numbers(solver.nfe) if free is None else free
+    free = learnable_entries(solver.nfe) if free is None else free
     if free.shape != (size,) or free.dtype != torch.bool:
         raise ValueError(
             f"'free' must be a mask over the {size} numbers of theta (NFE {solver.nfe}), got "

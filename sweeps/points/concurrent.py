@@ -17,7 +17,7 @@ from sweeps.space import Point
 ANSWER_SECONDS = 30.0
 """Time after which a waiting trial gets an empty answer. Calls of trials that are gone thus end as well."""
 
-LOOK_SECONDS = 1.0
+STOP_POLL_SECONDS = 1.0
 """Interval at which a point that waits for Tune checks whether it has been stopped."""
 
 
@@ -28,17 +28,17 @@ class Points:
 
     Args:
         context: Addresses and facts that the points need.
-        lockstep: Whether a point waits after each validation until Tune has received it. With early stopping, the
+        wait_for_tune: Whether a point waits after each validation until Tune has received it. With early stopping, the
             work spent on a point must not depend on how fast Tune decides.
     """
 
-    def __init__(self, context: TrialContext, lockstep: bool):
+    def __init__(self, context: TrialContext, wait_for_tune: bool):
         torch.set_num_threads(1)
-        self.context, self.lockstep = context, lockstep
+        self.context, self.wait_for_tune = context, wait_for_tune
         self.running: dict[str, _Running] = {}
 
     async def follow(self, point: dict[str, Any], after: float) -> tuple[list[dict[str, float]], bool]:
-        """Wait for news of a point, which is started unless it is running.
+        """Wait for wait_for_validations of a point, which is started unless it is running.
 
         Args:
             point: The point as a dictionary.
@@ -53,8 +53,8 @@ class Points:
         requested = Point.from_dict(point)
         running = self.running.get(requested.key)
         if running is None:
-            running = self.running[requested.key] = _Running(requested, self.context, self.lockstep)
-        validations, ended = await running.news(after)
+            running = self.running[requested.key] = _Running(requested, self.context, self.wait_for_tune)
+        validations, ended = await running.wait_for_validations(after)
         if ended:
             if self.running.get(requested.key) is running:
                 del self.running[requested.key]
@@ -66,10 +66,10 @@ class Points:
 class _Running:
     """A point that is being computed in its own thread."""
 
-    def __init__(self, point: Point, context: TrialContext, lockstep: bool):
-        self.point, self.context, self.lockstep = point, context, lockstep
+    def __init__(self, point: Point, context: TrialContext, wait_for_tune: bool):
+        self.point, self.context, self.wait_for_tune = point, context, wait_for_tune
         self.loop = asyncio.get_running_loop()
-        self.asking: set[asyncio.Event] = set()
+        self.waiters: set[asyncio.Event] = set()
         self.validations: list[dict[str, float]] = []
         self.acknowledged = -1.0
         self.acknowledgement = threading.Condition()
@@ -77,25 +77,26 @@ class _Running:
         self.error: Exception | None = None
         threading.Thread(target=self._run, name=point.key, daemon=True).start()
 
-    async def news(self, after: float) -> tuple[list[dict[str, float]], bool]:
-        """Validations after this iteration, and whether the point has ended. Waits up to ANSWER_SECONDS for news."""
+    async def wait_for_validations(self, after: float) -> tuple[list[dict[str, float]], bool]:
+        """Validations after this iteration, and whether the point has ended. Waits up to
+        ANSWER_SECONDS for one."""
         with self.acknowledgement:
             self.acknowledged = max(self.acknowledged, after)
             self.acknowledgement.notify_all()
-        happened = asyncio.Event()
-        self.asking.add(happened)
+        changed = asyncio.Event()
+        self.waiters.add(changed)
         if not (self.ended or self._after(after)):
             with suppress(TimeoutError):
-                await asyncio.wait_for(happened.wait(), ANSWER_SECONDS)
-        self.asking.discard(happened)
+                await asyncio.wait_for(changed.wait(), ANSWER_SECONDS)
+        self.waiters.discard(changed)
         ended = self.ended  # read first, because the last validation may arrive between the two reads
         return self._after(after), ended
 
     def _after(self, iteration: float) -> list[dict[str, float]]:
         return [values for values in self.validations if values["iteration"] > iteration]
 
-    def _happened(self) -> None:
-        for event in self.asking:
+    def _notify(self) -> None:
+        for event in self.waiters:
             event.set()
 
     # ---- in the point's thread
@@ -106,12 +107,12 @@ class _Running:
         except Exception as error:
             self.error = error
         self.ended = True
-        self.loop.call_soon_threadsafe(self._happened)
+        self.loop.call_soon_threadsafe(self._notify)
 
     def _report(self, values: dict[str, float]) -> None:
         self.validations.append(values)
-        self.loop.call_soon_threadsafe(self._happened)
-        if self.lockstep:
+        self.loop.call_soon_threadsafe(self._notify)
+        if self.wait_for_tune:
             self._wait_for_acknowledgement(values["iteration"])
 
     def _wait_for_acknowledgement(self, iteration: float) -> None:
@@ -119,5 +120,5 @@ class _Running:
         store = ResultStore(Storage.at(self.context.storage), self.point.key)
         while not store.is_stopped():
             with self.acknowledgement:
-                if self.acknowledgement.wait_for(lambda: self.acknowledged >= iteration, LOOK_SECONDS):
+                if self.acknowledgement.wait_for(lambda: self.acknowledged >= iteration, STOP_POLL_SECONDS):
                     return

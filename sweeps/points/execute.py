@@ -69,7 +69,7 @@ def run_trial(point: Point, context: TrialContext, report: Report) -> None:
     """Compute a point and log it to its MLflow run."""
     storage = Storage.at(context.storage)
     log = Tracker(context.tracking_uri).trial_run(
-        context.experiment_id, context.parent_run_id, point.key, point.name, parameters(point)
+        context.experiment_id, context.parent_run_id, point.key, point.name, mlflow_parameters(point)
     )
     pool = RayPool.attach(context.pool, context.hosts)
 
@@ -93,7 +93,7 @@ def run_point(point: Point, context: TrialContext, pool: Pool, storage: Storage,
     return (_run_learned if point.start is not None else _run_fixed)(point, context, pool, store, report)
 
 
-def parameters(point: Point) -> dict[str, Any]:
+def mlflow_parameters(point: Point) -> dict[str, Any]:
     """A point as MLflow parameters, by which users sort and filter."""
     values: dict[str, Any] = {
         "family": point.family,

@@ -22,17 +22,17 @@ TRIALS = 16
 class PointRunner:
     """:class:`~sweeps.points.concurrent.Points` as an asyncio actor."""
 
-    def __init__(self, context: Any, lockstep: bool):
+    def __init__(self, context: Any, wait_for_tune: bool):
         from sweeps.points.concurrent import Points
 
-        self.points = Points(context, lockstep)
+        self.points = Points(context, wait_for_tune)
 
     async def follow(self, point: dict[str, Any], after: float) -> tuple[list[dict[str, float]], bool]:
         """See :meth:`sweeps.points.concurrent.Points.follow`."""
         return await self.points.follow(point, after)
 
 
-def start_runners(count: int, context: TrialContext, *, lockstep: bool) -> list[Any]:
+def start_runners(count: int, context: TrialContext, *, wait_for_tune: bool) -> list[Any]:
     """Start ``count`` actors, spread over the nodes; returns handles for :func:`~sweeps.points.trial.follow`."""
     from orchestrator.pool.router import thread_limits
 
@@ -44,7 +44,7 @@ def start_runners(count: int, context: TrialContext, *, lockstep: bool) -> list[
         # Points block in their own threads, never in the event loop.
         runtime_env={"env_vars": thread_limits(1) | {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}},
     )
-    return [actor.remote(context, lockstep) for _ in range(count)]
+    return [actor.remote(context, wait_for_tune) for _ in range(count)]
 
 
 def end_runners(runners: Sequence[Any]) -> None:

@@ -64,7 +64,7 @@ def _run_until_done(
     errors: list[UserError] = []
     for run in range(1, max_runs + 1):
         try:
-            ensure_pairs(Storage(ROOT), [spec], pool, wait=True, note=lambda sentence: None)
+            ensure_pairs(Storage(ROOT), [spec], pool, wait=True, announce=lambda sentence: None)
         except UserError as error:
             errors.append(error)
             after_each()
@@ -158,12 +158,12 @@ def test_a_full_store_ends_the_run_and_the_next_run_resumes(
     with pytest.raises(
         PoolError, match=r"2 of 3 shards .* could not be made .*no space left writing s3://bucket/root/"
     ):
-        ensure_pairs(Storage(ROOT), [spec], pool, wait=True, note=lambda sentence: None)
+        ensure_pairs(Storage(ROOT), [spec], pool, wait=True, announce=lambda sentence: None)
     kept = _without_lock(store)
     assert len(kept) == 1
     assert all(expected[name] == data for name, data in kept.items())
     store.room = None
-    ensure_pairs(Storage(ROOT), [spec], pool, wait=True, note=lambda sentence: None)
+    ensure_pairs(Storage(ROOT), [spec], pool, wait=True, announce=lambda sentence: None)
     assert _without_lock(store) == expected
 
 
@@ -185,7 +185,7 @@ pool = LocalPool(Host(HostSettings(adapter="zoo", options={"weights": "digits_fm
 for size in ("4k", "24k", "32k", "1m"):
     subprocess.run(["mount", "-o", f"remount,size={size}", root], check=True)
     try:
-        ensure_pairs(Storage.at(root), [spec], pool, wait=False, note=lambda sentence: None)
+        ensure_pairs(Storage.at(root), [spec], pool, wait=False, announce=lambda sentence: None)
         error = None
     except UserError as caught:
         error = str(caught)

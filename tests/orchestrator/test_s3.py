@@ -20,7 +20,8 @@ from s3_server import S3Server
 from orchestrator import storage as storage_module
 from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import BusyStoreError, ConfigError, UnreachableStorageError
-from orchestrator.hosts.host import Host, HostSettings
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.settings import HostSettings
 from orchestrator.lock import exclusive
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
@@ -192,7 +193,7 @@ def test_pairs_are_identical_on_a_server_that_fails_one_request_in_twenty(
     monkeypatch.setattr(pool.host, "storage", s3_storage)
     s3_server.fault = fault
     for _ in range(3):
-        ensure_pairs(s3_storage, [spec], pool, wait=False, note=lambda sentence: None)
+        ensure_pairs(s3_storage, [spec], pool, wait=False, announce=lambda sentence: None)
     s3_server.fault = None
     assert failed
     assert _files(s3_storage, spec) == expected
@@ -212,7 +213,7 @@ storage = Storage.at(sys.argv[1])
 spec = PairSpec.from_dict(json.loads(sys.argv[2]))
 pool = LocalPool(Host(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=storage.root)))
 print("ready", flush=True)
-ensure_pairs(storage, [spec], pool, wait=False, note=print)
+ensure_pairs(storage, [spec], pool, wait=False, announce=print)
 """
 
 
@@ -246,7 +247,7 @@ def test_a_second_user_completes_the_killed_run_of_the_first(
         store = PairStore(s3_storage, spec)
         assert list(_files(s3_storage, spec)) == ["shard-00000.parquet"]
         with pytest.raises(BusyStoreError, match=rf"is in use by .* \(process {process.pid}\) since .*--no-wait"):
-            ensure_pairs(s3_storage, [spec], pool, wait=False, note=notes.append)
+            ensure_pairs(s3_storage, [spec], pool, wait=False, announce=notes.append)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     finally:
@@ -255,7 +256,7 @@ def test_a_second_user_completes_the_killed_run_of_the_first(
         process.communicate()
     s3_server.fault = None
     assert not store.is_complete()
-    ensure_pairs(s3_storage, [spec], pool, wait=True, note=notes.append)
+    ensure_pairs(s3_storage, [spec], pool, wait=True, announce=notes.append)
     (sentence,) = notes
     assert f"(process {process.pid}) since " in sentence
     assert "or for its lease of 4 s to lapse" in sentence
@@ -278,7 +279,7 @@ def test_two_simultaneous_runs_make_one_store(
         threading.Thread(
             target=ensure_pairs,
             args=(s3_storage, [spec], pools[name]),
-            kwargs={"wait": True, "note": notes[name].append},
+            kwargs={"wait": True, "announce": notes[name].append},
         )
         for name in notes
     ]

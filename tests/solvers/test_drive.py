@@ -1,4 +1,4 @@
-"""Distillation methods are generators: driven alone or translated, they take the same steps."""
+"""Distillation methods are generators: driven alone or map_queries, they take the same steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-from solvers.distil.drive import drive, translated
+from solvers.distil.drive import drive, map_queries
 
 
 def _sum_of_squares(count: int) -> Generator[int, int, int]:
@@ -26,8 +26,8 @@ def test_a_generator_without_queries_returns_at_once() -> None:
 
 
 def test_a_translated_generator_gives_the_same_result() -> None:
-    """Queries are translated on the way out, answers on the way back, with the query at hand."""
-    spoken = translated(_sum_of_squares(4), str, lambda number, text: int(text) * number)
+    """Queries are map_queries on the way out, answers on the way back, with the query at hand."""
+    spoken = map_queries(_sum_of_squares(4), str, lambda number, text: int(text) * number)
     assert drive(spoken, lambda text: text) == 0 + 1 + 4 + 9
 
 

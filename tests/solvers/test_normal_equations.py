@@ -17,7 +17,7 @@ from solvers.distil.normal_equations import (
     Jacobian,
     NormalEquations,
     evaluations_per_pair,
-    learnable_numbers,
+    learnable_entries,
     normal_equations,
     total,
 )
@@ -111,7 +111,7 @@ def test_the_loss_is_the_sum_over_the_pairs() -> None:
 
 def test_the_entries_that_sampling_fixes_are_left_out_by_default() -> None:
     """t_0 and a_0 have zero rows unless requested; the other entries are unaffected."""
-    free = learnable_numbers(SOLVER.nfe)
+    free = learnable_entries(SOLVER.nfe)
     assert free.logical_not().nonzero().flatten().tolist() == [0, SOLVER.nfe]
     full, default = equations_for(free=torch.ones_like(free)), equations_for()
     assert not default.h[~free].any()
@@ -170,7 +170,7 @@ def test_each_pair_is_evaluated_with_its_own_conditioning(jacobian: Jacobian) ->
 
     expected = explicit(SOLVER, field_of(torch.arange(PAIRS)), X0, X1)
     equations = normal_equations(SOLVER, field_of, X0, X1, memory_bytes=4_000, jacobian=jacobian)
-    free = learnable_numbers(SOLVER.nfe)
+    free = learnable_entries(SOLVER.nfe)
     assert relative_error(equations.h[free][:, free], expected.h[free][:, free]) < 1e-6
 
 
@@ -293,7 +293,7 @@ def test_difference_steps_suit_the_precision_of_the_model(
     """For a low-precision model the error is about the square root of its precision (2/3 power if central)."""
     rough = FunctionField(lambda x, t: FIELD(x.to(dtype), t.to(dtype)).to(x.dtype), CondOT())
     exact = explicit(SOLVER, FIELD, X0, X1)
-    free = learnable_numbers(SOLVER.nfe)
+    free = learnable_entries(SOLVER.nfe)
     # X1 is far enough from the sample that rounding does not change the direction of the residual.
     equations = equations_for(field=rough, jacobian=jacobian, precision=dtype)
     assert relative_error(equations.h[free][:, free], exact.h[free][:, free]) < tolerance
@@ -303,7 +303,7 @@ def test_precision_prevents_steps_too_small_for_the_model() -> None:
     """For the same float16 model under float64 states, differences without ``precision`` are mostly noise."""
     rough = FunctionField(lambda x, t: FIELD(x.half(), t.half()).to(x.dtype), CondOT())
     exact = explicit(SOLVER, FIELD, X0, X1)
-    free = learnable_numbers(SOLVER.nfe)
+    free = learnable_entries(SOLVER.nfe)
     with_precision, without = (
         relative_error(equations_for(field=rough, precision=dtype).h[free][:, free], exact.h[free][:, free])
         for dtype in (torch.float16, None)
@@ -331,7 +331,7 @@ def test_times_are_queried_only_inside_the_domain(jacobian: Jacobian) -> None:
     recording = RecordingField(nonlinear_field(CondOT(t_min=0.1, t_max=0.9)))
     equations = equations_for(solver, recording, jacobian=jacobian)
     assert 0.1 <= min(recording.times) <= max(recording.times) <= 0.9
-    free = learnable_numbers(5)
+    free = learnable_entries(5)
     expected = explicit(solver, FIELD, X0, X1)
     assert relative_error(equations.h[free][:, free], expected.h[free][:, free]) < 1e-6
 
@@ -392,7 +392,7 @@ def test_finite_differences_need_only_the_output_of_the_model(wrap: Callable[...
     net = _Net()
     solver_field = FunctionField(wrap(net), CondOT())
     expected = explicit(SOLVER, FunctionField(net, CondOT()), X0, X1)
-    free = learnable_numbers(SOLVER.nfe)
+    free = learnable_entries(SOLVER.nfe)
     equations = equations_for(field=solver_field, jacobian=jacobian)
     assert relative_error(equations.h[free][:, free], expected.h[free][:, free]) < 1e-6
 
@@ -416,7 +416,7 @@ def test_jvp_works_under_no_grad() -> None:
     """Forward-mode differentiation does not need a graph."""
     net = _Net()
     expected = explicit(SOLVER, FunctionField(net, CondOT()), X0, X1)
-    free = learnable_numbers(SOLVER.nfe)
+    free = learnable_entries(SOLVER.nfe)
     equations = equations_for(field=FunctionField(_no_grad(net), CondOT()), jacobian="jvp")
     assert relative_error(equations.h[free][:, free], expected.h[free][:, free]) < 1e-12
 

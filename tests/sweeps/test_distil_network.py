@@ -17,7 +17,8 @@ from orchestrator.network_distillation.config import NetworkDistillationConfig, 
 from orchestrator.network_distillation.students import Student, StudentResult
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import ROLE, Tracker
-from sweeps.distil_network import Job, _weights_name, _Work, run_comparison, train
+from sweeps.distil_network import _weights_name, _Work, run_comparison
+from sweeps.student_jobs import Job, train
 
 CONTENT: dict[str, Any] = {
     "name": "tiny",

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.errors import ConfigError
-from orchestrator.hosts.host import ModelFacts
+from orchestrator.models.facts import ModelFacts
 from orchestrator.pool.client import RayPool
 from orchestrator.pool.requests import LocalPool
 from orchestrator.storage import Storage

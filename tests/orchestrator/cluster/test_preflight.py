@@ -128,22 +128,22 @@ def _sha256(data: bytes) -> str:
 def test_a_node_that_sees_the_beacon_probes_the_storage_and_leaves_no_files(storage: Storage) -> None:
     """The storage is shared, so the node writes, reads and deletes a probe of its own."""
     storage.write("beacon", b"light")
-    assert preflight._from_here(storage.root, "beacon", _sha256(b"light"), None) == (True, None, None)
+    assert preflight._probe_node(storage.root, "beacon", _sha256(b"light"), None) == (True, None, None)
     assert [path.name for path in Path(storage.root).iterdir()] == ["beacon"]
 
 
 def test_a_node_that_does_not_see_the_beacon_writes_nothing(storage: Storage) -> None:
     """The path is on the node's own disk: no folder is created, and a file with other content is not the beacon."""
-    assert preflight._from_here(storage.root, "beacon", _sha256(b"light"), None) == (False, None, None)
+    assert preflight._probe_node(storage.root, "beacon", _sha256(b"light"), None) == (False, None, None)
     assert not Path(storage.root).exists()
     storage.write("beacon", b"dark")
-    assert preflight._from_here(storage.root, "beacon", _sha256(b"light"), None) == (False, None, None)
+    assert preflight._probe_node(storage.root, "beacon", _sha256(b"light"), None) == (False, None, None)
 
 
 def test_errors_on_a_node_are_returned_as_text(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The class of an error may be missing on the driver, or may not be picklable."""
     monkeypatch.setattr(Storage, "exists", lambda self, key: 1 // 0)
-    sees, problem, tracking = preflight._from_here(storage.root, "beacon", "", "http://127.0.0.1:9")
+    sees, problem, tracking = preflight._probe_node(storage.root, "beacon", "", "http://127.0.0.1:9")
     assert (sees, problem) == (False, "integer division or modulo by zero")
     assert tracking is not None
     assert "MLflow at http://127.0.0.1:9 cannot be used" in tracking

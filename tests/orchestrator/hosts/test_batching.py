@@ -182,7 +182,7 @@ def test_guided_and_unguided_runs_are_batched_separately(
         for scale in (1.0, 3.0)
     }
     ensure_pairs(
-        storage, list(stores.values()), LocalPool(Host(host_settings(storage))), wait=True, note=lambda text: None
+        storage, list(stores.values()), LocalPool(Host(host_settings(storage))), wait=True, announce=lambda text: None
     )
     host = Host(host_settings(storage))
     _set_timings(host, Shape(8, 1.0), Shape(8, 3.0))

@@ -243,7 +243,7 @@ def distil(config: ExperimentConfig, storage: Storage) -> tuple[Any, ThetaArtifa
     pool = LocalPool(Host(HostSettings(adapter="onnx_session", options=config.model.options, storage=storage.root)))
     facts = pool.call(Request.of(HostProtocol.facts))
     specs = pair_specs(config, facts)
-    ensure_pairs(storage, list(specs.values()), pool, wait=True, note=lambda sentence: None)
+    ensure_pairs(storage, list(specs.values()), pool, wait=True, announce=lambda sentence: None)
     euler = SolverChoice(family="euler", options={}, label="Euler", grid=Grid())
     (point,) = learned_points(config, specs, {(4, 2.0, 1.0): [euler]}, facts.scheduler)
     context = TrialContext(

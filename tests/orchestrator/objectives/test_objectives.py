@@ -54,7 +54,7 @@ def train(
     storage = Storage.at(tmp_path_factory.mktemp("objectives"))
     spec = dataclasses.replace(specs[PairKey("train", 1.0, 0)], trajectory=True)
     pool = LocalPool(Host(host_settings(storage)))
-    ensure_pairs(storage, [spec], pool, wait=True, note=lambda sentence: None)
+    ensure_pairs(storage, [spec], pool, wait=True, announce=lambda sentence: None)
     return pool.host, spec.digest
 
 

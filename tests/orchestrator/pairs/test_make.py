@@ -70,7 +70,7 @@ def _pool(storage: Storage, host_settings: Callable[..., HostSettings], **failur
 def _ensure(storage: Storage, spec: PairSpec, pool: Pool) -> list[str]:
     """Make the pairs and return the notes."""
     notes: list[str] = []
-    ensure_pairs(storage, [spec], pool, wait=False, note=notes.append)
+    ensure_pairs(storage, [spec], pool, wait=False, announce=notes.append)
     return notes
 
 

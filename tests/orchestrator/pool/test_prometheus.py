@@ -32,9 +32,9 @@ def test_a_host_counts_its_pairs_and_its_forward_passes(
     pool = LocalPool(Host(host_settings(copied)))
     work = pool.host.work
     pool.gather(scoring[:2])
-    assert (work.pairs, work.evaluations) == (0, 2 * NFE * PAIRS)
+    assert (work.pairs, work.forwards) == (0, 2 * NFE * PAIRS)
     record = pool.call(Request.of(HostProtocol.make_shard, spec=specs[PairKey("test", 1.0, 0)], shard=0))
-    assert (work.pairs, work.evaluations) == (record.rows, 2 * NFE * PAIRS + record.nfe_sum)
+    assert (work.pairs, work.forwards) == (record.rows, 2 * NFE * PAIRS + record.nfe_sum)
 
 
 def test_guidance_doubles_the_count_of_forward_passes(
@@ -44,7 +44,7 @@ def test_guidance_doubles_the_count_of_forward_passes(
     host = LocalPool(Host(host_settings(copied))).host
     field = host._field(torch.zeros(5, dtype=torch.int64), 3.0)
     field(torch.zeros(5, *host.model.shape), torch.tensor(0.5, dtype=torch.float64))
-    assert host.work.evaluations == 10
+    assert host.work.forwards == 10
 
 
 def _served() -> dict[str, float]:

@@ -158,15 +158,15 @@ def test_a_stream_of_items_without_a_key_does_not_starve_a_key(hosts: int) -> No
 
 
 @given(
-    hosts=st.integers(1, 4),
+    count=st.integers(1, 4),
     max_batch=st.integers(1, 4),
     events=st.lists(st.sampled_from(["a", "b", None, "exclusive", "done"]), max_size=80),
 )
 def test_every_item_is_assigned_once_and_no_host_is_overloaded(
-    hosts: int, max_batch: int, events: list[str | None]
+    count: int, max_batch: int, events: list[str | None]
 ) -> None:
     """In any order of arrivals and answers, slots add up, batches have one key and stay in order, and none is left."""
-    hosts = [HostState() for _ in range(hosts)]
+    hosts = [HostState() for _ in range(count)]
     queue: RequestQueue[HostState, tuple[int, str | None]] = RequestQueue(hosts, max_batch)
     running: list[Assignment[HostState, tuple[int, str | None]]] = []
     done: list[int] = []

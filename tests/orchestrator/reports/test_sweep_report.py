@@ -101,19 +101,19 @@ def _write(folder: Path, config: ExperimentConfig, table: Sequence[Row], panels:
     return write_report(folder, config, FACTS, [], table, [_learned(4), _learned(8)], panels)
 
 
-def test_the_report_is_written_after_its_figures_and_table(
+def test_the_table_is_written_first_and_the_report_last(
     tmp_path: Path, config: ExperimentConfig, table: list[Row], panels: list[Panel]
 ) -> None:
-    """Curves per metric and guidance scale, training curves, samples and the table come before report.html."""
+    """The table comes first, so that a figure that fails cannot take it away; then figures, and report.html last."""
     files = _write(tmp_path, config, table, panels)
     assert [file.name for file in files] == [
+        "comparison.csv",
         "psnr_db_vs_nfe_guidance1.png",
         "rmse_vs_nfe_guidance1.png",
         "training_guidance1.png",
         "samples_guidance1_nfe4.png",
         "psnr_db_vs_nfe_guidance3.png",
         "rmse_vs_nfe_guidance3.png",
-        "comparison.csv",
         "report.html",
     ]
     assert all(file.stat().st_size > 0 for file in files)

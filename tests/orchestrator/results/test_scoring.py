@@ -117,7 +117,7 @@ def test_a_gallery_may_have_fewer_test_pairs_than_samples(
     """A quick sweep with a handful of pairs must not fail after all the work."""
     small = dataclasses.replace(specs[PairKey("test", 1.0, 0)], count=5)
     pool = LocalPool(Host(host_settings(copied)))
-    ensure_pairs(copied, [small], pool, wait=False, note=lambda sentence: None)
+    ensure_pairs(copied, [small], pool, wait=False, announce=lambda sentence: None)
     theta = ThetaArtifact(GridSolver(Euler(), 4, Grid()).to_ns(facts.scheduler)).to_json()
     copied.write(ResultStore(copied, "euler").theta_key, theta.encode())
     (panel,) = make_gallery(pool, copied, {1.0: small}, [_row("Euler", "common grid", "euler", 20.0)])

@@ -30,14 +30,14 @@ Work = Callable[[Callable[[float], None]], None]
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, storage: Storage) -> Callable[..., Points]:
     """Makes a runner whose points do the given work."""
-    monkeypatch.setattr(points, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(points, "STOP_POLL_SECONDS", 0.01)
 
-    def start(work: Work, *, lockstep: bool = False) -> Points:
+    def start(work: Work, *, wait_for_tune: bool = False) -> Points:
         def run_trial(point: Point, context: Any, report: Callable[[dict[str, float]], None]) -> None:
             work(lambda iteration: report({"iteration": iteration}))
 
         monkeypatch.setattr(points, "run_trial", run_trial)
-        return Points(SimpleNamespace(storage=storage.root), lockstep)  # type: ignore[arg-type]
+        return Points(SimpleNamespace(storage=storage.root), wait_for_tune)  # type: ignore[arg-type]
 
     return start
 
@@ -94,7 +94,7 @@ def test_a_restarted_trial_follows_its_point_from_the_first_validation(
 def test_in_lockstep_a_point_waits_for_the_decision_of_tune(
     started: Callable[..., Points], point: dict[str, Any]
 ) -> None:
-    """A request for news after an iteration means that Tune has let the trial continue from there."""
+    """A request for wait_for_validations after an iteration means that Tune has let the trial continue from there."""
     done: list[int] = []
 
     def work(report: Callable[[float], None]) -> None:
@@ -103,7 +103,7 @@ def test_in_lockstep_a_point_waits_for_the_decision_of_tune(
             done.append(iteration)
 
     async def scenario() -> None:
-        runner = started(work, lockstep=True)
+        runner = started(work, wait_for_tune=True)
         assert await runner.follow(point, -1) == ([{"iteration": 0}], False)
         await asyncio.sleep(0.1)
         assert done == []
@@ -119,7 +119,7 @@ def test_in_lockstep_a_point_waits_for_the_decision_of_tune(
 def test_in_lockstep_a_point_that_tune_has_stopped_ends(
     started: Callable[..., Points], point: dict[str, Any], storage: Storage
 ) -> None:
-    """Its trial no longer asks for news: the mark in the point's result store releases it."""
+    """Its trial no longer asks for wait_for_validations: the mark in the point's result store releases it."""
     ended = threading.Event()
 
     def work(report: Callable[[float], None]) -> None:
@@ -127,7 +127,7 @@ def test_in_lockstep_a_point_that_tune_has_stopped_ends(
         ended.set()
 
     async def scenario() -> list[float]:
-        runner = started(work, lockstep=True)
+        runner = started(work, wait_for_tune=True)
         await runner.follow(point, -1)
         assert not await asyncio.to_thread(ended.wait, 0.1)
         ResultStore(storage, Point.from_dict(point).key).mark_stopped()

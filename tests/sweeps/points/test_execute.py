@@ -37,7 +37,7 @@ from solvers.grids import Grid
 from solvers.schedulers import CondOT
 from solvers.theta import ThetaArtifact
 from sweeps.points import execute as run_point_module
-from sweeps.points.execute import TrialContext, _usable, parameters, run_point
+from sweeps.points.execute import TrialContext, _usable, mlflow_parameters, run_point
 from sweeps.space import Point, SolverChoice, fixed_points, learned_points
 from sweeps.sweep import best_choices
 
@@ -341,7 +341,7 @@ def test_preconditioning_is_folded_into_theta(run: Run, learned: Point, pool: Lo
 
 def test_run_parameters_are_the_axes_of_the_sweep(learned: Point, fixed: dict[tuple[str, str], Point]) -> None:
     """They have the names of the fields; options and the optimiser's settings are included only if there are any."""
-    fixed_parameters, learned_parameters = parameters(fixed["euler", "common grid"]), parameters(learned)
+    fixed_parameters, learned_parameters = mlflow_parameters(fixed["euler", "common grid"]), mlflow_parameters(learned)
     assert fixed_parameters == {
         "family": "euler",
         "label": "Euler",
@@ -354,7 +354,7 @@ def test_run_parameters_are_the_axes_of_the_sweep(learned: Point, fixed: dict[tu
     assert {"learning_rate", "iterations", "batch_size", "decay", "start"} <= set(learned_parameters)
     assert learned_parameters["start"] == "Euler, uniform"
     options = dataclasses.replace(fixed["euler", "common grid"], options={"b": 1, "a": 2})
-    assert json.loads(parameters(options)["options"]) == {"a": 2, "b": 1}
+    assert json.loads(mlflow_parameters(options)["options"]) == {"a": 2, "b": 1}
 
 
 @pytest.mark.parametrize("forwards", [2, 1])
@@ -370,7 +370,7 @@ def test_forwards_with_guidance_are_counted_as_the_model_counts_them(
     context = dataclasses.replace(context, facts=dataclasses.replace(context.facts, forwards_with_guidance=forwards))
     specs = pair_specs(guided, context.facts)
     pool = LocalPool(Host(host_settings(copied)))
-    ensure_pairs(copied, list(specs.values()), pool, wait=False, note=lambda sentence: None)
+    ensure_pairs(copied, list(specs.values()), pool, wait=False, announce=lambda sentence: None)
     (point,) = learned_points(guided, specs, {(4, 3.0, 1.0): [EULER]}, CondOT())
     result = run_point(point, context, pool, copied, lambda values: None)
     assert result.backwards == forwards * 20 * 16 * 4
@@ -468,7 +468,7 @@ def test_a_gits_grid_is_a_candidate(
     specs = pair_specs(config, context.facts)
     assert specs[PairKey("train", 1.0, 0)].trajectory
     pool = LocalPool(Host(host_settings(copied)))
-    ensure_pairs(copied, list(specs.values()), pool, wait=False, note=lambda sentence: None)
+    ensure_pairs(copied, list(specs.values()), pool, wait=False, announce=lambda sentence: None)
     plain, searched = fixed_points(config, specs)
     assert (plain.label, searched.label, searched.kind) == ("Euler", "Euler (GITS)", "common grid")
     assert (plain.train, searched.train) == (None, specs[PairKey("train", 1.0, 0)].digest)
@@ -497,7 +497,7 @@ def test_a_least_squares_start_is_fitted_to_the_trajectories(
     config.check()
     specs = pair_specs(config, context.facts)
     pool = LocalPool(Host(host_settings(copied)))
-    ensure_pairs(copied, list(specs.values()), pool, wait=False, note=lambda sentence: None)
+    ensure_pairs(copied, list(specs.values()), pool, wait=False, announce=lambda sentence: None)
     points = learned_points(config, specs, {}, CondOT())
     fitted, euler = (run_point(point, context, pool, copied, lambda values: None) for point in points)
     assert fitted.grid == "from least squares, uniform"
