@@ -82,8 +82,7 @@ def trial(job: dict[str, Any]) -> dict[str, Any]:
     facts = pool.call(Request.of(HostProtocol.facts))
     specs = pair_specs(config, facts)
     point = learned_points(config, specs, {}, facts.scheduler)[job["index"]]
-    assert point.start is not None
-    learned = point.learned_run()
+    learned = point.run
     scheduler = facts.scheduler
     start = point.start.solver(point.nfe, point.sigma0)
 

@@ -251,8 +251,7 @@ def digits_times(validate_every: int) -> Times:
         specs = pair_specs(config, facts)
         ensure_pairs(Storage.at(folder), list(specs.values()), local, wait=False, announce=lambda sentence: None)
         (point,) = learned_points(config, specs, {}, facts.scheduler)
-        assert point.start is not None
-        run = point.learned_run()
+        run = point.run
         start = point.start.solver(point.nfe, point.sigma0)
         state = run.begin(run.build().start(start, facts.scheduler))
         theta = to_numpy(start.to_ns(facts.scheduler).flat())

@@ -47,8 +47,9 @@ from orchestrator.tracking.uri import resolve_tracking_uri
 from solvers.distil.adam import AdamSettings
 from solvers.families import GridSolver
 from solvers.theta import ThetaArtifact
+from sweeps.point import AnyPoint, LearnedPoint
 from sweeps.points.execute import TrialContext, run_point
-from sweeps.space import Point, fixed_points, learned_points
+from sweeps.space import fixed_points, learned_points
 from sweeps.student_jobs import Job, train
 from sweeps.sweep import best_choices
 
@@ -147,7 +148,7 @@ class _Work:
 
     # ---- distillation of the solver ---------------------------------------------------------------------------
 
-    def distil_solvers(self) -> tuple[dict[str, Result], dict[str, Point]]:
+    def distil_solvers(self) -> tuple[dict[str, Result], dict[str, AnyPoint]]:
         """Run the fixed solvers, then the learned ones that start from them, each as a trial of a sweep would."""
         context = TrialContext(
             storage=self.storage.root,
@@ -162,13 +163,13 @@ class _Work:
         fixed = fixed_points(self.experiment, self.specs)
         results: dict[str, Result] = {}
 
-        def run(points: Sequence[Point], description: str) -> None:
+        def run(points: Sequence[AnyPoint], description: str) -> None:
             length = sum(_length(point) for point in points)
             with bar(length, "iteration", description) as progress:
                 for point in points:
                     done = 0
 
-                    def report(values: dict[str, float], point: Point = point) -> None:
+                    def report(values: dict[str, float], point: AnyPoint = point) -> None:
                         nonlocal done
                         now = min(int(values["iteration"]), _length(point))
                         progress.update(max(0, now - done))
@@ -181,7 +182,8 @@ class _Work:
         best = best_choices(fixed, results)
         learned = learned_points(self.experiment, self.specs, best, self.facts.scheduler)
         run(learned, "solver distillation")
-        return results, {point.key: point for point in [*fixed, *learned]}
+        points: dict[str, AnyPoint] = {p.key: p for p in fixed} | {p.key: p for p in learned}
+        return results, points
 
     # ---- distillation of the network --------------------------------------------------------------------------
 
@@ -230,7 +232,10 @@ class _Work:
     # ---- evaluation -------------------------------------------------------------------------------------------
 
     def rows(
-        self, results: dict[str, Result], points: dict[str, Point], students: Sequence[tuple[Job, list[StudentResult]]]
+        self,
+        results: dict[str, Result],
+        points: dict[str, AnyPoint],
+        students: Sequence[tuple[Job, list[StudentResult]]],
     ) -> list[ComparisonRow]:
         """Rows of all methods on the same fresh noise: PSNR to ground truth, Frechet distance to real data."""
         table = rows(results.values())
@@ -275,7 +280,7 @@ class _Work:
         scores: dict[str, Any] = self.storage.read_json(key)
         return scores
 
-    def _solver_row(self, row: Row, results: dict[str, Result], points: dict[str, Point]) -> ComparisonRow:
+    def _solver_row(self, row: Row, results: dict[str, Result], points: dict[str, AnyPoint]) -> ComparisonRow:
         """Row of a solver, sampled by the host."""
         point = points[row.keys[0]]
         theta = ResultStore(self.storage, point.key).read_theta()
@@ -307,12 +312,12 @@ class _Work:
         )
 
     @staticmethod
-    def _start(point: Point) -> GridSolver:
+    def _start(point: AnyPoint) -> GridSolver:
         """The solver from which a distillation started."""
-        assert point.start is not None
+        assert isinstance(point, LearnedPoint)
         return point.start.solver(point.nfe, point.sigma0)
 
-    def _parameters(self, point: Point) -> int:
+    def _parameters(self, point: AnyPoint) -> int:
         """Number of parameters of a learned solver."""
         family = plugins.build("families", point.family, point.options)
         return int(family.start(self._start(point), self.facts.scheduler).numel())
@@ -382,8 +387,8 @@ def _weights_name(entry: WeightsConfig, entries: Sequence[WeightsConfig]) -> str
     return ", ".join([f"Weights ({entry.loss.upper()})", *differing])
 
 
-def _length(point: Point) -> int:
-    return point.settings.iterations if point.settings is not None else 1
+def _length(point: AnyPoint) -> int:
+    return point.run.settings.iterations if isinstance(point, LearnedPoint) else 1
 
 
 def _ground_truth_nfe(storage: Storage, spec: PairSpec) -> int:

@@ -40,11 +40,12 @@ from orchestrator.tracking.mlflow import DESCRIPTION, ROLE, UPDATED, RunLog
 from orchestrator.tracking.records import write_run
 from solvers.grids import Grid
 from sweeps.cell_scheduler import asha_per_cell
+from sweeps.point import RESULT_FORMAT, AnyPoint, FixedPoint, LearnedPoint, SolverChoice, point_from_dict
 from sweeps.points.execute import TrialContext, mlflow_parameters
 from sweeps.points.runner import TRIALS, end_runners, start_runners
 from sweeps.points.trial import follow, trial
 from sweeps.session import Session
-from sweeps.space import RESULT_FORMAT, Point, SolverChoice, fixed_points, learned_points
+from sweeps.space import fixed_points, learned_points
 
 MAX_TRIAL_FAILURES = 2
 
@@ -139,7 +140,7 @@ class _Sweep:
         self._check_starts(best)
         learned = learned_points(self.config, self.session.specs, best, self.session.facts.scheduler)
         results |= self._finish(learned, "distillation")
-        points = {point.key: point for point in [*fixed, *learned]}
+        points: dict[str, AnyPoint] = {p.key: p for p in fixed} | {p.key: p for p in learned}
         ordered = [results[key] for key in points if key in results]
         table = rows(ordered)
         self._record_all(points, results)
@@ -173,7 +174,7 @@ class _Sweep:
                     "no fixed solver that it can start from has finished"
                 )
 
-    def _finish(self, points: Sequence[Point], description: str) -> dict[str, Result]:
+    def _finish(self, points: Sequence[AnyPoint], description: str) -> dict[str, Result]:
         """Results of these points. Missing ones are computed with Tune."""
         # A named start may coincide with 'best'; the two are then one point and one run.
         points = list({point.key: point for point in points}.values())
@@ -192,12 +193,13 @@ class _Sweep:
                 self._trial_run(point).finish({}, status="FAILED")
         return {key: store.load() for key, store in stores.items() if store.is_complete()}
 
-    def _tune(self, points: Sequence[Point], description: str) -> dict[str, str]:
+    def _tune(self, points: Sequence[AnyPoint], description: str) -> dict[str, str]:
         """Run these points as trials; returns the errors of failed ones, by key."""
         search, resources = self.config.search, self.config.resources
         scheduler = None
-        if search.scheduler == "asha" and points[0].settings is not None:
-            longest = max(p.settings.iterations // p.validate_every for p in points if p.settings is not None)
+        learned = [point for point in points if isinstance(point, LearnedPoint)]
+        if search.scheduler == "asha" and learned:
+            longest = max(point.run.settings.iterations // point.validate_every for point in learned)
             scheduler = asha_per_cell(
                 search.grace_validations,
                 search.reduction_factor,
@@ -229,7 +231,7 @@ class _Sweep:
             with _Quiet():
                 grid = tuner.fit()
         errors = {
-            Point.from_dict(result.config["point"]).key: str(result.error)
+            point_from_dict(result.config["point"]).key: str(result.error)
             for result in grid
             if result.error is not None and result.config is not None
         }
@@ -252,12 +254,12 @@ class _Sweep:
         resources = self.config.resources
         return resources.hosts * SLOTS * resources.batch_runs
 
-    def _trial_run(self, point: Point) -> RunLog:
+    def _trial_run(self, point: AnyPoint) -> RunLog:
         return self.tracker.trial_run(
             self.experiment, self.parent.run_id, point.key, point.name, mlflow_parameters(point)
         )
 
-    def _record_all(self, points: dict[str, Point], results: dict[str, Result]) -> None:
+    def _record_all(self, points: dict[str, AnyPoint], results: dict[str, Result]) -> None:
         """Ensure every result has a finished run, even if it comes from another sweep or MLflow was unreachable."""
         recorded = self.tracker.runs_of(self.experiment, self.parent.run_id, "trial")
         for key, result in results.items():
@@ -322,7 +324,7 @@ class _Sweep:
 
 
 def best_choices(
-    points: Sequence[Point], results: dict[str, Result]
+    points: Sequence[FixedPoint], results: dict[str, Result]
 ) -> dict[tuple[int, float, float], list[SolverChoice]]:
     """Fixed solvers by (nfe, guidance scale, sigma0), highest validation PSNR first."""
     candidates: dict[tuple[int, float, float], list[tuple[float, SolverChoice]]] = {}
@@ -351,16 +353,16 @@ def _description(name: str, table: Sequence[Row], report: str) -> str:
 
 
 def _mark_stopped(storage: Storage, config: dict[str, Any]) -> None:
-    ResultStore(storage, Point.from_dict(config["point"]).key).mark_stopped()
+    ResultStore(storage, point_from_dict(config["point"]).key).mark_stopped()
 
 
 def _cell(config: dict[str, Any]) -> str:
-    return Point.from_dict(config["point"]).cell
+    return point_from_dict(config["point"]).cell
 
 
 def _trial_name(trial: Any) -> str:
     """Folder of a trial in Tune's results. It uses the key, since names of points are long."""
-    return f"{Point.from_dict(trial.config['point']).key}-{trial.trial_id}"
+    return f"{point_from_dict(trial.config['point']).key}-{trial.trial_id}"
 
 
 def _tune_root(storage: Storage) -> str:
@@ -370,9 +372,9 @@ def _tune_root(storage: Storage) -> str:
 class _Display(Callback):
     """Progress bar for a round of trials, in iterations, so that its rate and remaining time are meaningful."""
 
-    def __init__(self, points: Sequence[Point], description: str):
+    def __init__(self, points: Sequence[AnyPoint], description: str):
         self.total = {point.key: _work(point) for point in points}
-        self.unit = "iteration" if any(p.settings is not None for p in points) else "solver"
+        self.unit = "iteration" if any(isinstance(point, LearnedPoint) for point in points) else "solver"
         self.description = description
         self.done: dict[str, int] = {}
         self.finished = 0
@@ -396,16 +398,16 @@ class _Display(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         if self.unit == "iteration":
-            self._advance(Point.from_dict(trial.config["point"]).key, int(result.get("iteration", 0)))
+            self._advance(point_from_dict(trial.config["point"]).key, int(result.get("iteration", 0)))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        key = Point.from_dict(trial.config["point"]).key
+        key = point_from_dict(trial.config["point"]).key
         self.finished += 1
         self._advance(key, self.total[key])
 
 
-def _work(point: Point) -> int:
-    return point.settings.iterations if point.settings is not None else 1
+def _work(point: AnyPoint) -> int:
+    return point.run.settings.iterations if isinstance(point, LearnedPoint) else 1
 
 
 class _Quiet:

@@ -11,8 +11,8 @@ import torch
 
 from orchestrator.results.store import ResultStore
 from orchestrator.storage import Storage
+from sweeps.point import AnyPoint, point_from_dict
 from sweeps.points.execute import TrialContext, run_trial
-from sweeps.space import Point
 
 ANSWER_SECONDS = 30.0
 """Time after which a waiting trial gets an empty answer. Calls of trials that are gone thus end as well."""
@@ -50,7 +50,7 @@ class Points:
         Raises:
             Exception: The error of the point. A further call resumes it from its stored state.
         """
-        requested = Point.from_dict(point)
+        requested = point_from_dict(point)
         running = self.running.get(requested.key)
         if running is None:
             running = self.running[requested.key] = _Running(requested, self.context, self.wait_for_tune)
@@ -66,7 +66,7 @@ class Points:
 class _Running:
     """A point that is being computed in its own thread."""
 
-    def __init__(self, point: Point, context: TrialContext, wait_for_tune: bool):
+    def __init__(self, point: AnyPoint, context: TrialContext, wait_for_tune: bool):
         self.point, self.context, self.wait_for_tune = point, context, wait_for_tune
         self.loop = asyncio.get_running_loop()
         self.waiters: set[asyncio.Event] = set()

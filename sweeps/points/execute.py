@@ -34,8 +34,8 @@ from solvers.grids import Grid
 from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
 from solvers.theta import ThetaArtifact
+from sweeps.point import AnyPoint, FixedPoint, LearnedPoint
 from sweeps.points.trial import Report
-from sweeps.space import Point, SolverChoice
 
 FINALISTS = 3
 """Number of grids that are scored again on all validation pairs."""
@@ -65,7 +65,7 @@ class TrialContext:
     validation_count: int
 
 
-def run_trial(point: Point, context: TrialContext, report: Report) -> None:
+def run_trial(point: AnyPoint, context: TrialContext, report: Report) -> None:
     """Compute a point and log it to its MLflow run."""
     storage = Storage.at(context.storage)
     log = Tracker(context.tracking_uri).trial_run(
@@ -83,17 +83,19 @@ def run_trial(point: Point, context: TrialContext, report: Report) -> None:
     write_run(log, result, ResultStore(storage, point.key))
 
 
-def run_point(point: Point, context: TrialContext, pool: Pool, storage: Storage, report: Report) -> Result:
+def run_point(point: AnyPoint, context: TrialContext, pool: Pool, storage: Storage, report: Report) -> Result:
     """Compute the result of a point, resuming from the state of an earlier attempt."""
     store = ResultStore(storage, point.key)
     if store.is_complete():
         result = store.load()
         report({"iteration": float(len(result.history)), "psnr_db": result.validation_psnr_db})
         return result
-    return (_run_learned if point.start is not None else _run_fixed)(point, context, pool, store, report)
+    if isinstance(point, FixedPoint):
+        return _run_fixed(point, context, pool, store, report)
+    return _run_learned(point, context, pool, store, report)
 
 
-def mlflow_parameters(point: Point) -> dict[str, Any]:
+def mlflow_parameters(point: AnyPoint) -> dict[str, Any]:
     """A point as MLflow parameters, by which users sort and filter."""
     values: dict[str, Any] = {
         "family": point.family,
@@ -106,25 +108,26 @@ def mlflow_parameters(point: Point) -> dict[str, Any]:
     }
     if point.options:
         values["options"] = json.dumps(point.options, sort_keys=True)
-    if point.settings is not None and point.start is not None:
-        values["start"] = f"{point.start.label}, {point.start.grid.label}"
+    if isinstance(point, LearnedPoint):
+        settings = point.run.settings
         values |= {
+            "start": f"{point.start.label}, {point.start.grid.label}",
             "method": point.method,
-            "objective": point.objective,
-            "iterations": point.settings.iterations,
-            "batch_size": point.settings.batch_size,
+            "objective": point.run.objective,
+            "iterations": settings.iterations,
+            "batch_size": settings.batch_size,
         }
-        if isinstance(point.settings, AdamSettings):
-            values |= {"learning_rate": point.settings.learning_rate, "decay": point.settings.decay}
+        if isinstance(settings, AdamSettings):
+            values |= {"learning_rate": settings.learning_rate, "decay": settings.decay}
         else:
-            values["jacobian"] = point.settings.jacobian
+            values["jacobian"] = settings.jacobian
     return values
 
 
 # ---- fixed families ---------------------------------------------------------------------------------------------
 
 
-def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultStore, report: Report) -> Result:
+def _run_fixed(point: FixedPoint, context: TrialContext, pool: Pool, store: ResultStore, report: Report) -> Result:
     """Choose the best candidate grid on the validation pairs and measure it on the test pairs."""
     family = plugins.build("families", point.family, point.options)
     scheduler = context.facts.scheduler
@@ -166,7 +169,7 @@ def _run_fixed(point: Point, context: TrialContext, pool: Pool, store: ResultSto
     return result
 
 
-def _gits_grid(settings: dict[str, Any], point: Point, steps: int, pool: Pool) -> tuple[Grid, int]:
+def _gits_grid(settings: dict[str, Any], point: FixedPoint, steps: int, pool: Pool) -> tuple[Grid, int]:
     """The grid that GITS computes from the training pairs, and the velocity evaluations it used."""
     assert point.train is not None
     times, evaluations = pool.call(Request.of(HostProtocol.gits_grid, pairs=point.train, steps=steps, **settings))
@@ -174,7 +177,7 @@ def _gits_grid(settings: dict[str, Any], point: Point, steps: int, pool: Pool) -
 
 
 def _usable(
-    candidates: Sequence[Grid], point: Point, family: Family, scheduler: Scheduler
+    candidates: Sequence[Grid], point: FixedPoint, family: Family, scheduler: Scheduler
 ) -> tuple[list[Grid], list[NSSolver]]:
     """The candidate grids on which the family has a finite solver, and the solvers."""
     grids, solvers, refusals = [], [], []
@@ -197,13 +200,11 @@ def _finite(psnr: float) -> float:
 # ---- learned families -------------------------------------------------------------------------------------------
 
 
-def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultStore, report: Report) -> Result:
+def _run_learned(point: LearnedPoint, context: TrialContext, pool: Pool, store: ResultStore, report: Report) -> Result:
     """Distil from the point's start. The result is the best validated iterate, so it is never worse than the start."""
-    assert point.start is not None
-    assert point.settings is not None
-    run = point.learned_run()
+    run = point.run
     family, scheduler = run.build(), context.facts.scheduler
-    parameters, start = _start(point, point.start, family, scheduler, pool)
+    parameters, start = _start(point, family, scheduler, pool)
 
     def keep(state: State) -> None:
         store.save_state(asdict(state))
@@ -243,7 +244,7 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
     forwards, backwards = run.passes(state, point.nfe, forwards_per_evaluation)
     evaluations = len(state.validated) * context.validation_count * point.nfe
     if point.start.family == LEAST_SQUARES:
-        evaluations += point.settings.training_pairs * point.nfe
+        evaluations += run.settings.training_pairs * point.nfe
     result = Result(
         key=point.key,
         point=point.to_dict(),
@@ -266,22 +267,21 @@ def _run_learned(point: Point, context: TrialContext, pool: Pool, store: ResultS
     return result
 
 
-def _start(
-    point: Point, choice: SolverChoice, family: LearnableFamily, scheduler: Scheduler, pool: Pool
-) -> tuple[Tensor, NSSolver]:
+def _start(point: LearnedPoint, family: LearnableFamily, scheduler: Scheduler, pool: Pool) -> tuple[Tensor, NSSolver]:
     """Parameters of the family at the start, and the solver that they define."""
-    if choice.family != LEAST_SQUARES:
-        solver = choice.solver(point.nfe, point.sigma0)
+    if point.start.family != LEAST_SQUARES:
+        solver = point.start.solver(point.nfe, point.sigma0)
         return family.start(solver, scheduler), solver.to_ns(scheduler)
     assert isinstance(family, BNS)
-    assert point.train is not None
-    times = to_numpy(choice.grid.times(point.nfe, scheduler))
-    theta = pool.call(Request.of(HostProtocol.least_squares, pairs=point.train, times=times))
+    times = to_numpy(point.start.grid.times(point.nfe, scheduler))
+    theta = pool.call(Request.of(HostProtocol.least_squares, pairs=point.run.train, times=times))
     fitted = NSSolver.from_flat(torch.from_numpy(theta))
     return family.start_from(fitted, scheduler), fitted
 
 
-def _artifact(point: Point, context: TrialContext, solver: NSSolver, psnr: float, start: str | None) -> ThetaArtifact:
+def _artifact(
+    point: AnyPoint, context: TrialContext, solver: NSSolver, psnr: float, start: str | None
+) -> ThetaArtifact:
     facts = context.facts
     return ThetaArtifact(
         solver=solver,
@@ -293,7 +293,7 @@ def _artifact(point: Point, context: TrialContext, solver: NSSolver, psnr: float
         guidance_scale=point.guidance_scale,
         sigma0=point.sigma0,
         model_digest=facts.digest,
-        pairs_digest=point.train,
+        pairs_digest=point.run.train if isinstance(point, LearnedPoint) else point.train,
         validation_psnr_db=psnr,
         packages={name: importlib.metadata.version(name) for name in ("torch", "bespoke-solvers")},
     )

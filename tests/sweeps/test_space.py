@@ -13,44 +13,45 @@ import pytest
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import PairKey, pair_specs
 from orchestrator.config.reading import load_config, parse_config
+from orchestrator.hosts.runs import LearnedRun
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from solvers.distil.adam import AdamSettings
 from solvers.distil.levenberg_marquardt import LMSettings
 from solvers.grids import Grid
 from solvers.schedulers import CondOT
-from sweeps.space import Point, SolverChoice, fixed_points, learned_points
+from sweeps.point import AnyPoint, FixedPoint, LearnedPoint, SolverChoice, point_from_dict
+from sweeps.space import fixed_points, learned_points
 
 START = SolverChoice(family="heun", options={}, label="Heun", grid=Grid("warped", 1.4, 1.2))
 
-LEARNED = Point(
-    family="bns",
-    options={},
-    label="BNS",
-    nfe=8,
-    guidance_scale=1.0,
-    sigma0=1.0,
-    seed=0,
-    validation="v",
-    test="t",
-    metrics=("psnr", "rmse"),
-    start=START,
-    train="p",
-    settings=AdamSettings(),
-    validate_every=100,
-)
+RUN = LearnedRun(family="bns", options={}, sigma0=1.0, train="p", settings=AdamSettings())
 
-FIXED = dataclasses.replace(
-    LEARNED,
+COMMON: dict[str, Any] = {
+    "nfe": 8,
+    "guidance_scale": 1.0,
+    "seed": 0,
+    "validation": "v",
+    "test": "t",
+    "metrics": ("psnr", "rmse"),
+}
+
+LEARNED = LearnedPoint(run=RUN, method="adam", start=START, validate_every=100, label="BNS", **COMMON)
+
+FIXED = FixedPoint(
     family="euler",
+    options={},
+    sigma0=1.0,
     label="Euler",
     grids=(Grid(), Grid("warped", 1.4, 1.0)),
     search_pairs=256,
-    start=None,
-    train=None,
-    settings=None,
-    validate_every=0,
+    **COMMON,
 )
+
+
+def _with_run(point: LearnedPoint, **changes: Any) -> LearnedPoint:
+    return dataclasses.replace(point, run=dataclasses.replace(point.run, **changes))
+
 
 OTHER: dict[str, Any] = {
     "family": "other",
@@ -80,11 +81,22 @@ OTHER: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("point", [FIXED, LEARNED], ids=["fixed", "learned"])
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Point)])
-def test_points_that_differ_in_any_field_have_different_keys(field: str, point: Point) -> None:
+FIELDS = [
+    *((FIXED, field.name) for field in dataclasses.fields(FixedPoint)),
+    *((LEARNED, field.name) for field in dataclasses.fields(LearnedPoint) if field.name != "run"),
+]
+
+
+@pytest.mark.parametrize(("point", "field"), FIELDS, ids=lambda value: value if isinstance(value, str) else value.kind)
+def test_points_that_differ_in_any_field_have_different_keys(point: AnyPoint, field: str) -> None:
     """Results are stored by key, so the key must cover everything that a result depends on."""
     assert dataclasses.replace(point, **{field: OTHER[field]}).key != point.key
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(LearnedRun)])
+def test_learned_points_whose_runs_differ_in_any_field_have_different_keys(field: str) -> None:
+    """The run is part of the point's content, under its own field names."""
+    assert _with_run(LEARNED, **{field: OTHER[field]}).key != LEARNED.key
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(AdamSettings)])
@@ -93,17 +105,17 @@ def test_every_setting_of_the_optimiser_is_part_of_the_key(field: str) -> None:
     settings = AdamSettings()
     value = getattr(settings, field)
     other = "cosine" if isinstance(value, str) else value + 1
-    changed = dataclasses.replace(LEARNED, settings=dataclasses.replace(settings, **{field: other}))
+    changed = _with_run(LEARNED, settings=dataclasses.replace(settings, **{field: other}))
     assert changed.key != LEARNED.key
 
 
-BY_LM = dataclasses.replace(LEARNED, method="levenberg_marquardt", settings=LMSettings())
+BY_LM = dataclasses.replace(_with_run(LEARNED, settings=LMSettings()), method="levenberg_marquardt")
 
 
 @pytest.mark.parametrize("point", [FIXED, LEARNED, BY_LM], ids=["fixed", "adam", "levenberg_marquardt"])
-def test_a_point_survives_a_json_round_trip(point: Point) -> None:
+def test_a_point_survives_a_json_round_trip(point: AnyPoint) -> None:
     """Points are passed to trials and stored in results as plain dictionaries."""
-    again = Point.from_dict(json.loads(json.dumps(point.to_dict())))
+    again = point_from_dict(json.loads(json.dumps(point.to_dict())))
     assert again == point
     assert again.key == point.key
 
@@ -120,8 +132,8 @@ def test_equal_points_of_two_experiments_have_equal_keys(experiment: dict[str, A
 def test_a_cell_is_a_family_nfe_guidance_scale_and_seed() -> None:
     """Points that differ in a searched setting share a cell; points whose PSNR cannot be compared do not."""
     same = [
-        dataclasses.replace(LEARNED, sigma0=2.0),
-        dataclasses.replace(LEARNED, settings=AdamSettings(learning_rate=1.0)),
+        _with_run(LEARNED, sigma0=2.0),
+        _with_run(LEARNED, settings=AdamSettings(learning_rate=1.0)),
         dataclasses.replace(LEARNED, start=dataclasses.replace(START, family="euler")),
     ]
     assert {point.cell for point in same} == {LEARNED.cell}
@@ -148,9 +160,8 @@ def test_names_of_points_are_unique(config: ExperimentConfig, specs: dict[PairKe
     best = {(4, 1.0, 1.0): [START]}
     points = [*fixed_points(config, specs), *learned_points(config, specs, best, CondOT())]
     assert len({point.name for point in points}) == len(points)
-    assert dataclasses.replace(LEARNED, guidance_scale=3.0, sigma0=2.0).name == (
-        "BNS nfe8 g3 sigma0=2 lr0.0005 from Heun seed0"
-    )
+    guided = dataclasses.replace(_with_run(LEARNED, sigma0=2.0), guidance_scale=3.0)
+    assert guided.name == "BNS nfe8 g3 sigma0=2 lr0.0005 from Heun seed0"
 
 
 def test_no_two_pair_sets_share_noise(experiment: dict[str, Any], facts: ModelFacts) -> None:
@@ -214,7 +225,7 @@ def test_a_distillation_starts_from_the_best_fixed_solver_of_its_nfe_and_guidanc
 
     best = {cell: choice(*cell) for cell in itertools.product((4, 8), (1.0, 3.0), (1.0, 2.0))}
     points = learned_points(config, pair_specs(config, facts), best, CondOT())
-    starts = {(point.nfe, point.guidance_scale, point.sigma0): point.start.label for point in points if point.start}
+    starts = {(point.nfe, point.guidance_scale, point.sigma0): point.start.label for point in points}
     nearest = {1.0: 1, 1.6: 2, 5.0: 2}
     assert starts == {
         (nfe, scale, sigma0): f"{nfe} {scale:g} {near}"
@@ -236,8 +247,8 @@ def test_seeds_have_their_own_training_pairs_and_share_validation_and_test_pairs
     """The standard error over seeds covers pairs and batch order; all seeds are scored on the same pairs."""
     config = parse_config({**experiment, "seeds": [0, 1, 2]}, "seeds")
     points = learned_points(config, pair_specs(config, facts), {(4, 1.0, 1.0): [START]}, CondOT())
-    assert len({point.train for point in points}) == 3
-    assert [point.settings.seed for point in points if point.settings] == [0, 1, 2]
+    assert len({point.run.train for point in points}) == 3
+    assert [point.run.settings.seed for point in points] == [0, 1, 2]
     assert len({(point.validation, point.test) for point in points}) == 1
 
 
@@ -264,6 +275,6 @@ def test_each_method_has_its_own_default_length(experiment: dict[str, Any], fact
     experiment["learned"] = [{"family": "bns"}, {"family": "bns", "method": "levenberg_marquardt", "iterations": 7}]
     config = parse_config(experiment, "methods")
     adam, lm = learned_points(config, pair_specs(config, facts), {(4, 1.0, 1.0): [START]}, CondOT())
-    assert (adam.label, adam.settings.iterations if adam.settings else 0, adam.validate_every) == ("BNS", 1500, 100)
-    assert lm.settings == LMSettings(iterations=7, batch_size=64, seed=0, training_pairs=48)
+    assert (adam.label, adam.run.settings.iterations, adam.validate_every) == ("BNS", 1500, 100)
+    assert lm.run.settings == LMSettings(iterations=7, batch_size=64, seed=0, training_pairs=48)
     assert (lm.label, lm.validate_every) == ("BNS (LM)", 4)

@@ -24,7 +24,8 @@ from orchestrator.metrics.measurements import Measured, MetricSpec
 from orchestrator.storage import Storage
 from solvers.grids import Grid
 from sweeps.evaluate import metric_specs
-from sweeps.space import SolverChoice, fixed_points, learned_points
+from sweeps.point import SolverChoice
+from sweeps.space import fixed_points, learned_points
 
 STORED: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "support" / "stored_keys.json").read_text(encoding="utf-8")

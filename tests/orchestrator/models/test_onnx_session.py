@@ -32,8 +32,9 @@ from orchestrator.pool.requests import LocalPool, Request
 from orchestrator.storage import Storage
 from solvers.grids import Grid
 from solvers.theta import ThetaArtifact, load_theta
+from sweeps.point import SolverChoice
 from sweeps.points.execute import TrialContext, run_point
-from sweeps.space import SolverChoice, learned_points
+from sweeps.space import learned_points
 
 DROPPED = torch.full_like(LABELS, own_networks.DROPPED)
 

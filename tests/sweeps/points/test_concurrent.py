@@ -19,9 +19,10 @@ from orchestrator.errors import UserError
 from orchestrator.pairs import PairSpec
 from orchestrator.results.store import ResultStore
 from orchestrator.storage import Storage
+from sweeps.point import AnyPoint, point_from_dict
 from sweeps.points import concurrent as points
 from sweeps.points.concurrent import Points
-from sweeps.space import Point, fixed_points
+from sweeps.space import fixed_points
 
 Work = Callable[[Callable[[float], None]], None]
 """Replaces the work of a point; the argument is a callback that reports an iteration."""
@@ -33,7 +34,7 @@ def started(monkeypatch: pytest.MonkeyPatch, storage: Storage) -> Callable[..., 
     monkeypatch.setattr(points, "STOP_POLL_SECONDS", 0.01)
 
     def start(work: Work, *, wait_for_tune: bool = False) -> Points:
-        def run_trial(point: Point, context: Any, report: Callable[[dict[str, float]], None]) -> None:
+        def run_trial(point: AnyPoint, context: Any, report: Callable[[dict[str, float]], None]) -> None:
             work(lambda iteration: report({"iteration": iteration}))
 
         monkeypatch.setattr(points, "run_trial", run_trial)
@@ -130,7 +131,7 @@ def test_in_lockstep_a_point_that_tune_has_stopped_ends(
         runner = started(work, wait_for_tune=True)
         await runner.follow(point, -1)
         assert not await asyncio.to_thread(ended.wait, 0.1)
-        ResultStore(storage, Point.from_dict(point).key).mark_stopped()
+        ResultStore(storage, point_from_dict(point).key).mark_stopped()
         assert await asyncio.to_thread(ended.wait, 20)
         return await follow(runner, point)
 

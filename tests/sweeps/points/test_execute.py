@@ -36,9 +36,10 @@ from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
 from solvers.schedulers import CondOT
 from solvers.theta import ThetaArtifact
+from sweeps.point import AnyPoint, FixedPoint, LearnedPoint, SolverChoice
 from sweeps.points import execute as run_point_module
 from sweeps.points.execute import TrialContext, _usable, mlflow_parameters, run_point
-from sweeps.space import Point, SolverChoice, fixed_points, learned_points
+from sweeps.space import fixed_points, learned_points
 from sweeps.sweep import best_choices
 
 EULER = SolverChoice(family="euler", options={}, label="Euler", grid=Grid())
@@ -65,32 +66,31 @@ def context(facts: ModelFacts, storage: Storage) -> TrialContext:
 def run(context: TrialContext, pool: LocalPool, storage: Storage) -> Run:
     """Runs a point on the host in this process."""
 
-    def run(point: Point, report: Callable[[dict[str, float]], None] = lambda values: None) -> Result:
+    def run(point: AnyPoint, report: Callable[[dict[str, float]], None] = lambda values: None) -> Result:
         return run_point(point, context, pool, storage, report)
 
     return run
 
 
 @pytest.fixture
-def fixed(config: ExperimentConfig, specs: dict[PairKey, PairSpec]) -> dict[tuple[str, str], Point]:
+def fixed(config: ExperimentConfig, specs: dict[PairKey, PairSpec]) -> dict[tuple[str, str], FixedPoint]:
     """The small experiment's fixed points, by family and kind."""
     return {(point.family, point.kind): point for point in fixed_points(config, specs)}
 
 
 @pytest.fixture
-def learned(config: ExperimentConfig, specs: dict[PairKey, PairSpec]) -> Point:
+def learned(config: ExperimentConfig, specs: dict[PairKey, PairSpec]) -> LearnedPoint:
     """The small experiment's distillation, from Euler on the uniform grid: 20 iterations, validated every 10."""
     (point,) = learned_points(config, specs, {(4, 1.0, 1.0): [EULER]}, CondOT())
     return point
 
 
-def _with(point: Point, validate_every: int = 10, **settings: Any) -> Point:
-    assert point.settings is not None
-    changed = dataclasses.replace(point.settings, **settings)
-    return dataclasses.replace(point, settings=changed, validate_every=validate_every)
+def _with(point: LearnedPoint, validate_every: int = 10, **settings: Any) -> LearnedPoint:
+    run = dataclasses.replace(point.run, settings=dataclasses.replace(point.run.settings, **settings))
+    return dataclasses.replace(point, run=run, validate_every=validate_every)
 
 
-def _theta(storage: Storage, point: Point) -> ThetaArtifact:
+def _theta(storage: Storage, point: AnyPoint) -> ThetaArtifact:
     return ThetaArtifact.from_json(ResultStore(storage, point.key).read_theta())
 
 
@@ -102,7 +102,7 @@ def _psnr(pool: Pool, artifact: ThetaArtifact, pairs: str) -> float:
 
 
 def test_a_fixed_family_on_the_common_grid_is_scored_unchanged(
-    run: Run, fixed: dict[tuple[str, str], Point], pool: LocalPool, facts: ModelFacts, storage: Storage
+    run: Run, fixed: dict[tuple[str, str], FixedPoint], pool: LocalPool, facts: ModelFacts, storage: Storage
 ) -> None:
     """No search and no forwards; the scores are those of the solver itself on the test pairs."""
     point = fixed["midpoint", "common grid"]
@@ -117,7 +117,7 @@ def test_a_fixed_family_on_the_common_grid_is_scored_unchanged(
 
 
 def test_the_best_grid_is_the_one_of_highest_psnr_on_validation_pairs(
-    run: Run, fixed: dict[tuple[str, str], Point], pool: LocalPool, facts: ModelFacts, storage: Storage
+    run: Run, fixed: dict[tuple[str, str], FixedPoint], pool: LocalPool, facts: ModelFacts, storage: Storage
 ) -> None:
     """It equals the best of all candidates scored one by one; test pairs do not affect the choice."""
     point = fixed["euler", "best grid"]
@@ -134,7 +134,7 @@ def test_the_best_grid_is_the_one_of_highest_psnr_on_validation_pairs(
 
 
 def test_a_large_search_scores_all_grids_on_some_pairs_and_the_finalists_on_all(
-    run: Run, fixed: dict[tuple[str, str], Point], monkeypatch: pytest.MonkeyPatch
+    run: Run, fixed: dict[tuple[str, str], FixedPoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its cost counts every candidate on the search pairs and three finalists on all validation pairs."""
     point = fixed["euler", "best grid"]
@@ -146,7 +146,7 @@ def test_a_large_search_scores_all_grids_on_some_pairs_and_the_finalists_on_all(
 
 
 def test_the_best_grid_is_never_worse_on_validation_than_the_common_one(
-    run: Run, fixed: dict[tuple[str, str], Point]
+    run: Run, fixed: dict[tuple[str, str], FixedPoint]
 ) -> None:
     """The common grid is one of the candidates."""
     for family in ("euler", "midpoint"):
@@ -155,7 +155,7 @@ def test_the_best_grid_is_never_worse_on_validation_than_the_common_one(
 
 
 def test_a_distillation_starts_from_the_best_solver_on_validation_pairs(
-    run: Run, fixed: dict[tuple[str, str], Point]
+    run: Run, fixed: dict[tuple[str, str], FixedPoint]
 ) -> None:
     """The best of all families and grids at its NFE, guidance scale and sigma0."""
     results = {point.key: run(point) for point in fixed.values()}
@@ -171,7 +171,7 @@ def test_a_distillation_starts_from_the_best_solver_on_validation_pairs(
 # ---- learned families -----------------------------------------------------------------------------------------------
 
 
-def test_distillation_improves_on_its_start(run: Run, learned: Point, pool: LocalPool, storage: Storage) -> None:
+def test_distillation_improves_on_its_start(run: Run, learned: LearnedPoint, pool: LocalPool, storage: Storage) -> None:
     """The test pairs have fresh noise; the start, measured on the same pairs, is Euler itself."""
     result = run(learned)
     assert result.start_metrics is not None
@@ -184,19 +184,19 @@ def test_distillation_improves_on_its_start(run: Run, learned: Point, pool: Loca
     )
 
 
-def test_the_cost_of_a_distillation_is_counted(run: Run, learned: Point) -> None:
+def test_the_cost_of_a_distillation_is_counted(run: Run, learned: LearnedPoint) -> None:
     """Forwards and backwards of its steps plus three validations, all at NFE 4 and unguided."""
     result = run(learned)
     assert result.backwards == 20 * 16 * 4
     assert result.forwards == (20 * 16 + 3 * 32) * 4
 
 
-def test_a_theta_records_its_provenance(run: Run, learned: Point, facts: ModelFacts, storage: Storage) -> None:
+def test_a_theta_records_its_provenance(run: Run, learned: LearnedPoint, facts: ModelFacts, storage: Storage) -> None:
     """Model, pairs, start, scheduler and versions: the file is self-explanatory when it is copied elsewhere."""
     result = run(learned)
     theta = _theta(storage, learned)
     assert (theta.family, theta.start) == ("bns", "Euler on the uniform grid")
-    assert (theta.model_digest, theta.pairs_digest) == (facts.digest, learned.train)
+    assert (theta.model_digest, theta.pairs_digest) == (facts.digest, learned.run.train)
     assert (theta.prediction, theta.scheduler, theta.native_scheduler) == ("velocity", "cond_ot", "cond_ot")
     assert (theta.guidance_scale, theta.sigma0) == (1.0, 1.0)
     assert theta.validation_psnr_db == result.validation_psnr_db
@@ -205,7 +205,7 @@ def test_a_theta_records_its_provenance(run: Run, learned: Point, facts: ModelFa
     )
 
 
-def test_every_validated_iterate_is_kept(run: Run, learned: Point, storage: Storage) -> None:
+def test_every_validated_iterate_is_kept(run: Run, learned: LearnedPoint, storage: Storage) -> None:
     """Iteration, PSNR and parameters, with the start first, so that another stopping criterion can be applied later."""
     result = run(learned)
     iterates = storage.read_json(f"points/{learned.key}/iterates.json")
@@ -213,7 +213,7 @@ def test_every_validated_iterate_is_kept(run: Run, learned: Point, storage: Stor
     assert len(iterates[0]["parameters"]) == 4 * (4 + 5) // 2 - 1
 
 
-def test_validations_are_reported_with_the_best_so_far(run: Run, learned: Point) -> None:
+def test_validations_are_reported_with_the_best_so_far(run: Run, learned: LearnedPoint) -> None:
     """The search compares the running maximum; users see the curve of the validations themselves."""
     reported: list[dict[str, float]] = []
     result = run(_with(learned, iterations=10, validate_every=2, learning_rate=0.05), reported.append)
@@ -228,7 +228,7 @@ def test_validations_are_reported_with_the_best_so_far(run: Run, learned: Point)
 @pytest.mark.parametrize("reports", [1, 2, 3])
 def test_a_killed_trial_resumes_to_exactly_the_same_theta(
     run: Run,
-    learned: Point,
+    learned: LearnedPoint,
     storage: Storage,
     tmp_path: Any,
     context: TrialContext,
@@ -258,7 +258,7 @@ def test_a_killed_trial_resumes_to_exactly_the_same_theta(
 
 
 def test_a_complete_point_is_not_executed_again(
-    run: Run, learned: Point, context: TrialContext, storage: Storage
+    run: Run, learned: LearnedPoint, context: TrialContext, storage: Storage
 ) -> None:
     """Its result is read from the store; no request goes to a host."""
 
@@ -275,7 +275,7 @@ def test_a_complete_point_is_not_executed_again(
 
 @pytest.mark.parametrize("learning_rate", [1.0, 1e3, 1e12])
 def test_a_diverged_run_publishes_its_start_and_is_marked_as_diverged(
-    run: Run, learned: Point, pool: LocalPool, storage: Storage, facts: ModelFacts, learning_rate: float
+    run: Run, learned: LearnedPoint, pool: LocalPool, storage: Storage, facts: ModelFacts, learning_rate: float
 ) -> None:
     """It never publishes a worse solver than its start, and never claims an improvement."""
     result = run(_with(learned, learning_rate=learning_rate))
@@ -289,7 +289,7 @@ def test_a_diverged_run_publishes_its_start_and_is_marked_as_diverged(
 
 
 def test_a_run_that_gets_worse_publishes_its_best_iterate(
-    run: Run, learned: Point, pool: LocalPool, storage: Storage
+    run: Run, learned: LearnedPoint, pool: LocalPool, storage: Storage
 ) -> None:
     """With a learning rate that is too large but does not diverge, the best validation counts, the start included."""
     point = _with(learned, learning_rate=0.1, decay="constant", validate_every=5)
@@ -300,7 +300,7 @@ def test_a_run_that_gets_worse_publishes_its_best_iterate(
     assert _psnr(pool, _theta(storage, point), point.validation) == pytest.approx(max(validations), rel=1e-6)
 
 
-def test_a_stopped_point_publishes_its_last_state(run: Run, learned: Point, storage: Storage) -> None:
+def test_a_stopped_point_publishes_its_last_state(run: Run, learned: LearnedPoint, storage: Storage) -> None:
     """It is not trained further: its saved state becomes its result, marked as stopped."""
     point = _with(learned, iterations=40)
 
@@ -317,29 +317,35 @@ def test_a_stopped_point_publishes_its_last_state(run: Run, learned: Point, stor
     assert result.validation_psnr_db > (result.start_validation_psnr_db or math.inf)
 
 
-def test_a_start_without_finite_samples_is_refused(run: Run, learned: Point, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_without_finite_samples_is_refused(
+    run: Run, learned: LearnedPoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing can be distilled from it; the error names the configuration key of the start."""
     monkeypatch.setattr(Host, "score", lambda host, **arguments: {"psnr": np.full(4, np.nan)})
     with pytest.raises(UserError, match=r"the start of BNS nfe4 .* gives no finite samples; choose another 'start'"):
         run(learned)
 
 
-def test_missing_training_pairs_are_an_error(run: Run, learned: Point) -> None:
+def test_missing_training_pairs_are_an_error(run: Run, learned: LearnedPoint) -> None:
     """A trial makes no pairs; the error names the command that does."""
     with pytest.raises(StoreError, match=r"no complete pair store 0123 .*make it with `bespoke pairs`"):
-        run(dataclasses.replace(learned, train="0123"))
+        run(dataclasses.replace(learned, run=dataclasses.replace(learned.run, train="0123")))
 
 
-def test_preconditioning_is_folded_into_theta(run: Run, learned: Point, pool: LocalPool, storage: Storage) -> None:
+def test_preconditioning_is_folded_into_theta(
+    run: Run, learned: LearnedPoint, pool: LocalPool, storage: Storage
+) -> None:
     """A theta distilled at sigma0 = 2 acts on the raw velocity: its samples reproduce the reported PSNR."""
-    point = dataclasses.replace(learned, sigma0=2.0)
+    point = dataclasses.replace(learned, run=dataclasses.replace(learned.run, sigma0=2.0))
     result = run(point)
     assert _theta(storage, point).sigma0 == 2.0
     assert result.metrics["psnr_db"]["mean"] > (result.start_metrics or {})["psnr_db"]["mean"]
     assert _psnr(pool, _theta(storage, point), point.test) == pytest.approx(result.metrics["psnr_db"]["mean"], rel=1e-9)
 
 
-def test_run_parameters_are_the_axes_of_the_sweep(learned: Point, fixed: dict[tuple[str, str], Point]) -> None:
+def test_run_parameters_are_the_axes_of_the_sweep(
+    learned: LearnedPoint, fixed: dict[tuple[str, str], FixedPoint]
+) -> None:
     """They have the names of the fields; options and the optimiser's settings are included only if there are any."""
     fixed_parameters, learned_parameters = mlflow_parameters(fixed["euler", "common grid"]), mlflow_parameters(learned)
     assert fixed_parameters == {
@@ -383,7 +389,7 @@ def test_a_grid_on_which_a_family_does_not_work_is_skipped() -> None:
     """Times made equal by rounding give AB3 no finite weights. A point with no usable grid is refused."""
     family, scheduler = AdamsBashforth(3), CondOT()
     crowded, usable = Grid("warped", 40.0, 1.0), Grid()
-    point = Point(
+    point = FixedPoint(
         family="adams_bashforth",
         options={"steps_back": 3},
         label="AB3",
@@ -406,14 +412,13 @@ def test_a_grid_on_which_a_family_does_not_work_is_skipped() -> None:
 # ---- other methods, other grids -------------------------------------------------------------------------------------
 
 
-def _by_lm(point: Point, **settings: Any) -> Point:
+def _by_lm(point: LearnedPoint, **settings: Any) -> LearnedPoint:
     common = {"iterations": 4, "batch_size": 48, "training_pairs": 48}
-    return dataclasses.replace(
-        point, method="levenberg_marquardt", settings=LMSettings(**{**common, **settings}), validate_every=2
-    )
+    run = dataclasses.replace(point.run, settings=LMSettings(**{**common, **settings}))
+    return dataclasses.replace(point, method="levenberg_marquardt", run=run, validate_every=2)
 
 
-def test_levenberg_marquardt_distils_without_a_backward_pass(run: Run, learned: Point, storage: Storage) -> None:
+def test_levenberg_marquardt_distils_without_a_backward_pass(run: Run, learned: LearnedPoint, storage: Storage) -> None:
     """Four iterations surpass twenty of Adam; their cost counts finite differences and trial steps."""
     by_adam, by_lm = run(learned), run(_by_lm(learned))
     assert by_lm.backwards == 0 < by_adam.backwards
@@ -426,7 +431,7 @@ def test_levenberg_marquardt_distils_without_a_backward_pass(run: Run, learned: 
 
 
 def test_levenberg_marquardt_resumes_after_an_interruption(
-    learned: Point, context: TrialContext, pool: LocalPool, storage: Storage
+    learned: LearnedPoint, context: TrialContext, pool: LocalPool, storage: Storage
 ) -> None:
     """As with Adam, the result is the same bit for bit."""
     point = _by_lm(learned)
@@ -448,7 +453,7 @@ def test_levenberg_marquardt_resumes_after_an_interruption(
 
 @pytest.mark.parametrize("by_lm", [False, True], ids=["adam", "levenberg_marquardt"])
 def test_a_data_parallel_trial_gives_the_same_theta(
-    learned: Point, context: TrialContext, pool: LocalPool, storage: Storage, by_lm: bool
+    learned: LearnedPoint, context: TrialContext, pool: LocalPool, storage: Storage, by_lm: bool
 ) -> None:
     """Hosts return sums over blocks, which are added in order: bit for bit the result of a single host."""
     point = _by_lm(learned) if by_lm else _with(learned, validate_every=2, iterations=4)
@@ -481,11 +486,11 @@ def test_a_gits_grid_is_a_candidate(
     assert (on_uniform.forwards, on_gits.forwards) == (0, 60 * 48)
 
 
-def test_a_pair_set_without_trajectories_is_refused_for_gits(pool: LocalPool, learned: Point) -> None:
+def test_a_pair_set_without_trajectories_is_refused_for_gits(pool: LocalPool, learned: LearnedPoint) -> None:
     """A grid is computed from trajectories only."""
     settings = {"gamma": 1.0, "loss": "error", "trajectories": 8, "knots": 21}
     with pytest.raises(StoreError, match=r"pair store \w+ holds no trajectories; make it with `bespoke pairs`"):
-        pool.call(Request.of(HostProtocol.gits_grid, pairs=learned.train, steps=4, **settings))
+        pool.call(Request.of(HostProtocol.gits_grid, pairs=learned.run.train, steps=4, **settings))
 
 
 def test_a_least_squares_start_is_fitted_to_the_trajectories(
@@ -504,7 +509,7 @@ def test_a_least_squares_start_is_fitted_to_the_trajectories(
     assert (fitted.start_metrics or {})["psnr_db"]["mean"] > (euler.start_metrics or {})["psnr_db"]["mean"] + 3
     assert fitted.metrics["psnr_db"]["mean"] > (fitted.start_metrics or {})["psnr_db"]["mean"]
     # Everything but the start is the same, so the difference is the cost of the fit: n evaluations per training pair.
-    alone = dataclasses.replace(points[0], settings=dataclasses.replace(points[0].settings, iterations=1))
-    from_euler = dataclasses.replace(points[1], settings=alone.settings)
+    alone = _with(points[0], points[0].validate_every, iterations=1)
+    from_euler = _with(points[1], points[1].validate_every, iterations=1)
     spent = [run_point(point, context, pool, copied, lambda values: None).forwards for point in (alone, from_euler)]
     assert spent[0] - spent[1] == 48 * 4
