@@ -1,4 +1,4 @@
-"""Where the weights of others' networks are on this machine. Nothing is ever downloaded behind a user's back."""
+"""Finds other people's published weights on this machine. Never downloads anything."""
 
 from __future__ import annotations
 

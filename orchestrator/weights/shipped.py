@@ -1,4 +1,4 @@
-"""Small networks whose weights travel with the package: a safetensors file each, with what was measured of them."""
+"""Small networks whose weights ship with the package: one safetensors file each, with facts about it as metadata."""
 
 from __future__ import annotations
 
