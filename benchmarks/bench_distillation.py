@@ -40,12 +40,12 @@ from orchestrator.pool.requests import LocalPool, Request
 from orchestrator.storage import Storage
 from solvers import NSSolver
 from solvers.batched import sample_batched
-from solvers.distil import adam
-from solvers.distil import levenberg_marquardt as lm
-from solvers.distil.adam import AdamSettings, AdamState, LossAndGradient
 from solvers.distil.drive import map_queries
 from solvers.distil.least_squares import fit
-from solvers.distil.levenberg_marquardt import LMSettings, LMState
+from solvers.distil.methods import adam
+from solvers.distil.methods import levenberg_marquardt as lm
+from solvers.distil.methods.adam import Adam, AdamState, LossAndGradient
+from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt, LMState
 from solvers.distil.normal_equations import Jacobian, NormalEquations, normal_equations
 from solvers.distil.state import DistillationState
 from solvers.families import GridSolver
@@ -151,7 +151,7 @@ class Method:
     clock: Callable[[], float] = time.perf_counter
 
 
-def levenberg_marquardt(task: Task, settings: LMSettings, memory_bytes: int) -> Method:
+def levenberg_marquardt(task: Task, settings: LevenbergMarquardt, memory_bytes: int) -> Method:
     def normal(solver: NSSolver, indices: list[int], *, jacobian: Jacobian, free: Tensor) -> NormalEquations:
         pairs = task.train.select(indices)
         return normal_equations(
@@ -210,7 +210,7 @@ class BatchedLosses:
         ]
 
 
-def adam_method(task: Task, run: Run, settings: AdamSettings, validate_every: int, batched: BatchedLosses) -> Method:
+def adam_method(task: Task, run: Run, settings: Adam, validate_every: int, batched: BatchedLosses) -> Method:
     def requests(query: adam.GradientQuery) -> Requests:
         assert isinstance(query.at, NSSolver)
         return [Request("loss", {"theta": query.at.flat(), "indices": query.indices, "seed": run.seed})]
@@ -306,7 +306,7 @@ class Options:
 
 
 def run_lm(run: Run, task: Task, options: Options) -> list[Mark]:
-    settings = LMSettings(
+    settings = LevenbergMarquardt(
         iterations=options.lm_iterations,
         batch_size=options.lm_batch,
         seed=run.seed,
@@ -323,7 +323,7 @@ def run_adam(runs: Sequence[Run], tasks: dict[int, Task], options: Options) -> l
     batched = BatchedLosses(tasks)
 
     def one(run: Run) -> Generator[Requests, list[Any], list[Mark]]:
-        settings = AdamSettings(
+        settings = Adam(
             learning_rate=run.rate,
             iterations=options.adam_iterations,
             batch_size=options.adam_batch,

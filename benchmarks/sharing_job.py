@@ -86,7 +86,7 @@ def trial(job: dict[str, Any]) -> dict[str, Any]:
     scheduler = facts.scheduler
     start = point.start.solver(point.nfe, point.sigma0)
 
-    state = learned.begin(learned.build().start(start, scheduler))
+    state = learned.method.begin(learned.build().start(start, scheduler))
     state = validate(learned, state, point.validation, scheduler, pool.gather)
     while state.status == "running":
         step = Request.of(

@@ -253,7 +253,7 @@ def digits_times(validate_every: int) -> Times:
         (point,) = learned_points(config, specs, {}, facts.scheduler)
         run = point.run
         start = point.start.solver(point.nfe, point.sigma0)
-        state = run.begin(run.build().start(start, facts.scheduler))
+        state = run.method.begin(run.build().start(start, facts.scheduler))
         theta = to_numpy(start.to_ns(facts.scheduler).flat())
         calls = [{"run": run, "state": state, "steps": measured}] * 8
 

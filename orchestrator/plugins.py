@@ -33,6 +33,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "families": Kind("solvers.families", "FAMILY", "solver family"),
+    "methods": Kind("solvers.distil.methods", "METHOD", "distillation method"),
     "schedulers": Kind("solvers.schedulers", "SCHEDULER", "scheduler"),
     "models": Kind("orchestrator.models", "ADAPTER", "model adapter", ("decoders", "facts")),
     "datasets": Kind("orchestrator.datasets", "DATASET", "dataset"),

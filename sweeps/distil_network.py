@@ -44,7 +44,7 @@ from orchestrator.results.store import Result, ResultStore, Row, rows
 from orchestrator.storage import Storage, canonical_json
 from orchestrator.tracking.mlflow import DESCRIPTION, PARENT, ROLE, RunLog, open_experiment
 from orchestrator.tracking.uri import resolve_tracking_uri
-from solvers.distil.adam import AdamSettings
+from solvers.distil.methods.adam import Adam
 from solvers.families import GridSolver
 from solvers.theta import ThetaArtifact
 from sweeps.point import AnyPoint, LearnedPoint
@@ -219,8 +219,8 @@ class _Work:
         halvings = len(stages(entry.start_steps, min(self.config.nfe)))
         return Job("Progressive Distillation", recipe, self.config.nfe, halvings * entry.iterations)
 
-    def _settings(self, entry: WeightsConfig | ProgressiveConfig, training_set: int) -> AdamSettings:
-        return AdamSettings(
+    def _settings(self, entry: WeightsConfig | ProgressiveConfig, training_set: int) -> Adam:
+        return Adam(
             learning_rate=entry.learning_rate,
             iterations=entry.iterations,
             batch_size=min(entry.batch_size, training_set),
@@ -388,7 +388,7 @@ def _weights_name(entry: WeightsConfig, entries: Sequence[WeightsConfig]) -> str
 
 
 def _length(point: AnyPoint) -> int:
-    return point.run.settings.iterations if isinstance(point, LearnedPoint) else 1
+    return point.run.method.iterations if isinstance(point, LearnedPoint) else 1
 
 
 def _ground_truth_nfe(storage: Storage, spec: PairSpec) -> int:

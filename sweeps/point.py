@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator import plugins
-from orchestrator.hosts.runs import SETTINGS, LearnedRun
+from orchestrator.hosts.runs import LearnedRun
 from orchestrator.storage import digest_of
-from solvers.distil.adam import AdamSettings
 from solvers.families import GridSolver, LearnableFamily
 from solvers.grids import Grid
 from solvers.schedulers.base import Scheduler
@@ -142,7 +141,6 @@ class LearnedPoint(Point):
 
     Attributes:
         run: The run: family, training pairs, method settings, objective.
-        method: Name of the run's method: a key of :data:`orchestrator.hosts.runs.SETTINGS`.
         start: Solver from which the family starts.
         precision: Precision of the network during distillation.
         data_parallel: Whether every batch is split over all hosts.
@@ -151,7 +149,6 @@ class LearnedPoint(Point):
     """
 
     run: LearnedRun
-    method: str
     start: SolverChoice
     precision: str = "float32"
     data_parallel: bool = False
@@ -175,13 +172,14 @@ class LearnedPoint(Point):
         return "learned"
 
     def _name_parts(self) -> list[str]:
-        settings = self.run.settings
-        rate = [f"lr{settings.learning_rate:g}"] if isinstance(settings, AdamSettings) else []
-        return [*rate, f"from {self.start.label}", f"seed{self.seed}"]
+        short = self.run.method.short
+        return [*([short] if short else []), f"from {self.start.label}", f"seed{self.seed}"]
 
     def to_dict(self) -> dict[str, Any]:
         content = dataclasses.asdict(self)
-        return {**_FIXED_DEFAULTS, **content.pop("run"), **content}
+        run = content.pop("run")
+        method = {"method": self.run.method.name, "settings": run.pop("method")}
+        return {**_FIXED_DEFAULTS, **run, **method, **content}
 
 
 _FIXED_DEFAULTS: dict[str, Any] = {"grids": (), "gits": (), "search_pairs": 0}
@@ -211,7 +209,7 @@ def point_from_dict(content: Mapping[str, Any]) -> AnyPoint:
         own["gits"] = tuple(values["gits"])
         return FixedPoint(**own)
     own = {name: value for name, value in values.items() if name not in _FIXED_DEFAULTS}
-    settings = SETTINGS[values["method"]](**values["settings"])
-    run = {field.name: own.pop(field.name) for field in dataclasses.fields(LearnedRun)} | {"settings": settings}
+    method = plugins.load("methods", own.pop("method"))(**own.pop("settings"))
+    run = {field.name: own.pop(field.name) for field in dataclasses.fields(LearnedRun) if field.name != "method"}
     start = SolverChoice(**{**own.pop("start"), "grid": Grid(**values["start"]["grid"])})
-    return LearnedPoint(run=LearnedRun(**run), start=start, **own)
+    return LearnedPoint(run=LearnedRun(method=method, **run), start=start, **own)

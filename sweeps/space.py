@@ -85,11 +85,10 @@ def learned_points(
                         options=learned.options,
                         sigma0=sigma0,
                         train=specs[PairKey("train", scale, seed)].digest,
-                        settings=settings,
+                        method=method,
                         objective=learned.objective.name,
                         objective_options=learned.objective.options,
                     ),
-                    method=learned.method,
                     start=choice,
                     label=learned.label,
                     nfe=nfe,
@@ -103,7 +102,7 @@ def learned_points(
                     validate_every=learned.run_length.validate_every,
                     early_stopping=config.search.scheduler == "asha",
                 )
-                for settings in learned.settings(seed, config.pairs.train, config.resources.precision)
+                for method in learned.methods(seed, config.pairs.train, config.resources.precision)
             ]
     return points
 

@@ -199,7 +199,7 @@ class _Sweep:
         scheduler = None
         learned = [point for point in points if isinstance(point, LearnedPoint)]
         if search.scheduler == "asha" and learned:
-            longest = max(point.run.settings.iterations // point.validate_every for point in learned)
+            longest = max(point.run.method.iterations // point.validate_every for point in learned)
             scheduler = asha_per_cell(
                 search.grace_validations,
                 search.reduction_factor,
@@ -407,7 +407,7 @@ class _Display(Callback):
 
 
 def _work(point: AnyPoint) -> int:
-    return point.run.settings.iterations if isinstance(point, LearnedPoint) else 1
+    return point.run.method.iterations if isinstance(point, LearnedPoint) else 1
 
 
 class _Quiet:

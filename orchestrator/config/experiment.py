@@ -91,7 +91,7 @@ class ExperimentConfig(Strict):
         for learned in self.learned:
             self._check_learned(learned)
         _refuse_twice("learned", [learned.label for learned in self.learned])
-        if self.resources.checkpoint and not any(learned.method == "adam" for learned in self.learned):
+        if self.resources.checkpoint and not any(learned.has_backward for learned in self.learned):
             raise ConfigError(
                 "resources.checkpoint only affects gradients, and no learned family has 'method: adam'; leave it out"
             )
@@ -129,8 +129,8 @@ class ExperimentConfig(Strict):
                 f"{self.resources.precision!r}; use 'forward' or 'central'"
             )
         adapter = plugins.load("models", self.model.name)
-        gradients = learned.method == "adam" or learned.jacobian == "jvp"
-        if gradients and not getattr(adapter, "differentiable", True):
+        methods = learned.methods(0, self.pairs.train, self.resources.precision)
+        if any(method.needs_gradients for method in methods) and not getattr(adapter, "differentiable", True):
             raise ConfigError(
                 f"models of adapter {self.model.name!r} cannot be differentiated; distil {learned.family!r} with "
                 f"'method: levenberg_marquardt' and its default 'jacobian: auto'"

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from orchestrator import plugins
 from orchestrator.config.base import Exponent, NotEmpty, PluginConfig, Positive, Several, Strict, as_list, as_plugin
 from orchestrator.errors import ConfigError
-from orchestrator.hosts.runs import Settings
 from orchestrator.models.base import Precision
 from orchestrator.objectives.base import Objective
-from solvers.distil.adam import AdamSettings
-from solvers.distil.levenberg_marquardt import LMSettings
-from solvers.distil.normal_equations import Jacobian
+from solvers.distil.methods.base import Method, RunLength
 from solvers.families import Family, LearnableFamily
 from solvers.grids import KINDS, Grid
 
@@ -109,26 +106,11 @@ class GridSearch(Strict):
         return distinct([Grid(), *warped, *self.also])
 
 
-Method = Literal["adam", "levenberg_marquardt"]
-
-
-class RunLength(NamedTuple):
-    """Settings of a distillation method that apply unless a configuration sets them."""
-
-    iterations: int
-    batch_size: int
-    validate_every: int
-
-
-METHODS: dict[Method, RunLength] = {
-    "adam": RunLength(iterations=1500, batch_size=40, validate_every=100),
-    "levenberg_marquardt": RunLength(iterations=40, batch_size=64, validate_every=4),
-}
 LEAST_SQUARES = "least_squares"
 """Name of the closed-form start; not a solver family."""
 
-ADAM_ONLY = ("learning_rate", "decay")
-LM_ONLY = ("jacobian",)
+METHOD_KEYS = ("learning_rate", "decay", "jacobian")
+"""Keys of a learned family that are options of its method, beside ``method.options``."""
 
 
 class LearnedConfig(Strict):
@@ -139,8 +121,8 @@ class LearnedConfig(Strict):
     ``fixed_sigma0`` nearest in ratio. BNS can also start from ``least_squares``: theta in closed form, fitted row by
     row to the training pairs' trajectories on the uniform grid.
 
-    ``method`` is 'adam' (Algorithm 2 of the BNS paper; by default 1500 iterations of 40 pairs) or
-    'levenberg_marquardt' (by default 40 iterations of 64 pairs), which needs no backward pass.
+    ``method`` is 'adam' (Algorithm 2 of the BNS paper; by default 1500 iterations of 40 pairs), 'levenberg_marquardt'
+    (by default 40 iterations of 64 pairs), which needs no backward pass, or another plugin with its options.
     """
 
     family: str
@@ -149,7 +131,7 @@ class LearnedConfig(Strict):
     """The loss to minimise; a bare name means its defaults. Iterates are chosen by validation PSNR in any case."""
     start: Annotated[tuple[str, ...], NotEmpty, Several] = ("best",)
     sigma0: Annotated[tuple[Positive, ...], NotEmpty, Several] = (1.0,)
-    method: Method = "adam"
+    method: Annotated[PluginConfig, BeforeValidator(as_plugin)] = PluginConfig(name="adam")
     iterations: int | None = Field(None, ge=1, strict=True)
     batch_size: int | None = Field(None, ge=1, strict=True)
     validate_every: int | None = Field(None, ge=1, strict=True)
@@ -163,34 +145,49 @@ class LearnedConfig(Strict):
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> LearnedConfig:
-        for method, names in (("levenberg_marquardt", ADAM_ONLY), ("adam", LM_ONLY)):
-            unused = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
-            if self.method == method and unused:
-                raise ValueError(f"{unused[0]!r} has no meaning for method {method!r}; leave it out")
-        if self.method == "levenberg_marquardt" and self.objective.name != "psnr":
+        method = self._method_class()
+        options = {field.name for field in dataclasses.fields(method)}
+        for key in METHOD_KEYS:
+            if key not in options and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key!r} has no meaning for method {self.method.name!r}; leave it out")
+        if method.psnr_only and self.objective.name != "psnr":
             raise ValueError(
-                f"method 'levenberg_marquardt' minimises the PSNR loss, not {self.objective.name!r}; use method 'adam'"
+                f"method {self.method.name!r} minimises the PSNR loss, not {self.objective.name!r}; use method 'adam'"
             )
         return self
+
+    def _method_class(self) -> type[Method]:
+        try:
+            method: type[Method] = plugins.load("methods", self.method.name)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return method
+
+    @property
+    def has_backward(self) -> bool:
+        """Whether its method takes gradients by a backward pass."""
+        return self._method_class().has_backward
 
     @property
     def run_length(self) -> RunLength:
         """Iterations, batch size and validation interval: as configured, or else the method's defaults."""
         configured = (self.iterations, self.batch_size, self.validate_every)
-        return RunLength(*(own if c is None else c for c, own in zip(configured, METHODS[self.method], strict=True)))
+        defaults = self._method_class().default_length
+        return RunLength(*(own if c is None else c for c, own in zip(configured, defaults, strict=True)))
 
-    def settings(self, seed: int, training_pairs: int, precision: Precision) -> list[Settings]:
-        """The method's settings at every point of its own axes, such as the learning rate."""
+    def methods(self, seed: int, training_pairs: int, precision: Precision) -> list[Method]:
+        """The method at every point of its own axes, such as the learning rate."""
+        method = self._method_class()
+        fields = {field.name for field in dataclasses.fields(method)}
+        options = {key: getattr(self, key) for key in METHOD_KEYS if key in fields} | self.method.options
         common = {
             "iterations": self.run_length.iterations,
             "batch_size": self.run_length.batch_size,
             "seed": seed,
             "training_pairs": training_pairs,
         }
-        if self.method == "levenberg_marquardt":
-            differences: Jacobian = "forward" if precision == "float32" else "central"
-            return [LMSettings(jacobian=differences if self.jacobian == "auto" else self.jacobian, **common)]
-        return [AdamSettings(learning_rate=rate, decay=self.decay, **common) for rate in self.learning_rate]
+        variants = method.variants(options, half_precision=precision != "float32")
+        return [plugins.build("methods", self.method.name, {**common, **variant}) for variant in variants]
 
     def build(self) -> LearnableFamily:
         built = plugins.build("families", self.family, self.options)
@@ -207,9 +204,10 @@ class LearnedConfig(Strict):
     def label(self) -> str:
         """The solver's name in tables: its family, and its method or objective unless these are the defaults."""
         family = self.build().label
-        if self.method == "levenberg_marquardt":
-            return f"{family} (LM)"
-        return family if self.objective.name == "psnr" else f"{family} ({self.build_objective().label})"
+        parts = [] if self.objective.name == "psnr" else [self.build_objective().label]
+        if (method := self._method_class().label) is not None:
+            parts.insert(0, method)
+        return f"{family} ({', '.join(parts)})" if parts else family
 
 
 class BaselineConfig(Strict):

@@ -20,10 +20,8 @@ from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.runs import LearnedRun, State
 from orchestrator.objectives.base import FamilyObjective
 from orchestrator.pool.requests import Ask, Request
-from solvers.distil import adam, levenberg_marquardt
-from solvers.distil.adam import AdamState, LossAndGradient
 from solvers.distil.drive import drive, map_queries
-from solvers.distil.levenberg_marquardt import LMSettings, LMState, LossQuery, NormalQuery
+from solvers.distil.methods.base import LossAndGradient, LossQuery, NormalQuery, Query
 from solvers.distil.normal_equations import NormalEquations, total
 from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
@@ -53,22 +51,14 @@ def advance_steps(
 
     Args:
         run: The run.
-        state: State to continue from, of the method that ``run.settings`` selects.
+        state: State to continue from, of the run's method.
         steps: Number of iterations.
         scheduler: Scheduler of the model's field.
         validation: Digest of the pairs on which the last iterate is validated; None: no validation.
     """
-    if isinstance(run.settings, LMSettings):
-        assert isinstance(state, LMState)
-        by_lm = levenberg_marquardt.iterations(state, steps, run.settings, run.build(), scheduler, run.sigma0)
-        state = yield from map_queries(by_lm, partial(_lm_requests, run), _lm_value)
-    else:
-        assert isinstance(state, AdamState)
-        in_parameters = issubclass(plugins.load("objectives", run.objective), FamilyObjective)
-        by_adam = adam.iterations(
-            state, steps, run.settings, run.build(), scheduler, run.sigma0, in_parameters=in_parameters
-        )
-        state = yield from map_queries(by_adam, partial(_gradient_requests, run), _mean_gradient)
+    in_parameters = issubclass(plugins.load("objectives", run.objective), FamilyObjective)
+    iterations = run.method.iterate(state, steps, run.build(), scheduler, run.sigma0, in_parameters=in_parameters)
+    state = yield from map_queries(iterations, partial(_requests, run), _value)
     if validation is None:
         return state
     return (yield from _validating(run, state, validation, scheduler))
@@ -98,7 +88,27 @@ def _mean_psnr(solver: NSSolver, pairs: str) -> Generator[Sequence[Request[Any]]
     return float(np.mean(np.minimum(scores["psnr"], MAX_PSNR_DB)))
 
 
-def _gradient_requests(run: LearnedRun, query: adam.GradientQuery) -> list[Request[Any]]:
+def _requests(run: LearnedRun, query: Query) -> list[Request[Any]]:
+    """The requests, one per block of pairs, whose sums answer a query."""
+    if isinstance(query, NormalQuery):
+        theta = to_numpy(query.solver.flat())
+        return [
+            Request.of(
+                HostProtocol.normal_equations,
+                theta=theta,
+                pairs=run.train,
+                indices=block,
+                jacobian=query.jacobian,
+                free=query.free.numpy(),
+            )
+            for block in blocks(query.indices)
+        ]
+    if isinstance(query, LossQuery):
+        theta = to_numpy(query.solver.flat())
+        return [
+            Request.of(HostProtocol.loss, theta=theta, pairs=run.train, indices=block)
+            for block in blocks(query.indices)
+        ]
     if not isinstance(query.at, NSSolver):
         values = to_numpy(query.at)
         return [
@@ -119,35 +129,14 @@ def _gradient_requests(run: LearnedRun, query: adam.GradientQuery) -> list[Reque
     ]
 
 
-def _mean_gradient(query: adam.GradientQuery, sums: list[Any]) -> LossAndGradient:
-    return mean_of_blocks(sums, query.indices)
-
-
-def _lm_requests(run: LearnedRun, query: NormalQuery | LossQuery) -> list[Request[Any]]:
-    theta = to_numpy(query.solver.flat())
-    if isinstance(query, LossQuery):
-        return [
-            Request.of(HostProtocol.loss, theta=theta, pairs=run.train, indices=block)
-            for block in blocks(query.indices)
-        ]
-    return [
-        Request.of(
-            HostProtocol.normal_equations,
-            theta=theta,
-            pairs=run.train,
-            indices=block,
-            jacobian=query.jacobian,
-            free=query.free.numpy(),
-        )
-        for block in blocks(query.indices)
-    ]
-
-
-def _lm_value(query: NormalQuery | LossQuery, sums: list[Any]) -> NormalEquations | float:
+def _value(query: Query, sums: list[Any]) -> LossAndGradient | NormalEquations | float:
+    """The answer to a query, from the sums over its blocks."""
+    if isinstance(query, NormalQuery):
+        return total(sums)
     if isinstance(query, LossQuery):
         loss: float = sum(sums) / len(query.indices)
         return loss
-    return total(sums)
+    return mean_of_blocks(sums, query.indices)
 
 
 def blocks(indices: Sequence[int]) -> list[list[int]]:

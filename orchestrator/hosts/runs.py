@@ -7,21 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from orchestrator import plugins
 from orchestrator.objectives.base import Objective
-from solvers.distil.adam import AdamSettings, AdamState
-from solvers.distil.levenberg_marquardt import LMSettings, LMState
+from solvers.distil.methods.base import Method
+from solvers.distil.state import DistillationState
 from solvers.families import LearnableFamily
 from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
 
-Settings = AdamSettings | LMSettings
-State = AdamState | LMState
-
-SETTINGS: dict[str, type[Settings]] = {"adam": AdamSettings, "levenberg_marquardt": LMSettings}
-"""Settings class of each method, by the method's name in configurations."""
+State = DistillationState
 
 BATCHED_OBJECTIVE = "psnr"
 """The only objective whose steps can share model batches with those of other runs."""
@@ -29,15 +24,15 @@ BATCHED_OBJECTIVE = "psnr"
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedRun:
-    """A distillation run: a learnable family, its training pairs, and the method's settings.
+    """A distillation run: a learnable family, its training pairs, and a method.
 
     Attributes:
         family: Family plugin.
         options: Options of the family.
         sigma0: Preconditioning.
         train: Digest of the training pairs.
-        settings: Settings of Adam or Levenberg-Marquardt.
-        objective: Objective plugin; Levenberg-Marquardt supports only the PSNR loss.
+        method: Method, with its settings.
+        objective: Objective plugin; some methods minimise only the PSNR loss.
         objective_options: Options of the objective.
     """
 
@@ -45,7 +40,7 @@ class LearnedRun:
     options: dict[str, Any]
     sigma0: float
     train: str
-    settings: Settings
+    method: Method
     objective: str = "psnr"
     objective_options: dict[str, Any] = field(default_factory=dict)
 
@@ -59,34 +54,18 @@ class LearnedRun:
     def build_objective(self) -> Objective:
         return plugins.build("objectives", self.objective, self.objective_options)
 
-    def begin(self, parameters: Tensor) -> State:
-        """The state before the first iteration.
-
-        Args:
-            parameters: Initial parameters of the family.
-        """
-        if isinstance(self.settings, LMSettings):
-            return LMState.begin(parameters, self.settings)
-        return AdamState.begin(parameters)
-
-    def resume(self, saved: dict[str, Any]) -> State:
-        """The state restored from a dictionary."""
-        return LMState(**saved) if isinstance(self.settings, LMSettings) else AdamState(**saved)
-
     def batch_key(self, nfe: int, guidance_scale: float) -> str | None:
         """A key that is equal for runs whose steps can share model batches; None if this run's steps cannot.
 
-        Only Adam on the PSNR loss has one: Levenberg-Marquardt already fills a batch with the columns of its Jacobian.
+        Only single gradients of the PSNR loss can: Levenberg-Marquardt already fills a batch with the columns of its
+        Jacobian.
         """
-        if not isinstance(self.settings, AdamSettings) or self.objective != BATCHED_OBJECTIVE:
+        if not self.method.shares_batches or self.objective != BATCHED_OBJECTIVE:
             return None
-        pairs = min(self.settings.batch_size, self.settings.training_pairs)
+        pairs = min(self.method.batch_size, self.method.training_pairs)
         return f"nfe {nfe}, guidance {guidance_scale:g}, {pairs} pairs"
 
     def passes(self, state: State, nfe: int, forwards_per_evaluation: int) -> tuple[int, int]:
         """Network forwards and backwards spent on training pairs up to ``state``."""
-        if isinstance(state, LMState):
-            return state.evaluations * forwards_per_evaluation, 0
-        settings = self.settings
-        spent = state.iteration * min(settings.batch_size, settings.training_pairs) * nfe * forwards_per_evaluation
-        return spent, spent
+        forward, backward = self.method.evaluations(state, nfe)
+        return forward * forwards_per_evaluation, backward * forwards_per_evaluation

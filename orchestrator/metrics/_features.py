@@ -115,5 +115,5 @@ def moments_of(features: str, shards: Iterable[Array]) -> Moments:
             statistics = FeatureStatistics(features, shard.shape[1])
         statistics.add(shard)
     if statistics is None:
-        raise ValueError("there are no samples")
+        raise ValueError("no samples; give at least one")
     return statistics.moments(at_least=2)

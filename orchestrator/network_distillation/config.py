@@ -19,7 +19,7 @@ from orchestrator.models.zoo import ZooModel
 from orchestrator.network_distillation.progressive import check_prediction, stages
 from orchestrator.network_distillation.students import student_solver
 from orchestrator.network_distillation.weights import Loss
-from solvers.distil.adam import Decay
+from solvers.distil.methods.adam import Decay
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 

@@ -22,7 +22,7 @@ from orchestrator.models.zoo import ZooModel
 from orchestrator.network_distillation.students import Progress, Student, StudentResult, StudentStore, recipe_key
 from orchestrator.network_distillation.weights import check_teacher
 from orchestrator.storage import Storage
-from solvers.distil.adam import AdamSettings
+from solvers.distil.methods.adam import Adam
 from solvers.grids import UNIFORM
 from solvers.prediction import PredictionField, endpoints_from_velocity
 
@@ -48,7 +48,7 @@ class ProgressiveRecipe:
     teacher_digest: str
     dataset: str
     start_steps: int
-    settings: AdamSettings
+    settings: Adam
 
     @property
     def key(self) -> str:
@@ -262,7 +262,7 @@ class _RealData:
             raise ConfigError(f"dataset {dataset!r} has no samples to train on; choose one that has, e.g. digits")
         return cls(torch.from_numpy(reference.samples), torch.from_numpy(reference.labels))
 
-    def draw(self, halving: Halving, settings: AdamSettings, iteration: int) -> Batch:
+    def draw(self, halving: Halving, settings: Adam, iteration: int) -> Batch:
         """The batch of an iteration. It depends on (seed, stage, iteration) only, so a resumed run draws the same."""
         random = np.random.Generator(np.random.Philox(key=[settings.seed, halving.steps * 2**40 + iteration]))
         chosen = random.integers(len(self.labels), size=settings.batch_size)

@@ -34,8 +34,8 @@ from orchestrator.network_distillation.students import (
 from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.pairs.ground_truth import solve
 from orchestrator.storage import Storage
-from solvers.distil.adam import AdamSettings
 from solvers.distil.batches import batch_indices
+from solvers.distil.methods.adam import Adam
 from solvers.families.midpoint import Midpoint
 from solvers.field import FunctionField
 from solvers.losses import per_sample_mse, psnr_db, rmse_loss
@@ -63,7 +63,7 @@ class WeightsRecipe:
     validation: str
     nfe: int
     loss: Loss
-    settings: AdamSettings
+    settings: Adam
     validate_every: int
 
     @property

@@ -91,7 +91,7 @@ def _check(x0: Tensor, states: Tensor, times: Tensor, batch_size: int, ridge: fl
             f"{tuple(states.shape)}"
         )
     if len(x0) == 0:
-        raise ValueError("there are no pairs to fit; give at least one")
+        raise ValueError("no pairs to fit; give at least one")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not ridge > 0:

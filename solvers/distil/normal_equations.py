@@ -65,7 +65,7 @@ def total(parts: Sequence[NormalEquations]) -> NormalEquations:
         ValueError: ``parts`` is empty.
     """
     if not parts:
-        raise ValueError("there are no normal equations to add up; request at least one pair")
+        raise ValueError("no normal equations to add up; request at least one pair")
     h, g = torch.zeros_like(parts[0].h), torch.zeros_like(parts[0].g)
     for part in parts:
         h += part.h

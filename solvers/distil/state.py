@@ -25,6 +25,7 @@ class DistillationState:
     parameters: list[float]
     iteration: int
     status: Status
+    loss: float | None
     validated: list[dict[str, Any]]
 
     @property

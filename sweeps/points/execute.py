@@ -27,7 +27,6 @@ from orchestrator.results.store import Result, ResultStore
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import Tracker
 from orchestrator.tracking.records import write_run
-from solvers.distil.adam import AdamSettings
 from solvers.families import Family, GridSolver, LearnableFamily
 from solvers.families.bns import BNS
 from solvers.grids import Grid
@@ -109,18 +108,15 @@ def mlflow_parameters(point: AnyPoint) -> dict[str, Any]:
     if point.options:
         values["options"] = json.dumps(point.options, sort_keys=True)
     if isinstance(point, LearnedPoint):
-        settings = point.run.settings
+        method = point.run.method
         values |= {
             "start": f"{point.start.label}, {point.start.grid.label}",
-            "method": point.method,
+            "method": method.name,
             "objective": point.run.objective,
-            "iterations": settings.iterations,
-            "batch_size": settings.batch_size,
+            "iterations": method.iterations,
+            "batch_size": method.batch_size,
+            **{name: getattr(method, name) for name in method.logged},
         }
-        if isinstance(settings, AdamSettings):
-            values |= {"learning_rate": settings.learning_rate, "decay": settings.decay}
-        else:
-            values["jacobian"] = settings.jacobian
     return values
 
 
@@ -219,9 +215,9 @@ def _run_learned(point: LearnedPoint, context: TrialContext, pool: Pool, store: 
 
     saved = store.load_state()
     if saved:
-        state = run.resume(saved)
+        state = run.method.resume(saved)
     else:
-        state = validate(run, run.begin(parameters), point.validation, scheduler, pool.gather)
+        state = validate(run, run.method.begin(parameters), point.validation, scheduler, pool.gather)
         if not state.validated:
             raise UserError(f"the start of {point.name} gives no finite samples; choose another 'start'")
         keep(state)
@@ -244,7 +240,7 @@ def _run_learned(point: LearnedPoint, context: TrialContext, pool: Pool, store: 
     forwards, backwards = run.passes(state, point.nfe, forwards_per_evaluation)
     evaluations = len(state.validated) * context.validation_count * point.nfe
     if point.start.family == LEAST_SQUARES:
-        evaluations += run.settings.training_pairs * point.nfe
+        evaluations += run.method.training_pairs * point.nfe
     result = Result(
         key=point.key,
         point=point.to_dict(),

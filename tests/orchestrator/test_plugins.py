@@ -24,12 +24,14 @@ from orchestrator.metrics.base import Metric, PairMetric
 from orchestrator.models.base import ModelAdapter
 from orchestrator.models.decoders.base import Decoder
 from orchestrator.objectives.base import Objective
+from solvers.distil.methods.base import Method
 from solvers.families import Family, LearnableFamily
 from solvers.schedulers.base import Scheduler
 
 BASES = {
     "families": (Family, LearnableFamily),
     "schedulers": Scheduler,
+    "methods": Method,
     "models": ModelAdapter,
     "datasets": Dataset,
     "metrics": Metric,

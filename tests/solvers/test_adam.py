@@ -14,8 +14,8 @@ import torch
 from oracles import fine_rk4, mixture, noise
 from torch import Tensor
 
-from solvers.distil.adam import DIVERGENCE_DB, AdamSettings, AdamState, LossAndGradient, Status, advance
 from solvers.distil.batches import batch_indices
+from solvers.distil.methods.adam import DIVERGENCE_DB, Adam, AdamState, LossAndGradient, Status, advance
 from solvers.families.adams_bashforth import AdamsBashforth
 from solvers.families.base import Family, GridSolver
 from solvers.families.bns import BNS
@@ -29,9 +29,7 @@ FAMILY = BNS()
 FIELD = mixture().field(CondOT())
 NFE = 4
 TRAINING_PAIRS = 64
-SETTINGS = AdamSettings(
-    learning_rate=5e-3, iterations=120, batch_size=16, decay="polynomial", training_pairs=TRAINING_PAIRS
-)
+SETTINGS = Adam(learning_rate=5e-3, iterations=120, batch_size=16, decay="polynomial", training_pairs=TRAINING_PAIRS)
 
 
 @functools.cache
@@ -65,7 +63,7 @@ def begin(family: Family | None = None, sigma0: float = 1.0) -> AdamState:
 def run(
     state: AdamState,
     steps: int,
-    settings: AdamSettings = SETTINGS,
+    settings: Adam = SETTINGS,
     sigma0: float = 1.0,
     ask: Callable[[NSSolver, list[int]], LossAndGradient] = objective,
 ) -> AdamState:
@@ -256,6 +254,6 @@ def test_the_best_iterate_is_undefined_before_any_validation() -> None:
 )
 def test_the_learning_rate_follows_its_decay(decay: str, expected: list[float]) -> None:
     """At 0, 1/4, 1/2 and the end of the run: linear to zero (BNS D.1), half a cosine, or constant."""
-    settings = AdamSettings(learning_rate=2e-3, iterations=1000, decay=decay)  # type: ignore[arg-type]
+    settings = Adam(learning_rate=2e-3, iterations=1000, decay=decay)  # type: ignore[arg-type]
     rates = [settings.rate(iteration) for iteration in (0, 250, 500, 1000)]
     assert rates == pytest.approx([2e-3 * share for share in expected], abs=1e-15)

@@ -12,8 +12,8 @@ import torch
 from oracles import central_difference, fine_rk4, mixture, noise, nonlinear_field, relative_error
 from torch import Tensor
 
-from solvers.distil.adam import AdamSettings, AdamState, LossAndGradient, advance
 from solvers.distil.bespoke import StepwiseFamily, lte_loss, rmse_bound_loss, x_aux
+from solvers.distil.methods.adam import Adam, AdamState, LossAndGradient, advance
 from solvers.families._bespoke import BespokeRungeKutta, ScaleTimeNodes
 from solvers.families.base import GridSolver
 from solvers.families.bespoke_rk1 import BespokeRK1
@@ -609,7 +609,7 @@ def test_distillation_by_the_chain_rule_moves_bespoke_parameters(bespoke: Bespok
         return LossAndGradient(float(loss.detach()), torch.autograd.grad(loss, flat)[0])
 
     start = bespoke.start(identity(bespoke, 4), CondOT())
-    settings = AdamSettings(learning_rate=1e-2, iterations=40, batch_size=32, training_pairs=32)
+    settings = Adam(learning_rate=1e-2, iterations=40, batch_size=32, training_pairs=32)
     state = advance(AdamState.begin(start), 40, settings, bespoke, CondOT(), 1.0, objective)
     learned = torch.tensor(state.parameters, dtype=torch.float64)
     assert len(learned) == len(start)

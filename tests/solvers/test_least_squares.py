@@ -129,7 +129,7 @@ def test_the_ridge_handles_collinear_velocities() -> None:
     [
         ({"times": torch.tensor([0.5], dtype=torch.float64)}, r"times must be t_0..t_n, shape \(n\+1,\)"),
         ({"states_at_grid": torch.zeros(4, PAIRS, 2)}, r"at each of the 5 times, shape \(5, 96, 2\), got \(4, 96, 2\)"),
-        ({"x0": torch.zeros(0, 2), "states_at_grid": torch.zeros(5, 0, 2)}, "there are no pairs to fit"),
+        ({"x0": torch.zeros(0, 2), "states_at_grid": torch.zeros(5, 0, 2)}, "no pairs to fit"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"ridge": 0.0}, r"ridge must be positive, got 0.0"),
         (

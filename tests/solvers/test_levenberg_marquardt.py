@@ -14,10 +14,10 @@ import torch
 from oracles import fine_rk4, learnable_families, mixture, noise, relative_error
 from torch import Tensor
 
-from solvers.distil import adam
-from solvers.distil.adam import AdamSettings, AdamState, LossAndGradient
-from solvers.distil.levenberg_marquardt import LMSettings, LMState, Quadratic, advance, damped_step
 from solvers.distil.linear_system import solve_symmetric
+from solvers.distil.methods import adam
+from solvers.distil.methods.adam import Adam, AdamState, LossAndGradient
+from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt, LMState, Quadratic, advance, damped_step
 from solvers.distil.normal_equations import Jacobian, NormalEquations, evaluations_per_pair, normal_equations
 from solvers.distil.pair_field import unconditional
 from solvers.distil.state import DIVERGENCE_DB, Status
@@ -39,7 +39,7 @@ from solvers.schedulers import VP, CondOT, Scheduler
 FIELD = mixture().field(CondOT())
 NFE = 4
 TRAINING_PAIRS = 64
-SETTINGS = LMSettings(iterations=12, batch_size=32, training_pairs=TRAINING_PAIRS)
+SETTINGS = LevenbergMarquardt(iterations=12, batch_size=32, training_pairs=TRAINING_PAIRS)
 
 
 @functools.cache
@@ -92,7 +92,7 @@ def begin(
     nfe: int = NFE,
     sigma0: float = 1.0,
     family: LearnableFamily | None = None,
-    settings: LMSettings = SETTINGS,
+    settings: LevenbergMarquardt = SETTINGS,
 ) -> LMState:
     solver = GridSolver(start or Euler(), nfe, UNIFORM, sigma0)
     return LMState.begin((family or BNS()).start(solver, CondOT()), settings)
@@ -101,7 +101,7 @@ def begin(
 def run(
     state: LMState,
     steps: int,
-    settings: LMSettings = SETTINGS,
+    settings: LevenbergMarquardt = SETTINGS,
     sigma0: float = 1.0,
     family: LearnableFamily | None = None,
     problem: Any = None,
@@ -146,7 +146,7 @@ def test_levenberg_marquardt_beats_adam_at_equal_evaluations() -> None:
 
     batch = 16
     iterations = problem.evaluations // (batch * NFE)
-    settings = AdamSettings(learning_rate=5e-3, iterations=iterations, batch_size=batch, training_pairs=TRAINING_PAIRS)
+    settings = Adam(learning_rate=5e-3, iterations=iterations, batch_size=batch, training_pairs=TRAINING_PAIRS)
     parameters = torch.tensor(begin().parameters, dtype=torch.float64)
     by_adam = adam.advance(AdamState.begin(parameters), iterations, settings, BNS(), CondOT(), 1.0, objective)
     assert validation_psnr(learned.parameters) > validation_psnr(by_adam.parameters) + 3
@@ -486,7 +486,7 @@ def test_a_matrix_made_indefinite_by_rounding_is_solved_by_its_eigenvalues() -> 
 )
 def test_settings_out_of_range_are_rejected(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LMSettings(**change)
+        LevenbergMarquardt(**change)
 
 
 @pytest.mark.parametrize("retries", [0, 2])

@@ -16,8 +16,8 @@ from orchestrator.config.reading import load_config, parse_config
 from orchestrator.hosts.runs import LearnedRun
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
-from solvers.distil.adam import AdamSettings
-from solvers.distil.levenberg_marquardt import LMSettings
+from solvers.distil.methods.adam import Adam
+from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt
 from solvers.grids import Grid
 from solvers.schedulers import CondOT
 from sweeps.point import AnyPoint, FixedPoint, LearnedPoint, SolverChoice, point_from_dict
@@ -25,7 +25,7 @@ from sweeps.space import fixed_points, learned_points
 
 START = SolverChoice(family="heun", options={}, label="Heun", grid=Grid("warped", 1.4, 1.2))
 
-RUN = LearnedRun(family="bns", options={}, sigma0=1.0, train="p", settings=AdamSettings())
+RUN = LearnedRun(family="bns", options={}, sigma0=1.0, train="p", method=Adam())
 
 COMMON: dict[str, Any] = {
     "nfe": 8,
@@ -36,7 +36,7 @@ COMMON: dict[str, Any] = {
     "metrics": ("psnr", "rmse"),
 }
 
-LEARNED = LearnedPoint(run=RUN, method="adam", start=START, validate_every=100, label="BNS", **COMMON)
+LEARNED = LearnedPoint(run=RUN, start=START, validate_every=100, label="BNS", **COMMON)
 
 FIXED = FixedPoint(
     family="euler",
@@ -69,8 +69,7 @@ OTHER: dict[str, Any] = {
     "search_pairs": 128,
     "start": dataclasses.replace(START, grid=Grid()),
     "train": "q",
-    "method": "levenberg_marquardt",
-    "settings": AdamSettings(learning_rate=1e-3),
+    "method": Adam(learning_rate=1e-3),
     "objective": "rmse",
     "objective_options": {"x": 1},
     "precision": "bfloat16",
@@ -99,17 +98,17 @@ def test_learned_points_whose_runs_differ_in_any_field_have_different_keys(field
     assert _with_run(LEARNED, **{field: OTHER[field]}).key != LEARNED.key
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(AdamSettings)])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Adam)])
 def test_every_setting_of_the_optimiser_is_part_of_the_key(field: str) -> None:
     """A different rate, length, batch size, decay or seed is a different run."""
-    settings = AdamSettings()
+    settings = Adam()
     value = getattr(settings, field)
     other = "cosine" if isinstance(value, str) else value + 1
-    changed = _with_run(LEARNED, settings=dataclasses.replace(settings, **{field: other}))
+    changed = _with_run(LEARNED, method=dataclasses.replace(settings, **{field: other}))
     assert changed.key != LEARNED.key
 
 
-BY_LM = dataclasses.replace(_with_run(LEARNED, settings=LMSettings()), method="levenberg_marquardt")
+BY_LM = _with_run(LEARNED, method=LevenbergMarquardt())
 
 
 @pytest.mark.parametrize("point", [FIXED, LEARNED, BY_LM], ids=["fixed", "adam", "levenberg_marquardt"])
@@ -133,7 +132,7 @@ def test_a_cell_is_a_family_nfe_guidance_scale_and_seed() -> None:
     """Points that differ in a searched setting share a cell; points whose PSNR cannot be compared do not."""
     same = [
         _with_run(LEARNED, sigma0=2.0),
-        _with_run(LEARNED, settings=AdamSettings(learning_rate=1.0)),
+        _with_run(LEARNED, method=Adam(learning_rate=1.0)),
         dataclasses.replace(LEARNED, start=dataclasses.replace(START, family="euler")),
     ]
     assert {point.cell for point in same} == {LEARNED.cell}
@@ -205,7 +204,7 @@ def test_the_shipped_experiments_have_each_point_of_their_axes_once(
     assert len(fixed) == 2 * runs * len(config.guidance_scale) * len(config.fixed_sigma0)
     cells = list(itertools.product(config.nfe, config.guidance_scale, config.fixed_sigma0))
     learned = learned_points(config, specs, {cell: [START] for cell in cells}, CondOT())
-    per_cell = sum(len(f.sigma0) * len(f.start) * len(f.settings(0, 1, "float32")) for f in config.learned)
+    per_cell = sum(len(f.sigma0) * len(f.start) * len(f.methods(0, 1, "float32")) for f in config.learned)
     assert len(learned) == per_cell * len(config.nfe) * len(config.guidance_scale) * len(config.seeds)
     assert len({point.key for point in [*fixed, *learned]}) == len(fixed) + len(learned)
     searched = [point for point in fixed if point.kind == "best grid"]
@@ -248,7 +247,7 @@ def test_seeds_have_their_own_training_pairs_and_share_validation_and_test_pairs
     config = parse_config({**experiment, "seeds": [0, 1, 2]}, "seeds")
     points = learned_points(config, pair_specs(config, facts), {(4, 1.0, 1.0): [START]}, CondOT())
     assert len({point.run.train for point in points}) == 3
-    assert [point.run.settings.seed for point in points] == [0, 1, 2]
+    assert [point.run.method.seed for point in points] == [0, 1, 2]
     assert len({(point.validation, point.test) for point in points}) == 1
 
 
@@ -275,6 +274,6 @@ def test_each_method_has_its_own_default_length(experiment: dict[str, Any], fact
     experiment["learned"] = [{"family": "bns"}, {"family": "bns", "method": "levenberg_marquardt", "iterations": 7}]
     config = parse_config(experiment, "methods")
     adam, lm = learned_points(config, pair_specs(config, facts), {(4, 1.0, 1.0): [START]}, CondOT())
-    assert (adam.label, adam.run.settings.iterations, adam.validate_every) == ("BNS", 1500, 100)
-    assert lm.run.settings == LMSettings(iterations=7, batch_size=64, seed=0, training_pairs=48)
+    assert (adam.label, adam.run.method.iterations, adam.validate_every) == ("BNS", 1500, 100)
+    assert lm.run.method == LevenbergMarquardt(iterations=7, batch_size=64, seed=0, training_pairs=48)
     assert (lm.label, lm.validate_every) == ("BNS (LM)", 4)

@@ -19,7 +19,7 @@ from orchestrator.models.zoo.adapter import zoo_names
 from orchestrator.models.zoo.nets import build_net
 from orchestrator.tracking.uri import resolve_tracking_uri
 from orchestrator.training.zoo import PretrainConfig
-from solvers.distil.levenberg_marquardt import LMSettings
+from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt
 from solvers.grids import Grid
 
 CONFIGS = Path(__file__).resolve().parents[3] / "sweeps" / "configs"
@@ -74,7 +74,7 @@ def test_the_full_variant_enlarges_a_reduced_experiment(name: str) -> None:
     reduced, full = (load_config(CONFIGS / f"{name}.yaml", overrides) for overrides in ([], ["variant=full"]))
     assert set(full.nfe) > set(reduced.nfe)
     assert full.pairs.test > reduced.pairs.test
-    assert {learned.method for learned in full.learned} == {"adam", "levenberg_marquardt"}
+    assert {learned.method.name for learned in full.learned} == {"adam", "levenberg_marquardt"}
 
 
 @pytest.mark.parametrize(
@@ -367,8 +367,8 @@ def test_a_local_ray_gets_the_configured_cores_or_by_default_all(
 def test_differences_are_central_in_half_precision_unless_configured(precision: Any, differences: str) -> None:
     """Forward differences drown in the rounding of half precision. A configured ``jacobian`` is kept."""
     learned = {"family": "bns", "method": "levenberg_marquardt"}
-    (settings,) = LearnedConfig(**learned).settings(0, 64, precision)
-    (configured,) = LearnedConfig(**learned, jacobian="forward").settings(0, 64, precision)
-    assert isinstance(settings, LMSettings)
-    assert isinstance(configured, LMSettings)
+    (settings,) = LearnedConfig(**learned).methods(0, 64, precision)
+    (configured,) = LearnedConfig(**learned, jacobian="forward").methods(0, 64, precision)
+    assert isinstance(settings, LevenbergMarquardt)
+    assert isinstance(configured, LevenbergMarquardt)
     assert (settings.jacobian, configured.jacobian) == (differences, "forward")

@@ -16,15 +16,16 @@ from orchestrator.config.sections import Resources
 from orchestrator.hosts.batching import Batching, Shape
 from orchestrator.hosts.host import AdvanceArguments, Host
 from orchestrator.hosts.protocols import HostProtocol
-from orchestrator.hosts.runs import LearnedRun, Settings
+from orchestrator.hosts.runs import LearnedRun
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.requests import LocalPool, Request
 from orchestrator.storage import Storage
-from solvers.distil.adam import AdamSettings
-from solvers.distil.levenberg_marquardt import LMSettings
+from solvers.distil.methods.adam import Adam
+from solvers.distil.methods.base import Method
+from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
@@ -56,7 +57,7 @@ def _set_timings(host: Host, *shapes: Shape, up_to: int = 8) -> None:
 def _advance_arguments(
     facts: ModelFacts,
     train_digest: str,
-    settings: Settings | None = None,
+    settings: Method | None = None,
     *,
     nfe: int = 4,
     family: str = "bns",
@@ -65,14 +66,14 @@ def _advance_arguments(
     **options: Any,
 ) -> AdvanceArguments:
     """Arguments for the first steps of a run that starts from Midpoint."""
-    adam = settings or AdamSettings(learning_rate=5e-3, iterations=20, batch_size=16, training_pairs=48)
-    run = LearnedRun(family=family, options={}, sigma0=sigma0, train=train_digest, settings=adam, **options)
+    adam = settings or Adam(learning_rate=5e-3, iterations=20, batch_size=16, training_pairs=48)
+    run = LearnedRun(family=family, options={}, sigma0=sigma0, train=train_digest, method=adam, **options)
     start = run.build().start(GridSolver(Midpoint(), nfe, Grid(), sigma0), facts.scheduler)
-    return AdvanceArguments(run=run, state=run.begin(start), steps=steps)
+    return AdvanceArguments(run=run, state=run.method.begin(start), steps=steps)
 
 
-def _adam(**changed: Any) -> AdamSettings:
-    return AdamSettings(**{"learning_rate": 5e-3, "iterations": 20, "batch_size": 16, "training_pairs": 48, **changed})
+def _adam(**changed: Any) -> Adam:
+    return Adam(**{"learning_rate": 5e-3, "iterations": 20, "batch_size": 16, "training_pairs": 48, **changed})
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_requests_that_cannot_share_a_batch_are_answered_alone(
 ) -> None:
     """With another NFE, objective or method: the same bits as alone."""
     _set_timings(host, Shape(16, 1.0))
-    lm = LMSettings(iterations=2, batch_size=16, training_pairs=48)
+    lm = LevenbergMarquardt(iterations=2, batch_size=16, training_pairs=48)
     requests = [
         _advance_arguments(facts, train_digest, steps=2),
         _advance_arguments(facts, train_digest, nfe=6, steps=2),
@@ -277,8 +278,8 @@ def test_runs_that_can_share_batches_have_equal_keys(facts: ModelFacts, differen
     [
         {"nfe": 6},
         {"guidance_scale": 3.0},
-        {"settings": _adam(batch_size=8)},
-        {"settings": LMSettings(iterations=2, batch_size=16, training_pairs=48)},
+        {"method": _adam(batch_size=8)},
+        {"method": LevenbergMarquardt(iterations=2, batch_size=16, training_pairs=48)},
         {"objective": "rmse"},
     ],
 )
@@ -287,7 +288,7 @@ def test_runs_that_cannot_share_batches_have_different_keys(
 ) -> None:
     """Such runs would only wait for each other."""
     run = _advance_arguments(facts, train_digest)["run"]
-    other = dataclasses.replace(run, **{key: changed[key] for key in ("settings", "objective") if key in changed})
+    other = dataclasses.replace(run, **{key: changed[key] for key in ("method", "objective") if key in changed})
     assert other.batch_key(changed.get("nfe", 4), changed.get("guidance_scale", 1.0)) != run.batch_key(4, 1.0)
 
 

@@ -23,8 +23,8 @@ from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pool.requests import LocalPool
 from orchestrator.storage import Storage
-from solvers.distil.adam import AdamSettings, AdamState
 from solvers.distil.batches import batch_indices
+from solvers.distil.methods.adam import Adam, AdamState
 from solvers.families import GridSolver
 from solvers.families.bns import BNS
 from solvers.families.midpoint import Midpoint
@@ -128,8 +128,8 @@ def test_blocks_depend_only_on_position(count: int) -> None:
 
 
 def _run(train_digest: str, **settings: Any) -> LearnedRun:
-    adam = AdamSettings(**{"learning_rate": 5e-3, "iterations": 6, "batch_size": 16, "training_pairs": 48, **settings})
-    return LearnedRun(family="bns", options={}, sigma0=1.0, train=train_digest, settings=adam)
+    adam = Adam(**{"learning_rate": 5e-3, "iterations": 6, "batch_size": 16, "training_pairs": 48, **settings})
+    return LearnedRun(family="bns", options={}, sigma0=1.0, train=train_digest, method=adam)
 
 
 def _start(facts: ModelFacts) -> AdamState:

@@ -22,7 +22,7 @@ from orchestrator.network_distillation.progressive import (
 )
 from orchestrator.network_distillation.students import StudentResult, StudentStore
 from orchestrator.storage import Storage
-from solvers.distil.adam import AdamSettings
+from solvers.distil.methods.adam import Adam
 from solvers.families import GridSolver
 from solvers.families.ddim import DDIM
 from solvers.grids import Grid
@@ -121,7 +121,7 @@ def _recipe(model: ZooModel, **changes: Any) -> ProgressiveRecipe:
         teacher_digest=model.digest,
         dataset="digits",
         start_steps=16,
-        settings=AdamSettings(**settings),
+        settings=Adam(**settings),
     )
 
 

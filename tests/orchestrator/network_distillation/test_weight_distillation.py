@@ -22,7 +22,7 @@ from orchestrator.network_distillation.weights import (
 )
 from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.storage import Storage
-from solvers.distil.adam import AdamSettings
+from solvers.distil.methods.adam import Adam
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
@@ -48,7 +48,7 @@ def recipe(model: ZooModel, specs: dict[PairKey, PairSpec]) -> Callable[..., Wei
 
     def make(**changes: Any) -> WeightsRecipe:
         defaults = {"learning_rate": 2e-4, "iterations": 6, "batch_size": 16, "training_pairs": 48}
-        settings = AdamSettings(**{name: changes.pop(name, value) for name, value in defaults.items()})
+        settings = Adam(**{name: changes.pop(name, value) for name, value in defaults.items()})
         content: dict[str, Any] = {
             "teacher": "digits_fm_ot",
             "teacher_digest": model.digest,

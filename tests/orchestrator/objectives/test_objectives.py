@@ -22,7 +22,7 @@ from orchestrator.objectives.base import FamilyObjective, SolverObjective
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.requests import LocalPool
-from solvers.distil.adam import AdamSettings, AdamState
+from solvers.distil.methods.adam import Adam, AdamState
 from solvers.families import GridSolver
 from solvers.families.bespoke_rk2 import BespokeRK2
 from solvers.families.midpoint import Midpoint
@@ -59,13 +59,13 @@ def train(
 
 
 def _run(train: str, name: str, options: dict[str, Any], iterations: int = 30) -> LearnedRun:
-    settings = AdamSettings(learning_rate=5e-3, iterations=iterations, batch_size=16, training_pairs=48)
+    settings = Adam(learning_rate=5e-3, iterations=iterations, batch_size=16, training_pairs=48)
     return LearnedRun(
         family="bespoke_rk2",
         options={},
         sigma0=1.0,
         train=train,
-        settings=settings,
+        method=settings,
         objective=name,
         objective_options=options,
     )

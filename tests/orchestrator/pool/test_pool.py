@@ -29,7 +29,7 @@ from orchestrator.pool.client import NAMESPACE, RayPool
 from orchestrator.pool.requests import LocalPool, PoolSettings, Request
 from orchestrator.pool.router import Router
 from orchestrator.storage import Storage
-from solvers.distil.adam import AdamSettings
+from solvers.distil.methods.adam import Adam
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
@@ -539,9 +539,9 @@ def test_runs_batched_on_actors_learn_the_same_and_a_deadly_one_fails_alone(
 ) -> None:
     """On Ray, one of the runs kills its host; the others end where they end when advanced alone."""
     train_digest = specs[PairKey("train", 1.0, 0)].digest
-    settings = AdamSettings(learning_rate=5e-3, iterations=20, batch_size=16, training_pairs=48)
-    run = LearnedRun(family="bns", options={}, sigma0=1.0, train=train_digest, settings=settings)
-    state = run.begin(run.build().start(GridSolver(Midpoint(), 4, Grid()), facts.scheduler))
+    settings = Adam(learning_rate=5e-3, iterations=20, batch_size=16, training_pairs=48)
+    run = LearnedRun(family="bns", options={}, sigma0=1.0, train=train_digest, method=settings)
+    state = run.method.begin(run.build().start(GridSolver(Midpoint(), 4, Grid()), facts.scheduler))
     arguments = [{"run": run, "state": state, "steps": 3} for _ in range(6)]
     expected = LocalPool(Host(host_settings(made))).call(Request.of(HostProtocol.advance, **arguments[0])).parameters
     pool = RayPool.start(

@@ -77,7 +77,7 @@ def test_ray_serves_the_counts_of_hosts_and_router(
         pattern = re.compile(rf'ray_bespoke_{name}\{{.*"{pool}".*\}}')
         return sum(value for labels, value in _served().items() if pattern.fullmatch(labels))
 
-    expected = {"answered_total": 3, "hosts_up": 1, "waiting": 0, "evaluations_total": 2 * NFE * PAIRS}
+    expected = {"answered_total": 3, "hosts_up": 1, "waiting": 0, "forwards_total": 2 * NFE * PAIRS}
     end = time.monotonic() + 60
     while (served := {name: total(name) for name in expected}) != expected:
         assert time.monotonic() < end, (served, _served())

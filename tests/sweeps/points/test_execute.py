@@ -27,8 +27,8 @@ from orchestrator.pool.requests import LocalPool, Pool, Request
 from orchestrator.results.scoring import evaluate
 from orchestrator.results.store import Result, ResultStore
 from orchestrator.storage import Storage, canonical_json
-from solvers.distil.adam import DIVERGENCE_DB
-from solvers.distil.levenberg_marquardt import LMSettings
+from solvers.distil.methods.adam import DIVERGENCE_DB
+from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt
 from solvers.families import GridSolver
 from solvers.families.adams_bashforth import AdamsBashforth
 from solvers.families.euler import Euler
@@ -86,7 +86,7 @@ def learned(config: ExperimentConfig, specs: dict[PairKey, PairSpec]) -> Learned
 
 
 def _with(point: LearnedPoint, validate_every: int = 10, **settings: Any) -> LearnedPoint:
-    run = dataclasses.replace(point.run, settings=dataclasses.replace(point.run.settings, **settings))
+    run = dataclasses.replace(point.run, method=dataclasses.replace(point.run.method, **settings))
     return dataclasses.replace(point, run=run, validate_every=validate_every)
 
 
@@ -414,8 +414,8 @@ def test_a_grid_on_which_a_family_does_not_work_is_skipped() -> None:
 
 def _by_lm(point: LearnedPoint, **settings: Any) -> LearnedPoint:
     common = {"iterations": 4, "batch_size": 48, "training_pairs": 48}
-    run = dataclasses.replace(point.run, settings=LMSettings(**{**common, **settings}))
-    return dataclasses.replace(point, method="levenberg_marquardt", run=run, validate_every=2)
+    run = dataclasses.replace(point.run, method=LevenbergMarquardt(**{**common, **settings}))
+    return dataclasses.replace(point, run=run, validate_every=2)
 
 
 def test_levenberg_marquardt_distils_without_a_backward_pass(run: Run, learned: LearnedPoint, storage: Storage) -> None:

@@ -2,16 +2,16 @@
 
 The loss of BNS (eq. 13) is a mean of log ||r_s||^2 over pairs, r_s = x_n - x(1). Iteratively reweighted least squares
 with weights 1/||r_s|| bounds it from above (``solvers.distil.normal_equations``), so each iteration solves a damped
-linear system of the size of theta. Like ``solvers.distil.adam``, the method is split into a state of plain numbers
-(:class:`LMState`) and a function that advances it (:func:`advance`). The function makes two kinds of request to the
-host with the model and the pairs: normal equations and losses. Sources: Levenberg 1944, Marquardt 1963; projected onto
-bounds as in Bertsekas 1982.
+linear system of the size of theta. Like Adam, the method is split into a state of plain numbers (:class:`LMState`) and
+a generator that advances it (:func:`iterations`). The generator asks for two things: normal equations and losses.
+
+Sources: Levenberg 1944, Marquardt 1963; projected onto bounds as in Bertsekas 1982.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from solvers.distil.batches import batch_indices
 from solvers.distil.drive import drive
 from solvers.distil.linear_system import solve_symmetric
+from solvers.distil.methods.base import LossQuery, Method, NormalQuery, Query, RunLength
 from solvers.distil.normal_equations import Jacobian, NormalEquations, evaluations_per_pair
 from solvers.distil.state import DistillationState, Status
 from solvers.families.base import LearnableFamily
@@ -54,29 +55,13 @@ Loss = Callable[[NSSolver, list[int]], float]
 """``loss(solver, indices)``: mean of log ||r_s||^2 over these training pairs."""
 
 
-class NormalQuery(NamedTuple):
-    """A request for normal equations; the fields are the arguments of :class:`Normal`."""
-
-    solver: NSSolver
-    indices: list[int]
-    jacobian: Jacobian
-    free: Tensor
-
-
-class LossQuery(NamedTuple):
-    """A request for a mean loss; the fields are the arguments of :data:`Loss`."""
-
-    solver: NSSolver
-    indices: list[int]
-
-
-LMGenerator = Generator[NormalQuery | LossQuery, Any, T]
+LMGenerator = Generator[Query, Any, T]
 """Yields queries, receives :class:`NormalEquations` or a float, and returns a T."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LMSettings:
-    """Settings of one Levenberg-Marquardt run.
+class LevenbergMarquardt(Method):
+    """Levenberg-Marquardt with its settings.
 
     Attributes:
         iterations: Number of iterations of the run.
@@ -95,10 +80,14 @@ class LMSettings:
         ValueError: A setting is out of range.
     """
 
+    name = "levenberg_marquardt"
+    label = "LM"
+    default_length = RunLength(iterations=40, batch_size=64, validate_every=4)
+    logged = ("jacobian",)
+    psnr_only = True
+
     iterations: int = 25
     batch_size: int = 64
-    seed: int = 0
-    training_pairs: int = 520
     jacobian: Jacobian = "forward"
     damping: float = 1e-2
     damping_min: float = 1e-5
@@ -121,6 +110,41 @@ class LMSettings:
             raise ValueError(f"retries must be 0 or more, got {self.retries}")
         if not 0 < self.ridge_floor < 1:
             raise ValueError(f"ridge_floor must lie between 0 and 1, got {self.ridge_floor}")
+
+    @classmethod
+    def variants(cls, options: Mapping[str, Any], half_precision: bool) -> list[dict[str, Any]]:
+        jacobian = options.get("jacobian", "auto")
+        if jacobian == "auto":  # central differences tolerate the rounding of half precision
+            jacobian = "central" if half_precision else "forward"
+        return [{**options, "jacobian": jacobian}]
+
+    @property
+    def needs_gradients(self) -> bool:
+        return self.jacobian == "jvp"
+
+    def begin(self, parameters: Tensor) -> LMState:
+        return LMState.begin(parameters, self)
+
+    def resume(self, saved: Mapping[str, Any]) -> LMState:
+        return LMState(**saved)
+
+    def iterate(
+        self,
+        state: DistillationState,
+        steps: int,
+        family: LearnableFamily,
+        scheduler: Scheduler,
+        sigma0: float,
+        *,
+        in_parameters: bool = False,
+    ) -> LMGenerator[DistillationState]:
+        assert isinstance(state, LMState)
+        assert not in_parameters, "the PSNR loss is a function of theta"
+        return iterations(state, steps, self, family, scheduler, sigma0)
+
+    def evaluations(self, state: DistillationState, nfe: int) -> tuple[int, int]:
+        assert isinstance(state, LMState)
+        return state.evaluations, 0
 
 
 @dataclass(frozen=True)
@@ -152,7 +176,7 @@ class LMState(DistillationState):
     validated: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, parameters: Tensor, settings: LMSettings) -> LMState:
+    def begin(cls, parameters: Tensor, settings: LevenbergMarquardt) -> LMState:
         """The state before the first iteration.
 
         Raises:
@@ -169,7 +193,7 @@ class LMState(DistillationState):
 def advance(
     state: LMState,
     steps: int,
-    settings: LMSettings,
+    settings: LevenbergMarquardt,
     family: LearnableFamily,
     scheduler: Scheduler,
     sigma0: float,
@@ -178,9 +202,10 @@ def advance(
 ) -> LMState:
     """Run :func:`iterations` with functions that evaluate the model; otherwise arguments and result are the same."""
 
-    def answer(query: NormalQuery | LossQuery) -> NormalEquations | float:
+    def answer(query: Query) -> NormalEquations | float:
         if isinstance(query, NormalQuery):
             return normal(query.solver, query.indices, jacobian=query.jacobian, free=query.free)
+        assert isinstance(query, LossQuery)
         return loss(query.solver, query.indices)
 
     return drive(iterations(state, steps, settings, family, scheduler, sigma0), answer)
@@ -189,7 +214,7 @@ def advance(
 def iterations(
     state: LMState,
     steps: int,
-    settings: LMSettings,
+    settings: LevenbergMarquardt,
     family: LearnableFamily,
     scheduler: Scheduler,
     sigma0: float,
@@ -219,7 +244,7 @@ def iterations(
 class _Problem:
     """The minimisation problem of a run."""
 
-    settings: LMSettings
+    settings: LevenbergMarquardt
     family: LearnableFamily
     scheduler: Scheduler
     sigma0: float
@@ -346,3 +371,6 @@ def damped_step(
     step = (projected - parameters).clone()
     step[rest] = solve_symmetric(system[rest][:, rest], target[rest] - system[rest][:, held] @ fixed) / scale[rest]
     return project(parameters + step)
+
+
+METHOD = LevenbergMarquardt

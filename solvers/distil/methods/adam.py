@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from solvers.distil.batches import batch_indices
 from solvers.distil.drive import drive
+from solvers.distil.methods.base import GradientQuery, LossAndGradient, Method, Query, RunLength
 from solvers.distil.state import DIVERGENCE_DB as DIVERGENCE_DB
 from solvers.distil.state import DistillationState
 from solvers.distil.state import Status as Status
@@ -26,13 +27,6 @@ from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
 
 Decay = Literal["polynomial", "cosine", "constant"]
-
-
-class LossAndGradient(NamedTuple):
-    """Mean loss over a batch and its gradient in theta's flat form, float64."""
-
-    loss: float
-    gradient: Tensor
 
 
 Objective = Callable[[NSSolver, list[int]], LossAndGradient]
@@ -51,8 +45,8 @@ class ParameterObjective:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamSettings:
-    """Settings of one distillation run with Adam.
+class Adam(Method):
+    """Adam with its settings.
 
     Attributes:
         learning_rate: Initial rate; the papers use 5e-4 (class-conditional) and 1e-4 (text).
@@ -63,12 +57,51 @@ class AdamSettings:
         training_pairs: Number of pairs to draw from.
     """
 
+    name = "adam"
+    default_length = RunLength(iterations=1500, batch_size=40, validate_every=100)
+    logged = ("learning_rate", "decay")
+    has_backward = True
+    shares_batches = True
+
     learning_rate: float = 5e-4
     iterations: int = 15_000
     batch_size: int = 40
     decay: Decay = "polynomial"
-    seed: int = 0
-    training_pairs: int = 520
+
+    @classmethod
+    def variants(cls, options: Mapping[str, Any], half_precision: bool) -> list[dict[str, Any]]:
+        return [{**options, "learning_rate": rate} for rate in options["learning_rate"]]
+
+    @property
+    def needs_gradients(self) -> bool:
+        return True
+
+    @property
+    def short(self) -> str:
+        return f"lr{self.learning_rate:g}"
+
+    def begin(self, parameters: Tensor) -> AdamState:
+        return AdamState.begin(parameters)
+
+    def resume(self, saved: Mapping[str, Any]) -> AdamState:
+        return AdamState(**saved)
+
+    def iterate(
+        self,
+        state: DistillationState,
+        steps: int,
+        family: LearnableFamily,
+        scheduler: Scheduler,
+        sigma0: float,
+        *,
+        in_parameters: bool = False,
+    ) -> Generator[Query, Any, DistillationState]:
+        assert isinstance(state, AdamState)
+        return iterations(state, steps, self, family, scheduler, sigma0, in_parameters=in_parameters)
+
+    def evaluations(self, state: DistillationState, nfe: int) -> tuple[int, int]:
+        spent = state.iteration * min(self.batch_size, self.training_pairs) * nfe
+        return spent, spent
 
     def rate(self, iteration: int) -> float:
         """The learning rate at ``iteration``."""
@@ -114,7 +147,7 @@ class AdamState(DistillationState):
 def advance(
     state: AdamState,
     steps: int,
-    settings: AdamSettings,
+    settings: Adam,
     family: LearnableFamily,
     scheduler: Scheduler,
     sigma0: float,
@@ -126,31 +159,24 @@ def advance(
         objective.of if isinstance(objective, ParameterObjective) else objective
     )
     generator = iterations(state, steps, settings, family, scheduler, sigma0, in_parameters=in_parameters)
-    return drive(generator, lambda query: evaluate(query.at, query.indices))
 
+    def answer(query: Query) -> LossAndGradient:
+        assert isinstance(query, GradientQuery)
+        return evaluate(query.at, query.indices)
 
-class GradientQuery(NamedTuple):
-    """An evaluation that an iteration needs: mean loss and gradient on a batch.
-
-    Attributes:
-        at: The solver, or the family's parameters if the loss is a function of these.
-        indices: The batch, as indices of training pairs.
-    """
-
-    at: NSSolver | Tensor
-    indices: list[int]
+    return drive(generator, answer)
 
 
 def iterations(
     state: AdamState,
     steps: int,
-    settings: AdamSettings,
+    settings: Adam,
     family: LearnableFamily,
     scheduler: Scheduler,
     sigma0: float,
     *,
     in_parameters: bool = False,
-) -> Generator[GradientQuery, LossAndGradient, AdamState]:
+) -> Generator[Query, Any, AdamState]:
     """Run ``steps`` more iterations of Algorithm 2, or fewer if the run ends or diverges.
 
     Yields the evaluations it needs and returns the new state. ``in_parameters`` asks for losses at the family's
@@ -200,7 +226,7 @@ def iterations(
     )
 
 
-def _optimizer(parameters: Tensor, state: AdamState, settings: AdamSettings) -> torch.optim.Adam:
+def _optimizer(parameters: Tensor, state: AdamState, settings: Adam) -> torch.optim.Adam:
     """Adam over ``parameters``, with the moments of ``state``."""
     optimizer = torch.optim.Adam([parameters], lr=settings.learning_rate)
     if state.iteration:
@@ -210,3 +236,6 @@ def _optimizer(parameters: Tensor, state: AdamState, settings: AdamSettings) -> 
             "exp_avg_sq": torch.tensor(state.exp_avg_sq, dtype=torch.float64),
         }
     return optimizer
+
+
+METHOD = Adam
