@@ -112,6 +112,12 @@ LEAST_SQUARES = "least_squares"
 METHOD_KEYS = ("learning_rate", "decay", "jacobian")
 """Keys of a learned family that are options of its method, beside ``method.options``."""
 
+SET_OUTSIDE_OPTIONS = dict.fromkeys(("iterations", "batch_size", *METHOD_KEYS), "the learned family's own key") | {
+    "seed": "the configuration's `seeds`",
+    "training_pairs": "`pairs.train`",
+}
+"""Fields of a method that ``method.options`` may not set, and what sets them."""
+
 
 class LearnedConfig(Strict):
     """One learnable family of the sweep. Every list is an axis of the search within a cell (NFE, guidance).
@@ -146,6 +152,9 @@ class LearnedConfig(Strict):
     @model_validator(mode="after")
     def _fits_the_method(self) -> LearnedConfig:
         method = self._method_class()
+        for key in self.method.options:
+            if key in SET_OUTSIDE_OPTIONS:
+                raise ValueError(f"method.options: {key!r} is set by {SET_OUTSIDE_OPTIONS[key]}; remove it here")
         options = {field.name for field in dataclasses.fields(method)}
         for key in METHOD_KEYS:
             if key not in options and getattr(self, key) != type(self).model_fields[key].default:

@@ -46,7 +46,7 @@ class ParameterObjective:
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Method):
-    """Adam with its settings.
+    """Adam on theta with a decaying learning rate, as in the papers.
 
     Attributes:
         learning_rate: Initial rate; the papers use 5e-4 (class-conditional) and 1e-4 (text).

@@ -61,7 +61,7 @@ LMGenerator = Generator[Query, Any, T]
 
 @dataclass(frozen=True, kw_only=True)
 class LevenbergMarquardt(Method):
-    """Levenberg-Marquardt with its settings.
+    """Levenberg-Marquardt on the PSNR loss, without a backward pass by default.
 
     Attributes:
         iterations: Number of iterations of the run.

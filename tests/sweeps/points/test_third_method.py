@@ -112,3 +112,13 @@ def test_an_unknown_method_is_refused_with_the_known_ones(experiment: dict[str, 
         ConfigError, match=r"unknown distillation method 'adan' \(did you mean 'adam'\?\); there are: adam,"
     ):
         parse_config(experiment, "third method")
+
+
+@pytest.mark.parametrize(
+    ("key", "setter"), [("learning_rate", "own key"), ("iterations", "own key"), ("training_pairs", "`pairs.train`")]
+)
+def test_an_option_that_is_set_elsewhere_is_refused(experiment: dict[str, Any], key: str, setter: str) -> None:
+    """With the place that sets it: two values for one setting would contradict each other."""
+    experiment["learned"] = [{"family": "bns", "method": {"name": "adam", "options": {key: 1}}}]
+    with pytest.raises(ConfigError, match=rf"method\.options: '{key}' is set by .*{setter}"):
+        parse_config(experiment, "third method")
