@@ -93,7 +93,8 @@ class ExperimentConfig(Strict):
         _refuse_twice("learned", [learned.label for learned in self.learned])
         if self.resources.checkpoint and not any(learned.has_backward for learned in self.learned):
             raise ConfigError(
-                "resources.checkpoint only affects gradients, and no learned family has 'method: adam'; leave it out"
+                "resources.checkpoint only affects gradients, and no learned family has a method with a backward pass, "
+                "such as 'method: adam'; leave it out"
             )
 
     def _lists(self) -> dict[str, tuple[Any, ...]]:

@@ -21,7 +21,7 @@ from orchestrator.hosts.runs import LearnedRun, State
 from orchestrator.objectives.base import FamilyObjective
 from orchestrator.pool.requests import Ask, Request
 from solvers.distil.drive import drive, map_queries
-from solvers.distil.methods.base import LossAndGradient, LossQuery, NormalQuery, Query
+from solvers.distil.methods.base import GradientQuery, LossAndGradient, LossQuery, NormalQuery, Query
 from solvers.distil.normal_equations import NormalEquations, total
 from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
@@ -90,43 +90,34 @@ def _mean_psnr(solver: NSSolver, pairs: str) -> Generator[Sequence[Request[Any]]
 
 def _requests(run: LearnedRun, query: Query) -> list[Request[Any]]:
     """The requests, one per block of pairs, whose sums answer a query."""
+    at = query.at if isinstance(query, GradientQuery) else query.solver
+    values = to_numpy(at.flat() if isinstance(at, NSSolver) else at)
+    return [_request(run, query, values, block) for block in blocks(query.indices)]
+
+
+def _request(run: LearnedRun, query: Query, values: npt.NDArray[np.float64], block: list[int]) -> Request[Any]:
+    """The request for one block; ``values`` are flat theta, or the parameters at which the query is made."""
     if isinstance(query, NormalQuery):
-        theta = to_numpy(query.solver.flat())
-        return [
-            Request.of(
-                HostProtocol.normal_equations,
-                theta=theta,
-                pairs=run.train,
-                indices=block,
-                jacobian=query.jacobian,
-                free=query.free.numpy(),
-            )
-            for block in blocks(query.indices)
-        ]
-    if isinstance(query, LossQuery):
-        theta = to_numpy(query.solver.flat())
-        return [
-            Request.of(HostProtocol.loss, theta=theta, pairs=run.train, indices=block)
-            for block in blocks(query.indices)
-        ]
-    if not isinstance(query.at, NSSolver):
-        values = to_numpy(query.at)
-        return [
-            Request.of(HostProtocol.loss_and_gradient_of_parameters, run=run, parameters=values, indices=block)
-            for block in blocks(query.indices)
-        ]
-    theta = to_numpy(query.at.flat())
-    return [
-        Request.of(
-            HostProtocol.loss_and_gradient,
-            theta=theta,
+        return Request.of(
+            HostProtocol.normal_equations,
+            theta=values,
             pairs=run.train,
             indices=block,
-            objective=run.objective,
-            objective_options=run.objective_options,
+            jacobian=query.jacobian,
+            free=query.free.numpy(),
         )
-        for block in blocks(query.indices)
-    ]
+    if isinstance(query, LossQuery):
+        return Request.of(HostProtocol.loss, theta=values, pairs=run.train, indices=block)
+    if not isinstance(query.at, NSSolver):
+        return Request.of(HostProtocol.loss_and_gradient_of_parameters, run=run, parameters=values, indices=block)
+    return Request.of(
+        HostProtocol.loss_and_gradient,
+        theta=values,
+        pairs=run.train,
+        indices=block,
+        objective=run.objective,
+        objective_options=run.objective_options,
+    )
 
 
 def _value(query: Query, sums: list[Any]) -> LossAndGradient | NormalEquations | float:

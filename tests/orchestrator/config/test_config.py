@@ -146,7 +146,7 @@ def test_all_mistakes_are_reported_at_once(load: Callable[..., ExperimentConfig]
         ),
         (
             ["learned=[{family: bns, method: levenberg_marquardt}]", "resources.checkpoint=true"],
-            r"resources.checkpoint only affects gradients, and no learned family has 'method: adam'",
+            r"resources.checkpoint only affects gradients, and no learned family has a method with a backward pass",
         ),
         (["learned.0.jacobian=jvp"], r"'jacobian' has no meaning for method 'adam'; leave it out"),
         (
