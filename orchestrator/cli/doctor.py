@@ -238,13 +238,12 @@ def _ray(address: str | None, storage: Storage | None, tracking_uri: str | None)
         remedy = "start `mlflow server` on one node and give its address with --tracking-uri"
         yield Finding("mlflow", tracking_uri, "missing", f"a file, but the cluster has {len(nodes)} nodes", remedy)
         tracking_uri = None
-    for report in preflight.survey(storage, tracking_uri, nodes):
-        problems = preflight.errors_of(report, storage)
+    for node, problems in preflight.survey(storage, tracking_uri, nodes):
         if not problems:
             parts = "storage" if tracking_uri is None else "storage and MLflow"
-            yield Finding("ray", f"from {report.node}", "ok", f"{parts} can be used")
+            yield Finding("ray", f"from {node}", "ok", f"{parts} can be used")
         for problem in problems:
-            yield Finding("ray", f"from {report.node}", "missing", *_told(problem))
+            yield Finding("ray", f"from {node}", "missing", *_told(problem))
 
 
 def _told(error: Exception) -> tuple[str, str]:

@@ -159,20 +159,9 @@ def cluster_check(file: str, configs: tuple[str, ...], for_launch: bool) -> None
       bespoke cluster check
       bespoke cluster check ray_cluster.gcp.yaml --for-launch --config sweeps/configs/digits.yaml
     """
-    from orchestrator.cluster.check import Demand, check_cluster_file
+    from orchestrator.cluster.check import check_cluster_file
 
-    demands = []
-    for name in configs:
-        resources = load(name, (), None, None).resources
-        demands.append(
-            Demand(
-                name=name,
-                hosts=resources.hosts,
-                host_cpus=resources.host_cpus,
-                host_gpus=resources.host_gpus,
-                trial_cpus=resources.trial_cpus,
-            )
-        )
+    demands = {name: load(name, (), None, None).resources for name in configs}
     problems = check_cluster_file(file, demands=demands, for_launch=for_launch)
     for problem in problems:
         click.echo(str(problem))

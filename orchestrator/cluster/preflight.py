@@ -38,39 +38,24 @@ class Node:
         return f"{self.address} (node {self.id[:8]})"
 
 
-@dataclass(frozen=True)
-class NodeReport:
-    """Result of the checks on one node.
+Answer = tuple[bool, str | None, str | None]
+"""Whether a node read, byte for byte, what the driver wrote; its error with the storage; its error with MLflow."""
 
-    Attributes:
-        node: The node.
-        sees_beacon: Whether the node could read, byte for byte, a file that the driver had written to the storage.
-        storage, tracking: Error of the storage or MLflow check; None if it passed.
-        problem: Why the node did not answer at all; None if it did.
-    """
-
-    node: Node
-    sees_beacon: bool = False
-    storage: str | None = None
-    tracking: str | None = None
-    problem: str | None = None
+NodeProblem = ConfigError | PoolError
+"""Why a node cannot take part, as an error that names the node, the reason and the remedy."""
 
 
 def nodes() -> list[Node]:
     """The live nodes of the cluster that this process is connected to."""
-    return [
-        Node(entry["NodeID"], entry["NodeManagerAddress"], _countable(entry["Resources"]))
-        for entry in ray.nodes()
-        if entry["Alive"]
-    ]
+    live = []
+    for entry in ray.nodes():
+        if entry["Alive"]:  # without the resources that Ray adds to those of the machine and the cluster file
+            resources = {n: amount for n, amount in entry["Resources"].items() if ":" not in n and "memory" not in n}
+            live.append(Node(entry["NodeID"], entry["NodeManagerAddress"], resources))
+    return live
 
 
-def _countable(resources: dict[str, float]) -> dict[str, float]:
-    """CPU, GPU and resources declared in a cluster file, without those that Ray adds."""
-    return {name: amount for name, amount in resources.items() if ":" not in name and "memory" not in name}
-
-
-def survey(storage: Storage, tracking_uri: str | None, there: Sequence[Node]) -> list[NodeReport]:
+def survey(storage: Storage, tracking_uri: str | None, there: Sequence[Node]) -> list[tuple[Node, list[NodeProblem]]]:
     """Check on each node that it sees files written here, can write, read and delete, and can reach MLflow.
 
     Runs one task without resources per node, all in parallel.
@@ -80,6 +65,9 @@ def survey(storage: Storage, tracking_uri: str | None, there: Sequence[Node]) ->
         tracking_uri: MLflow store; None to skip this check.
         there: The nodes to check, see :func:`nodes`.
 
+    Returns:
+        Each node with its problems; an empty list if all checks passed.
+
     Raises:
         ConfigError: This process cannot use the storage itself.
     """
@@ -88,31 +76,32 @@ def survey(storage: Storage, tracking_uri: str | None, there: Sequence[Node]) ->
     storage.write(beacon, content)
     try:
         task = ray.remote(num_cpus=0, max_retries=0)(_probe_node)
-        tasks = {
+        tasks = [
             task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
                 storage.root, beacon, hashlib.sha256(content).hexdigest(), tracking_uri
-            ): node
+            )
             for node in there
-        }
-        ray.wait(list(tasks), num_returns=len(tasks), timeout=NODE_SECONDS)
-        return [_report(node, reference) for reference, node in tasks.items()]
+        ]
+        ray.wait(tasks, num_returns=len(tasks), timeout=NODE_SECONDS)
+        return [(node, problems(node, _answer(task), storage)) for node, task in zip(there, tasks, strict=True)]
     finally:
         storage.delete(beacon)
 
 
-def _report(node: Node, reference: Any) -> NodeReport:
+def _answer(task: Any) -> Answer | str:
+    """The answer of a node, or the reason why there is none."""
     try:
-        sees, storage, tracking = ray.get(reference, timeout=0)
+        answer: Answer = ray.get(task, timeout=0)
+        return answer
     except GetTimeoutError:
-        ray.cancel(reference, force=True)
-        return NodeReport(node, problem=f"no answer within {NODE_SECONDS:g} s")
+        ray.cancel(task, force=True)
+        return f"no answer within {NODE_SECONDS:g} s"
     except RayError as error:
-        return NodeReport(node, problem=str(error).strip().splitlines()[-1])
-    return NodeReport(node, sees, storage, tracking)
+        return str(error).strip().splitlines()[-1]
 
 
-def _probe_node(root: str, beacon: str, sha256: str, tracking_uri: str | None) -> tuple[bool, str | None, str | None]:
-    """Run on a node: (whether it sees the driver's beacon, error of the storage, error of MLflow)."""
+def _probe_node(root: str, beacon: str, sha256: str, tracking_uri: str | None) -> Answer:
+    """Run on a node."""
     sees, storage, tracking = False, None, None
     try:
         shared = Storage.at(root)
@@ -154,34 +143,31 @@ def check_nodes(storage: Storage, tracking_uri: str | None, known: Collection[st
             f"a shared disk, and without one the file is missing on the other nodes; start `mlflow server` on one node "
             f"and give its address, e.g. --tracking-uri http://head:5000"
         )
-    problems = [problem for report in survey(storage, tracking_uri, current) for problem in errors_of(report, storage)]
-    if not problems:
-        return ids
-    first, others = problems[0], len(problems) - 1
-    if not others:
-        raise first
-    more = f" ({others} more such problem(s) on {len(current)} nodes; `bespoke doctor --address …` lists them)"
-    raise type(first)(f"{first}{more}")
+    errors = [error for _, errors in survey(storage, tracking_uri, current) for error in errors]
+    if len(errors) > 1:
+        more = f"{len(errors) - 1} more such problem(s) on {len(current)} nodes"
+        raise type(errors[0])(f"{errors[0]} ({more}; `bespoke doctor --address …` lists them)")
+    if errors:
+        raise errors[0]
+    return ids
 
 
-def errors_of(report: NodeReport, storage: Storage) -> list[ConfigError | PoolError]:
-    """The problems of one node, as errors that name the remedy."""
-    if report.problem is not None:
-        return [PoolError(f"node {report.node} does not run tasks: {report.problem}; see `ray status`")]
-    problems: list[ConfigError | PoolError] = []
-    if report.storage is not None:
-        problems.append(ConfigError(f"on node {report.node}: {report.storage}"))
-    elif not report.sees_beacon:
+def problems(node: Node, answer: Answer | str, storage: Storage) -> list[NodeProblem]:
+    """The problems that a node's answer shows; a text in its place is why there is none."""
+    if isinstance(answer, str):
+        return [PoolError(f"node {node} does not run tasks: {answer}; see `ray status`")]
+    sees_beacon, storage_error, tracking_error = answer
+    errors: list[NodeProblem] = [
+        ConfigError(f"on node {node}: {error}") for error in (storage_error, tracking_error) if error is not None
+    ]
+    if not sees_beacon and storage_error is None:
         kind = "is a folder of this machine" if storage.is_local else "is a different place on that node"
-        problems.append(
-            ConfigError(
-                f"storage root {storage.shown} {kind}: node {report.node} does not find in it what was just written "
-                f"here; give --storage a place that all nodes share, s3://…, gs://… or a mounted network folder"
-            )
+        unseen = ConfigError(
+            f"storage root {storage.shown} {kind}: node {node} does not find in it what was just written "
+            f"here; give --storage a place that all nodes share, s3://…, gs://… or a mounted network folder"
         )
-    if report.tracking is not None:
-        problems.append(ConfigError(f"on node {report.node}: {report.tracking}"))
-    return problems
+        errors.insert(0, unseen)
+    return errors
 
 
 def can_start(cpus: int) -> float:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import yaml
 from matplotlib.figure import Figure
 
 from orchestrator.config.experiment import ExperimentConfig
@@ -16,8 +14,8 @@ from orchestrator.evaluation.run import Score
 from orchestrator.models.facts import ModelFacts
 from orchestrator.reports.folder import ReportFolder
 from orchestrator.reports.gallery import Panel
-from orchestrator.reports.sound import Heard, players, wav
-from orchestrator.reports.sweep import DIFFERENCE_GAIN, environment, gallery, tidy
+from orchestrator.reports.sound import Players, players, wav
+from orchestrator.reports.sweep import gallery, tidy
 from orchestrator.reports.tables import Table, heading, in_units, to_parquet
 
 
@@ -46,18 +44,14 @@ def write_evaluation(
     written.write("scores.parquet", to_parquet(scores))
     written.write("tables.md", "\n".join(table.markdown() for table in tables))
     written.write("tables.tex", "\n".join(table.latex() for table in tables))
-    template = environment().get_template("evaluation.html.j2")
-    text = template.render(
-        config=config,
-        facts=facts,
+    written.page(
+        "evaluation.html.j2",
+        config,
+        facts,
         tables=tables,
         panels=[_gallery(written, dataset, panel) for dataset, panel in panels],
         curves=_curves(written, scores),
-        gain=DIFFERENCE_GAIN,
-        configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    written.write("report.html", text)
     return written.files
 
 
@@ -72,7 +66,7 @@ def _curves(written: ReportFolder, scores: Sequence[Score]) -> list[tuple[str, f
     return curves
 
 
-def _gallery(written: ReportFolder, dataset: str, panel: Panel) -> tuple[str, Panel, str, list[Heard]]:
+def _gallery(written: ReportFolder, dataset: str, panel: Panel) -> tuple[str, Panel, str, list[Players]]:
     """A panel as (dataset, panel, figure in base64, players of sound); sound is also written as WAV files."""
     name = f"samples_{dataset}_guidance{panel.guidance_scale:g}_nfe{panel.nfe}"
     figure = written.figure(gallery(panel), f"{name}.png")

@@ -1,12 +1,20 @@
-"""The folder that a report is written into."""
+"""The folder that a report is written into, and its page."""
 
 from __future__ import annotations
 
 import base64
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import matplotlib.pyplot as plt
+import yaml
 from matplotlib.figure import Figure
+
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.models.facts import ModelFacts
+from orchestrator.reports.gallery import DIFFERENCE_GAIN
 
 
 class ReportFolder:
@@ -33,3 +41,22 @@ class ReportFolder:
         plt.close(figure)
         self.files.append(path)
         return base64.b64encode(path.read_bytes()).decode()
+
+    def page(self, template: str, config: ExperimentConfig, facts: ModelFacts, **content: Any) -> None:
+        """Write ``report.html``, last of all files, from a template of this package."""
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        text = environment.get_template(template).render(
+            config=config,
+            facts=facts,
+            gain=DIFFERENCE_GAIN,
+            configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            **content,
+        )
+        self.write("report.html", text)

@@ -22,6 +22,8 @@ FIXED_SHOWN = 3
 LEARNED_SHOWN = 4
 HEARD = 4
 """Samples per solver that have an audio player."""
+DIFFERENCE_GAIN = 4
+"""Factor by which differences from ground truth are amplified."""
 GROUND_TRUTH = "Ground truth (dopri5)"
 
 Entry = tuple[str, npt.NDArray[np.float64] | None, float | None]

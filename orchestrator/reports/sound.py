@@ -5,24 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import wave
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.reports.gallery import Panel
 
-
-class Heard(NamedTuple):
-    """Audio players for the samples of one solver.
-
-    Attributes:
-        name: Name of the solver.
-        players: One ``data:`` URI of a WAV file per wave.
-    """
-
-    name: str
-    players: list[str]
+Players = tuple[str, list[str]]
+"""Audio players for one solver: its name, and a ``data:`` URI of a WAV file per wave."""
 
 
 def wav(samples: npt.NDArray[np.float32], rate: int) -> bytes:
@@ -36,11 +26,13 @@ def wav(samples: npt.NDArray[np.float32], rate: int) -> bytes:
     return sink.getvalue()
 
 
-def players(panel: Panel) -> list[Heard]:
+def players(panel: Panel) -> list[Players]:
     """Audio players for the strips of a panel that have sound; empty for images."""
-    heard = []
-    for strip in panel.strips:
-        if strip.waves is not None and strip.rate is not None:
-            uris = [base64.b64encode(wav(one, strip.rate)).decode() for one in strip.waves]
-            heard.append(Heard(strip.name, [f"data:audio/wav;base64,{uri}" for uri in uris]))
-    return heard
+    return [
+        (
+            strip.name,
+            [f"data:audio/wav;base64,{base64.b64encode(wav(one, strip.rate)).decode()}" for one in strip.waves],
+        )
+        for strip in panel.strips
+        if strip.waves is not None and strip.rate is not None
+    ]

@@ -6,11 +6,9 @@ import csv
 import html
 import io
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 
 matplotlib.use("Agg")  # a cluster's head node has no display
@@ -18,7 +16,6 @@ matplotlib.use("Agg")  # a cluster's head node has no display
 import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -29,7 +26,7 @@ from orchestrator.metrics.base import Metric
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.reports.folder import ReportFolder
-from orchestrator.reports.gallery import Panel
+from orchestrator.reports.gallery import DIFFERENCE_GAIN, Panel
 from orchestrator.reports.sound import players
 from orchestrator.results.store import Result, Row
 
@@ -46,8 +43,6 @@ FIXED_COLOURS = (
     "black",
     "tab:olive",
 )
-DIFFERENCE_GAIN = 4
-"""Factor by which differences from ground truth are amplified in galleries."""
 
 
 def write_report(
@@ -80,19 +75,15 @@ def write_report(
     sections = [
         _section(written, scale, metrics, table, results, panels) for scale in sorted({r.guidance_scale for r in table})
     ]
-    template = environment().get_template("report.html.j2")
-    text = template.render(
-        config=config,
-        facts=facts,
+    written.page(
+        "report.html.j2",
+        config,
+        facts,
         pairs=sum(spec.count for spec in specs),
         sections=sections,
         units={column: metric.heading for column, metric in metrics.items()},
-        gain=DIFFERENCE_GAIN,
         not_finite=not_finite,
-        configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    written.write("report.html", text)
     return written.files
 
 
@@ -125,17 +116,6 @@ def _section(
             if p.guidance_scale == scale
         ],
     }
-
-
-def environment() -> jinja2.Environment:
-    """Jinja environment of the report templates."""
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
 
 
 def summary(table: Sequence[Row]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,40 +56,29 @@ class Table:
         """The table as a LaTeX ``table`` with booktabs rules."""
         columns = "l" + "r" * (len(self.header) - 1)
         lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
-        lines.append(" & ".join(map(_escaped, self.header)) + r" \\")
-        lines.append(r"\midrule")
+        lines += [" & ".join(name.translate(LATEX) for name in self.header) + r" \\", r"\midrule"]
         for row in self.rows:
-            texts = (rf"\textbf{{{_escaped(cell.text)}}}" if cell.bold else _escaped(cell.text) for cell in row)
-            lines.append(" & ".join(texts) + r" \\")
-        caption = " ".join([f"{self.title}.", *self.notes])
-        return "\n".join(
-            [*lines, r"\bottomrule", r"\end{tabular}", rf"\caption{{{_escaped(caption)}}}", r"\end{table}", ""]
-        )
+            texts = ((cell.text.translate(LATEX), cell.bold) for cell in row)
+            lines.append(" & ".join(rf"\textbf{{{text}}}" if bold else text for text, bold in texts) + r" \\")
+        caption = " ".join([f"{self.title}.", *self.notes]).translate(LATEX)
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", rf"\caption{{{caption}}}", r"\end{table}", ""])
 
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "±": r"$\pm$",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "σ": r"$\sigma$",
-    "θ": r"$\theta$",
-    "∞": r"$\infty$",
-    "—": "---",
-    "%": r"\%",
-    "_": r"\_",
-    "&": r"\&",
-    "#": r"\#",
-    "$": r"\$",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
-
-
-def _escaped(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "±": r"$\pm$",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
+        "σ": r"$\sigma$",
+        "θ": r"$\theta$",
+        "∞": r"$\infty$",
+        "—": "---",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        **{letter: f"\\{letter}" for letter in "%_&#${}"},
+    }
+)
 
 
 def heading(score: Score) -> str:
@@ -130,19 +119,14 @@ def by_dataset(scores: Sequence[Score], training_passes: int | None) -> list[Tab
 def _table(dataset: str, scale: float, scores: Sequence[Score], training_passes: int | None) -> Table:
     headings = list(dict.fromkeys(heading(score) for score in scores))
     relative = list(dict.fromkeys(heading(score) for score in scores if score.metric.metric.relative_to_truth))
-    lines: dict[tuple[object, ...], dict[str, Score]] = {}
-    for score in scores:
-        lines.setdefault(score.case.solver.order, {})[heading(score)] = score
-    truth = {h: s for line in lines.values() for h, s in line.items() if s.case.solver.kind == "ground truth"}
+    truth = {heading(score): score for score in scores if score.case.solver.kind == "ground truth"}
     costed = training_passes is not None and any(s.case.solver.passes is not None for s in scores)
     best = _best(scores)
     rows = []
-    for _, line in sorted(lines.items()):
+    for line in _lines(scores, heading):
         first = next(iter(line.values()))
         cells = [Cell(first.case.solver.name), Cell(f"{first.nfe:.0f}")]
-        for name in headings:
-            entry = line.get(name)
-            cells.append(Cell("—") if entry is None else Cell(shown(entry), id(entry) in best))
+        cells += [_cell(line.get(name), best) for name in headings]
         cells += [Cell(_percent(line.get(name), truth.get(name))) for name in relative]
         if costed:
             passes = first.case.solver.passes
@@ -151,13 +135,28 @@ def _table(dataset: str, scale: float, scores: Sequence[Score], training_passes:
         rows.append(tuple(cells))
     count = max((s.summary.count for s in scores), default=0)
     header = ["solver", "NFE", *headings, *(f"{name.split(' ')[0]} / GT (%)" for name in relative)]
-    guided = "unguided" if scale == 1 else f"guidance scale {scale:g}"
     return Table(
-        title=f"{dataset}, {guided}",
+        title=f"{dataset}, {_guided(scale)}",
         header=tuple([*header, "passes / training (%)"] if costed else header),
         rows=tuple(rows),
         notes=(f"{count:,} samples; ± is the standard error of the mean over samples.", *_warnings(scores)),
     )
+
+
+def _guided(scale: float) -> str:
+    return "unguided" if scale == 1 else f"guidance scale {scale:g}"
+
+
+def _lines(scores: Iterable[Score], column: Callable[[Score], str]) -> list[dict[str, Score]]:
+    """The rows of a table, one per solver in their order: the scores by column."""
+    lines: dict[tuple[object, ...], dict[str, Score]] = {}
+    for score in scores:
+        lines.setdefault(score.case.solver.order, {})[column(score)] = score
+    return [lines[order] for order in sorted(lines)]
+
+
+def _cell(score: Score | None, best: set[int]) -> Cell:
+    return Cell("—") if score is None else Cell(shown(score), id(score) in best)
 
 
 def _best(scores: Iterable[Score]) -> set[int]:
@@ -206,22 +205,15 @@ def across_datasets(scores: Sequence[Score]) -> list[Table]:
     best = _best(scores)
     for name, scale in places:
         part = [s for s in scores if (heading(s), s.case.solver.guidance_scale) == (name, scale)]
-        lines: dict[tuple[object, ...], dict[str, Score]] = {}
-        for score in part:
-            lines.setdefault(score.case.solver.order, {})[score.case.dataset] = score
         rows = []
-        for _, line in sorted(lines.items()):
+        for line in _lines(part, lambda score: score.case.dataset):
             first = next(iter(line.values()))
             adaptive = first.case.solver.kind == "ground truth"
             cells = [Cell(first.case.solver.name), Cell("adaptive" if adaptive else f"{first.nfe:.0f}")]
-            for dataset in datasets:
-                entry = line.get(dataset)
-                cells.append(Cell("—") if entry is None else Cell(shown(entry), id(entry) in best))
-            rows.append(tuple(cells))
-        guided = "unguided" if scale == 1 else f"guidance scale {scale:g}"
+            rows.append((*cells, *(_cell(line.get(dataset), best) for dataset in datasets)))
         counts = ", ".join(sorted({f"{s.summary.count:,}" for s in part}))
         note = f"{counts} samples per dataset; ± is the standard error of the mean over samples."
-        tables.append(Table(f"{name} by dataset, {guided}", ("solver", "NFE", *datasets), tuple(rows), (note,)))
+        tables.append(Table(f"{name} by dataset, {_guided(scale)}", ("solver", "NFE", *datasets), tuple(rows), (note,)))
     return tables
 
 

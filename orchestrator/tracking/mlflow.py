@@ -59,11 +59,11 @@ RETRIES = 6
 """Attempts at a request while the store is busy. Pauses start at 0.5 s and double, to about 16 s in all."""
 
 
-def _retrying(action: Callable[[], T]) -> T:
-    """Run ``action``, and retry it while the store is locked or unavailable."""
+def _retrying(action: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """Call ``action`` with these arguments, and retry it while the store is locked or unavailable."""
     for attempt in range(RETRIES):
         try:
-            return action()
+            return action(*arguments, **options)
         except MlflowException as error:
             transient = error.error_code in ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR") or "locked" in str(error)
             if not transient or attempt == RETRIES - 1:
@@ -85,43 +85,39 @@ class RunLog:
         self.client = client
         self.run_id = run_id
 
+    def _log(self, **entries: Sequence[Metric] | Sequence[Param] | Sequence[RunTag]) -> None:
+        _retrying(self.client.log_batch, self.run_id, **entries)
+
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log metrics at one step, in one request."""
         now = int(time.time() * 1000)
-        entries = [Metric(name, float(value), now, step) for name, value in values.items()]
-        _retrying(lambda: self.client.log_batch(self.run_id, metrics=entries))
+        self._log(metrics=[Metric(name, float(value), now, step) for name, value in values.items()])
 
     def curve(self, name: str, points: Sequence[tuple[int, float]]) -> None:
         """Log one metric at many steps, e.g. PSNR at step = NFE."""
         now = int(time.time() * 1000)
-        entries = [Metric(name, value, now, step) for step, value in points]
-        _retrying(lambda: self.client.log_batch(self.run_id, metrics=entries))
+        self._log(metrics=[Metric(name, value, now, step) for step, value in points])
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Log parameters. Logging the same values again is allowed."""
-        entries = [Param(name, str(value)) for name, value in values.items()]
-        _retrying(lambda: self.client.log_batch(self.run_id, params=entries))
+        self._log(params=[Param(name, str(value)) for name, value in values.items()])
 
     def tags(self, values: Mapping[str, str]) -> None:
-        entries = [RunTag(name, value) for name, value in values.items()]
-        _retrying(lambda: self.client.log_batch(self.run_id, tags=entries))
+        self._log(tags=[RunTag(name, value) for name, value in values.items()])
 
-    def text(self, name: str, text: str) -> None:
-        _retrying(lambda: self.client.log_text(self.run_id, text, name))
-
-    def file(self, path: Path, folder: str | None = None) -> None:
-        _retrying(lambda: self.client.log_artifact(self.run_id, str(path), folder))
+    def file(self, path: Path) -> None:
+        _retrying(self.client.log_artifact, self.run_id, str(path))
 
     def pairs(self, name: str, digest: str, location: str, context: str) -> None:
         """Record a pair set as an input of this run."""
         dataset = DatasetEntity(name=name, digest=digest, source_type="local", source=f'{{"uri": "{location}"}}')
         entry = DatasetInput(dataset, tags=[InputTag("mlflow.data.context", context)])
-        _retrying(lambda: self.client.log_inputs(self.run_id, datasets=[entry]))
+        _retrying(self.client.log_inputs, self.run_id, datasets=[entry])
 
     def curves_once(self, key: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
         """Log curves, unless the same values were already logged under ``key``."""
         digest = digest_of([[name, [[step, repr(value)] for step, value in points]] for name, points in curves.items()])
-        tags = _retrying(lambda: self.client.get_run(self.run_id)).data.tags
+        tags = _retrying(self.client.get_run, self.run_id).data.tags
         if tags.get(LOGGED + key) == digest:
             return
         for name, points in curves.items():
@@ -140,8 +136,8 @@ class RunLog:
         if parameters:
             self.parameters(parameters)
         for name, text in (texts or {}).items():
-            self.text(name, text)
-        _retrying(lambda: self.client.set_terminated(self.run_id, status))
+            _retrying(self.client.log_text, self.run_id, text, name)
+        _retrying(self.client.set_terminated, self.run_id, status)
 
 
 class Tracker:
@@ -185,19 +181,15 @@ class Tracker:
             )
         return experiment.experiment_id
 
-    def _find(self, experiment_id: str, key: str) -> Run | None:
-        runs = _retrying(lambda: self.client.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1))
-        return runs[0] if runs else None
-
     def run(self, experiment_id: str, key: str, name: str, tags: Mapping[str, str] | None = None) -> RunLog:
         """The run with this key, reopened or created."""
-        run = self._find(experiment_id, key)
-        if run is None:
-            run = _retrying(
-                lambda: self.client.create_run(experiment_id, run_name=name, tags={KEY: key, **(tags or {})})
-            )
-        elif run.info.status != "RUNNING":
-            _retrying(lambda: self.client.update_run(run.info.run_id, status="RUNNING"))
+        runs = _retrying(self.client.search_runs, [experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
+        if runs:
+            run = runs[0]
+            if run.info.status != "RUNNING":
+                _retrying(self.client.update_run, run.info.run_id, status="RUNNING")
+        else:
+            run = _retrying(self.client.create_run, experiment_id, run_name=name, tags={KEY: key, **(tags or {})})
         return RunLog(self.client, run.info.run_id)
 
     def trial_run(
@@ -217,31 +209,29 @@ class Tracker:
         log.parameters(parameters)
         return log
 
+    def _search(self, experiment_id: str, query: str) -> Iterator[Run]:
+        """All runs that match a query, the newest first."""
+        token: str | None = None
+        while True:
+            page = _retrying(self.client.search_runs, [experiment_id], query, max_results=1000, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
     def runs_of(self, experiment_id: str, sweep_run_id: str, role: str) -> dict[str, Run]:
         """The finished runs of a sweep with one role, by key."""
         query = f"tags.`{SWEEP}` = '{sweep_run_id}' and tags.`{ROLE}` = '{role}' and attributes.status = 'FINISHED'"
-        runs: dict[str, Run] = {}
-        token: str | None = None
-        while True:
-            page = self._search(experiment_id, query, token)
-            runs |= {run.data.tags[KEY].removeprefix(f"{sweep_run_id}/"): run for run in page}
-            token = page.token
-            if not token:
-                return runs
+        runs = self._search(experiment_id, query)
+        return {run.data.tags[KEY].removeprefix(f"{sweep_run_id}/"): run for run in runs}
 
     def thetas(self, experiment_id: str) -> dict[str, Run]:
         """The newest finished trial run of every theta of an experiment, by the digest of theta."""
-        query = f"tags.`{ROLE}` = 'trial' and attributes.status = 'FINISHED'"
         runs: dict[str, Run] = {}
-        token: str | None = None
-        while True:
-            page = self._search(experiment_id, query, token)
-            for run in page:
-                if (digest := run.data.tags.get(THETA)) is not None:
-                    runs.setdefault(digest, run)  # pages list the newest run first
-            token = page.token
-            if not token:
-                return runs
+        for run in self._search(experiment_id, f"tags.`{ROLE}` = 'trial' and attributes.status = 'FINISHED'"):
+            if (digest := run.data.tags.get(THETA)) is not None:
+                runs.setdefault(digest, run)
+        return runs
 
     def read_theta(self, uri: str) -> tuple[str, str]:
         """theta as JSON, and the id of its run.
@@ -298,22 +288,18 @@ class Tracker:
             raise UserError(f"theta cannot be registered as {name!r}: {error}") from error
         return str(version.version)
 
-    def _search(self, experiment_id: str, query: str, token: str | None) -> Any:
-        return _retrying(lambda: self.client.search_runs([experiment_id], query, max_results=1000, page_token=token))
-
     def delete(self, run: Run) -> None:
         """Move a run to MLflow's trash."""
-        _retrying(lambda: self.client.delete_run(run.info.run_id))
+        _retrying(self.client.delete_run, run.info.run_id)
 
     def newest_sweep_experiment(self) -> str | None:
         """The id of the experiment whose sweep was updated last; None if the store holds no sweep."""
         with self._reachable():
-            ids = [experiment.experiment_id for experiment in self.client.search_experiments()]
-            sweep = self._newest_sweep(ids)
+            sweep = self._newest_sweep([experiment.experiment_id for experiment in self.client.search_experiments()])
         return None if sweep is None else sweep.info.experiment_id
 
-    def _newest_sweep(self, experiment_ids: Sequence[str]) -> Run | None:
-        sweeps = self.client.search_runs(list(experiment_ids), f"tags.`{ROLE}` = 'sweep'")
+    def _newest_sweep(self, experiment_ids: list[str]) -> Run | None:
+        sweeps = self.client.search_runs(experiment_ids, f"tags.`{ROLE}` = 'sweep'")
         # A repeated sweep continues in its existing run, so the newest sweep is the one updated last.
         return max(sweeps, key=lambda run: (run.data.tags.get(UPDATED, ""), run.info.start_time), default=None)
 

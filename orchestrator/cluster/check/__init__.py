@@ -7,8 +7,9 @@ contradict each other. Such mistakes cost money or expose the cluster before the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.cluster.check.commands import (
     PLACEHOLDER,
@@ -19,7 +20,6 @@ from orchestrator.cluster.check.commands import (
     token_problems,
 )
 from orchestrator.cluster.check.machines import (
-    Demand,
     demand_problems,
     idle_timeout_problems,
     own_machine_problems,
@@ -29,15 +29,20 @@ from orchestrator.cluster.check.machines import (
 from orchestrator.cluster.check.reading import Problem, mapping
 from orchestrator.cluster.check.schema import head_type_problems, load, ray_problems
 
-__all__ = ["PLACEHOLDER", "Demand", "Problem", "check_cluster_file"]
+if TYPE_CHECKING:
+    from orchestrator.config.sections import Resources
+
+__all__ = ["PLACEHOLDER", "Problem", "check_cluster_file"]
 
 
-def check_cluster_file(path: str | Path, *, demands: Sequence[Demand] = (), for_launch: bool = False) -> list[Problem]:
+def check_cluster_file(
+    path: str | Path, *, demands: Mapping[str, Resources] | None = None, for_launch: bool = False
+) -> list[Problem]:
     """Return the problems of a cluster file; an empty list if there are none.
 
     Args:
         path: The YAML file for ``ray up``.
-        demands: Resources of the experiments that will run there.
+        demands: Resources of the experiments that will run there, by name.
         for_launch: Also report what matters only at launch: placeholders that are not filled in, and mounted files
             that do not exist on this machine.
 
@@ -60,7 +65,7 @@ def check_cluster_file(path: str | Path, *, demands: Sequence[Demand] = (), for_
         else:
             problems += worker_limit_problems(prepared)
             problems += resource_problems(prepared)
-            problems += demand_problems(prepared, demands)
+            problems += demand_problems(prepared, demands or {})
         problems += idle_timeout_problems(raw)
         problems += ray_version_problems(raw, prepared, path.parent / "constraints.txt")
         problems += start_command_problems(prepared)

@@ -8,14 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.check.reading import (
-    Problem,
-    mapping,
-    node_setups,
-    strings,
-    texts,
-    written_commands,
-)
+from orchestrator.cluster.check.reading import Problem, mapping, node_setups, strings, texts, written_commands
 
 PLACEHOLDER = "REPLACE-ME"
 """Placeholder in the shipped file for values that the user must fill in."""
@@ -51,9 +44,8 @@ def ray_version_problems(raw: Mapping[str, Any], cluster: Mapping[str, Any], con
             f"Install ray[default]=={installed} in setup_commands",
         )
     else:
-        for where, commands in written_commands(raw):
-            for command in commands:
-                yield from _requirement_problems(where, command, installed, constrained)
+        for where, command in written_commands(raw):
+            yield from _requirement_problems(where, command, installed, constrained)
 
     # If no command names a version of Ray, the constraints file must pin it.
     for where, commands in node_setups(cluster):
@@ -105,17 +97,16 @@ def _constrained_ray(constraints: Path) -> str | None:
 
 
 def start_command_problems(cluster: Mapping[str, Any]) -> Iterator[Problem]:
-    head_starts = [command for command in strings(cluster.get("head_start_ray_commands")) if RAY_START.search(command)]
-    worker_starts = [
-        command for command in strings(cluster.get("worker_start_ray_commands")) if RAY_START.search(command)
-    ]
+    head_starts, worker_starts = (
+        [command for command in strings(cluster.get(key)) if RAY_START.search(command)]
+        for key in ("head_start_ray_commands", "worker_start_ray_commands")
+    )
     for where, starts in (("head_start_ray_commands", head_starts), ("worker_start_ray_commands", worker_starts)):
         if not starts:
             yield Problem(where, "no command runs `ray start`", "Take the commands of ray_cluster.yaml")
 
     for command in head_starts:
-        hosts = re.findall(r"--dashboard-host[=\s]+[\"']?([^\s\"';]+)", command)
-        for host in hosts:
+        for host in re.findall(r"--dashboard-host[=\s]+[\"']?([^\s\"';]+)", command):
             if host not in LOOPBACK:
                 yield Problem(
                     "head_start_ray_commands",
@@ -156,41 +147,39 @@ def _profile_sets_token_mode(commands: Sequence[str]) -> bool:
 
 def token_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     mounted = any(str(target).endswith(".ray/auth_token") for target in mapping(raw.get("file_mounts")))
-    elsewhere = any("RAY_AUTH_TOKEN_PATH=" in command for _, commands in written_commands(raw) for command in commands)
+    elsewhere = any("RAY_AUTH_TOKEN_PATH=" in command for _, command in written_commands(raw))
     if not mounted and not elsewhere:
         yield Problem(
             "file_mounts",
             "the token file is not copied to the nodes, so workers cannot join the head",
             "Add ~/.ray/auth_token: ~/.ray/auth_token",
         )
-    for where, commands in written_commands(raw):
-        for command in commands:
-            for name in _SECRET.findall(command):
-                yield Problem(
-                    where,
-                    f"a command sets {name}: the file, its copies and the logs would hold the secret",
-                    "Mount the token as a file, and use the instance profile instead of keys",
-                )
+    for where, command in written_commands(raw):
+        for name in _SECRET.findall(command):
+            yield Problem(
+                where,
+                f"a command sets {name}: the file, its copies and the logs would hold the secret",
+                "Mount the token as a file, and use the instance profile instead of keys",
+            )
 
 
 def mlflow_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    for where, commands in written_commands(raw):
-        for command in commands:
-            if not re.search(r"\bmlflow\b[\"']?\s+server\b", command):
-                continue
-            for host in re.findall(r"(?<=\s)(?:--host|-h)[=\s]+[\"']?([^\s\"';]+)", command):
-                if host in WILDCARD:
-                    yield Problem(
-                        where,
-                        f"the MLflow server, which requires no password, listens on {host}",
-                        "Bind it to the head's private address or to 127.0.0.1",
-                    )
-                elif host not in LOOPBACK and "--allowed-hosts" not in command:
-                    yield Problem(
-                        where,
-                        f"the MLflow server listens on {host} without --allowed-hosts",
-                        "List the names it is reached by, for example --allowed-hosts bespoke-head:5000,localhost:5000",
-                    )
+    for where, command in written_commands(raw):
+        if not re.search(r"\bmlflow\b[\"']?\s+server\b", command):
+            continue
+        for host in re.findall(r"(?<=\s)(?:--host|-h)[=\s]+[\"']?([^\s\"';]+)", command):
+            if host in WILDCARD:
+                yield Problem(
+                    where,
+                    f"the MLflow server, which requires no password, listens on {host}",
+                    "Bind it to the head's private address or to 127.0.0.1",
+                )
+            elif host not in LOOPBACK and "--allowed-hosts" not in command:
+                yield Problem(
+                    where,
+                    f"the MLflow server listens on {host} without --allowed-hosts",
+                    "List the names it is reached by, for example --allowed-hosts bespoke-head:5000,localhost:5000",
+                )
 
 
 def launch_problems(raw: Mapping[str, Any], folder: Path) -> Iterator[Problem]:

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.check.commands import RAY_START
 from orchestrator.cluster.check.reading import Problem, is_whole, mapping, strings, worker_types
 
+if TYPE_CHECKING:
+    from orchestrator.config.sections import Resources
+
+Nodes = tuple[int, Mapping[str, Any]]
+"""Maximum number of workers of a type, and the resources of each."""
+
 # AWS families with GPUs: p3, p4d, p5en, p6-b200, g4dn, g5, g6e, gr6 …
 _AWS_GPU_INSTANCE = re.compile(r"(?:p|g|gr)\d[\w-]*\.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Demand:
-    """Resources that one experiment needs of a cluster: all of its hosts, and one trial beside them."""
-
-    name: str
-    hosts: int
-    host_cpus: float
-    host_gpus: float
-    trial_cpus: float
 
 
 def worker_limit_problems(cluster: Mapping[str, Any]) -> Iterator[Problem]:
@@ -128,46 +122,59 @@ def idle_timeout_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
         )
 
 
-def demand_problems(cluster: Mapping[str, Any], demands: Sequence[Demand]) -> Iterator[Problem]:
+def demand_problems(cluster: Mapping[str, Any], demands: Mapping[str, Resources]) -> Iterator[Problem]:
     """A host must fit on one node; all hosts and one trial must fit on the largest possible cluster."""
     limit = cluster.get("max_workers")
     if not is_whole(limit):
         return  # reported by the schema check
-    nodes: list[tuple[int, Mapping[str, Any]]] = []
+    nodes: list[Nodes] = []
     for _, node_type in worker_types(cluster):
         maximum = node_type.get("max_workers", limit)
         nodes.append((maximum if is_whole(maximum) else 0, mapping(node_type.get("resources"))))
-    for demand in demands:
+    for name, demand in demands.items():
         host = {"CPU": demand.host_cpus, "GPU": demand.host_gpus}
         size = f"{demand.host_cpus:g} CPU" + (f" and {demand.host_gpus:g} GPU" if demand.host_gpus else "")
-        # Types that hold the most hosts come first. Otherwise small ones would use up the cluster's limit.
-        per_node = sorted(((_fitting(resources, host), count) for count, resources in nodes), reverse=True)
-        if not per_node or per_node[0][0] == 0:
+        if not any(_fitting(resources, host) for _, resources in nodes):
             yield Problem(
                 "available_node_types",
-                f"{demand.name} needs hosts of {size}, which fit on no worker type",
+                f"{name} needs hosts of {size}, which fit on no worker type",
                 "Declare a type with these resources, or lower the experiment's resources.host_cpus or host_gpus",
             )
-            continue
-        room, left = 0, limit
-        for fitting, count in per_node:
-            room += fitting * min(count, left)
-            left -= min(count, left)
-        if room < demand.hosts:
+        elif (room := _room(nodes, limit, host)) < demand.hosts:
             yield Problem(
                 "max_workers",
-                f"{demand.name} needs {demand.hosts} hosts of {size}, but the cluster has room for at most {room}",
+                f"{name} needs {demand.hosts} hosts of {size}, but the cluster has room for at most {room}",
                 "Raise max_workers, the cluster's and the types', or lower the experiment's resources.hosts",
             )
-        elif sum(count * float(r.get("CPU", 0)) for count, r in nodes) < demand.hosts * demand.host_cpus + (
-            demand.trial_cpus
-        ):
+        elif _room_beside_trial(nodes, limit, host, demand.trial_cpus) < demand.hosts:
             yield Problem(
                 "max_workers",
-                f"{demand.name} needs {demand.hosts} hosts of {size} and a trial of {demand.trial_cpus:g} CPU beside "
-                "them, but all workers together have no core left for the trial",
-                "Raise the max_workers of a type with cores, or lower the experiment's resources.hosts",
+                f"{name} needs {demand.hosts} hosts of {size} and a trial of {demand.trial_cpus:g} CPU beside them, "
+                "but all workers together have no core left for the trial",
+                "Raise max_workers, the cluster's and that of a type with cores, or lower the experiment's "
+                "resources.hosts",
             )
+
+
+def _room(nodes: Sequence[Nodes], limit: int, host: Mapping[str, float]) -> int:
+    """Number of hosts that fit on at most ``limit`` workers."""
+    room = 0
+    # Types that hold the most hosts come first. Otherwise small ones would use up the cluster's limit.
+    for fitting, count in sorted(((_fitting(resources, host), count) for count, resources in nodes), reverse=True):
+        room += fitting * min(count, limit)
+        limit -= min(count, limit)
+    return room
+
+
+def _room_beside_trial(nodes: Sequence[Nodes], limit: int, host: Mapping[str, float], trial_cpus: float) -> int:
+    """Number of hosts that fit if one worker, of whichever type is best, also runs a trial."""
+    rooms = [0]
+    for index, (count, resources) in enumerate(nodes):
+        cpus = float(resources.get("CPU", 0)) - trial_cpus
+        if count and limit and cpus >= 0:
+            others = [*nodes[:index], (count - 1, resources), *nodes[index + 1 :]]
+            rooms.append(_fitting({**resources, "CPU": cpus}, host) + _room(others, limit - 1, host))
+    return max(rooms)
 
 
 def _fitting(resources: Mapping[str, Any], host: Mapping[str, float]) -> int:

@@ -20,20 +20,23 @@ class Problem:
         return f"{self.where}: {self.what}. {self.remedy}{stop}"
 
 
-def written_commands(raw: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """The lists of commands as written in the file, with their keys."""
-    for key in (
-        "initialization_commands",
+def written_commands(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every command as written in the file, with the key of its list."""
+    of_type = ("initialization_commands", "worker_setup_commands")
+    of_file = (
+        *of_type,
         "setup_commands",
         "head_setup_commands",
-        "worker_setup_commands",
         "head_start_ray_commands",
         "worker_start_ray_commands",
-    ):
-        yield key, strings(raw.get(key))
-    for name, node_type in mapping(raw.get("available_node_types")).items():
-        for key in ("initialization_commands", "worker_setup_commands"):
-            yield f"available_node_types.{name}.{key}", strings(mapping(node_type).get(key))
+    )
+    lists = [(key, raw.get(key)) for key in of_file] + [
+        (f"available_node_types.{name}.{key}", mapping(node_type).get(key))
+        for name, node_type in mapping(raw.get("available_node_types")).items()
+        for key in of_type
+    ]
+    for where, commands in lists:
+        yield from ((where, command) for command in strings(commands))
 
 
 def node_setups(cluster: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:

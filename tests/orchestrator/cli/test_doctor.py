@@ -18,7 +18,7 @@ from orchestrator.cli import doctor
 from orchestrator.cli.doctor import Finding
 from orchestrator.cli.main import main
 from orchestrator.cluster import preflight
-from orchestrator.cluster.preflight import Node, NodeReport
+from orchestrator.cluster.preflight import Node, NodeProblem, problems
 from orchestrator.errors import ConfigError, PoolError
 from orchestrator.storage import Storage
 
@@ -116,9 +116,9 @@ def test_a_cluster_is_examined_node_by_node(examine: Examine, monkeypatch: pytes
     cluster_nodes = [Node("a" * 56, "10.0.0.1", {}), Node("b" * 56, "10.0.0.2", {"CPU": 8.0, "GPU": 1.0})]
     tracking_uris: list[str | None] = []
 
-    def survey(storage: Storage, tracking_uri: str | None, nodes: list[Node]) -> list[NodeReport]:
+    def survey(storage: Storage, tracking_uri: str | None, nodes: list[Node]) -> list[tuple[Node, list[NodeProblem]]]:
         tracking_uris.append(tracking_uri)
-        return [NodeReport(nodes[0], sees_beacon=True), NodeReport(nodes[1])]
+        return [(nodes[0], []), (nodes[1], problems(nodes[1], (False, None, None), storage))]
 
     monkeypatch.setattr("orchestrator.cluster.connect.connect", lambda address, cpus: None)
     monkeypatch.setattr(preflight, "nodes", lambda: cluster_nodes)

@@ -15,7 +15,8 @@ import yaml
 from click.testing import CliRunner
 
 from orchestrator.cli.main import main
-from orchestrator.cluster.check import PLACEHOLDER, Demand, Problem, check_cluster_file
+from orchestrator.cluster.check import PLACEHOLDER, Problem, check_cluster_file
+from orchestrator.config.sections import Resources
 
 pytest.importorskip("ray.autoscaler", reason="the cluster file is checked with Ray's own validation")
 
@@ -415,9 +416,9 @@ def test_command_prints_the_problems_and_sets_the_exit_code(tmp_path: Path) -> N
     assert "there is no such file" in output
 
 
-def _demand(**changes: Any) -> Demand:
-    values: dict[str, Any] = {"name": "big.yaml", "hosts": 4, "host_cpus": 1.0, "host_gpus": 0.5, "trial_cpus": 0.5}
-    return Demand(**values | changes)
+def _demand(**changes: Any) -> dict[str, Resources]:
+    values: dict[str, Any] = {"hosts": 4, "host_cpus": 1.0, "host_gpus": 0.5, "trial_cpus": 0.5} | changes
+    return {"big.yaml": Resources(device="cuda" if values["host_gpus"] else "cpu", **values)}
 
 
 @pytest.mark.parametrize(
@@ -435,11 +436,21 @@ def _demand(**changes: Any) -> Demand:
     ],
 )
 def test_demands_of_an_experiment_must_fit_the_cluster(demand: dict[str, Any], what: str | None) -> None:
-    problems = [str(problem) for problem in check_cluster_file(SHIPPED, demands=[_demand(**demand)])]
+    problems = [str(problem) for problem in check_cluster_file(SHIPPED, demands=_demand(**demand))]
     assert len(problems) == (what is not None)
     if what is not None:
         assert problems[0].split(": ", 1)[1].startswith("big.yaml needs ")
         assert what in problems[0]
+
+
+@pytest.mark.parametrize(("hosts", "fits"), [(15, True), (16, False)])
+def test_the_cores_left_for_a_trial_are_those_of_the_workers_that_the_cluster_may_have(
+    problems_after: Callable[..., list[Problem]], hosts: int, fits: bool
+) -> None:
+    """Two workers of 8 cores hold 16 hosts and no trial, however many workers the types allow together."""
+    demands = _demand(host_gpus=0.0, hosts=hosts)
+    problems = [str(problem) for problem in problems_after(put("max_workers", value=2), demands=demands)]
+    assert any("no core left for the trial" in problem for problem in problems) != fits
 
 
 def test_hosts_with_gpus_do_not_fit_without_a_gpu_type(
@@ -449,7 +460,7 @@ def test_hosts_with_gpus_do_not_fit_without_a_gpu_type(
         for name in ("gpu_on_demand", "gpu_spot"):
             del cluster["available_node_types"][name]
 
-    assert any("fit on no worker type" in str(p) for p in problems_after(edit, demands=[_demand()]))
+    assert any("fit on no worker type" in str(p) for p in problems_after(edit, demands=_demand()))
 
 
 def test_importing_the_check_does_not_import_ray() -> None:

@@ -15,30 +15,35 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cluster import preflight
-from orchestrator.cluster.preflight import Node, NodeReport, check_nodes
+from orchestrator.cluster.preflight import Answer, Node, NodeProblem, check_nodes, problems
 from orchestrator.errors import ConfigError, PoolError, UserError
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import ping
 
 HEAD, WORKER = Node("a" * 56, "10.0.0.1", {}), Node("b" * 56, "10.0.0.2", {"CPU": 8.0})
 SERVER = "http://head:5000"
-HEALTHY = NodeReport(HEAD, sees_beacon=True)
+HEALTHY: Answer = (True, None, None)
 
 Cluster = Callable[..., list[Sequence[Node]]]
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """A function that simulates a cluster with these node reports and returns the list of surveys made of it."""
+    """A function that simulates a cluster of a healthy head and workers with these answers; returns its surveys."""
 
-    def pretend(*reports: NodeReport) -> list[Sequence[Node]]:
+    def pretend(*answers: Answer | str) -> list[Sequence[Node]]:
         surveys: list[Sequence[Node]] = []
+        machines = [HEAD] + [WORKER] * len(answers)
 
-        def survey(storage: Storage, tracking_uri: str | None, nodes: Sequence[Node]) -> list[NodeReport]:
-            surveys.append(nodes)
-            return list(reports)
+        def survey(
+            storage: Storage, tracking_uri: str | None, there: Sequence[Node]
+        ) -> list[tuple[Node, list[NodeProblem]]]:
+            surveys.append(there)
+            return [
+                (node, problems(node, answer, storage)) for node, answer in zip(there, (HEALTHY, *answers), strict=True)
+            ]
 
-        monkeypatch.setattr(preflight, "nodes", lambda: [report.node for report in reports])
+        monkeypatch.setattr(preflight, "nodes", lambda: machines)
         monkeypatch.setattr(preflight, "survey", survey)
         return surveys
 
@@ -47,14 +52,14 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def test_a_single_node_is_not_surveyed(cluster: Cluster, storage: Storage) -> None:
     """A laptop's folder and SQLite store work there, and the check takes no time."""
-    surveys = cluster(HEALTHY)
+    surveys = cluster()
     assert check_nodes(storage, "sqlite:////data/mlflow.db") == {HEAD.id}
     assert surveys == []
 
 
 def test_healthy_nodes_are_surveyed_once(cluster: Cluster, storage: Storage) -> None:
     """The survey is repeated only if the cluster has grown."""
-    surveys = cluster(HEALTHY, NodeReport(WORKER, sees_beacon=True))
+    surveys = cluster(HEALTHY)
     known = check_nodes(storage, SERVER)
     assert known == {HEAD.id, WORKER.id}
     check_nodes(storage, SERVER, known)
@@ -65,7 +70,7 @@ def test_healthy_nodes_are_surveyed_once(cluster: Cluster, storage: Storage) -> 
 
 def test_a_sqlite_store_is_refused_on_more_than_one_node(cluster: Cluster, storage: Storage) -> None:
     """Even on a shared disk, because SQLite is not safe there."""
-    surveys = cluster(HEALTHY, NodeReport(WORKER, sees_beacon=True))
+    surveys = cluster(HEALTHY)
     with pytest.raises(
         ConfigError,
         match=r"store sqlite:////shared/mlflow\.db is a file, and the cluster has 2 nodes: .*start `mlflow server` on "
@@ -77,26 +82,26 @@ def test_a_sqlite_store_is_refused_on_more_than_one_node(cluster: Cluster, stora
 
 
 @pytest.mark.parametrize(
-    ("report", "kind", "message"),
+    ("answer", "kind", "message"),
     [
         (
-            NodeReport(WORKER),
+            (False, None, None),
             ConfigError,
             r"storage root .* is a folder of this machine: node 10\.0\.0\.2 \(node bbbbbbbb\) does not find in it what "
             r"was just written here; give --storage a place that all nodes share, s3://…, gs://… or a mounted",
         ),
         (
-            NodeReport(WORKER, storage="storage root s3://bucket cannot be written: denied; choose another --storage"),
+            (False, "storage root s3://bucket cannot be written: denied; choose another --storage", None),
             ConfigError,
             r"on node 10\.0\.0\.2 \(node bbbbbbbb\): storage root s3://bucket cannot be written: denied; choose",
         ),
         (
-            NodeReport(WORKER, sees_beacon=True, tracking="MLflow at http://head:5000 cannot be used: refused; check"),
+            (True, None, "MLflow at http://head:5000 cannot be used: refused; check"),
             ConfigError,
             r"on node 10\.0\.0\.2 \(node bbbbbbbb\): MLflow at http://head:5000 cannot be used: refused; check",
         ),
         (
-            NodeReport(WORKER, problem="no answer within 120 s"),
+            "no answer within 120 s",
             PoolError,
             r"node 10\.0\.0\.2 \(node bbbbbbbb\) does not run tasks: no answer within 120 s; see `ray status`",
         ),
@@ -104,17 +109,17 @@ def test_a_sqlite_store_is_refused_on_more_than_one_node(cluster: Cluster, stora
     ids=["a folder of the driver's", "storage", "MLflow", "silent"],
 )
 def test_a_failing_node_is_refused_with_its_name_and_the_remedy(
-    cluster: Cluster, storage: Storage, report: NodeReport, kind: type[UserError], message: str
+    cluster: Cluster, storage: Storage, answer: Answer | str, kind: type[UserError], message: str
 ) -> None:
     """Before any work starts, not when the node gets its first shard."""
-    cluster(HEALTHY, report)
+    cluster(answer)
     with pytest.raises(kind, match=message):
         check_nodes(storage, SERVER)
 
 
 def test_the_first_of_many_problems_is_reported_and_the_others_are_counted(cluster: Cluster, storage: Storage) -> None:
     """Sixty nodes without the folder give one message, and the command that lists them all."""
-    cluster(HEALTHY, *[NodeReport(WORKER, tracking="MLflow cannot be used; check --tracking-uri")] * 3)
+    cluster(*[(False, None, "MLflow cannot be used; check --tracking-uri")] * 3)
     with pytest.raises(
         ConfigError, match=r"\(5 more such problem\(s\) on 4 nodes; `bespoke doctor --address …` lists them\)"
     ):
@@ -226,7 +231,7 @@ attempt("own", "/proc/self/cwd/data")  # the same path, but a different folder o
 attempt("mlflow", shared, "http://127.0.0.1:9")
 attempt("sqlite", shared, f"sqlite:///{shared}/mlflow.db")
 both = survey(Storage(shared), None, nodes())
-results["both"] = [report.sees_beacon for report in both]
+results["both"] = [len(problems) for _, problems in both]
 results["left"] = os.listdir(shared)
 print(json.dumps(results))
 ray.shutdown()
@@ -248,7 +253,7 @@ def test_two_real_nodes_share_a_folder_or_are_refused(tmp_path: Path) -> None:
     results = json.loads(process.stdout.splitlines()[-1])
     assert results["nodes"] == 2
     assert results["shared"] is None
-    assert results["both"] == [True, True]
+    assert results["both"] == [0, 0]
     assert "/proc/self/cwd/data is a folder of this machine: node " in results["own"]
     assert "MLflow at http://127.0.0.1:9 cannot be used" in results["mlflow"]
     assert "(1 more such problem(s) on 2 nodes" in results["mlflow"]
