@@ -272,7 +272,7 @@ class _Work:
         if not self.storage.exists(key):
             samples = sample()
             psnr = plugins.build("metrics", "psnr").per_sample(samples, self.inputs.x1, self.facts.data_range)
-            summary = summarise(psnr)
+            summary = summarise(psnr.tolist())
             fid = frechet_distance(feature_moments(self.extractor, samples), self.reference)
             # Ground truth has an infinite PSNR to itself, which JSON cannot represent.
             numbers = {"psnr_db": summary.mean, "psnr_stderr": summary.stderr} if summary.count else {}

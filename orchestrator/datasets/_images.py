@@ -1,16 +1,57 @@
-"""Image decoding for datasets: read, crop and resize, with errors that name the image."""
+"""Base class of image sets: images decoded, cropped and resized, with errors that name the image."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from orchestrator.datasets.base import Dataset
+
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """Exceptions Pillow raises for bytes that are not an image, are truncated, or declare more pixels than it allows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet(Dataset):
+    """A dataset with images as real samples.
+
+    Attributes:
+        side: Crop every image to its centre square and resize it to this height and width; None keeps the sizes, which
+            must then all be equal.
+        grayscale: One channel (ITU-R 601 luma) instead of three.
+
+    Raises:
+        ValueError: The side is below 1.
+    """
+
+    side: int | None = None
+    grayscale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.side is not None and self.side < 1:
+            raise ValueError(f"side must be at least 1, got {self.side}")
+
+    def decoded(self, sources: Iterable[Path | bytes], names: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Images, (B, C, H, W) in [-1, 1], from paths or encoded bytes; ``names`` are for error messages.
+
+        Raises:
+            ValueError: An image cannot be read, or sizes differ and ``side`` is not set.
+        """
+        pairs = zip(sources, names, strict=True)
+        images = [decoded(source, name, self.side, self.grayscale) for source, name in pairs]
+        for image, name in zip(images, names, strict=True):
+            if image.shape != images[0].shape:
+                raise ValueError(
+                    f"{name} is {image.shape[2]}x{image.shape[1]}, but {names[0]} is {images[0].shape[2]}x"
+                    f"{images[0].shape[1]}; set the option 'side' to crop and resize every image to one square"
+                )
+        return np.stack(images)
 
 
 def decoded(
@@ -27,11 +68,7 @@ def decoded(
     Raises:
         ValueError: The source is not a readable image.
     """
-    try:
-        opened = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
-        image = _in_8_bits(opened).convert("L" if grayscale else "RGB")
-    except UNREADABLE as error:
-        raise ValueError(f"{where} is not a readable image: {error}; remove or replace it") from error
+    image = opened(source, where, grayscale)
     if side is not None and image.size != (side, side):
         short = min(image.size)
         left, top = ((length - short) // 2 for length in image.size)
@@ -40,6 +77,15 @@ def decoded(
     pixels = np.asarray(image, dtype=np.float32)
     channels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return channels / np.float32(127.5) - 1
+
+
+def opened(source: Path | bytes, where: str, grayscale: bool) -> Image.Image:
+    """An image with one or three channels of 8 bits; arguments and errors as for :func:`decoded`."""
+    try:
+        image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+        return _in_8_bits(image).convert("L" if grayscale else "RGB")
+    except UNREADABLE as error:
+        raise ValueError(f"{where} is not a readable image: {error}; remove or replace it") from error
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
@@ -51,31 +97,6 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith("I;16"):
         return image
     return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
-
-
-def stacked(images: list[npt.NDArray[np.float32]], names: list[str]) -> npt.NDArray[np.float32]:
-    """Stack images of one size into a batch, (B, C, H, W).
-
-    Raises:
-        ValueError: Two images differ in size; the message names both.
-    """
-    for image, name in zip(images, names, strict=True):
-        if image.shape != images[0].shape:
-            raise ValueError(
-                f"{name} is {image.shape[2]}x{image.shape[1]}, but {names[0]} is {images[0].shape[2]}x"
-                f"{images[0].shape[1]}; set the option 'side' to crop and resize every image to one square"
-            )
-    return np.stack(images)
-
-
-def check_side(side: int | None) -> None:
-    """Refuse a side below 1.
-
-    Raises:
-        ValueError: The side is below 1.
-    """
-    if side is not None and side < 1:
-        raise ValueError(f"side must be at least 1, got {side}")
 
 
 def inside(folder: Path, name: str) -> Path:

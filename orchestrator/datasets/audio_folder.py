@@ -18,9 +18,8 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from orchestrator.audio.mel import FloatArray, resampled
-from orchestrator.datasets.base import Dataset
+from orchestrator.datasets.base import Dataset, IntArray, uniform
 from orchestrator.errors import ConfigError
-from orchestrator.randomness import generator
 
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -122,9 +121,8 @@ class AudioFolder(Dataset):
                 prompts[number] = numbers[(place + 1) % len(numbers)]
         return prompts
 
-    def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
-        count = len(self.recordings)
-        return np.array([generator(seed, i, "condition").integers(count) for i in indices], dtype=np.int64)
+    def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
+        return uniform(seed, indices, len(self.recordings))
 
     def texts(self, conditions: Sequence[int]) -> list[str]:
         """The transcripts of these recordings."""

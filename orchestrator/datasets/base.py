@@ -17,19 +17,28 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.randomness import generator
+
+IntArray = npt.NDArray[np.int64]
+
+
+def uniform(seed: int, indices: Sequence[int], count: int) -> IntArray:
+    """One of 0..count-1 for each index, (len(indices),); a draw depends only on (seed, index)."""
+    return np.array([generator(seed, i, "condition").integers(count) for i in indices], dtype=np.int64)
+
 
 class LabelledSamples(NamedTuple):
     """Real samples, float32 (N, ...) in the model's data range, and their labels, int64 (N,)."""
 
     samples: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
+    labels: IntArray
 
 
 class Dataset(ABC):
     """Base class of conditioning sources. The dataclass fields of a subclass are its options."""
 
     @abstractmethod
-    def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+    def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         """The conditioning of these pairs, shape (len(indices), ...); it depends only on (seed, index)."""
 
     def reference(self) -> LabelledSamples | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +11,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-from PIL import Image
 
-from orchestrator.datasets._images import UNREADABLE
+from orchestrator.datasets._images import opened
 from orchestrator.datasets._row_groups import RowGroups
-from orchestrator.datasets.base import Dataset, LabelledSamples
-from orchestrator.randomness import generator
+from orchestrator.datasets.base import Dataset, IntArray, LabelledSamples, uniform
 
 SIDE = 32
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -49,8 +46,8 @@ class Cifar10(Dataset):
         if self.side < 1 or SIDE % self.side:
             raise ValueError(f"side must divide {SIDE}, got {self.side}")
 
-    def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
-        return np.array([generator(seed, i, "condition").integers(len(CLASSES)) for i in indices], dtype=np.int64)
+    def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
+        return uniform(seed, indices, len(CLASSES))
 
     @cached_property
     def _images(self) -> RowGroups:
@@ -89,10 +86,7 @@ class Cifar10(Dataset):
         return images.astype(np.float32) / 127.5 - 1
 
     def _decoded(self, encoded: bytes) -> npt.NDArray[np.float32]:
-        try:
-            image = Image.open(io.BytesIO(encoded)).convert("L" if self.grayscale else "RGB")
-        except UNREADABLE as error:
-            raise ValueError(f"{self.path} holds bytes that are not an image: {error}") from error
+        image = opened(encoded, f"an image in {self.path}", self.grayscale)
         if image.size != (SIDE, SIDE):
             raise ValueError(f"{self.path} holds an image of size {image.size}; CIFAR-10 images are {SIDE}x{SIDE}")
         pixels = np.asarray(image, dtype=np.float32).reshape(SIDE, SIDE, -1).transpose(2, 0, 1)

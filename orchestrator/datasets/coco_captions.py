@@ -12,21 +12,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.datasets._images import check_side, decoded, inside, stacked
-from orchestrator.datasets.base import Dataset
-from orchestrator.randomness import generator
+from orchestrator.datasets._images import ImageSet, inside
+from orchestrator.datasets.base import IntArray, uniform
 
 
 @dataclass(frozen=True)
-class CocoCaptions(Dataset):
+class CocoCaptions(ImageSet):
     """Image captions drawn uniformly from a COCO annotation file; a condition is the number of a caption.
 
     Attributes:
         annotations: The JSON file, e.g. ``captions_val2014.json``.
         images: Folder of the images; needed only by metrics that compare with real images.
-        side: Crop every image to its centre square and resize it to this height and width; None keeps the sizes, which
-            must then all be equal.
-        grayscale: One channel (ITU-R 601 luma) instead of three.
 
     Raises:
         ValueError: The file or the folder does not exist, or the file holds no captions.
@@ -34,11 +30,9 @@ class CocoCaptions(Dataset):
 
     annotations: str
     images: str | None = None
-    side: int | None = None
-    grayscale: bool = False
 
     def __post_init__(self) -> None:
-        check_side(self.side)
+        super().__post_init__()
         if self.images is not None and not Path(self.images).is_dir():
             raise ValueError(f"no folder {self.images}; set images to the folder with the images of {self.annotations}")
         if not self.captions:
@@ -65,9 +59,8 @@ class CocoCaptions(Dataset):
         """All captions, in the order of the file."""
         return [str(entry["caption"]).strip() for entry in self._content["annotations"]]
 
-    def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
-        drawn = [generator(seed, i, "condition").integers(len(self.captions)) for i in indices]
-        return np.array(drawn, dtype=np.int64)
+    def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
+        return uniform(seed, indices, len(self.captions))
 
     def texts(self, conditions: Sequence[int]) -> list[str]:
         """The captions with these numbers."""
@@ -86,7 +79,7 @@ class CocoCaptions(Dataset):
             raise ValueError("this dataset has no real images; set the option 'images' to their folder")
         names = [str(self._content["images"][i]["file_name"]) for i in indices]
         paths = [inside(Path(self.images), name) for name in names]
-        return stacked([decoded(path, str(path), self.side, self.grayscale) for path in paths], names)
+        return self.decoded(paths, names)
 
 
 DATASET = CocoCaptions

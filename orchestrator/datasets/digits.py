@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 
-from orchestrator.datasets.base import Dataset, LabelledSamples
-from orchestrator.randomness import generator
+from orchestrator.datasets.base import Dataset, IntArray, LabelledSamples, uniform
 
 
 @dataclass(frozen=True)
 class Digits(Dataset):
     """Labels drawn from scikit-learn's handwritten digits, whose images, in [-1, 1], are the reference set."""
 
-    def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+    def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         labels = self.reference().labels
-        return np.array([labels[generator(seed, i, "condition").integers(len(labels))] for i in indices])
+        return labels[uniform(seed, indices, len(labels))]
 
     def reference(self) -> LabelledSamples:
         return _load()

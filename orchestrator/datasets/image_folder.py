@@ -10,35 +10,29 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.datasets._images import check_side, decoded, stacked
-from orchestrator.datasets.base import Dataset
-from orchestrator.randomness import generator
+from orchestrator.datasets._images import ImageSet
+from orchestrator.datasets.base import IntArray, uniform
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
-class ImageFolder(Dataset):
+class ImageFolder(ImageSet):
     """Images in a folder (png, jpg, webp, bmp), read on demand; each subfolder is a class.
 
     The conditioning is the class of an image drawn uniformly, or 0 without classes.
 
     Attributes:
         folder: Folder of the images.
-        side: Crop every image to its centre square and resize it to this height and width; None keeps the sizes, which
-            must then all be equal.
-        grayscale: One channel (ITU-R 601 luma) instead of three.
 
     Raises:
         ValueError: The folder does not exist, or holds no images.
     """
 
     folder: str
-    side: int | None = None
-    grayscale: bool = False
 
     def __post_init__(self) -> None:
-        check_side(self.side)
+        super().__post_init__()
         if not Path(self.folder).is_dir():
             raise ValueError(f"no folder {self.folder}; set folder to one that holds images")
         if not self.files:
@@ -57,23 +51,17 @@ class ImageFolder(Dataset):
     def _place(self, path: Path) -> tuple[str, ...]:
         return path.relative_to(self.folder).parts
 
-    def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+    def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         numbers = {name: number for number, name in enumerate(self.classes)}
-        drawn = [self.files[generator(seed, i, "condition").integers(len(self.files))] for i in indices]
-        return np.array([numbers.get(self._place(path)[0], 0) for path in drawn], dtype=np.int64)
+        drawn = uniform(seed, indices, len(self.files))
+        return np.array([numbers.get(self._place(self.files[i])[0], 0) for i in drawn], dtype=np.int64)
 
     def real_count(self) -> int:
         return len(self.files)
 
     def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
-        """These images, (len(indices), C, H, W) in [-1, 1].
-
-        Raises:
-            ValueError: An image cannot be read, or sizes differ and ``side`` is not set.
-        """
         chosen = [self.files[i] for i in indices]
-        images = [decoded(path, str(path), self.side, self.grayscale) for path in chosen]
-        return stacked(images, [str(path) for path in chosen])
+        return self.decoded(chosen, list(map(str, chosen)))
 
 
 DATASET = ImageFolder

@@ -12,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from orchestrator.datasets._images import check_side, decoded, stacked
+from orchestrator.datasets._images import ImageSet
 from orchestrator.datasets._row_groups import RowGroups
-from orchestrator.datasets.base import Dataset
-from orchestrator.randomness import generator
+from orchestrator.datasets.base import IntArray, uniform
 
 
 @dataclass(frozen=True)
-class ImageParquet(Dataset):
+class ImageParquet(ImageSet):
     """Images in Parquet files, with class labels or prompts; one row group is in memory at a time.
 
     A row is drawn uniformly. The conditioning is its label or, with texts, its number; without either it is 0.
@@ -29,9 +28,6 @@ class ImageParquet(Dataset):
         image_column: Column of encoded images: bytes, or a struct with a field ``bytes``.
         label_column: Column of integer class labels; None if there are none.
         text_column: Column of prompts; None if there are none.
-        side: Crop every image to its centre square and resize it to this height and width; None keeps the sizes, which
-            must then all be equal.
-        grayscale: One channel (ITU-R 601 luma) instead of three.
 
     Raises:
         ValueError: No file matches, a column is missing, the files hold no row, or both labels and texts are set.
@@ -41,11 +37,9 @@ class ImageParquet(Dataset):
     image_column: str = "image"
     label_column: str | None = None
     text_column: str | None = None
-    side: int | None = None
-    grayscale: bool = False
 
     def __post_init__(self) -> None:
-        check_side(self.side)
+        super().__post_init__()
         if self.label_column is not None and self.text_column is not None:
             raise ValueError("conditioning uses either labels or texts; remove label_column or text_column")
         if not self.files:
@@ -72,7 +66,7 @@ class ImageParquet(Dataset):
         return [value for file in self.files for value in pq.read_table(file, columns=[name])[name].to_pylist()]
 
     @cached_property
-    def _labels(self) -> npt.NDArray[np.int64]:
+    def _labels(self) -> IntArray:
         assert self.label_column is not None
         return np.array(self._column(self.label_column), dtype=np.int64)
 
@@ -81,8 +75,8 @@ class ImageParquet(Dataset):
         assert self.text_column is not None
         return [str(text) for text in self._column(self.text_column)]
 
-    def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
-        drawn = np.array([generator(seed, i, "condition").integers(self.real_count()) for i in indices], dtype=np.int64)
+    def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
+        drawn = uniform(seed, indices, self.real_count())
         if self.text_column is not None:
             return drawn
         return self._labels[drawn] if self.label_column is not None else np.zeros_like(drawn)
@@ -98,14 +92,8 @@ class ImageParquet(Dataset):
         return len(self._images)
 
     def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
-        """These images, (len(indices), C, H, W) in [-1, 1].
-
-        Raises:
-            ValueError: An image cannot be read, or sizes differ and ``side`` is not set.
-        """
         names = [f"row {i} of {self.path}" for i in indices]
-        encoded = zip(map(self._encoded, indices), names, strict=True)
-        return stacked([decoded(data, name, self.side, self.grayscale) for data, name in encoded], names)
+        return self.decoded(map(self._encoded, indices), names)
 
     def _encoded(self, index: int) -> bytes:
         value = self._images[index]

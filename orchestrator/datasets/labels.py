@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from orchestrator.datasets.base import Dataset
-from orchestrator.randomness import generator
+from orchestrator.datasets.base import Dataset, IntArray, uniform
 
 
 @dataclass(frozen=True)
@@ -26,8 +22,8 @@ class Labels(Dataset):
         if self.classes < 1:
             raise ValueError(f"classes must be at least 1, got {self.classes}")
 
-    def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
-        return np.array([generator(seed, i, "condition").integers(self.classes) for i in indices], dtype=np.int64)
+    def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
+        return uniform(seed, indices, self.classes)
 
 
 DATASET = Labels

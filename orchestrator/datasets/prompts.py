@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from orchestrator.datasets.base import Dataset
-from orchestrator.randomness import generator
+from orchestrator.datasets.base import Dataset, IntArray, uniform
 
 
 @dataclass(frozen=True)
@@ -66,8 +63,8 @@ class Prompts(Dataset):
             raise ValueError(f"{path} has no column {self.column!r}; its columns are: {', '.join(schema.names)}")
         return tuple(str(text) for text in pq.read_table(path, columns=[self.column])[self.column].to_pylist() if text)
 
-    def conditions(self, seed: int, indices: Sequence[int]) -> npt.NDArray[np.int64]:
-        return np.array([generator(seed, i, "condition").integers(len(self._all)) for i in indices], dtype=np.int64)
+    def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
+        return uniform(seed, indices, len(self._all))
 
     def texts(self, conditions: Sequence[int]) -> list[str]:
         """The prompts with these numbers."""

@@ -38,7 +38,7 @@ class CLIPMetric(MeanMetric):
         return f"{self.NAME}[{self.weights.rstrip('/').rpartition('/')[2]}]"
 
     def check(self, dataset: Dataset) -> None:
-        needs(dataset, "texts", self.NAME, "the text of each image")
+        needs(dataset, "texts", self.NAME)
         try:
             import transformers  # noqa: F401
         except ImportError as error:
@@ -62,7 +62,7 @@ class CLIPMetric(MeanMetric):
     def cosine(self, batch: Batch) -> Tensor:
         """Cosine similarity of image and text embeddings, (B, 1), float64."""
         assert batch.conditions is not None
-        texts = needs(batch.dataset, "texts", self.NAME, "the text of each image")(batch.conditions)
+        texts = needs(batch.dataset, "texts", self.NAME)(batch.conditions)
         pictures = list(to_uint8(batch.samples).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy())
         device = batch.samples.device
         inputs = self._processor(images=pictures, text=texts, return_tensors="pt", padding=True, truncation=True)

@@ -19,7 +19,7 @@ def spoken_part(batch: Batch, metric: str) -> list[FloatArray]:
     if batch.conditions is None:
         return list(waves)
     assert batch.rate is not None
-    seconds = needs(batch.dataset, "spoken", metric, "the part of each sample that is to be spoken")(batch.conditions)
+    seconds = needs(batch.dataset, "spoken", metric)(batch.conditions)
     return [
         np.ascontiguousarray(wave[round(first * batch.rate) : round(last * batch.rate)])
         for wave, (first, last) in zip(waves, seconds, strict=True)

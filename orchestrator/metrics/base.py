@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from orchestrator.errors import ConfigError
@@ -154,7 +153,7 @@ class MeanMetric(Metric):
     """A metric with one value per sample, K = 1, summarised by the mean over samples."""
 
     def summarise(self, shards: Iterable[Array], dataset: Dataset, real: Iterable[Array] | None = None) -> Summary:
-        return summarise(torch.from_numpy(np.concatenate([shard[:, 0] for shard in shards])))
+        return summarise(np.concatenate([shard[:, 0] for shard in shards]).tolist())
 
     def resampled(self, values: Array, weights: Array) -> Array:
         means: Array = weights @ values[:, 0] / weights.sum(axis=1)
@@ -204,25 +203,15 @@ class RateMetric(Metric):
         return rates
 
 
-def summarise(values: Tensor) -> Summary:
+def summarise(values: Sequence[float]) -> Summary:
     """Mean and standard error of per-sample values, summed exactly (independent of their order)."""
-    return summarise_values(values.to(torch.float64).tolist())
-
-
-def summarise_values(values: Sequence[float]) -> Summary:
-    """The same as :func:`summarise`, for a sequence of floats."""
     finite = [value for value in values if math.isfinite(value)]
     count = len(finite)
     if count == 0:
         return Summary(math.nan, math.nan, 0, len(values))
     mean = math.fsum(finite) / count
-    variance = _variance(finite, mean)
+    variance = math.fsum((value - mean) ** 2 for value in finite) / max(1, count - 1)
     return Summary(mean, math.sqrt(variance / count), count, len(values) - count)
-
-
-def _variance(values: Sequence[float], mean: float) -> float:
-    squares = [(value - mean) ** 2 for value in values]
-    return math.fsum(squares) / (len(squares) - 1) if len(squares) > 1 else 0.0
 
 
 def check_comparable(samples: Tensor, reference: Tensor) -> None:
@@ -237,14 +226,22 @@ def check_comparable(samples: Tensor, reference: Tensor) -> None:
         )
 
 
-def needs(dataset: Dataset, method: str, metric: str, what: str) -> Any:
+OPTIONAL = {
+    "texts": "the text of each image",
+    "transcripts": "the transcript of each sample",
+    "spoken": "the part of each sample that is to be spoken",
+    "voices": "a recording of each voice",
+}
+"""Optional methods of datasets, and what each returns."""
+
+
+def needs(dataset: Dataset, method: str, metric: str) -> Any:
     """An optional method of a dataset that a metric needs.
 
     Args:
         dataset: The dataset.
-        method: Name of the method.
+        method: Name of the method, one of :data:`OPTIONAL`.
         metric: Name of the metric, for the error message.
-        what: What the method returns, for the error message.
 
     Raises:
         ConfigError: The dataset does not have the method, so the metric has no meaning on it.
@@ -252,7 +249,7 @@ def needs(dataset: Dataset, method: str, metric: str, what: str) -> Any:
     bound = getattr(dataset, method, None)
     if bound is None:
         raise ConfigError(
-            f"metric {metric!r} needs {what}, which dataset {type(dataset).__name__} does not provide; leave the "
-            f"metric out for this dataset, or choose another dataset"
+            f"metric {metric!r} needs {OPTIONAL[method]}, which dataset {type(dataset).__name__} does not provide; "
+            f"leave the metric out for this dataset, or choose another dataset"
         )
     return bound

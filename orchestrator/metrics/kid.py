@@ -14,7 +14,7 @@ from torch_fidelity.metric_kid import kernel_poly, mmd2  # type: ignore[import-u
 from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.metrics._features import FeatureMetric
-from orchestrator.metrics.base import Array, Summary, summarise_values
+from orchestrator.metrics.base import Array, Summary, summarise
 
 AT_ONCE = 10
 """Blocks of real features held in memory (80 MB for Inception's); each group takes one pass over all real features."""
@@ -67,7 +67,7 @@ class KID(FeatureMetric):
         values = [
             _distance(mine, theirs) for mine, theirs in zip(_blocks(shards, size), _drawn(real, size), strict=False)
         ]
-        summary = summarise_values(values)
+        summary = summarise(values)
         return Summary(summary.mean, summary.stderr if len(values) > 1 else math.nan, size * len(values), 0)
 
 

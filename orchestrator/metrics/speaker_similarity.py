@@ -43,8 +43,8 @@ class SpeakerSimilarity(MeanMetric):
         return encoder
 
     def check(self, dataset: Dataset) -> None:
-        needs(dataset, "voices", "speaker_similarity", "a recording of each voice")
-        needs(dataset, "spoken", "speaker_similarity", "the part of each sample that is to be spoken")
+        needs(dataset, "voices", "speaker_similarity")
+        needs(dataset, "spoken", "speaker_similarity")
         self._encoder().check()
 
     def measure(self, batch: Batch) -> Tensor:
@@ -53,7 +53,7 @@ class SpeakerSimilarity(MeanMetric):
             raise ValueError("speaker similarity needs the voice of the prompt, and real samples have no prompt")
         assert batch.rate is not None
         encoder = self._encoder().to(str(batch.samples.device))
-        voices = needs(batch.dataset, "voices", "speaker_similarity", "a recording of each voice")(batch.conditions)
+        voices = needs(batch.dataset, "voices", "speaker_similarity")(batch.conditions)
         prompts = torch.cat([encoder.embed([wave], rate) for wave, rate in voices])
         spoken = encoder.embed(spoken_part(batch, "speaker_similarity"), batch.rate)
         return (spoken.double() * prompts.double()).sum(dim=1, keepdim=True)

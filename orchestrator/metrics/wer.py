@@ -46,8 +46,8 @@ class WER(RateMetric):
         return recogniser
 
     def check(self, dataset: Dataset) -> None:
-        needs(dataset, "transcripts", "wer", "the transcript of each sample")
-        needs(dataset, "spoken", "wer", "the part of each sample that is to be spoken")
+        needs(dataset, "transcripts", "wer")
+        needs(dataset, "spoken", "wer")
         self._listener().check()
 
     def measure(self, batch: Batch) -> Tensor:
@@ -56,7 +56,7 @@ class WER(RateMetric):
             raise ValueError("the word error rate needs a transcript, and real samples have none")
         assert batch.rate is not None
         recogniser = self._listener().to(str(batch.samples.device))
-        transcripts = needs(batch.dataset, "transcripts", "wer", "the transcript of each sample")(batch.conditions)
+        transcripts = needs(batch.dataset, "transcripts", "wer")(batch.conditions)
         parts = spoken_part(batch, "wer")
         finite = torch.isfinite(batch.samples).flatten(1).all(dim=1).tolist()
         counts = torch.full((len(parts), 2), torch.nan, dtype=torch.float64)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
-import torch
 
 from orchestrator import plugins
 from orchestrator.hosts.distillation import to_numpy
@@ -43,7 +42,7 @@ def evaluate(
     )
     return {
         plugins.build("metrics", name).column: asdict(
-            summarise(torch.from_numpy(np.concatenate([part[name] for part in parts])))
+            summarise(np.concatenate([part[name] for part in parts]).tolist())
         )
         for name in metrics
     }

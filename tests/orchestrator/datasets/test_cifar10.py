@@ -86,7 +86,7 @@ def test_a_missing_file_is_reported_with_the_option_to_set(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"image": [b"no image"], "label": [0]}, r"holds bytes that are not an image"),
+        ({"image": [b"no image"], "label": [0]}, r"an image in .*cifar10-train.parquet is not a readable image"),
         (
             {"image": [_encode(np.zeros((8, 8, 3), dtype=np.uint8))], "label": [0]},
             r"of size \(8, 8\); CIFAR-10 images",
