@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
@@ -57,17 +58,15 @@ def asha_per_cell(
     stopped: Callable[[dict[str, Any]], None],
 ) -> PerCellScheduler:
     """ASHA within each cell, with rungs counted in validations."""
-
-    def make() -> TrialScheduler:
-        return ASHAScheduler(
-            time_attr="training_iteration",
-            metric="psnr_db",
-            mode="max",
-            grace_period=grace_validations,
-            # Beyond the last report, because a trial that gets there still has to write its result.
-            max_t=max(max_validations, grace_validations) + 2,
-            reduction_factor=reduction_factor,
-            stop_last_trials=False,
-        )
-
+    make = partial(
+        ASHAScheduler,
+        time_attr="training_iteration",
+        metric="psnr_db",
+        mode="max",
+        grace_period=grace_validations,
+        # Beyond the last report, because a trial that gets there still has to write its result.
+        max_t=max(max_validations, grace_validations) + 2,
+        reduction_factor=reduction_factor,
+        stop_last_trials=False,
+    )
     return PerCellScheduler(make, cell_of, stopped)

@@ -51,7 +51,7 @@ from sweeps.point import AnyPoint, LearnedPoint
 from sweeps.points.execute import TrialContext, run_point
 from sweeps.space import fixed_points, learned_points
 from sweeps.student_jobs import Job, train
-from sweeps.sweep import best_choices
+from sweeps.sweep import best_choices, by_key
 
 SAMPLING_BATCH = 512
 """Samples per model call."""
@@ -164,26 +164,21 @@ class _Work:
         results: dict[str, Result] = {}
 
         def run(points: Sequence[AnyPoint], description: str) -> None:
-            length = sum(_length(point) for point in points)
-            with bar(length, "iteration", description) as progress:
+            with bar(sum(point.iterations for point in points), "iteration", description) as progress:
                 for point in points:
-                    done = 0
+                    before = progress.n
 
-                    def report(values: dict[str, float], point: AnyPoint = point) -> None:
-                        nonlocal done
-                        now = min(int(values["iteration"]), _length(point))
-                        progress.update(max(0, now - done))
-                        done = max(done, now)
+                    def report(values: dict[str, float], before: float = before) -> None:
+                        progress.update(before + int(values["iteration"]) - progress.n)
 
                     results[point.key] = run_point(point, context, self.pool, self.storage, report)
-                    progress.update(_length(point) - done)
+                    progress.update(before + point.iterations - progress.n)
 
         run(fixed, "fixed solvers")
         best = best_choices(fixed, results)
         learned = learned_points(self.experiment, self.specs, best, self.facts.scheduler)
         run(learned, "solver distillation")
-        points: dict[str, AnyPoint] = {p.key: p for p in fixed} | {p.key: p for p in learned}
-        return results, points
+        return results, by_key(fixed, learned)
 
     # ---- distillation of the network --------------------------------------------------------------------------
 
@@ -298,17 +293,15 @@ class _Work:
         if row.kind in ("learned", "start") and any("best" in learned.start for learned in self.config.learned):
             # Finding the best start took the grid searches of all fixed solvers, which count as well.
             forwards += sum(r.forwards for r in results.values() if r.kind != "learned" and r.point["nfe"] == row.nfe)
+        fixed = ComparisonRow(method=row.name, nfe=row.nfe, forwards=forwards, bytes=len(theta.encode()), **scores)
         if row.kind != "learned":
-            return ComparisonRow(method=row.name, nfe=row.nfe, forwards=forwards, bytes=len(theta.encode()), **scores)
-        return ComparisonRow(
-            method=row.name,
-            nfe=row.nfe,
+            return fixed
+        return dataclasses.replace(
+            fixed,
             forwards=forwards + _ground_truth_nfe(self.storage, self.train),
             backwards=int(row.backwards),
             training_set=self.train.count,
             parameters=self._parameters(point),
-            bytes=len(theta.encode()),
-            **scores,
         )
 
     @staticmethod
@@ -385,10 +378,6 @@ def _weights_name(entry: WeightsConfig, entries: Sequence[WeightsConfig]) -> str
     alike = [other for other in entries if other.loss == entry.loss]
     differing = [text for key, text in texts.items() if len({getattr(other, key) for other in alike}) > 1]
     return ", ".join([f"Weights ({entry.loss.upper()})", *differing])
-
-
-def _length(point: AnyPoint) -> int:
-    return point.run.method.iterations if isinstance(point, LearnedPoint) else 1
 
 
 def _ground_truth_nfe(storage: Storage, spec: PairSpec) -> int:

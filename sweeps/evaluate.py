@@ -26,7 +26,6 @@ from orchestrator.hosts.settings import ScorerSettings
 from orchestrator.lock import exclusive
 from orchestrator.metrics.measurements import MetricSpec
 from orchestrator.pairs import PairSpec, PairStore
-from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.client import RayPool
 from orchestrator.pool.requests import PoolSettings
 from orchestrator.progress import Note, note
@@ -36,7 +35,7 @@ from orchestrator.reports.tables import Table, across_datasets, by_dataset, comp
 from orchestrator.tracking.mlflow import ROLE, SWEEP, THETA, THETA_FILE, RunLog
 from solvers.families import GridSolver
 from solvers.theta import ThetaArtifact
-from sweeps.session import Session
+from sweeps.session import Session, publish
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -127,10 +126,8 @@ def evaluate_thetas(
     Args:
         config: Experiment that names the model; its section ``evaluation`` names datasets, metrics and baselines.
         thetas: The theta to score.
-        address: Ray cluster; None for a local one.
-        wait: Whether to wait for another process that uses the same pairs.
+        address, wait, announce: As for :class:`~sweeps.session.Session`.
         allow_transfer: Allow theta made for another model.
-        announce: Receives progress notes, in sentences.
 
     Raises:
         InvalidThetaError: theta belongs to another model and ``allow_transfer`` is false.
@@ -250,9 +247,7 @@ class _Run:
             for solver in self.solvers
             if solver.guidance_scale == scale
         ]
-        ensure_pairs(
-            self.storage, list(self.specs.values()), self.session.pool, wait=self.session.wait, announce=self.announce
-        )
+        self.session.make_pairs(self.specs.values())
         with ExitStack() as stack:
             for digest in sorted({spec.digest for spec in self.specs.values()}):
                 # One evaluation at a time per pair set: another would delete the samples that our scorers read.
@@ -351,11 +346,7 @@ class _Run:
         log = self.tracker.run(self.experiment, "evaluation", f"evaluation of {self.config.name}", {ROLE: "report"})
         with tempfile.TemporaryDirectory() as folder:
             files = write_evaluation(Path(folder), self.config, self.facts, scores, tables, self._panels(scores))
-            for file in files:
-                self.storage.write(f"{self.folder}/{file.name}", file.read_bytes())
-                log.file(file)
-            for name in set(self.storage.names(self.folder)) - {file.name for file in files}:
-                self.storage.delete(f"{self.folder}/{name}")
+            publish(self.storage, self.folder, files, log)
         log.finish({"solvers": len(self.solvers), "scores": len(scores)})
         return self.storage.location(f"{self.folder}/report.html")
 

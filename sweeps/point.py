@@ -81,6 +81,11 @@ class Point(ABC):
         return digest_of(self.to_dict())
 
     @property
+    def iterations(self) -> int:
+        """Length of its computation, for progress bars."""
+        return 1
+
+    @property
     def cell(self) -> str:
         """Name of the point's cell."""
         return f"{self.label}/{self.kind}/nfe{self.nfe}/guidance{self.guidance_scale:g}/seed{self.seed}"
@@ -129,10 +134,7 @@ class FixedPoint(Point):
         return [self.kind]
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            **_LEARNED_DEFAULTS,
-            **dataclasses.asdict(self),
-        }
+        return {**_LEARNED_DEFAULTS, **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +168,10 @@ class LearnedPoint(Point):
     @property
     def sigma0(self) -> float:
         return self.run.sigma0
+
+    @property
+    def iterations(self) -> int:
+        return self.run.method.iterations
 
     @property
     def kind(self) -> Literal["common grid", "best grid", "learned"]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 
 from orchestrator.cluster.connect import check_fits, connect
 from orchestrator.cluster.preflight import check_nodes
 from orchestrator.config.experiment import ExperimentConfig
-from orchestrator.config.pair_plan import SPLITS, PairKey, Split, pair_specs
+from orchestrator.config.pair_plan import PairKey, pair_specs
 from orchestrator.errors import PoolError
 from orchestrator.hosts.host import Host
 from orchestrator.hosts.protocols import HostProtocol
@@ -25,7 +26,7 @@ from orchestrator.pool.client import RayPool
 from orchestrator.pool.requests import PoolSettings, Request
 from orchestrator.progress import Note, note
 from orchestrator.storage import Storage
-from orchestrator.tracking.mlflow import Tracker, open_experiment
+from orchestrator.tracking.mlflow import RunLog, Tracker, open_experiment
 from orchestrator.tracking.uri import resolve_tracking_uri
 
 
@@ -126,10 +127,9 @@ class Session:
     ) -> None:
         self._stack.close()
 
-    def make_pairs(self, announce: Note = note, splits: Collection[Split] = SPLITS) -> None:
-        """Make the missing ground-truth pairs of these splits."""
-        specs = [spec for key, spec in self.specs.items() if key.split in splits]
-        ensure_pairs(self.storage, specs, self.pool, wait=self.wait, announce=announce)
+    def make_pairs(self, specs: Collection[PairSpec]) -> None:
+        """Make the missing ground-truth pairs of these sets."""
+        ensure_pairs(self.storage, list(specs), self.pool, wait=self.wait, announce=self.announce)
 
     def open_tracking(self) -> tuple[Tracker, str]:
         """The MLflow tracker and the id of the experiment, both created if they did not exist.
@@ -141,3 +141,17 @@ class Session:
             UserError: The store cannot be used.
         """
         return self._tracking.result()
+
+
+def publish(storage: Storage, folder: str, files: Sequence[Path], log: RunLog, others: Sequence[str] = ()) -> None:
+    """Write these files to a folder of the storage and to a run, and delete all in the folder but them and others."""
+    for file in files:
+        storage.write(f"{folder}/{file.name}", file.read_bytes())
+        log.file(file)
+    keep_only(storage, folder, {*others, *(file.name for file in files)})
+
+
+def keep_only(storage: Storage, folder: str, names: Collection[str]) -> None:
+    """Delete what an earlier run has left in a folder."""
+    for name in set(storage.names(folder)) - set(names):
+        storage.delete(f"{folder}/{name}")

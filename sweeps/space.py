@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator import plugins
 from orchestrator.config.experiment import ExperimentConfig
@@ -60,6 +60,7 @@ def learned_points(
     specs: Mapping[PairKey, PairSpec],
     best: Mapping[tuple[int, float, float], Sequence[SolverChoice]],
     scheduler: Scheduler,
+    no_start: Callable[[str], None] = lambda distillation: None,
 ) -> list[LearnedPoint]:
     """Points of every learned family on all its axes, except those without a solver to start from.
 
@@ -69,6 +70,7 @@ def learned_points(
         best: Fixed solvers by (nfe, guidance scale, sigma0), best on validation pairs first. 'start: best' means the
             first one that the family can start from.
         scheduler: Scheduler of the model's field.
+        no_start: Called with each distillation that has no fixed solver to start from.
     """
     points = []
     for learned in config.learned:
@@ -77,6 +79,7 @@ def learned_points(
         for scale, nfe, seed, sigma0, start in itertools.product(*axes):
             choice = _start(start, family, best, nfe, scale, sigma0, scheduler)
             if choice is None:
+                no_start(f"distillation of {learned.label} at nfe {nfe}, guidance {scale:g}")
                 continue
             points += [
                 LearnedPoint(

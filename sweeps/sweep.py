@@ -7,7 +7,6 @@ complete is computed again; a pair store is complete once it has a manifest, a p
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import math
 import os
@@ -15,7 +14,8 @@ import re
 import tempfile
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -44,7 +44,7 @@ from sweeps.point import RESULT_FORMAT, AnyPoint, FixedPoint, LearnedPoint, Solv
 from sweeps.points.execute import TrialContext, mlflow_parameters
 from sweeps.points.runner import TRIALS, end_runners, start_runners
 from sweeps.points.trial import follow, trial
-from sweeps.session import Session
+from sweeps.session import Session, keep_only, publish
 from sweeps.space import fixed_points, learned_points
 
 MAX_TRIAL_FAILURES = 2
@@ -72,9 +72,7 @@ def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, anno
 
     Args:
         config: A checked configuration.
-        address: Ray cluster; None for a local one.
-        wait: Whether to wait for another process that uses the same experiment or pairs.
-        announce: Receives progress notes, in sentences.
+        address, wait, announce: As for :class:`~sweeps.session.Session`.
 
     Raises:
         UserError: Something in the configuration or the environment cannot work.
@@ -85,7 +83,7 @@ def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, anno
         sweep = _Sweep(session, folder, announce)
         try:
             with SystemMetrics(session.tracking_uri, sweep.parent.run_id) as machines:
-                session.make_pairs(announce)
+                session.make_pairs(session.specs.values())
                 machines.look()
                 return sweep.run()
         except KeyboardInterrupt:
@@ -137,10 +135,9 @@ class _Sweep:
         fixed = fixed_points(self.config, self.session.specs)
         results = self._finish(fixed, "fixed solvers")
         best = best_choices(fixed, results)
-        self._check_starts(best)
-        learned = learned_points(self.config, self.session.specs, best, self.session.facts.scheduler)
+        learned = learned_points(self.config, self.session.specs, best, self.session.facts.scheduler, self._no_start)
         results |= self._finish(learned, "distillation")
-        points: dict[str, AnyPoint] = {p.key: p for p in fixed} | {p.key: p for p in learned}
+        points = by_key(fixed, learned)
         ordered = [results[key] for key in points if key in results]
         table = rows(ordered)
         self._record_all(points, results)
@@ -157,27 +154,12 @@ class _Sweep:
         if "runners" in vars(self):
             end_runners(self.runners)
 
-    def _check_starts(self, best: dict[tuple[int, float, float], list[SolverChoice]]) -> None:
-        """Record as failed the distillations from the best fixed solver for which no suitable one has finished."""
-        scheduler = self.session.facts.scheduler
-        for learned in self.config.learned:
-            if "best" not in learned.start:
-                continue
-            family = learned.build()
-            startable = {
-                (nfe, scale)
-                for (nfe, scale, sigma0), choices in best.items()
-                if any(choice.may_start(family, nfe, sigma0, scheduler) for choice in choices)
-            }
-            for nfe, scale in sorted(set(itertools.product(self.config.nfe, self.config.guidance_scale)) - startable):
-                self.failed[f"distillation of {learned.label} at nfe {nfe}, guidance {scale:g}"] = (
-                    "no fixed solver that it can start from has finished"
-                )
+    def _no_start(self, distillation: str) -> None:
+        self.failed[distillation] = "no fixed solver that it can start from has finished"
 
     def _finish(self, points: Sequence[AnyPoint], description: str) -> dict[str, Result]:
         """Results of these points. Missing ones are computed with Tune."""
-        # A named start may coincide with 'best'; the two are then one point and one run.
-        points = list({point.key: point for point in points}.values())
+        points = list(by_key(points).values())
         stores = {point.key: ResultStore(self.storage, point.key) for point in points}
         pending = [point for point in points if not stores[point.key].is_complete()]
         if len(pending) < len(points):
@@ -199,16 +181,17 @@ class _Sweep:
         scheduler = None
         learned = [point for point in points if isinstance(point, LearnedPoint)]
         if search.scheduler == "asha" and learned:
-            longest = max(point.run.method.iterations // point.validate_every for point in learned)
+            longest = max(point.iterations // point.validate_every for point in learned)
             scheduler = asha_per_cell(
                 search.grace_validations,
                 search.reduction_factor,
                 longest,
-                _cell,
+                lambda config: point_from_dict(config["point"]).cell,
                 partial(_mark_stopped, self.storage),  # not a method of the sweep, because Tune pickles it
             )
         name = f"{self.config.name}-{description.replace(' ', '-')}-{uuid.uuid4().hex[:8]}"
-        with _Display(points, description) as display:
+        unit = "iteration" if learned else "solver"
+        with bar(sum(point.iterations for point in points), unit, description) as progress:
             tuner = Tuner(
                 tune.with_resources(tune.with_parameters(trial, runners=self.runners), {"cpu": resources.trial_cpus}),
                 param_space={"point": tune.grid_search([point.to_dict() for point in points])},
@@ -220,15 +203,15 @@ class _Sweep:
                 ),
                 run_config=RunConfig(
                     name=name,
-                    storage_path=_tune_root(self.storage),
+                    storage_path=self.storage.path("tune"),
                     storage_filesystem=None if self.storage.is_local else self.storage.filesystem,
                     failure_config=FailureConfig(max_failures=MAX_TRIAL_FAILURES),
                     checkpoint_config=CheckpointConfig(checkpoint_frequency=0),
-                    callbacks=[display],
+                    callbacks=[_Display(progress, points)],
                     verbose=0,
                 ),
             )
-            with _Quiet():
+            with _quiet():
                 grid = tuner.fit()
         errors = {
             point_from_dict(result.config["point"]).key: str(result.error)
@@ -236,7 +219,7 @@ class _Sweep:
             if result.error is not None and result.config is not None
         }
         if not errors:  # Tune's folder holds nothing new; after an error it is kept for debugging
-            self.storage.filesystem.delete_dir(f"{_tune_root(self.storage)}/{name}")
+            self.storage.filesystem.delete_dir(self.storage.path(f"tune/{name}"))
         return errors
 
     @cached_property
@@ -296,16 +279,8 @@ class _Sweep:
             files = write_report(
                 Path(folder), self.config, self.session.facts, self.session.specs.values(), table, results, panels
             )
-            for file in files:
-                self.storage.write(f"{self.folder}/{file.name}", file.read_bytes())
-                self.parent.file(file)
-            self._keep_only(self.folder, {file.name for file in files} | {"thetas"})
+            publish(self.storage, self.folder, files, self.parent, others=("thetas",))
         return self.storage.location(f"{self.folder}/report.html")
-
-    def _keep_only(self, folder: str, names: set[str]) -> None:
-        """Delete files of an earlier sweep of this name that this one has not written."""
-        for name in set(self.storage.names(folder)) - names:
-            self.storage.delete(f"{folder}/{name}")
 
     def _publish_thetas(self, table: Sequence[Row]) -> str | None:
         """Copy the chosen learned solvers to readable file names; returns their folder, or None if there are none."""
@@ -319,8 +294,13 @@ class _Sweep:
                 theta = ResultStore(self.storage, row.keys[0]).read_theta()
                 self.storage.write(f"{folder}/{name}", theta.encode())
                 published.add(name)
-        self._keep_only(folder, published)
+        keep_only(self.storage, folder, published)
         return self.storage.location(folder) if published else None
+
+
+def by_key(*rounds: Sequence[AnyPoint]) -> dict[str, AnyPoint]:
+    """All points by key. A named start may coincide with 'best'; the two are then one point and one run."""
+    return {point.key: point for points in rounds for point in points}
 
 
 def best_choices(
@@ -356,49 +336,32 @@ def _mark_stopped(storage: Storage, config: dict[str, Any]) -> None:
     ResultStore(storage, point_from_dict(config["point"]).key).mark_stopped()
 
 
-def _cell(config: dict[str, Any]) -> str:
-    return point_from_dict(config["point"]).cell
-
-
 def _trial_name(trial: Any) -> str:
     """Folder of a trial in Tune's results. It uses the key, since names of points are long."""
     return f"{point_from_dict(trial.config['point']).key}-{trial.trial_id}"
 
 
-def _tune_root(storage: Storage) -> str:
-    return storage.path("tune")
-
-
 class _Display(Callback):
-    """Progress bar for a round of trials, in iterations, so that its rate and remaining time are meaningful."""
+    """Progress of a round of trials, in iterations, so that its rate and remaining time are meaningful."""
 
-    def __init__(self, points: Sequence[AnyPoint], description: str):
-        self.total = {point.key: _work(point) for point in points}
-        self.unit = "iteration" if any(isinstance(point, LearnedPoint) for point in points) else "solver"
-        self.description = description
-        self.done: dict[str, int] = {}
+    def __init__(self, progress: tqdm[NoReturn], points: Sequence[AnyPoint]):
+        self.progress = progress
+        self.total = {point.key: point.iterations for point in points}
+        self.done = dict.fromkeys(self.total, 0)
         self.finished = 0
-        self.bar: tqdm[NoReturn] | None = None
-
-    def __enter__(self) -> _Display:
-        self.bar = bar(sum(self.total.values()), self.unit, self.description)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
     def _advance(self, key: str, done: int) -> None:
-        if self.bar is not None and done > self.done.get(key, 0):
-            self.bar.update(done - self.done.get(key, 0))
+        if done > self.done[key]:
+            self.progress.update(done - self.done[key])
             self.done[key] = done
-            self.bar.set_postfix_str(f" {self.finished}/{len(self.total)} trials", refresh=False)
+            self.progress.set_postfix_str(f" {self.finished}/{len(self.total)} trials", refresh=False)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if self.unit == "iteration":
-            self._advance(point_from_dict(trial.config["point"]).key, int(result.get("iteration", 0)))
+        point = point_from_dict(trial.config["point"])
+        if isinstance(point, LearnedPoint):
+            self._advance(point.key, int(result.get("iteration", 0)))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         key = point_from_dict(trial.config["point"]).key
@@ -406,24 +369,21 @@ class _Display(Callback):
         self._advance(key, self.total[key])
 
 
-def _work(point: AnyPoint) -> int:
-    return point.run.method.iterations if isinstance(point, LearnedPoint) else 1
-
-
-class _Quiet:
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Silences Tune's tables, which the progress bar replaces, and disables its Ctrl-C handler."""
-
-    def __enter__(self) -> None:
-        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-        # Otherwise Tune would swallow the first Ctrl-C, and continue if its last trial had just ended. Stopping at once
-        # is safe, because completed work is stored.
-        os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-        self.level = logging.getLogger("ray.tune").level
-        for name in ("ray.tune", "ray.train", "ray.air"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", module="ray")
-
-    def __exit__(self, *exception: object) -> None:
-        for name in ("ray.tune", "ray.train", "ray.air"):
-            logging.getLogger(name).setLevel(self.level)
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # Otherwise Tune would swallow the first Ctrl-C, and continue if its last trial had just ended. Stopping at once
+    # is safe, because completed work is stored.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "ray.air")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="ray")
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.shared import tracked
+from orchestrator.cli.shared import stored, theta_file, tracked
 from orchestrator.errors import UserError
 
 # Imports of torch, ray and mlflow take seconds, so they stay inside the commands: --help and usage errors are instant.
@@ -27,13 +27,7 @@ def export(theta: str, to: str, destination: Path) -> None:
     from orchestrator import plugins
 
     exporter = plugins.load("exporters", to)()
-    from solvers.theta import load_theta
-
-    try:
-        artifact = load_theta(theta)
-    except FileNotFoundError as error:
-        raise UserError(str(error)) from error
-    for path in exporter.export(artifact, destination):
+    for path in exporter.export(theta_file(theta), destination):
         click.echo(path)
 
 
@@ -45,9 +39,7 @@ def export(theta: str, to: str, destination: Path) -> None:
     "--experiment", default="registered", show_default=True, help="MLflow experiment in which a THETA file is logged."
 )
 @tracked
-@click.option(
-    "--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Storage root that holds mlflow.db."
-)
+@stored
 def register(theta: str, name: str, alias: str | None, experiment: str, tracking_uri: str | None, storage: str) -> None:
     """Register THETA (a file or runs:/ID) as a new version of a model in the MLflow registry.
 
@@ -59,17 +51,13 @@ def register(theta: str, name: str, alias: str | None, experiment: str, tracking
     from orchestrator.storage import Storage
     from orchestrator.tracking.mlflow import THETA, THETA_FILE, Tracker, open_experiment
     from orchestrator.tracking.uri import resolve_tracking_uri
-    from solvers.theta import load_theta
 
     uri = resolve_tracking_uri(tracking_uri, storage)
     if theta.startswith("runs:/"):
         tracker = Tracker(uri)
         _, run_id = tracker.read_theta(theta)
     else:
-        try:
-            artifact = load_theta(theta)
-        except FileNotFoundError as error:
-            raise UserError(str(error)) from error
+        artifact = theta_file(theta)
         tracker, experiment_id = open_experiment(uri, experiment, Storage.at(storage))
         log = tracker.run(experiment_id, f"theta/{artifact.family}/{artifact.digest}", Path(theta).stem)
         log.tags({THETA: artifact.digest})
@@ -92,7 +80,7 @@ def register(theta: str, name: str, alias: str | None, experiment: str, tracking
 @click.option("--keep", default=4000, show_default=True, help="Number of samples whose features are stored, for KID.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--batch-size", default=64, show_default=True, help="Images per forward pass.")
-@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Storage root for features.")
+@stored
 def reference(
     dataset: str,
     options: tuple[str, ...],

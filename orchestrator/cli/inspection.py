@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.shared import FAILED, load, print_table, tracked
+from orchestrator.cli.shared import FAILED, print_table, stored, tracked
 from orchestrator.plugins import KINDS
 
 # Imports of torch, ray and mlflow take seconds, so they stay inside the commands: --help and usage errors are instant.
@@ -19,9 +19,7 @@ from orchestrator.plugins import KINDS
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON row per solver instead of a table.")
 @click.option("--markdown", is_flag=True, help="Print Markdown tables.")
 @tracked
-@click.option(
-    "--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Storage root that holds mlflow.db."
-)
+@stored
 def compare(experiment: str, as_json: bool, markdown: bool, tracking_uri: str | None, storage: str) -> None:
     """Compare the solvers of an MLflow EXPERIMENT: all trials of its sweeps on the newest model.
 
@@ -73,10 +71,7 @@ def _json_row(result: Any, theta: str, selected: bool) -> dict[str, Any]:
 
 
 @click.command(name="list")
-@click.argument(
-    "kind",
-    type=click.Choice(sorted(KINDS)),
-)
+@click.argument("kind", type=click.Choice(sorted(KINDS)))
 def list_plugins(kind: str) -> None:
     """List the plugins that configurations can name: solver families, models, datasets, metrics and others."""
     from orchestrator.cli.listing import describe
@@ -87,9 +82,7 @@ def list_plugins(kind: str) -> None:
 
 @click.command()
 @tracked
-@click.option(
-    "--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Storage root that holds mlflow.db."
-)
+@stored
 @click.option("--port", default=5000, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
 def ui(tracking_uri: str | None, storage: str, port: int, host: str) -> None:
@@ -112,7 +105,7 @@ def ui(tracking_uri: str | None, storage: str, port: int, host: str) -> None:
 
 
 @click.command()
-@click.option("--storage", metavar="ROOT", default="bespoke-data", show_default=True, help="Storage root to test.")
+@stored
 @tracked
 @click.option(
     "--address", metavar="ADDR", help="Ray cluster to check node by node; default: check that Ray starts here."
@@ -160,8 +153,9 @@ def cluster_check(file: str, configs: tuple[str, ...], for_launch: bool) -> None
       bespoke cluster check ray_cluster.gcp.yaml --for-launch --config sweeps/configs/digits.yaml
     """
     from orchestrator.cluster.check import check_cluster_file
+    from orchestrator.config.reading import load_config
 
-    demands = {name: load(name, (), None, None).resources for name in configs}
+    demands = {name: load_config(name).resources for name in configs}
     problems = check_cluster_file(file, demands=demands, for_launch=for_launch)
     for problem in problems:
         click.echo(str(problem))

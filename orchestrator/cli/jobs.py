@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.shared import FAILED, load, print_table, runs_hosts, tracked, with_options
+from orchestrator.cli.shared import (
+    Place,
+    exit_if_failed,
+    load,
+    print_table,
+    runs_hosts,
+    theta_file,
+    tracked,
+    with_options,
+)
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @runs_hosts
-def pairs(config: str, overrides: tuple[str, ...], address: str | None, storage: str | None, no_wait: bool) -> None:
+def pairs(config: str, overrides: tuple[str, ...], place: Place) -> None:
     """Make the ground-truth pairs of CONFIG, or resume making them. Damaged shards are replaced.
 
     \b
@@ -31,12 +39,12 @@ def pairs(config: str, overrides: tuple[str, ...], address: str | None, storage:
       bespoke pairs sweeps/configs/digits.yaml
       bespoke pairs sweeps/configs/digits.yaml pairs.test=4096 --storage s3://bucket/bespoke
     """
-    loaded = load(config, overrides, storage, None)
+    loaded = load(config, overrides, place)
     from orchestrator.pairs import PairStore
     from sweeps.session import Session
 
-    with Session(loaded, address=address, wait=not no_wait, tracked=False) as session:
-        session.make_pairs()
+    with Session(loaded, address=place.address, wait=place.wait, tracked=False) as session:
+        session.make_pairs(session.specs.values())
         for (split, scale, seed), spec in session.specs.items():
             store = PairStore(session.storage, spec)
             records = store.records()
@@ -52,14 +60,7 @@ def pairs(config: str, overrides: tuple[str, ...], address: str | None, storage:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @runs_hosts
 @tracked
-def sweep(
-    config: str,
-    overrides: tuple[str, ...],
-    address: str | None,
-    tracking_uri: str | None,
-    storage: str | None,
-    no_wait: bool,
-) -> None:
+def sweep(config: str, overrides: tuple[str, ...], place: Place) -> None:
     """Run the main job of CONFIG: pairs, sweep, evaluation, MLflow and report. To resume, run it again.
 
     \b
@@ -69,18 +70,15 @@ def sweep(
       bespoke sweep sweeps/configs/digits.yaml --address auto --storage s3://bucket/bespoke \\
               --tracking-uri http://head:5000
     """
-    loaded = load(config, overrides, storage, tracking_uri)
+    loaded = load(config, overrides, place)
     from sweeps.sweep import run_sweep
 
-    outcome = run_sweep(loaded, address=address, wait=not no_wait)
+    outcome = run_sweep(loaded, address=place.address, wait=place.wait)
     print_table(outcome.rows)
     click.echo(f"report: {outcome.report}")
     if outcome.thetas is not None:
         click.echo(f"thetas: {outcome.thetas}")
-    for name, reason in outcome.failed.items():
-        click.echo(f"failed: {name}: {reason}", err=True)
-    if outcome.failed:
-        sys.exit(FAILED)
+    exit_if_failed(outcome.failed)
 
 
 @click.command()
@@ -105,10 +103,7 @@ def evaluate(
     experiment: str | None,
     allow_transfer: bool,
     as_json: bool,
-    address: str | None,
-    tracking_uri: str | None,
-    storage: str | None,
-    no_wait: bool,
+    place: Place,
 ) -> None:
     """Score THETA artifacts with metrics on datasets: tables, pictures, MLflow. To resume, run it again.
 
@@ -123,12 +118,12 @@ def evaluate(
       bespoke evaluate models:/digits@champion --config sweeps/configs/digits.yaml \\
               --set evaluation.samples=50000 --set 'evaluation.baselines=[euler, midpoint]'
     """
-    loaded = load(config, overrides, storage, tracking_uri)
+    loaded = load(config, overrides, place)
     from sweeps.evaluate import check_evaluation, evaluate_thetas
 
     check_evaluation(loaded)
     artifacts = _find_thetas(thetas, experiment, loaded)
-    outcome = evaluate_thetas(loaded, artifacts, address=address, wait=not no_wait, allow_transfer=allow_transfer)
+    outcome = evaluate_thetas(loaded, artifacts, address=place.address, wait=place.wait, allow_transfer=allow_transfer)
     if as_json:
         from orchestrator.reports.tables import to_rows
 
@@ -136,10 +131,7 @@ def evaluate(
     else:
         click.echo("\n".join(table.markdown() for table in outcome.tables))
         click.echo(f"report: {outcome.report}")
-    for name, reason in outcome.failed.items():
-        click.echo(f"failed: {name}: {reason}", err=True)
-    if outcome.failed:
-        sys.exit(FAILED)
+    exit_if_failed(outcome.failed)
 
 
 def _find_thetas(thetas: Sequence[str], experiment: str | None, config: ExperimentConfig) -> list[Any]:
@@ -148,7 +140,7 @@ def _find_thetas(thetas: Sequence[str], experiment: str | None, config: Experime
     from orchestrator.tracking.mlflow import Tracker, check_readable
     from orchestrator.tracking.records import read_run
     from orchestrator.tracking.uri import resolve_tracking_uri
-    from solvers.theta import ThetaArtifact, load_theta
+    from solvers.theta import ThetaArtifact
     from sweeps.evaluate import FoundTheta
 
     if not thetas and experiment is None:
@@ -159,20 +151,17 @@ def _find_thetas(thetas: Sequence[str], experiment: str | None, config: Experime
         check_readable(uri)
         tracker = Tracker(uri)
     if experiment is not None:
-        runs = tracker.latest_trials(experiment)
-        records = {read_run(run)[0].key: run for run in runs}
-        table = rows(read_run(run)[0] for run in runs)
-        names += [f"runs:/{records[row.keys[0]].info.run_id}" for row in table if row.kind == "learned"]
+        runs = [(read_run(run)[0], run.info.run_id) for run in tracker.latest_trials(experiment)]
+        run_ids = {result.key: run_id for result, run_id in runs}
+        table = rows(result for result, _ in runs)
+        names += [f"runs:/{run_ids[row.keys[0]]}" for row in table if row.kind == "learned"]
     artifacts = []
     for name in names:
         if name.startswith(("runs:/", "models:/")):
             text, run_id = tracker.read_theta(name)
             artifacts.append(FoundTheta(name, ThetaArtifact.from_json(text, origin=name), run_id))
-            continue
-        try:
-            artifacts.append(FoundTheta(name, load_theta(name)))
-        except FileNotFoundError as error:
-            raise UserError(str(error)) from error
+        else:
+            artifacts.append(FoundTheta(name, theta_file(name)))
     return artifacts
 
 
@@ -233,14 +222,7 @@ def pretrain(config: str, overrides: tuple[str, ...], output: str, tracking_uri:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @runs_hosts
 @tracked
-def distil_network(
-    config: str,
-    overrides: tuple[str, ...],
-    address: str | None,
-    tracking_uri: str | None,
-    storage: str | None,
-    no_wait: bool,
-) -> None:
+def distil_network(config: str, overrides: tuple[str, ...], place: Place) -> None:
     """Compare distilling the solver with distilling the network, on one zoo model. To resume, run it again.
 
     Makes pairs, distils solvers, trains student networks (BST K.4 and Progressive Distillation) at the same NFEs, and
@@ -255,10 +237,10 @@ def distil_network(
     """
     from orchestrator.network_distillation.config import load_network_config
 
-    loaded = load_network_config(config, with_options(overrides, storage, tracking_uri))
+    loaded = load_network_config(config, with_options(overrides, place))
     from sweeps.distil_network import run_comparison
 
-    comparison = run_comparison(loaded, address=address, wait=not no_wait)
+    comparison = run_comparison(loaded, address=place.address, wait=place.wait)
     click.echo(comparison.markdown)
     click.echo(f"table: {comparison.table}")
     click.echo(f"figure: {comparison.figure}")

@@ -2,48 +2,91 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+
+from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
     from orchestrator.config.experiment import ExperimentConfig
     from orchestrator.results.store import Row
+    from solvers.theta import ThetaArtifact
 
 # Imports of torch, ray and mlflow take seconds, so they stay inside the commands: --help and usage errors are instant.
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
+class Place(NamedTuple):
+    """Where a command that starts hosts runs, and where it keeps its data."""
+
+    address: str | None
+    wait: bool
+    storage: str | None
+    tracking_uri: str | None = None
+
+
 def runs_hosts(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of commands that start hosts."""
+    """Add the options of commands that start hosts; the command receives them as ``place``."""
+
+    @functools.wraps(command)
+    def placed(*, address: str | None, no_wait: bool, storage: str | None, **arguments: Any) -> Any:
+        tracking_uri = arguments.pop("tracking_uri", None)
+        return command(place=Place(address, not no_wait, storage, tracking_uri), **arguments)
+
     for option in (
         click.option("--no-wait", is_flag=True, help="Fail immediately if another process uses the same store."),
         click.option("--storage", metavar="ROOT", help="Storage root of pairs and results: a path, s3://… or gs://…"),
         click.option("--address", metavar="ADDR", help="Ray cluster ('auto', host:port); default: a local Ray."),
     ):
-        command = option(command)
-    return command
+        placed = option(placed)
+    return placed
 
 
 tracked = click.option("--tracking-uri", metavar="URI", help="MLflow store; default: SQLite under the storage root.")
+stored = click.option(
+    "--storage",
+    metavar="ROOT",
+    default="bespoke-data",
+    show_default=True,
+    help="Storage root of pairs, results and mlflow.db.",
+)
 
 
-def with_options(overrides: Sequence[str], storage: str | None, tracking_uri: str | None) -> list[str]:
+def with_options(overrides: Sequence[str], place: Place) -> list[str]:
     """Append the options that set configuration keys to the overrides; later entries win."""
-    options = [
-        f"{key}={json.dumps(value)}" for key, value in (("storage", storage), ("tracking_uri", tracking_uri)) if value
-    ]
-    return [*overrides, *options]
+    options = {"storage": place.storage, "tracking_uri": place.tracking_uri}
+    return [*overrides, *(f"{key}={json.dumps(value)}" for key, value in options.items() if value)]
 
 
-def load(path: str, overrides: Sequence[str], storage: str | None, tracking_uri: str | None) -> ExperimentConfig:
+def load(path: str, overrides: Sequence[str], place: Place) -> ExperimentConfig:
     """Load a configuration with overrides and the options that set configuration keys."""
     from orchestrator.config.reading import load_config
 
-    return load_config(path, with_options(overrides, storage, tracking_uri))
+    return load_config(path, with_options(overrides, place))
+
+
+def theta_file(path: str) -> ThetaArtifact:
+    """Load a theta file that a user named."""
+    from solvers.theta import load_theta
+
+    try:
+        return load_theta(path)
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from error
+
+
+def exit_if_failed(failed: Mapping[str, str]) -> None:
+    """Print what failed, and why, and exit."""
+    for name, reason in failed.items():
+        click.echo(f"failed: {name}: {reason}", err=True)
+    if failed:
+        sys.exit(FAILED)
 
 
 def print_table(table: Sequence[Row]) -> None:

@@ -18,16 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    GetTimeoutError,
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayTaskError,
-)
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from orchestrator.errors import PoolError, UserError
 from orchestrator.pool.prometheus import monitored, report_work
@@ -36,14 +27,7 @@ from orchestrator.pool.requests import ActorSettings, PoolSettings
 
 MAX_ATTEMPTS = 3
 
-HOST_LOSSES = (
-    ActorDiedError,
-    ActorUnavailableError,
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-)
+HOST_LOSSES = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 
 DETERMINISTIC_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, NotImplementedError)
 """Errors that follow from the request itself: a retry would fail in the same way."""
@@ -86,11 +70,8 @@ class RouterStatistics:
     """Counts since the router started.
 
     Attributes:
-        answered: Calls that a host answered; a batched call counts once.
+        answered, batched_requests, retried, set_aside: See :data:`orchestrator.pool.prometheus.REQUESTS`.
         batches: Batched calls that were answered.
-        batched_requests: Requests answered in these.
-        retried: Attempts beyond a request's first.
-        set_aside: Requests that were given up.
         per_host: Calls answered by each host.
     """
 
@@ -229,7 +210,7 @@ class Router:
                 text = f"{method}({_brief(arguments)}) failed: {type(cause).__name__}: {cause}"
                 return _Reply(error=PoolError(text))
             return _Reply(failure=cause)
-        except (TimeoutError, *HOST_LOSSES, GetTimeoutError) as error:
+        except (TimeoutError, *HOST_LOSSES) as error:
             self._mark_lost(host)
             return _Reply(failure=error, host_lost=True)
         self.statistics.answered += 1
