@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from orchestrator import plugins
 from orchestrator.config.base import NotEmpty, PluginConfig, Positive, Several, Strict
 from orchestrator.config.sections import EvaluationConfig, PairsConfig, Resources, SearchConfig
-from orchestrator.config.solvers import LEAST_SQUARES, GITSConfig, GridSearch, LearnedConfig, SolverConfig, distinct
+from orchestrator.config.solvers import LEAST_SQUARES, GITSConfig, GridSearch, LearnedConfig, SolverConfig
 from orchestrator.errors import ConfigError
 from orchestrator.metrics.base import PairMetric
 from solvers.families import Family
@@ -110,17 +110,17 @@ class ExperimentConfig(Strict):
     def _check_nfe(self, solver: SolverConfig) -> None:
         family = solver.build()
         for nfe in solver.nfes(self.nfe):
-            if isinstance(solver.grid, Grid) and solver.grid.kind == "given" and _affords(family, nfe):
-                try:
-                    solver.grid.times(family.steps(nfe), CondOT())
-                except ValueError as error:
-                    raise ConfigError(f"grid of fixed family {solver.family!r} at nfe {nfe}: {error}") from error
             try:
-                family.steps(nfe)
+                steps = family.steps(nfe)
             except ValueError as error:
                 allowed = [n for n in solver.nfes(self.nfe) if _affords(family, n)]
                 hint = f"give {solver.family} its own 'nfe: {allowed}'" if allowed else f"leave {solver.family} out"
                 raise ConfigError(f"fixed family {solver.family!r} at nfe {nfe}: {error}, or {hint}") from error
+            if isinstance(solver.grid, Grid) and solver.grid.kind == "given":
+                try:
+                    solver.grid.times(steps, CondOT())
+                except ValueError as error:
+                    raise ConfigError(f"grid of fixed family {solver.family!r} at nfe {nfe}: {error}") from error
 
     def _check_learned(self, learned: LearnedConfig) -> None:
         family = learned.build()
@@ -181,7 +181,7 @@ class ExperimentConfig(Strict):
         """The grids among which a fixed solver's grid is chosen, its own first."""
         if self.grid_search is None or not solver.search:
             return [solver.grid]
-        return distinct([solver.grid, *self.grid_search.candidates()])
+        return list(dict.fromkeys([solver.grid, *self.grid_search.candidates()]))
 
     @property
     def needs_training_pairs(self) -> bool:

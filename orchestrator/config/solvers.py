@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -103,7 +103,7 @@ class GridSearch(Strict):
     def candidates(self) -> list[Grid | GITSConfig]:
         """The uniform grid, all warped grids, and those of ``also``, without duplicates."""
         warped = [Grid("warped", p, q) if (p, q) != (1, 1) else Grid() for p in self.p for q in self.q]
-        return distinct([Grid(), *warped, *self.also])
+        return list(dict.fromkeys([Grid(), *warped, *self.also]))
 
 
 LEAST_SQUARES = "least_squares"
@@ -250,11 +250,3 @@ class BaselineConfig(Strict):
     def label(self) -> str:
         label = SolverConfig(family=self.family, options=self.options, grid=self.grid).label
         return label if self.sigma0 == 1 else f"{label}, σ0={self.sigma0:g}"
-
-
-def distinct(grids: Iterable[Grid | GITSConfig]) -> list[Grid | GITSConfig]:
-    kept: list[Grid | GITSConfig] = []
-    for grid in grids:
-        if grid not in kept:
-            kept.append(grid)
-    return kept

@@ -21,8 +21,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from orchestrator.audio.digits_recogniser import WORDS
 from orchestrator.audio.mel import HOP, LOUDEST, MELS, RATE, SILENCE, log_mel, vocode
+from orchestrator.audio.recognisers.digits import WORDS
 from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.randomness import generator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +14,11 @@ from orchestrator.weights.shipped import load_shipped
 METADATA_KEY = "bespoke_features"
 
 
-class ClassifierNet(Protocol):
-    """A classifier in two parts: ``features`` maps samples to (B, F), and ``classes`` those to scores (B, classes)."""
-
-    features: nn.Module
-    classes: nn.Module
-
-    def __call__(self, samples: Tensor) -> Tensor: ...
-
-
 @dataclass
 class ClassifierFeatures:
     """The hidden layer of a classifier, which a subclass names.
+
+    Its network has two parts: ``features`` maps samples to (B, F), and ``classes`` those to scores (B, classes).
 
     Samples are first clipped to [-1, 1], as an image viewer would do: a value out of range looks like the nearest end.
 

@@ -1,4 +1,4 @@
-"""Mean and covariance of features, accumulated and merged exactly, and the Frechet distance between two sets."""
+"""Mean and covariance of features, accumulated exactly, and the Frechet distance between two sets."""
 
 from __future__ import annotations
 
@@ -115,30 +115,14 @@ class FeatureStatistics:
                 f"a feature of {self.features} is {np.abs(values).max():g}, above {LARGEST:g}: sums would not be "
                 f"exact; scale the extractor's features down"
             )
-        self._check_count(len(values))
+        if self.count + len(values) > MAX_COUNT:
+            raise ValueError(f"statistics of more than {MAX_COUNT:,} samples would not be exact; use fewer samples")
         rounded = np.round(values * 2.0**24) / 2.0**24
         high = np.round(rounded * 2.0**9) / 2.0**9
         low = rounded - high
         self.count += len(values)
         self._sums += np.stack([high.sum(axis=0), low.sum(axis=0)])
         self._products += np.stack([high.T @ high, high.T @ low, low.T @ low])
-
-    def merge(self, other: FeatureStatistics) -> None:
-        """Add the sums of another shard.
-
-        Raises:
-            ValueError: The two are of different features, or there are too many samples in total.
-        """
-        if (other.features, other._sums.shape) != (self.features, self._sums.shape):
-            raise ValueError(f"statistics of {other.features} cannot be merged into those of {self.features}")
-        self._check_count(other.count)
-        self.count += other.count
-        self._sums += other._sums
-        self._products += other._products
-
-    def _check_count(self, more: int) -> None:
-        if self.count + more > MAX_COUNT:
-            raise ValueError(f"statistics of more than {MAX_COUNT:,} samples would not be exact; use fewer samples")
 
     def moments(self, at_least: int | None = None) -> Moments:
         """Mean and covariance of all samples added so far.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from orchestrator import plugins
-from orchestrator.audio.digits_recogniser import word_errors
+from orchestrator.audio.recognisers.base import word_errors
 from orchestrator.metrics._spoken import spoken_part
 from orchestrator.metrics.base import Batch, RateMetric, needs
 

@@ -34,7 +34,7 @@ class PerceptualObjective(SolverObjective):
     source = "Watson et al. 2022 (DDSS), Tong et al. 2024 (LD3), here per pair"
 
     def __post_init__(self) -> None:
-        plugins.build("features", self.features, self.options)  # runs the extractor's own checks before any work
+        _ = self.extractor  # runs its own checks before any work
 
     @property
     def label(self) -> str:

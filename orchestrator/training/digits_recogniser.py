@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from orchestrator.audio.digits_recogniser import BLANK, METADATA_KEY, STRIDE, WEIGHTS, Recogniser, word_error_rate
 from orchestrator.audio.mel import SILENCE, vocode
+from orchestrator.audio.recognisers.base import word_error_rate
+from orchestrator.audio.recognisers.digits import BLANK, METADATA_KEY, STRIDE, WEIGHTS, DigitsNet
 from orchestrator.datasets.spoken_digits import FRAMES, SpokenDigits
 from orchestrator.progress import bar
 from orchestrator.weights.shipped import ship
@@ -43,10 +44,10 @@ def disturbed(features: Tensor, generator: torch.Generator) -> Tensor:
     return (padded + gain + tilt * slope + level * torch.randn(padded.shape, generator=generator)).clamp_min(SILENCE)
 
 
-def train(dataset: SpokenDigits, steps: int, seed: int = 0) -> Recogniser:
+def train(dataset: SpokenDigits, steps: int, seed: int = 0) -> DigitsNet:
     """Train a recogniser by connectionist temporal classification (CTC) on augmented strings."""
     torch.manual_seed(seed)
-    net = Recogniser()
+    net = DigitsNet()
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)

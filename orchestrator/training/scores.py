@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from orchestrator import plugins
-from orchestrator.audio.digits_recogniser import understood, word_error_rate
 from orchestrator.audio.mel import vocode
+from orchestrator.audio.recognisers.base import word_error_rate
+from orchestrator.audio.recognisers.digits import understood
 from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.models.zoo.adapter import ZooModel
 from orchestrator.pairs.ground_truth import solve

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.audio.digits_recogniser import recogniser, understood, word_error_rate, word_errors
 from orchestrator.audio.mel import HOP, MELS, RATE, SILENCE, WINDOW, log_mel, vocode
+from orchestrator.audio.recognisers.base import word_error_rate, word_errors
+from orchestrator.audio.recognisers.digits import recogniser, understood
 from orchestrator.datasets.spoken_digits import SpokenDigits
 
 

@@ -51,19 +51,6 @@ def test_samples_in_any_order_give_the_same_bits(features: Tensor) -> None:
     assert _same(_moments(features.flip(0)), _moments(features))
 
 
-def test_merged_shards_give_the_same_bits_as_one_pass(features: Tensor) -> None:
-    """Shards can be merged in any order."""
-    shards = []
-    for part in features.split(123):
-        shard = FeatureStatistics("test", DIM)
-        shard.add(part)
-        shards.append(shard)
-    merged = FeatureStatistics("test", DIM)
-    for shard in reversed(shards):
-        merged.merge(shard)
-    assert _same(merged.moments(), _moments(features))
-
-
 def test_moments_agree_with_numpy(features: Tensor) -> None:
     """The mean, and the covariance normalised by N - 1, as in torch-fidelity."""
     computed, values = _moments(features), features.double().numpy()
@@ -119,12 +106,6 @@ def test_features_that_would_give_a_wrong_distance_are_refused(
     """The message has the value and what to do."""
     with pytest.raises(ValueError, match=message):
         _moments(spoil(features))
-
-
-def test_statistics_of_other_features_cannot_be_merged() -> None:
-    """Only statistics of the same features can be merged."""
-    with pytest.raises(ValueError, match="statistics of other cannot be merged into those of test"):
-        FeatureStatistics("test", DIM).merge(FeatureStatistics("other", DIM))
 
 
 def test_more_samples_than_exact_sums_allow_are_refused(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from orchestrator import plugins
-from orchestrator.audio.digits_recogniser import WORDS
 from orchestrator.audio.mel import HOP, RATE, vocode
+from orchestrator.audio.recognisers.digits import WORDS
 from orchestrator.datasets.labels import Labels
 from orchestrator.datasets.spoken_digits import FRAMES, SpokenDigits
 from orchestrator.errors import ConfigError

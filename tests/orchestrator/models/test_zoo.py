@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from orchestrator import plugins
-from orchestrator.audio.digits_recogniser import understood, word_error_rate
 from orchestrator.audio.mel import vocode
+from orchestrator.audio.recognisers.base import word_error_rate
+from orchestrator.audio.recognisers.digits import understood
 from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.errors import ConfigError
 from orchestrator.features.cifar10_gray16_cnn import Cifar10Gray16CNN
