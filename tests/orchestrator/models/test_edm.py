@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
-import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import own_networks
 import pytest
 import torch
-from proofs import GUIDANCE, LABELS, errors, influences, noise
+from adapter_examples import HERE, KWARGS, write_pickle
+from proofs import GUIDANCE, LABELS, noise
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from orchestrator import plugins
 from orchestrator.errors import ConfigError
 from orchestrator.models.edm import EDMNetwork, export_safetensors
 
-HERE = Path(own_networks.__file__).parent
-KWARGS = {"img_resolution": 2, "img_channels": 3, "label_dim": own_networks.CLASSES}
 FACTORY = {"factory": "own_networks:Denoiser", "path": str(HERE)}
-
-
-def write_pickle(folder: Path, network: Any = None, name: str = "network-snapshot.pkl", key: str = "ema") -> Path:
-    """Write a pickle as EDM training does: a dictionary with the averaged network and other entries."""
-    path = folder / name
-    with path.open("wb") as stream:
-        pickle.dump({key: network or own_networks.Denoiser(**KWARGS), "loss_fn": None, "dataset_kwargs": {}}, stream)
-    return path
 
 
 def build(file: Path, **options: Any) -> EDMNetwork:
@@ -49,50 +35,6 @@ def model(tmp_path: Path) -> EDMNetwork:
 # ---- agreement with the published sampler ---------------------------------------------------------------------------
 
 
-def heun(network: torch.nn.Module, scale: float) -> Callable[[Tensor, int], Tensor]:
-    """EDM's deterministic sampler (Karras et al. 2022, Algorithm 1, rho = 7), up to sigma_min.
-
-    Guidance is applied to the denoiser; a dropped label is all zeros.
-    """
-    labels = torch.eye(own_networks.CLASSES)
-
-    def denoised(x: Tensor, sigma: float) -> Tensor:
-        def evaluate(label: Tensor) -> Tensor:
-            return network(x.float(), torch.full((len(x),), sigma), label).double()
-
-        if scale == 1:
-            return evaluate(labels[LABELS])
-        dropped = evaluate(torch.zeros(len(x), own_networks.CLASSES))
-        return dropped + scale * (evaluate(labels[LABELS]) - dropped)
-
-    def sampler(x0: Tensor, steps: int) -> Tensor:
-        r = np.linspace(0, 1, steps + 1)
-        sigmas = (80 ** (1 / 7) + r * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-        x = 80 * x0
-        for sigma, next_sigma in itertools.pairwise(sigmas.tolist()):
-            slope = (x - denoised(x, sigma)) / sigma
-            euler = x + (next_sigma - sigma) * slope
-            x = x + (next_sigma - sigma) * (slope + (euler - denoised(euler, next_sigma)) / next_sigma) / 2
-        return x
-
-    return sampler
-
-
-@pytest.mark.parametrize("scale", [1.0, GUIDANCE])
-def test_edms_own_sampler_converges_to_the_ground_truth(model: EDMNetwork, scale: float) -> None:
-    """Within 0.1 % at 200 steps. Heun's second order: twice the steps give about a quarter of the error."""
-    sampler = heun(own_networks.Denoiser(**KWARGS), scale)
-    coarse, middle, fine = errors(model, sampler, (20, 40, 200), scale)
-    assert fine < 1e-3
-    assert 3 < coarse / middle < 6
-    assert fine < middle / 10
-
-
-def test_the_velocity_depends_on_every_input(model: EDMNetwork) -> None:
-    """State, noise level, label and guidance each change it by more than 1 %."""
-    assert min(influences(model).values()) > 0.01
-
-
 @pytest.mark.parametrize("t", [0.0, 0.4, 0.99])
 def test_the_velocity_is_the_papers_slope(model: EDMNetwork, t: float) -> None:
     """dx/dsigma = (x - D) / sigma (eq. 3 and 4 at s = 1), times dsigma/dt = -80; the input is not rescaled."""
@@ -102,14 +44,6 @@ def test_the_velocity_is_the_papers_slope(model: EDMNetwork, t: float) -> None:
         denoised = own_networks.Denoiser(**KWARGS)(x.float(), torch.full((4,), sigma), one_hot).double()
     velocity = model.field(LABELS, 1.0)(x, torch.tensor(t, dtype=torch.float64))
     torch.testing.assert_close(velocity, -80 * (x - denoised) / sigma, rtol=1e-5, atol=1e-4)
-
-
-def test_each_sample_may_have_its_own_time(model: EDMNetwork) -> None:
-    """Batched predictions equal separate ones."""
-    x, times = noise(model.shape), torch.tensor([0.1, 0.8, 0.3, 0.999], dtype=torch.float64)
-    batched = model.predict(x, times, LABELS)
-    separate = torch.cat([model.predict(x[i : i + 1], times[i], LABELS[i : i + 1]) for i in range(len(x))])
-    torch.testing.assert_close(batched, separate, rtol=1e-5, atol=1e-6)
 
 
 def test_a_dropped_label_is_all_zeros(model: EDMNetwork) -> None:
@@ -176,13 +110,6 @@ def test_a_network_with_another_interface_is_rejected(tmp_path: Path) -> None:
         ConfigError, match=r"Flow does not have the interface of EDM networks: img_resolution, .*'torch_"
     ):
         model.to("cpu")
-
-
-def test_the_digest_depends_on_the_file_and_the_noise_levels(tmp_path: Path, model: EDMNetwork) -> None:
-    """A copy elsewhere is the same model; other noise levels make another model."""
-    (tmp_path / "copy.pkl").write_bytes(model.source.read_bytes())
-    copy = build(tmp_path / "copy.pkl", trust_pickle=True)
-    assert copy.digest == model.digest != build(model.source, trust_pickle=True, sigma_max=50).digest
 
 
 # ---- pickles ------------------------------------------------------------------------------------------------------

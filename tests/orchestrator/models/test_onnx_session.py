@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import own_networks
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
-from proofs import GUIDANCE, LABELS, errors, guided, influences, noise
-from torch import Tensor
+from adapter_examples import EXAMPLES, FILE, graph
+from onnx import TensorProto
+from proofs import LABELS, noise
 from torch.autograd import forward_ad
 
-from orchestrator import plugins
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import pair_specs
 from orchestrator.config.reading import parse_config
@@ -26,7 +23,6 @@ from orchestrator.errors import ConfigError
 from orchestrator.hosts.host import Host
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.settings import HostSettings
-from orchestrator.models.onnx_session import OnnxSession
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.requests import LocalPool, Request
 from orchestrator.storage import Storage
@@ -36,111 +32,22 @@ from sweeps.point import SolverChoice
 from sweeps.points.execute import TrialContext, run_point
 from sweeps.space import learned_points
 
-DROPPED = torch.full_like(LABELS, own_networks.DROPPED)
-
-
-def graph(batch: Any = "B", time: int = TensorProto.FLOAT, outputs: tuple[str, ...] = ("velocity",)) -> onnx.ModelProto:
-    """:class:`own_networks.Flow` as an ONNX graph, like one written by an exporter."""
-    core = own_networks.Flow().core
-    arrays = {name: value.detach().numpy() for name, value in core.named_parameters()}
-    arrays |= {"two": np.float32(2), "damping": np.float32(0.3), "row": np.array([-1, 1]), "flat": np.array([-1, 6])}
-    arrays["image"] = np.array([-1, 1, 2, 3])
-    nodes = [
-        ("Cast", ["t"], ["seconds"], {"to": TensorProto.FLOAT}),
-        ("Mul", ["seconds", "two"], ["angle"], {}),
-        ("Sin", ["angle"], ["sine"], {}),
-        ("Cos", ["angle"], ["cosine"], {}),
-        ("Reshape", ["sine", "row"], ["sines"], {}),
-        ("Reshape", ["cosine", "row"], ["cosines"], {}),
-        ("Concat", ["sines", "cosines"], ["waves"], {"axis": 1}),
-        ("MatMul", ["waves", "time"], ["timed"], {}),
-        ("Gather", ["label", "y"], ["labelled"], {}),
-        ("Reshape", ["x", "flat"], ["flattened"], {}),
-        ("MatMul", ["flattened", "inward"], ["seen"], {}),
-        ("Add", ["seen", "timed"], ["sum"], {}),
-        ("Add", ["sum", "labelled"], ["hidden"], {}),
-        ("Tanh", ["hidden"], ["bent"], {}),
-        ("MatMul", ["bent", "outward"], ["answer"], {}),
-        ("Reshape", ["answer", "image"], ["shaped"], {}),
-        ("Mul", ["x", "damping"], ["damped"], {}),
-        ("Sub", ["shaped", "damped"], ["velocity"], {}),
-    ]
-    return helper.make_model(
-        helper.make_graph(
-            [helper.make_node(kind, ins, outs, **settings) for kind, ins, outs, settings in nodes],
-            "flow",
-            [
-                helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 1, 2, 3]),
-                helper.make_tensor_value_info("t", time, [batch]),
-                helper.make_tensor_value_info("y", TensorProto.INT64, [batch]),
-            ],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-            [numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items()],
-        ),
-        opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=9,
-    )
+EXAMPLE = EXAMPLES["onnx_session"]
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The flow network as an ONNX file."""
-    path = tmp_path_factory.mktemp("exported") / "flow.onnx"
-    onnx.save(graph(), path)
-    return path
-
-
-def options(file: Path, **changes: Any) -> dict[str, Any]:
-    """Options of the adapter for a file, with changes."""
-    return {
-        "file": str(file),
-        "shape": [1, 2, 3],
-        "prediction": "velocity",
-        "native_scheduler": "cond_ot",
-        "call": "x, t, y",
-        "classes": own_networks.CLASSES,
-        "null_label": own_networks.DROPPED,
-    } | changes
-
-
-def build(file: Path, **changes: Any) -> OnnxSession:
-    """Build the adapter after its configuration check."""
-    all_options = options(file, **changes)
-    OnnxSession.check(all_options)
-    model: OnnxSession = plugins.build("models", "onnx_session", all_options)
-    return model
+    return EXAMPLE.write(tmp_path_factory.mktemp("exported"))
 
 
 # ---- agreement with the network -----------------------------------------------------------------------------------
 
 
-def test_a_loop_over_the_session_converges_to_the_ground_truth(exported: Path) -> None:
-    """Guided Euler steps in ONNX Runtime are within 1 % at 200 steps, and twice the steps halve the error."""
-    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
-
-    def sampler(x0: Tensor, steps: int) -> Tensor:
-        x = x0.numpy().astype(np.float32)
-        for t, next_t in itertools.pairwise(np.linspace(0, 1, steps + 1, dtype=np.float32)):
-            feed = {"x": x, "t": np.full(len(x), t)}
-            velocity = guided(lambda y, feed=feed: session.run(None, feed | {"y": y.numpy()})[0], DROPPED, GUIDANCE)
-            x = x + (next_t - t) * velocity
-        return torch.from_numpy(x).double()
-
-    coarse, middle, fine = errors(build(exported), sampler, (50, 100, 200), GUIDANCE)
-    assert fine < 1e-2
-    assert coarse / middle == pytest.approx(2, rel=0.15)
-    assert middle / fine == pytest.approx(2, rel=0.15)
-
-
-def test_the_velocity_depends_on_every_input(exported: Path) -> None:
-    """State, time, label and guidance each change it by more than 1 %."""
-    assert min(influences(build(exported)).values()) > 0.01
-
-
 def test_it_predicts_as_the_exported_module(exported: Path) -> None:
     """Up to rounding in float32, with a time per sample."""
     x, t = noise((1, 2, 3)), torch.tensor([0.1, 0.9, 0.4, 0.6], dtype=torch.float64)
-    prediction = build(exported).predict(x, t, LABELS)
+    prediction = EXAMPLE.build(exported).predict(x, t, LABELS)
     with torch.no_grad():
         expected = own_networks.Flow()(x.float(), t.float(), LABELS)
     torch.testing.assert_close(prediction, expected.double(), rtol=1e-5, atol=1e-6)
@@ -149,17 +56,15 @@ def test_it_predicts_as_the_exported_module(exported: Path) -> None:
 def test_inputs_can_be_named_in_any_order(exported: Path) -> None:
     """The option ``call`` may name the inputs."""
     x, t = noise((1, 2, 3)), torch.tensor(0.3)
-    first, second = (build(exported, call=call).predict(x, t, LABELS) for call in ("x, t, y", "y=y, x=x, t=t"))
+    first, second = (EXAMPLE.build(exported, call=call).predict(x, t, LABELS) for call in ("x, t, y", "y=y, x=x, t=t"))
     assert torch.equal(first, second)
 
 
 def test_the_facts_are_read_from_the_file(exported: Path) -> None:
-    """The number of weights, and a digest that does not depend on the folder."""
-    model = build(exported)
-    assert model.parameters == sum(p.numel() for p in own_networks.Flow().parameters()) + 2  # two constants
-    copy = exported.parent / "copy.onnx"
-    copy.write_bytes(exported.read_bytes())
-    assert build(copy).digest == model.digest != build(exported, time="1-t").digest
+    """The number of weights is that of the graph's initialisers."""
+    assert (
+        EXAMPLE.build(exported).parameters == sum(p.numel() for p in own_networks.Flow().parameters()) + 2
+    )  # two constants
 
 
 def test_external_weights_are_part_of_the_digest(tmp_path: Path) -> None:
@@ -168,13 +73,13 @@ def test_external_weights_are_part_of_the_digest(tmp_path: Path) -> None:
     onnx.save(
         graph(), path, save_as_external_data=True, location="large.bin", size_threshold=100, convert_attribute=False
     )
-    model = build(path)
+    model = EXAMPLE.build(path)
     before = model.digest
     assert torch.isfinite(model.predict(noise((1, 2, 3)), torch.tensor(0.3), LABELS)).all()
     data = bytearray((tmp_path / "large.bin").read_bytes())
     data[3] ^= 1
     (tmp_path / "large.bin").write_bytes(data)
-    assert build(path).digest != before
+    assert EXAMPLE.build(path).digest != before
 
 
 # ---- derivatives are rejected -------------------------------------------------------------------------------------
@@ -188,7 +93,7 @@ def test_a_gradient_is_rejected(exported: Path, of: str) -> None:
     x, t = noise((1, 2, 3)), torch.tensor(0.3, dtype=torch.float64)
     (x if of == "state" else t).requires_grad_()
     with pytest.raises(ConfigError, match=NO_DERIVATIVES):
-        build(exported).field(LABELS, 1.0)(x, t)
+        EXAMPLE.build(exported).field(LABELS, 1.0)(x, t)
 
 
 @pytest.mark.parametrize("of", ["state", "time"])
@@ -199,7 +104,7 @@ def test_a_forward_derivative_is_rejected(exported: Path, of: str) -> None:
         dual = forward_ad.make_dual(x if of == "state" else t, torch.ones_like(x if of == "state" else t))
         inputs = (dual, t) if of == "state" else (x, dual)
         with pytest.raises(ConfigError, match=NO_DERIVATIVES):
-            build(exported).field(LABELS, 1.0)(*inputs)
+            EXAMPLE.build(exported).field(LABELS, 1.0)(*inputs)
 
 
 # ---- distillation -------------------------------------------------------------------------------------------------
@@ -210,7 +115,7 @@ def experiment(file: Path, **learned: Any) -> ExperimentConfig:
     config = parse_config(
         {
             "name": "black-box",
-            "model": {"name": "onnx_session", "options": options(file)},
+            "model": {"name": "onnx_session", "options": FILE | {"file": str(file)}},
             "conditioning": {"name": "labels", "options": {"classes": own_networks.CLASSES}},
             "guidance_scale": 2.0,
             "pairs": {
@@ -267,7 +172,7 @@ def test_levenberg_marquardt_distils_a_black_box(exported: Path, store: Storage)
     result, theta = distil(config, store)
     assert result.metrics["psnr_db"]["mean"] > result.start_metrics["psnr_db"]["mean"] + 10
     assert result.backwards == 0
-    assert theta.model_digest == build(exported).digest
+    assert theta.model_digest == EXAMPLE.build(exported).digest
 
 
 @pytest.mark.parametrize("method", [{"method": "adam"}, {"method": "levenberg_marquardt", "jacobian": "jvp"}])
@@ -313,20 +218,13 @@ def test_a_file_that_does_not_fit_the_options_is_rejected(
     """The check compares them with the file's declarations before any actor starts."""
     onnx.save(graph(**model), tmp_path / "net.onnx")
     with pytest.raises(ConfigError, match=message):
-        build(tmp_path / "net.onnx", **changes)
-
-
-def test_a_file_with_other_content_is_rejected(tmp_path: Path) -> None:
-    """The message names the file."""
-    (tmp_path / "net.onnx").write_bytes(b"PK nothing")
-    with pytest.raises(ConfigError, match=r"net\.onnx is not an ONNX file: .*; export the network again"):
-        build(tmp_path / "net.onnx")
+        EXAMPLE.build(tmp_path / "net.onnx", **changes)
 
 
 def test_a_device_without_a_provider_is_rejected(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise ONNX Runtime would silently run on the CPU."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    model = build(exported).to("cuda:0")
+    model = EXAMPLE.build(exported).to("cuda:0")
     with pytest.raises(ConfigError, match=r"no CUDAExecutionProvider for device 'cuda:0'; install onnxruntime-gpu"):
         _ = model.net
 
@@ -338,4 +236,4 @@ def test_a_missing_package_is_reported_with_its_extra(
     """The extra 'onnx' installs both packages."""
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"needs the package {package} .*pip install 'bespoke-solvers\[onnx\]'"):
-        build(exported)
+        EXAMPLE.build(exported)
