@@ -155,29 +155,6 @@ def test_extending_a_chain_trains_only_its_new_stage(run: Run, storage: Storage,
     assert storage.read(store.weights_key(8)) == before
 
 
-def test_an_interrupted_chain_ends_with_the_same_weights(run: Run, storage: Storage, model: ZooModel) -> None:
-    """It resumes from its checkpoint, bit for bit."""
-    store = StudentStore(storage, _recipe(model).key)
-    run(4)
-    expected = storage.read(store.weights_key(4))
-    for name in storage.names(f"students/{store.key}"):
-        storage.delete(f"students/{store.key}/{name}")
-    done = 0
-
-    def interrupt(iterations: int) -> None:
-        nonlocal done
-        done += iterations
-        if done == 7:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(4, interrupt)
-    assert store.load_checkpoint() is not None
-    run(4)
-    assert storage.read(store.weights_key(4)) == expected
-    assert store.load_checkpoint() is None
-
-
 def test_a_student_learns_two_steps_of_its_teacher(run: Run, storage: Storage, model: ZooModel, x0: Tensor) -> None:
     """After a few iterations its 8 steps are closer to the model's 16 steps than the model's own 8 steps are."""
     (result,) = run(8, iterations=60, batch_size=32, learning_rate=3e-4)
