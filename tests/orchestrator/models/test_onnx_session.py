@@ -15,6 +15,7 @@ from adapter_examples import EXAMPLES, FILE, graph
 from onnx import TensorProto
 from proofs import LABELS, noise
 from torch.autograd import forward_ad
+from trial_example import trial_context
 
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import pair_specs
@@ -29,7 +30,7 @@ from orchestrator.storage import Storage
 from solvers.grids import Grid
 from solvers.theta import ThetaArtifact, load_theta
 from sweeps.point import SolverChoice
-from sweeps.points.execute import TrialContext, run_point
+from sweeps.points.execute import run_point
 from sweeps.space import learned_points
 
 EXAMPLE = EXAMPLES["onnx_session"]
@@ -152,16 +153,7 @@ def distil(config: ExperimentConfig, storage: Storage) -> tuple[Any, ThetaArtifa
     ensure_pairs(storage, list(specs.values()), pool, wait=True, announce=lambda sentence: None)
     euler = SolverChoice(family="euler", options={}, label="Euler", grid=Grid())
     (point,) = learned_points(config, specs, {(4, 2.0, 1.0): [euler]}, facts.scheduler)
-    context = TrialContext(
-        storage=storage.root,
-        tracking_uri="",
-        experiment_id="",
-        parent_run_id="",
-        pool="",
-        hosts=1,
-        facts=facts,
-        validation_count=32,
-    )
+    context = trial_context(storage, facts)
     result = run_point(point, context, pool, storage, lambda values: None)
     return result, load_theta(Path(storage.path(f"points/{point.key}/theta.json")))
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from trial_example import trial_context
 
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import PairKey, pair_specs
@@ -50,16 +51,7 @@ Run = Callable[..., Result]
 @pytest.fixture
 def context(facts: ModelFacts, storage: Storage) -> TrialContext:
     """The context of a trial, without Ray and MLflow."""
-    return TrialContext(
-        storage=storage.root,
-        tracking_uri="",
-        experiment_id="",
-        parent_run_id="",
-        pool="",
-        hosts=1,
-        facts=facts,
-        validation_count=32,
-    )
+    return trial_context(storage, facts)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trial_example import trial_context
 
 import solvers.distil.methods
 from orchestrator import plugins
@@ -57,16 +58,7 @@ def point(
 
 @pytest.fixture
 def context(made: Storage, facts: ModelFacts, specs: dict[PairKey, PairSpec]) -> TrialContext:
-    return TrialContext(
-        storage=made.root,
-        tracking_uri="",
-        experiment_id="",
-        parent_run_id="",
-        pool="",
-        hosts=1,
-        facts=facts,
-        validation_count=specs[PairKey("validation", 1.0, 0)].count,
-    )
+    return trial_context(made, facts, specs[PairKey("validation", 1.0, 0)].count)
 
 
 def test_it_is_listed_and_named_in_tables_and_runs(point: LearnedPoint) -> None:
