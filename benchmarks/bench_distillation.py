@@ -40,12 +40,19 @@ from orchestrator.pool.requests import LocalPool, Request
 from orchestrator.storage import Storage
 from solvers import NSSolver
 from solvers.batched import sample_batched
-from solvers.distil.drive import map_queries
+from solvers.distil.drive import drive, map_queries
 from solvers.distil.least_squares import fit
-from solvers.distil.methods import adam
-from solvers.distil.methods import levenberg_marquardt as lm
-from solvers.distil.methods.adam import Adam, AdamState, LossAndGradient
-from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt, LMState
+from solvers.distil.methods.adam import Adam
+from solvers.distil.methods.base import (
+    GradientQuery,
+    LossAndGradient,
+    LossQuery,
+    Method,
+    NormalQuery,
+    Problem,
+    Query,
+)
+from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt
 from solvers.distil.normal_equations import Jacobian, NormalEquations, normal_equations
 from solvers.distil.state import DistillationState
 from solvers.families import GridSolver
@@ -140,45 +147,41 @@ class Mark:
         return self.forwards + backward * self.backwards
 
 
-@dataclass(frozen=True)
-class Method:
-    """A distillation method: functions that begin a state, advance it, and return its forwards and backwards so far."""
+Steps = Generator[Requests, list[Any], DistillationState]
+"""Iterations of a run as a generator of requests."""
 
-    begin: Callable[[Tensor], DistillationState]
-    advance: Callable[[DistillationState, int], Generator[Requests, list[Any], DistillationState]]
-    spent: Callable[[DistillationState], tuple[int, int]]
-    validate_every: int
+
+@dataclass(frozen=True)
+class Distillation:
+    """A method, a function that takes its next iterations up to a validation, and a clock."""
+
+    method: Method
+    advance: Callable[[DistillationState], Steps]
     clock: Callable[[], float] = time.perf_counter
 
 
-def levenberg_marquardt(task: Task, settings: LevenbergMarquardt, memory_bytes: int) -> Method:
-    def normal(solver: NSSolver, indices: list[int], *, jacobian: Jacobian, free: Tensor) -> NormalEquations:
-        pairs = task.train.select(indices)
+def levenberg_marquardt(task: Task, method: LevenbergMarquardt, memory_bytes: int) -> Distillation:
+    @torch.no_grad()
+    def answer(query: Query) -> NormalEquations | float:
+        assert isinstance(query, NormalQuery | LossQuery)
+        pairs = task.train.select(query.indices)
+        if isinstance(query, LossQuery):
+            return float(psnr_loss(task.sample(query.solver, pairs), pairs.x1).double().mean())
         return normal_equations(
-            solver,
+            query.solver,
             lambda rows: task.field(pairs.condition[rows]),
             pairs.x0,
             pairs.x1,
             memory_bytes=memory_bytes,
-            jacobian=jacobian,
-            free=free,
+            jacobian=query.jacobian,
+            free=query.free,
         )
 
-    @torch.no_grad()
-    def loss(solver: NSSolver, indices: list[int]) -> float:
-        pairs = task.train.select(indices)
-        return float(psnr_loss(task.sample(solver, pairs), pairs.x1).double().mean())
-
-    def advance(state: DistillationState, steps: int) -> Generator[Requests, list[Any], DistillationState]:
-        assert isinstance(state, LMState)
-        return lm.advance(state, steps, settings, BNS(), task.model.scheduler, 1.0, normal, loss)
+    def advance(state: DistillationState) -> Steps:
+        return drive(method.iterate(state, 1, Problem(BNS(), task.model.scheduler)), answer)
         yield []  # a generator without requests: it evaluates the model itself
 
-    def spent(state: DistillationState) -> tuple[int, int]:
-        assert isinstance(state, LMState)
-        return state.evaluations * task.forwards, 0
-
-    return Method(lambda parameters: LMState.begin(parameters, settings), advance, spent, validate_every=1)
+    return Distillation(method, advance)
 
 
 class BatchedLosses:
@@ -210,21 +213,17 @@ class BatchedLosses:
         ]
 
 
-def adam_method(task: Task, run: Run, settings: Adam, validate_every: int, batched: BatchedLosses) -> Method:
-    def requests(query: adam.GradientQuery) -> Requests:
+def adam_distillation(task: Task, seed: int, method: Adam, validate_every: int, batched: BatchedLosses) -> Distillation:
+    def requests(query: Query) -> Requests:
+        assert isinstance(query, GradientQuery)
         assert isinstance(query.at, NSSolver)
-        return [Request("loss", {"theta": query.at.flat(), "indices": query.indices, "seed": run.seed})]
+        return [Request("loss", {"theta": query.at.flat(), "indices": query.indices, "seed": seed})]
 
-    def advance(state: DistillationState, steps: int) -> Generator[Requests, list[Any], DistillationState]:
-        assert isinstance(state, AdamState)
-        iterations = adam.iterations(state, steps, settings, BNS(), task.model.scheduler, 1.0)
+    def advance(state: DistillationState) -> Steps:
+        iterations = method.iterate(state, validate_every, Problem(BNS(), task.model.scheduler))
         return map_queries(iterations, requests, lambda query, losses: losses[0])
 
-    def spent(state: DistillationState) -> tuple[int, int]:
-        evaluations = state.iteration * min(settings.batch_size, settings.training_pairs) * run.nfe * task.forwards
-        return evaluations, evaluations
-
-    return Method(AdamState.begin, advance, spent, validate_every, clock=lambda: batched.seconds)
+    return Distillation(method, advance, clock=lambda: batched.seconds)
 
 
 def backward_cost(task: Task, batch: int, repeats: int = 51) -> float:
@@ -262,22 +261,25 @@ def start_of(name: str, task: Task, nfe: int) -> Tensor:
     return BNS().start_from(solver, scheduler)
 
 
-def marks_of(run: Run, task: Task, method: Method, start: str) -> Generator[Requests, list[Any], list[Mark]]:
+def marks_of(
+    run: Run, task: Task, distillation: Distillation, start: str
+) -> Generator[Requests, list[Any], list[Mark]]:
     """The marks of one run, its start first; prints each as it is made."""
-    state = method.begin(start_of(start, task, run.nfe))
+    state = distillation.method.begin(start_of(start, task, run.nfe))
     marks: list[Mark] = []
     seconds = 0.0
     while True:
         theta = torch.tensor(state.parameters, dtype=torch.float64)
         psnr = task.psnr(BNS().to_ns(theta, task.model.scheduler, 1.0))
         state = state.with_validation(psnr)
-        marks.append(Mark(state.iteration, psnr, *method.spent(state), seconds))
+        forwards, backwards = (task.forwards * count for count in distillation.method.evaluations(state, run.nfe))
+        marks.append(Mark(state.iteration, psnr, forwards, backwards, seconds))
         print_mark(run, marks[-1])
         if state.status != "running":
             return marks
-        begin = method.clock()
-        state = yield from method.advance(state, method.validate_every)
-        seconds += method.clock() - begin
+        begin = distillation.clock()
+        state = yield from distillation.advance(state)
+        seconds += distillation.clock() - begin
 
 
 def print_mark(run: Run, mark: Mark) -> None:
@@ -313,8 +315,8 @@ def run_lm(run: Run, task: Task, options: Options) -> list[Mark]:
         training_pairs=options.pairs,
         jacobian=options.jacobian,
     )
-    method = levenberg_marquardt(task, settings, options.memory_mb * 2**20)
-    (marks,) = run_in_lockstep([marks_of(run, task, method, options.start)], lambda groups: [])
+    distillation = levenberg_marquardt(task, settings, options.memory_mb * 2**20)
+    (marks,) = run_in_lockstep([marks_of(run, task, distillation, options.start)], lambda groups: [])
     return marks
 
 
@@ -332,8 +334,8 @@ def run_adam(runs: Sequence[Run], tasks: dict[int, Task], options: Options) -> l
             training_pairs=options.pairs,
         )
         task = tasks[run.seed]
-        method = adam_method(task, run, settings, options.validate_every, batched)
-        return marks_of(run, task, method, options.start)
+        distillation = adam_distillation(task, run.seed, settings, options.validate_every, batched)
+        return marks_of(run, task, distillation, options.start)
 
     return run_in_lockstep([one(run) for run in runs], batched.answer)
 

@@ -21,7 +21,7 @@ from orchestrator.hosts.runs import LearnedRun, State
 from orchestrator.objectives.base import FamilyObjective
 from orchestrator.pool.requests import Ask, Request
 from solvers.distil.drive import drive, map_queries
-from solvers.distil.methods.base import GradientQuery, LossAndGradient, LossQuery, NormalQuery, Query
+from solvers.distil.methods.base import GradientQuery, LossAndGradient, LossQuery, NormalQuery, Problem, Query
 from solvers.distil.normal_equations import NormalEquations, total
 from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
@@ -57,7 +57,8 @@ def advance_steps(
         validation: Digest of the pairs on which the last iterate is validated; None: no validation.
     """
     in_parameters = issubclass(plugins.load("objectives", run.objective), FamilyObjective)
-    iterations = run.method.iterate(state, steps, run.build(), scheduler, run.sigma0, in_parameters=in_parameters)
+    problem = Problem(run.build(), scheduler, run.sigma0, in_parameters)
+    iterations = run.method.iterate(state, steps, problem)
     state = yield from map_queries(iterations, partial(_requests, run), _value)
     if validation is None:
         return state

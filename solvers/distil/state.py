@@ -1,10 +1,11 @@
-"""Common part of the states of all distillation methods: the status of the run and its validated iterates."""
+"""State of a distillation run: where it stands, how it ended, and its validated iterates."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal, Self
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 Status = Literal["running", "finished", "diverged", "stalled", "stopped"]
 """'finished': all iterations are done. 'diverged': numbers became non-finite, or the PSNR fell far below the start's.
@@ -14,19 +15,26 @@ DIVERGENCE_DB = 20.0
 """A validation PSNR this far below the start's counts as diverged: no observed run has recovered from there."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class DistillationState:
-    """Base class of the states in which runs are stored, sent and resumed.
+    """Everything needed to continue a run, as plain numbers, strings and lists that can be written as JSON.
 
-    A subclass is a frozen dataclass of plain numbers, strings and lists, so that it can be written as JSON, and has
-    the fields declared here. They are not dataclass fields of this class, so that each subclass can order its own.
+    A method that keeps more between its iterations adds fields in a subclass.
+
+    Attributes:
+        parameters: Parameters of the learnable family.
+        iteration: Number of completed iterations.
+        status: 'running', or how the run ended (:data:`Status`).
+        loss: Mean loss over the iterations since the last validation.
+        validated: One entry per validation: iteration, psnr_db, parameters. The first is the start itself. All are
+            kept, so that a different stopping criterion can be applied later.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     parameters: list[float]
-    iteration: int
-    status: Status
-    loss: float | None
-    validated: list[dict[str, Any]]
+    iteration: int = 0
+    status: Status = "running"
+    loss: float | None = None
+    validated: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def best(self) -> dict[str, Any]:

@@ -215,7 +215,7 @@ def _run_learned(point: LearnedPoint, context: TrialContext, pool: Pool, store: 
 
     saved = store.load_state()
     if saved:
-        state = run.method.resume(saved)
+        state = run.method.state_type(**saved)
     else:
         state = validate(run, run.method.begin(parameters), point.validation, scheduler, pool.gather)
         if not state.validated:

@@ -13,7 +13,9 @@ from oracles import central_difference, fine_rk4, mixture, noise, nonlinear_fiel
 from torch import Tensor
 
 from solvers.distil.bespoke import StepwiseFamily, lte_loss, rmse_bound_loss, x_aux
-from solvers.distil.methods.adam import Adam, AdamState, LossAndGradient, advance
+from solvers.distil.drive import drive
+from solvers.distil.methods.adam import Adam
+from solvers.distil.methods.base import GradientQuery, LossAndGradient, Problem
 from solvers.families._bespoke import BespokeRungeKutta, ScaleTimeNodes
 from solvers.families.base import GridSolver
 from solvers.families.bespoke_rk1 import BespokeRK1
@@ -599,18 +601,20 @@ def test_learning_with_each_loss_improves_held_out_samples(
 
 @all_variants
 def test_distillation_by_the_chain_rule_moves_bespoke_parameters(bespoke: BespokeRungeKutta) -> None:
-    """``advance`` works as for BNS: gradients in (T, a, b) become gradients in 4n - 1 or 8n - 1 parameters."""
+    """A method works as for BNS: gradients in (T, a, b) become gradients in 4n - 1 or 8n - 1 parameters."""
     field = mixture().field(CondOT())
     x0, path, _, _ = _pairs(CondOT())
 
-    def objective(solver: NSSolver, indices: list[int]) -> LossAndGradient:
-        flat = solver.flat().requires_grad_()
-        loss = rmse_loss(NSSolver.from_flat(flat).sample(field, x0[indices]), path.states[indices, -1]).mean()
+    def objective(query: GradientQuery) -> LossAndGradient:
+        assert isinstance(query.at, NSSolver)
+        flat = query.at.flat().requires_grad_()
+        sample = NSSolver.from_flat(flat).sample(field, x0[query.indices])
+        loss = rmse_loss(sample, path.states[query.indices, -1]).mean()
         return LossAndGradient(float(loss.detach()), torch.autograd.grad(loss, flat)[0])
 
     start = bespoke.start(identity(bespoke, 4), CondOT())
     settings = Adam(learning_rate=1e-2, iterations=40, batch_size=32, training_pairs=32)
-    state = advance(AdamState.begin(start), 40, settings, bespoke, CondOT(), 1.0, objective)
+    state = drive(settings.iterate(settings.begin(start), 40, Problem(bespoke, CondOT())), objective)
     learned = torch.tensor(state.parameters, dtype=torch.float64)
     assert len(learned) == len(start)
     assert _rmse(bespoke, learned, 1.0, CondOT()) < 0.9 * _rmse(bespoke, start, 1.0, CondOT())

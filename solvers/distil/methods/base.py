@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
+from solvers.distil.batches import batch_indices
 from solvers.distil.state import DistillationState
 from solvers.families.base import LearnableFamily
 from solvers.ns import NSSolver
@@ -67,6 +70,48 @@ class NormalQuery(NamedTuple):
 
 Query = GradientQuery | LossQuery | NormalQuery
 
+T = TypeVar("T")
+
+Asking = Generator[Query, Any, T]
+"""A computation that yields queries, receives their answers, and returns a T."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a run minimises: a loss over the parameters of a family.
+
+    Attributes:
+        family: Learnable family whose parameters are moved.
+        scheduler: Scheduler of the model's field.
+        sigma0: Preconditioning.
+        in_parameters: Whether the loss is a function of the family's parameters and not of theta, such as BST's local
+            errors.
+    """
+
+    family: LearnableFamily
+    scheduler: Scheduler
+    sigma0: float = 1.0
+    in_parameters: bool = False
+
+    def solver(self, parameters: Tensor) -> NSSolver:
+        """The solver at ``parameters``, shape (p,), float64; differentiable in them."""
+        return self.family.to_ns(parameters, self.scheduler, self.sigma0)
+
+    def project(self, parameters: Tensor) -> Tensor:
+        """The nearest parameters inside the family's bounds."""
+        return self.family.project(parameters, self.scheduler, self.sigma0)
+
+    def gradient(self, parameters: Tensor, indices: list[int]) -> Asking[LossAndGradient]:
+        """The mean loss on these training pairs, and its gradient in ``parameters``, shape (p,), float64."""
+        if self.in_parameters:
+            in_parameters: LossAndGradient = yield GradientQuery(parameters, indices)
+            return in_parameters
+        leaf = parameters.detach().requires_grad_()
+        solver = self.solver(leaf)
+        loss, in_theta = yield GradientQuery(solver.detach(), indices)
+        (gradient,) = torch.autograd.grad(solver.flat(), leaf, in_theta)
+        return LossAndGradient(loss, gradient)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
@@ -75,6 +120,7 @@ class Method(ABC):
     Class attributes:
         name: Name in configurations.
         label: Suffix of a solver's name in tables; None for the papers' own method.
+        state_type: Type of its states.
         default_length: Length of a run unless a configuration sets it.
         logged: Options that are logged as parameters of a run.
         psnr_only: Whether it can minimise only the PSNR loss.
@@ -90,6 +136,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     label: ClassVar[str | None] = None
+    state_type: ClassVar[type[DistillationState]] = DistillationState
     default_length: ClassVar[RunLength]
     logged: ClassVar[tuple[str, ...]] = ()
     psnr_only: ClassVar[bool] = False
@@ -112,45 +159,75 @@ class Method(ABC):
         return [dict(options)]
 
     @property
-    @abstractmethod
     def needs_gradients(self) -> bool:
         """Whether the network must be differentiable."""
+        return self.has_backward
 
     @property
     def short(self) -> str | None:
         """What distinguishes runs of one search in their names, e.g. ``lr0.005``; None: nothing."""
         return None
 
-    @abstractmethod
     def begin(self, parameters: Tensor) -> DistillationState:
-        """The state before the first iteration, at these parameters of the family."""
-
-    @abstractmethod
-    def resume(self, saved: Mapping[str, Any]) -> DistillationState:
-        """The state restored from the dictionary of its fields."""
-
-    @abstractmethod
-    def iterate(
-        self,
-        state: DistillationState,
-        steps: int,
-        family: LearnableFamily,
-        scheduler: Scheduler,
-        sigma0: float,
-        *,
-        in_parameters: bool = False,
-    ) -> Generator[Query, Any, DistillationState]:
-        """Run ``steps`` more iterations, or fewer if the run ends; yields the evaluations they need.
+        """The state before the first iteration.
 
         Args:
-            state: State to continue from.
-            steps: Number of iterations.
-            family: Learnable family whose parameters are moved.
-            scheduler: Scheduler of the model's field.
-            sigma0: Preconditioning.
-            in_parameters: Whether the loss is a function of the family's parameters and not of theta.
+            parameters: Parameters of the family at the start, shape (p,), float64.
+
+        Raises:
+            ValueError: Some parameters are not finite.
         """
+        non_finite = int((~torch.isfinite(parameters)).sum())
+        if non_finite:
+            raise ValueError(
+                f"{non_finite} of {len(parameters)} starting parameters are not finite; choose another start"
+            )
+        return self.state_type(parameters=parameters.tolist(), **self.memory(len(parameters)))
+
+    def memory(self, count: int) -> dict[str, Any]:
+        """Initial values of the fields that ``state_type`` adds, for ``count`` parameters."""
+        return {}
+
+    def iterate(self, state: DistillationState, steps: int, problem: Problem) -> Asking[DistillationState]:
+        """Run ``steps`` more iterations, or fewer if the run ends; yields the queries they need.
+
+        The result depends on the state alone: two calls with k steps equal one call with 2k, bit for bit, except for
+        ``loss``, which is a mean over the last call. A run that has ended is returned as it is. A step to parameters
+        that are not finite is not taken, and ends the run as 'diverged'.
+        """
+        losses: list[float] = []
+        last = min(state.iteration + steps, self.iterations)
+        while state.status == "running" and state.iteration < last:
+            after, loss = yield from self.step(state, problem)
+            if not all(map(math.isfinite, after.parameters)):
+                state = replace(state, status="diverged")
+                break
+            state = after
+            if math.isfinite(loss):
+                losses.append(loss)
+        if losses:
+            state = replace(state, loss=sum(losses) / len(losses))
+        if state.status == "running" and state.iteration >= self.iterations:
+            state = replace(state, status="finished")
+        return state
 
     @abstractmethod
+    def step(self, state: Any, problem: Problem) -> Asking[tuple[DistillationState, float]]:
+        """One iteration.
+
+        Args:
+            state: State of a running run, of the type ``state_type``.
+            problem: What the run minimises.
+
+        Returns:
+            The state after it, and the batch's mean loss before it; NaN if that is not known.
+        """
+
+    def batch(self, iteration: int) -> list[int]:
+        """Indices of the training pairs of an iteration."""
+        return batch_indices(self.training_pairs, self.batch_size, self.seed, iteration)
+
     def evaluations(self, state: DistillationState, nfe: int) -> tuple[int, int]:
         """Velocity evaluations, forward and backward, spent on training pairs up to ``state``."""
+        spent = state.iteration * min(self.batch_size, self.training_pairs) * nfe
+        return spent, spent if self.has_backward else 0

@@ -2,8 +2,7 @@
 
 The loss of BNS (eq. 13) is a mean of log ||r_s||^2 over pairs, r_s = x_n - x(1). Iteratively reweighted least squares
 with weights 1/||r_s|| bounds it from above (``solvers.distil.normal_equations``), so each iteration solves a damped
-linear system of the size of theta. Like Adam, the method is split into a state of plain numbers (:class:`LMState`) and
-a generator that advances it (:func:`iterations`). The generator asks for two things: normal equations and losses.
+linear system of the size of theta. It asks for two things: normal equations and losses.
 
 Sources: Levenberg 1944, Marquardt 1963; projected onto bounds as in Bertsekas 1982.
 """
@@ -11,24 +10,18 @@ Sources: Levenberg 1944, Marquardt 1963; projected onto bounds as in Bertsekas 1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from solvers.distil.batches import batch_indices
-from solvers.distil.drive import drive
 from solvers.distil.linear_system import solve_symmetric
-from solvers.distil.methods.base import LossQuery, Method, NormalQuery, Query, RunLength
+from solvers.distil.methods.base import Asking, LossQuery, Method, NormalQuery, Problem, RunLength
 from solvers.distil.normal_equations import Jacobian, NormalEquations, evaluations_per_pair
-from solvers.distil.state import DistillationState, Status
-from solvers.families.base import LearnableFamily
+from solvers.distil.state import DistillationState
 from solvers.ns import NSSolver
-from solvers.schedulers.base import Scheduler
-
-T = TypeVar("T")
 
 LOWER, RAISE = 1 / 3, 4.0
 """Factors of the damping: after a step that decreased the loss as predicted, and after a poor or rejected step."""
@@ -40,23 +33,23 @@ PATIENCE = 3
 """Consecutive iterations without a step, due to the largest damping or non-finite numbers, after which a run stalls."""
 
 
-class Normal(Protocol):
-    """Callable that returns the normal equations at ``solver``, summed over the training pairs ``indices``.
+@dataclass(frozen=True, kw_only=True)
+class LMState(DistillationState):
+    """The state of a run, whose parameters are always finite.
 
-    ``free`` is a mask over flat theta. Rows and columns of the entries outside it may be zero.
+    Attributes:
+        damping: lambda of the next iteration.
+        jacobian: The derivatives in use; 'central' once a run with 'forward' takes no further step.
+        reason: Why the run stalled; None for every other status.
+        failures: Consecutive iterations without a step, which count towards a stall.
+        evaluations: Velocity evaluations spent on training pairs; it needs no backward pass.
     """
 
-    def __call__(
-        self, solver: NSSolver, indices: list[int], *, jacobian: Jacobian, free: Tensor
-    ) -> NormalEquations: ...
-
-
-Loss = Callable[[NSSolver, list[int]], float]
-"""``loss(solver, indices)``: mean of log ||r_s||^2 over these training pairs."""
-
-
-LMGenerator = Generator[Query, Any, T]
-"""Yields queries, receives :class:`NormalEquations` or a float, and returns a T."""
+    damping: float
+    jacobian: Jacobian
+    reason: str | None = None
+    failures: int = 0
+    evaluations: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +57,6 @@ class LevenbergMarquardt(Method):
     """Levenberg-Marquardt on the PSNR loss, without a backward pass by default.
 
     Attributes:
-        iterations: Number of iterations of the run.
-        batch_size: Pairs per iteration.
-        seed: Seed of the batch order.
-        training_pairs: Number of pairs to draw from.
         jacobian: 'forward', 'central' or 'jvp'. A run with 'forward' that finds no more steps continues with
             'central', since the noise of the forward differences may then exceed the slope.
         damping: Initial damping lambda, in units of the matrix's diagonal.
@@ -82,6 +71,7 @@ class LevenbergMarquardt(Method):
 
     name = "levenberg_marquardt"
     label = "LM"
+    state_type = LMState
     default_length = RunLength(iterations=40, batch_size=64, validate_every=4)
     logged = ("jacobian",)
     psnr_only = True
@@ -122,139 +112,22 @@ class LevenbergMarquardt(Method):
     def needs_gradients(self) -> bool:
         return self.jacobian == "jvp"
 
-    def begin(self, parameters: Tensor) -> LMState:
-        return LMState.begin(parameters, self)
-
-    def resume(self, saved: Mapping[str, Any]) -> LMState:
-        return LMState(**saved)
-
-    def iterate(
-        self,
-        state: DistillationState,
-        steps: int,
-        family: LearnableFamily,
-        scheduler: Scheduler,
-        sigma0: float,
-        *,
-        in_parameters: bool = False,
-    ) -> LMGenerator[DistillationState]:
-        assert isinstance(state, LMState)
-        assert not in_parameters, "the PSNR loss is a function of theta"
-        return iterations(state, steps, self, family, scheduler, sigma0)
+    def memory(self, count: int) -> dict[str, Any]:
+        return {"damping": self.damping, "jacobian": self.jacobian}
 
     def evaluations(self, state: DistillationState, nfe: int) -> tuple[int, int]:
         assert isinstance(state, LMState)
         return state.evaluations, 0
 
+    def step(self, state: LMState, problem: Problem) -> Asking[tuple[LMState, float]]:
+        """Request the batch's normal equations once, and take the first step that lowers its loss.
 
-@dataclass(frozen=True)
-class LMState(DistillationState):
-    """Everything needed to continue a run, as plain lists that can be written as JSON.
-
-    Attributes:
-        parameters: Parameters of the learnable family; always finite.
-        damping: lambda of the next iteration.
-        jacobian: The derivatives in use; 'central' once a run with 'forward' takes no further step.
-        iteration: Number of completed iterations, including those without a step.
-        status: 'running', 'finished', 'stalled', 'diverged', or 'stopped' (early, by a search).
-        reason: Why the run stalled; None for every other status.
-        failures: Consecutive iterations that count towards a stall.
-        evaluations: Velocity evaluations spent on training pairs; it needs no backward pass.
-        loss: Loss at the start of an iteration, averaged over the iterations since the last validation.
-        validated: One entry per validation: iteration, psnr_db, parameters. The first is the start itself.
-    """
-
-    parameters: list[float]
-    damping: float
-    jacobian: Jacobian
-    iteration: int = 0
-    status: Status = "running"
-    reason: str | None = None
-    failures: int = 0
-    evaluations: int = 0
-    loss: float | None = None
-    validated: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def begin(cls, parameters: Tensor, settings: LevenbergMarquardt) -> LMState:
-        """The state before the first iteration.
-
-        Raises:
-            ValueError: Some parameters are not finite.
+        The damping starts at the state's and rises. Numbers that are not finite never enter theta.
         """
-        non_finite = int((~torch.isfinite(parameters)).sum())
-        if non_finite:
-            raise ValueError(
-                f"{non_finite} of {len(parameters)} starting parameters are not finite; choose another start"
-            )
-        return cls(parameters=parameters.tolist(), damping=settings.damping, jacobian=settings.jacobian)
-
-
-def advance(
-    state: LMState,
-    steps: int,
-    settings: LevenbergMarquardt,
-    family: LearnableFamily,
-    scheduler: Scheduler,
-    sigma0: float,
-    normal: Normal,
-    loss: Loss,
-) -> LMState:
-    """Run :func:`iterations` with functions that evaluate the model; otherwise arguments and result are the same."""
-
-    def answer(query: Query) -> NormalEquations | float:
-        if isinstance(query, NormalQuery):
-            return normal(query.solver, query.indices, jacobian=query.jacobian, free=query.free)
-        assert isinstance(query, LossQuery)
-        return loss(query.solver, query.indices)
-
-    return drive(iterations(state, steps, settings, family, scheduler, sigma0), answer)
-
-
-def iterations(
-    state: LMState,
-    steps: int,
-    settings: LevenbergMarquardt,
-    family: LearnableFamily,
-    scheduler: Scheduler,
-    sigma0: float,
-) -> LMGenerator[LMState]:
-    """Run ``steps`` more iterations, or fewer if the run ends or stalls; yields the evaluations they need.
-
-    An iteration draws a batch, requests its normal equations once, and takes the first step that lowers the batch's
-    loss, starting at the state's damping and raising it. The result depends on the state alone: two calls with k steps
-    equal one call with 2k, bit for bit, except for ``loss``, which is a mean over the last call. Non-finite numbers
-    never enter theta.
-    """
-    problem = _Problem(settings, family, scheduler, sigma0)
-    losses: list[float] = []
-    last = min(state.iteration + steps, settings.iterations)
-    while state.status == "running" and state.iteration < last:
-        state, before = yield from problem.iterate(state)
-        if math.isfinite(before):
-            losses.append(before)
-    if losses:
-        state = replace(state, loss=sum(losses) / len(losses))
-    if state.status == "running" and state.iteration >= settings.iterations:
-        state = replace(state, status="finished")
-    return state
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """The minimisation problem of a run."""
-
-    settings: LevenbergMarquardt
-    family: LearnableFamily
-    scheduler: Scheduler
-    sigma0: float
-
-    def iterate(self, state: LMState) -> LMGenerator[tuple[LMState, float]]:
-        """Return the state after one iteration, and the batch's mean loss before it."""
-        settings = self.settings
+        assert not problem.in_parameters, "the PSNR loss is a function of theta"
         parameters = torch.tensor(state.parameters, dtype=torch.float64)
-        indices = batch_indices(settings.training_pairs, settings.batch_size, settings.seed, state.iteration)
-        solver, chain = self.linearised(parameters)
+        indices = self.batch(state.iteration)
+        solver, chain = _linearised(problem, parameters)
         free = (chain != 0).any(dim=1)
         equations: NormalEquations = yield NormalQuery(solver, indices, state.jacobian, free)
         spent = evaluations_per_pair(solver.nfe, state.jacobian, free) * len(indices)
@@ -264,59 +137,57 @@ class _Problem:
         if not (math.isfinite(before) and model.is_finite()):
             return self.without_step(state, "not finite"), before
         damping = state.damping
-        for _ in range(1 + settings.retries):
-            candidate = damped_step(parameters, model, damping, settings.ridge_floor, self.project)
+        for _ in range(1 + self.retries):
+            candidate = damped_step(parameters, model, damping, self.ridge_floor, problem.project)
             # A step that is not finite or changes nothing is rejected without evaluating its loss.
             if bool(torch.isfinite(candidate).all()) and not torch.equal(candidate, parameters):
                 state = replace(state, evaluations=state.evaluations + solver.nfe * len(indices))
-                change = (yield from self.loss_at(candidate, indices)) - before
+                change = (yield from _loss(problem, candidate, indices)) - before
                 if change < 0:
                     share = change / model.change(candidate - parameters)
                     damping *= LOWER if share > GOOD else RAISE if share < POOR else 1.0
-                    damping = min(max(damping, settings.damping_min), settings.damping_max)
+                    damping = min(max(damping, self.damping_min), self.damping_max)
                     return replace(state, parameters=candidate.tolist(), damping=damping, failures=0), before
-            if damping >= settings.damping_max:
+            if damping >= self.damping_max:
                 return self.without_step(replace(state, damping=damping), "no descent"), before
-            damping = min(damping * RAISE, settings.damping_max)
+            damping = min(damping * RAISE, self.damping_max)
         return replace(state, damping=damping, failures=0), before
-
-    def linearised(self, parameters: Tensor) -> tuple[NSSolver, Tensor]:
-        """Return the solver at ``parameters``, and M = d flat / d parameters, (P, p)."""
-        leaf = parameters.clone().requires_grad_()
-        solver = self.family.to_ns(leaf, self.scheduler, self.sigma0)
-        flat = solver.flat()
-        rows = [
-            torch.autograd.grad(entry, leaf, retain_graph=True, allow_unused=True)[0] if entry.requires_grad else None
-            for entry in flat
-        ]
-        return solver.detach(), torch.stack([torch.zeros_like(parameters) if row is None else row for row in rows])
-
-    def project(self, parameters: Tensor) -> Tensor:
-        return self.family.project(parameters, self.scheduler, self.sigma0)
-
-    def loss_at(self, parameters: Tensor, indices: list[int]) -> LMGenerator[float]:
-        """The batch's mean loss; +inf if theta or the loss is not finite."""
-        solver = self.family.to_ns(parameters, self.scheduler, self.sigma0).detach()
-        if not bool(torch.isfinite(solver.flat()).all()):
-            return math.inf
-        loss: float = yield LossQuery(solver, indices)
-        return loss if math.isfinite(loss) else math.inf
 
     def without_step(self, state: LMState, cause: Literal["not finite", "no descent"]) -> LMState:
         """The state after an iteration without a step: a failure, a switch to central differences, or a stall."""
         if state.failures + 1 < PATIENCE:
             return replace(state, failures=state.failures + 1)
         if cause == "no descent" and state.jacobian == "forward":
-            return replace(state, jacobian="central", damping=self.settings.damping, failures=0)
+            return replace(state, jacobian="central", damping=self.damping, failures=0)
         reason = {
             "not finite": "the loss or its derivatives are not finite; check that the model's velocity is finite near "
             "the states of the start, or choose another start",
-            "no descent": f"no step lowers the loss, up to damping {self.settings.damping_max:g}: theta is as good as "
+            "no descent": f"no step lowers the loss, up to damping {self.damping_max:g}: theta is as good as "
             f"the precision of the model's velocity allows, or is held by the bounds of its times",
         }[cause]
         return replace(
             state, status="stalled", reason=f"{PATIENCE} iterations in a row up to {state.iteration}: {reason}"
         )
+
+
+def _linearised(problem: Problem, parameters: Tensor) -> tuple[NSSolver, Tensor]:
+    """Return the solver at ``parameters``, and M = d flat / d parameters, (P, p)."""
+    leaf = parameters.clone().requires_grad_()
+    solver = problem.solver(leaf)
+    rows = [
+        torch.autograd.grad(entry, leaf, retain_graph=True, allow_unused=True)[0] if entry.requires_grad else None
+        for entry in solver.flat()
+    ]
+    return solver.detach(), torch.stack([torch.zeros_like(parameters) if row is None else row for row in rows])
+
+
+def _loss(problem: Problem, parameters: Tensor, indices: list[int]) -> Asking[float]:
+    """The batch's mean loss; +inf if theta or the loss is not finite."""
+    solver = problem.solver(parameters).detach()
+    if not bool(torch.isfinite(solver.flat()).all()):
+        return math.inf
+    loss: float = yield LossQuery(solver, indices)
+    return loss if math.isfinite(loss) else math.inf
 
 
 class Quadratic(NamedTuple):

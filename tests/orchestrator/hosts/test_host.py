@@ -17,14 +17,14 @@ from orchestrator.hosts import distillation
 from orchestrator.hosts import host as host_module
 from orchestrator.hosts.distillation import BLOCK, blocks, mean_of_blocks, to_numpy
 from orchestrator.hosts.host import Host
-from orchestrator.hosts.runs import LearnedRun
+from orchestrator.hosts.runs import LearnedRun, State
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pool.requests import LocalPool
 from orchestrator.storage import Storage
 from solvers.distil.batches import batch_indices
-from solvers.distil.methods.adam import Adam, AdamState
+from solvers.distil.methods.adam import Adam
 from solvers.families import GridSolver
 from solvers.families.bns import BNS
 from solvers.families.midpoint import Midpoint
@@ -132,8 +132,8 @@ def _run(train_digest: str, **settings: Any) -> LearnedRun:
     return LearnedRun(family="bns", options={}, sigma0=1.0, train=train_digest, method=adam)
 
 
-def _start(facts: ModelFacts) -> AdamState:
-    return AdamState.begin(BNS().start(GridSolver(Midpoint(), 4, Grid()), facts.scheduler))
+def _start(facts: ModelFacts) -> State:
+    return Adam().begin(BNS().start(GridSolver(Midpoint(), 4, Grid()), facts.scheduler))
 
 
 def test_advance_equals_adam_written_out_by_hand(host: Host, train_digest: str, facts: ModelFacts) -> None:

@@ -25,7 +25,7 @@ from orchestrator.models.facts import ModelFacts
 from orchestrator.models.zoo import ZooModel
 from orchestrator.pairs import PairSpec
 from orchestrator.storage import Storage
-from solvers.distil.methods.adam import Adam, AdamState
+from solvers.distil.methods.adam import Adam
 from solvers.families import GridSolver
 from solvers.families.bns import BNS
 from solvers.families.midpoint import Midpoint
@@ -167,7 +167,7 @@ def test_a_run_in_bfloat16_learns(make_host: Callable[..., Host], facts: ModelFa
     """A few steps of Adam lower the loss of the float32 model."""
     settings = Adam(learning_rate=5e-3, iterations=10, batch_size=16, training_pairs=48)
     run = LearnedRun(family="bns", options={}, sigma0=1.0, train=train_digest, method=settings)
-    start = AdamState.begin(BNS().start(GridSolver(Midpoint(), 4, Grid()), facts.scheduler))
+    start = settings.begin(BNS().start(GridSolver(Midpoint(), 4, Grid()), facts.scheduler))
     state = make_host(precision="bfloat16").advance(run, start, 10)
 
     def loss_at(parameters: list[float]) -> float:
@@ -189,7 +189,7 @@ def test_batched_runs_compute_in_the_configured_precision(
     seen = dtypes_inside(host)
     settings = Adam(iterations=1, batch_size=16, training_pairs=48)
     run = LearnedRun(family="bns", options={}, sigma0=1.0, train=train_digest, method=settings)
-    start = AdamState.begin(BNS().start(GridSolver(Midpoint(), 4, Grid()), facts.scheduler))
+    start = settings.begin(BNS().start(GridSolver(Midpoint(), 4, Grid()), facts.scheduler))
     host.advance_batched([{"run": run, "state": start, "steps": 1}] * 2)
     assert set(seen) == {torch.bfloat16}
 

@@ -22,7 +22,7 @@ from orchestrator.objectives.base import FamilyObjective, SolverObjective
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.requests import LocalPool
-from solvers.distil.methods.adam import Adam, AdamState
+from solvers.distil.methods.adam import Adam
 from solvers.families import GridSolver
 from solvers.families.bespoke_rk2 import BespokeRK2
 from solvers.families.midpoint import Midpoint
@@ -110,7 +110,7 @@ def test_a_few_steps_reduce_the_error_of_the_samples(
     host, pairs = train
     scheduler = host.model.scheduler
     run = _run(pairs, name, options)
-    start = AdamState.begin(run.build().start(START, scheduler))
+    start = run.method.begin(run.build().start(START, scheduler))
     state = host.advance(run, start, 30)
     assert state.status == "finished"
 

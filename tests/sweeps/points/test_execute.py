@@ -28,8 +28,8 @@ from orchestrator.pool.requests import LocalPool, Pool, Request
 from orchestrator.results.scoring import evaluate
 from orchestrator.results.store import Result, ResultStore
 from orchestrator.storage import Storage, canonical_json
-from solvers.distil.methods.adam import DIVERGENCE_DB
 from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt
+from solvers.distil.state import DIVERGENCE_DB
 from solvers.families import GridSolver
 from solvers.families.adams_bashforth import AdamsBashforth
 from solvers.families.euler import Euler

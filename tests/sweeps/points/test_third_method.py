@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from distillation import third_method_source
 from trial_example import trial_context
 
 import solvers.distil.methods
@@ -27,11 +27,9 @@ EULER = SolverChoice(family="euler", options={}, label="Euler", grid=Grid())
 
 
 @pytest.fixture
-def gradient_descent(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def gradient_descent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The method of the how-to, as a file beside the shipped ones."""
-    blocks = re.findall(r"```python\n(.*?)```", (repository / "docs/extending.md").read_text(encoding="utf-8"), re.S)
-    (source,) = [block for block in blocks if "METHOD = " in block]
-    (tmp_path / "gradient_descent.py").write_text(source, encoding="utf-8")
+    (tmp_path / "gradient_descent.py").write_text(third_method_source(), encoding="utf-8")
     folders = [*solvers.distil.methods.__path__, str(tmp_path)]
     monkeypatch.setattr(solvers.distil.methods, "__path__", folders)
     return "gradient_descent"
