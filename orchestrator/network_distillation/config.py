@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from orchestrator import plugins
-from orchestrator.config.base import NotEmpty, PluginConfig, Positive, Several
+from orchestrator.config.base import NotEmpty, PluginConfig, Positive, Several, Strict
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.reading import read_yaml, validated
 from orchestrator.config.sections import PairsConfig
@@ -29,11 +29,7 @@ def _bare_family(value: Any) -> Any:
     return {"family": value} if isinstance(value, str) else value
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class WeightsConfig(_Strict):
+class WeightsConfig(Strict):
     """Settings of distilling the weights towards ground truth (BST K.4), at every NFE.
 
     ``loss`` is 'lte' (eq. 80: error of each midpoint step from the ground-truth trajectory) or 'rmse' (eq. 6: error of
@@ -49,7 +45,7 @@ class WeightsConfig(_Strict):
     validate_every: Count = 100
 
 
-class ProgressiveConfig(_Strict):
+class ProgressiveConfig(Strict):
     """Settings of Progressive Distillation (Salimans & Ho 2022): one chain of halvings through every NFE."""
 
     start_steps: Count = 64
@@ -60,7 +56,7 @@ class ProgressiveConfig(_Strict):
     decay: Decay = "polynomial"
 
 
-class NetworkDistillationConfig(_Strict):
+class NetworkDistillationConfig(Strict):
     """One comparison: ground truth, fixed solvers, distilled solvers and distilled networks of one zoo model, unguided.
 
     ``pairs.test`` is the number of test pairs: every method is sampled from their noise, for PSNR and Frechet distance.
@@ -87,20 +83,8 @@ class NetworkDistillationConfig(_Strict):
 
     def experiment(self) -> ExperimentConfig:
         """The solver part as an experiment, with the same pairs and points as a sweep."""
-        return ExperimentConfig(
-            name=self.name,
-            model=self.model,
-            conditioning=self.conditioning,
-            pairs=self.pairs,
-            nfe=self.nfe,
-            fixed=self.fixed,
-            grid_search=self.grid_search,
-            learned=self.learned,
-            seeds=(self.seed,),
-            metrics=("psnr",),
-            storage=self.storage,
-            tracking_uri=self.tracking_uri,
-        )
+        shared = NetworkDistillationConfig.model_fields.keys() & ExperimentConfig.model_fields.keys()
+        return ExperimentConfig(**{name: getattr(self, name) for name in shared}, seeds=(self.seed,), metrics=("psnr",))
 
     def check(self) -> None:
         """Refuse, before any work starts, everything that cannot succeed.

@@ -19,8 +19,7 @@ from torch import Tensor
 from orchestrator import plugins
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.models.zoo import ZooModel
-from orchestrator.network_distillation.students import Progress, Student, StudentResult, StudentStore, recipe_key
-from orchestrator.network_distillation.weights import check_teacher
+from orchestrator.network_distillation.students import Progress, Recipe, Student, StudentResult, StudentStore
 from orchestrator.storage import Storage
 from solvers.distil.methods.adam import Adam
 from solvers.grids import UNIFORM
@@ -33,26 +32,18 @@ CHECKPOINTS_PER_STAGE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProgressiveRecipe:
+class ProgressiveRecipe(Recipe):
     """A chain of halvings. Its length is not part of the recipe, so an existing chain can be continued.
 
+    The settings are those of one stage; each stage restarts the decay (linear in the paper, 'polynomial').
+
     Attributes:
-        teacher: Name or path of the zoo model; it must not predict epsilon.
-        teacher_digest: The model's sha256.
         dataset: Dataset plugin whose reference set is the real data.
         start_steps: DDIM steps of the first teacher, the model itself.
-        settings: Settings of Adam for one stage; each stage restarts the decay (linear in the paper, 'polynomial').
     """
 
-    teacher: str
-    teacher_digest: str
     dataset: str
     start_steps: int
-    settings: Adam
-
-    @property
-    def key(self) -> str:
-        return recipe_key(self, leave_out=("teacher",))
 
 
 def stages(start_steps: int, end_steps: int) -> list[int]:
@@ -108,7 +99,7 @@ def distil_progressively(
         UserError: The loss of a stage is not finite.
     """
     store = StudentStore(storage, recipe.key)
-    teacher = check_teacher(recipe.teacher, recipe.teacher_digest)
+    teacher = recipe.load_teacher()
     check_prediction(teacher)
     results: list[StudentResult] = []
     for steps in stages(recipe.start_steps, end_steps):

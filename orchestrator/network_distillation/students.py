@@ -14,9 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from orchestrator.errors import ConfigError
 from orchestrator.models.zoo import ZooModel
 from orchestrator.models.zoo.adapter import METADATA_KEY, weights_path
 from orchestrator.storage import Storage, digest_of
+from solvers.distil.methods.adam import Adam
 from solvers.families import GridSolver
 from solvers.families.ddim import DDIM
 from solvers.families.midpoint import Midpoint
@@ -77,11 +79,40 @@ def student_solver(name: Solver, nfe: int) -> GridSolver:
     return GridSolver({"midpoint": Midpoint, "ddim": DDIM}[name](), nfe, Grid())
 
 
-def recipe_key(recipe: Any, leave_out: tuple[str, ...]) -> str:
-    """Name of a recipe's folder: a digest of everything its students depend on."""
-    content = {name: value for name, value in asdict(recipe).items() if name not in leave_out}
-    content |= {"recipe": type(recipe).__name__, "format": STUDENT_FORMAT}
-    return digest_of(content)
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that the students of a training task depend on; a base class.
+
+    Attributes:
+        teacher: Name or path of the zoo model.
+        teacher_digest: The model's sha256.
+        settings: Settings of Adam.
+    """
+
+    teacher: str
+    teacher_digest: str
+    settings: Adam
+
+    @property
+    def key(self) -> str:
+        """Name of the students' folder: a digest of the fields, without the teacher's name."""
+        content = asdict(self) | {"recipe": type(self).__name__, "format": STUDENT_FORMAT}
+        del content["teacher"]
+        return digest_of(content)
+
+    def load_teacher(self) -> ZooModel:
+        """Load the zoo model and check that it is the one the recipe was written for.
+
+        Raises:
+            ConfigError: The name or path now refers to a different model.
+        """
+        model = ZooModel(self.teacher)
+        if model.digest != self.teacher_digest:
+            raise ConfigError(
+                f"model {self.teacher!r} has digest {model.digest[:12]}, but the recipe of its student names "
+                f"{self.teacher_digest[:12]}; run the same command again to start from the current model"
+            )
+        return model
 
 
 class Student:

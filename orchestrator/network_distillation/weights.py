@@ -21,21 +21,19 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from orchestrator.errors import ConfigError
 from orchestrator.models.zoo import ZooModel
 from orchestrator.network_distillation.students import (
     Progress,
+    Recipe,
     Student,
     StudentResult,
     StudentStore,
-    recipe_key,
     student_solver,
 )
 from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.pairs.ground_truth import solve
 from orchestrator.storage import Storage
 from solvers.distil.batches import batch_indices
-from solvers.distil.methods.adam import Adam
 from solvers.families.midpoint import Midpoint
 from solvers.field import FunctionField
 from solvers.losses import per_sample_mse, psnr_db, rmse_loss
@@ -44,31 +42,21 @@ Loss = Literal["lte", "rmse"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsRecipe:
-    """Everything a student of K.4 depends on.
+class WeightsRecipe(Recipe):
+    """The training of a student of K.4; the batch size of its settings is in trajectories.
 
     Attributes:
-        teacher: Name or path of the zoo model.
-        teacher_digest: The model's sha256.
         train, validation: Digests of pair stores. The result is the best iterate on the validation pairs.
         nfe: Evaluations per sample, even: nfe / 2 midpoint steps.
         loss: 'lte' (eq. 80) or 'rmse' (eq. 6).
-        settings: Settings of Adam; the batch size is in trajectories.
         validate_every: Iterations between validations. A checkpoint is saved at each of them.
     """
 
-    teacher: str
-    teacher_digest: str
     train: str
     validation: str
     nfe: int
     loss: Loss
-    settings: Adam
     validate_every: int
-
-    @property
-    def key(self) -> str:
-        return recipe_key(self, leave_out=("teacher",))
 
 
 def distil_weights(recipe: WeightsRecipe, storage: Storage, progress: Progress) -> StudentResult:
@@ -123,7 +111,7 @@ class _Run:
 
     def __init__(self, recipe: WeightsRecipe, storage: Storage):
         self.recipe = recipe
-        teacher = check_teacher(recipe.teacher, recipe.teacher_digest)
+        teacher = recipe.load_teacher()
         self.solver = student_solver("midpoint", recipe.nfe)
         self.times = self.solver.grid.times(recipe.nfe // 2, teacher.scheduler)
         self.spec, self.pairs = _open(storage, recipe.train)
@@ -239,21 +227,6 @@ def _solve_between(teacher: ZooModel, spec: PairSpec, batch: PairSet, times: Ten
         states.append(x)
         total += nfe
     return torch.stack(states, dim=1).float(), total
-
-
-def check_teacher(teacher: str, digest: str) -> ZooModel:
-    """Load the zoo model and check that it is the one the recipe was written for.
-
-    Raises:
-        ConfigError: The name or path now refers to a different model.
-    """
-    model = ZooModel(teacher)
-    if model.digest != digest:
-        raise ConfigError(
-            f"model {teacher!r} has digest {model.digest[:12]}, but the recipe of its student names {digest[:12]}; run "
-            f"the same command again to start from the current model"
-        )
-    return model
 
 
 def _open(storage: Storage, digest: str) -> tuple[PairSpec, PairSet]:

@@ -7,6 +7,7 @@ network changes, and commit the two files it writes.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from orchestrator.datasets.cifar10 import Cifar10
 from orchestrator.datasets.digits import Digits
 from orchestrator.features._classifier import METADATA_KEY
 from orchestrator.features.moments import WEIGHTS, feature_moments
-from orchestrator.progress import bar
 from orchestrator.storage import Storage
+from orchestrator.training.fitting import fit
 from orchestrator.weights.shipped import ship
 
 DIGITS_HELD_OUT = 360
@@ -98,25 +99,18 @@ def train(make: Callable[[], nn.Module], data: Labelled, recipe: Recipe, seed: i
     """
     torch.manual_seed(seed)
     net = make().to(memory_format=torch.channels_last)
-    steps = recipe.epochs * (len(data.labels) // recipe.batch)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
-    net.train()
-    with bar(steps, "step", "classifier") as progress:
-        for _ in range(steps):
-            chosen = torch.randint(len(data.labels), (recipe.batch,), generator=generator)
-            shift = torch.randint(-recipe.reach, recipe.reach + 1, (2,), generator=generator).tolist()
-            samples = shifted(data.samples[chosen], shift, recipe.paper)
-            if recipe.flip and bool(torch.rand((), generator=generator) < 0.5):
-                samples = samples.flip(-1)
-            loss = nn.functional.cross_entropy(net(samples), data.labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            progress.update()
-    return net.eval()
+
+    def loss_at(step: int) -> Tensor:
+        chosen = torch.randint(len(data.labels), (recipe.batch,), generator=generator)
+        shift = torch.randint(-recipe.reach, recipe.reach + 1, (2,), generator=generator).tolist()
+        samples = shifted(data.samples[chosen], shift, recipe.paper)
+        if recipe.flip and bool(torch.rand((), generator=generator) < 0.5):
+            samples = samples.flip(-1)
+        return nn.functional.cross_entropy(net(samples), data.labels[chosen])
+
+    steps = recipe.epochs * (len(data.labels) // recipe.batch)
+    return fit(net, loss_at, steps, "classifier", rate=recipe.learning_rate, decay=0.05, clip=math.inf)
 
 
 def shifted(samples: Tensor, shift: list[int], paper: float) -> Tensor:

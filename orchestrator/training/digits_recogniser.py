@@ -12,15 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from orchestrator.audio.mel import SILENCE, vocode
+from orchestrator.audio.mel import SILENCE, log_mel, vocode
 from orchestrator.audio.recognisers.base import word_error_rate
 from orchestrator.audio.recognisers.digits import BLANK, METADATA_KEY, STRIDE, WEIGHTS, DigitsNet
 from orchestrator.datasets.spoken_digits import FRAMES, SpokenDigits
-from orchestrator.progress import bar
+from orchestrator.training import fitting
 from orchestrator.weights.shipped import ship
 
 BATCH = 64
-LEARNING_RATE = 2e-3
 TESTED = 400
 VOCODED = 100
 
@@ -33,48 +32,33 @@ def strings(dataset: SpokenDigits, seed: int, count: int) -> tuple[Tensor, list[
 
 
 def disturbed(features: Tensor, generator: torch.Generator) -> Tensor:
-    """Augment features with random speed, level, spectral tilt and noise, to which a recogniser must be invariant."""
-    count = len(features)
+    """Augment features with random speed, gain, spectral tilt and noise, to which a recogniser must be invariant."""
     speed = float(torch.empty(()).uniform_(0.85, 1.2, generator=generator))
     stretched = nn.functional.interpolate(features, scale_factor=speed, mode="linear")[:, :, :FRAMES]
     padded = nn.functional.pad(stretched, (0, FRAMES - stretched.shape[2]), value=SILENCE)
-    gain, tilt = torch.randn(2, count, 1, 1, generator=generator) * torch.tensor([0.2, 0.3]).view(2, 1, 1, 1)
-    slope = torch.linspace(-1, 1, features.shape[1]).view(1, -1, 1)
-    level = 0.3 * torch.rand(count, 1, 1, generator=generator)
-    return (padded + gain + tilt * slope + level * torch.randn(padded.shape, generator=generator)).clamp_min(SILENCE)
+    return fitting.disturbed(padded, 0.3, 0.3, generator)
 
 
 def train(dataset: SpokenDigits, steps: int, seed: int = 0) -> DigitsNet:
     """Train a recogniser by connectionist temporal classification (CTC) on augmented strings."""
     torch.manual_seed(seed)
     net = DigitsNet()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
-    net.train()
-    with bar(steps, "step", "recogniser") as progress:
-        for step in range(steps):
-            features, digits = strings(dataset, 10_000 + step, BATCH)
-            # Slowed-down strings are cut off at the end. They are few, and their wrong targets only add noise.
-            scores = net(disturbed(features, generator))
-            targets = torch.tensor([digit for string in digits for digit in string])
-            lengths = torch.tensor([len(string) for string in digits])
-            output_lengths = torch.full((BATCH,), FRAMES // STRIDE)
-            loss = nn.functional.ctc_loss(scores, targets, output_lengths, lengths, blank=BLANK)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            progress.update()
-            progress.set_postfix_str(f" loss {loss.item():.3f}", refresh=False)
-    return net.eval()
+
+    def loss_at(step: int) -> Tensor:
+        features, digits = strings(dataset, 10_000 + step, BATCH)
+        # Slowed-down strings are cut off at the end. They are few, and their wrong targets only add noise.
+        scores = net(disturbed(features, generator))
+        targets = torch.tensor([digit for string in digits for digit in string])
+        lengths = torch.tensor([len(string) for string in digits])
+        output_lengths = torch.full((BATCH,), FRAMES // STRIDE)
+        return nn.functional.ctc_loss(scores, targets, output_lengths, lengths, blank=BLANK)
+
+    return fitting.fit(net, loss_at, steps, "recogniser", rate=2e-3, decay=0.01, clip=1.0)
 
 
 def main(folder: str, steps: str = "1500") -> None:
     """Train, measure on held-out recordings, and write the weights to the package."""
-    from orchestrator.audio.mel import log_mel
-
     torch.set_num_threads(1)
     net = train(SpokenDigits(folder, "train"), int(steps))
     features, digits = strings(SpokenDigits(), 0, TESTED)

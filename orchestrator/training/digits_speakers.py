@@ -17,12 +17,12 @@ from orchestrator.audio.mel import HOP, MELS, RATE, SILENCE, FloatArray, log_mel
 from orchestrator.audio.speaker_encoders.digits_speakers import METADATA_KEY, WEIGHTS, SpeakerNet
 from orchestrator.datasets.spoken_digits import Recordings, SpokenDigits
 from orchestrator.progress import bar
+from orchestrator.training.fitting import disturbed, fit
 from orchestrator.weights.shipped import ship
 
 BATCH = 64
 FRAMES = 48
 """Frames of a training string: 0.75 s."""
-LEARNING_RATE = 2e-3
 SCALE, MARGIN = 16.0, 0.2
 """AM-softmax (Wang et al. 2018): MARGIN is subtracted from the true speaker's cosine, then all are scaled by SCALE."""
 TESTED = 300
@@ -62,39 +62,19 @@ def strings(versions: Sequence[Recordings], rng: np.random.Generator, count: int
     return torch.from_numpy(batch), torch.from_numpy(labels)
 
 
-def disturbed(features: Tensor, generator: torch.Generator) -> Tensor:
-    """Augment features with random level, spectral tilt and noise, to which a speaker encoder must be invariant."""
-    count = len(features)
-    gain, tilt = torch.randn(2, count, 1, 1, generator=generator) * torch.tensor([0.2, 0.2]).view(2, 1, 1, 1)
-    slope = torch.linspace(-1, 1, features.shape[1]).view(1, -1, 1)
-    level = 0.4 * torch.rand(count, 1, 1, generator=generator)
-    return (features + gain + tilt * slope + level * torch.randn(features.shape, generator=generator)).clamp_min(
-        SILENCE
-    )
-
-
 def train(versions: Sequence[Recordings], steps: int, seed: int = 0) -> SpeakerNet:
     """Train an encoder by classifying the speakers from cosines between embeddings and speaker directions."""
     torch.manual_seed(seed)
     net = SpeakerNet()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    net.train()
-    with bar(steps, "step", "speaker encoder") as progress:
-        for _ in range(steps):
-            features, labels = strings(versions, rng, BATCH)
-            cosines = net.cosines(net(disturbed(features, generator)))
-            target = nn.functional.one_hot(labels, cosines.shape[1])
-            loss = nn.functional.cross_entropy(SCALE * (cosines - MARGIN * target), labels, label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            progress.update()
-            progress.set_postfix_str(f" loss {loss.item():.3f}", refresh=False)
-    return net.eval()
+
+    def loss_at(step: int) -> Tensor:
+        features, labels = strings(versions, rng, BATCH)
+        cosines = net.cosines(net(disturbed(features, 0.2, 0.4, generator)))
+        target = nn.functional.one_hot(labels, cosines.shape[1])
+        return nn.functional.cross_entropy(SCALE * (cosines - MARGIN * target), labels, label_smoothing=0.05)
+
+    return fit(net, loss_at, steps, "speaker encoder", rate=2e-3, decay=0.01, clip=1.0)
 
 
 def equal_error_rate(same: Tensor, different: Tensor) -> float:

@@ -18,6 +18,7 @@ from orchestrator.models.zoo.adapter import ZooModel
 from orchestrator.pairs.ground_truth import solve
 from orchestrator.randomness import noise
 from orchestrator.storage import Storage
+from orchestrator.training.digits_recogniser import strings
 
 GUIDANCE = (1.0, 2.0)
 CLASSIFIERS = {(1, 8, 8): "digits_cnn", (1, 16, 16): "cifar10_gray16_cnn"}
@@ -42,7 +43,8 @@ def score_samples(model: ZooModel, count: int = 200) -> str:
     return ""
 
 
-def _sampled(model: ZooModel, condition: Tensor, guidance_scale: float) -> Tensor:
+def ground_truth(model: ZooModel, condition: Tensor, guidance_scale: float) -> Tensor:
+    """Ground-truth samples of a model, (B, *shape), for these conditions, (B, ...)."""
     x0 = torch.from_numpy(noise(0, range(len(condition)), model.shape))
     parts = [
         solve(model.field(part, guidance_scale), start, rtol=1e-4, atol=1e-4).x1
@@ -59,7 +61,7 @@ def _labels(model: ZooModel, count: int, classifier: Any) -> str:
     labels = torch.arange(count) % model.net.classes
 
     def share(scale: float) -> float:
-        return float((classifier.classify(_sampled(model, labels, scale)) == labels).float().mean())
+        return float((classifier.classify(ground_truth(model, labels, scale)) == labels).float().mean())
 
     real = float(classifier.facts["test_accuracy"])
     return (
@@ -70,15 +72,14 @@ def _labels(model: ZooModel, count: int, classifier: Any) -> str:
 
 def _words(model: ZooModel, count: int) -> str:
     dataset = SpokenDigits()
-    plans = dataset.conditions(0, range(count))
-    digits = [[int(dataset.recordings.digits[number]) for number, _ in dataset.placed(plan)] for plan in plans]
+    recordings, digits = strings(dataset, 0, count)
 
     def rate(strings: Tensor) -> float:
         return word_error_rate(digits, understood([vocode(string) for string in strings.numpy()]))
 
-    condition = dataset.infilling(plans)
-    sampled = _at_each(lambda scale: rate(_sampled(model, condition, scale)))
-    real = 100 * rate(dataset.real(plans))
+    condition = dataset.infilling(dataset.conditions(0, range(count)))
+    sampled = _at_each(lambda scale: rate(ground_truth(model, condition, scale)))
+    real = 100 * rate(recordings)
     return (
         f"The recogniser's word error rate on vocoded ground-truth samples ({count} per guidance scale, the prompt "
         f"included) is {sampled}. On the recordings, also vocoded, it is {real:.1f} %."

@@ -12,9 +12,8 @@ from torch import Tensor
 from orchestrator.audio.mel import LOUDEST, SILENCE
 from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.models.zoo.adapter import ZooModel
-from orchestrator.pairs.ground_truth import solve
-from orchestrator.randomness import noise
 from orchestrator.storage import Storage
+from orchestrator.training.scores import ground_truth
 
 PER_CLASS = 10
 STRINGS = 12
@@ -50,16 +49,10 @@ def write_sheet(weights: Path) -> Path:
     return target
 
 
-def _sampled(model: ZooModel, condition: Tensor) -> Tensor:
-    x0 = torch.from_numpy(noise(0, range(len(condition)), model.shape))
-    samples, *_ = solve(model.field(condition, 1.0), x0, rtol=1e-4, atol=1e-4)
-    return samples
-
-
 def _classes(model: ZooModel) -> tuple[int, int, Tensor]:
     """Numbers of rows and columns, and the images in [-1, 1], row by row."""
     labels = torch.arange(model.net.classes).repeat(PER_CLASS)
-    return PER_CLASS, model.net.classes, _sampled(model, labels)
+    return PER_CLASS, model.net.classes, ground_truth(model, labels, 1.0)
 
 
 def _strings(model: ZooModel) -> tuple[int, int, Tensor]:
@@ -68,6 +61,6 @@ def _strings(model: ZooModel) -> tuple[int, int, Tensor]:
     plans = dataset.conditions(0, range(STRINGS))
     condition, real = dataset.infilling(plans), dataset.real(plans)
     masked = condition[:, -2:-1].bool()
-    trio = torch.stack([real.masked_fill(masked, SILENCE), _sampled(model, condition), real], dim=1)
+    trio = torch.stack([real.masked_fill(masked, SILENCE), ground_truth(model, condition, 1.0), real], dim=1)
     brightness = 2 * (trio - SILENCE) / (LOUDEST - SILENCE) - 1
     return STRINGS, 3, brightness.flatten(0, 1).flip(-2)

@@ -12,15 +12,15 @@ import platform
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, Field
 from safetensors.torch import save
 from torch import Tensor
 
 from orchestrator import plugins
-from orchestrator.config.base import PluginConfig
+from orchestrator.config.base import PluginConfig, Strict, as_plugin
 from orchestrator.datasets.base import LabelledSamples
 from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.errors import ConfigError
@@ -37,7 +37,7 @@ VALIDATION_DRAWS = 50
 VALIDATION_BATCH = 256
 
 
-class PretrainConfig(BaseModel):
+class PretrainConfig(Strict):
     """Configuration of ``bespoke pretrain``: the training recipe of a zoo model.
 
     Attributes:
@@ -48,10 +48,8 @@ class PretrainConfig(BaseModel):
         weights_dtype: Dtype of the stored weights. They are loaded as float32.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: str = Field(pattern=r"^[a-z0-9_]+$")
-    dataset: PluginConfig = PluginConfig(name="digits")
+    dataset: Annotated[PluginConfig, BeforeValidator(as_plugin)] = PluginConfig(name="digits")
     flip: bool = False
     architecture: dict[str, Any]
     prediction: Prediction
@@ -70,11 +68,6 @@ class PretrainConfig(BaseModel):
     weights_dtype: Literal["float32", "float16"] = "float32"
     threads: int = Field(2, ge=1)
     storage: str = "bespoke-data"
-
-    @field_validator("dataset", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
 
 ELSEWHERE = ("storage", "threads", "device")
