@@ -17,6 +17,7 @@ from orchestrator.cluster.connect import check_fits
 from orchestrator.config.base import PluginConfig
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import SEED_STRIDE, STREAMS
+from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.bootstrap import compare
 from orchestrator.evaluation.run import Case, Evaluation, Score
@@ -96,15 +97,24 @@ def check_evaluation(config: ExperimentConfig) -> None:
     if twice := [column for column, count in columns.items() if count > 1]:
         raise ConfigError(f"evaluation.metrics has {twice[0]!r} twice; leave one out")
     adapter = plugins.load("models", config.model.name)
+    checked: list[Dataset] = []
     for name, dataset in datasets(config).items():
         built = plugins.build("datasets", dataset.name, dataset.options)
+        try:
+            built.check()
+        except ValueError as error:
+            raise ConfigError(f"evaluation on {name!r}: {error}") from error
         adapter.check_conditioning(config.model.options, built)
         for spec in specs:
             try:
                 spec.metric.check(built)
                 source = spec.metric.real(built)
-                if source is not None and source.real_count() == 0:
+                if source is None or source in checked:
+                    continue
+                if source.real_count() == 0:
                     raise ConfigError(f"{type(source).__name__} has no real samples")
+                source.check_real()
+                checked.append(source)
             except (ConfigError, ValueError) as error:
                 raise ConfigError(f"evaluation on {name!r}: {error}") from error
     for baseline in config.evaluation.baselines:

@@ -73,6 +73,10 @@ class ExperimentConfig(Strict):
         adapter = plugins.load("models", self.model.name)
         adapter.check(self.model.options)
         dataset = plugins.build("datasets", self.conditioning.name, self.conditioning.options)
+        try:
+            dataset.check()
+        except ValueError as error:
+            raise ConfigError(f"conditioning {self.conditioning.name!r}: {error}") from error
         adapter.check_conditioning(self.model.options, dataset)
         if not self.fixed and not self.learned:
             raise ConfigError("the sweep is empty: list families under 'fixed', 'learned', or both")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from orchestrator.datasets.base import Dataset
+from orchestrator.progress import bar
 
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """Exceptions Pillow raises for bytes that are not an image, are truncated, or declare more pixels than it allows."""
@@ -46,12 +48,25 @@ class ImageSet(Dataset):
         pairs = zip(sources, names, strict=True)
         images = [decoded(source, name, self.side, self.grayscale) for source, name in pairs]
         for image, name in zip(images, names, strict=True):
-            if image.shape != images[0].shape:
-                raise ValueError(
-                    f"{name} is {image.shape[2]}x{image.shape[1]}, but {names[0]} is {images[0].shape[2]}x"
-                    f"{images[0].shape[1]}; set the option 'side' to crop and resize every image to one square"
-                )
+            self._check_size(image.shape[:0:-1], name, images[0].shape[:0:-1], names[0])
         return np.stack(images)
+
+    def check_images(self, sources: Iterable[Path | bytes], names: Sequence[str]) -> None:
+        """Refuse what :meth:`decoded` would refuse, by the headers and ends of the files."""
+        first: tuple[int, int] | None = None
+        with bar(len(names), "image", "checking images") as progress:
+            for source, name in zip(sources, names, strict=True):
+                size = size_of_intact(source, name)
+                first = first or size
+                self._check_size(size, name, first, names[0])
+                progress.update()
+
+    def _check_size(self, size: tuple[int, int], name: str, first: tuple[int, int], first_name: str) -> None:
+        if self.side is None and size != first:
+            raise ValueError(
+                f"{name} is {size[0]}x{size[1]}, but {first_name} is {first[0]}x{first[1]}; set the option 'side' to "
+                f"crop and resize every image to one square"
+            )
 
 
 def decoded(
@@ -81,11 +96,50 @@ def decoded(
 
 def opened(source: Path | bytes, where: str, grayscale: bool) -> Image.Image:
     """An image with one or three channels of 8 bits; arguments and errors as for :func:`decoded`."""
-    try:
+    with readable(where):
         image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
         return _in_8_bits(image).convert("L" if grayscale else "RGB")
+
+
+ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
+"""What stands within the last :data:`TAIL` bytes of an image that is not truncated, by Pillow's names of formats."""
+TAIL = 64
+
+
+def size_of_intact(source: Path | bytes, where: str) -> tuple[int, int]:
+    """Width and height of an image; decodes it only if its header and its end do not show that it is whole.
+
+    Raises:
+        ValueError: The source is not a readable image.
+    """
+    with readable(where), open(source, "rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        image = Image.open(file)
+        size, whole = image.size, ENDS.get(str(image.format))
+        length = file.seek(0, io.SEEK_END)
+        file.seek(max(0, length - TAIL))
+        if image.mode in ("I", "F") or whole is None or whole not in file.read():
+            opened(source, where, grayscale=False)
+        return size
+
+
+@contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Turn what Pillow raises into an error that names the image.
+
+    Raises:
+        ValueError: The body raised one of :data:`UNREADABLE`.
+    """
+    try:
+        yield
+    except _UnreadableImageError:
+        raise
     except UNREADABLE as error:
-        raise ValueError(f"{where} is not a readable image: {error}; remove or replace it") from error
+        reason = "it is empty or of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise _UnreadableImageError(f"{where} is not a readable image: {reason}; remove or replace it") from error
+
+
+class _UnreadableImageError(ValueError):
+    pass
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:

@@ -18,8 +18,10 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from orchestrator.audio.mel import FloatArray, resampled
+from orchestrator.datasets._parquet import check_columns
 from orchestrator.datasets.base import Dataset, IntArray, uniform
 from orchestrator.errors import ConfigError
+from orchestrator.files import read_text
 
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -155,6 +157,10 @@ class AudioFolder(Dataset):
     def real_count(self) -> int:
         return len(self.recordings)
 
+    def check_real(self) -> None:
+        for number in range(len(self.recordings)):
+            self._opened(number, "info")
+
     def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
         """These recordings as waves at :attr:`rate`, (len(indices), N), padded with silence to the longest."""
         waves = [resampled(*self.wave(number), self.rate) for number in indices]
@@ -180,9 +186,10 @@ class AudioFolder(Dataset):
 def _read(manifest: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows and column names of a manifest; an empty JSONL file has no column names."""
     if manifest.suffix == ".parquet":
+        check_columns(manifest, [])
         table = pq.read_table(manifest)
         return table.to_pylist(), table.column_names
-    text = manifest.read_text(encoding="utf-8-sig")
+    text = read_text(manifest)
     if manifest.suffix == ".jsonl":
         rows = []
         for number, line in enumerate(text.split("\n"), start=1):
@@ -200,7 +207,13 @@ def _read(manifest: Path) -> tuple[list[dict[str, Any]], list[str]]:
         reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         reader = csv.DictReader(lines)
-    return list(reader), list(reader.fieldnames or [])
+    rows = list(reader)
+    for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise ValueError(
+                f"row {number} of {manifest} has more fields than the header; put texts with a separator in quotes"
+            )
+    return rows, list(reader.fieldnames or [])
 
 
 DATASET = AudioFolder

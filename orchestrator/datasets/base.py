@@ -41,6 +41,21 @@ class Dataset(ABC):
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         """The conditioning of these pairs, shape (len(indices), ...); it depends only on (seed, index)."""
 
+    def check(self) -> None:
+        """Refuse conditioning that cannot be used, before any work starts; this default draws one condition.
+
+        Raises:
+            ValueError: A condition is missing or out of range; names the file, the row and the value.
+        """
+        self.conditions(0, [0])
+
+    def check_real(self) -> None:  # noqa: B027 (optional: real samples may ship with the package)
+        """Refuse real samples that cannot be read, before any work starts: by their headers and ends, which is fast.
+
+        Raises:
+            ValueError: A sample is missing or damaged, or of another size than the others; names it.
+        """
+
     def reference(self) -> LabelledSamples | None:
         """The real samples of this dataset, or None if it has none."""
         return None

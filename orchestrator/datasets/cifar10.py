@@ -10,10 +10,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
-from orchestrator.datasets._images import opened
-from orchestrator.datasets._row_groups import RowGroups
+from orchestrator.datasets._images import opened, size_of_intact
+from orchestrator.datasets._parquet import RowGroups, check_columns, labels
 from orchestrator.datasets.base import Dataset, IntArray, LabelledSamples, uniform
 
 SIDE = 32
@@ -58,9 +57,7 @@ class Cifar10(Dataset):
         """
         if not self.path.is_file():
             raise ValueError(f"no file {self.path}; set the dataset's option 'folder' to the folder of that file")
-        names = pq.read_schema(self.path).names
-        if missing := {"image", "label"} - set(names):
-            raise ValueError(f"{self.path} has no column {min(missing)!r}; it has {', '.join(names)}")
+        check_columns(self.path, ("image", "label"))
         return RowGroups([self.path], "image")
 
     @property
@@ -75,20 +72,26 @@ class Cifar10(Dataset):
             ValueError: The file does not exist, or does not hold 32x32 images.
         """
         images = self.real_samples(range(len(self._images)))
-        labels = pq.read_table(self.path, columns=["label"])["label"].to_numpy()
-        return LabelledSamples(images, labels.astype(np.int64))
+        return LabelledSamples(images, labels(self.path, "label"))
 
     def real_count(self) -> int:
         return len(self._images) if self.path.is_file() else 0
 
+    def check_real(self) -> None:
+        for row in range(len(self._images)):
+            self._check_size(size_of_intact(self._images[row], f"row {row} of {self.path}"))
+
     def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
-        images = np.stack([self._decoded(self._images[i]) for i in indices])
+        images = np.stack([self._decoded(self._images[i], f"row {i} of {self.path}") for i in indices])
         return images.astype(np.float32) / 127.5 - 1
 
-    def _decoded(self, encoded: bytes) -> npt.NDArray[np.float32]:
-        image = opened(encoded, f"an image in {self.path}", self.grayscale)
-        if image.size != (SIDE, SIDE):
-            raise ValueError(f"{self.path} holds an image of size {image.size}; CIFAR-10 images are {SIDE}x{SIDE}")
+    def _check_size(self, size: tuple[int, int]) -> None:
+        if size != (SIDE, SIDE):
+            raise ValueError(f"{self.path} holds an image of size {size}; CIFAR-10 images are {SIDE}x{SIDE}")
+
+    def _decoded(self, encoded: bytes, where: str) -> npt.NDArray[np.float32]:
+        image = opened(encoded, where, self.grayscale)
+        self._check_size(image.size)
         pixels = np.asarray(image, dtype=np.float32).reshape(SIDE, SIDE, -1).transpose(2, 0, 1)
         block = SIDE // self.side
         averaged: npt.NDArray[np.float32] = pixels.reshape(-1, self.side, block, self.side, block).mean(axis=(2, 4))

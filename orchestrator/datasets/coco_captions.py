@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from orchestrator.datasets._images import ImageSet, inside
 from orchestrator.datasets.base import IntArray, uniform
+from orchestrator.files import read_text
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class CocoCaptions(ImageSet):
         if not path.is_file():
             raise ValueError(f"no annotation file {path}; set annotations to a file such as captions_val2014.json")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_text(path))
             for key, name in (("annotations", "caption"), ("images", "file_name")):
                 _ = [entry[name] for entry in content[key]]
         except (ValueError, KeyError, TypeError) as error:
@@ -52,12 +53,19 @@ class CocoCaptions(ImageSet):
                 f"{path} is not a caption file in COCO's format, which has 'images' with a 'file_name' and "
                 f"'annotations' with a 'caption': {type(error).__name__} {error}"
             ) from error
+        for key, name in (("annotations", "caption"), ("images", "file_name")):
+            for number, entry in enumerate(content[key]):
+                if not isinstance(entry[name], str):
+                    raise ValueError(
+                        f"entry {number} of {key!r} in {path} has no text as {name!r}, got {entry[name]!r}; correct or "
+                        f"remove it"
+                    )
         return content
 
     @cached_property
     def captions(self) -> list[str]:
         """All captions, in the order of the file."""
-        return [str(entry["caption"]).strip() for entry in self._content["annotations"]]
+        return [entry["caption"].strip() for entry in self._content["annotations"]]
 
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         return uniform(seed, indices, len(self.captions))
@@ -75,11 +83,17 @@ class CocoCaptions(ImageSet):
         Raises:
             ValueError: No image folder is set, or an image is missing, unreadable or of another size.
         """
+        return self.decoded(*self._paths(indices))
+
+    def check_real(self) -> None:
+        self.check_images(*self._paths(range(self.real_count())))
+
+    def _paths(self, indices: Sequence[int]) -> tuple[list[Path], list[str]]:
+        """Paths of these images, and their names in the file."""
         if self.images is None:
             raise ValueError("this dataset has no real images; set the option 'images' to their folder")
-        names = [str(self._content["images"][i]["file_name"]) for i in indices]
-        paths = [inside(Path(self.images), name) for name in names]
-        return self.decoded(paths, names)
+        names = [self._content["images"][i]["file_name"] for i in indices]
+        return [inside(Path(self.images), name) for name in names], names
 
 
 DATASET = CocoCaptions

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from orchestrator.datasets._images import ImageSet
 from orchestrator.datasets.base import IntArray, uniform
+from orchestrator.files import data_files, data_folders
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -19,6 +20,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 @dataclass(frozen=True)
 class ImageFolder(ImageSet):
     """Images in a folder (png, jpg, webp, bmp), read on demand; each subfolder is a class.
+
+    Hidden files and folders, and those that systems leave behind (``__MACOSX``, ``Thumbs.db``), are ignored.
 
     The conditioning is the class of an image drawn uniformly, or 0 without classes.
 
@@ -41,15 +44,28 @@ class ImageFolder(ImageSet):
     @cached_property
     def files(self) -> list[Path]:
         """Paths of all images, sorted by name."""
-        return sorted(path for path in Path(self.folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+        return data_files(Path(self.folder), SUFFIXES)
 
     @cached_property
     def classes(self) -> list[str]:
-        """Names of the classes, in the order of their label numbers."""
+        """Names of the classes, in the order of their label numbers: sorted as text."""
         return sorted({self._place(path)[0] for path in self.files if len(self._place(path)) > 1})
 
     def _place(self, path: Path) -> tuple[str, ...]:
         return path.relative_to(self.folder).parts
+
+    def check(self) -> None:
+        if not self.classes:
+            return
+        beside = [path for path in self.files if path.parent == Path(self.folder)]
+        if beside:
+            raise ValueError(
+                f"{beside[0]} lies beside the folders of the classes {', '.join(self.classes)}, so it has no class; "
+                f"move it into one of them"
+            )
+        for folder in data_folders(Path(self.folder)):
+            if folder.name not in self.classes:
+                raise ValueError(f"{folder} is a class without images; add some, or move the folder elsewhere")
 
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         numbers = {name: number for number, name in enumerate(self.classes)}
@@ -58,6 +74,9 @@ class ImageFolder(ImageSet):
 
     def real_count(self) -> int:
         return len(self.files)
+
+    def check_real(self) -> None:
+        self.check_images(self.files, list(map(str, self.files)))
 
     def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
         chosen = [self.files[i] for i in indices]

@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from orchestrator.datasets._images import ImageSet
-from orchestrator.datasets._row_groups import RowGroups
+from orchestrator.datasets._parquet import RowGroups, check_columns, labels, texts
 from orchestrator.datasets.base import IntArray, uniform
+from orchestrator.files import data_files
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,7 @@ class ImageParquet(ImageSet):
         if not self.files:
             raise ValueError(f"no Parquet file at {self.path}; set path to a file, or to a folder of Parquet files")
         for file in self.files:
-            names = pq.read_schema(file).names
-            for column in (self.image_column, self.label_column, self.text_column):
-                if column is not None and column not in names:
-                    raise ValueError(f"{file} has no column {column!r}; it has {', '.join(names)}")
+            check_columns(file, (self.image_column, self.label_column, self.text_column))
         if not self.real_count():
             raise ValueError(f"{self.path} holds no rows")
 
@@ -56,24 +52,21 @@ class ImageParquet(ImageSet):
     def files(self) -> list[Path]:
         """Paths of the Parquet files, sorted by name."""
         path = Path(self.path)
-        return [path] if path.is_file() else sorted(path.glob("*.parquet"))
+        return [path] if path.is_file() else data_files(path, [".parquet"], below=False)
 
     @cached_property
     def _images(self) -> RowGroups:
         return RowGroups(self.files, self.image_column)
 
-    def _column(self, name: str) -> list[Any]:
-        return [value for file in self.files for value in pq.read_table(file, columns=[name])[name].to_pylist()]
-
     @cached_property
     def _labels(self) -> IntArray:
         assert self.label_column is not None
-        return np.array(self._column(self.label_column), dtype=np.int64)
+        return np.concatenate([labels(file, self.label_column) for file in self.files])
 
     @cached_property
     def _texts(self) -> list[str]:
         assert self.text_column is not None
-        return [str(text) for text in self._column(self.text_column)]
+        return [text for file in self.files for text in texts(file, self.text_column)]
 
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         drawn = uniform(seed, indices, self.real_count())
@@ -88,12 +81,22 @@ class ImageParquet(ImageSet):
             raise AttributeError("this dataset has no texts; set text_column")
         return lambda conditions: [self._texts[number] for number in conditions]
 
+    def check(self) -> None:
+        super().check()
+        if self.text_column is not None:
+            _ = self._texts
+
     def real_count(self) -> int:
         return len(self._images)
 
+    def check_real(self) -> None:
+        self.check_images(map(self._encoded, range(self.real_count())), self._names(range(self.real_count())))
+
     def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
-        names = [f"row {i} of {self.path}" for i in indices]
-        return self.decoded(map(self._encoded, indices), names)
+        return self.decoded(map(self._encoded, indices), self._names(indices))
+
+    def _names(self, indices: Sequence[int]) -> list[str]:
+        return [f"row {i} of {self.path}" for i in indices]
 
     def _encoded(self, index: int) -> bytes:
         value = self._images[index]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
+from orchestrator.datasets._parquet import check_columns, texts
 from orchestrator.datasets.base import Dataset, IntArray, uniform
+from orchestrator.files import read_text
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,11 @@ class Prompts(Dataset):
         if self.sha256 is not None and digest != self.sha256:
             raise ValueError(f"{path} has sha256 {digest}, not {self.sha256}; use the file the pairs were made from")
         if path.suffix == ".txt":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            return tuple(line.strip() for line in lines if line.strip())
+            return tuple(line.strip() for line in read_text(path).split("\n") if line.strip())
         if path.suffix != ".parquet":
             raise ValueError(f"prompts file {path} is neither .txt (one prompt per line) nor .parquet")
-        schema = pq.read_schema(path)
-        if self.column not in schema.names:
-            raise ValueError(f"{path} has no column {self.column!r}; its columns are: {', '.join(schema.names)}")
-        return tuple(str(text) for text in pq.read_table(path, columns=[self.column])[self.column].to_pylist() if text)
+        check_columns(path, [self.column])
+        return tuple(text for text in texts(path, self.column) if text)
 
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         return uniform(seed, indices, len(self._all))

@@ -115,6 +115,11 @@ def reference_statistics(
     spec.metric.check(source)
     real = RealSamples(storage, spec, dataset, count)
     missing = real.missing()
+    if missing:
+        try:
+            source.check_real()
+        except ValueError as error:
+            raise ConfigError(f"dataset {dataset['name']!r}: {error}") from error
     with bar(count, "image", f"features {features}") as progress:
         progress.update(count - sum(len(shard.indices) for shard in missing))
         for outcome in scorers.map(shard.request() for shard in missing):

@@ -19,6 +19,7 @@ from torch_fidelity.metric_fid import (  # type: ignore[import-untyped]
 
 from orchestrator.errors import ConfigError
 from orchestrator.features.base import FeatureExtractor
+from orchestrator.files import data_files
 
 Array = npt.NDArray[np.float64]
 
@@ -198,6 +199,6 @@ def reference_moments(features: str, dataset: str) -> Moments:
     """
     path = WEIGHTS / f"{features}.{dataset}.safetensors"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.*.safetensors"))) or "none"
+        known = ", ".join(file.stem for file in data_files(WEIGHTS, [".safetensors"], below=False) if "." in file.stem)
         raise ConfigError(f"no reference statistics {features}.{dataset}; there are: {known}")
     return Moments.from_bytes(path.read_bytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
+from orchestrator.files import data_files
 
 
 def local_folder(weights: str, wanted: str) -> Path:
@@ -19,7 +20,7 @@ def local_folder(weights: str, wanted: str) -> Path:
     """
     folder = Path(weights).expanduser()
     if folder.is_dir():
-        if not any(folder.glob("*config.json")):
+        if not data_files(folder, ["config.json"], below=False):
             raise ConfigError(f"{wanted} needs a network in the format of transformers: {folder} has no config.json")
         return folder
     try:

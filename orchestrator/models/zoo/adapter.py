@@ -18,6 +18,7 @@ from orchestrator.audio.mel import RATE, vocode
 from orchestrator.datasets.labels import Labels
 from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.errors import ConfigError
+from orchestrator.files import data_files
 from orchestrator.models.base import ModelAdapter, expand_time
 from orchestrator.models.zoo.nets import NETS, build_net
 from orchestrator.weights.frozen import freeze
@@ -28,7 +29,7 @@ METADATA_KEY = "bespoke_zoo"
 
 def zoo_names() -> list[str]:
     """Names of the models whose weights ship with the package."""
-    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+    return [path.stem for path in data_files(WEIGHTS, [".safetensors"], below=False)]
 
 
 def weights_path(weights: str) -> Path:

@@ -86,12 +86,15 @@ def test_a_missing_file_is_reported_with_the_option_to_set(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"image": [b"no image"], "label": [0]}, r"an image in .*cifar10-train.parquet is not a readable image"),
+        (
+            {"image": [b"no image"], "label": [0]},
+            r"row 0 of .*cifar10-train.parquet is not a readable image",
+        ),
         (
             {"image": [_encode(np.zeros((8, 8, 3), dtype=np.uint8))], "label": [0]},
             r"of size \(8, 8\); CIFAR-10 images",
         ),
-        ({"picture": [b""], "label": [0]}, r"has no column 'image'; it has picture, label"),
+        ({"picture": [b""], "label": [0]}, r"has no column 'image'; its columns are: picture, label"),
     ],
 )
 def test_a_file_with_other_content_is_rejected(tmp_path: Path, columns: dict[str, Any], message: str) -> None:

@@ -128,7 +128,7 @@ def test_a_parquet_file_is_used_with_labels_or_texts(tmp_path: Path) -> None:
 def test_a_parquet_file_with_other_content_is_rejected(tmp_path: Path) -> None:
     """The error lists the columns that exist, or names the row whose cell is not an image."""
     options = image_parquet(tmp_path)
-    with pytest.raises(ValueError, match="has no column 'img'; it has image, label, text"):
+    with pytest.raises(ValueError, match="has no column 'img'; its columns are: image, label, text"):
         ImageParquet(**options | {"image_column": "img"})
     with pytest.raises(ValueError, match=r"row 3 of .* holds str instead of an encoded image"):
         ImageParquet(**options | {"image_column": "text"}).real_samples([3])
