@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.export.base import Exporter, ExportError, check_artifact
 from orchestrator.models._diffusers_networks import DiT
-from orchestrator.models.diffusers import DTYPES, DiffusersModel, load_pipeline, pipeline_index
+from orchestrator.models.diffusers import DTYPES, DiffusersModel, load_pipeline, pipeline_json
 from solvers.ns import InvalidThetaError
 from solvers.schedulers import DiscreteVP
 from solvers.theta import ThetaArtifact
@@ -125,7 +125,7 @@ class DiffusersScheduler(Exporter):
                 f"the export is a folder inside the pipeline's folder, but the destination is {destination}; write for "
                 f"example {pipeline / 'bns'}"
             )
-        if destination.name in pipeline_index(str(folder)):
+        if destination.name in pipeline_json(str(folder)):
             raise ExportError(
                 f"{destination} is a component of the pipeline; choose another folder, for example {folder / 'bns'}"
             )

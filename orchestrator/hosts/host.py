@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NotRequired, TypedDict
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -45,21 +45,13 @@ from solvers.field import VelocityField
 from solvers.gits import gits_grid
 from solvers.losses import psnr_loss
 from solvers.ns import CheckpointedField, NSSolver
+from solvers.trajectory import DensePath
 
 FieldOf = Callable[[Tensor, float], VelocityField]
 """``field(condition, guidance_scale)`` returns the velocity field of a batch."""
 
 SCORING_BATCH = 512
 """Pairs per model call when no gradient is needed."""
-
-
-class AdvanceArguments(TypedDict):
-    """The arguments of :meth:`Host.advance`."""
-
-    run: LearnedRun
-    state: State
-    steps: int
-    validation: NotRequired[str | None]
 
 
 class Host(HostProtocol):
@@ -213,7 +205,7 @@ class Host(HostProtocol):
 
         return advance(run, state, steps, self.model.scheduler, ask, validation)
 
-    def advance_batched(self, requests: Sequence[AdvanceArguments]) -> list[State]:
+    def advance_batched(self, requests: Sequence[dict[str, Any]]) -> list[State]:
         """:meth:`advance` for several runs in lockstep, with shared model batches if these are faster.
 
         Runs may differ in everything. Requests for the PSNR loss share a batch if they agree in NFE, number of pairs
@@ -223,13 +215,7 @@ class Host(HostProtocol):
             The states, in order. Each equals that of a separate :meth:`advance` up to rounding in the network, which
             depends on the batch size. For a single request it is identical to the bit.
         """
-
-        tasks = [
-            advance_steps(
-                request["run"], request["state"], request["steps"], self.model.scheduler, request.get("validation")
-            )
-            for request in requests
-        ]
+        tasks = [advance_steps(**request, scheduler=self.model.scheduler) for request in requests]
         return run_in_lockstep(tasks, self._batching.answer)
 
     def _answer(self, request: Request[Any]) -> Any:
@@ -259,23 +245,18 @@ class Host(HostProtocol):
 
     def least_squares(self, pairs: str, times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         spec, pair_set = self._load(pairs)
-        if pair_set.path is None:
-            raise StoreError(f"pair store {pairs} holds no trajectories; make it with `bespoke pairs`")
         batch, grid = pair_set.to(self.settings.device), torch.from_numpy(times)
-        assert batch.path is not None
         pair_field = self._pair_field(batch, spec, self._field)
-        fitted = fit(pair_field, batch.x0, batch.path.state(grid), grid, batch_size=SCORING_BATCH)
+        fitted = fit(pair_field, batch.x0, _path(batch, pairs).state(grid), grid, batch_size=SCORING_BATCH)
         return fitted.flat().numpy()
 
     def gits_grid(
         self, pairs: str, steps: int, gamma: float, loss: Literal["error", "deviation"], trajectories: int, knots: int
     ) -> tuple[npt.NDArray[np.float64], int]:
         batch, field = self._batch(pairs, range(min(trajectories, len(self._load(pairs)[1]))))
-        if batch.path is None:
-            raise StoreError(f"pair store {pairs} holds no trajectories; make it with `bespoke pairs`")
         scheduler = self.model.scheduler
         times = torch.linspace(scheduler.t_min, scheduler.t_max, max(knots, 4 * steps + 1), dtype=torch.float64)
-        states = batch.path.state(times)
+        states = _path(batch, pairs).state(times)
         with torch.no_grad():
             # No step starts at the last knot.
             velocities = [field(x, t) for x, t in zip(states[:-1], times[:-1], strict=True)]
@@ -286,20 +267,15 @@ class Host(HostProtocol):
     # ---- samples and scores -----------------------------------------------------------------------------------
 
     def sample(self, theta: npt.NDArray[np.float64], pairs: str, indices: Sequence[int]) -> npt.NDArray[np.float32]:
-        parts = []
-        for first in range(0, len(indices), SCORING_BATCH):
-            chosen = indices[first : first + SCORING_BATCH]
-            spec, pair_set = self._load(pairs)
-            parts.append(self._sample(theta, pair_set.select(list(chosen)), spec))
-        return torch.cat(parts).numpy()
+        spec, pair_set = self._load(pairs)
+        return self._sample(theta, replace(pair_set, path=None).select(list(indices)), spec).numpy()
 
     def score(
         self, theta: npt.NDArray[np.float64], pairs: str, metrics: Sequence[str], indices: Sequence[int] | None = None
     ) -> dict[str, npt.NDArray[np.float64]]:
-        count = len(self._load(pairs)[1])
-        chosen = list(range(count)) if indices is None else list(indices)
-        samples = torch.from_numpy(self.sample(theta, pairs, chosen))
-        reference = self._load(pairs)[1].select(chosen).x1
+        x1 = self._load(pairs)[1].x1
+        chosen = list(range(len(x1)) if indices is None else indices)
+        samples, reference = torch.from_numpy(self.sample(theta, pairs, chosen)), x1[chosen]
         built: dict[str, PairMetric] = {name: plugins.build("metrics", name) for name in metrics}
         return {
             name: metric.per_sample(samples, reference, self.model.data_range).numpy() for name, metric in built.items()
@@ -402,3 +378,9 @@ class Host(HostProtocol):
 
     BATCHED: ClassVar[dict[str, str]] = {advance.__name__: advance_batched.__name__}
     """Methods with a batched form, and its name. It takes a list of arguments as ``requests``; answers are in order."""
+
+
+def _path(pair_set: PairSet, digest: str) -> DensePath:
+    if pair_set.path is None:
+        raise StoreError(f"pair store {digest} holds no trajectories; make it with `bespoke pairs`")
+    return pair_set.path

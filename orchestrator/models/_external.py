@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -141,6 +142,14 @@ class ExternalModel(ModelAdapter):
     def refused(self, problem: str) -> ConfigError:
         """Build the error for an option or a network that cannot be used."""
         return ConfigError(f"model adapter {self.plugin()!r}: {problem}")
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Turn a ValueError about an option or a file into :meth:`refused`."""
+        try:
+            yield
+        except ValueError as error:
+            raise self.refused(str(error)) from error
 
     def existing_file(self, option: str, given: str, suffixes: tuple[str, ...]) -> Path:
         """The absolute path of the file named by an option; absolute because hosts run in other working directories.

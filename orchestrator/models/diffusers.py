@@ -32,24 +32,19 @@ FLOW_TIMESTEPS = 1000
 """Largest timestep of flow pipelines: timesteps run from 0 (data) to this (noise)."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_INDEX = "model_index.json"
 _SCHEDULER = "scheduler/scheduler_config.json"
 
 
-def pipeline_index(pipeline: str) -> dict[str, Any]:
-    """Read the ``model_index.json`` of a pipeline from its folder, or from the hub (the local cache first).
+def pipeline_json(pipeline: str, file: str = "model_index.json") -> dict[str, Any]:
+    """Read a JSON file of a pipeline from its folder, or from the hub (the local cache first).
 
     Args:
         pipeline: A folder written by ``save_pretrained``, or a hub id ``owner/name``.
+        file: The file, relative to the folder.
 
     Raises:
-        ConfigError: It is neither, or the hub cannot be reached; the message gives the remedy.
+        ConfigError: It is neither, the hub cannot be reached, or the file is damaged; the message gives the remedy.
     """
-    return _json_of(pipeline, _INDEX)
-
-
-def _json_of(pipeline: str, file: str) -> dict[str, Any]:
-    """Read a JSON file of a pipeline; raises like :func:`pipeline_index`."""
     folder = Path(pipeline)
     if folder.is_dir():
         if not (folder / file).is_file():
@@ -93,7 +88,7 @@ def load_pipeline(pipeline: str, dtype: str = "float32") -> Any:
     Raises:
         ConfigError: The pipeline cannot be found or loaded, or its class has no adapter.
     """
-    index = pipeline_index(pipeline)
+    index = pipeline_json(pipeline)
     _check_class(pipeline, index)
     from diffusers import DiffusionPipeline
 
@@ -214,7 +209,7 @@ class DiffusersModel(ModelAdapter):
             raise ConfigError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise ConfigError(f"sample_size must be a positive integer, got {size!r}; leave it out for the default")
-        index = pipeline_index(pipeline)
+        index = pipeline_json(pipeline)
         _check_class(pipeline, index)
         needed = ["diffusers", *(["transformers"] if NETWORKS[index["_class_name"]].encoders else [])]
         missing = [package for package in needed if importlib.util.find_spec(package) is None]
@@ -223,11 +218,11 @@ class DiffusersModel(ModelAdapter):
         _, scheduler = index.get("scheduler") or (None, None)
         if scheduler is None:
             raise ConfigError(f"pipeline {pipeline!r} has no scheduler; give it the one it was published with")
-        native_path(NETWORKS[index["_class_name"]], scheduler, _json_of(pipeline, _SCHEDULER))
+        native_path(NETWORKS[index["_class_name"]], scheduler, pipeline_json(pipeline, _SCHEDULER))
 
     @classmethod
     def check_conditioning(cls, options: dict[str, Any], dataset: Any) -> None:
-        index = pipeline_index(options["pipeline"])
+        index = pipeline_json(options["pipeline"])
         _check_kind(options["pipeline"], NETWORKS[index["_class_name"]], dataset)
 
     @classmethod

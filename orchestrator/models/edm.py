@@ -108,19 +108,15 @@ class EDMNetwork(ExternalModel):
         if self.is_pickle:
             return  # a pickle cannot be inspected without loading it
         module = build_without_weights(self._made)
-        try:
+        with self.refusing():
             check_fit(module, read_shapes(self.source), self.source)
-        except ValueError as error:
-            raise self.refused(str(error)) from error
         self._check_interface(module)
 
     def load(self) -> nn.Module:
         module = self._unpickled() if self.is_pickle else self._made()
         if not self.is_pickle:
-            try:
+            with self.refusing():
                 load_weights(module, self.source)
-            except ValueError as error:
-                raise self.refused(str(error)) from error
         self._check_interface(module)
         return freeze(module)
 
@@ -150,10 +146,8 @@ class EDMNetwork(ExternalModel):
                 f"{self.source} names the factory {described['factory']!r}; set factory to the class that you trust to "
                 f"build the network"
             )
-        try:
+        with self.refusing():
             return build_module(import_factory(self.factory, self.path), self.factory, described["kwargs"])
-        except ValueError as error:
-            raise self.refused(str(error)) from error
 
     def _description(self) -> dict[str, Any]:
         """The factory and kwargs that :func:`export_safetensors` wrote to the metadata."""

@@ -64,20 +64,16 @@ class TorchModule(DescribedModel):
         if self.file is None:
             self._source(factory)
             return
-        try:
+        with self.refusing():
             check_fit(module, read_shapes(self.file), self.file)
-        except ValueError as error:
-            raise self.refused(str(error)) from error
 
     def load(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
             module = self._made(self._factory())
         if self.file is not None:
-            try:
+            with self.refusing():
                 load_weights(module, self.file)
-            except ValueError as error:
-                raise self.refused(str(error)) from error
         return freeze(module)
 
     def identity(self) -> Iterable[Path | bytes]:
@@ -91,16 +87,12 @@ class TorchModule(DescribedModel):
             yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
     def _factory(self) -> Callable[..., Any]:
-        try:
+        with self.refusing():
             return import_factory(self.factory, self.path)
-        except ValueError as error:
-            raise self.refused(str(error)) from error
 
     def _made(self, factory: Callable[..., Any]) -> nn.Module:
-        try:
+        with self.refusing():
             return build_module(factory, self.factory, self.kwargs)
-        except ValueError as error:
-            raise self.refused(str(error)) from error
 
     def _source(self, factory: Callable[..., Any]) -> str:
         """Source code of the factory's module, which determines the weights without a weights file."""

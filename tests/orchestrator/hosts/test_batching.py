@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from orchestrator.config.pair_plan import PairKey
 from orchestrator.config.sections import Resources
 from orchestrator.hosts.batching import Batching, Shape
-from orchestrator.hosts.host import AdvanceArguments, Host
+from orchestrator.hosts.host import Host
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.runs import LearnedRun
 from orchestrator.hosts.settings import HostSettings
@@ -64,12 +64,12 @@ def _advance_arguments(
     sigma0: float = 1.0,
     steps: int = 6,
     **options: Any,
-) -> AdvanceArguments:
+) -> dict[str, Any]:
     """Arguments for the first steps of a run that starts from Midpoint."""
     adam = settings or Adam(learning_rate=5e-3, iterations=20, batch_size=16, training_pairs=48)
     run = LearnedRun(family=family, options={}, sigma0=sigma0, train=train_digest, method=adam, **options)
     start = run.build().start(GridSolver(Midpoint(), nfe, Grid(), sigma0), facts.scheduler)
-    return AdvanceArguments(run=run, state=run.method.begin(start), steps=steps)
+    return {"run": run, "state": run.method.begin(start), "steps": steps}
 
 
 def _adam(**changed: Any) -> Adam:
@@ -77,7 +77,7 @@ def _adam(**changed: Any) -> Adam:
 
 
 @pytest.fixture
-def different_runs(facts: ModelFacts, train_digest: str) -> list[AdvanceArguments]:
+def different_runs(facts: ModelFacts, train_digest: str) -> list[dict[str, Any]]:
     """Four runs of one NFE that differ in family, start, learning rate, decay, seed and sigma0."""
     return [
         _advance_arguments(facts, train_digest),
@@ -87,7 +87,7 @@ def different_runs(facts: ModelFacts, train_digest: str) -> list[AdvanceArgument
     ]
 
 
-def test_a_batched_run_learns_what_it_learns_alone(host: Host, different_runs: list[AdvanceArguments]) -> None:
+def test_a_batched_run_learns_what_it_learns_alone(host: Host, different_runs: list[dict[str, Any]]) -> None:
     """All runs share one model batch, and each takes its own Adam step: equal up to the rounding of the network."""
     _set_timings(host, Shape(16, 1.0))
     for batched, request in zip(host.advance_batched(different_runs), different_runs, strict=True):
@@ -99,7 +99,7 @@ def test_a_batched_run_learns_what_it_learns_alone(host: Host, different_runs: l
 
 @pytest.mark.parametrize("runs", [2, 3])
 def test_the_number_of_batched_runs_changes_only_rounding(
-    host: Host, different_runs: list[AdvanceArguments], runs: int
+    host: Host, different_runs: list[dict[str, Any]], runs: int
 ) -> None:
     """Runs affect each other only through the size of the batch."""
     _set_timings(host, Shape(16, 1.0))
@@ -108,7 +108,7 @@ def test_the_number_of_batched_runs_changes_only_rounding(
         np.testing.assert_allclose(one.parameters, other.parameters, **BATCH_ROUNDING)
 
 
-def test_adams_state_and_the_loss_are_those_of_a_run_alone(host: Host, different_runs: list[AdvanceArguments]) -> None:
+def test_adams_state_and_the_loss_are_those_of_a_run_alone(host: Host, different_runs: list[dict[str, Any]]) -> None:
     """Moments and losses are part of the stored state, since a run may go on in another batch or alone."""
     _set_timings(host, Shape(16, 1.0))
     batched, alone = host.advance_batched(different_runs)[1], host.advance(**different_runs[1])
@@ -118,7 +118,7 @@ def test_adams_state_and_the_loss_are_those_of_a_run_alone(host: Host, different
 
 
 def test_a_batched_call_of_one_run_returns_the_same_bits_as_a_plain_call(
-    host: Host, different_runs: list[AdvanceArguments]
+    host: Host, different_runs: list[dict[str, Any]]
 ) -> None:
     """A run on its own is rounded the same way: resumed, it returns what an uninterrupted run returns."""
     _set_timings(host, Shape(16, 1.0))
@@ -126,7 +126,7 @@ def test_a_batched_call_of_one_run_returns_the_same_bits_as_a_plain_call(
 
 
 def test_if_batching_does_not_pay_every_run_returns_the_same_bits_as_alone(
-    host: Host, different_runs: list[AdvanceArguments]
+    host: Host, different_runs: list[dict[str, Any]]
 ) -> None:
     """A model that fills the device with one run's batch is evaluated run by run."""
     _set_timings(host, Shape(16, 1.0), up_to=1)
@@ -238,7 +238,7 @@ def test_each_batch_size_is_timed_once_on_the_network(
 
 
 def test_batches_that_run_out_of_memory_are_retried_in_smaller_ones(
-    host: Host, different_runs: list[AdvanceArguments], monkeypatch: pytest.MonkeyPatch
+    host: Host, different_runs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step holds all evaluations, the timed call only one. The size that fits is learned once, and counted."""
     _set_timings(host, Shape(16, 1.0))
@@ -268,7 +268,7 @@ def test_requests_of_a_single_run_are_forwarded_unchanged(host: Host, train_dige
 # ---- batch keys ----------------------------------------------------------------------------------------------------
 
 
-def test_runs_that_can_share_batches_have_equal_keys(facts: ModelFacts, different_runs: list[AdvanceArguments]) -> None:
+def test_runs_that_can_share_batches_have_equal_keys(facts: ModelFacts, different_runs: list[dict[str, Any]]) -> None:
     """They may differ in family, start, learning rate, seed and sigma0."""
     assert len({request["run"].batch_key(4, 1.0) for request in different_runs}) == 1
 
