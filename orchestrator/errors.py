@@ -1,8 +1,15 @@
 """Errors that a user can cause and fix. The command line prints them without a traceback."""
 
+from __future__ import annotations
+
+from orchestrator.uris import without_secrets
+
 
 class UserError(Exception):
-    """An input from the user cannot work; the message names the value and the remedy."""
+    """An input from the user cannot work; the message names the value and the remedy. It shows no secrets of URIs."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(without_secrets(message))
 
 
 class ConfigError(UserError):

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from orchestrator.errors import ConfigError, StoreError, UnreachableStorageError
+from orchestrator.uris import shown
 
 T = TypeVar("T")
 
@@ -119,8 +120,10 @@ class Storage:
     @property
     def shown(self) -> str:
         """The root for display: a URI without its credentials and connection options."""
-        parts = urlsplit(self.root)
-        return self.root if self.is_local else f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return self.root if self.is_local else shown(self.root)
+
+    def __repr__(self) -> str:
+        return f"Storage({shown(self.root)!r})"
 
     def location(self, key: str) -> str:
         """``key`` for display: a path, or a URI without credentials (see :attr:`shown`)."""

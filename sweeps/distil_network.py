@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from orchestrator import plugins
+from orchestrator.cluster.connect import check_outside
 from orchestrator.config.pair_plan import PairKey, pair_specs
 from orchestrator.features.base import fid_metric
 from orchestrator.features.moments import feature_moments, frechet_distance, reference_moments
@@ -91,7 +92,7 @@ def run_comparison(
         UserError: Something in the configuration or the environment cannot work.
     """
     storage = Storage.at(config.storage)
-    storage.check_writable()
+    check_outside(storage, resolve_tracking_uri(config.tracking_uri, config.storage), address)
     folder = f"network-distillation/{config.name}"
     with exclusive(storage, f"{folder}/.lock", wait=wait, announce=announce):
         work = _Work(config, storage)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from orchestrator.cluster.connect import check_fits, connect
+from orchestrator.cluster.connect import check_fits, check_outside, connect
 from orchestrator.cluster.preflight import check_nodes
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import PairKey, pair_specs
@@ -61,7 +61,7 @@ class Session:
         self.config, self.wait, self.announce = config, wait, announce
         self.storage = Storage.at(config.storage)
         tracking_uri = self.tracking_uri if tracked else None
-        self.storage.check_writable()
+        check_outside(self.storage, tracking_uri, address)
         with ExitStack() as stack:
             if lock_folder is not None:
                 stack.enter_context(exclusive(self.storage, f"{lock_folder}/.lock", wait=wait, announce=announce))

@@ -54,7 +54,7 @@ def register(theta: str, name: str, alias: str | None, experiment: str, tracking
 
     uri = resolve_tracking_uri(tracking_uri, storage)
     if theta.startswith("runs:/"):
-        tracker = Tracker(uri)
+        tracker = Tracker.open(uri)
         _, run_id = tracker.read_theta(theta)
     else:
         artifact = theta_file(theta)

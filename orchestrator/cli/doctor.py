@@ -18,7 +18,8 @@ from rich.table import Table
 from orchestrator import plugins
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.storage import Storage
-from orchestrator.tracking.uri import resolve_tracking_uri
+from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_path
+from orchestrator.uris import shown
 
 PROJECT = "bespoke-solvers"
 
@@ -198,21 +199,22 @@ def _storage(root: str) -> tuple[Storage | None, Finding]:
         storage = Storage.at(root)
         storage.check_writable()
     except UserError as error:
-        return None, Finding("storage", root, "missing", *_told(error))
+        return None, Finding("storage", shown(root), "missing", *_told(error))
     kind = "a folder" if storage.is_local else "an object store"
     return storage, Finding("storage", storage.shown, "ok", f"{kind}: a probe was written, read and deleted")
 
 
 def _tracking(uri: str | None, storage: str) -> tuple[str | None, Finding]:
-    from orchestrator.tracking.mlflow import ping
+    from orchestrator.tracking.ping import ping
 
     try:
         resolved = resolve_tracking_uri(uri, storage)
         ping(resolved)
     except UserError as error:
-        return None, Finding("mlflow", uri or "MLflow", "missing", *_told(error))
-    fresh = resolved.startswith("sqlite:///") and not Path(resolved.removeprefix("sqlite:///")).exists()
-    return resolved, Finding("mlflow", resolved, "ok", "created by the first sweep" if fresh else "reachable")
+        return None, Finding("mlflow", shown(uri or "MLflow"), "missing", *_told(error))
+    path = sqlite_path(resolved)
+    fresh = path is not None and not path.exists()
+    return resolved, Finding("mlflow", shown(resolved), "ok", "created by the first sweep" if fresh else "reachable")
 
 
 def _ray(address: str | None, storage: Storage | None, tracking_uri: str | None) -> Iterator[Finding]:

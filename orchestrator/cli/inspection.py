@@ -29,13 +29,12 @@ def compare(experiment: str, as_json: bool, markdown: bool, tracking_uri: str | 
       bespoke compare digits --json | jq '.[] | select(.nfe == 8)'
     """
     from orchestrator.results.store import rows
-    from orchestrator.tracking.mlflow import Tracker, check_readable
+    from orchestrator.tracking.mlflow import Tracker
     from orchestrator.tracking.records import read_run
     from orchestrator.tracking.uri import resolve_tracking_uri
 
     uri = resolve_tracking_uri(tracking_uri, storage)
-    check_readable(uri)
-    records = [read_run(run) for run in Tracker(uri).latest_trials(experiment)]
+    records = [read_run(run) for run in Tracker.open(uri).latest_trials(experiment)]
     table = rows(result for result, _ in records)
     if as_json:
         chosen = {key for row in table for key in row.keys}
@@ -96,12 +95,11 @@ def ui(tracking_uri: str | None, storage: str, port: int, host: str) -> None:
       bespoke ui --storage /data/bespoke --port 5001
     """
     from orchestrator.cli.ui import curves_path, serve
-    from orchestrator.tracking.mlflow import Tracker, check_readable
+    from orchestrator.tracking.mlflow import Tracker
     from orchestrator.tracking.uri import resolve_tracking_uri
 
     uri = resolve_tracking_uri(tracking_uri, storage)
-    check_readable(uri)
-    sys.exit(serve(uri, host, port, curves_path(Tracker(uri).newest_sweep_experiment())))
+    sys.exit(serve(uri, host, port, curves_path(Tracker.open(uri).newest_sweep_experiment())))
 
 
 @click.command()

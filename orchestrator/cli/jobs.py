@@ -137,7 +137,7 @@ def evaluate(
 def _find_thetas(thetas: Sequence[str], experiment: str | None, config: ExperimentConfig) -> list[Any]:
     """Load theta from files, MLflow runs and registered models, and the learned ones of an experiment."""
     from orchestrator.results.store import rows
-    from orchestrator.tracking.mlflow import Tracker, check_readable
+    from orchestrator.tracking.mlflow import Tracker
     from orchestrator.tracking.records import read_run
     from orchestrator.tracking.uri import resolve_tracking_uri
     from solvers.theta import ThetaArtifact
@@ -148,8 +148,7 @@ def _find_thetas(thetas: Sequence[str], experiment: str | None, config: Experime
     uri = resolve_tracking_uri(config.tracking_uri, config.storage)
     names = list(thetas)
     if experiment is not None or any(name.startswith(("runs:/", "models:/")) for name in thetas):
-        check_readable(uri)
-        tracker = Tracker(uri)
+        tracker = Tracker.open(uri)
     if experiment is not None:
         runs = [(read_run(run)[0], run.info.run_id) for run in tracker.latest_trials(experiment)]
         run_ids = {result.key: run_id for result, run_id in runs}

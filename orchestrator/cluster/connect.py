@@ -4,15 +4,49 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import ray
+from ray._private.services import get_ray_address_from_environment
 
 from orchestrator.errors import PoolError
+from orchestrator.outside import ask
 from orchestrator.pool.client import NAMESPACE
+from orchestrator.storage import Storage
+from orchestrator.tracking.ping import ping
+from orchestrator.uris import shown
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 4.0
+ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""Question to a cluster's head (its GCS)."""
+
+HANDLING_SECONDS = 1.0
+"""How long Python may take to handle a signal before the process is ended without it."""
+
+
+def check_outside(storage: Storage, tracking_uri: str | None, address: str | None) -> None:
+    """Check before any work that everything outside this process answers, with one deadline.
+
+    Args:
+        storage: Storage of the experiment, which must be writable.
+        tracking_uri: MLflow store; None if the command does not use MLflow.
+        address: Ray cluster: 'auto' or host:port; None for a local one.
+
+    Raises:
+        UserError: One of them does not answer, or cannot be used; names it, the reason and the remedy.
+    """
+    questions: dict[str, Callable[[], object]] = {f"storage {storage.shown}": storage.check_writable}
+    if tracking_uri is not None:
+        questions[f"MLflow at {shown(tracking_uri)}"] = lambda: ping(tracking_uri)
+    if address is not None:
+        questions[f"the Ray cluster at {address!r}"] = lambda: find_cluster(address)
+    ask(questions)
 
 
 def connect(address: str | None, cpus: int) -> None:
@@ -35,26 +69,90 @@ def connect(address: str | None, cpus: int) -> None:
         # 'local' is explicit: by default Ray joins the cluster that was last started on this machine.
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
         return
+    resolved, described = find_cluster(address)
     try:
-        _check_listens(address)
-        ray.init(address=address, **common)
+        with _signals_end_the_process():
+            ray.init(address=resolved, **common)
     except (OSError, RuntimeError, ValueError) as error:
-        raise PoolError(
-            f"no Ray cluster at {address!r}: {error}; start one with `ray up ray_cluster.yaml`, or leave out --address "
-            f"for a local Ray"
-        ) from error
+        raise _no_cluster(described, str(error)) from error
 
 
-def _check_listens(address: str) -> None:
-    """Fail within seconds if nothing listens at the address; Ray itself would try for minutes.
+def find_cluster(address: str) -> tuple[str, str]:
+    """Find the cluster that an address means, and check within seconds that it is alive; Ray would try for minutes.
+
+    Args:
+        address: 'auto', host:port, or ray://host:port.
+
+    Returns:
+        The address as Ray takes it, and as it is shown to the user: with its origin if it was looked up.
 
     Raises:
-        OSError: Nothing listens there.
+        PoolError: There is no cluster; names the address, its origin, and the remedy.
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS):
-            pass
+    resolved, described = address, repr(address)
+    if address == "auto":
+        try:
+            resolved = get_ray_address_from_environment("auto", None)
+        except ConnectionError:
+            raise _no_cluster("'auto'", "no Ray runs on this machine, and RAY_ADDRESS is not set") from None
+        by_ray = "found by Ray on this machine; its file ray_current_cluster may be out of date"
+        described = f"{resolved!r} ({'from RAY_ADDRESS' if os.environ.get('RAY_ADDRESS') else by_ray})"
+    host, _, port = resolved.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise _no_cluster(described, "it is not host:port")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(described, str(error)) from error
+    if not resolved.startswith("ray://") and os.environ.get("RAY_USE_TLS") != "1":
+        _check_is_head(resolved, described)
+    return resolved, described
+
+
+def _check_is_head(address: str, described: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary(ALIVE)(b"", timeout=CONNECT_SECONDS)
+        except grpc.RpcError as error:
+            code = error.code()
+            # A head that wants a token is a head; Ray sends the token when it connects.
+            if code not in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                reason = f"what listens there is not the head of a cluster ({code.name.lower().replace('_', ' ')})"
+                raise _no_cluster(described, reason) from error
+
+
+def _no_cluster(described: str, reason: str) -> PoolError:
+    return PoolError(
+        f"no Ray cluster at {described}: {reason}; start one with `ray up ray_cluster.yaml` or `ray start --head`, "
+        f"give the address of its head (port 6379 by default), or leave out --address for a local Ray"
+    )
+
+
+@contextmanager
+def _signals_end_the_process() -> Iterator[None]:
+    """End the process on SIGINT and SIGTERM even while Ray's C++ code keeps Python from handling them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    receiving, sending = os.pipe()
+    os.set_blocking(sending, False)
+    previous = signal.set_wakeup_fd(sending)  # written by the C handler, at once
+    done = threading.Event()
+
+    def watch() -> None:
+        received = os.read(receiving, 1)  # empty once the other end is closed
+        if received and received[0] in (signal.SIGINT, signal.SIGTERM) and not done.wait(HANDLING_SECONDS):
+            os.write(2, b"interrupted while connecting to Ray\n")
+            os._exit(128 + received[0])
+        os.close(receiving)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        signal.set_wakeup_fd(previous)
+        os.close(sending)
 
 
 def check_fits(

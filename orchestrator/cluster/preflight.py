@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.cluster.connect import connect
 from orchestrator.errors import ConfigError, PoolError
 from orchestrator.storage import Storage
-from orchestrator.tracking.mlflow import ping
+from orchestrator.tracking.ping import ping
 
 NODE_SECONDS = 120.0
 """Timeout for all nodes, which answer in parallel. The first task on a node has to start a worker process."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from orchestrator.uris import values_without_secrets
 
 
 def as_list(value: Any) -> Any:
@@ -27,6 +30,9 @@ class Strict(BaseModel):
     """A frozen section that rejects unknown keys, infinities, and NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        return ((name, values_without_secrets({name: value})[name]) for name, value in super().__repr_args__())
 
 
 class PluginConfig(Strict):

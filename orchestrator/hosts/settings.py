@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.models.base import Precision
@@ -27,8 +27,8 @@ class HostSettings:
     """
 
     adapter: str
-    options: dict[str, Any]
-    storage: str
+    options: dict[str, Any] = field(repr=False)
+    storage: str = field(repr=False)
     device: str = "cpu"
     threads: int = 1
     memory_bytes: int = 10**9
@@ -48,7 +48,7 @@ class ScorerSettings:
         batch_size: Samples per forward pass of a metric's network.
     """
 
-    storage: str
+    storage: str = field(repr=False)
     device: str = "cpu"
     threads: int = 1
     batch_size: int = 64

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.models.facts import ModelFacts
 from orchestrator.reports.gallery import DIFFERENCE_GAIN
+from orchestrator.uris import values_without_secrets
 
 
 class ReportFolder:
@@ -55,7 +56,7 @@ class ReportFolder:
             config=config,
             facts=facts,
             gain=DIFFERENCE_GAIN,
-            configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
+            configuration=yaml.safe_dump(values_without_secrets(config.model_dump(mode="json")), sort_keys=False),
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             **content,
         )

@@ -1,1 +1,8 @@
-"""Experiments in MLflow."""
+"""Experiments in MLflow. Only :mod:`.mlflow` and :mod:`.ping` import it at run time."""
+
+import os
+
+# Set before the import, since mlflow reads these variables when it loads.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

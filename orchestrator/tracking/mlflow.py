@@ -1,4 +1,4 @@
-"""Writes and reads experiments, runs, metrics and artifacts in MLflow. The only module that imports MLflow at run time.
+"""Writes and reads experiments, runs, metrics and artifacts in MLflow.
 
 A run is looked up by its tag ``bespoke.key`` before it is created, so that a resumed sweep continues in its existing
 runs. The driver creates the database, the experiment and the parent run before any trial starts, since processes that
@@ -7,21 +7,16 @@ open a new SQLite store at the same time fail.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import socket
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
-
-# Set before the import, since mlflow reads these variables when it loads.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
@@ -31,7 +26,12 @@ from mlflow.exceptions import MlflowException, RestException
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UserError
+from orchestrator.lock import exclusive
+from orchestrator.progress import note
 from orchestrator.storage import Storage, digest_of
+from orchestrator.tracking.ping import ping, unusable
+from orchestrator.tracking.uri import sqlite_path
+from orchestrator.uris import shown, without_secrets
 
 # Hides the notices about setting up a new store.
 for _name in ("mlflow", "alembic"):
@@ -72,12 +72,6 @@ def _retrying(action: Callable[..., T], *arguments: Any, **options: Any) -> T:
     raise AssertionError("the loop returns or raises")
 
 
-PING_SECONDS = 5.0
-
-IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
-"""Environment variables for a ping, since by default the client retries for minutes."""
-
-
 class RunLog:
     """Writes one MLflow run."""
 
@@ -100,17 +94,17 @@ class RunLog:
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Log parameters. Logging the same values again is allowed."""
-        self._log(params=[Param(name, str(value)) for name, value in values.items()])
+        self._log(params=[Param(name, without_secrets(str(value))) for name, value in values.items()])
 
     def tags(self, values: Mapping[str, str]) -> None:
-        self._log(tags=[RunTag(name, value) for name, value in values.items()])
+        self._log(tags=[RunTag(name, without_secrets(value)) for name, value in values.items()])
 
     def file(self, path: Path) -> None:
         _retrying(self.client.log_artifact, self.run_id, str(path))
 
     def pairs(self, name: str, digest: str, location: str, context: str) -> None:
         """Record a pair set as an input of this run."""
-        dataset = DatasetEntity(name=name, digest=digest, source_type="local", source=f'{{"uri": "{location}"}}')
+        dataset = DatasetEntity(name=name, digest=digest, source_type="local", source=json.dumps({"uri": location}))
         entry = DatasetInput(dataset, tags=[InputTag("mlflow.data.context", context)])
         _retrying(self.client.log_inputs, self.run_id, datasets=[entry])
 
@@ -153,31 +147,69 @@ class Tracker:
     def __init__(self, uri: str):
         self.uri = uri
         with self._reachable():
-            if uri.startswith("sqlite:///"):
-                Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             self.client = MlflowClient(tracking_uri=uri)
+
+    @classmethod
+    def open(cls, uri: str, *, create: bool = False) -> Tracker:
+        """The client of a store that answers. A command opens the store before its trials do.
+
+        Args:
+            uri: Tracking URI.
+            create: Whether to create a SQLite store that does not exist.
+
+        Raises:
+            UserError: The store does not exist or does not answer; names the address, the reason and the remedy.
+        """
+        path = sqlite_path(uri)
+        if path is None:
+            ping(uri)
+            return cls(uri)
+        if not create and not path.is_file():
+            raise UserError(
+                f"no MLflow store at {path}; run `bespoke sweep` first, or give --storage or --tracking-uri"
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unusable(uri, str(error)) from error
+        if not os.access(path.parent, os.W_OK):
+            return cls(uri)
+        # Two processes that create the tables of one new store at the same time would both fail.
+        with exclusive(Storage.at(path.parent), f".{path.name}.lock", wait=True, announce=note):
+            ping(uri)
+            return cls(uri)
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise UserError(f"MLflow at {self.uri} cannot be used: {error}; check --tracking-uri") from error
+            raise unusable(self.uri, str(error)) from error
 
     def experiment(self, name: str, artifact_location: str | None) -> str:
         """The id of an experiment, which is created if it does not exist.
 
         Raises:
-            UserError: The tracking store cannot be reached, or the experiment was deleted.
+            UserError: The tracking store cannot be reached, the experiment was deleted, or the name is MLflow's own.
         """
+        if name == "Default":
+            raise UserError(
+                "experiment name 'Default' is MLflow's own, whose artifacts are not kept in the storage; choose another"
+            )
         with self._reachable():
             experiment = self.client.get_experiment_by_name(name)
             if experiment is None:
-                return self.client.create_experiment(name, artifact_location=artifact_location, tags=KIND)
+                try:
+                    return self.client.create_experiment(name, artifact_location=artifact_location, tags=KIND)
+                except MlflowException:  # another command may have created it since
+                    experiment = self.client.get_experiment_by_name(name)
+                    if experiment is None:
+                        raise
         if experiment.lifecycle_stage != "active":
             raise UserError(
-                f"MLflow experiment {name!r} was deleted; restore it with `mlflow experiments restore "
-                f"-x {experiment.experiment_id}`, or give the experiment another name"
+                f"MLflow experiment {name!r} was deleted; restore it with `MLFLOW_TRACKING_URI="
+                f"{shlex.quote(shown(self.uri))} mlflow experiments restore -x {experiment.experiment_id}`, or give "
+                f"the experiment another name"
             )
         return experiment.experiment_id
 
@@ -248,7 +280,7 @@ class Tracker:
                 path = self.client.download_artifacts(run_id, THETA_FILE, folder)
                 return Path(path).read_text(encoding="utf-8"), run_id
         except (MlflowException, OSError) as error:
-            raise UserError(f"no theta at {uri} in MLflow at {self.uri}: {error}") from error
+            raise UserError(f"no theta at {uri} in MLflow at {shown(self.uri)}: {error}") from error
 
     def _run_of_model(self, uri: str) -> str:
         name, at, alias = uri.removeprefix("models:/").partition("@")
@@ -276,17 +308,21 @@ class Tracker:
         Raises:
             UserError: MLflow rejects the name or the alias.
         """
+        version = None
         try:
             with suppress(RestException, MlflowException):  # it may exist; any other error recurs below
                 self.client.create_registered_model(name)
             run = self.client.get_run(run_id)
             source = f"{run.info.artifact_uri}/{THETA_FILE}"
-            version = self.client.create_model_version(name, source, run_id)
+            version = self.client.create_model_version(name, source, run_id).version
             if alias is not None:
-                self.client.set_registered_model_alias(name, alias, version.version)
+                self.client.set_registered_model_alias(name, alias, version)
         except MlflowException as error:
-            raise UserError(f"theta cannot be registered as {name!r}: {error}") from error
-        return str(version.version)
+            if version is not None:  # nothing remains of what was refused
+                self.client.delete_model_version(name, version)
+            as_alias = "" if version is None else f" with alias {alias!r}"
+            raise UserError(f"theta cannot be registered as {name!r}{as_alias}: {error}") from error
+        return str(version)
 
     def delete(self, run: Run) -> None:
         """Move a run to MLflow's trash."""
@@ -313,7 +349,9 @@ class Tracker:
             experiment = self.client.get_experiment_by_name(experiment_name)
         if experiment is None:
             known = ", ".join(e.name for e in self.client.search_experiments() if e.name != "Default") or "none"
-            raise UserError(f"no experiment {experiment_name!r} in MLflow at {self.uri}; existing experiments: {known}")
+            raise UserError(
+                f"no experiment {experiment_name!r} in MLflow at {shown(self.uri)}; existing experiments: {known}"
+            )
         latest = self._newest_sweep([experiment.experiment_id])
         if latest is None:
             raise UserError(f"experiment {experiment_name!r} has no sweep yet; run `bespoke sweep`")
@@ -330,20 +368,12 @@ def open_experiment(uri: str, name: str, storage: Storage) -> tuple[Tracker, str
         name: Name of the experiment.
         storage: Storage of the data.
     """
-    tracker = Tracker(uri)
-    artifacts = storage.location("mlartifacts") if uri.startswith("sqlite:") else None
+    tracker = Tracker.open(uri, create=True)
+    artifacts = None
+    if uri.startswith("sqlite:"):
+        folder = storage.location("mlartifacts")
+        artifacts = Path(folder).as_uri() if storage.is_local else folder  # MLflow decodes a path as if it were a URI
     return tracker, tracker.experiment(name, artifacts)
-
-
-def check_readable(uri: str) -> None:
-    """Check that a SQLite store exists, since opening a missing one would create an empty one.
-
-    Raises:
-        UserError: The store does not exist; names the file and the remedy.
-    """
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not path.is_file():
-        raise UserError(f"no MLflow store at {path}; run `bespoke sweep` first, or give --storage or --tracking-uri")
 
 
 def wants_system_metrics() -> bool:
@@ -359,29 +389,3 @@ def monitor_system(uri: str, run_id: str, node: str) -> Any:
     monitor = SystemMetricsMonitor(run_id, resume_logging=True, node_id=node, tracking_uri=uri)
     monitor.start()
     return monitor
-
-
-def ping(uri: str) -> None:
-    """Check within seconds that the tracking store answers a request. A missing SQLite file is not an error.
-
-    Raises:
-        UserError: The store cannot be used; names the address and the reason.
-    """
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return  # the first sweep creates it; opening it here would create it too early
-    previous = {name: os.environ.get(name) for name in IMPATIENT}
-    try:
-        parts = urlsplit(uri)
-        if parts.scheme in ("http", "https"):
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            socket.create_connection((parts.hostname or "", port), timeout=PING_SECONDS).close()
-        os.environ.update(IMPATIENT)
-        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
-        raise UserError(f"MLflow at {uri} cannot be used: {error}; check --tracking-uri") from error
-    finally:
-        for name, value in previous.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -1,4 +1,4 @@
-"""Resolves the tracking URI, the address of MLflow's store."""
+"""The tracking URI, the address of MLflow's store, and the file of a SQLite store."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from orchestrator.errors import ConfigError
+from orchestrator.uris import shown
+
+SQLITE = "sqlite:///"
 
 
 def resolve_tracking_uri(uri: str | None, storage: str) -> str:
@@ -19,14 +22,24 @@ def resolve_tracking_uri(uri: str | None, storage: str) -> str:
         ConfigError: ``uri`` is None and the storage is remote, where a SQLite store can neither be kept nor shared.
     """
     if uri is not None:
-        relative = uri.removeprefix("sqlite:///")
-        if uri.startswith("sqlite:///") and not relative.startswith("/"):
-            return f"sqlite:///{Path(relative).absolute()}"
+        relative = uri.removeprefix(SQLITE)
+        if uri.startswith(SQLITE) and not relative.startswith("/"):
+            return sqlite_uri(Path(unquote(relative)).absolute())
         return uri if "://" in uri or ":" in uri else str(Path(uri).absolute())
     root = unquote(storage.removeprefix("file://")) if storage.startswith("file://") else storage
     if "://" in root:
         raise ConfigError(
-            f"storage {storage!r} is remote, and MLflow's SQLite store cannot be kept there; give --tracking-uri, e.g. "
-            f"http://head:5000 of an `mlflow server`"
+            f"storage {shown(storage)!r} is remote, and MLflow's SQLite store cannot be kept there; give "
+            f"--tracking-uri, e.g. http://head:5000 of an `mlflow server`"
         )
-    return f"sqlite:///{Path(root).expanduser().absolute() / 'mlflow.db'}"
+    return sqlite_uri(Path(root).expanduser().absolute() / "mlflow.db")
+
+
+def sqlite_uri(path: Path) -> str:
+    """The tracking URI of a SQLite file. '%' and '?' in the path mean themselves."""
+    return SQLITE + str(path).replace("%", "%25").replace("?", "%3F")
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite store; None for other stores."""
+    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0])) if uri.startswith(SQLITE) else None

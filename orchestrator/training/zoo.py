@@ -221,7 +221,7 @@ class _Run:
         buffer = io.BytesIO()
         torch.save(
             {
-                "config": self.config.model_dump_json(),
+                "config": self.config.model_dump_json(exclude=set(ELSEWHERE)),
                 "iteration": self.iteration,
                 "net": self.net.state_dict(),
                 "ema": self.ema.state_dict(),
@@ -241,8 +241,8 @@ class _Run:
             ConfigError: The checkpoint was made with another recipe.
         """
         state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-        settings, stored = (json.loads(text) for text in (self.config.model_dump_json(), state["config"]))
-        changed = [key for key in settings if settings[key] != stored.get(key) and key not in ELSEWHERE]
+        settings, stored = self.config.model_dump(mode="json", exclude=set(ELSEWHERE)), json.loads(state["config"])
+        changed = [key for key in settings if settings[key] != stored.get(key)]
         if changed:
             raise ConfigError(
                 f"the checkpoint of {self.config.name!r} was made with another {', '.join(changed)}; restore those "

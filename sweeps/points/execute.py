@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,8 +54,8 @@ class TrialContext:
         validation_count: Number of pairs in a validation set, to count forwards.
     """
 
-    storage: str
-    tracking_uri: str
+    storage: str = field(repr=False)
+    tracking_uri: str = field(repr=False)
     experiment_id: str
     parent_run_id: str
     pool: str

@@ -30,6 +30,7 @@ def preflight_calls(monkeypatch: pytest.MonkeyPatch, pool: LocalPool) -> Preflig
         calls.append((storage.root, tracking_uri, set(known)))
         return {"head"}
 
+    monkeypatch.setattr(session, "check_outside", lambda storage, tracking_uri, address: None)
     monkeypatch.setattr(session, "connect", lambda address, cpus: None)
     monkeypatch.setattr(session, "check_fits", lambda *resources: None)
     monkeypatch.setattr(session, "check_nodes", check_nodes)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +15,6 @@ from orchestrator.cluster import preflight
 from orchestrator.cluster.preflight import Answer, Node, NodeProblem, check_nodes, problems
 from orchestrator.errors import ConfigError, PoolError, UserError
 from orchestrator.storage import Storage
-from orchestrator.tracking.mlflow import ping
 
 HEAD, WORKER = Node("a" * 56, "10.0.0.1", {}), Node("b" * 56, "10.0.0.2", {"CPU": 8.0})
 SERVER = "http://head:5000"
@@ -152,49 +148,6 @@ def test_errors_on_a_node_are_returned_as_text(storage: Storage, monkeypatch: py
     assert (sees, problem) == (False, "integer division or modulo by zero")
     assert tracking is not None
     assert "MLflow at http://127.0.0.1:9 cannot be used" in tracking
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    """A web server other than MLflow, which answers every request with an error."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.send_error(500)
-
-        do_GET = do_POST  # noqa: N815 (the base class looks for this name)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=listening.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{listening.server_port}"
-    listening.shutdown()
-    thread.join()
-    listening.server_close()
-
-
-def test_pinging_a_server_other_than_mlflow_fails_and_keeps_the_environment(server: str) -> None:
-    """A port that answers is not enough. The short timeouts apply to the ping only."""
-    before = dict(os.environ)
-    with pytest.raises(UserError, match=rf"MLflow at {server} cannot be used: .*; check --tracking-uri"):
-        ping(server)
-    assert dict(os.environ) == before
-
-
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "https://no-such-host.invalid", "http://", "http://x:notaport"])
-def test_pinging_an_unreachable_address_fails(uri: str) -> None:
-    """A closed port, an unknown host name, or an invalid address."""
-    with pytest.raises(UserError, match=r"cannot be used: .*; check --tracking-uri"):
-        ping(uri)
-
-
-def test_pinging_a_missing_sqlite_store_does_not_create_it(tmp_path: Path) -> None:
-    """The first sweep creates it, on the driver."""
-    ping(f"sqlite:///{tmp_path}/mlflow.db")
-    assert list(tmp_path.iterdir()) == []
 
 
 # ---- Ray ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from orchestrator.errors import UserError
 from orchestrator.results.store import Result, ResultStore, rows
 from orchestrator.storage import Storage
 from orchestrator.tracking import mlflow as tracking
-from orchestrator.tracking.mlflow import KEY, PARENT, ROLE, SWEEP, RunLog, Tracker, check_readable
+from orchestrator.tracking.mlflow import KEY, PARENT, ROLE, SWEEP, RunLog, Tracker
 from orchestrator.tracking.records import read_run, write_run
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
@@ -160,7 +160,8 @@ def test_a_deleted_experiment_is_refused_with_the_command_that_restores_it(track
     tracker.client.delete_experiment(gone_id)
     with pytest.raises(
         UserError,
-        match=rf"MLflow experiment 'gone' was deleted; restore it with `mlflow experiments restore -x {gone_id}`, or",
+        match=rf"MLflow experiment 'gone' was deleted; restore it with `MLFLOW_TRACKING_URI={tracker.uri} mlflow "
+        rf"experiments restore -x {gone_id}`, or",
     ):
         tracker.experiment("gone", None)
 
@@ -195,11 +196,10 @@ def test_reading_does_not_create_a_store(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=rf"no MLflow store at {missing}; run `bespoke sweep` first, or give --storage or"
     ):
-        check_readable(f"sqlite:///{missing}")
+        Tracker.open(f"sqlite:///{missing}")
     assert not missing.exists()
     missing.touch()
-    check_readable(f"sqlite:///{missing}")
-    check_readable("http://head:5000")
+    Tracker.open(f"sqlite:///{missing}")
 
 
 def test_a_busy_store_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
