@@ -1,4 +1,8 @@
-"""The theta artifact: the JSON file of a distilled solver and its provenance."""
+"""The theta artifact: a distilled solver and its provenance, as a JSON or safetensors file.
+
+A safetensors file holds the float64 tensors times, a and b; its metadata hold the JSON object without them. Both forms
+obey the same rules. A reader refuses what it does not know, since a field that it skipped might change the samples.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import json
 import os
 import reprlib
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,16 +19,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers._theta_safetensors import read_json
 from solvers.ns import MAX_NFE, InvalidThetaError, NSSolver
 
 THETA_FORMAT = "bespoke-theta"
 THETA_VERSION = 1
+"""Raised when a file of the new format means something else to a reader of the old one."""
+
+METADATA_KEY = "bespoke_theta"
+"""Metadata key of a safetensors file; its value is the artifact's JSON object without the tensors."""
+
+TENSORS = ("times", "a", "b")
+
 MAX_NUMBER = 1e6
 """Limit on the size of every number in a theta artifact, above any coefficient of a usable solver."""
 
 MAX_BYTES = 28 * (MAX_NFE * (MAX_NFE + 5) // 2 + 1) + 2**20
 """Size limit for a theta file (the largest solver printed in full, plus 1 MiB); larger files are rejected unread."""
+
+Refuse = Callable[[str], InvalidThetaError]
+"""Makes the error for a problem of one artifact."""
 
 
 @dataclass(frozen=True)
@@ -122,21 +136,15 @@ class ThetaArtifact:
             InvalidThetaError: The text is not a theta artifact, or its numbers are not those of a solver.
         """
 
-        def invalid(problem: str) -> InvalidThetaError:
-            return InvalidThetaError(f"{origin} is not a usable theta artifact: {problem}")
+        invalid = _refusal(origin)
+        content = _parsed(text, "it", invalid)
+        _check_header(content, invalid)
+        return cls._from_content(content, invalid)
 
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:  # a plain ValueError for an integer of thousands of digits
-            raise invalid(f"it is not JSON ({error})") from error
-        if not isinstance(content, dict) or content.get("format") != THETA_FORMAT:
-            raise invalid(f"its 'format' is not {THETA_FORMAT!r}")
-        version = content.get("version")
-        if version != THETA_VERSION or isinstance(version, bool):
-            raise invalid(f"version {_brief(version)} is unknown; this release reads version {THETA_VERSION}")
-        nfe = content.get("nfe")
-        if not isinstance(nfe, int) or isinstance(nfe, bool) or not 1 <= nfe <= MAX_NFE:
-            raise invalid(f"'nfe' must be an integer from 1 to {MAX_NFE}, got {_brief(nfe)}")
+    @classmethod
+    def _from_content(cls, content: dict[str, Any], invalid: Refuse) -> ThetaArtifact:
+        """Validate a JSON object whose header was checked."""
+        nfe = content["nfe"]
         times = _numbers(content.get("times"), nfe, "times", invalid)
         a = _numbers(content.get("a"), nfe + 1, "a", invalid)
         rows = content.get("b")
@@ -173,32 +181,98 @@ def load_theta(path: str | Path, *, model_digest: str | None = None, allow_trans
 
     Raises:
         FileNotFoundError: The file does not exist.
-        InvalidThetaError: The file is not a theta artifact, its numbers are not those of a solver, or it was made for
-            a different model.
+        InvalidThetaError: The file is not a theta artifact of this version, its numbers are not those of a solver, or
+            it was made for a different model.
     """
     source = Path(path)
-    text = read_json(source) if source.suffix == ".safetensors" else _read_text(source)
-    artifact = ThetaArtifact.from_json(text, origin=str(source))
+    invalid = _refusal(str(source))
+    try:
+        if not source.is_file():
+            raise FileNotFoundError(f"no theta artifact at {source}")
+        size = source.stat().st_size
+        if size > MAX_BYTES:
+            raise invalid(f"it has {size:,} bytes, but the largest theta has {MAX_BYTES:,}")
+        if source.suffix == ".safetensors":
+            artifact = ThetaArtifact._from_content(_safetensors_content(source, invalid), invalid)
+        else:
+            text = source.read_bytes().decode("utf-8", errors="replace")
+            artifact = ThetaArtifact.from_json(text, origin=str(source))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise invalid(f"it cannot be read ({error})") from error
     if model_digest is not None:
         artifact.check_model(model_digest, allow_transfer=allow_transfer)
     return artifact
 
 
-def _read_text(source: Path) -> str:
+def _refusal(origin: str) -> Refuse:
+    return lambda problem: InvalidThetaError(f"{origin} is not a usable theta artifact: {problem}")
+
+
+def _parsed(text: str, name: str, invalid: Refuse) -> dict[str, Any]:
+    """The JSON object in ``text``; other JSON gives an empty one, which has no format."""
     try:
-        if not source.is_file():
-            raise FileNotFoundError(f"no theta artifact at {source}")
-        with source.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise InvalidThetaError(f"{source} is not a usable theta artifact: it cannot be read ({error})") from error
-    if len(data) > MAX_BYTES:
-        raise InvalidThetaError(
-            f"{source} is not a usable theta artifact: it exceeds {MAX_BYTES:,} bytes, the size of the largest theta"
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # a plain ValueError for an integer of thousands of digits
+        raise invalid(f"{name} is not JSON ({error})") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _check_header(content: dict[str, Any], invalid: Refuse) -> None:
+    """Check format and version first: what another version means by the other fields is not known."""
+    if content.get("format") != THETA_FORMAT:
+        raise invalid(f"its 'format' is not {THETA_FORMAT!r}")
+    version = content.get("version")
+    if version != THETA_VERSION or isinstance(version, bool):
+        newer = isinstance(version, int) and version > THETA_VERSION
+        remedy = "; a newer release wrote it: update this one" if newer else ""
+        raise invalid(f"version {_brief(version)} is unknown; this release reads version {THETA_VERSION}{remedy}")
+    unknown = sorted(content.keys() - {"format", "version", "nfe", *TENSORS, *_PROVENANCE_TYPES})
+    if unknown:
+        raise invalid(
+            f"it has fields that this release does not know ({', '.join(map(_brief, unknown[:4]))}) and that may "
+            f"change its samples; read it with the release that wrote it, or remove them"
         )
-    return data.decode("utf-8", errors="replace")
+    nfe = content.get("nfe")
+    if not isinstance(nfe, int) or isinstance(nfe, bool) or not 1 <= nfe <= MAX_NFE:
+        raise invalid(f"'nfe' must be an integer from 1 to {MAX_NFE}, got {_brief(nfe)}")
+
+
+def _safetensors_content(source: Path, invalid: Refuse) -> dict[str, Any]:
+    """The artifact's JSON object in a safetensors file, with its header checked; needs the package safetensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(source, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            if text is None:
+                raise invalid(f"its metadata has no {METADATA_KEY!r}; make one with `bespoke export`")
+            content = _parsed(text, f"its {METADATA_KEY!r}", invalid)
+            _check_header(content, invalid)
+            _check_shapes(file, content["nfe"], invalid)
+            times, a, b = (file.get_tensor(name) for name in TENSORS)
+    except SafetensorError as error:
+        raise invalid(f"it is not safetensors ({error})") from error
+    # NaN != 0 is true, so NaN on or above the diagonal is rejected too.
+    if bool((b.triu() != 0).any()):
+        raise invalid("'b' must be strictly lower triangular: a state may use only the velocities before it")
+    rows = [row[:k] for k, row in enumerate(b.tolist())]
+    return content | {"times": times.tolist(), "a": a.tolist(), "b": rows}
+
+
+def _check_shapes(file: Any, nfe: int, invalid: Refuse) -> None:
+    """Check the names, shapes and dtypes that the header declares, before any tensor is read."""
+    names = sorted(file.keys())
+    if names != sorted(TENSORS):
+        raise invalid(f"its tensors must be {', '.join(TENSORS)}, got {', '.join(names[:8]) or 'none'}")
+    for name, shape in zip(TENSORS, ([nfe], [nfe + 1], [nfe + 1, nfe]), strict=True):
+        declared = file.get_slice(name)
+        if declared.get_shape() != shape or declared.get_dtype() != "F64":
+            raise invalid(
+                f"{name!r} must be float64 of shape {tuple(shape)} for nfe {nfe}, got {declared.get_dtype()} of shape "
+                f"{tuple(declared.get_shape())}"
+            )
 
 
 def _json_value(key: str, value: Any) -> str:
@@ -208,7 +282,7 @@ def _json_value(key: str, value: Any) -> str:
     return json.dumps(value)
 
 
-def _numbers(values: Any, length: int, name: str, invalid: Any) -> Tensor:
+def _numbers(values: Any, length: int, name: str, invalid: Refuse) -> Tensor:
     if not isinstance(values, list) or len(values) != length:
         got = f"{len(values)}" if isinstance(values, list) else type(values).__name__
         raise invalid(f"{name!r} must be a list of {length} numbers, got {got}")
@@ -235,7 +309,7 @@ _PROVENANCE_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def _provenance(content: dict[str, Any], invalid: Any) -> dict[str, Any]:
+def _provenance(content: dict[str, Any], invalid: Refuse) -> dict[str, Any]:
     provenance: dict[str, Any] = {}
     for key, types in _PROVENANCE_TYPES.items():
         if key not in content:

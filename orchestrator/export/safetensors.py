@@ -9,8 +9,7 @@ from pathlib import Path
 from safetensors.torch import save
 
 from orchestrator.export.base import Exporter, check_artifact, write_file
-from solvers._theta_safetensors import METADATA_KEY, TENSORS
-from solvers.theta import ThetaArtifact
+from solvers.theta import METADATA_KEY, TENSORS, ThetaArtifact
 
 
 @dataclass(frozen=True)

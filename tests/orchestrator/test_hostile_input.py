@@ -34,13 +34,12 @@ from orchestrator.errors import BusyStoreError, DamagedManifestError, DamagedSha
 from orchestrator.export.safetensors import Safetensors
 from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.storage import Storage, canonical_json, digest_of
-from solvers._theta_safetensors import METADATA_KEY
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
 from solvers.ns import InvalidThetaError
 from solvers.schedulers import CondOT
-from solvers.theta import MAX_BYTES, ThetaArtifact, load_theta
+from solvers.theta import MAX_BYTES, METADATA_KEY, ThetaArtifact, load_theta
 
 EXAMPLES = int(os.environ.get("BESPOKE_FUZZ_EXAMPLES", "60"))
 fuzzed = settings(

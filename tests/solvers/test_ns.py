@@ -425,6 +425,20 @@ def test_another_version_is_rejected(version: Any) -> None:
         ThetaArtifact.from_json(json.dumps({**valid_content(), "version": version}))
 
 
+def test_a_newer_version_is_refused_by_its_version_whatever_else_it_holds() -> None:
+    """An older copy of this package says that a newer one wrote the file, not that some field is malformed."""
+    content = {**valid_content(), "version": 2, "times": {"guidance": [0.0]}, "slope": 1.0}
+    with pytest.raises(InvalidThetaError, match=r"version 2 is unknown; .* a newer release wrote it: update this one"):
+        ThetaArtifact.from_json(json.dumps(content))
+
+
+def test_a_field_that_is_not_known_is_refused_by_name() -> None:
+    """It may change what the numbers mean, and skipping it would be silent."""
+    content = {**valid_content(), "slope": 1.0, "clip": True}
+    with pytest.raises(InvalidThetaError, match=r"fields that this release does not know \('clip', 'slope'\) and that"):
+        ThetaArtifact.from_json(json.dumps(content))
+
+
 @pytest.mark.parametrize("nfe", [-1, 0, MAX_NFE + 1, 10**30, True, 3.0, "3", None, [3]])
 def test_an_impossible_nfe_is_rejected_before_memory_is_allocated(nfe: Any) -> None:
     with pytest.raises(InvalidThetaError, match="'nfe' must be an integer from 1 to 1000, got "):
