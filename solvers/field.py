@@ -108,7 +108,7 @@ class GuidedPrediction:
 
     Args:
         predict: ``predict(x, t, condition)`` returns the network's output for a batch; ``t`` is 0-d or one time per
-            sample, like the time of the call.
+            sample, like the time of the call. ``condition`` is a copy, so it may be changed in place.
         condition: Conditioning of the batch, shape (B, ...).
         null_condition: The conditioning of a dropped label, same shape.
     """
@@ -127,8 +127,8 @@ class GuidedPrediction:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if self.guidance_scale == 1:
-            return self.predict(x, t, self.condition)
+            return self.predict(x, t, self.condition.clone())
         # One doubled batch uses the device better than two calls.
         times = t if t.ndim == 0 else torch.cat([t, t])
-        conditional, unconditional = self.predict(torch.cat([x, x]), times, self.condition).chunk(2)
+        conditional, unconditional = self.predict(torch.cat([x, x]), times, self.condition.clone()).chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)

@@ -82,7 +82,8 @@ class PredictionField:
 
     Args:
         predict: ``predict(x, t)`` returns the network's output at native time ``t``, float64: 0-d, or (B,) if the field
-            is called with one time per sample.
+            is called with one time per sample. It gets copies, so it may change them in place, and its output is not
+            kept, so it may reuse that memory.
         prediction: The quantity that the network predicts.
         native: The scheduler that the network was trained with.
         scheduler: The scheduler of the velocity; default ``native``. Its domain is cut to the part that ``native``
@@ -109,9 +110,9 @@ class PredictionField:
         else:
             native_t, scale = self.change.time_and_scale(t)
             native_x = x / per_sample(scale, x)
-        output = self.predict(native_x, native_t)
+        output = self.predict(native_x.clone(), native_t.clone())
         if self.prediction == "velocity" and self.change is None:
-            return output
+            return output.clone()
         outer = self.scheduler(t)
         inner = outer if self.change is None else self.native(native_t)
         inner, outer = (PathPoint(*(per_sample(value, x) for value in p)) for p in (inner, outer))

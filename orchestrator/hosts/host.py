@@ -324,12 +324,12 @@ class Host(HostProtocol):
         return torch.cat(parts)
 
     def _shown(self, samples: Tensor) -> Tensor:
-        """Samples as images; latents are decoded."""
-        return self.model.decode(samples.to(self.settings.device)).float().cpu()
+        """Samples as images; latents are decoded, by a network that may work in place."""
+        return self.model.decode(samples.to(self.settings.device, copy=True)).float().cpu()
 
     def _heard(self, samples: Tensor) -> Tensor:
         """Samples as waves."""
-        return self.model.sound(samples.to(self.settings.device)).float().cpu()
+        return self.model.sound(samples.to(self.settings.device, copy=True)).float().cpu()
 
     def sound(
         self, theta: npt.NDArray[np.float64] | None, pairs: str, indices: Sequence[int]

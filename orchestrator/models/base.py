@@ -210,10 +210,12 @@ class AutocastField:
 
 
 def expand_time(t: Tensor, x: Tensor) -> Tensor:
-    """Expand a time, 0-d or one per sample, to the (B,) vector that networks take, in the dtype and device of ``x``.
+    """A time, 0-d or one per sample, as the (B,) vector that networks take, in the dtype and device of ``x``.
+
+    The B numbers do not share memory, so a network may scale them in place.
 
     Raises:
         ValueError: The number of times differs from the number of samples.
     """
     check_time_shape(t, x)
-    return t.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
+    return t.to(device=x.device, dtype=x.dtype).expand(x.shape[0]).contiguous()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from orchestrator.errors import ConfigError
 from orchestrator.models._diffusers_networks import NETWORKS, PipelineNetwork, _Text
-from orchestrator.models.base import CompiledNetwork, ModelAdapter
+from orchestrator.models.base import CompiledNetwork, ModelAdapter, expand_time
 from orchestrator.storage import canonical_json
 from orchestrator.weights.frozen import freeze
 from solvers.prediction import Prediction, PredictionField
@@ -265,9 +265,7 @@ class DiffusersModel(ModelAdapter):
         return self._evaluate(x, t, condition, 1.0)
 
     def _evaluate(self, x: Tensor, t: Tensor, condition: Tensor, embedded_guidance: float) -> Tensor:
-        times = self.timestep(t).to(device=x.device, dtype=torch.float32)
-        if times.ndim == 0:
-            times = times.expand(len(x))
+        times = expand_time(self.timestep(t), x.float())
         inner = x.to(next(self.network.net.parameters()).dtype)
         output = self.network(inner, times, condition, embedded_guidance).to(x.dtype)
         # Flows in diffusers point from data to noise.
@@ -321,7 +319,10 @@ class DiffusersModel(ModelAdapter):
             )
         # Without guidance, neither a dropped condition nor the text encoders that make it are needed.
         return PredictionField(
-            lambda x, t: self._evaluate(x, t, condition, guidance_scale), self.prediction, self.native, self.scheduler
+            lambda x, t: self._evaluate(x, t, condition.clone(), guidance_scale),
+            self.prediction,
+            self.native,
+            self.scheduler,
         )
 
     def decode(self, samples: Tensor) -> Tensor:

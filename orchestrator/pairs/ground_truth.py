@@ -52,7 +52,7 @@ class _Watched:
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         # To choose its first step, torchdiffeq tries a time that lies beyond t_max if the initial velocity is tiny.
-        velocity = self.field(x, t.cpu().clamp(max=self.t_max))
+        velocity = self.field(x.clone(), t.cpu().clamp(max=self.t_max))  # a field may change its input in place
         if self.keep:
             if not self.knots:
                 self.knots.append((float(t), x.float(), velocity.float()))
