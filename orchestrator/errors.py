@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import re
+import sysconfig
+import traceback
+from typing import NamedTuple
+
 from orchestrator.uris import without_secrets
 
 
 class UserError(Exception):
-    """An input from the user cannot work; the message names the value and the remedy. It shows no secrets of URIs."""
+    """An input from the user cannot work; the message names the value and the remedy. It shows no secrets of URIs.
+
+    Attributes:
+        details: Text of the traceback, for the log, if the error comes from another process.
+    """
+
+    details = ""
 
     def __init__(self, message: str = ""):
         super().__init__(without_secrets(message))
@@ -38,3 +50,77 @@ class BusyStoreError(StoreError):
 
 class PoolError(UserError):
     """No host could answer a request."""
+
+
+class CodeError(UserError):
+    """Code raised an exception that is not a :class:`UserError`: a network of the user's, or a plugin."""
+
+
+class Failure(NamedTuple):
+    """Why something failed: the reason in one line, and the traceback for the log."""
+
+    reason: str
+    details: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        reason = str(error) if isinstance(error, UserError) else describe(error)
+        details = (isinstance(error, UserError) and error.details) or "".join(traceback.format_exception(error))
+        return cls(" ".join(reason.split()), details)
+
+
+LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+OUTSIDE = ("ray", "mlflow", "sqlalchemy", "requests", "urllib3", "grpc", "botocore", "aiohttp")
+"""Packages whose exceptions come from services and machines."""
+
+
+def describe(error: BaseException, text: str | None = None) -> str:
+    """Type and message of an exception, with the line of code outside of libraries that raised it.
+
+    Args:
+        error: The exception.
+        text: Its traceback as text, if the exception comes from another process.
+    """
+    lines = "".join(traceback.format_tb(error.__traceback__)) if text is None else text
+    frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', lines)
+    own = [frame for frame in frames if not frame[0].startswith((*LIBRARIES, "<")) and "site-packages" not in frame[0]]
+    where = "{}, line {}, in {}: ".format(*(own or frames)[-1]) if frames else ""
+    message = str(error).strip()
+    return f"{where}{type(error).__name__}" + (f": {message}" if message else "")
+
+
+REMEDIES = {
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+    errno.EROFS: "name a place that can be written",
+    errno.ENOSPC: "free some space, or name another place",
+    errno.EDQUOT: "free some space, or name another place",
+    errno.ENOENT: "check the path",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "check the path: a part of it is a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "check the path: its links form a circle",
+    errno.EEXIST: "name another place",
+    errno.EADDRINUSE: "choose another port",
+    errno.EIO: "check the device",
+}
+"""What to do about errors of the operating system."""
+
+
+def describe_outside(error: BaseException) -> str:
+    """An error of a machine or a service in one line, with a remedy if there is a general one."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return " ".join(str(error).split()) or type(error).__name__
+    name = "" if error.filename is None else f"{error.filename}: "
+    remedy = REMEDIES.get(error.errno)
+    return f"{name}{(error.strerror or str(error)).lower()}" + (f"; {remedy}" if remedy else "")
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same work may succeed if it is repeated: the cause is a machine or a service, not input or code."""
+    if isinstance(error, UserError):
+        return isinstance(error, UnreachableStorageError)
+    if isinstance(error, OSError | MemoryError | EOFError) or type(error).__module__.partition(".")[0] in OUTSIDE:
+        return True
+    return "OutOfMemory" in type(error).__name__ or (isinstance(error, RuntimeError) and "CUDA" in str(error))

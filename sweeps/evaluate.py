@@ -66,12 +66,14 @@ class EvaluationOutcome:
         tables: Tables of these scores.
         report: Location of ``report.html``; the tables are beside it.
         failed: Metrics without a value, with the reason.
+        log: Location of the log with the details of failures; None if nothing was logged.
     """
 
     scores: list[Score]
     tables: list[Table]
     report: str
     failed: dict[str, str]
+    log: str | None
 
 
 def metric_specs(config: ExperimentConfig) -> list[MetricSpec]:
@@ -144,7 +146,7 @@ def evaluate_thetas(
         UserError: Something in the configuration or the environment cannot work.
     """
     check_evaluation(config)
-    with Session(config, address=address, wait=wait, announce=announce) as session:
+    with Session(config, address=address, wait=wait, announce=announce, command="evaluate") as session:
         for theta in thetas:
             theta.artifact.check_model(session.facts.digest, allow_transfer=allow_transfer)
         return _Run(session, thetas, announce).run()
@@ -163,7 +165,7 @@ class _Run:
         self.runs: dict[str, Run] = self.tracker.thetas(self.experiment)
         self.solvers = self._solvers(thetas)
         self.specs = self._specs()
-        self.folder = f"experiments/{self.config.name}/evaluation"
+        self.folder = f"{session.folder}/evaluation"
 
     def _check_media(self) -> None:
         makes = "images" if self.facts.rate is None else "sound"
@@ -274,7 +276,9 @@ class _Run:
         report = self._write(scores, tables)
         self._log(scores)
         failed = {f"{s.metric.metric.column} of {_name(s)} on {s.case.dataset}": s.failure for s in scores if s.failure}
-        return EvaluationOutcome(scores=scores, tables=tables, report=report, failed=failed)
+        return EvaluationOutcome(
+            scores=scores, tables=tables, report=report, failed=failed, log=self.session.log.location
+        )
 
     def _scorers(self) -> RayPool | None:
         """Start actors that hold the networks of metrics; None if no metric needs one."""

@@ -19,6 +19,7 @@ from orchestrator.hosts.host import Host
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.lock import exclusive
+from orchestrator.log import logged_to
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
@@ -44,7 +45,8 @@ class Session:
         wait: bool,
         announce: Note = note,
         tracked: bool = True,
-        lock_folder: str | None = None,
+        command: str,
+        locked: bool = False,
     ):
         """
         Args:
@@ -53,24 +55,27 @@ class Session:
             wait: Whether to wait for another process that uses the same pairs or folder.
             announce: Receives progress notes, in sentences.
             tracked: Whether MLflow will be used. Its address is then resolved, and every node must reach it.
-            lock_folder: Folder of the storage to lock against other processes; None: no lock.
+            command: Name of the command, and of its log in the experiment's folder.
+            locked: Whether to lock the experiment's folder against other processes.
 
         Raises:
             UserError: Something in the configuration or the environment cannot work.
         """
         self.config, self.wait, self.announce = config, wait, announce
+        self.folder = f"experiments/{config.name}"
         self.storage = Storage.at(config.storage)
         tracking_uri = self.tracking_uri if tracked else None
         check_outside(self.storage, tracking_uri, address)
         with ExitStack() as stack:
-            if lock_folder is not None:
-                stack.enter_context(exclusive(self.storage, f"{lock_folder}/.lock", wait=wait, announce=announce))
+            if locked:
+                stack.enter_context(exclusive(self.storage, f"{self.folder}/.lock", wait=wait, announce=announce))
+            connect(address, config.resources.cpu_budget)
+            self.log = stack.enter_context(logged_to(self.storage, f"{self.folder}/{command}.log"))
             self._start(stack, address, tracking_uri)
             self._stack = stack.pop_all()
 
     def _start(self, stack: ExitStack, address: str | None, tracking_uri: str | None) -> None:
         config, resources = self.config, self.config.resources
-        connect(address, resources.cpu_budget)
         known = check_nodes(self.storage, tracking_uri)
         try:
             check_fits(resources.hosts, resources.host_cpus, resources.host_gpus, resources.trial_cpus)
@@ -125,7 +130,7 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stack.close()
+        self._stack.__exit__(kind, error, traceback)
 
     def make_pairs(self, specs: Collection[PairSpec]) -> None:
         """Make the missing ground-truth pairs of these sets."""
@@ -143,15 +148,16 @@ class Session:
         return self._tracking.result()
 
 
-def publish(storage: Storage, folder: str, files: Sequence[Path], log: RunLog, others: Sequence[str] = ()) -> None:
-    """Write these files to a folder of the storage and to a run, and delete all in the folder but them and others."""
+def publish(storage: Storage, folder: str, files: Sequence[Path], log: RunLog) -> None:
+    """Write these files to a folder of the storage and to a run; delete all in the folder but them and logs."""
     for file in files:
         storage.write(f"{folder}/{file.name}", file.read_bytes())
         log.file(file)
-    keep_only(storage, folder, {*others, *(file.name for file in files)})
+    keep_only(storage, folder, {file.name for file in files})
 
 
 def keep_only(storage: Storage, folder: str, names: Collection[str]) -> None:
-    """Delete what an earlier run has left in a folder."""
+    """Delete the files that an earlier run has left in a folder, except logs."""
     for name in set(storage.names(folder)) - set(names):
-        storage.delete(f"{folder}/{name}")
+        if not name.endswith(".log"):
+            storage.delete(f"{folder}/{name}")

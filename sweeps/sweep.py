@@ -7,15 +7,12 @@ complete is computed again; a pair store is complete once it has a manifest, a p
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import os
 import re
 import tempfile
 import uuid
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -29,6 +26,8 @@ from tqdm import tqdm
 
 from orchestrator.cluster.system_metrics import SystemMetrics
 from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.errors import Failure
+from orchestrator.log import record
 from orchestrator.pairs import PairStore
 from orchestrator.pool.queue import SLOTS
 from orchestrator.progress import Note, bar, note
@@ -43,11 +42,20 @@ from sweeps.cell_scheduler import asha_per_cell
 from sweeps.point import RESULT_FORMAT, AnyPoint, FixedPoint, LearnedPoint, SolverChoice, point_from_dict
 from sweeps.points.execute import TrialContext, mlflow_parameters
 from sweeps.points.runner import TRIALS, end_runners, start_runners
-from sweeps.points.trial import follow, trial
+from sweeps.points.trial import FAILURE, follow, trial
 from sweeps.session import Session, keep_only, publish
 from sweeps.space import fixed_points, learned_points
 
 MAX_TRIAL_FAILURES = 2
+
+TUNE_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Otherwise Tune would swallow the first Ctrl-C, and continue if its last trial had just ended. Stopping at once is
+    # safe, because completed work is stored.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the progress bar replaces Tune's tables
+}
+"""Environment variables that Tune reads when it starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +67,14 @@ class SweepOutcome:
         report: Location of ``report.html``.
         thetas: Folder of the best learned solvers, one theta per file; None if none was learned.
         failed: Names of points that could not be finished, with the reason.
+        log: Location of the log with the details of failures; None if nothing was logged.
     """
 
     rows: list[Row]
     report: str
     thetas: str | None
     failed: dict[str, str]
+    log: str | None
 
 
 def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, announce: Note = note) -> SweepOutcome:
@@ -77,10 +87,9 @@ def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, anno
     Raises:
         UserError: Something in the configuration or the environment cannot work.
     """
-    folder = f"experiments/{config.name}"
-    with Session(config, address=address, wait=wait, announce=announce, lock_folder=folder) as session:
+    with Session(config, address=address, wait=wait, announce=announce, command="sweep", locked=True) as session:
         # Before the long work, so that an unreachable tracking store is detected now.
-        sweep = _Sweep(session, folder, announce)
+        sweep = _Sweep(session, announce)
         try:
             with SystemMetrics(session.tracking_uri, sweep.parent.run_id) as machines:
                 session.make_pairs(session.specs.values())
@@ -96,8 +105,8 @@ def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, anno
 class _Sweep:
     """One run of the main job."""
 
-    def __init__(self, session: Session, folder: str, announce: Note):
-        self.session, self.folder, self.announce = session, folder, announce
+    def __init__(self, session: Session, announce: Note):
+        self.session, self.folder, self.announce = session, session.folder, announce
         self.config, self.storage = session.config, session.storage
         self.tracker, self.experiment = session.open_tracking()
         self.parent = self._parent()
@@ -147,7 +156,7 @@ class _Sweep:
         self.parent.tags({DESCRIPTION: _description(self.config.name, table, report)})
         status = "FAILED" if self.failed else "FINISHED"
         self.parent.finish({"solvers": len(ordered), "failed": len(self.failed)}, status=status)
-        return SweepOutcome(rows=table, report=report, thetas=thetas, failed=self.failed)
+        return SweepOutcome(rows=table, report=report, thetas=thetas, failed=self.failed, log=self.session.log.location)
 
     def close(self) -> None:
         """Stop the runners, if any were started."""
@@ -165,18 +174,23 @@ class _Sweep:
         if len(pending) < len(points):
             self.announce(f"{description}: {len(points) - len(pending)} of {len(points)} points are complete, reused")
         if pending:
-            errors = self._tune(pending, description)
+            failures = self._tune(pending, description)
             for point in pending:
                 if stores[point.key].is_stopped() and not stores[point.key].is_complete():
-                    follow(point.to_dict(), self.runners, lambda values: None)
+                    try:
+                        follow(point.to_dict(), self.runners, lambda values: None)
+                    except Exception as error:
+                        failures[point.key] = Failure.of(error)
                 if stores[point.key].is_complete():
                     continue
-                self.failed[point.name] = errors.get(point.key, "Ray Tune ended without a result")
+                failure = failures.get(point.key, Failure("Ray Tune ended without a result", ""))
+                self.failed[point.name] = failure.reason.removeprefix(f"{point.name} ")
+                record(point.name, failure.details)
                 self._trial_run(point).finish({}, status="FAILED")
         return {key: store.load() for key, store in stores.items() if store.is_complete()}
 
-    def _tune(self, points: Sequence[AnyPoint], description: str) -> dict[str, str]:
-        """Run these points as trials; returns the errors of failed ones, by key."""
+    def _tune(self, points: Sequence[AnyPoint], description: str) -> dict[str, Failure]:
+        """Run these points as trials; returns why some failed, by key."""
         search, resources = self.config.search, self.config.resources
         scheduler = None
         learned = [point for point in points if isinstance(point, LearnedPoint)]
@@ -189,6 +203,8 @@ class _Sweep:
                 lambda config: point_from_dict(config["point"]).cell,
                 partial(_mark_stopped, self.storage),  # not a method of the sweep, because Tune pickles it
             )
+        for variable, value in TUNE_SETTINGS.items():
+            os.environ.setdefault(variable, value)
         name = f"{self.config.name}-{description.replace(' ', '-')}-{uuid.uuid4().hex[:8]}"
         unit = "iteration" if learned else "solver"
         with bar(sum(point.iterations for point in points), unit, description) as progress:
@@ -211,16 +227,14 @@ class _Sweep:
                     verbose=0,
                 ),
             )
-            with _quiet():
-                grid = tuner.fit()
-        errors = {
-            point_from_dict(result.config["point"]).key: str(result.error)
-            for result in grid
-            if result.error is not None and result.config is not None
-        }
-        if not errors:  # Tune's folder holds nothing new; after an error it is kept for debugging
-            self.storage.filesystem.delete_dir(self.storage.path(f"tune/{name}"))
-        return errors
+            grid = tuner.fit()
+        failures = {}
+        for result in grid:
+            if result.config is not None and (failure := _failure(result)) is not None:
+                failures[point_from_dict(result.config["point"]).key] = failure
+        # Tune's folder holds nothing new: results are in the points' folders, failures in the log.
+        self.storage.filesystem.delete_dir(self.storage.path(f"tune/{name}"))
+        return failures
 
     @cached_property
     def runners(self) -> list[Any]:
@@ -279,7 +293,7 @@ class _Sweep:
             files = write_report(
                 Path(folder), self.config, self.session.facts, self.session.specs.values(), table, results, panels
             )
-            publish(self.storage, self.folder, files, self.parent, others=("thetas",))
+            publish(self.storage, self.folder, files, self.parent)
         return self.storage.location(f"{self.folder}/report.html")
 
     def _publish_thetas(self, table: Sequence[Row]) -> str | None:
@@ -332,6 +346,15 @@ def _description(name: str, table: Sequence[Row], report: str) -> str:
     )
 
 
+def _failure(result: Any) -> Failure | None:
+    """Why a trial failed; None if it did not."""
+    if result.error is not None:
+        cause = getattr(result.error, "cause", None)
+        failure = Failure.of(cause if isinstance(cause, Exception) else result.error)
+        return failure._replace(details=str(result.error))
+    return Failure(*result.metrics[FAILURE]) if result.metrics and FAILURE in result.metrics else None
+
+
 def _mark_stopped(storage: Storage, config: dict[str, Any]) -> None:
     ResultStore(storage, point_from_dict(config["point"]).key).mark_stopped()
 
@@ -367,23 +390,3 @@ class _Display(Callback):
         key = point_from_dict(trial.config["point"]).key
         self.finished += 1
         self._advance(key, self.total[key])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences Tune's tables, which the progress bar replaces, and disables its Ctrl-C handler."""
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    # Otherwise Tune would swallow the first Ctrl-C, and continue if its last trial had just ended. Stopping at once
-    # is safe, because completed work is stored.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "ray.air")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="ray")
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -43,7 +43,7 @@ def pairs(config: str, overrides: tuple[str, ...], place: Place) -> None:
     from orchestrator.pairs import PairStore
     from sweeps.session import Session
 
-    with Session(loaded, address=place.address, wait=place.wait, tracked=False) as session:
+    with Session(loaded, address=place.address, wait=place.wait, tracked=False, command="pairs") as session:
         session.make_pairs(session.specs.values())
         for (split, scale, seed), spec in session.specs.items():
             store = PairStore(session.storage, spec)
@@ -78,7 +78,7 @@ def sweep(config: str, overrides: tuple[str, ...], place: Place) -> None:
     click.echo(f"report: {outcome.report}")
     if outcome.thetas is not None:
         click.echo(f"thetas: {outcome.thetas}")
-    exit_if_failed(outcome.failed)
+    exit_if_failed(outcome.failed, outcome.log)
 
 
 @click.command()
@@ -131,7 +131,7 @@ def evaluate(
     else:
         click.echo("\n".join(table.markdown() for table in outcome.tables))
         click.echo(f"report: {outcome.report}")
-    exit_if_failed(outcome.failed)
+    exit_if_failed(outcome.failed, outcome.log)
 
 
 def _find_thetas(thetas: Sequence[str], experiment: str | None, config: ExperimentConfig) -> list[Any]:

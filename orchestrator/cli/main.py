@@ -1,11 +1,12 @@
 """The ``bespoke`` command, assembled from the commands of ``orchestrator.cli``.
 
-Exit codes: 0 success; 1 finished with failures; 2 invalid input or environment; 130 interrupted.
+Exit codes: 0 success; 1 finished with failures; 2 invalid input or environment; 3 an unexpected error; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import signal
+import traceback
 from typing import Any
 
 import click
@@ -13,28 +14,57 @@ import click
 from orchestrator.cli.artifacts import export, reference, register
 from orchestrator.cli.inspection import cluster, compare, doctor, list_plugins, ui
 from orchestrator.cli.jobs import distil_network, evaluate, pairs, pretrain, sweep
-from orchestrator.cli.shared import INTERRUPTED, USAGE
-from orchestrator.errors import UserError
+from orchestrator.cli.shared import INTERRUPTED, UNEXPECTED, USAGE
+from orchestrator.errors import UserError, describe, describe_outside, may_pass
 
 
 class _Group(click.Group):
-    """Prints errors that the user can fix, without a traceback."""
+    """Prints errors in a line, without a traceback unless ``--debug`` is given."""
 
     def invoke(self, ctx: click.Context) -> Any:
         from solvers.ns import InvalidThetaError
 
         try:
             return super().invoke(ctx)
-        except (UserError, InvalidThetaError) as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(USAGE)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
         except KeyboardInterrupt:
             # Ray takes a second or two at exit to end its processes. A second Ctrl-C must not leave any behind.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             click.echo("interrupted; run the same command again to resume", err=True)
             ctx.exit(INTERRUPTED)
+        except Exception as error:
+            from orchestrator.log import debugging
+
+            if debugging():
+                click.echo((isinstance(error, UserError) and error.details) or traceback.format_exc(), err=True)
+            if isinstance(error, UserError | InvalidThetaError):
+                click.echo(f"error: {error}", err=True)
+                ctx.exit(USAGE)
+            if may_pass(error):
+                click.echo(f"error: {describe_outside(error)}; --debug shows the traceback", err=True)
+                ctx.exit(USAGE)
+            click.echo(f"error: unexpected {describe(error)}; --debug shows the traceback", err=True)
+            ctx.exit(UNEXPECTED)
 
 
+def _debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        from orchestrator.log import show_debug
+
+        show_debug()
+
+
+_debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    callback=_debug,
+    help="Show tracebacks, and what Ray and MLflow print.",
+)
+
+
+@_debug_option
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="bespoke-solvers", prog_name="bespoke")
 def main() -> None:
@@ -52,6 +82,8 @@ for _command in (
     *(pairs, sweep, evaluate, reference, register, compare, pretrain, distil_network),
     *(export, list_plugins, ui, doctor, cluster),
 ):
+    for _inner in (_command, *(_command.commands.values() if isinstance(_command, click.Group) else ())):
+        _debug_option(_inner)
     main.add_command(_command)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Imports of torch, ray and mlflow take seconds, so they stay inside the commands: --help and usage errors are instant.
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, UNEXPECTED, INTERRUPTED = 1, 2, 3, 130
 
 
 class Place(NamedTuple):
@@ -81,10 +81,12 @@ def theta_file(path: str) -> ThetaArtifact:
         raise UserError(str(error)) from error
 
 
-def exit_if_failed(failed: Mapping[str, str]) -> None:
-    """Print what failed, and why, and exit."""
+def exit_if_failed(failed: Mapping[str, str], log: str | None) -> None:
+    """Print what failed, why, and where the details are, and exit."""
     for name, reason in failed.items():
         click.echo(f"failed: {name}: {reason}", err=True)
+    if failed and log is not None:
+        click.echo(f"details: {log}", err=True)
     if failed:
         sys.exit(FAILED)
 

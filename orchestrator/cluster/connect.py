@@ -16,6 +16,7 @@ import ray
 from ray._private.services import get_ray_address_from_environment
 
 from orchestrator.errors import PoolError
+from orchestrator.log import debugging
 from orchestrator.outside import ask
 from orchestrator.pool.client import NAMESPACE
 from orchestrator.storage import Storage
@@ -63,8 +64,9 @@ def connect(address: str | None, cpus: int) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
         return
-    logging.getLogger("ray").setLevel(logging.ERROR)  # before init, which logs its own notices
-    common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
+    level = logging.INFO if debugging() else logging.ERROR
+    logging.getLogger("ray").setLevel(level)  # before init, which logs its own notices
+    common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": debugging(), "logging_level": level}
     if not address:
         # 'local' is explicit: by default Ray joins the cluster that was last started on this machine.
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from orchestrator import plugins
-from orchestrator.errors import ConfigError
+from orchestrator.errors import CodeError, ConfigError, UserError, describe, may_pass
 from orchestrator.models.base import ModelAdapter, expand_time
 from orchestrator.storage import canonical_json
 from solvers.prediction import PredictionField
@@ -108,7 +108,15 @@ class ExternalModel(ModelAdapter):
         inner = x.to(self.dtype)
         # Half precision cannot distinguish timestep 999 from 1000.
         time = expand_time(self.network_time(t), inner.to(torch.promote_types(self.dtype, torch.float32)))
-        output = self.evaluate(inner, time, condition)
+        try:
+            output = self.evaluate(inner, time, condition)
+        except Exception as error:
+            # Errors of differentiation are explained where it starts, and torch's own stop a recomputation.
+            derived = _is_differentiated(x) or _is_differentiated(t) or type(error).__module__.startswith("torch.utils")
+            if derived or may_pass(error) or isinstance(error, UserError):
+                raise
+            called = ", ".join(map(_described, ("x", "time", "label"), (inner, time, condition)))
+            raise CodeError(f"network {self.name} failed: {describe(error)}; it was called with {called}") from error
         if not isinstance(output, Tensor) or output.shape != x.shape:
             got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise self.refused(
@@ -168,6 +176,10 @@ class ExternalModel(ModelAdapter):
 def option_bytes(options: dict[str, Any]) -> bytes:
     """Serialise options for a digest."""
     return canonical_json(options).encode()
+
+
+def _described(name: str, value: Tensor) -> str:
+    return f"{name} {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 
 def _is_differentiated(value: Tensor) -> bool:

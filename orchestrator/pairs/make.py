@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from orchestrator.errors import DamagedManifestError, PoolError
+from orchestrator.errors import CodeError, ConfigError, DamagedManifestError, PoolError
 from orchestrator.lock import exclusive
 from orchestrator.pairs.spec import PairSpec
 from orchestrator.pairs.store import PairStore, ShardRecord
@@ -42,6 +42,7 @@ def ensure_pairs(
 
     Raises:
         PoolError: Some shards could not be made; the others are kept.
+        CodeError, ConfigError: No shard can be made, because the network or the conditioning cannot be used.
         BusyStoreError: Another process is making the same store and ``wait`` is false.
     """
     records: dict[str, list[ShardRecord]] = {}
@@ -86,6 +87,8 @@ def _ensure(store: PairStore, pool: Pool, announce: Note, update: Callable[[int]
     for outcome in pool.map(requests):
         shard = missing[outcome.index]
         if outcome.error is not None:
+            if isinstance(outcome.error, CodeError | ConfigError):  # every shard would fail for the same reason
+                raise outcome.error
             failures[shard] = outcome.error
             continue
         records[shard] = outcome.value

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import ray
+from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import PoolError
@@ -132,6 +133,8 @@ def _after_loss(submitted: _Submitted, loss: Exception, now: float) -> _Submitte
     Raises:
         PoolError: It was lost too often, and for too long.
     """
+    if isinstance(loss, RayActorError) and loss.actor_init_failed:
+        raise PoolError(f"the pool's router cannot be started: {loss}") from loss
     submitted = submitted._replace(losses=submitted.losses + 1, since=submitted.since if submitted.losses else now)
     if submitted.losses >= MAX_ATTEMPTS and now - submitted.since > ROUTER_PATIENCE:
         raise PoolError(

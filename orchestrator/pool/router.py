@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
-from orchestrator.errors import PoolError, UserError
+from orchestrator.errors import CodeError, PoolError, UserError, describe, may_pass
 from orchestrator.pool.prometheus import monitored, report_work
 from orchestrator.pool.queue import Assignment, HostState, RequestQueue, Reservation, reservation_seconds
 from orchestrator.pool.requests import ActorSettings, PoolSettings
@@ -29,16 +29,20 @@ MAX_ATTEMPTS = 3
 
 HOST_LOSSES = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 
-DETERMINISTIC_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, NotImplementedError)
-"""Errors that follow from the request itself: a retry would fail in the same way."""
-
 
 @dataclass(eq=False)
 class _Host(HostState):
-    """A host actor and its load."""
+    """A host actor and its load.
+
+    Attributes:
+        actor: Its handle.
+        answered: Calls it has answered.
+        broken: Why it cannot be built; every request is answered with it.
+    """
 
     actor: Any = field(kw_only=True)
     answered: int = 0
+    broken: UserError | None = None
 
 
 class _Reply(NamedTuple):
@@ -200,16 +204,13 @@ class Router:
 
     async def _call(self, host: _Host, method: str, arguments: dict[str, Any]) -> _Reply:
         """Call a host and classify how the call ends."""
+        if host.broken is not None:
+            return _Reply(error=host.broken)
         try:
             value = await self._call_actor(host, method, arguments)
         except RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, Exception) else error
-            if isinstance(cause, UserError):
-                return _Reply(error=cause)
-            if isinstance(cause, DETERMINISTIC_ERRORS):
-                text = f"{method}({_brief(arguments)}) failed: {type(cause).__name__}: {cause}"
-                return _Reply(error=PoolError(text))
-            return _Reply(failure=cause)
+            final = _final_error(error, f"{method}({_brief(arguments)}) failed")
+            return _Reply(error=final) if final is not None else _Reply(failure=_cause(error))
         except (TimeoutError, *HOST_LOSSES) as error:
             self._mark_lost(host)
             return _Reply(failure=error, host_lost=True)
@@ -226,10 +227,12 @@ class Router:
     async def _bring_up(self, host: _Host, *, lost: bool) -> None:
         """Wait until a host responds, however long its scheduling and its model's loading take; then give it work.
 
-        A host that cannot be built is given work as well: the request reports the reason and is retried elsewhere.
+        A host that cannot be built is given work as well, so that requests report the reason.
         """
         try:
             await host.actor.process_id.options(max_task_retries=-1).remote()
+        except RayTaskError as error:
+            host.broken = _final_error(error, "a host cannot be built")
         except Exception:  # whatever it is, the next request meets it again
             if lost:
                 host.actor = self.start_host()
@@ -265,7 +268,7 @@ class Router:
 
 
 def _start_actor(actor_class: Any, settings: ActorSettings, pool: PoolSettings, name: str) -> Any:
-    remote_class: Any = ray.remote(monitored(actor_class, partial(report_work, name)))
+    remote_class: Any = ray.remote(monitored(_reporting_failure(actor_class), partial(report_work, name)))
     return remote_class.options(
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
@@ -273,6 +276,45 @@ def _start_actor(actor_class: Any, settings: ActorSettings, pool: PoolSettings, 
         max_task_retries=0,  # the router retries itself, since it may choose another host
         runtime_env={"env_vars": thread_limits(settings.threads)},
     ).remote(settings)
+
+
+def _reporting_failure(actor_class: Any) -> Any:
+    """A subclass of a host class whose ``process_id`` raises the error of the constructor.
+
+    Ray would only pass on the text of an error that a constructor raises, and would start the actor again.
+    """
+
+    class Reporting(actor_class):  # type: ignore[misc]
+        def __init__(self, *arguments: Any):
+            self.failure: Exception | None = None
+            try:
+                super().__init__(*arguments)
+            except Exception as error:
+                if may_pass(error):
+                    raise
+                self.failure = error
+
+        def process_id(self) -> Any:
+            if self.failure is not None:
+                raise self.failure
+            return super().process_id()
+
+    Reporting.__name__ = Reporting.__qualname__ = actor_class.__name__
+    return Reporting
+
+
+def _cause(error: RayTaskError) -> Exception:
+    return error.cause if isinstance(error.cause, Exception) else error
+
+
+def _final_error(error: RayTaskError, what: str) -> UserError | None:
+    """An error that a retry would not change, for the user; None if a retry may succeed."""
+    cause = _cause(error)
+    if may_pass(cause):
+        return None
+    final = cause if isinstance(cause, UserError) else CodeError(f"{what}: {describe(cause, error.traceback_str)}")
+    final.details = error.traceback_str
+    return final
 
 
 async def _as_coroutine(reference: Any) -> Any:

@@ -144,7 +144,10 @@ def _run_fixed(point: FixedPoint, context: TrialContext, pool: Pool, store: Resu
     evaluations += len(full) * context.validation_count
     psnr, winner = max(zip(full, finalists, strict=True))
     if math.isinf(psnr):
-        raise UserError(f"{point.name} gives no finite samples on any of its grids; leave it out or change grid_search")
+        raise UserError(
+            f"{point.name} gives validation samples that are not finite on each of its grids; leave it out or change "
+            f"grid_search"
+        )
     grid, solver = grids[winner], solvers[winner]
     report({"iteration": 1.0, "psnr_db": psnr, "validation_psnr_db": psnr})
     forwards_per_evaluation = context.facts.forwards_per_evaluation(point.guidance_scale)
@@ -219,7 +222,7 @@ def _run_learned(point: LearnedPoint, context: TrialContext, pool: Pool, store: 
     else:
         state = validate(run, run.method.begin(parameters), point.validation, scheduler, pool.gather)
         if not state.validated:
-            raise UserError(f"the start of {point.name} gives no finite samples; choose another 'start'")
+            raise UserError(f"{point.name} starts with validation samples that are not finite; choose another 'start'")
         keep(state)
     while state.status == "running":
         if store.is_stopped():

@@ -11,15 +11,28 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+FAILURE = "failure"
+"""Key of a trial's last report if its point has failed; the value is a :class:`~orchestrator.errors.Failure`."""
+
 Report = Callable[[dict[str, float]], None]
 """Called after every validation with iteration, psnr_db (the best so far), validation_psnr_db and loss."""
 
 
 def trial(config: dict[str, Any], runners: Sequence[Any]) -> None:
-    """The Tune trainable: one point, computed by one of these runners."""
+    """The Tune trainable: one point, computed by one of these runners.
+
+    A failure that no retry would change is reported as :data:`FAILURE`, because Tune retries a trial that raises.
+    """
     from ray import tune
 
-    follow(config["point"], runners, tune.report)
+    try:
+        follow(config["point"], runners, tune.report)
+    except Exception as error:
+        from orchestrator.errors import Failure, may_pass
+
+        if may_pass(error):
+            raise
+        tune.report({FAILURE: Failure.of(error)})
 
 
 def follow(point: dict[str, Any], runners: Sequence[Any], report: Report) -> None:
@@ -48,7 +61,7 @@ def follow(point: dict[str, Any], runners: Sequence[Any], report: Report) -> Non
             validations, finished = ray.get(ask.remote(point, after))
         except RayTaskError as error:
             if isinstance(error.cause, Exception):
-                raise error.cause from None
+                raise error.cause from error
             raise
         for values in validations:
             report(values)

@@ -54,7 +54,7 @@ def test_nodes_are_checked_before_the_hosts_start_and_again_once_they_run(
     config: ExperimentConfig, preflight_calls: PreflightCalls, tmp_path: Path, facts: ModelFacts
 ) -> None:
     """An autoscaling cluster adds its nodes only when hosts need them."""
-    opened = Session(_config(config, storage=str(tmp_path)), address="auto", wait=False)
+    opened = Session(_config(config, storage=str(tmp_path)), address="auto", wait=False, command="sweep")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert preflight_calls == [(str(tmp_path), uri, set()), (str(tmp_path), uri, {"head"})]
     assert dataclasses.asdict(opened.facts) == dataclasses.asdict(facts)
@@ -71,7 +71,7 @@ def test_a_failed_check_is_raised_before_any_host_starts(
     monkeypatch.setattr(session, "check_nodes", refuse)
     monkeypatch.setattr(RayPool, "start", lambda *arguments: pytest.fail("hosts were started"))
     with pytest.raises(ConfigError, match=r"on node 10\.0\.0\.2"):
-        Session(_config(config, storage=str(tmp_path)), address="auto", wait=False)
+        Session(_config(config, storage=str(tmp_path)), address="auto", wait=False, command="sweep")
 
 
 def test_pairs_alone_need_no_mlflow(
@@ -79,6 +79,6 @@ def test_pairs_alone_need_no_mlflow(
 ) -> None:
     """On an object store, where SQLite is impossible, pairs are made all the same; a sweep needs --tracking-uri."""
     with pytest.raises(ConfigError, match=r"storage 's3://bucket/root' is remote, .*give --tracking-uri"):
-        Session(_config(config, storage=object_store.root), address="auto", wait=False)
-    Session(_config(config, storage=object_store.root), address="auto", wait=False, tracked=False)
+        Session(_config(config, storage=object_store.root), address="auto", wait=False, command="sweep")
+    Session(_config(config, storage=object_store.root), address="auto", wait=False, tracked=False, command="pairs")
     assert [uri for _, uri, _ in preflight_calls] == [None, None]

@@ -105,7 +105,7 @@ def test_options_of_the_command_line_reach_the_sweep(
 
     def run(config: Any, **named: Any) -> SweepOutcome:
         received.update(named, config=config)
-        return SweepOutcome(rows=[], report="report.html", thetas="thetas", failed={})
+        return SweepOutcome(rows=[], report="report.html", thetas="thetas", failed={}, log=None)
 
     monkeypatch.setattr("sweeps.sweep.run_sweep", run)
     arguments = ("--storage", "s3://b/a: {x}", "--tracking-uri", "http://head:5000", "--address", "auto", "--no-wait")
@@ -120,12 +120,14 @@ def test_a_sweep_with_failed_points_lists_them_and_exits_with_1(
     bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The report is still written, and the exit code lets scripts notice the failure."""
-    outcome = SweepOutcome(rows=[], report="report.html", thetas="thetas", failed={"Euler nfe4": "ran away"})
+    outcome = SweepOutcome(
+        rows=[], report="report.html", thetas="thetas", failed={"Euler nfe4": "ran away"}, log="sweep.log"
+    )
     monkeypatch.setattr("sweeps.sweep.run_sweep", lambda config, **named: outcome)
     result = bespoke("sweep", small)
     assert result.exit_code == 1
     assert "report: report.html" in result.stdout
-    assert "failed: Euler nfe4: ran away" in result.stderr
+    assert result.stderr == "failed: Euler nfe4: ran away\ndetails: sweep.log\n"
 
 
 def test_an_interrupted_command_exits_with_130_and_says_how_to_resume(
@@ -145,14 +147,23 @@ def test_an_interrupted_command_exits_with_130_and_says_how_to_resume(
     assert handlers == {signal.SIGINT: signal.SIG_IGN}
 
 
-def test_an_internal_error_keeps_its_traceback(bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bug is not reported as a mistake of the user."""
+@pytest.mark.parametrize("arguments", [("sweep", "{}"), ("sweep", "{}", "--debug"), ("--debug", "sweep", "{}")])
+def test_an_internal_error_is_one_line_and_its_traceback_needs_debug(
+    bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """A bug is not reported as a mistake of the user: the exit code is 3, and the line names the place in the code."""
+    monkeypatch.setenv("BESPOKE_DEBUG", "")
 
     def broken(config: Any, **named: Any) -> SweepOutcome:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("sweeps.sweep.run_sweep", broken)
-    assert isinstance(bespoke("sweep", small).exception, RuntimeError)
+    result = bespoke(*(argument.format(small) for argument in arguments))
+    assert result.exit_code == 3
+    line = rf"error: unexpected {re.escape(__file__)}, line \d+, in broken: RuntimeError: a bug; --debug shows .*"
+    *rest, last = result.stderr.splitlines()
+    assert re.fullmatch(line, last)
+    assert bool(rest) == ("--debug" in arguments) == ("Traceback" in result.stderr)
 
 
 @pytest.mark.parametrize("kind", plugins.KINDS)

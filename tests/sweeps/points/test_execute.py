@@ -314,7 +314,7 @@ def test_a_start_without_finite_samples_is_refused(
 ) -> None:
     """Nothing can be distilled from it; the error names the configuration key of the start."""
     monkeypatch.setattr(Host, "score", lambda host, **arguments: {"psnr": np.full(4, np.nan)})
-    with pytest.raises(UserError, match=r"the start of BNS nfe4 .* gives no finite samples; choose another 'start'"):
+    with pytest.raises(UserError, match=r"BNS nfe4 .* starts with validation samples that are not finite; choose"):
         run(learned)
 
 
