@@ -43,7 +43,18 @@ def test_no_import_is_circular(repository: Path) -> None:
 def test_top_level_modules_of_the_orchestrator_are_listed(repository: Path) -> None:
     """A module belongs in a package unless many packages import it for a single concept."""
     loose = {path.stem for path in (repository / "orchestrator").glob("*.py")} - {"__init__"}
-    assert loose == {"errors", "files", "lock", "outside", "plugins", "progress", "randomness", "storage", "uris"}
+    assert loose == {
+        "errors",
+        "files",
+        "lock",
+        "log",
+        "outside",
+        "plugins",
+        "progress",
+        "randomness",
+        "storage",
+        "uris",
+    }
 
 
 def test_the_contracts_of_import_linter_are_kept(repository: Path) -> None:
