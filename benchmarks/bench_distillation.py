@@ -299,6 +299,8 @@ class Options:
     tolerance: float
     jacobian: Jacobian
     lm_batch: int
+    lm_first_batch: int | None
+    lm_growth: float
     lm_iterations: int
     adam_batch: int
     adam_iterations: int
@@ -311,6 +313,8 @@ def run_lm(run: Run, task: Task, options: Options) -> list[Mark]:
     settings = LevenbergMarquardt(
         iterations=options.lm_iterations,
         batch_size=options.lm_batch,
+        first_batch_size=options.lm_first_batch,
+        batch_growth=options.lm_growth,
         seed=run.seed,
         training_pairs=options.pairs,
         jacobian=options.jacobian,
@@ -482,7 +486,9 @@ def method_name(name: str) -> str:
 @click.option("--tolerance", default=1e-7, help="rtol and atol of the pairs.")
 @click.option("--storage", default="", help="Folder for pairs and finished runs; a temporary one by default.")
 @click.option("--jacobian", default="forward", type=click.Choice(["forward", "central", "jvp"]), help="Of lm.")
-@click.option("--lm-batch", default=64, help="Pairs per iteration of lm.")
+@click.option("--lm-batch", default=64, help="Pairs per iteration of lm, the largest if they grow.")
+@click.option("--lm-first-batch", type=int, help="Pairs of lm's first iteration, if they grow.")
+@click.option("--lm-growth", default=1.0, help="Growth of lm's pairs from one iteration to the next.")
 @click.option("--lm-iterations", default=25, help="Iterations of lm.")
 @click.option("--adam-batch", default=40, help="Pairs per iteration of Adam.")
 @click.option("--adam-iterations", default=15_000, help="Iterations of Adam, and length of its decay.")

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solvers.distil.batches import batch_indices
+from solvers.distil.batches import BatchSizes, batch_indices
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -45,3 +45,31 @@ def test_epochs_and_seeds_are_shuffled_differently() -> None:
 @pytest.mark.parametrize("batch_size", [5, 40])
 def test_a_batch_larger_than_the_training_set_is_the_training_set(batch_size: int) -> None:
     assert sorted(batch_indices(5, batch_size, seed=0, iteration=9)) == [0, 1, 2, 3, 4]
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    pairs=st.integers(1, 60),
+    first=st.integers(1, 8),
+    largest=st.integers(8, 40),
+    growth=st.floats(1.0, 2.0),
+    seed=st.integers(0, 10),
+)
+def test_growing_batches_draw_no_pair_twice_before_the_epoch_ends(
+    pairs: int, first: int, largest: int, growth: float, seed: int
+) -> None:
+    """A batch is disjoint from all before it while these fit into the training set, and it never repeats a pair."""
+    sizes = BatchSizes(first, largest, growth)
+    seen: set[int] = set()
+    for iteration in range(20):
+        batch = batch_indices(pairs, sizes, seed, iteration)
+        assert len(batch) == len(set(batch)) == min(round(first * growth**iteration), largest, pairs)
+        if len(seen) + len(batch) > pairs:
+            seen = set()
+        assert not seen & set(batch)
+        seen |= set(batch)
+
+
+def test_batches_that_do_not_grow_are_those_of_a_constant_size() -> None:
+    for iteration in range(12):
+        assert batch_indices(50, BatchSizes(12, 12), 4, iteration) == batch_indices(50, 12, 4, iteration)

@@ -319,6 +319,12 @@ def test_a_matrix_made_indefinite_by_rounding_is_solved_by_its_eigenvalues() -> 
         ({"damping": math.nan}, "damping must satisfy"),
         ({"damping_max": 1e-9}, "damping must satisfy"),
         ({"retries": -1}, "retries must be 0 or more, got -1"),
+        ({"batch_growth": 1.2}, r"batch_growth 1\.2 needs first_batch_size, the pairs to grow from"),
+        (
+            {"first_batch_size": 64, "batch_growth": 1.2},
+            "first_batch_size must be at least 1 and less than batch_size 64",
+        ),
+        ({"first_batch_size": 8}, r"batch_growth must be more than 1 and at most 10, got 1\.0"),
         ({"ridge_floor": 0.0}, r"ridge_floor must lie between 0 and 1, got 0\.0"),
     ],
     ids=str,

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from solvers.distil.batches import BatchSizes, batch_indices
 from solvers.distil.linear_system import solve_symmetric
 from solvers.distil.methods.base import Asking, LossQuery, Method, NormalQuery, Problem, RunLength
 from solvers.distil.normal_equations import Jacobian, NormalEquations, evaluations_per_pair
@@ -64,6 +65,9 @@ class LevenbergMarquardt(Method):
         retries: How often a rejected step is retried with more damping, at the cost of one loss each.
         ridge_floor: Floor added to the diagonal before damping, as a share of its largest entry. It keeps directions
             that do not affect the loss where they are.
+        first_batch_size, batch_growth: Iteration k takes ``first_batch_size * batch_growth^k`` pairs, at most
+            ``batch_size``. Early steps are far from precise, so few pairs suffice for them. By default every
+            iteration takes ``batch_size`` pairs.
 
     Raises:
         ValueError: A setting is out of range.
@@ -84,6 +88,8 @@ class LevenbergMarquardt(Method):
     damping_max: float = 1e6
     retries: int = 4
     ridge_floor: float = 1e-12
+    first_batch_size: int | None = None
+    batch_growth: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "training_pairs"):
@@ -100,6 +106,16 @@ class LevenbergMarquardt(Method):
             raise ValueError(f"retries must be 0 or more, got {self.retries}")
         if not 0 < self.ridge_floor < 1:
             raise ValueError(f"ridge_floor must lie between 0 and 1, got {self.ridge_floor}")
+        if self.first_batch_size is None:
+            if self.batch_growth != 1:
+                raise ValueError(f"batch_growth {self.batch_growth:g} needs first_batch_size, the pairs to grow from")
+        elif not 1 <= self.first_batch_size < self.batch_size:
+            raise ValueError(
+                f"first_batch_size must be at least 1 and less than batch_size {self.batch_size}, "
+                f"got {self.first_batch_size}"
+            )
+        elif not 1 < self.batch_growth <= 10:
+            raise ValueError(f"batch_growth must be more than 1 and at most 10, got {self.batch_growth}")
 
     @classmethod
     def variants(cls, options: Mapping[str, Any], half_precision: bool) -> list[dict[str, Any]]:
@@ -114,6 +130,11 @@ class LevenbergMarquardt(Method):
 
     def memory(self, count: int) -> dict[str, Any]:
         return {"damping": self.damping, "jacobian": self.jacobian}
+
+    def batch(self, iteration: int) -> list[int]:
+        first = self.batch_size if self.first_batch_size is None else self.first_batch_size
+        sizes = BatchSizes(first, self.batch_size, self.batch_growth)
+        return batch_indices(self.training_pairs, sizes, self.seed, iteration)
 
     def evaluations(self, state: DistillationState, nfe: int) -> tuple[int, int]:
         assert isinstance(state, LMState)
