@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -10,6 +11,8 @@ import sys
 import time
 import webbrowser
 from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -43,8 +46,12 @@ def serve(uri: str, host: str, port: int, path: str) -> int:
         The server's exit status; 0 if it was stopped from here.
     """
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port), "--host", host]
+    # Neither Python's -m nor the server may import from the current folder, as both do by default.
+    installed = find_spec("mlflow").submodule_search_locations[0]  # type: ignore[union-attr, index]  # it is required
+    command += ["--uvicorn-opts", shlex.join(["--app-dir", str(Path(installed).parent)])]
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     # A session of its own: the server forks workers, and all of them must end with this command.
-    server = subprocess.Popen(command, start_new_session=True)
+    server = subprocess.Popen(command, start_new_session=True, env=environment)
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

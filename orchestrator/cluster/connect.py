@@ -15,6 +15,7 @@ import grpc
 import ray
 from ray._private.services import get_ray_address_from_environment
 
+from orchestrator.cluster.surroundings import WorkerPath, ray_folder
 from orchestrator.errors import PoolError
 from orchestrator.log import debugging
 from orchestrator.outside import ask
@@ -69,12 +70,17 @@ def connect(address: str | None, cpus: int) -> None:
     common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": debugging(), "logging_level": level}
     if not address:
         # 'local' is explicit: by default Ray joins the cluster that was last started on this machine.
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+        folder = ray_folder()
+        ray.init(
+            address="local", num_cpus=cpus, include_dashboard=False, job_config=WorkerPath(), _temp_dir=folder, **common
+        )
         return
     resolved, described = find_cluster(address)
     try:
         with _signals_end_the_process():
-            ray.init(address=resolved, **common)
+            # A client's workers never import from the current folder.
+            path = None if resolved.startswith("ray://") else WorkerPath()
+            ray.init(address=resolved, job_config=path, **common)
     except (OSError, RuntimeError, ValueError) as error:
         raise _no_cluster(described, str(error)) from error
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -67,17 +68,24 @@ def test_the_curves_are_the_chart_view_of_the_experiment() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_the_server_and_its_workers_end_with_the_command(store: str, sent: signal.Signals) -> None:
-    """The address is printed once the server answers; the signal ends every process of the server."""
+def test_the_server_and_its_workers_end_with_the_command(store: str, sent: signal.Signals, tmp_path: Path) -> None:
+    """The address is printed once the server answers; the signal ends every process of the server.
+
+    The server does not import modules that lie in the current folder.
+    """
     port = _free_port()
+    folder = tmp_path / "current"
+    folder.mkdir()
+    for name in ("mlflow", "fastapi", "types"):
+        (folder / f"{name}.py").write_text("raise RuntimeError('of the current folder')\n")
     command = [BESPOKE, "ui", "--storage", store, "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
         line = next(line for line in process.stdout if line.startswith("curves of the newest sweep"))
         assert f" http://127.0.0.1:{port}/#/experiments/" in line
-        with socket.create_connection(("127.0.0.1", port), timeout=10):
-            pass
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60) as answer:
+            assert answer.read() == b"OK"
         children = subprocess.run(["ps", "-o", "pgid=", "--ppid", str(process.pid)], capture_output=True, text=True)
         (group,) = {int(pgid) for pgid in children.stdout.split()}
         process.send_signal(sent)
