@@ -24,6 +24,7 @@ from orchestrator.hosts.batching import Batching, BatchingStatistics
 from orchestrator.hosts.distillation import advance, advance_steps
 from orchestrator.hosts.lockstep import run_in_lockstep
 from orchestrator.hosts.media import MediaShard
+from orchestrator.hosts.network_check import check_network
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.runs import LearnedRun, State
 from orchestrator.hosts.settings import HostSettings
@@ -72,6 +73,7 @@ class Host(HostProtocol):
         self._objectives: dict[str, Any] = {}
         # The model of distillation steps: the model itself, or its compiled form, which shares the weights.
         self._distilled_on = self.model.compiled() if settings.compile else self.model
+        self._is_checked = False
         self._batching = Batching(self._answer, self._select, self._distillation_field)
 
     @cached_property
@@ -231,7 +233,14 @@ class Host(HostProtocol):
 
     def _metered(self, model: ModelAdapter, condition: Tensor, guidance_scale: float) -> VelocityField:
         forwards = model.forwards_per_evaluation(guidance_scale)
-        return MeteredField(model.field(condition, guidance_scale), self.work, forwards)
+
+        def field_of(condition: Tensor) -> VelocityField:
+            return MeteredField(model.field(condition, guidance_scale), self.work, forwards)
+
+        if not self._is_checked:
+            check_network(model.name, model.network_dtype, model.shape, field_of, condition)
+            self._is_checked = True
+        return field_of(condition)
 
     def _distillation_field(self, condition: Tensor, guidance_scale: float) -> VelocityField:
         """The model's field for distillation steps: compiled, autocast and checkpointed according to the settings."""

@@ -94,6 +94,10 @@ class ExternalModel(ModelAdapter):
     def dtype(self) -> torch.dtype:
         return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), torch.float32)
 
+    @property
+    def network_dtype(self) -> torch.dtype:
+        return self.dtype
+
     def to(self, device: str) -> ExternalModel:
         self.net.to(device)
         return self

@@ -115,6 +115,13 @@ class ModelAdapter(ABC):
         """
 
     @property
+    def network_dtype(self) -> torch.dtype:
+        """Floating dtype of the network's weights; float32 for an adapter without a torch network ``net``."""
+        net = getattr(self, "net", None)
+        weights = net.parameters() if isinstance(net, torch.nn.Module) else ()
+        return next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
+
+    @property
     def scheduler(self) -> Scheduler:
         """The scheduler of the velocity field that solvers integrate and theta refers to.
 

@@ -252,6 +252,10 @@ class DiffusersModel(ModelAdapter):
         self.parameters = sum(parameter.numel() for parameter in self.network.net.parameters())
         self.digest = _digest(self.network, self.prediction, self.native)
 
+    @property
+    def network_dtype(self) -> torch.dtype:
+        return next(self.network.net.parameters()).dtype
+
     def to(self, device: str) -> DiffusersModel:
         self.network.pipe.to(device)
         return self
@@ -266,7 +270,7 @@ class DiffusersModel(ModelAdapter):
 
     def _evaluate(self, x: Tensor, t: Tensor, condition: Tensor, embedded_guidance: float) -> Tensor:
         times = expand_time(self.timestep(t), x.float())
-        inner = x.to(next(self.network.net.parameters()).dtype)
+        inner = x.to(self.network_dtype)
         output = self.network(inner, times, condition, embedded_guidance).to(x.dtype)
         # Flows in diffusers point from data to noise.
         return -output if self.network.is_flow else output

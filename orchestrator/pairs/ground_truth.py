@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from orchestrator.errors import UserError
 from solvers.field import CountingField, VelocityField
 from solvers.trajectory import DensePath
 
@@ -21,6 +22,29 @@ def largest_sample_rms(error: Tensor) -> Tensor:
     if error.ndim < 2:
         return error.abs().max()
     return error.flatten(1).square().mean(dim=1).sqrt().max()
+
+
+class NotFiniteError(UserError, FloatingPointError):
+    """A velocity, or the solution of the ODE, is not finite."""
+
+
+def check_first_velocity(velocity: Tensor, t: Tensor) -> None:
+    """Refuse velocities (B, ...) of a network's first evaluation that are not finite.
+
+    Raises:
+        NotFiniteError: With the time, the number of samples and what to check.
+    """
+    if bad := _not_finite(velocity):
+        raise NotFiniteError(
+            f"the network's first evaluation, at t={float(t):g}, is not finite for {bad} of {len(velocity)} samples; "
+            f"check its weights, the options that describe it (prediction, native_scheduler, time), its dtype "
+            f"(float16 ends at 65504) and its conditioning"
+        )
+
+
+def _not_finite(values: Tensor) -> int:
+    """Number of samples that are not finite."""
+    return int((~torch.isfinite(values.flatten(1))).any(dim=1).sum())
 
 
 class Solution(NamedTuple):
@@ -48,21 +72,34 @@ class _Watched:
         self.keep = keep
         self.t_max = field.scheduler.t_max
         self.last: tuple[Tensor, Tensor] | None = None
+        self.finite: Tensor = torch.ones(0, dtype=torch.bool)
         self.knots: list[tuple[float, Tensor, Tensor]] = []
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         # To choose its first step, torchdiffeq tries a time that lies beyond t_max if the initial velocity is tiny.
         velocity = self.field(x.clone(), t.cpu().clamp(max=self.t_max))  # a field may change its input in place
-        if self.keep:
-            if not self.knots:
+        if self.last is None:
+            check_first_velocity(velocity, t)
+            if self.keep:
                 self.knots.append((float(t), x.float(), velocity.float()))
-            self.last = x, velocity
+            self.finite = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        self.finite &= torch.isfinite(velocity.flatten(1)).all(dim=1)  # read after a failure only
+        self.last = x, velocity
         return velocity
 
     def callback_accept_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
-        if self.last is not None:
+        if self.keep and self.last is not None:
             x, velocity = self.last
             self.knots.append((float(t0 + dt), x.float(), velocity.float()))
+
+    def failure(self, error: AssertionError) -> NotFiniteError:
+        """The reason for an underflow of the step size."""
+        bad = int((~self.finite).sum())
+        problem = f"is not finite for {bad} of {len(self.finite)} samples" if bad else "grows without bound or jumps"
+        return NotFiniteError(
+            f"ground truth fails after {self.field.nfe} evaluations ({error}), because the velocity {problem}; check "
+            f"the model, its data range and the guidance scale"
+        )
 
     def path(self, t_max: float) -> DensePath:
         times, states, velocities = zip(*self.knots, strict=True)
@@ -85,7 +122,7 @@ def solve(velocity: VelocityField, x0: Tensor, rtol: float, atol: float, *, keep
         keep_path: Whether to keep the accepted steps; their states and velocities are float32.
 
     Raises:
-        FloatingPointError: The solution is not finite.
+        NotFiniteError: A velocity or the solution is not finite.
     """
     scheduler = velocity.scheduler
     ends = torch.tensor([scheduler.t_min, scheduler.t_max], dtype=torch.float64, device=x0.device)
@@ -104,15 +141,11 @@ def solve(velocity: VelocityField, x0: Tensor, rtol: float, atol: float, *, keep
                 options={"norm": largest_sample_rms, "step_t": ends[1:]},
             )
     except AssertionError as error:  # raised by torchdiffeq when the step size underflows
-        raise FloatingPointError(
-            f"ground truth failed after {counted.nfe} evaluations ({error}): the velocity is not finite; check the "
-            f"model, its data range and the guidance scale"
-        ) from error
+        raise watched.failure(error) from error
     x1 = states[-1]
-    if not bool(torch.isfinite(x1).all()):
-        not_finite = int((~torch.isfinite(x1).flatten(1).all(1)).sum())
-        raise FloatingPointError(
-            f"ground truth is not finite for {not_finite} of {len(x1)} samples; check the model, its data range and "
-            f"the guidance scale"
+    if bad := _not_finite(x1):
+        raise NotFiniteError(
+            f"ground truth is not finite for {bad} of {len(x1)} samples; check the model, its data range and the "
+            f"guidance scale"
         )
     return Solution(x1, counted.nfe, watched.path(float(ends[1])) if keep_path else None)

@@ -14,7 +14,7 @@ from orchestrator import plugins
 from orchestrator.config.reading import load_config
 from orchestrator.models.zoo import ZooModel
 from orchestrator.models.zoo.adapter import zoo_names
-from orchestrator.pairs.ground_truth import largest_sample_rms, solve
+from orchestrator.pairs.ground_truth import NotFiniteError, largest_sample_rms, solve
 from orchestrator.randomness import noise
 from solvers.field import FunctionField, VelocityField
 from solvers.schedulers.cond_ot import CondOT
@@ -138,19 +138,27 @@ def test_a_vp_model_is_presented_under_cond_ot_from_its_first_signal_to_noise_ra
 
 
 @pytest.mark.parametrize(
-    "velocity",
+    ("velocity", "reason"),
     [
-        lambda x, t: x * float("nan"),
-        lambda x, t: x if t < 0.5 else x * float("nan"),
-        lambda x, t: 1e30 * x * x,
+        (
+            lambda x, t: x * float("nan"),
+            r"first evaluation, at t=0, is not finite for 4 of 4 samples; check its weights",
+        ),
+        (
+            lambda x, t: torch.where(torch.arange(4)[:, None] == 2, x / 0, x),
+            r"first evaluation, at t=0, is not finite for 1 of 4 samples; check its weights",
+        ),
+        (
+            lambda x, t: x if t < 0.5 else torch.where(torch.arange(4)[:, None] == 2, x / 0, x),
+            r"the velocity is not finite for 1 of 4 samples; check the model, its data range and the guidance scale",
+        ),
+        (lambda x, t: 1e30 * x * x, "the velocity grows without bound or jumps; check the model, its data range"),
     ],
-    ids=["not a number", "not a number from the middle on", "blows up"],
+    ids=["not a number", "infinite for one sample", "infinite from the middle on", "blows up"],
 )
-def test_a_velocity_that_is_not_finite_is_an_error(velocity: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """The error names causes that a user can check, not a step size."""
-    with pytest.raises(
-        FloatingPointError, match=r"ground truth .* not finite; check the model, its data range and the guidance scale"
-    ):
+def test_a_velocity_that_is_not_finite_is_an_error(velocity: Callable[[Tensor, Tensor], Tensor], reason: str) -> None:
+    """The error says when, for how many samples, and names causes that a user can check."""
+    with pytest.raises(NotFiniteError, match=reason):
         solve(FunctionField(velocity, CondOT()), torch.ones(4, 3), 1e-4, 1e-4)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from orchestrator.config.pair_plan import PairKey
 from orchestrator.hosts.host import Host
+from orchestrator.hosts.network_check import SAMPLES
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.facts import ModelFacts
@@ -24,17 +25,20 @@ from orchestrator.storage import Storage
 NFE, PAIRS = 4, 3
 """Evaluations and pairs of one score request."""
 
+CHECK = 2 * SAMPLES
+"""Forward passes with which a host checks its network before the first request, without guidance."""
+
 
 def test_a_host_counts_its_pairs_and_its_forward_passes(
     copied: Storage, host_settings: Callable[..., HostSettings], scoring: list[Request], specs: dict[PairKey, PairSpec]
 ) -> None:
-    """Scoring B pairs at NFE n is n B forward passes. Making pairs counts the pairs and their forward passes."""
+    """The network's check counts, scoring B pairs at NFE n is n B forward passes, and pairs count with their own."""
     pool = LocalPool(Host(host_settings(copied)))
     work = pool.host.work
     pool.gather(scoring[:2])
-    assert (work.pairs, work.forwards) == (0, 2 * NFE * PAIRS)
+    assert (work.pairs, work.forwards) == (0, CHECK + 2 * NFE * PAIRS)
     record = pool.call(Request.of(HostProtocol.make_shard, spec=specs[PairKey("test", 1.0, 0)], shard=0))
-    assert (work.pairs, work.forwards) == (record.rows, 2 * NFE * PAIRS + record.nfe_sum)
+    assert (work.pairs, work.forwards) == (record.rows, CHECK + 2 * NFE * PAIRS + record.nfe_sum)
 
 
 def test_guidance_doubles_the_count_of_forward_passes(
@@ -44,7 +48,7 @@ def test_guidance_doubles_the_count_of_forward_passes(
     host = LocalPool(Host(host_settings(copied))).host
     field = host._field(torch.zeros(5, dtype=torch.int64), 3.0)
     field(torch.zeros(5, *host.model.shape), torch.tensor(0.5, dtype=torch.float64))
-    assert host.work.forwards == 10
+    assert host.work.forwards == 2 * CHECK + 10
 
 
 def _served() -> dict[str, float]:
@@ -77,7 +81,7 @@ def test_ray_serves_the_counts_of_hosts_and_router(
         pattern = re.compile(rf'ray_bespoke_{name}\{{.*"{pool}".*\}}')
         return sum(value for labels, value in _served().items() if pattern.fullmatch(labels))
 
-    expected = {"answered_total": 3, "hosts_up": 1, "waiting": 0, "forwards_total": 2 * NFE * PAIRS}
+    expected = {"answered_total": 3, "hosts_up": 1, "waiting": 0, "forwards_total": CHECK + 2 * NFE * PAIRS}
     end = time.monotonic() + 60
     while (served := {name: total(name) for name in expected}) != expected:
         assert time.monotonic() < end, (served, _served())

@@ -1,0 +1,81 @@
+"""Checks a network when a host first uses it: the same sample has the same velocity, whatever else is in its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from orchestrator.errors import ConfigError
+from orchestrator.pairs.ground_truth import check_first_velocity
+from orchestrator.randomness import noise
+from solvers.field import VelocityField
+
+SAMPLES = 4
+"""Samples of each of the two evaluations."""
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""Largest relative RMS difference between two velocities of one sample that counts as rounding, by the dtype of the
+network's weights: some kernels of GPUs add in any order, so that equal inputs do not give equal bits."""
+
+HALF_TOLERANCE = 3e-2
+"""The same for networks in half precision, whose numbers have 8 or 11 bits."""
+
+
+def check_network(
+    name: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    field_of: Callable[[Tensor], VelocityField],
+    condition: Tensor,
+) -> None:
+    """Refuse a network whose velocity of a sample is not a function of the sample, its time and its condition.
+
+    It takes two evaluations of :data:`SAMPLES` samples, which differ in their last sample only; a third if the others
+    differ as well.
+
+    Args:
+        name: Name of the model, for the message.
+        dtype: Dtype of the network's weights.
+        shape: Shape of one sample.
+        field_of: The velocity field of a batch with a condition.
+        condition: Conditions of a batch, shape (B, ...); its first ones are used.
+
+    Raises:
+        ConfigError: The network is not deterministic, or a velocity depends on the other samples of the batch.
+        NotFiniteError: A velocity is not finite.
+    """
+    field = field_of(condition[torch.arange(SAMPLES, device=condition.device) % len(condition)])
+    scheduler = field.scheduler
+    # In the middle of the path, rounding in the network is rounding of the same relative size in the velocity.
+    t = torch.tensor((scheduler.t_min + scheduler.t_max) / 2, dtype=torch.float64)
+    x = float(scheduler.sigma(t)) * torch.from_numpy(noise(0, range(SAMPLES + 1), shape)).to(condition.device)
+    batch, other_batch = x[:SAMPLES], torch.cat([x[: SAMPLES - 1], x[SAMPLES:]])
+    with torch.no_grad():
+        first = field(batch, t)
+        check_first_velocity(first, t)
+        difference = _difference(first, field(other_batch, t))
+        if difference <= TOLERANCE.get(dtype, HALF_TOLERANCE):
+            return
+        repeats = _difference(first, field(batch, t)) <= TOLERANCE.get(dtype, HALF_TOLERANCE)
+    if repeats:
+        raise ConfigError(
+            f"with {name}, the velocity of a sample depends on the other samples of its batch (it changes by "
+            f"{difference:.2g} of its size), so results would depend on the batch size. The likely cause is batch "
+            f"normalisation in training mode, as in a TorchScript that was traced before net.eval(); export the "
+            f"network in evaluation mode"
+        )
+    raise ConfigError(
+        f"{name} is not deterministic: the same input gives velocities that differ by {difference:.2g} of their size, "
+        f"so neither ground truth nor samples can be reproduced. The likely cause is dropout that eval() does not "
+        f"switch off: a TorchScript that was traced in training mode, or F.dropout without training=self.training; "
+        f"export the network after net.eval(), or pass that argument"
+    )
+
+
+def _difference(first: Tensor, second: Tensor) -> float:
+    """The largest relative RMS difference of the samples that both batches hold: all but the last."""
+    a, b = first[:-1].double().flatten(1), second[:-1].double().flatten(1)
+    difference, size = (a - b).square().mean(dim=1).sqrt(), a.square().mean(dim=1).sqrt()
+    return float(torch.where(difference == 0, 0.0, difference / size).max())
