@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
+import math
+import numbers
+import os
 import pkgutil
+import types
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -75,20 +81,97 @@ def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any
     Raises:
         ConfigError: Unknown plugin, unknown option (the message lists the valid ones), or a value the plugin rejects.
     """
-    factory = load(kind, name)
     options = dict(options or {})
-    known = [f.name for f in dataclasses.fields(factory) if f.init]
-    noun = KINDS[kind].noun
-    for option in options:
+    check_options(kind, name, options)
+    try:
+        return load(kind, name)(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{KINDS[kind].noun} {name!r}: {error}") from error
+
+
+def check_options(kind: str, name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that plugin ``name`` does not have, and values of another type than its dataclass fields.
+
+    Types of a model adapter's options are left to ``ModelAdapter.check``, which knows what each is for.
+
+    Raises:
+        ConfigError: Names the option, its value and what is allowed.
+    """
+    factory, noun = load(kind, name), KINDS[kind].noun
+    known = {field.name: field for field in dataclasses.fields(factory) if field.init}
+    for option, value in options.items():
         if option not in known:
             listed = ", ".join(known) or "none"
-            raise ConfigError(
-                f"{noun} {name!r} has no option {option!r}{did_you_mean(option, known)}; its options are: {listed}"
-            )
+            hint = did_you_mean(str(option), list(known))
+            raise ConfigError(f"{noun} {name!r} has no option {option!r}{hint}; its options are: {listed}")
+        if kind != "models" and (problem := type_problem(factory, option, value)) is not None:
+            raise ConfigError(f"{noun} {name!r}: {problem}")
+
+
+def type_problem(factory: Any, option: str, value: Any) -> str | None:
+    """What is wrong with the type of a value for a dataclass's field, with what is allowed; None if nothing is."""
+    hint = _types(factory).get(option, Any)
+    if _fits(value, hint):
+        return None
+    allowed = _in_words(hint)
+    inside = value if isinstance(value, list | tuple) else [value]
+    quotes = ""
+    if "text" in allowed and any(isinstance(item, bool | int | float) for item in inside):
+        quotes = "; put a text that YAML reads as a number or as true or false in quotes"
+    return f"{option} must be {allowed}, got {value!r}{quotes}"
+
+
+@functools.cache
+def _types(factory: Any) -> dict[str, Any]:
+    """Types of a dataclass's fields; empty if some are imported for type checkers only."""
     try:
-        return factory(**options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{noun} {name!r}: {error}") from error
+        return typing.get_type_hints(factory)
+    except NameError:
+        return {}
+
+
+NUMBERS: dict[Any, Any] = {int: numbers.Integral, float: numbers.Real, str: (str, os.PathLike)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, where lists stand for tuples, as in YAML; types that YAML lacks fit every value."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is typing.Literal:
+        return any(value == part and type(value) is type(part) for part in parts)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_fits(item, parts[0]) for item in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping)
+    if hint in NUMBERS:
+        finite = not isinstance(value, float) or math.isfinite(value)
+        return isinstance(value, NUMBERS[hint]) and not isinstance(value, bool) and finite
+    return isinstance(value, hint) if hint in (bool, types.NoneType) else True
+
+
+def _in_words(hint: Any, several: bool = False) -> str:
+    """What :func:`_fits` accepts, for error messages."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_in_words(part, several) for part in parts)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin is tuple:
+        return f"{'lists' if several else 'a list'} of {_in_words(parts[0], several=True)}"
+    if origin in (dict, Mapping):
+        return "a mapping"
+    one, more = WORDS.get(hint, ("another kind of value", "other values"))
+    return more if several else one
+
+
+WORDS = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a finite number", "finite numbers"),
+    str: ("a text", "texts"),
+    bool: ("true or false", "true or false"),
+    types.NoneType: ("null", "null"),
+}
 
 
 def describe(kind: str, plugin: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from orchestrator import plugins
 from orchestrator.cluster.connect import check_fits
-from orchestrator.config.base import PluginConfig
+from orchestrator.config.base import PluginConfig, in_section
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import SEED_STRIDE, STREAMS
 from orchestrator.datasets.base import Dataset
@@ -95,18 +95,19 @@ def check_evaluation(config: ExperimentConfig) -> None:
         ConfigError: The message names the problem and the remedy.
     """
     specs = metric_specs(config)
-    columns = Counter(spec.metric.column for spec in specs)
+    columns: Counter[str] = Counter()
+    for number, spec in enumerate(specs):
+        with in_section(f"evaluation.metrics.{number}"):
+            columns[spec.metric.column] += 1
     if twice := [column for column, count in columns.items() if count > 1]:
         raise ConfigError(f"evaluation.metrics has {twice[0]!r} twice; leave one out")
     adapter = plugins.load("models", config.model.name)
     checked: list[Dataset] = []
     for name, dataset in datasets(config).items():
-        built = plugins.build("datasets", dataset.name, dataset.options)
-        try:
+        with in_section(f"evaluation.datasets.{name}"):
+            built = plugins.build("datasets", dataset.name, dataset.options)
             built.check()
-        except ValueError as error:
-            raise ConfigError(f"evaluation on {name!r}: {error}") from error
-        adapter.check_conditioning(config.model.options, built)
+            adapter.check_conditioning(config.model.options, built)
         for spec in specs:
             try:
                 spec.metric.check(built)
@@ -119,9 +120,10 @@ def check_evaluation(config: ExperimentConfig) -> None:
                 checked.append(source)
             except (ConfigError, ValueError) as error:
                 raise ConfigError(f"evaluation on {name!r}: {error}") from error
-    for baseline in config.evaluation.baselines:
-        baseline.build()
-        _ = baseline.fixed_grid
+    for number, baseline in enumerate(config.evaluation.baselines):
+        with in_section(f"evaluation.baselines.{number}"):
+            baseline.build()
+            _ = baseline.fixed_grid
 
 
 def evaluate_thetas(

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from orchestrator import plugins
-from orchestrator.config.base import NotEmpty, PluginConfig, Positive, Several, Strict
+from orchestrator.config.base import NFE, NotEmpty, PluginConfig, Positive, Several, Strict, in_section
 from orchestrator.config.sections import EvaluationConfig, PairsConfig, Resources, SearchConfig
 from orchestrator.config.solvers import LEAST_SQUARES, GITSConfig, GridSearch, LearnedConfig, SolverConfig
 from orchestrator.errors import ConfigError
@@ -31,7 +31,7 @@ class ExperimentConfig(Strict):
     conditioning: PluginConfig = PluginConfig(name="labels")
     guidance_scale: Annotated[tuple[float, ...], Several] = (1.0,)
     pairs: PairsConfig = PairsConfig()
-    nfe: Annotated[tuple[Annotated[int, Field(ge=1, le=1000, strict=True)], ...], Several]
+    nfe: Annotated[tuple[NFE, ...], Several]
     fixed: tuple[SolverConfig, ...] = ()
     fixed_sigma0: Annotated[tuple[Positive, ...], NotEmpty, Several] = (1.0,)
     grid_search: GridSearch | None = GridSearch()
@@ -63,21 +63,22 @@ class ExperimentConfig(Strict):
             ConfigError: The experiment cannot run; names the key, the value and the remedy.
         """
         for metric in self.metrics:
-            if not isinstance(plugins.build("metrics", metric), PairMetric):
+            with in_section("metrics"):
+                built = plugins.build("metrics", metric)
+            if not isinstance(built, PairMetric):
                 raise ConfigError(
                     f"metrics lists {metric!r}, which cannot be measured during a sweep: only metrics that compare "
                     f"pairs, such as psnr and snr, can; list it under evaluation.metrics"
                 )
         if "psnr" not in self.metrics:
             raise ConfigError("metrics must include 'psnr': iterates and grids are chosen by it")
-        adapter = plugins.load("models", self.model.name)
-        adapter.check(self.model.options)
-        dataset = plugins.build("datasets", self.conditioning.name, self.conditioning.options)
-        try:
+        with in_section("model"):
+            adapter = plugins.load("models", self.model.name)
+            adapter.check(self.model.options)
+        with in_section("conditioning"):
+            dataset = plugins.build("datasets", self.conditioning.name, self.conditioning.options)
             dataset.check()
-        except ValueError as error:
-            raise ConfigError(f"conditioning {self.conditioning.name!r}: {error}") from error
-        adapter.check_conditioning(self.model.options, dataset)
+            adapter.check_conditioning(self.model.options, dataset)
         if not self.fixed and not self.learned:
             raise ConfigError("the sweep is empty: list families under 'fixed', 'learned', or both")
         for name, values in self._lists().items():
@@ -85,15 +86,17 @@ class ExperimentConfig(Strict):
             formatted = {f"{value:g}" if isinstance(value, float) else value for value in values}
             if not values or len(formatted) != len(values):
                 raise ConfigError(f"{name} must list at least one value and no value twice; got {list(values)}")
-        for solver in self.fixed:
-            self._check_nfe(solver)
+        for number, solver in enumerate(self.fixed):
+            with in_section(f"fixed.{number}"):
+                self._check_nfe(solver)
         _refuse_twice("fixed", [solver.label for solver in self.fixed])
         if not self.learned and not any(solver.nfes(self.nfe) for solver in self.fixed):
             raise ConfigError(
                 f"no fixed family runs at any nfe of {list(self.nfe)}: their own 'nfe' lists exclude all of them"
             )
-        for learned in self.learned:
-            self._check_learned(learned)
+        for number, learned in enumerate(self.learned):
+            with in_section(f"learned.{number}"):
+                self._check_learned(learned)
         _refuse_twice("learned", [learned.label for learned in self.learned])
         if self.resources.checkpoint and not any(learned.has_backward for learned in self.learned):
             raise ConfigError(

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from orchestrator import plugins
 from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.yaml_text import parse_yaml
 from orchestrator.errors import ConfigError
+from orchestrator.files import read_text
 
 M = TypeVar("M", bound=BaseModel)
 
 RENAMED = {"resources.merge": "resources.batch_runs"}
 """Keys of earlier releases and their current names, for the error about an old key."""
+
+
+KEY = re.compile(r"[^\s.=]+(\.[^\s.=]+)*")
+"""A dotted key."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -69,21 +75,24 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     if not source.is_file():
         raise ConfigError(f"no configuration at {source}; the bundled ones are in sweeps/configs")
     try:
-        content = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = parse_yaml(read_text(source))
+    except ValueError as error:
         raise ConfigError(f"{source} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{source} must be a mapping of keys to values, got {type(content).__name__}")
-    variants = content.pop("variants", {})
+    variants = content.pop("variants", None) or {}
+    if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
+        raise ConfigError(f"variants of {source} must map names to overrides, {{full: {{nfe: [8]}}}}, got {variants!r}")
+    variants = {str(name): values for name, values in variants.items()}
     names = [override.partition("=")[2] for override in overrides if override.startswith("variant=")]
     for name in names:
         if name not in variants:
             listed = ", ".join(variants) or "none"
             raise ConfigError(
-                f"{source} has no variant {name!r}{plugins.did_you_mean(name, variants)}; it has: {listed}"
+                f"{source} has no variant {name!r}{plugins.did_you_mean(name, list(variants))}; it has: {listed}"
             )
         for key, value in variants[name].items():
-            _set(content, key, value, f"{key} of variant {name}")
+            _set(content, str(key), value, f"{key} of variant {name}")
     for override in overrides:
         if not override.startswith("variant="):
             _apply(content, override)
@@ -104,11 +113,11 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
 
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r} is not key=value, e.g. pairs.train=64")
+    if not equals or not KEY.fullmatch(key):
+        raise ConfigError(f"override {override!r} is not key=value, e.g. pairs.train=64, without spaces")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"the value of override {override!r} is not YAML: {error}") from error
     _set(content, key, value, override)
 
@@ -151,11 +160,37 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         known = _fields_at(model, problem["loc"][:-1])
         name = str(problem["loc"][-1])
-        return f"{where}: unknown key{plugins.did_you_mean(name, known)}; known here: {', '.join(sorted(known))}"
+        hint = plugins.did_you_mean(name, known) or _whole_key(where, model)
+        return f"{where}: unknown key{hint}; known here: {', '.join(sorted(known))}"
     if problem["type"] == "missing":
         return f"{where}: missing; it has no default"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{where or 'configuration'}: {message} (got {problem['input']!r})" if where else message
+    if not where:
+        return message
+    remedy = ""
+    if problem["input"] is None:
+        remedy = "; give it a value, or remove the key"
+    elif problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float):
+        remedy = "; put a text that YAML reads as a number or as true or false in quotes"
+    return f"{where}: {message} (got {problem['input']!r}){remedy}"
+
+
+def _whole_key(where: str, model: type[BaseModel]) -> str:
+    """A hint for a key without its section (``train``), or written as an environment variable (``PAIRS_TRAIN``)."""
+    wanted = re.sub(r"[^a-z0-9]", "", where.lower())
+    for key in _dotted(model):
+        if wanted in (key.replace(".", "").replace("_", ""), key.rpartition(".")[2].replace("_", "")):
+            return f" (did you mean {key!r}?)"
+    return ""
+
+
+def _dotted(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every key of a configuration's sections, with dots."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _dotted(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def _fields_at(model: type[BaseModel], location: Iterable[Any]) -> list[str]:

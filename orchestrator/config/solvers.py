@@ -9,7 +9,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from orchestrator import plugins
-from orchestrator.config.base import Exponent, NotEmpty, PluginConfig, Positive, Several, Strict, as_list, as_plugin
+from orchestrator.config.base import (
+    NFE,
+    Exponent,
+    NotEmpty,
+    PluginConfig,
+    Positive,
+    Several,
+    Strict,
+    as_list,
+    as_plugin,
+)
 from orchestrator.errors import ConfigError
 from orchestrator.models.base import Precision
 from orchestrator.objectives.base import Objective
@@ -48,6 +58,8 @@ def _as_grid(value: Any) -> Any:
             raise ValueError(
                 f"a time grid has no {key!r}{plugins.did_you_mean(key, known)}; it has: {', '.join(known)}"
             )
+        if (problem := plugins.type_problem(Grid, key, content[key])) is not None:
+            raise ValueError(f"time grid {kind!r}: {problem}")
     try:
         return Grid(**content)
     except TypeError as error:
@@ -68,8 +80,8 @@ class SolverConfig(Strict):
     family: str
     options: dict[str, Any] = Field(default_factory=dict)
     grid: AnyGrid = Grid()
-    search: bool = True
-    nfe: Annotated[tuple[int, ...] | None, BeforeValidator(lambda v: None if v is None else as_list(v))] = None
+    search: bool = Field(True, strict=True)
+    nfe: Annotated[tuple[NFE, ...] | None, BeforeValidator(lambda v: None if v is None else as_list(v))] = None
 
     @property
     def label(self) -> str:
@@ -141,7 +153,7 @@ class LearnedConfig(Strict):
     iterations: int | None = Field(None, ge=1, strict=True)
     batch_size: int | None = Field(None, ge=1, strict=True)
     validate_every: int | None = Field(None, ge=1, strict=True)
-    data_parallel: bool = False
+    data_parallel: bool = Field(False, strict=True)
     """Split every batch over all hosts, in blocks of 64 pairs: for models that are slow on a single host."""
     learning_rate: Annotated[tuple[Positive, ...], NotEmpty, Several] = (5e-3,)
     decay: Literal["polynomial", "cosine", "constant"] = "polynomial"

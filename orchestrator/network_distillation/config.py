@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from orchestrator import plugins
-from orchestrator.config.base import NotEmpty, PluginConfig, Positive, Several, Strict
+from orchestrator.config.base import NFE, NotEmpty, PluginConfig, Positive, Several, Strict
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.reading import read_yaml, validated
 from orchestrator.config.sections import PairsConfig
@@ -67,7 +67,7 @@ class NetworkDistillationConfig(Strict):
     model: PluginConfig
     conditioning: PluginConfig = PluginConfig(name="labels")
     pairs: PairsConfig = PairsConfig()
-    nfe: Annotated[tuple[Annotated[int, Field(ge=1, le=1000, strict=True)], ...], NotEmpty, Several]
+    nfe: Annotated[tuple[NFE, ...], NotEmpty, Several]
     fixed: tuple[Annotated[SolverConfig, BeforeValidator(_bare_family)], ...] = ()
     grid_search: GridSearch | None = None
     learned: tuple[Annotated[LearnedConfig, BeforeValidator(_bare_family)], ...] = ()

@@ -57,8 +57,8 @@ def test_a_changed_file_is_rejected_by_its_sha256(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"prompts": []}, r"the list holds no prompts; add at least one"),
-        ({"prompts": "a cat"}, r"prompts must be a list of strings, got 'a cat'"),
-        ({"prompts": [3]}, r"prompts must be a list of strings, got \[3\]"),
+        ({"prompts": "a cat"}, r"prompts must be a list of texts, got 'a cat'"),
+        ({"prompts": [3]}, r"prompts must be a list of texts, got \[3\]"),
         (
             {"file": "/nowhere.txt"},
             r"no prompts file at /nowhere\.txt; set file to an existing \.txt or \.parquet file",
