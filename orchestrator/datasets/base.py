@@ -49,6 +49,33 @@ class Dataset(ABC):
         """
         self.conditions(0, [0])
 
+    def label_count(self) -> int | None:
+        """Number of classes of the labels: the largest label plus 1; None if unknown, or if conditions are texts."""
+        return None
+
+    def check_labels(self, classes: int, model: str) -> None:
+        """Refuse labels that a model does not have, before any work starts.
+
+        Args:
+            classes: Number of the model's classes.
+            model: The model, for error messages.
+
+        Raises:
+            ValueError: Conditions are texts, or a label is not below ``classes``.
+        """
+        if hasattr(self, "texts") or hasattr(self, "transcripts"):
+            raise ValueError(
+                f"{model} is conditioned on class labels, which {type(self).__name__} does not provide; choose another "
+                f"dataset, such as 'labels'"
+            )
+        count = self.label_count()
+        if count is not None and count > classes:
+            raise ValueError(self.label_problem(count, classes, model))
+
+    def label_problem(self, count: int, classes: int, model: str) -> str:
+        """The error for labels of ``count`` classes and a model with fewer."""
+        return f"conditioning draws from {count} classes, but {model} has {classes}; choose a dataset with as many"
+
     def check_real(self) -> None:  # noqa: B027 (optional: real samples may ship with the package)
         """Refuse real samples that cannot be read, before any work starts: by their headers and ends, which is fast.
 

@@ -45,6 +45,9 @@ class Cifar10(Dataset):
         if self.side < 1 or SIDE % self.side:
             raise ValueError(f"side must divide {SIDE}, got {self.side}")
 
+    def label_count(self) -> int:
+        return len(CLASSES)
+
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         return uniform(seed, indices, len(CLASSES))
 

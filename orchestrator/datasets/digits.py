@@ -15,6 +15,9 @@ from orchestrator.datasets.base import Dataset, IntArray, LabelledSamples, unifo
 class Digits(Dataset):
     """Labels drawn from scikit-learn's handwritten digits, whose images, in [-1, 1], are the reference set."""
 
+    def label_count(self) -> int:
+        return 10
+
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         labels = self.reference().labels
         return labels[uniform(seed, indices, len(labels))]

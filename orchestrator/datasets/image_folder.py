@@ -67,6 +67,9 @@ class ImageFolder(ImageSet):
             if folder.name not in self.classes:
                 raise ValueError(f"{folder} is a class without images; add some, or move the folder elsewhere")
 
+    def label_count(self) -> int:
+        return max(1, len(self.classes))
+
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         numbers = {name: number for number, name in enumerate(self.classes)}
         drawn = uniform(seed, indices, len(self.files))

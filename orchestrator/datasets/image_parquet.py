@@ -68,6 +68,18 @@ class ImageParquet(ImageSet):
         assert self.text_column is not None
         return [text for file in self.files for text in texts(file, self.text_column)]
 
+    def label_count(self) -> int | None:
+        if self.text_column is not None:
+            return None
+        return int(self._labels.max()) + 1 if self.label_column is not None else 1
+
+    def label_problem(self, count: int, classes: int, model: str) -> str:
+        row = int(np.argmax(self._labels >= classes))
+        return (
+            f"row {row} of {self.path} has label {self._labels[row]} in column {self.label_column!r}, but {model} has "
+            f"only {classes} classes, from 0; correct or remove such rows"
+        )
+
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         drawn = uniform(seed, indices, self.real_count())
         if self.text_column is not None:

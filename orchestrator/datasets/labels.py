@@ -22,6 +22,15 @@ class Labels(Dataset):
         if self.classes < 1:
             raise ValueError(f"classes must be at least 1, got {self.classes}")
 
+    def label_count(self) -> int:
+        return self.classes
+
+    def label_problem(self, count: int, classes: int, model: str) -> str:
+        return (
+            f"conditioning draws from {count} classes, but {model} has {classes}; set conditioning.options.classes to "
+            f"{classes}"
+        )
+
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         return uniform(seed, indices, self.classes)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from orchestrator import plugins
+from orchestrator.errors import ConfigError
 from orchestrator.models._external import ExternalModel
 from solvers.prediction import PREDICTIONS, Prediction
 from solvers.schedulers.base import Scheduler
@@ -132,6 +133,14 @@ class DescribedModel(ExternalModel):
         super().check(options)
         if options.get("decoder") is not None:
             plugins.build("decoders", **options["decoder"])
+
+    @classmethod
+    def check_conditioning(cls, options: dict[str, Any], dataset: Any) -> None:
+        if options.get("classes") is not None:
+            try:
+                dataset.check_labels(options["classes"], "the model")
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
 
     @cached_property
     def _decoder(self) -> Any:

@@ -143,6 +143,23 @@ def test_conditioning_of_a_pair_is_a_function_of_seed_and_index_alone(plugin: ty
 
 
 @each_plugin("datasets")
+def test_conditions_are_texts_or_labels_below_the_number_of_classes(plugin: type[Dataset], tmp_path: Path) -> None:
+    """A sound dataset passes its own checks, fits a model with as many classes, and no model with fewer."""
+    dataset = example(plugin, tmp_path)
+    dataset.check()
+    count = dataset.label_count()
+    if count is None:
+        with pytest.raises(ValueError, match=r"the model is conditioned on class labels, which .* does not provide"):
+            dataset.check_labels(1000, "the model")
+        return
+    conditions = dataset.conditions(0, range(100))
+    assert 0 <= conditions.min() <= conditions.max() < count
+    dataset.check_labels(count, "the model")
+    with pytest.raises(ValueError, match=rf"the model has (only )?{count - 1}"):
+        dataset.check_labels(count - 1, "the model")
+
+
+@each_plugin("datasets")
 def test_real_samples_match_the_requested_indices(plugin: type[Dataset], tmp_path: Path) -> None:
     """Float32 images or waves in [-1, 1], in any order and any batch. Datasets without real samples are skipped."""
     dataset = example(plugin, tmp_path)

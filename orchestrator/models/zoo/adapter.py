@@ -15,7 +15,6 @@ from torch import Tensor
 
 from orchestrator import plugins
 from orchestrator.audio.mel import RATE, vocode
-from orchestrator.datasets.labels import Labels
 from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.errors import ConfigError
 from orchestrator.files import data_files
@@ -96,12 +95,11 @@ class ZooModel(ModelAdapter):
                 f"model {path.stem!r} is conditioned on {'strings to be spoken' if speech else 'class labels'}, which "
                 f"{type(dataset).__name__} does not provide; set conditioning.name to {conditioning}"
             )
-        classes = architecture.get("classes")
-        if isinstance(dataset, Labels) and dataset.classes > classes:
-            raise ConfigError(
-                f"conditioning draws from {dataset.classes} classes, but model {path.stem!r} has {classes}; set "
-                f"conditioning.options.classes to {classes}"
-            )
+        if not speech:
+            try:
+                dataset.check_labels(architecture["classes"], f"model {path.stem!r}")
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
 
     def _load(self, path: Path, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.net = build_net(description["architecture"])

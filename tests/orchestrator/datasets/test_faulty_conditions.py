@@ -136,3 +136,28 @@ def test_a_file_that_is_not_parquet_is_named(
     Path("x.parquet").write_text("no parquet", encoding="utf-8")
     with pytest.raises(Exception, match=r"x\.parquet is not a Parquet file: .*; replace it"):
         built(name, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "labels",
+            {"classes": 4},
+            r"draws from 4 classes, but the model has 3; set conditioning\.options\.classes to 3",
+        ),
+        ("digits", {}, r"draws from 10 classes, but the model has 3; choose a dataset with as many"),
+        ("prompts", {}, r"the model is conditioned on class labels, which Prompts does not provide"),
+        ("image_parquet", {"label_column": "x"}, r"row 1 of .*i\.parquet has label 3 in column 'x', but the model has"),
+    ],
+)
+def test_labels_that_the_model_does_not_have_are_refused(
+    tmp_path: Path, name: str, options: dict[str, Any], message: str
+) -> None:
+    """Before a host starts; the numbers of prompts are not labels."""
+    path = {"path": parquet(tmp_path, x=[2, 3])} if name == "image_parquet" else {}
+    dataset = built(name, options | path)
+    with pytest.raises(ValueError, match=message):
+        dataset.check_labels(3, "the model")
+    if name != "prompts":
+        dataset.check_labels(10, "the model")
