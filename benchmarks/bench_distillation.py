@@ -28,6 +28,7 @@ import click
 import torch
 from torch import Tensor
 
+from orchestrator import plugins
 from orchestrator.hosts.host import Host
 from orchestrator.hosts.lockstep import Requests, run_in_lockstep
 from orchestrator.hosts.protocols import HostProtocol
@@ -349,10 +350,13 @@ def make_task(name: str, guidance_scale: float, seed: int, options: Options, sto
     pool = LocalPool(Host(HostSettings(adapter="zoo", options={"weights": name}, storage=storage.root)))
     facts = pool.call(Request.of(HostProtocol.facts))
 
+    conditioning = CONDITIONING.get(name, LABELS)
+
     def spec(stream: int, count: int, trajectory: bool) -> PairSpec:
         return PairSpec(
             model_digest=facts.digest,
-            conditioning=CONDITIONING.get(name, LABELS),
+            conditioning=conditioning,
+            content=plugins.build("datasets", conditioning["name"], conditioning["options"]).content,
             guidance_scale=guidance_scale,
             shape=facts.shape,
             seed=stream,

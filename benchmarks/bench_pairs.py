@@ -138,6 +138,7 @@ def pair_spec(facts: ModelFacts, pairs: int, batch: int, tolerance: float) -> Pa
     return PairSpec(
         model_digest=facts.digest,
         conditioning={"name": "labels", "options": {"classes": 10}},
+        content=plugins.build("datasets", "labels").content,
         guidance_scale=1.0,
         shape=facts.shape,
         seed=0,

@@ -105,7 +105,7 @@ def check_evaluation(config: ExperimentConfig) -> None:
     checked: list[Dataset] = []
     for name, dataset in datasets(config).items():
         with in_section(f"evaluation.datasets.{name}"):
-            built = plugins.build("datasets", dataset.name, dataset.options)
+            built = dataset.build("datasets")
             built.check()
             adapter.check_conditioning(config.model.options, built)
         for spec in specs:
@@ -238,6 +238,7 @@ class _Run:
             (name, scale): PairSpec(
                 model_digest=self.facts.digest,
                 conditioning=dataset.model_dump(),
+                content=dataset.build("datasets").content,
                 guidance_scale=scale,
                 shape=self.facts.shape,
                 seed=pairs.seed * SEED_STRIDE + STREAMS["test"],

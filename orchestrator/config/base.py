@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from orchestrator import plugins
 from orchestrator.errors import ConfigError
 from orchestrator.uris import values_without_secrets
 
@@ -71,3 +72,7 @@ class PluginConfig(Strict):
 
     name: str
     options: dict[str, Any] = {}
+
+    def build(self, kind: str) -> Any:
+        """The plugin of this kind; raises like :func:`orchestrator.plugins.build`."""
+        return plugins.build(kind, self.name, self.options)

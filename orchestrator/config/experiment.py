@@ -76,7 +76,7 @@ class ExperimentConfig(Strict):
             adapter = plugins.load("models", self.model.name)
             adapter.check(self.model.options)
         with in_section("conditioning"):
-            dataset = plugins.build("datasets", self.conditioning.name, self.conditioning.options)
+            dataset = self.conditioning.build("datasets")
             dataset.check()
             adapter.check_conditioning(self.model.options, dataset)
         if not self.fixed and not self.learned:

@@ -33,6 +33,7 @@ def pair_specs(config: ExperimentConfig, facts: ModelFacts) -> dict[PairKey, Pai
     specs: dict[PairKey, PairSpec] = {}
     pairs = config.pairs
     counts: dict[Split, int] = {"train": pairs.train, "validation": pairs.validation, "test": pairs.test}
+    content = config.conditioning.build("datasets").content
     # Only training pairs keep trajectories: validation and test compare final samples.
     stepwise = config.needs_trajectories
     for scale in config.guidance_scale:
@@ -44,6 +45,7 @@ def pair_specs(config: ExperimentConfig, facts: ModelFacts) -> dict[PairKey, Pai
                 specs[PairKey(split, scale, seed)] = PairSpec(
                     model_digest=facts.digest,
                     conditioning=config.conditioning.model_dump(),
+                    content=content,
                     guidance_scale=scale,
                     shape=facts.shape,
                     seed=pairs.seed * SEED_STRIDE + stream,

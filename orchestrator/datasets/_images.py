@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,10 @@ class ImageSet(Dataset):
     def __post_init__(self) -> None:
         if self.side is not None and self.side < 1:
             raise ValueError(f"side must be at least 1, got {self.side}")
+
+    def prepared(self, *images: Any) -> Iterable[Any]:
+        """Parts of the digest of real samples: how images are prepared, and the images."""
+        return [self.side, self.grayscale], *images
 
     def decoded(self, sources: Iterable[Path | bytes], names: Sequence[str]) -> npt.NDArray[np.float32]:
         """Images, (B, C, H, W) in [-1, 1], from paths or encoded bytes; ``names`` are for error messages.

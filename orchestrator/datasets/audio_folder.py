@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -125,6 +125,12 @@ class AudioFolder(Dataset):
 
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         return uniform(seed, indices, len(self.recordings))
+
+    def conditioned_on(self) -> Iterable[Any]:
+        return [row.transcript for row in self.recordings], self._voices, *self.real_parts()
+
+    def real_parts(self) -> Iterable[Any]:
+        return [recording.path for recording in self.recordings]
 
     def texts(self, conditions: Sequence[int]) -> list[str]:
         """The transcripts of these recordings."""

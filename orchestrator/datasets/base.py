@@ -11,12 +11,13 @@ Some metrics need further methods, which a dataset implements if it can:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.content import digest
 from orchestrator.randomness import generator
 
 IntArray = npt.NDArray[np.int64]
@@ -82,6 +83,34 @@ class Dataset(ABC):
         Raises:
             ValueError: A sample is missing or damaged, or of another size than the others; names it.
         """
+
+    @abstractmethod
+    def conditioned_on(self) -> Iterable[Any]:
+        """Everything that conditions, and the texts, spans and voices of conditions, depend on.
+
+        Parts are those of :func:`orchestrator.content.digest`. Content counts, and not the place of a file.
+        """
+
+    @property
+    def content(self) -> str:
+        """sha256 of :meth:`conditioned_on`; part of the digest of pairs."""
+        return digest(type(self).__name__, *self.conditioned_on())
+
+    def real_parts(self) -> Iterable[Any]:
+        """Everything that real samples depend on, as in :meth:`conditioned_on`. Override it with :meth:`real_samples`.
+
+        Raises:
+            ValueError: There are no real samples.
+        """
+        reference = self.reference()
+        if reference is None:
+            raise ValueError(f"{type(self).__name__} has no real samples")
+        return reference
+
+    @property
+    def real_content(self) -> str:
+        """sha256 of :meth:`real_parts`; measurements of real samples are stored under it."""
+        return digest(type(self).__name__, *self.real_parts())
 
     def reference(self) -> LabelledSamples | None:
         """The real samples of this dataset, or None if it has none."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,9 @@ class Cifar10(Dataset):
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         return uniform(seed, indices, len(CLASSES))
 
+    def conditioned_on(self) -> Iterable[Any]:
+        return (len(CLASSES),)
+
     @cached_property
     def _images(self) -> RowGroups:
         """The encoded images of the split; they are decoded on access.
@@ -87,6 +90,9 @@ class Cifar10(Dataset):
     def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
         images = np.stack([self._decoded(self._images[i], f"row {i} of {self.path}") for i in indices])
         return images.astype(np.float32) / 127.5 - 1
+
+    def real_parts(self) -> Iterable[Any]:
+        return self.path, self.side, self.grayscale
 
     def _check_size(self, size: tuple[int, int]) -> None:
         if size != (SIDE, SIDE):

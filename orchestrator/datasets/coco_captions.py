@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +69,12 @@ class CocoCaptions(ImageSet):
 
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         return uniform(seed, indices, len(self.captions))
+
+    def conditioned_on(self) -> Iterable[str]:
+        return self.captions
+
+    def real_parts(self) -> Iterable[Any]:
+        return self.prepared(*self._paths(range(self.real_count()))[0])
 
     def texts(self, conditions: Sequence[int]) -> list[str]:
         """The captions with these numbers."""

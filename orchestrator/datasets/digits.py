@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,6 +21,9 @@ class Digits(Dataset):
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         labels = self.reference().labels
         return labels[uniform(seed, indices, len(labels))]
+
+    def conditioned_on(self) -> Iterable[IntArray]:
+        return (self.reference().labels,)
 
     def reference(self) -> LabelledSamples:
         return _load()

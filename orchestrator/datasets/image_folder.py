@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,9 +72,19 @@ class ImageFolder(ImageSet):
         return max(1, len(self.classes))
 
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
+        return self._labels[uniform(seed, indices, len(self.files))]
+
+    @cached_property
+    def _labels(self) -> IntArray:
+        """The class of each image."""
         numbers = {name: number for number, name in enumerate(self.classes)}
-        drawn = uniform(seed, indices, len(self.files))
-        return np.array([numbers.get(self._place(self.files[i])[0], 0) for i in drawn], dtype=np.int64)
+        return np.array([numbers.get(self._place(path)[0], 0) for path in self.files], dtype=np.int64)
+
+    def conditioned_on(self) -> Iterable[IntArray]:
+        return (self._labels,)
+
+    def real_parts(self) -> Iterable[Any]:
+        return self.prepared(*self.files)
 
     def real_count(self) -> int:
         return len(self.files)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +86,14 @@ class ImageParquet(ImageSet):
         if self.text_column is not None:
             return drawn
         return self._labels[drawn] if self.label_column is not None else np.zeros_like(drawn)
+
+    def conditioned_on(self) -> Iterable[Any]:
+        if self.text_column is not None:
+            return self._texts
+        return (self._labels if self.label_column is not None else self.real_count(),)
+
+    def real_parts(self) -> Iterable[Any]:
+        return self.prepared(self.image_column, *self.files)
 
     @property
     def texts(self) -> Callable[[Sequence[int]], list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.datasets.base import Dataset, IntArray, uniform
@@ -33,6 +33,9 @@ class Labels(Dataset):
 
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         return uniform(seed, indices, self.classes)
+
+    def conditioned_on(self) -> Iterable[int]:
+        return (self.classes,)
 
 
 DATASET = Labels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +62,9 @@ class Prompts(Dataset):
 
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         return uniform(seed, indices, len(self._all))
+
+    def conditioned_on(self) -> Iterable[str]:
+        return self._all
 
     def texts(self, conditions: Sequence[int]) -> list[str]:
         """The prompts with these numbers."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +101,10 @@ class SpokenDigits(Dataset):
 
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
         return np.stack([self._plan(generator(seed, i, "condition")) for i in indices])
+
+    def conditioned_on(self) -> Iterable[Any]:
+        recordings = self.recordings
+        return self.speaker, recordings.speakers, recordings.digits, *recordings.features
 
     def _plan(self, rng: np.random.Generator) -> IntArray:
         speaker = self.speaker or self.speakers[rng.integers(len(self.speakers))]

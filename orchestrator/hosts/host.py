@@ -118,6 +118,11 @@ class Host(HostProtocol):
                 f"of device"
             )
         conditioning = plugins.build("datasets", spec.conditioning["name"], spec.conditioning["options"])
+        if conditioning.content != spec.content:
+            raise StoreError(
+                f"pair spec {spec.digest} is for other content of dataset {spec.conditioning['name']!r} than the "
+                f"files that this host reads; give every machine the same files, and start the command again"
+            )
         parts = [self._solve(spec, list(batch), conditioning) for batch in spec.batches(shard)]
         pairs = concatenate(parts)
         record = PairStore(self.storage, spec).write_shard(shard, pairs)
@@ -306,10 +311,9 @@ class Host(HostProtocol):
         forms = {"samples": (samples, pair_set.x1, self.model.data_range)}
         if any(spec.metric.sees == "images" for spec in metrics):
             forms["images"] = (self._shown(samples), self._shown(pair_set.x1), 2.0)
-        conditioning = plugins.build("datasets", store.spec.conditioning["name"], store.spec.conditioning["options"])
         for spec, key in zip(metrics, keys, strict=True):
             measured, reference, data_range = forms[spec.metric.sees]
-            values = spec.metric.measure(Batch(measured, None, conditioning, reference, data_range))
+            values = spec.metric.measure(Batch(measured, None, None, reference, data_range))
             write_values(self.storage, key, values.numpy())
             self.work.scored += len(samples)
         is_finite = torch.isfinite(samples.flatten(1)).all(dim=1)

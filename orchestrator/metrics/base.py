@@ -36,7 +36,7 @@ class Batch:
             'sound': waves (B, N) in [-1, 1]. All float32, all finite.
         conditions: Conditions drawn from the dataset, (B, ...), int64; None for real data, and for metrics that run on
             a host (``compares``).
-        dataset: Source of the conditions; for real data, source of the samples.
+        dataset: Source of the conditions; for real data, source of the samples. None for metrics that run on a host.
         reference: Ground truth of the same pairs in the same form; None if the metric does not compare.
         data_range: Largest minus smallest value of the data; 2 for images.
         rate: Sampling rate of sound, in samples per second.
@@ -44,7 +44,7 @@ class Batch:
 
     samples: Tensor
     conditions: npt.NDArray[np.int64] | None
-    dataset: Dataset
+    dataset: Dataset | None
     reference: Tensor | None = None
     data_range: float = 2.0
     rate: int | None = None
@@ -235,7 +235,7 @@ OPTIONAL = {
 """Optional methods of datasets, and what each returns."""
 
 
-def needs(dataset: Dataset, method: str, metric: str) -> Any:
+def needs(dataset: Dataset | None, method: str, metric: str) -> Any:
     """An optional method of a dataset that a metric needs.
 
     Args:

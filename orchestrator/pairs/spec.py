@@ -22,7 +22,9 @@ class PairSpec:
 
     Attributes:
         model_digest: sha256 of the model.
-        conditioning: Dataset plugin and options that condition pair i.
+        conditioning: Dataset plugin and options that condition pair i. They locate the content, and do not decide
+            anything by themselves: they are not part of the digest.
+        content: sha256 of the content of that dataset which the conditioning of pairs depends on.
         guidance_scale: Guidance scale; 1 is unguided.
         shape: Shape of one sample.
         seed: Seed of noise and conditioning.
@@ -37,6 +39,7 @@ class PairSpec:
 
     model_digest: str
     conditioning: dict[str, Any]
+    content: str
     guidance_scale: float
     shape: tuple[int, ...]
     seed: int
@@ -53,6 +56,7 @@ class PairSpec:
     def digest(self) -> str:
         """First 16 hex digits of the sha256 of the spec; the name of its folder."""
         content = dataclasses.asdict(self)
+        del content["conditioning"]  # the same content may lie elsewhere
         if not self.trajectory:
             del content["trajectory"]  # keeps the digests of stores that are older than this field
         return digest_of(content)
@@ -98,7 +102,7 @@ def _number(value: Any) -> bool:
 
 
 _FIELDS: dict[tuple[str, ...], Callable[[Any], bool]] = {
-    ("model_digest", "device_class"): lambda value: isinstance(value, str),
+    ("model_digest", "device_class", "content"): lambda value: isinstance(value, str),
     ("conditioning",): lambda value: isinstance(value, dict) and isinstance(value.get("name"), str),
     ("guidance_scale", "rtol", "atol"): _number,
     ("shape",): lambda value: len(value) <= 8 and all(_whole(size, 1) for size in value),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator import plugins
 from orchestrator.pairs import PairSpec
 
 
@@ -12,6 +13,7 @@ def pair_spec(**changes: Any) -> PairSpec:
     values: dict[str, Any] = {
         "model_digest": "m",
         "conditioning": {"name": "labels", "options": {"classes": 10}},
+        "content": plugins.build("datasets", "labels").content,
         "guidance_scale": 1.0,
         "shape": (1, 8, 8),
         "seed": 0,

@@ -250,6 +250,7 @@ def test_pairs_store_the_encoded_prompts(saved_pipeline: Path, tmp_path: Path) -
     spec = PairSpec(
         model_digest=host.model.digest,
         conditioning={"name": "prompts", "options": options},
+        content=Prompts(**options).content,
         guidance_scale=3.0,
         shape=host.model.shape,
         seed=0,
