@@ -86,7 +86,7 @@ def describe(error: BaseException, text: str | None = None) -> str:
     frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', lines)
     own = [frame for frame in frames if not frame[0].startswith((*LIBRARIES, "<")) and "site-packages" not in frame[0]]
     where = "{}, line {}, in {}: ".format(*(own or frames)[-1]) if frames else ""
-    message = str(error).strip()
+    message = _message(error)
     return f"{where}{type(error).__name__}" + (f": {message}" if message else "")
 
 
@@ -108,10 +108,16 @@ REMEDIES = {
 """What to do about errors of the operating system."""
 
 
+def _message(error: BaseException) -> str:
+    """The message of an exception; of Ray's, which quote tracebacks, the last line."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines and "ray::" in lines[0] else "\n".join(lines)
+
+
 def describe_outside(error: BaseException) -> str:
     """An error of a machine or a service in one line, with a remedy if there is a general one."""
     if not isinstance(error, OSError) or error.errno is None:
-        return " ".join(str(error).split()) or type(error).__name__
+        return " ".join(_message(error).split()) or type(error).__name__
     name = "" if error.filename is None else f"{error.filename}: "
     remedy = REMEDIES.get(error.errno)
     return f"{name}{(error.strerror or str(error)).lower()}" + (f"; {remedy}" if remedy else "")

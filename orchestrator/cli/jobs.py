@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,11 +128,16 @@ def evaluate(
     if as_json:
         from orchestrator.reports.tables import to_rows
 
-        click.echo(json.dumps(to_rows(outcome.scores), indent=1))
+        click.echo(json.dumps([_finite(row) for row in to_rows(outcome.scores)], indent=1, allow_nan=False))
     else:
         click.echo("\n".join(table.markdown() for table in outcome.tables))
         click.echo(f"report: {outcome.report}")
     exit_if_failed(outcome.failed, outcome.log)
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with null for numbers that are missing or infinite, which JSON cannot represent."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
 def _find_thetas(thetas: Sequence[str], experiment: str | None, config: ExperimentConfig) -> list[Any]:

@@ -96,6 +96,7 @@ def print_table(table: Sequence[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from orchestrator.metrics.base import shown_db
     from orchestrator.reports.sweep import not_finite, summary
 
     console = Console(highlight=False)
@@ -110,7 +111,7 @@ def print_table(table: Sequence[Row]) -> None:
             cells = []
             for nfe in nfes:
                 row = line["cells"].get(nfe)
-                text = "—" if row is None else f"{row.metrics['psnr_db']:.2f}{not_finite(row)}"
+                text = "—" if row is None else f"{shown_db(row.metrics['psnr_db'], 2)}{not_finite(row)}"
                 cells.append(f"[bold green]{text}[/]" if row is not None and line["best"][nfe] else text)
             output.add_row(line["name"], *cells, style="bold" if line["kind"] == "learned" else None)
         console.print(output)

@@ -18,6 +18,7 @@ from torch import Tensor
 from orchestrator import plugins
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.runs import LearnedRun, State
+from orchestrator.metrics.base import EXACT_DB
 from orchestrator.objectives.base import FamilyObjective
 from orchestrator.pool.requests import Ask, Request
 from solvers.distil.drive import drive, map_queries
@@ -25,9 +26,6 @@ from solvers.distil.methods.base import GradientQuery, LossAndGradient, LossQuer
 from solvers.distil.normal_equations import NormalEquations, total
 from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
-
-MAX_PSNR_DB = 300.0
-"""PSNR assigned to an exact sample when solvers are compared; beyond the reach of float64 rounding."""
 
 BLOCK = 64
 """Pairs whose losses are summed in one request. Fixed, so that sums do not depend on the number of hosts."""
@@ -86,7 +84,7 @@ def _mean_psnr(solver: NSSolver, pairs: str) -> Generator[Sequence[Request[Any]]
         return float("nan")
     (scores,) = yield [Request.of(HostProtocol.score, theta=theta, pairs=pairs, metrics=["psnr"])]
     # An exact sample has infinite PSNR; a single one would make the mean meaningless.
-    return float(np.mean(np.minimum(scores["psnr"], MAX_PSNR_DB)))
+    return float(np.mean(np.minimum(scores["psnr"], EXACT_DB)))
 
 
 def _requests(run: LearnedRun, query: Query) -> list[Request[Any]]:

@@ -203,10 +203,26 @@ class RateMetric(Metric):
         return rates
 
 
+EXACT_DB = 300.0
+"""PSNR recorded for a solver whose samples are all exact: finite, so that JSON and MLflow can hold it, and beyond the
+reach of float64 rounding. Tables show it as ∞."""
+
+
+def shown_db(value: float, digits: int) -> str:
+    """A PSNR with this number of digits, or ∞."""
+    return "∞" if value >= EXACT_DB else f"{value:.{digits}f}"
+
+
 def summarise(values: Sequence[float]) -> Summary:
-    """Mean and standard error of per-sample values, summed exactly (independent of their order)."""
+    """Mean and standard error of per-sample values, summed exactly (independent of their order).
+
+    Values that are not finite are counted and left out. If all are +inf, i.e. every sample is exact, the mean is
+    :data:`EXACT_DB`.
+    """
     finite = [value for value in values if math.isfinite(value)]
     count = len(finite)
+    if count == 0 and set(values) == {math.inf}:
+        return Summary(EXACT_DB, 0.0, len(values), 0)
     if count == 0:
         return Summary(math.nan, math.nan, 0, len(values))
     mean = math.fsum(finite) / count

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from orchestrator.features.base import fid_column
+from orchestrator.metrics.base import shown_db
 
 MARKERS = "osD^vP*X"
 
@@ -60,7 +61,7 @@ def markdown_table(rows: Sequence[ComparisonRow], features: str, real: str) -> s
     lines = ["| " + " | ".join((*columns, "bytes")) + " |", "|---" * 2 + "|---:" * (len(columns) - 1) + "|"]
     for row in rows:
         peers = [other for other in rows if other.nfe == row.nfe]
-        psnr = "—" if math.isinf(row.psnr_db) else f"{row.psnr_db:.1f} ± {row.psnr_stderr:.2f}"
+        psnr = "—" if math.isinf(row.psnr_db) else f"{shown_db(row.psnr_db, 1)} ± {row.psnr_stderr:.2f}"
         fid = f"{row.fid:.3f}"
         if len(peers) > 1:
             psnr = f"**{psnr}**" if row.psnr_db == max(peer.psnr_db for peer in peers) else psnr

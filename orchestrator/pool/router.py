@@ -312,8 +312,8 @@ def _final_error(error: RayTaskError, what: str) -> UserError | None:
     cause = _cause(error)
     if may_pass(cause):
         return None
-    final = cause if isinstance(cause, UserError) else CodeError(f"{what}: {describe(cause, error.traceback_str)}")
-    final.details = error.traceback_str
+    final = cause if isinstance(cause, UserError) else CodeError(f"{what}: {describe(cause, str(error))}")
+    final.details = str(error)
     return final
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 from orchestrator import plugins
 from orchestrator.audio.mel import LOUDEST, SILENCE
 from orchestrator.config.experiment import ExperimentConfig
-from orchestrator.metrics.base import Metric
+from orchestrator.metrics.base import EXACT_DB, Metric, shown_db
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.reports.folder import ReportFolder
@@ -83,6 +84,7 @@ def write_report(
         sections=sections,
         units={column: metric.heading for column, metric in metrics.items()},
         not_finite=not_finite,
+        shown_db=shown_db,
     )
     return written.files
 
@@ -149,7 +151,8 @@ def comparison_csv(table: Sequence[Row]) -> str:
 def curves(table: Sequence[Row], metric: Metric) -> Figure:
     """Plot a metric against NFE: learned solvers bold, fixed families solid on their best grid, dashed on the common.
 
-    Only the strongest solvers are drawn, as many as there are colours; the table has all of them.
+    Only the strongest solvers are drawn, as many as there are colours; the table has all of them. An infinite PSNR is
+    not drawn.
     """
     column = metric.column
     figure, axes = plt.subplots(figsize=(8.2, 4.8))
@@ -170,7 +173,10 @@ def curves(table: Sequence[Row], metric: Metric) -> Figure:
             points = sorted((r for r in table if r.kind == kind and r.label == label), key=lambda r: r.nfe)
             if not points:
                 continue
-            x, y = [r.nfe for r in points], [r.metrics[column] for r in points]
+            x = [r.nfe for r in points]
+            y = [
+                math.nan if column == "psnr_db" and r.metrics[column] >= EXACT_DB else r.metrics[column] for r in points
+            ]
             legend = {"learned": label, "start": f"start of {label}", "best grid": label, "common grid": None}[kind]
             axes.errorbar(
                 x, y, yerr=[r.stderr[column] for r in points], color=colours[label], label=legend, capsize=2, **style
@@ -233,7 +239,7 @@ def gallery(panel: Panel) -> Figure:
     )
     line = 0
     for strip in panel.strips:
-        title = strip.name if strip.psnr_db is None else f"{strip.name}\n{strip.psnr_db:.1f} dB"
+        title = strip.name if strip.psnr_db is None else f"{strip.name}\n{shown_db(strip.psnr_db, 1)} dB"
         _strip(grid[line], [_picture(sample) for sample in strip.samples], title)
         line += 1
         if strip is not panel.strips[0]:
@@ -302,5 +308,5 @@ def _cell(entry: dict[str, Any], nfe: int) -> str:
     if row is None:
         return "—"
     error = f" ± {row.stderr['psnr_db']:.2f}" if row.seeds > 1 else ""
-    text = f"{row.metrics['psnr_db']:.1f}{error}{not_finite(row)}"
+    text = f"{shown_db(row.metrics['psnr_db'], 1)}{error}{not_finite(row)}"
     return f"**{text}**" if entry["best"][nfe] else text

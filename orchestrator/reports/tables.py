@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from orchestrator.evaluation.bootstrap import Comparison
 from orchestrator.evaluation.run import Score
+from orchestrator.metrics.base import EXACT_DB
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ def shown(score: Score) -> str:
     omitted = f" ({score.summary.not_finite} not finite)" if score.summary.not_finite else ""
     if score.case.solver.kind == "ground truth" and score.metric.metric.compares:
         return "∞" if mean else "0"
+    if score.metric.metric.column == "psnr_db" and mean >= EXACT_DB:
+        return "∞"
     if not math.isfinite(mean):
         return f"—{omitted}"
     if not math.isfinite(stderr) or stderr <= 0:
