@@ -6,6 +6,7 @@ import errno
 import re
 import sysconfig
 import traceback
+from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.uris import without_secrets
@@ -75,17 +76,23 @@ OUTSIDE = ("ray", "mlflow", "sqlalchemy", "requests", "urllib3", "grpc", "botoco
 """Packages whose exceptions come from services and machines."""
 
 
-def describe(error: BaseException, text: str | None = None) -> str:
+PRODUCT = tuple(f"{Path(__file__).parents[1] / name}/" for name in ("orchestrator", "solvers", "sweeps"))
+
+
+def describe(error: BaseException, text: str | None = None, *, called: bool = False) -> str:
     """Type and message of an exception, with the line of code outside of libraries that raised it.
 
     Args:
         error: The exception.
         text: Its traceback as text, if the exception comes from another process.
+        called: Whether the exception comes from code that the program calls; its own lines are then left out.
     """
     lines = "".join(traceback.format_tb(error.__traceback__)) if text is None else text
     frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', lines)
-    own = [frame for frame in frames if not frame[0].startswith((*LIBRARIES, "<")) and "site-packages" not in frame[0]]
-    where = "{}, line {}, in {}: ".format(*(own or frames)[-1]) if frames else ""
+    others = (*LIBRARIES, "<", *(PRODUCT if called else ()))
+    own = [frame for frame in frames if not frame[0].startswith(others) and "site-packages" not in frame[0]]
+    shown = own if called else own or frames
+    where = "{}, line {}, in {}: ".format(*shown[-1]) if shown else ""
     message = _message(error)
     return f"{where}{type(error).__name__}" + (f": {message}" if message else "")
 

@@ -120,7 +120,9 @@ class ExternalModel(ModelAdapter):
             if derived or may_pass(error) or isinstance(error, UserError):
                 raise
             called = ", ".join(map(_described, ("x", "time", "label"), (inner, time, condition)))
-            raise CodeError(f"network {self.name} failed: {describe(error)}; it was called with {called}") from error
+            raise CodeError(
+                f"network {self.name} failed: {describe(error, called=True)}; it was called with {called}"
+            ) from error
         if not isinstance(output, Tensor) or output.shape != x.shape:
             got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise self.refused(

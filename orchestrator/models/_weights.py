@@ -14,6 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from orchestrator.errors import describe
+
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 LISTED = 5
@@ -112,7 +114,7 @@ def build_module(factory: Callable[..., Any], name: str, kwargs: Mapping[str, An
     try:
         module = factory(**kwargs)
     except Exception as error:  # the constructor may raise anything
-        raise ValueError(f"{name} with kwargs {dict(kwargs)} fails: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{name} with kwargs {dict(kwargs)} fails: {describe(error, called=True)}") from error
     if not isinstance(module, nn.Module):
         raise ValueError(f"{name} must return a torch.nn.Module, got {type(module).__name__}")
     return module
@@ -148,7 +150,7 @@ def import_factory(given: Any, folder: str | None) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except Exception as error:  # importing a user module may raise anything
         hint = "set path to the folder that holds it" if root is None else f"path {root} was searched too"
-        raise ValueError(f"factory={given!r} cannot be imported ({type(error).__name__}: {error}); {hint}") from error
+        raise ValueError(f"factory={given!r} cannot be imported ({describe(error, called=True)}); {hint}") from error
     origin = getattr(module, "__file__", None)
     if root is not None and (origin is None or not Path(origin).resolve().is_relative_to(root.resolve())):
         raise ValueError(
