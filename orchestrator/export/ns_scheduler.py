@@ -21,6 +21,12 @@ _CONTINUOUS: dict[bool, Scheduler] = {True: CondOT(), False: Cosine()}
 """Path of models without betas, by whether the model is a flow."""
 
 
+_WHOLE_PATH = (
+    "theta is a solver of the whole path from pure noise, and there is none yet for this kind of pipeline; use the "
+    "pipeline that theta was made for (text or class to image), or another scheduler here"
+)
+
+
 class NSSchedulerOutput(NamedTuple):
     """Result of :meth:`NSScheduler.step`.
 
@@ -41,7 +47,9 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
     2, XL), x0 is the noise itself. Other pipelines start at their noise, and x0 is that noise divided by a_0.
 
     Timesteps are real-valued. Like theta's times, they may repeat or run backwards. Only deterministic sampling of the
-    whole path is supported: eta, clipping, thresholding and a start in the middle (image to image) are not.
+    whole path from noise is supported. Refused are eta, clipping, a start in the middle or at an image with noise
+    (image to image), and changes of the state between steps (inpainting, callbacks). A pipeline that ends early, as
+    SDXL's with ``denoising_end``, cannot be recognised: what it returns is not a sample.
 
     Args:
         times: theta's t_0..t_{n-1}, with t=0 noise and t=1 data.
@@ -107,7 +115,10 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         else:
             timesteps = (self._train_timesteps if self.predicts == "velocity" else 1) * (1 - times)
         self.timesteps = timesteps.to(device=device, dtype=torch.float32)
+        self._begins_at = float(timesteps[0])
         self._x0: Tensor | None = None
+        self._returned: Tensor | None = None
+        self._state: Tensor | None = None
         self._velocities: list[Tensor] = []
 
     @property
@@ -126,10 +137,38 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
             ValueError: ``begin_index`` is not 0.
         """
         if begin_index != 0:
-            raise ValueError(f"theta is a solver of the whole path and cannot begin at step {begin_index}; begin at 0")
+            raise ValueError(f"the pipeline begins at step {begin_index}, but {_WHOLE_PATH}")
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Refused: pipelines mix noise and an image to begin there, or to keep parts of the image (inpainting).
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(f"the pipeline adds noise to an image, as image-to-image and inpainting do, but {_WHOLE_PATH}")
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Refused as :meth:`add_noise`, whose name this is in flow pipelines."""
+        return self.add_noise(sample, noise, timestep)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        """Look up ``name`` in the configuration, as every diffusers scheduler does.
+
+        Raises:
+            AttributeError: Nothing has this name.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise AttributeError(f"NSScheduler has no {name!r}; a pipeline that needs it cannot use theta") from error
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: str | torch.device | None = None, mu: float | None = None
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        mu: float | None = None,
+        sigmas: Any = None,
+        timesteps: Any = None,
     ) -> None:
         """Begin a new sample.
 
@@ -137,10 +176,13 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
             num_inference_steps: Number of steps; must be theta's NFE.
             device: Device for ``timesteps``.
             mu: Shift that FLUX and SD3 compute for their own grids. Ignored, since theta has its own grid.
+            sigmas, timesteps: Another grid, which the pipeline or its caller wants. Refused.
 
         Raises:
-            ValueError: ``num_inference_steps`` is not theta's NFE.
+            ValueError: ``num_inference_steps`` is not theta's NFE, or another grid is given.
         """
+        if sigmas is not None or timesteps is not None:
+            raise ValueError(f"the pipeline was given, or makes, its own sigmas or timesteps, but {_WHOLE_PATH}")
         if num_inference_steps != self.solver.nfe:
             raise ValueError(
                 f"this theta has {self.solver.nfe} steps, not {num_inference_steps}; call the pipeline with "
@@ -150,8 +192,8 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         self._start(device)
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
-        """Return the state unchanged: the network is evaluated on the path it was trained on."""
-        return sample
+        """Return a copy of the state: the network is evaluated on the path it was trained on, and may work in place."""
+        return sample.clone()
 
     def step(
         self,
@@ -167,14 +209,16 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
 
         Args:
             model_output: The network's output after guidance, (B, C, ...); extra channels (a variance) are dropped.
-            timestep: Timestep of the evaluation. Ignored: steps are counted, since theta's times may repeat.
-            sample: The state at which the network was evaluated, (B, C, ...).
+            timestep: Timestep of the evaluation. The first must be theta's; then steps are counted, since theta's times
+                may repeat.
+            sample: The state at which the network was evaluated, (B, C, ...): the one that the last step returned.
             eta, use_clipped_model_output, generator: Arguments of stochastic samplers. Nothing is drawn here, so
                 ``generator``, which pipelines pass to every scheduler, has no effect.
             return_dict: Whether to return an output object or a tuple.
 
         Raises:
-            ValueError: eta or clipping is requested, or all steps have been taken.
+            ValueError: eta or clipping is requested, all steps have been taken, the path does not begin at its
+                beginning, or the state has been changed since the last step.
         """
         if eta != 0 or use_clipped_model_output:
             raise ValueError(
@@ -184,14 +228,36 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         k = self.step_index
         if self.num_inference_steps is None or k >= self.solver.nfe:
             raise ValueError(f"step {k + 1} of a theta of {self.solver.nfe} steps; call set_timesteps for a new sample")
-        state = sample if sample.dtype == torch.float64 else sample.float()
+        given = self._own_state(sample, timestep)
+        state = given if given.dtype == torch.float64 else given.float()
         if self._x0 is None:
             self._x0 = state / self.init_noise_sigma
         self._velocities.append(self._velocity(model_output.to(state.dtype), state, self.solver.times[k]))
         following = self.solver.a[k + 1].to(state.dtype) * self._x0
         weights = self.solver.b[k + 1, : k + 1].to(device=state.device, dtype=state.dtype)
         following = (following + torch.tensordot(weights, torch.stack(self._velocities), dims=1)).to(sample.dtype)
+        self._returned, self._state = following, following.clone()
         return NSSchedulerOutput(following) if return_dict else (following,)
+
+    def _own_state(self, sample: Tensor, timestep: float | Tensor) -> Tensor:
+        """The state of this step as the last one computed it, which a network that works in place cannot have changed.
+
+        Raises:
+            ValueError: ``sample`` is another state, or the first step is not at theta's first timestep.
+        """
+        if self._state is None:
+            if abs(float(timestep) - self._begins_at) > 1e-3 * max(1.0, abs(self._begins_at)):
+                begun = f"the pipeline begins at timestep {float(timestep):g}, not at {self._begins_at:g}"
+                raise ValueError(f"{begun}, but {_WHOLE_PATH}")
+            return sample
+        if sample is not self._returned:
+            tolerance = 1e-4 if torch.finfo(sample.dtype).bits > 16 else 1e-2
+            if not bool((sample - self._state).float().norm() <= tolerance * self._state.float().norm()):
+                raise ValueError(
+                    f"the state was changed before step {self.step_index + 1}, as inpainting and callbacks do, but "
+                    f"{_WHOLE_PATH}"
+                )
+        return self._state
 
     def _velocity(self, output: Tensor, state: Tensor, t: Tensor) -> Tensor:
         channels = 1 if state.ndim < 2 else state.shape[1]

@@ -10,6 +10,7 @@ import diffusers
 import pytest
 import tiny_pipelines as tiny
 import torch
+from PIL import Image
 from torch import Tensor
 
 from orchestrator.datasets.prompts import Prompts
@@ -25,6 +26,7 @@ from solvers.ns import InvalidThetaError, NSSolver
 from solvers.theta import ThetaArtifact
 
 NFE = 6
+SIZES = {"height": tiny.SIDE, "width": tiny.SIDE}
 
 
 def make_theta(model: DiffusersModel, scale: float, family: Family | None = None) -> ThetaArtifact:
@@ -227,9 +229,75 @@ def test_stochastic_and_clipping_options_are_rejected(scheduler: Any, options: d
 
 
 def test_a_start_in_the_middle_is_rejected(scheduler: Any) -> None:
-    """Image-to-image would start at a state that theta does not compute."""
-    with pytest.raises(ValueError, match=r"a solver of the whole path and cannot begin at step 3; begin at 0"):
+    """Some pipelines cut the timesteps and say so; others only cut them."""
+    with pytest.raises(ValueError, match=r"begins at step 3, but theta is a solver of the whole path from pure noise"):
         scheduler.set_begin_index(3)
+    x, t = torch.zeros(1, 3, 8, 8), scheduler.timesteps[2]
+    with pytest.raises(ValueError, match=rf"begins at timestep {float(t):g}, not at .*, but theta is a solver of the"):
+        scheduler.step(x, t, x)
+
+
+def test_a_state_that_is_changed_between_steps_is_rejected(scheduler: Any) -> None:
+    """theta computes the next state from the noise and the velocities, so a change would be lost."""
+    x, (first, second, *_) = torch.ones(1, 3, 8, 8), scheduler.timesteps
+    state = scheduler.step(x, first, x).prev_sample
+    with pytest.raises(ValueError, match=r"was changed before step 2, as inpainting and callbacks do, but theta is a"):
+        scheduler.step(x, second, torch.where(torch.arange(8) < 4, state, 0.0))
+    copied = scheduler.step(x, second, state.clone()).prev_sample
+    assert torch.isfinite(copied).all()
+
+
+def test_what_a_network_does_to_its_input_does_not_reach_the_scheduler() -> None:
+    """Pipelines without guidance pass the state itself to the network, after ``scale_model_input``."""
+    pipe = tiny.stable_diffusion()
+    model = DiffusersModel.of(pipe)
+    artifact = make_theta(model, 1.0)
+    expected = tiny.run(pipe, ns_scheduler(artifact, pipe), NFE, 1.0, model.shape)
+
+    def overwrite(module: Any, inputs: Any, output: Any) -> None:
+        inputs[0].zero_()
+
+    pipe.unet.register_forward_hook(overwrite)
+    assert torch.equal(tiny.run(pipe, ns_scheduler(artifact, pipe), NFE, 1.0, model.shape), expected)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [
+        ("sd-epsilon", "StableDiffusionImg2ImgPipeline"),
+        ("sd-epsilon", "StableDiffusionInpaintPipeline"),
+        ("sdxl", "StableDiffusionXLImg2ImgPipeline"),
+        ("sdxl", "StableDiffusionXLInpaintPipeline"),
+        ("sd3", "StableDiffusion3Img2ImgPipeline"),
+        ("flux", "FluxImg2ImgPipeline"),
+        ("flux", "FluxInpaintPipeline"),
+    ],
+)
+def test_pipelines_that_start_from_an_image_are_refused(kind: str, other: str, strength: float) -> None:
+    """Real pipelines on the components of those that theta was made for; the sentence names what to use instead."""
+    make, scale = tiny.KINDS[kind]
+    pipe = make()
+    model = DiffusersModel.of(pipe, tiny.sample_size(pipe))
+    pipe.scheduler = ns_scheduler(make_theta(model, scale), pipe)
+    unchecked = {"requires_safety_checker": False} if kind == "sd-epsilon" else {}
+    edits = getattr(diffusers, other)(**pipe.components, **unchecked)
+    edits.set_progress_bar_config(disable=True)
+    image = Image.new("RGB", (tiny.SIDE, tiny.SIDE))
+    mask = {"mask_image": Image.new("L", (tiny.SIDE, tiny.SIDE), 255)} if "Inpaint" in other else {}
+    sizes = {} if other in ("StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline") else SIZES
+    options = {"image": image, "strength": strength, "num_inference_steps": NFE, "guidance_scale": scale} | sizes | mask
+    with pytest.raises(
+        ValueError, match=r"theta is a solver of the whole path .* use the pipeline that theta was made"
+    ):
+        edits(prompt="a cat", output_type="latent", **options)
+
+
+def test_an_unknown_attribute_of_the_scheduler_names_theta(scheduler: Any) -> None:
+    """Pipelines for one class of scheduler ask for its own attributes."""
+    assert not hasattr(scheduler, "sigmas")
+    with pytest.raises(AttributeError, match=r"NSScheduler has no 'undo_step'; a pipeline that needs it cannot use"):
+        scheduler.undo_step(None, None)
 
 
 def test_a_step_after_the_last_is_rejected(scheduler: Any) -> None:
