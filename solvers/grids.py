@@ -11,7 +11,10 @@ from torch import Tensor
 from solvers.schedulers.base import TIME_TOLERANCE, Scheduler
 
 LOG_SNR_MARGIN = 1e-3
-"""Margin of a log-SNR grid at each end, as a share of the domain; its first and last step extend over it."""
+"""Margin of a log-SNR grid at an end with infinite log-SNR, as a share of the domain; the outermost step spans it."""
+
+SD3_LEVELS = 1000
+"""Noise levels that SD3 was trained on; its grids end at the least of them before they go on to the data."""
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "uniform": (),
@@ -20,6 +23,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "polynomial": ("rho",),
     "edm": ("rho", "sigma_min", "sigma_max"),
     "shifted": ("shift",),
+    "sd3": ("shift",),
     "given": ("listed",),
     "ays": ("table",),
 }
@@ -48,15 +52,17 @@ class Grid:
 
     - 'uniform': t = r.
     - 'warped': t = (1 - (1-r)^p)^q. p > 1 concentrates steps near the data, q > 1 near the noise.
-    - 'shifted': t = r / (shift - (shift - 1) r). shift > 1 concentrates steps near the noise, as in SD3 and FLUX (Esser
-      et al. 2024, eq. 23, which is the same formula in the noise level 1 - t).
+    - 'shifted': t = r / (shift - (shift - 1) r). shift > 1 concentrates steps near the noise (Esser et al. 2024, eq.
+      23, which is the same formula in the noise level 1 - t). It is the grid of FLUX's pipelines with shift = e^mu,
+      where mu depends on the resolution.
+    - 'sd3': the grid of SD3's pipelines (:func:`sd3_times`), whose last step is shorter than that of 'shifted'.
     - 'given': times listed by the user; the ends of the domain may be left out.
 
     Kinds defined by their noise levels sigma/alpha, so that they suit every scheduler:
 
-    - 'log_snr': uniform in log-SNR. 'polynomial': uniform in (sigma/alpha)^(1/rho). Both between two times just inside
-      the ends (LOG_SNR_MARGIN), since log-SNR is infinite at the ends of most paths. The outermost points are then
-      moved to the ends.
+    - 'log_snr': uniform in log-SNR. 'polynomial': uniform in (sigma/alpha)^(1/rho). Both lie exactly between the
+      ends, as in the papers, if log-SNR is finite there. At an end with infinite log-SNR they begin or stop just inside
+      it (LOG_SNR_MARGIN), and the outermost point is then moved to the end.
     - 'edm': EDM's sampler (Karras et al. 2022, eq. 5): n levels from sigma_max to sigma_min, uniform in the 1/rho-th
       power, then the path's end. Levels outside the path are cut off. The grid begins at ``t_min`` if the path starts
       with at most sigma_max, and later otherwise. If the path ends with sigma_min or more, its end is the last level.
@@ -69,7 +75,7 @@ class Grid:
         p, q: Exponents of 'warped', positive.
         rho: Exponent of 'polynomial' and 'edm', positive. Larger values put more steps near the data.
         sigma_min, sigma_max: Noise levels of 'edm', in sigma/alpha.
-        shift: The time shift of 'shifted', positive; 3 in SD3.
+        shift: The time shift of 'shifted' and 'sd3', positive; 3 in SD3.
         listed: The times of 'given', strictly increasing.
         table: The table of 'ays': sd15, sdxl, deepfloyd or svd.
 
@@ -170,6 +176,8 @@ class Grid:
                 return (1 - (1 - r) ** self.p) ** self.q
             case "shifted":
                 return shift_times(r, self.shift)
+            case "sd3":
+                return sd3_times(r, self.shift)
         return r
 
     def _given(self, steps: int, scheduler: Scheduler) -> Tensor:
@@ -189,11 +197,13 @@ class Grid:
         return torch.tensor([scheduler.t_min, *inner, scheduler.t_max], dtype=torch.float64)
 
     def _between_margins(self, r: Tensor, scheduler: Scheduler) -> Tensor:
-        # Log-SNR is infinite at the ends of most paths. So the grid lies between two times just inside the ends, and
-        # ``times`` then moves its outermost points to the ends.
+        low, high = scheduler.lambda_(scheduler.t_min), scheduler.lambda_(scheduler.t_max)
         margin = LOG_SNR_MARGIN * (scheduler.t_max - scheduler.t_min)
-        low = scheduler.lambda_(scheduler.t_min + margin)
-        high = scheduler.lambda_(scheduler.t_max - margin)
+        # ``times`` moves the outermost points to the ends.
+        if not bool(torch.isfinite(low)):
+            low = scheduler.lambda_(scheduler.t_min + margin)
+        if not bool(torch.isfinite(high)):
+            high = scheduler.lambda_(scheduler.t_max - margin)
         if self.kind == "log_snr":
             lambda_ = low + r * (high - low)
         else:
@@ -239,8 +249,24 @@ class Grid:
 
 
 def shift_times(r: Tensor, shift: float) -> Tensor:
-    """r / (shift - (shift - 1) r) on [0, 1]: the time shift of SD3, with t = 1 - noise level; float64, same shape."""
+    """r / (shift - (shift - 1) r) on [0, 1]: the time shift of flow models, with t = 1 - noise level; same shape."""
     return r / (shift - (shift - 1) * r)
+
+
+def sd3_times(r: Tensor, shift: float) -> Tensor:
+    """The grid of SD3's pipelines, FlowMatchEulerDiscreteScheduler with a static shift in diffusers.
+
+    All points but the last are stretched to end at the least trained noise level, 1/1000, shifted. They are then
+    shifted (so that level is shifted twice), and the last step goes on to the data.
+
+    Args:
+        r: Rising from 0 to 1, shape (n + 1,), float64; uniform in SD3.
+        shift: Positive.
+    """
+    if len(r) > 2:
+        least = shift_times(torch.tensor(1 - 1 / SD3_LEVELS, dtype=r.dtype), shift)
+        r = torch.cat([r[:-1] / r[-2] * least, r[-1:]])
+    return shift_times(r, shift)
 
 
 def _uniform(steps: int) -> Tensor:

@@ -52,6 +52,9 @@ class Preconditioned(Scheduler):
         point = self.base.path(t)
         return point._replace(sigma=self.sigma0 * point.sigma, d_sigma=self.sigma0 * point.d_sigma)
 
+    def knots(self, first: float, last: float) -> Tensor:
+        return self.base.knots(first, last)
+
     def time_at_angle(self, angle: Tensor) -> Tensor:
         return self.base.time_at_angle(torch.atan2(self.sigma0 * torch.sin(angle), torch.cos(angle)))
 

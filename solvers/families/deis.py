@@ -15,7 +15,10 @@ from solvers.field import VelocityField
 from solvers.schedulers.base import Scheduler
 
 QUADRATURE_NODES = 64
-"""Gauss-Legendre nodes per coefficient integral, accurate to 1e-12 for the schedulers of this package."""
+"""Gauss-Legendre nodes per coefficient integral, accurate to 1e-11 on smooth paths."""
+
+NODES_PER_PIECE = 12
+"""The same between two knots of a path that is smooth only piecewise."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def time_weights(scheduler: Scheduler, nodes: Tensor, t_next: Tensor) -> Tensor:
     """Weights of the noise predictions at ``nodes`` in their mean over sigma/alpha from ``nodes[0]`` to ``t_next``.
 
     The mean is that of the polynomial in t through the predictions. It is integrated over w = asinh(sigma/alpha), in
-    which t is smooth both down to sigma = 0 and over many orders of magnitude of sigma/alpha.
+    which t is smooth both down to sigma = 0 and over many orders of magnitude of sigma/alpha, piece by piece between
+    the knots of the path.
 
     Args:
         scheduler: Scheduler of the field.
@@ -72,11 +76,13 @@ def time_weights(scheduler: Scheduler, nodes: Tensor, t_next: Tensor) -> Tensor:
     """
     t = nodes[0]
     step = t_next - t
-    first, last = (torch.asinh(point.sigma / point.alpha) for point in (scheduler(t), scheduler(t_next)))
-    abscissae, gauss = gauss_legendre(QUADRATURE_NODES)
-    w = first + (last - first) * abscissae
+    knots = scheduler.knots(float(t.detach()), float(t_next.detach()))
+    point = scheduler(torch.cat([t.reshape(1), knots, t_next.reshape(1)]))
+    edges = torch.asinh(point.sigma / point.alpha)
+    abscissae, gauss = gauss_legendre(NODES_PER_PIECE if len(knots) else QUADRATURE_NODES)
+    w = (edges[:-1, None] + edges.diff()[:, None] * abscissae).flatten()
     # d(sigma/alpha) = cosh(w) dw, and snr = 1/sinh(w).
-    density = gauss * torch.cosh(w)
+    density = (edges.diff()[:, None] * gauss).flatten() * torch.cosh(w)
     fractions = (scheduler.time_at_angle(torch.atan2(torch.ones_like(w), torch.sinh(w))) - t) / step
     powers = fractions.unsqueeze(0) ** torch.arange(len(nodes), dtype=torch.float64).unsqueeze(1)
     return moment_weights((nodes - t) / step, (powers * density).sum(1) / density.sum())

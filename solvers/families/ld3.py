@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,11 +20,14 @@ from solvers.families._learned import (
     target_scheduler,
 )
 from solvers.families._named import named_family
-from solvers.families.base import Family, GridSolver, LearnableFamily
+from solvers.families.base import Family, GridSolver, LearnableFamily, as_dtype
 from solvers.field import VelocityField
 from solvers.ns import NSSolver
-from solvers.schedulers.base import Scheduler
+from solvers.prediction import endpoints_from_velocity
+from solvers.schedulers.base import PathPoint, Scheduler
 from solvers.to_ns import to_ns
+
+Held = Literal["velocity", "sample", "epsilon"]
 
 WINDOW = 0.5
 """Largest shift of a network time from its solver time, in units of the smallest step (the published setting)."""
@@ -38,9 +41,11 @@ class LD3(LearnableFamily):
     ends of most paths. The ends are fixed.
 
     ``decoupled`` learns the network's times separately from the solver's: the k-th query keeps the solver's
-    coefficients for the time t_k, but evaluates the velocity at t_k + delta_k. In (T, a, b) this moves T and leaves
-    a and b unchanged. The first query stays at the start of the domain. The published code decouples the data
-    prediction of an epsilon network in the same way.
+    coefficients for the time t_k, but evaluates the network at t_k + delta_k. The first query stays at the start of the
+    domain. ``holds`` is the quantity that is carried from the network's time to the solver's. The velocity is the
+    default: in (T, a, b) it moves T and leaves a and b unchanged. The published code carries the prediction that its
+    solver uses, converted at the network's time: 'sample' for a data-prediction solver such as dpmpp_2m, 'epsilon' for
+    a noise-prediction solver.
 
     Parameters: m logits, one per grid step (their mean has no effect), and if decoupled n - 1 shifts delta_1..
     delta_{n-1}, for the n evaluations that m steps of the inner family make.
@@ -49,16 +54,22 @@ class LD3(LearnableFamily):
         inner: Module name of the fixed family whose grid is learned.
         inner_options: Its options.
         decoupled: Whether to learn the network's times separately.
+        holds: What a decoupled query carries to the solver's time: 'velocity', 'sample' or 'epsilon'.
     """
 
     inner: str = "dpmpp_2m"
     inner_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     decoupled: bool = False
+    holds: Held = "velocity"
     source = "Tong et al. 2024 (LD3)"
 
     def __post_init__(self) -> None:
         if not isinstance(self.decoupled, bool):
             raise ValueError(f"decoupled must be true or false, got {self.decoupled!r}")
+        if self.holds not in get_args(Held):
+            raise ValueError(f"holds must be one of {', '.join(get_args(Held))}, got {self.holds!r}")
+        if self.holds != "velocity" and not self.decoupled:
+            raise ValueError(f"holds={self.holds!r} has an effect only with decoupled=true; set it, or leave it out")
         named_family(self.inner, self.inner_options)
 
     @cached_property
@@ -72,7 +83,8 @@ class LD3(LearnableFamily):
 
     @property
     def label(self) -> str:
-        return f"LD3 {self.family.label}{' decoupled' if self.decoupled else ''}"
+        held = f" {self.holds}" if self.holds != "velocity" else ""
+        return f"LD3 {self.family.label}{' decoupled' if self.decoupled else ''}{held}"
 
     def starts_from(self, family: Family) -> bool:
         return family == self.family
@@ -109,7 +121,7 @@ class LD3(LearnableFamily):
 
     def _on_times(self, parameters: Tensor, target: Scheduler) -> _OnTimes:
         steps, nfe = self._counts(parameters)
-        return _OnTimes(self.family, nfe, rising_times(parameters[:steps], target), parameters[steps:])
+        return _OnTimes(self.family, nfe, rising_times(parameters[:steps], target), parameters[steps:], self.holds)
 
     def _counts(self, parameters: Tensor) -> tuple[int, int]:
         """(grid steps, evaluations) of a parameter vector.
@@ -140,28 +152,43 @@ class _OnTimes:
     nfe: int
     times: Tensor
     shifts: Tensor
+    holds: Held
 
     def sample(self, velocity: VelocityField, x0: Tensor) -> Tensor:
         start = velocity.scheduler.sigma(self.times[0]).to(x0.dtype) * x0
-        field = _Shifted(velocity, self.shifts) if len(self.shifts) else velocity
+        field = _Shifted(velocity, self.shifts, self.holds) if len(self.shifts) else velocity
         return self.family.integrate(field, start, self.times)
 
 
 class _Shifted:
-    """A field evaluated at other times than the solver uses: the time of query k > 0 is moved by shifts[k-1]."""
+    """A field evaluated at other times than the solver uses: the time of query k > 0 is moved by shifts[k-1].
 
-    def __init__(self, field: VelocityField, shifts: Tensor):
+    The result is the velocity at the solver's time that implies the held quantity.
+    """
+
+    def __init__(self, field: VelocityField, shifts: Tensor, holds: Held):
         self.field = field
         self.scheduler = field.scheduler
         self.shifts = shifts
+        self.holds = holds
         self.queries = 0
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        if self.queries:
-            # The clamp only corrects rounding, since project keeps the sum inside the domain.
-            t = (t + self.shifts[self.queries - 1]).clamp(self.scheduler.t_min, self.scheduler.t_max)
         self.queries += 1
-        return self.field(x, t)
+        if self.queries == 1:
+            return self.field(x, t)
+        # The clamp only corrects rounding, since project keeps the sum inside the domain.
+        moved = (t + self.shifts[self.queries - 2]).clamp(self.scheduler.t_min, self.scheduler.t_max)
+        velocity = self.field(x, moved)
+        if self.holds == "velocity":
+            return velocity
+        data, noise = endpoints_from_velocity(velocity, x, self.scheduler(moved))
+        at = PathPoint(*(as_dtype(value, x) for value in self.scheduler(t)))
+        if self.holds == "sample":
+            noise = (x - at.alpha * data) / at.sigma
+        else:
+            data = (x - at.sigma * noise) / at.alpha
+        return at.d_alpha * data + at.d_sigma * noise
 
 
 FAMILY = LD3

@@ -10,6 +10,9 @@ from torch import Tensor
 MAX_ITERATIONS = 100
 """Bisection alone needs 53 iterations to exhaust float64."""
 
+STUCK = 1e-12
+"""Relative distance from the target at which a Newton step of length zero is not convergence."""
+
 
 def invert_increasing(
     function: Callable[[Tensor], tuple[Tensor, Tensor]],
@@ -23,14 +26,14 @@ def invert_increasing(
     A target below f(low) or above f(high) gives ``low`` or ``high``; NaN gives NaN.
 
     Args:
-        function: Maps x to (f(x), f'(x)), elementwise, with f strictly increasing; f' may be infinite or zero at the
-            ends.
+        function: Maps x to (f(x), f'(x)), elementwise, with f strictly increasing; f' may be infinite or zero.
         target: float64, any shape.
         low, high: Ends of the interval.
         guess: Initial x, with the shape of ``target``; default the middle.
 
     Returns:
-        x up to rounding, with the shape of ``target``; its first derivative in ``target`` is 1 / f'(x).
+        x up to rounding, with the shape of ``target``; its first derivative in ``target`` is 1 / f'(x), and 0 where
+        f' is infinite, zero or undefined.
     """
     goal = target.detach()
     with torch.no_grad():
@@ -41,8 +44,10 @@ def invert_increasing(
             below = value < goal
             lower, upper = torch.where(below, x, lower), torch.where(below, upper, x)
             newton = x - (value - goal) / slope
-            # The test is False for NaN too, so an undefined Newton step falls back to bisection.
-            usable = (newton >= lower) & (newton <= upper)
+            # The test is False for NaN too, so an undefined Newton step falls back to bisection. So does a step that
+            # does not move x although f(x) is far from the target: the slope is infinite or nearly so.
+            stuck = (newton == x) & ((value - goal).abs() > STUCK * (goal.abs() + value.abs()))
+            usable = (newton >= lower) & (newton <= upper) & ~stuck
             updated = torch.where(usable, newton, (lower + upper) / 2)
             moved = float((updated - x).abs().max())
             x = updated

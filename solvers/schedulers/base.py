@@ -79,6 +79,10 @@ class Scheduler(ABC):
     def time_at_angle(self, angle: Tensor) -> Tensor:
         """The inverse of :meth:`angle`: the time with snr(t) = tan(angle)."""
 
+    def knots(self, first: float, last: float) -> Tensor:
+        """Rising times strictly between ``first`` and ``last`` where the path is not smooth, shape (k,), float64."""
+        return torch.zeros(0, dtype=torch.float64)
+
     def __call__(self, t: float | Tensor) -> PathPoint:
         return self.path(as_time(t))
 

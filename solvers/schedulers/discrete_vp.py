@@ -110,6 +110,10 @@ class DiscreteVP(Scheduler):
         d_alpha = self.timesteps * slope
         return PathPoint(alpha=alpha, sigma=sigma, d_alpha=d_alpha, d_sigma=-alpha * d_alpha / sigma)
 
+    def knots(self, first: float, last: float) -> Tensor:
+        times = 1 - torch.arange(self.timesteps - 1, 0, -1, dtype=torch.float64) / self.timesteps
+        return times[(times > first) & (times < last)]
+
     def time_at_angle(self, angle: Tensor) -> Tensor:
         """The time with snr(t) = tan(angle); t = 0 for more noise than the path has."""
         # 1 - sin(angle), computed without cancellation near the data.

@@ -40,12 +40,25 @@ class VP(Scheduler):
         return PathPoint(alpha=alpha, sigma=sigma, d_alpha=d_alpha, d_sigma=-alpha * d_alpha / sigma)
 
     def time_at_angle(self, angle: Tensor) -> Tensor:
-        # sin(angle) = alpha. Solve slope s^2 + (b/2) s = -log alpha for s, without cancellation at small s.
+        # Solve slope s^2 + (b/2) s = -log alpha for s, without cancellation at small s.
         slope = (self.beta_max - self.beta_min) / 4
         half_b = self.beta_min / 2
-        neg_log_alpha = -0.5 * torch.log1p(-(torch.cos(angle) ** 2))
+        neg_log_alpha = _neg_log_sin(angle)
         s = 2 * neg_log_alpha / (half_b + torch.sqrt(half_b**2 + 4 * slope * neg_log_alpha))
         return 1 - s
+
+
+def _neg_log_sin(angle: Tensor) -> Tensor:
+    """-log sin(angle), exact to rounding from pure noise to the data, where alpha = sin and sigma = cos of the angle.
+
+    Near the data alpha is 1 to rounding, so the smaller of the two is taken. At 0 it is a large finite number, so that
+    the time is far before the path and not undefined.
+    """
+    alpha, sigma = torch.sin(angle), torch.cos(angle)
+    noisy = alpha < sigma
+    # The branch that is not taken gets a harmless argument, so that its derivative is finite.
+    from_alpha = -torch.log(torch.where(noisy, alpha, 1.0).clamp_min(torch.finfo(alpha.dtype).tiny))
+    return torch.where(noisy, from_alpha, -0.5 * torch.log1p(-(torch.where(noisy, 0.0, sigma) ** 2)))
 
 
 SCHEDULER = VP

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from oracles import fine_rk4, gaussian, mixture, noise, relative_error
@@ -26,7 +27,8 @@ from solvers.families.ipndm import IPNDM
 from solvers.families.unipc import UniPC
 from solvers.field import CountingField, FunctionField
 from solvers.grids import UNIFORM, Grid
-from solvers.schedulers import VP, CondOT, Cosine, Scheduler
+from solvers.scale_time import Preconditioned
+from solvers.schedulers import VP, CondOT, Cosine, DiscreteVP, Scheduler
 
 PREDICTIONS: list[EndpointPrediction] = ["epsilon", "sample"]
 
@@ -107,35 +109,38 @@ def test_a_prediction_at_pure_noise_has_zero_weight(prediction: EndpointPredicti
     torch.testing.assert_close(far, torch.cat([without, _tensor(0.0)]), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("path", [CondOT(), Cosine(), VP()], ids=lambda path: path.name)
-@pytest.mark.parametrize("times", [(0.02, 0.25, 0.5, 0.7), (0.25, 0.5, 0.75, 1.0)], ids=["inside", "to_the_data"])
-def test_deis_coefficients_match_the_papers_integrals(path: Scheduler, times: tuple[float, ...]) -> None:
-    """Each weight is the integral of a Lagrange polynomial in t over sigma/alpha, by adaptive quadrature in t.
+@pytest.mark.parametrize(
+    "path",
+    [CondOT(), Cosine(), VP(), DiscreteVP(), Preconditioned(base=DiscreteVP(), sigma0=2.0)],
+    ids=lambda p: p.name,
+)
+@pytest.mark.parametrize("end", [0.7, 0.7003, 1.0], ids=["inside", "between_knots", "to_the_data"])
+def test_deis_coefficients_match_the_papers_integrals(path: Scheduler, end: float) -> None:
+    """Each weight is the integral of a Lagrange polynomial in t over sigma/alpha, to 1e-11, by quadrature in t.
 
-    Steps to t = 1 are included, where VP's d(sigma/alpha)/dt is infinite.
+    Steps to t = 1 are included, where VP's d(sigma/alpha)/dt is infinite, and paths that are smooth only between the
+    timesteps of a network.
     """
-    *past, t, t_next = times
-    nodes = [t, *reversed(past)]
-
-    def density(at: float) -> float:
-        point = path(at)
-        return float((point.d_sigma * point.alpha - point.sigma * point.d_alpha) / point.alpha**2)
-
-    def lagrange(j: int, at: float) -> float:
-        return math.prod((at - other) / (nodes[j] - other) for k, other in enumerate(nodes) if k != j)
-
-    # The substitution t = t' - (t' - t) z^2 removes VP's square-root singularity at t = 1.
-    def integral(g: Callable[[float], float]) -> float:
-        def integrand(z: float) -> float:
-            at = t_next - (t_next - t) * z * z
-            return g(at) * density(at) * 2 * (t_next - t) * z
-
-        return quad(integrand, 0, 1, epsabs=0, epsrel=1e-11)[0]
-
-    total = integral(lambda _: 1.0)
-    expected = [integral(lambda at, j=j: lagrange(j, at)) / total for j in range(len(nodes))]
-    weights = time_weights(path, _tensor(*nodes), _tensor(t_next).squeeze())
-    assert weights.tolist() == pytest.approx(expected, rel=1e-7)
+    nodes = _tensor(0.5, 0.25, 0.02)
+    t, t_next = nodes[0], torch.tensor(min(end, path.t_max), dtype=torch.float64)
+    # The substitution t = t' - (t' - t) z^2 removes VP's square-root singularity at t = 1. The edges of the pieces
+    # include all timesteps.
+    knots = path.knots(float(t), float(t_next))
+    even = torch.linspace(0, 1, 65, dtype=torch.float64)
+    pieces = torch.cat([((t_next - knots) / (t_next - t)).sqrt(), even]).sort()[0]
+    abscissae, gauss = (torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(24))
+    width = pieces.diff()[:, None]
+    z = (pieces[:-1, None] + width * (abscissae + 1) / 2).flatten()
+    at = t_next - (t_next - t) * z**2
+    point = path(at)
+    density = (point.d_sigma * point.alpha - point.sigma * point.d_alpha) / point.alpha**2
+    measure = (width * gauss / 2).flatten() * density * 2 * (t_next - t) * z
+    lagrange = [
+        math.prod([(at - other) / (node - other) for k, other in enumerate(nodes) if k != j])
+        for j, node in enumerate(nodes)
+    ]
+    expected = torch.stack([(measure * basis).sum() for basis in lagrange]) / measure.sum()
+    torch.testing.assert_close(time_weights(path, nodes, t_next), expected, rtol=0, atol=1e-11)
 
 
 def test_dpmpp_3m_weighs_the_second_difference_by_half() -> None:

@@ -22,6 +22,7 @@ from oracles import (
 )
 from torch import Tensor
 
+from solvers.families._dpmpp import DPMppMultistep
 from solvers.families.adams_bashforth import AdamsBashforth, variable_step_weights
 from solvers.families.base import ButcherTableau, Family, GridSolver, LearnableFamily, RungeKutta
 from solvers.families.bns import BNS
@@ -71,6 +72,9 @@ def test_more_evaluations_reduce_the_error(family: Family, scheduler: Scheduler)
     data, x0 = mixture(), noise(16, 2)
     # A uniform grid on the variance-exploding path is uniform in sigma, which suits no solver.
     grid = Grid("edm") if scheduler.name == "edm" else UNIFORM
+    if isinstance(family, DPMppMultistep) and family.highest == 3 and scheduler.name == "discrete_vp":
+        # A full third-order last step is unstable on uniform times; the method's own grid is uniform in log-SNR.
+        grid = Grid("log_snr")
     coarse, fine = (GridSolver(family, affordable_nfe(family, nfe), grid) for nfe in (8, 32))
     if scheduler.velocity_is_singular_at_end:
         try:

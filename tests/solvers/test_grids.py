@@ -27,6 +27,7 @@ ANY_STEPS = [
     Grid("shifted"),
     Grid("ays"),
     Grid("ays", table="svd"),
+    Grid("sd3"),
 ]
 EVERY_KIND = [*ANY_STEPS, Grid("given", listed=(0.1, 0.4, 0.6, 0.65))]
 
@@ -74,12 +75,34 @@ def test_p_concentrates_steps_near_the_data_and_q_near_the_noise() -> None:
 
 
 def _margins(scheduler: Scheduler) -> torch.Tensor:
+    """The ends of the domain, moved inside by a margin where log-SNR is infinite."""
     margin = LOG_SNR_MARGIN * (scheduler.t_max - scheduler.t_min)
-    return torch.tensor([scheduler.t_min + margin, scheduler.t_max - margin], dtype=torch.float64)
+    ends = torch.tensor([scheduler.t_min, scheduler.t_max], dtype=torch.float64)
+    inside = ends + torch.tensor([margin, -margin], dtype=torch.float64)
+    return torch.where(scheduler.lambda_(ends).isfinite(), ends, inside)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 10])
+def test_the_papers_grids_are_exact_where_log_snr_is_finite(steps: int) -> None:
+    """On EDM's path: equal steps in log sigma, and EDM's polynomial, from sigma_max to sigma_min; no margin."""
+    edm = EDM()
+    share = torch.arange(steps + 1, dtype=torch.float64) / steps
+    log_snr = edm.sigma(Grid("log_snr").times(steps, edm))
+    torch.testing.assert_close(log_snr, 80 ** (1 - share) * 0.002**share, rtol=1e-11, atol=0)
+    polynomial = edm.sigma(Grid("polynomial").times(steps, edm))
+    expected = (80 ** (1 / 7) + share * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    torch.testing.assert_close(polynomial, expected, rtol=1e-11, atol=0)
+
+
+def test_dpm_solvers_grid_on_a_vp_path_is_exact() -> None:
+    """Uniform log-SNR from t = 1 to 1e-3 in the paper's time, which is the domain [0, 0.999] here."""
+    vp = VP(t_max=1 - 1e-3)
+    lambdas = vp.lambda_(Grid("log_snr").times(8, vp))
+    torch.testing.assert_close(lambdas.diff(), ((lambdas[-1] - lambdas[0]) / 8).expand(8), rtol=1e-11, atol=0)
 
 
 def test_the_log_snr_grid_is_uniform_in_log_snr_between_its_margins(scheduler: Scheduler) -> None:
-    """Inner points divide [lambda(t_min + margin), lambda(t_max - margin)] evenly; the outer ones move to the ends."""
+    """Inner points divide the log-SNR between the ends evenly, or between margins where it is infinite at an end."""
     steps = 6
     times = Grid("log_snr").times(steps, scheduler)
     low, high = (float(scheduler.lambda_(t)) for t in _margins(scheduler))
@@ -128,7 +151,7 @@ def test_exponents_that_are_not_positive_are_rejected(p: float, q: float) -> Non
         ("uniform", {"p": 2.0}, "p belongs to the 'warped' grid, not to 'uniform'; leave it out or change the kind"),
         ("log_snr", {"rho": 5.0}, "rho belongs to the 'polynomial' and 'edm' grid, not to 'log_snr'"),
         ("polynomial", {"sigma_max": 50.0}, "sigma_max belongs to the 'edm' grid, not to 'polynomial'"),
-        ("uniform", {"shift": 2.0}, "shift belongs to the 'shifted' grid, not to 'uniform'"),
+        ("uniform", {"shift": 2.0}, "shift belongs to the 'shifted' and 'sd3' grid, not to 'uniform'"),
         ("edm", {"listed": (0.5,)}, "listed belongs to the 'given' grid, not to 'edm'"),
         ("edm", {"table": "svd"}, "table belongs to the 'ays' grid, not to 'edm'"),
     ],

@@ -101,7 +101,7 @@ def test_ddim_equals_diffusers(prediction: str, steps: int) -> None:
 def test_dpmpp_2m_equals_diffusers_on_a_noise_prediction(steps: int, final: str) -> None:
     """DPM-Solver++(2M), midpoint form, to sigma = 0 or to the last trained time, with a first-order last step.
 
-    Below 15 steps diffusers takes that last step for either final sigma ('lower_order_final'); we always do.
+    Below 15 steps diffusers takes that last step for either final sigma ('lower_order_final'), as we do with 'always'.
     """
     reference = DPMSolverMultistepScheduler(
         num_train_timesteps=TRAIN_STEPS,
@@ -121,7 +121,8 @@ def test_dpmpp_2m_equals_diffusers_on_a_noise_prediction(steps: int, final: str)
         expected = reference.step(output, k, expected).prev_sample.double()
     times = [*(_time_of(k) for k in reference.timesteps.tolist()), 1.0 if final == "zero" else _time_of(0)]
     field = PredictionField(network, "epsilon", VP())
-    sample = DPMpp2M().integrate(field, VP().sigma(0.0) * x0, torch.tensor(times, dtype=torch.float64))
+    family = DPMpp2M(lower_order_final="always")
+    sample = family.integrate(field, VP().sigma(0.0) * x0, torch.tensor(times, dtype=torch.float64))
     assert relative_error(sample, expected) < 1e-5
 
 
@@ -183,7 +184,7 @@ def _vp_reference(scheduler: Callable[..., Any], steps: int, **options: Any) -> 
 @pytest.mark.parametrize("steps", [3, 5, 14])
 @pytest.mark.parametrize("prediction", ["epsilon", "sample"])
 def test_dpmpp_3m_equals_diffusers(prediction: str, steps: int, final: str) -> None:
-    """DPM-Solver++(3M) with orders 1, 2, 3, …, 3, 2, 1: diffusers uses them below 15 steps, we always do."""
+    """DPM-Solver++(3M) with orders 1, 2, 3, …, 3, 2, 1, which diffusers uses below 15 steps, and we with 'always'."""
     reference = _vp_reference(
         DPMSolverMultistepScheduler,
         steps,
@@ -195,7 +196,32 @@ def test_dpmpp_3m_equals_diffusers(prediction: str, steps: int, final: str) -> N
     )
     x = noise(6, 2)
     times = _times_of(reference.sigmas)
-    assert _difference(DPMpp3M(), times, prediction, x, _diffusers_samples(reference, prediction, x)) < 1e-5
+    family = DPMpp3M(lower_order_final="always")
+    assert _difference(family, times, prediction, x, _diffusers_samples(reference, prediction, x)) < 1e-5
+
+
+@pytest.mark.parametrize("steps", [3, 5, 9, 10, 16])
+@pytest.mark.parametrize("family", [DPMpp2M(), DPMpp3M()], ids=lambda family: family.label)
+def test_dpmpp_multistep_lowers_its_last_order_as_the_authors_code_does(family: Any, steps: int) -> None:
+    """dpm_solver_pytorch.py: order min(p, steps left) at the end of fewer than 10 steps only; compared in diffusers'
+    implementation of the update, whose own rule counts 15 steps, with 'lower_order_final' set by the authors' rule."""
+    reference = _vp_reference(
+        DPMSolverMultistepScheduler,
+        steps,
+        algorithm_type="dpmsolver++",
+        solver_order=family.highest,
+        prediction_type="sample",
+        solver_type="midpoint",
+        timestep_spacing="trailing",
+        final_sigmas_type="sigma_min",
+        lower_order_final=steps < 10,
+    )
+    reference.sigmas = torch.exp(torch.linspace(5.0, -4.0, steps + 1, dtype=torch.float64))
+    x = noise(6, 2)
+    times, expected = _times_of(reference.sigmas), _diffusers_samples(reference, "sample", x)
+    assert _difference(family, times, "sample", x, expected) < 1e-5
+    other = type(family)(lower_order_final="never" if steps < 10 else "always")
+    assert _difference(other, times, "sample", x, expected) > 1e-4
 
 
 @pytest.mark.parametrize("steps", [3, 8, 20])
@@ -391,7 +417,7 @@ def test_ddim_equals_diffusers_euler_in_sigma(spacing: dict[str, Any]) -> None:
     [
         (DDIM(), EDMEulerScheduler, {}),
         (DPMpp2M(), EDMDPMSolverMultistepScheduler, {"solver_order": 2}),
-        (DPMpp3M(), EDMDPMSolverMultistepScheduler, {"solver_order": 3}),
+        (DPMpp3M(lower_order_final="always"), EDMDPMSolverMultistepScheduler, {"solver_order": 3}),
     ],
     ids=lambda value: value.label if isinstance(value, Family) else "",
 )

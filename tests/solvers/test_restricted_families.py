@@ -12,6 +12,7 @@ import torch
 from oracles import affordable_nfe, fine_rk4, fixed_families, mixture, noise, nonlinear_field, relative_error
 from torch import Tensor
 
+from solvers.families._learned import rising_times
 from solvers.families.adams_bashforth import AdamsBashforth
 from solvers.families.base import Family, GridSolver, LearnableFamily
 from solvers.families.bns import BNS
@@ -28,6 +29,7 @@ from solvers.field import FunctionField
 from solvers.grids import UNIFORM, Grid
 from solvers.losses import psnr_loss
 from solvers.ns import NSSolver
+from solvers.prediction import PredictionField
 from solvers.schedulers import VP, CondOT, Cosine, Scheduler, as_time
 from solvers.to_ns import to_ns
 
@@ -306,6 +308,48 @@ def test_decoupled_ld3_moves_the_query_and_keeps_the_coefficients() -> None:
     x2 = x1 + field(x1, as_time(0.35)) * 3 / 4
     theta = LD3("euler", decoupled=True).to_ns(parameters, CondOT(), 1.0)
     assert relative_error(theta.sample(field, x0), x2) < 1e-14
+
+
+def test_ld3_that_holds_the_data_equals_the_published_code() -> None:
+    """samplers/dpm_solverpp.py with ``timesteps2``: the data prediction is converted at the network's time t2, and the
+    step of DPM-Solver++(2M) is taken at t1."""
+    path = VP(t_max=0.999)
+    network, x0 = mixture().network("epsilon", path), noise(6, 2)
+    parameters = torch.tensor([0.1, -0.2, 0.3, 0.0, 0.02, -0.03, 0.01], dtype=torch.float64)
+    times = rising_times(parameters[:4], path)
+    queried = times[:-1] + torch.cat([torch.zeros(1, dtype=torch.float64), parameters[4:]])
+    x, data = path.sigma(0.0) * x0, list[torch.Tensor]()
+    for k in range(4):
+        at = path(queried[k])
+        data.append((x - at.sigma * network(x, queried[k])) / at.alpha)
+        start, end = path(times[k]), path(times[k + 1])
+        h = path.lambda_(times[k + 1]) - path.lambda_(times[k])
+        used = data[-1]
+        if 0 < k < 3:  # fewer than 10 steps: the last has first order
+            r = (path.lambda_(times[k]) - path.lambda_(times[k - 1])) / h
+            used = data[-1] + (data[-1] - data[-2]) / (2 * r)
+        x = end.sigma / start.sigma * x - end.alpha * torch.expm1(-h) * used
+    field = PredictionField(network, "epsilon", path)
+    theta = LD3(decoupled=True, holds="sample").to_ns(parameters, path, 1.0)
+    assert relative_error(theta.sample(field, x0), x) < 1e-12
+    other = LD3(decoupled=True).to_ns(parameters, path, 1.0)
+    assert relative_error(other.sample(field, x0), x) > 1e-4
+
+
+def test_ld3_that_holds_the_noise_equals_ddim_with_the_noise_of_another_time() -> None:
+    """The published code's noise prediction is network(x, t2), used at t1 without conversion."""
+    path = VP(t_max=0.999)
+    network, x0 = mixture().network("epsilon", path), noise(6, 2)
+    parameters = torch.tensor([0.1, -0.2, 0.0, 0.02, -0.03], dtype=torch.float64)
+    times = rising_times(parameters[:3], path)
+    queried = times[:-1] + torch.cat([torch.zeros(1, dtype=torch.float64), parameters[3:]])
+    x = path.sigma(0.0) * x0
+    for k in range(3):
+        start, end = path(times[k]), path(times[k + 1])
+        epsilon = network(x, queried[k])
+        x = end.alpha * (x - start.sigma * epsilon) / start.alpha + end.sigma * epsilon
+    theta = LD3("ddim", decoupled=True, holds="epsilon").to_ns(parameters, path, 1.0)
+    assert relative_error(theta.sample(PredictionField(network, "epsilon", path), x0), x) < 1e-12
 
 
 def test_decoupled_ld3_learns_separate_network_times() -> None:

@@ -34,6 +34,36 @@ def test_a_path_ends_at_t_1_if_and_only_if_it_reaches_the_data(scheduler: Schedu
     assert (scheduler.t_max == 1.0) == (end == pytest.approx(math.pi / 2, abs=1e-12))
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(VP(beta_max=beta_max) for beta_max in (1.0, 20.0, 40.0, 70.0, 200.0, 1000.0)),
+        EDM(sigma_min=1e-4, sigma_max=1e6),
+        CondOT(),
+        Cosine(),
+        DiscreteVP(betas=(*linear_betas()[:-1], 1.0)),
+    ],
+    ids=lambda path: f"{path.name}-{getattr(path, 'beta_max', '')}",
+)
+def test_times_are_recovered_from_angles_at_the_noise_end(path: Scheduler) -> None:
+    """The angle keeps alpha's digits however small it is, and its inverse must not cancel them."""
+    times = path.t_min + (path.t_max - path.t_min) * torch.tensor(
+        [0.0, 1e-9, 1e-3, 0.1, 0.5, 0.99], dtype=torch.float64
+    )
+    torch.testing.assert_close(path.time_at_angle(path.angle(times)), times, rtol=0, atol=2e-14)
+
+
+def test_vp_maps_noise_beyond_its_path_to_times_before_it() -> None:
+    """Pure noise (angle 0) too: a finite time, with finite derivatives on both branches of the formula."""
+    angles = torch.tensor([0.0, 1e-300, 1e-3, 0.8, 1.5], dtype=torch.float64, requires_grad=True)
+    times = VP().time_at_angle(angles)
+    assert bool((times.diff() > 0).all() or times.diff()[0] == 0)
+    assert bool(times.isfinite().all())
+    assert float(times[0].detach()) < 0
+    (slopes,) = torch.autograd.grad(times.sum(), angles)
+    assert bool(slopes.isfinite().all())
+
+
 def test_derivatives_match_autograd(scheduler: Scheduler) -> None:
     """d_alpha and d_sigma, written by hand, against autograd through alpha and sigma."""
     t = inside(scheduler, 33).requires_grad_()
@@ -501,6 +531,22 @@ def test_an_inverse_is_accurate_to_rounding_and_clamped_to_its_bracket(target: f
     """f(x) = x^3 has zero slope at 0, where Newton's method alone is slow; targets beyond the ends give the ends."""
     root = invert_increasing(lambda x: (x**3, 3 * x**2), torch.tensor(target, dtype=torch.float64), 0.0, 1.0)
     assert float(root) == pytest.approx(min(max(target, 0.0), 1.0) ** (1 / 3), abs=1e-10)
+
+
+@pytest.mark.parametrize("guess", [None, 0.0, 0.3])
+def test_an_infinite_or_huge_slope_does_not_stop_the_search(guess: float | None) -> None:
+    """f(x) = cbrt(x) has an infinite slope at 0 and 1e100 near it, where Newton's step is zero far from the target."""
+    target = torch.tensor([-1.0, -0.5, 0.0, 0.2, 1.0], dtype=torch.float64)
+
+    def cube_root(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.sign() * x.abs() ** (1 / 3), x.abs() ** (-2 / 3) / 3
+
+    start = None if guess is None else torch.full_like(target, guess)
+    root = invert_increasing(cube_root, target, -1.0, 1.0, guess=start)
+    torch.testing.assert_close(root, target**3, rtol=1e-10, atol=1e-15)
+    at_infinite_slope = target[2].clone().requires_grad_()
+    root = invert_increasing(cube_root, at_infinite_slope, -1.0, 1.0)
+    assert (float(root.detach()), float(torch.autograd.grad(root, at_infinite_slope)[0])) == (0.0, 0.0)
 
 
 def test_the_inverse_of_nan_is_nan() -> None:

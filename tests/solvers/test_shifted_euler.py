@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -15,16 +17,44 @@ from solvers.grids import UNIFORM, Grid
 from solvers.schedulers import CondOT
 
 
-@pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_shifted_euler_matches_diffusers_flow_sampler(shift: float) -> None:
-    """diffusers' FlowMatchEuler with the same shift, which steps in float32."""
-    reference = FlowMatchEulerDiscreteScheduler(shift=shift)
-    reference.set_timesteps(sigmas=np.linspace(1.0, 1 / 8, 8).tolist())
-    field, x0 = mixture().field(CondOT()), noise(6, 2)
-    expected = x0
+def _diffusers_sample(reference: FlowMatchEulerDiscreteScheduler, x0: torch.Tensor) -> torch.Tensor:
+    """The sample of diffusers' flow sampler, which steps in float32."""
+    field, x = mixture().field(CondOT()), x0
     for k, t in zip(reference.timesteps, 1 - reference.sigmas.double(), strict=False):
-        expected = reference.step(-field(expected, t), k, expected).prev_sample.double()
-    assert relative_error(GridSolver(ShiftedEuler(shift), 8, UNIFORM).sample(field, x0), expected) < 1e-5
+        x = reference.step(-field(x, t), k, x).prev_sample.double()
+    return x
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_sd3_variant_matches_diffusers_with_a_static_shift(shift: float, steps: int) -> None:
+    """StableDiffusion3Pipeline: ``set_timesteps(n)`` on a scheduler with ``shift``, 3 in SD3."""
+    reference = FlowMatchEulerDiscreteScheduler(shift=shift)
+    reference.set_timesteps(steps)
+    grid = Grid("sd3", shift=shift).times(steps, CondOT())
+    torch.testing.assert_close(1 - grid, reference.sigmas.double(), rtol=0, atol=2e-7)
+    x0, expected = noise(6, 2), _diffusers_sample(reference, noise(6, 2))
+    family = ShiftedEuler(shift, pipeline="sd3")
+    for solver in (GridSolver(family, steps, UNIFORM), GridSolver(Euler(), steps, Grid("sd3", shift=shift))):
+        assert relative_error(solver.sample(mixture().field(CondOT()), x0), expected) < 1e-5
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+@pytest.mark.parametrize("mu", [0.0, 1.15])
+def test_the_flux_variant_matches_diffusers_with_a_dynamic_shift(mu: float, steps: int) -> None:
+    """FluxPipeline: sigmas from 1 to 1/n, shifted exponentially by mu, which is a shift of e^mu."""
+    reference = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="exponential")
+    reference.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), mu=mu)
+    grid = Grid("shifted", shift=math.exp(mu)).times(steps, CondOT())
+    torch.testing.assert_close(1 - grid, reference.sigmas.double(), rtol=0, atol=2e-7)
+    x0, expected = noise(6, 2), _diffusers_sample(reference, noise(6, 2))
+    solver = GridSolver(ShiftedEuler(math.exp(mu)), steps, UNIFORM)
+    assert relative_error(solver.sample(mixture().field(CondOT()), x0), expected) < 1e-5
+
+
+def test_an_unknown_pipeline_is_rejected() -> None:
+    with pytest.raises(ValueError, match="shifted_euler takes pipeline flux or sd3, got 'sd2'"):
+        ShiftedEuler(3.0, pipeline="sd2")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("domain", [CondOT(), CondOT(t_min=0.2, t_max=0.9)], ids=["whole", "cut"])

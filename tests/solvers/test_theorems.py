@@ -74,6 +74,7 @@ GRIDS = [
     Grid("polynomial", rho=5.0),
     Grid("edm"),
     Grid("shifted"),
+    Grid("sd3"),
     Grid("ays"),
 ]
 

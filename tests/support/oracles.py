@@ -21,6 +21,8 @@ from solvers.schedulers.base import PathPoint, Scheduler, as_time
 #: Options to test for families that take options, by module name; every other family is tested with its defaults.
 FAMILY_OPTIONS: dict[str, list[dict[str, Any]]] = {
     "adams_bashforth": [{"steps_back": 2}, {"steps_back": 3}, {"steps_back": 4}],
+    "dpmpp_2m": [{}, {"lower_order_final": "always"}],
+    "dpmpp_3m": [{}, {"lower_order_final": "always"}],
     "deis": [{"degree": 1}, {"degree": 2}, {"degree": 3}],
     # steps_back=1 and order=1 are left out: both are DDIM, and no two families under test may have equal coefficients.
     "exponential_multistep": [
@@ -39,7 +41,7 @@ FAMILY_OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"inner": "adams_bashforth", "inner_options": {"steps_back": 2}, "scheduler": "custom"},
         {"inner": "rk4", "scheduler": "custom", "sigma0": 3.0, "grid_on": "source"},
     ],
-    "shifted_euler": [{"shift": 3.0}, {"shift": 0.5}],
+    "shifted_euler": [{"shift": 3.0}, {"shift": 0.5}, {"shift": 1.5, "pipeline": "sd3"}],
     "unipc": [{"steps_back": 1}, {"steps_back": 2}, {"steps_back": 3}],
     "bespoke_rk1": [{"learn": "both"}, {"learn": "time"}, {"learn": "scale"}],
     "bespoke_rk2": [{"learn": "both"}, {"learn": "time"}, {"learn": "scale"}],
