@@ -14,18 +14,16 @@ import numpy as np
 
 from orchestrator import plugins
 from orchestrator.cluster.connect import check_fits
-from orchestrator.config.base import PluginConfig, in_section
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import SEED_STRIDE, STREAMS
-from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.bootstrap import compare
+from orchestrator.evaluation.check import datasets, metric_specs
 from orchestrator.evaluation.run import Case, Evaluation, Score
 from orchestrator.evaluation.solvers import EvaluatedSolver
 from orchestrator.hosts.scorer import Scorer
 from orchestrator.hosts.settings import ScorerSettings
 from orchestrator.lock import exclusive
-from orchestrator.metrics.measurements import MetricSpec
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pool.client import RayPool
 from orchestrator.pool.requests import PoolSettings
@@ -76,56 +74,6 @@ class EvaluationOutcome:
     log: str | None
 
 
-def metric_specs(config: ExperimentConfig) -> list[MetricSpec]:
-    """The metrics of an evaluation; by default, those of the sweep."""
-    if config.evaluation.metrics:
-        return [MetricSpec(metric.name, metric.options) for metric in config.evaluation.metrics]
-    return [MetricSpec(name) for name in config.metrics]
-
-
-def datasets(config: ExperimentConfig) -> dict[str, PluginConfig]:
-    """The datasets of an evaluation, by their names in tables; by default, the conditioning of the sweep."""
-    return config.evaluation.datasets or {config.conditioning.name: config.conditioning}
-
-
-def check_evaluation(config: ExperimentConfig) -> None:
-    """Refuse, before anything starts, what cannot succeed: missing weights, packages, or unsuitable datasets.
-
-    Raises:
-        ConfigError: The message names the problem and the remedy.
-    """
-    specs = metric_specs(config)
-    columns: Counter[str] = Counter()
-    for number, spec in enumerate(specs):
-        with in_section(f"evaluation.metrics.{number}"):
-            columns[spec.metric.column] += 1
-    if twice := [column for column, count in columns.items() if count > 1]:
-        raise ConfigError(f"evaluation.metrics has {twice[0]!r} twice; leave one out")
-    adapter = plugins.load("models", config.model.name)
-    checked: list[Dataset] = []
-    for name, dataset in datasets(config).items():
-        with in_section(f"evaluation.datasets.{name}"):
-            built = dataset.build("datasets")
-            built.check()
-            adapter.check_conditioning(config.model.options, built)
-        for spec in specs:
-            try:
-                spec.metric.check(built)
-                source = spec.metric.real(built)
-                if source is None or source in checked:
-                    continue
-                if source.real_count() == 0:
-                    raise ConfigError(f"{type(source).__name__} has no real samples")
-                source.check_real()
-                checked.append(source)
-            except (ConfigError, ValueError) as error:
-                raise ConfigError(f"evaluation on {name!r}: {error}") from error
-    for number, baseline in enumerate(config.evaluation.baselines):
-        with in_section(f"evaluation.baselines.{number}"):
-            baseline.build()
-            _ = baseline.fixed_grid
-
-
 def evaluate_thetas(
     config: ExperimentConfig,
     thetas: Sequence[FoundTheta],
@@ -138,7 +86,8 @@ def evaluate_thetas(
     """Score every theta on every dataset with every metric, at theta's own guidance scale.
 
     Args:
-        config: Experiment that names the model; its section ``evaluation`` names datasets, metrics and baselines.
+        config: Experiment that names the model; its section ``evaluation`` names datasets, metrics and baselines, and
+            has passed :func:`~orchestrator.evaluation.check.check_evaluation`.
         thetas: The theta to score.
         address, wait, announce: As for :class:`~sweeps.session.Session`.
         allow_transfer: Allow theta made for another model.
@@ -147,7 +96,6 @@ def evaluate_thetas(
         InvalidThetaError: theta belongs to another model and ``allow_transfer`` is false.
         UserError: Something in the configuration or the environment cannot work.
     """
-    check_evaluation(config)
     with Session(config, address=address, wait=wait, announce=announce, command="evaluate") as session:
         for theta in thetas:
             theta.artifact.check_model(session.facts.digest, allow_transfer=allow_transfer)

@@ -120,7 +120,8 @@ def evaluate(
               --set evaluation.samples=50000 --set 'evaluation.baselines=[euler, midpoint]'
     """
     loaded = load(config, overrides, place)
-    from sweeps.evaluate import check_evaluation, evaluate_thetas
+    from orchestrator.evaluation.check import check_evaluation
+    from sweeps.evaluate import evaluate_thetas
 
     check_evaluation(loaded)
     artifacts = _find_thetas(thetas, experiment, loaded)

@@ -136,10 +136,11 @@ class FeatureStatistics:
                 and a distance is dominated by bias.
         """
         dim = self._sums.shape[1]
-        if self.count < (dim + 1 if at_least is None else at_least):
+        fewest = dim + 1 if at_least is None else at_least
+        if self.count < fewest:
             raise ValueError(
-                f"{self.count} samples do not determine the covariance of {dim} features; use more than {dim}, "
-                f"preferably ten times as many"
+                f"{self.count} samples do not determine the covariance of {dim} features; use at least {fewest}, "
+                f"preferably ten times as many as features"
             )
         high, mixed, low = self._products
         mean = self._sums.sum(axis=0) / self.count
@@ -178,10 +179,12 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al. 2017), by torch-fidelity's function.
 
     Raises:
-        ValueError: ``a`` and ``b`` are of different features.
+        ValueError: ``a`` and ``b`` are of different features, or numbers of them.
     """
     if a.features != b.features:
         raise ValueError(f"a Frechet distance between features {a.features!r} and {b.features!r} means nothing")
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"a Frechet distance between {len(a.mean)} and {len(b.mean)} features means nothing")
     pair = ({"mu": moments.mean, "sigma": moments.covariance} for moments in (a, b))
     metrics: dict[str, Any] = fid_statistics_to_metric(*pair, verbose=False)
     return float(metrics[KEY_METRIC_FID])

@@ -38,6 +38,7 @@ class FeatureMetric(Metric):
     higher_is_better: ClassVar[bool] = False
     sees: ClassVar[Media] = "images"
     paired: ClassVar[bool] = False
+    fewest: ClassVar[int] = 2
     summary_options: ClassVar[frozenset[str]] = frozenset({"reference"})
 
     @property
@@ -98,6 +99,8 @@ def _read(path: Path, features: str) -> Moments:
             return Moments.from_bytes(path.read_bytes())
         with np.load(path, allow_pickle=False) as file:
             mean, covariance = (file[name].astype(np.float64) for name in ("mu", "sigma"))
+            if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+                raise ValueError(f"'mu' is of shape {mean.shape} and 'sigma' of shape {covariance.shape}")
             return Moments(features, 0, mean, covariance)
     except (KeyError, ValueError, OSError) as error:
         raise ConfigError(f"{path} is not a statistics file: {error}; make one with `bespoke reference`") from error

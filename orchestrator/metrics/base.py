@@ -82,6 +82,7 @@ class Metric(ABC):
         paired: Whether two solvers can be compared pair by pair (:meth:`resampled`).
         summary_options: Options that affect only the summary, not the measurements.
         width: K, the measurements per sample, for shards in which no sample is finite.
+        fewest: Smallest number of samples, and of real samples, for which it has a value.
     """
 
     higher_is_better: ClassVar[bool]
@@ -94,6 +95,7 @@ class Metric(ABC):
     paired: ClassVar[bool] = True
     summary_options: ClassVar[frozenset[str]] = frozenset()
     width: ClassVar[int] = 1
+    fewest: ClassVar[int] = 1
 
     @property
     @abstractmethod

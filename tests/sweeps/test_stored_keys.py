@@ -16,6 +16,7 @@ import pytest
 
 from orchestrator.config.pair_plan import pair_specs
 from orchestrator.config.reading import load_config
+from orchestrator.evaluation.check import metric_specs
 from orchestrator.evaluation.real import RealSamples
 from orchestrator.evaluation.solvers import EvaluatedSolver
 from orchestrator.hosts.host import Host
@@ -23,7 +24,6 @@ from orchestrator.hosts.settings import HostSettings
 from orchestrator.metrics.measurements import Measured, MetricSpec
 from orchestrator.storage import Storage
 from solvers.grids import Grid
-from sweeps.evaluate import metric_specs
 from sweeps.point import SolverChoice
 from sweeps.space import fixed_points, learned_points
 

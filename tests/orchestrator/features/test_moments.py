@@ -96,7 +96,7 @@ def test_moments_survive_a_file(features: Tensor) -> None:
         (lambda f: f[:, 1:], r"features of test are \(B, 6\), got \(500, 5\)"),
         (lambda f: f.index_fill(0, torch.tensor([3, 8]), torch.nan), "features of 2 of 500 samples are not finite"),
         (lambda f: f * 100, r"above 64: sums would not be exact; scale the extractor's features down"),
-        (lambda f: f[:6], "6 samples do not determine the covariance of 6 features; use more than 6"),
+        (lambda f: f[:6], "6 samples do not determine the covariance of 6 features; use at least 7"),
     ],
     ids=["width", "nan", "size", "few"],
 )
