@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,6 @@ class ExternalModel(ModelAdapter):
             raises an error, because it would otherwise give wrong derivatives silently.
         classes: Number of labels; None for a network without conditioning.
         null_label: Label that means "dropped", for guidance; None if there is none.
-        dtype: Floating dtype in which the network computes.
     """
 
     differentiable: ClassVar[bool] = True
@@ -67,7 +67,7 @@ class ExternalModel(ModelAdapter):
 
     @abstractmethod
     def evaluate(self, x: Tensor, time: Tensor, label: Tensor) -> Any:
-        """The network's output for x (B, ...) in :attr:`dtype`, time (B,) and label (B,)."""
+        """The network's output for x (B, ...) in :attr:`network_dtype`, time (B,) and label (B,)."""
 
     @cached_property
     def net(self) -> Any:
@@ -91,12 +91,9 @@ class ExternalModel(ModelAdapter):
         return sum(parameter.numel() for parameter in self.net.parameters())
 
     @cached_property
-    def dtype(self) -> torch.dtype:
-        return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), torch.float32)
-
-    @property
-    def network_dtype(self) -> torch.dtype:
-        return self.dtype
+    def network_dtype(self) -> torch.dtype:  # type: ignore[override]
+        held = itertools.chain(self.net.parameters(), self.net.buffers())
+        return next((tensor.dtype for tensor in held if tensor.is_floating_point()), torch.float32)
 
     def to(self, device: str) -> ExternalModel:
         self.net.to(device)
@@ -109,9 +106,9 @@ class ExternalModel(ModelAdapter):
                 f"jacobian 'forward' or 'central', which need only its output, or load the network with the adapter "
                 f"'torch_module'"
             )
-        inner = x.to(self.dtype)
+        inner = x.to(self.network_dtype)
         # Half precision cannot distinguish timestep 999 from 1000.
-        time = expand_time(self.network_time(t), inner.to(torch.promote_types(self.dtype, torch.float32)))
+        time = expand_time(self.network_time(t), inner.to(torch.promote_types(self.network_dtype, torch.float32)))
         try:
             output = self.evaluate(inner, time, condition)
         except Exception as error:

@@ -211,7 +211,7 @@ class EDMNetwork(ExternalModel):
         return self.classes
 
     @cached_property
-    def dtype(self) -> torch.dtype:
+    def network_dtype(self) -> torch.dtype:  # type: ignore[override]
         return torch.float32  # as in the published sampler; a network casts to half precision itself
 
     def network_time(self, t: Tensor) -> Tensor:

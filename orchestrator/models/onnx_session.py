@@ -120,7 +120,7 @@ class OnnxSession(DescribedModel):
         return self
 
     @cached_property
-    def dtype(self) -> torch.dtype:
+    def network_dtype(self) -> torch.dtype:  # type: ignore[override]
         return FLOATS[self.graph.inputs[self.inputs["x"]][0]]
 
     @cached_property

@@ -5,13 +5,23 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from orchestrator.models._described import DescribedModel
 from orchestrator.models._external import option_bytes
+from orchestrator.models.base import expand_time
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 @dataclass
@@ -20,11 +30,14 @@ class TorchScript(DescribedModel):
 
     Attributes:
         file: File written by ``torch.jit.save``: .pt, .pth or .ts.
+        dtype: Floating dtype of its input: float64, float32, bfloat16 or float16. By default that of its weights; a
+            frozen network (``torch.jit.freeze``), whose weights are constants of its code, is tried out.
 
     The options of :class:`DescribedModel` describe its shape and conventions, and the errors are documented there.
     """
 
     file: str
+    dtype: str | None = None
 
     local: ClassVar[tuple[str, ...]] = ("file",)
 
@@ -32,6 +45,9 @@ class TorchScript(DescribedModel):
         super().__post_init__()
         self.source = self.existing_file("file", self.file, (".pt", ".pth", ".ts"))
         self.name = self.source.stem
+        self.device = "cpu"
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise self.refused(f"dtype {self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
 
     def inspect(self) -> None:
         names = zipfile.ZipFile(self.source).namelist() if zipfile.is_zipfile(self.source) else []
@@ -44,12 +60,59 @@ class TorchScript(DescribedModel):
     def load(self) -> Any:
         self.inspect()
         try:
-            net = torch.jit.load(self.source, map_location="cpu")
+            net = torch.jit.load(self.source, map_location=self.device)
         except RuntimeError as error:
             raise self.refused(f"{self.source} cannot be loaded: {error}; export it again") from error
         for parameter in net.parameters():
             parameter.requires_grad_(False)  # ScriptModule has no requires_grad_ method
         return net.eval()
+
+    def to(self, device: str) -> TorchScript:
+        self.device = device
+        self.net = self.load()  # constants of a frozen network stay where they were loaded
+        return self
+
+    @cached_property
+    def parameters(self) -> int:  # type: ignore[override]
+        return super().parameters or sum(constant.numel() for constant in self._constants())
+
+    @cached_property
+    def network_dtype(self) -> torch.dtype:  # type: ignore[override]
+        if self.dtype is not None:
+            return DTYPES[self.dtype]
+        if any(weight.is_floating_point() for weight in self.net.parameters()):
+            return super().network_dtype
+        constants = {constant.dtype for constant in self._constants()}
+        reasons = []
+        for name in sorted(DTYPES, key=lambda name: DTYPES[name] not in constants):
+            try:
+                self._evaluate_zeros(DTYPES[name])
+                return DTYPES[name]
+            except Exception as error:  # TorchScript raises what its code raises
+                reasons.append(f"{name}: {str(error).strip().splitlines()[-1]}")
+        raise self.refused(
+            f"{self.name} is frozen, and fails with an input of any dtype ({'; '.join(reasons)}); correct the options "
+            f"shape, call and time, or set dtype to that of its weights"
+        )
+
+    def _constants(self) -> list[Tensor]:
+        """Floating-point tensors in the network's code: its weights, if it is frozen."""
+        graph = self.net.inlined_graph
+        nodes = [node for node in graph.findAllNodes("prim::Constant") if node.hasAttribute("value")]
+        tensors = [node.t("value") for node in nodes if node.kindOf("value") == "t"]
+        return [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim]
+
+    def _evaluate_zeros(self, dtype: torch.dtype) -> None:
+        """Evaluate a batch of two zeros in the middle of the path."""
+        x = torch.zeros(2, *self.shape, dtype=dtype, device=self.device)
+        t = torch.tensor((self.native.t_min + self.native.t_max) / 2, dtype=torch.float64)
+        time = expand_time(self.network_time(t), x.to(torch.promote_types(dtype, torch.float32)))
+        with torch.no_grad():
+            self.evaluate(x, time, torch.zeros(2, dtype=torch.int64, device=self.device))
+
+    def options(self) -> dict[str, Any]:
+        given = super().options()
+        return given if self.dtype is not None else {name: value for name, value in given.items() if name != "dtype"}
 
     def identity(self) -> Iterable[Path | bytes]:
         return option_bytes(self.options()), self.source
