@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from pair_spec_example import pair_spec
 from torch import Tensor, nn
 
 from orchestrator.errors import ConfigError
 from orchestrator.hosts.host import Host
 from orchestrator.hosts.network_check import SAMPLES
 from orchestrator.hosts.settings import HostSettings
-from orchestrator.pairs import PairSpec
 from orchestrator.pairs.ground_truth import NotFiniteError
 
 
@@ -95,10 +95,7 @@ def traced_in_training_mode(net: nn.Module, folder: Path) -> Path:
 def first_shard(host: Host) -> None:
     """Make the first pairs with the host."""
     facts = host.facts()
-    spec = PairSpec(
-        model_digest=facts.digest, shape=facts.shape, device_class="cpu", count=8, batch_size=8, shard_size=8, seed=0,
-        guidance_scale=1.0, rtol=1e-3, atol=1e-3, conditioning={"name": "labels", "options": {"classes": 1}},
-    )  # fmt: skip
+    spec = pair_spec(model_digest=facts.digest, shape=facts.shape, rtol=1e-3, atol=1e-3)
     host.make_shard(spec, 0)
 
 
