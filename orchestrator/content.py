@@ -16,7 +16,7 @@ import json
 import pickletools
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +63,20 @@ def _part(part: Any) -> str:
     return f"value {json.dumps(part, sort_keys=True)}"
 
 
+def with_content(value: Any) -> Any:
+    """A value of a configuration in which paths of files and folders are replaced by digests of their content.
+
+    A text is a path if it has a separator and something lies there.
+    """
+    if isinstance(value, Mapping):
+        return {key: with_content(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_content(item) for item in value]
+    if isinstance(value, str) and "/" in value and "\0" not in value and (path := Path(value).expanduser()).exists():
+        return {"content": digest(path)}
+    return value
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes. A process reads a file again only if its size, times or inode have changed."""
     status = path.stat()
@@ -98,9 +112,18 @@ def source_digest(*modules: str) -> str:
         file = _file_of(_spec_of(name))
         if file is None:
             raise ConfigError(f"module {name!r} has no source file to identify its version by; put its code in a file")
-        if not _is_own(file):
+        if _INSTALLED & {*file.parts}:
             parts.append([name, file_digest(file), _version(name)])
-    return digest(*parts, *([name, _unchanged(name, file)] for name, file in own_modules(modules).items()))
+    return digest([*modules], parts, own_code(modules))
+
+
+def own_code(modules: Iterable[str]) -> list[tuple[str, str]]:
+    """Names and digests of the user's own modules among ``modules`` and everything that these import.
+
+    Raises:
+        ConfigError: A file has changed since this process loaded it.
+    """
+    return [(name, _unchanged(name, file)) for name, file in own_modules(modules).items()]
 
 
 def own_modules(modules: Iterable[str]) -> dict[str, Path]:
@@ -244,12 +267,11 @@ def network_digest(net: torch.nn.Module) -> str:
     Versions, paths and keys of the configuration that only saved files have do not count.
     """
     modules = list(net.modules())
-    own = own_modules(sorted({type(module).__module__ for module in modules}))
     config: Any = getattr(net, "config", {})
     content = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     return digest(
         [type(module).__qualname__ for module in modules],
-        [[name, _unchanged(name, file)] for name, file in own.items()],
+        own_code({type(module).__module__ for module in modules}),
         _stable(content),
         *(part for name, tensor in sorted(net.state_dict().items()) for part in (name, tensor)),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from orchestrator import plugins
+from orchestrator.content import source_digest, with_content
 from orchestrator.errors import ConfigError
 from orchestrator.models._external import ExternalModel
 from solvers.prediction import PREDICTIONS, Prediction
@@ -83,8 +84,7 @@ class DescribedModel(ExternalModel):
         time_scale: Factor applied to that time; 1000 for flow networks that count 1-t in thousandths.
         classes: Number of labels, 0 to classes - 1; required if ``call`` has a y.
         null_label: Label that stood for "dropped" in training; required for guidance.
-        decoder: For a latent model, the decoder from samples to images or sound: ``{name: ..., options: {...}}``. It
-            is not part of the digest.
+        decoder: For a latent model, the decoder from samples to images or sound: ``{name: ..., options: {...}}``.
 
     Raises:
         ConfigError: An option is invalid, or two options contradict each other.
@@ -227,10 +227,15 @@ class DescribedModel(ExternalModel):
         positional, keywords = self.arguments.arguments({"x": x, "t": time, "y": label})
         return self.net(*positional, **keywords)
 
-    def options(self) -> dict[str, Any]:
-        """Options that enter the digest, in addition to the files."""
+    def identity(self) -> Iterable[Any]:
         left_out = (*self.local, "decoder")
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in left_out}
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in left_out}
+        yield with_content(options)
+        for function in self.native.functions:
+            yield source_digest(function.__module__)
+        if self.decoder is not None:
+            yield self.decoder["name"]
+            yield self._decoder.content
 
 
 def _is_count(value: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
@@ -16,9 +15,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from orchestrator import plugins
+from orchestrator.content import digest
 from orchestrator.errors import CodeError, ConfigError, UserError, describe, may_pass
 from orchestrator.models.base import ModelAdapter, expand_time
-from orchestrator.storage import canonical_json
 from solvers.prediction import PredictionField
 
 
@@ -58,8 +57,11 @@ class ExternalModel(ModelAdapter):
         """Load the network and freeze it."""
 
     @abstractmethod
-    def identity(self) -> Iterable[Path | bytes]:
-        """Parts of the digest: files, hashed by content, and bytes."""
+    def identity(self) -> Iterable[Any]:
+        """Everything that samples, decoded or not, depend on, as parts of :func:`orchestrator.content.digest`.
+
+        They are the same before and after the network is loaded.
+        """
 
     @abstractmethod
     def network_time(self, t: Tensor) -> Tensor:
@@ -77,14 +79,7 @@ class ExternalModel(ModelAdapter):
     @cached_property
     def digest(self) -> str:  # type: ignore[override]
         """sha256 of :meth:`identity`. It does not depend on the location of files."""
-        digest = hashlib.sha256()
-        for part in self.identity():
-            if isinstance(part, Path):
-                with part.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
-            else:
-                digest.update(hashlib.sha256(part).digest())
-        return digest.hexdigest()
+        return digest(*self.identity())
 
     @cached_property
     def parameters(self) -> int:  # type: ignore[override]
@@ -174,11 +169,6 @@ class ExternalModel(ModelAdapter):
         if not path.is_file():
             raise self.refused(f"{option}: there is no file {path}; every machine that runs a host needs it there")
         return path
-
-
-def option_bytes(options: dict[str, Any]) -> bytes:
-    """Serialise options for a digest."""
-    return canonical_json(options).encode()
 
 
 def _described(name: str, value: Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pickle
 import sys
@@ -112,7 +113,7 @@ def build_module(factory: Callable[..., Any], name: str, kwargs: Mapping[str, An
         ValueError: The factory fails, or does not return a module.
     """
     try:
-        module = factory(**kwargs)
+        module = factory(**copy.deepcopy(dict(kwargs)))  # a factory may change what it is given
     except Exception as error:  # the constructor may raise anything
         raise ValueError(f"{name} with kwargs {dict(kwargs)} fails: {describe(error, called=True)}") from error
     if not isinstance(module, nn.Module):

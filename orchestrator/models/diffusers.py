@@ -7,11 +7,11 @@ not read here, because the distilled grid replaces that grid. The same holds for
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orchestrator.content import digest, network_digest, own_code
 from orchestrator.errors import ConfigError
 from orchestrator.models._diffusers_networks import NETWORKS, PipelineNetwork, _Text
 from orchestrator.models.base import CompiledNetwork, ModelAdapter, expand_time
-from orchestrator.storage import canonical_json
 from orchestrator.weights.frozen import freeze
 from solvers.prediction import Prediction, PredictionField
 from solvers.schedulers import CondOT, Cosine, DiscreteVP, Scheduler
@@ -250,7 +250,7 @@ class DiffusersModel(ModelAdapter):
         self.name, self.shape, self.data_range = name, self.network.shape, 2.0
         self.rate = self.network.rate
         self.parameters = sum(parameter.numel() for parameter in self.network.net.parameters())
-        self.digest = _digest(self.network, self.prediction, self.native)
+        self.digest = digest(*_identity(self.network, self.prediction, self.native))
 
     @property
     def network_dtype(self) -> torch.dtype:
@@ -343,37 +343,40 @@ def _check_kind(name: str, network: type[PipelineNetwork], dataset: Any) -> None
         )
 
 
-def _digest(network: PipelineNetwork, prediction: str, native: Scheduler) -> str:
-    """sha256 of everything the velocity depends on: weights and configuration of network and encoders, and the path.
+def _identity(network: PipelineNetwork, prediction: str, native: Scheduler) -> Iterator[Any]:
+    """Everything that samples depend on, decoded or not: networks, tokenizers, and the path.
 
-    It excludes the file format, the pipeline's sampler, the VAE and the sample size.
+    The file format, the pipeline's sampler and the sample size are not part of it; the size is part of the pair spec.
     """
-    digest = hashlib.sha256()
-    for name in (network.component, *network.encoders):
-        module = getattr(network.pipe, name)
-        digest.update(canonical_json([name, type(module).__name__ if module is not None else None]).encode())
-        if module is not None:
-            _update_with_module(digest, module)
-        reads_text = name.startswith("text_encoder")
-        tokenizer = getattr(network.pipe, name.replace("text_encoder", "tokenizer"), None) if reads_text else None
-        if tokenizer is not None:
-            digest.update(canonical_json(dict(sorted(tokenizer.get_vocab().items()))).encode())
+    components: dict[str, Any] = network.pipe.components
+    for name in sorted(components):
+        component = components[name]
+        if name in NOT_MEASURED or component is None:
+            continue
+        yield name
+        if isinstance(component, torch.nn.Module):
+            yield network_digest(component)
+        elif name.startswith("tokenizer"):
+            yield from _tokenizer_parts(component)
     betas = native.betas if isinstance(native, DiscreteVP) else None
-    zeros = network.pipe.config.get("force_zeros_for_empty_prompt")
-    digest.update(canonical_json([prediction, native.name, betas, zeros]).encode())
-    return digest.hexdigest()
+    yield [prediction, native.name, betas, network.pipe.config.get("force_zeros_for_empty_prompt")]
 
 
-def _update_with_module(digest: Any, module: torch.nn.Module) -> None:
-    config: Any = module.config
-    content = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    # Versions, paths and keys that only saved files have do not describe the network.
-    left_out = ("transformers_version", "dtype", "torch_dtype", "architectures")
-    kept = {key: value for key, value in content.items() if not key.startswith("_") and key not in left_out}
-    digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+NOT_MEASURED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")
+"""Components of pipelines that no sample depends on. The path that a scheduler defines is part of the digest."""
+
+
+def _tokenizer_parts(tokenizer: Any) -> Iterator[Any]:
+    """What texts are split by: the vocabulary and rules, limits and special tokens, and code of the user's own."""
+    yield own_code([type(tokenizer).__module__])
+    yield [tokenizer.model_max_length, tokenizer.padding_side, tokenizer.truncation_side]
+    yield {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    if hasattr(tokenizer, "backend_tokenizer"):
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        yield {key: value for key, value in rules.items() if key not in ("truncation", "padding")}  # set by each call
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield from sorted(map(Path, tokenizer.save_vocabulary(folder)))
 
 
 ADAPTER = DiffusersModel

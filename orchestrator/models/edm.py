@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from orchestrator.content import own_code, pickled_modules, source_digest
 from orchestrator.errors import ConfigError
-from orchestrator.models._external import ExternalModel, option_bytes
+from orchestrator.models._external import ExternalModel
 from orchestrator.models._weights import (
     build_module,
     build_without_weights,
@@ -224,11 +225,17 @@ class EDMNetwork(ExternalModel):
         one_hot = nn.functional.one_hot(label, self.classes + 1)[:, : self.classes]
         return self.net(x, time, one_hot.to(x.dtype))
 
-    def identity(self) -> Iterable[Path | bytes]:
+    def identity(self) -> Iterable[Any]:
         native = self.native
         assert isinstance(native, EDM)
         options = {"sigma_min": native.sigma_min, "sigma_max": native.sigma_max, "data_range": self.data_range}
-        return option_bytes(options | {"factory": self.factory}), self.source
+        yield options | {"factory": self.factory}
+        yield self.source
+        if self.factory is None:
+            yield own_code(pickled_modules(self.source))
+        else:
+            factory = import_factory(self.factory, self.path)
+            yield source_digest(self.factory.partition(":")[0], factory.__module__)
 
 
 def export_safetensors(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from orchestrator.errors import ConfigError
 from orchestrator.models._described import DescribedModel
-from orchestrator.models._external import option_bytes
 
 FLOATS: dict[str, torch.dtype] = {"FLOAT": torch.float32, "DOUBLE": torch.float64, "FLOAT16": torch.float16}
 INTEGERS = ("INT64", "INT32")
@@ -57,7 +56,7 @@ class OnnxSession(DescribedModel):
             model = onnx.load(self.source, load_external_data=False)
         except Exception as error:  # protobuf's errors have no common base class
             raise self.refused(f"{self.source} is not an ONNX file: {error}; export the network again") from error
-        return _Graph.read(model.graph, onnx.TensorProto.DataType.Name)
+        return _Graph.read(model, onnx.TensorProto.DataType.Name)
 
     def inspect(self) -> None:
         self._package("onnxruntime")
@@ -138,8 +137,8 @@ class OnnxSession(DescribedModel):
         dtype = FLOATS.get(kind) or {"INT64": torch.int64, "INT32": torch.int32}[kind]
         return np.ascontiguousarray(value.detach().to(device="cpu", dtype=dtype).numpy())
 
-    def identity(self) -> Iterable[Path | bytes]:
-        yield option_bytes(self.options())
+    def identity(self) -> Iterable[Any]:
+        yield from super().identity()
         yield self.source
         for name in sorted(self.graph.beside):
             yield self.existing_file(
@@ -173,7 +172,9 @@ class _Graph:
     beside: frozenset[str]
 
     @classmethod
-    def read(cls, graph: Any, type_name: Any) -> _Graph:
+    def read(cls, model: Any, type_name: Any) -> _Graph:
+        graph = model.graph
+        tensors = [tensor for body in (graph, *model.functions) for tensor in _tensors(body)]
         held = {tensor.name for tensor in graph.initializer}
         inputs = {}
         for value in graph.input:
@@ -183,9 +184,22 @@ class _Graph:
             shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in declared.shape.dim)
             inputs[value.name] = (type_name(declared.elem_type), shape)
         floating = [tensor for tensor in graph.initializer if type_name(tensor.data_type) in (*FLOATS, "BFLOAT16")]
-        external = {e.value for tensor in graph.initializer for e in tensor.external_data if e.key == "location"}
+        external = {e.value for tensor in tensors for e in tensor.external_data if e.key == "location"}
         parameters = sum(math.prod(tensor.dims) for tensor in floating)
         return cls(inputs, len(graph.output), parameters, frozenset(external))
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """All tensors of a graph or a function: weights, and those in attributes of nodes and in graphs within it."""
+    yield from getattr(graph, "initializer", ())  # a function has none
+    for sparse in getattr(graph, "sparse_initializer", ()):
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.initializer:
+                    yield from _tensors(inner)
 
 
 def _shown(shape: tuple[int | None, ...]) -> str:

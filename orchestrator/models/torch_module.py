@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect as source
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from orchestrator.content import digest, source_digest
 from orchestrator.models._described import DescribedModel
-from orchestrator.models._external import option_bytes
 from orchestrator.models._weights import (
     SUFFIXES,
     build_module,
@@ -61,8 +59,8 @@ class TorchModule(DescribedModel):
     def inspect(self) -> None:
         factory = self._factory()
         module = build_without_weights(lambda: self._made(factory))
+        self._code()
         if self.file is None:
-            self._source(factory)
             return
         with self.refusing():
             check_fit(module, read_shapes(self.file), self.file)
@@ -74,17 +72,18 @@ class TorchModule(DescribedModel):
         if self.file is not None:
             with self.refusing():
                 load_weights(module, self.file)
+        else:
+            self._made_weights = digest(*(part for item in module.state_dict().items() for part in item))
         return freeze(module)
 
-    def identity(self) -> Iterable[Path | bytes]:
-        yield option_bytes(self.options())
+    def identity(self) -> Iterable[Any]:
+        yield from super().identity()
+        yield self._code()
         if self.file is not None:
             yield self.file
-            return
-        yield self._source(self._factory()).encode()
-        for name, tensor in self.net.state_dict().items():
-            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-            yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        else:
+            _ = self.net  # loads the network, and notes its weights before it may change its buffers
+            yield self._made_weights
 
     def _factory(self) -> Callable[..., Any]:
         with self.refusing():
@@ -94,14 +93,10 @@ class TorchModule(DescribedModel):
         with self.refusing():
             return build_module(factory, self.factory, self.kwargs)
 
-    def _source(self, factory: Callable[..., Any]) -> str:
-        """Source code of the factory's module, which determines the weights without a weights file."""
-        try:
-            return source.getsource(source.getmodule(factory) or factory)
-        except (OSError, TypeError) as error:
-            raise self.refused(
-                f"{self.factory} has no source code to identify the model version by ({error}); set weights to a file"
-            ) from error
+    def _code(self) -> str:
+        """Digest of the code of the network: the factory's, and all of the user's own that it imports."""
+        modules = {self.factory.partition(":")[0], getattr(self._factory(), "__module__", None)} - {None}
+        return source_digest(*sorted(map(str, modules)))
 
 
 ADAPTER = TorchModule

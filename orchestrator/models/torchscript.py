@@ -6,14 +6,12 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from orchestrator.models._described import DescribedModel
-from orchestrator.models._external import option_bytes
 from orchestrator.models.base import expand_time
 
 DTYPES = {
@@ -110,12 +108,9 @@ class TorchScript(DescribedModel):
         with torch.no_grad():
             self.evaluate(x, time, torch.zeros(2, dtype=torch.int64, device=self.device))
 
-    def options(self) -> dict[str, Any]:
-        given = super().options()
-        return given if self.dtype is not None else {name: value for name, value in given.items() if name != "dtype"}
-
-    def identity(self) -> Iterable[Path | bytes]:
-        return option_bytes(self.options()), self.source
+    def identity(self) -> Iterable[Any]:
+        yield from super().identity()
+        yield self.source
 
 
 ADAPTER = TorchScript

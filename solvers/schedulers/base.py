@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,6 +46,11 @@ class Scheduler(ABC):
 
     #: Whether the velocity is infinite at t = 1, as on variance-preserving paths; a domain that ends earlier avoids it.
     velocity_is_singular_at_end = False
+
+    @property
+    def functions(self) -> tuple[Callable[..., Tensor], ...]:
+        """Functions of the user that define the path; their code is part of a model's digest."""
+        return ()
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.t_min < self.t_max <= 1.0:

@@ -69,6 +69,10 @@ class Custom(Scheduler):
             )
 
     @property
+    def functions(self) -> tuple[PathFunction, ...]:
+        return tuple(self._functions.values())
+
+    @property
     def name(self) -> str:
         return "custom"
 

@@ -1,4 +1,4 @@
-"""Interface of decoders: frozen networks from latents to images or sound. They do not affect velocities or digests."""
+"""Interface of decoders: frozen networks from latents to images or sound. They do not affect velocities."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from torch import Tensor
 
 class Decoder(ABC):
     """Base class of decoders from latents to images or sound. The dataclass fields of a subclass are its options."""
+
+    @property
+    @abstractmethod
+    def content(self) -> str:
+        """sha256 of everything that decoded samples depend on; part of the model's digest."""
 
     @abstractmethod
     def __call__(self, samples: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orchestrator.content import digest, network_digest
 from orchestrator.errors import ConfigError
 from orchestrator.models.decoders.base import Decoder
 from orchestrator.weights.frozen import freeze
@@ -55,6 +56,10 @@ class Encodec(Decoder):
     def rate(self) -> int:
         """Sample rate of the decoded sound in Hz."""
         return int(self.net.config.sampling_rate)
+
+    @property
+    def content(self) -> str:
+        return digest(self.mean, self.std, network_digest(self.net))
 
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Tensor:
