@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import getpass
 import json
+import math
 import os
 import socket
 import threading
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import BusyStoreError, StoreError
-from orchestrator.progress import Note
+from orchestrator.progress import LINE_SECONDS, Note
 from orchestrator.storage import Storage
 
 POLL_SECONDS = 1.0
@@ -67,7 +68,7 @@ def _flock(storage: Storage, key: str, *, wait: bool, announce: Note) -> Iterato
     except OSError as error:
         raise StoreError(f"cannot create {path}: {error}; free some space or choose another --storage") from error
     with opened as file:
-        announced = False
+        spoken = -math.inf
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,9 +77,9 @@ def _flock(storage: Storage, key: str, *, wait: bool, announce: Note) -> Iterato
                 sentence = _busy(storage.location(key.rpartition("/")[0]), _parse(path.read_bytes()))
                 if not wait:
                     raise BusyStoreError(f"{sentence}; wait for it, or leave out --no-wait") from None
-                if not announced:
+                if time.monotonic() - spoken >= LINE_SECONDS:
                     announce(f"{sentence}; waiting for it to finish")
-                    announced = True
+                    spoken = time.monotonic()
                 time.sleep(POLL_SECONDS)
         with suppress(OSError):  # on a full disk the lock still holds, but without the owner's name
             os.ftruncate(file.fileno(), 0)
@@ -93,14 +94,14 @@ def _flock(storage: Storage, key: str, *, wait: bool, announce: Note) -> Iterato
 @contextmanager
 def _lease(storage: Storage, key: str, *, wait: bool, announce: Note) -> Iterator[None]:
     token = uuid.uuid4().hex
-    announced = False
+    spoken = -math.inf
     while not _try_lease(storage, key, token):
         sentence = _busy(storage.location(key.rpartition("/")[0]), _current(storage, key))
         if not wait:
             raise BusyStoreError(f"{sentence}; wait for it, or leave out --no-wait")
-        if not announced:
+        if time.monotonic() - spoken >= LINE_SECONDS:
             announce(f"{sentence}; waiting for it to finish, or for its lease of {LEASE_SECONDS:g} s to lapse")
-            announced = True
+            spoken = time.monotonic()
         time.sleep(POLL_SECONDS)
     stop = threading.Event()
 

@@ -27,11 +27,11 @@ from orchestrator.lock import exclusive
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pool.client import RayPool
 from orchestrator.pool.requests import PoolSettings
-from orchestrator.progress import Note, note
+from orchestrator.progress import Note, note, stage
 from orchestrator.reports.evaluation import write_evaluation
 from orchestrator.reports.gallery import GROUND_TRUTH, Panel, make_strips
 from orchestrator.reports.tables import Table, across_datasets, by_dataset, comparisons
-from orchestrator.tracking.mlflow import ROLE, SWEEP, THETA, THETA_FILE, RunLog
+from orchestrator.tracking.mlflow import ROLE, SWEEP, THETA, THETA_FILE, RunLog, entity_name
 from solvers.families import GridSolver
 from solvers.theta import ThetaArtifact
 from sweeps.session import Session, publish
@@ -224,7 +224,8 @@ class _Run:
             evaluation.measure()
         scores = evaluation.scores(self._ground_truth_nfe())
         tables = self._tables(evaluation, scores)
-        report = self._write(scores, tables)
+        with stage("writing the report"):
+            report = self._write(scores, tables)
         self._log(scores)
         failed = {f"{s.metric.metric.column} of {_name(s)} on {s.case.dataset}": s.failure for s in scores if s.failure}
         return EvaluationOutcome(
@@ -376,8 +377,8 @@ class _Run:
 
 
 def _metric(score: Score) -> str:
-    """Name of a score in MLflow, which allows no brackets: ``digits/fid/digits_cnn``."""
-    return f"{score.case.dataset}/{score.metric.metric.column.replace('[', '/').replace(']', '')}"
+    """Name of a score in MLflow, with a slash for brackets: ``digits/fid/digits_cnn``."""
+    return entity_name(f"{score.case.dataset}/{score.metric.metric.column.replace('[', '/').replace(']', '')}")
 
 
 def _name(score: Score) -> str:

@@ -25,7 +25,7 @@ from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.client import RayPool
 from orchestrator.pool.requests import PoolSettings, Request
-from orchestrator.progress import Note, note
+from orchestrator.progress import Note, note, stage
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import RunLog, Tracker, open_experiment
 from orchestrator.tracking.uri import resolve_tracking_uri
@@ -69,9 +69,12 @@ class Session:
         with ExitStack() as stack:
             if locked:
                 stack.enter_context(exclusive(self.storage, f"{self.folder}/.lock", wait=wait, announce=announce))
-            connect(address, config.resources.cpu_budget)
+            with stage("starting Ray" if address is None else f"connecting to Ray at {address}"):
+                connect(address, config.resources.cpu_budget)
             self.log = stack.enter_context(logged_to(self.storage, f"{self.folder}/{command}.log"))
-            self._start(stack, address, tracking_uri)
+            hosts = config.resources.hosts
+            with stage(f"starting {hosts} host{'s' * (hosts > 1)} with model {config.model.name}"):
+                self._start(stack, address, tracking_uri)
             self._stack = stack.pop_all()
 
     def _start(self, stack: ExitStack, address: str | None, tracking_uri: str | None) -> None:

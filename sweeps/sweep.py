@@ -11,18 +11,16 @@ import math
 import os
 import re
 import tempfile
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
-from tqdm import tqdm
 
 from orchestrator.cluster.system_metrics import SystemMetrics
 from orchestrator.config.experiment import ExperimentConfig
@@ -30,12 +28,12 @@ from orchestrator.errors import Failure
 from orchestrator.log import record
 from orchestrator.pairs import PairStore
 from orchestrator.pool.queue import SLOTS
-from orchestrator.progress import Note, bar, note
+from orchestrator.progress import Note, bar, note, stage
 from orchestrator.reports.gallery import make_gallery
 from orchestrator.reports.sweep import markdown_table, write_report
 from orchestrator.results.store import Result, ResultStore, Row, rows
 from orchestrator.storage import Storage
-from orchestrator.tracking.mlflow import DESCRIPTION, ROLE, UPDATED, RunLog
+from orchestrator.tracking.mlflow import DESCRIPTION, ROLE, UPDATED, RunLog, entity_name
 from orchestrator.tracking.records import write_run
 from solvers.grids import Grid
 from sweeps.cell_scheduler import asha_per_cell
@@ -151,7 +149,8 @@ class _Sweep:
         table = rows(ordered)
         self._record_all(points, results)
         thetas = self._publish_thetas(table)
-        report = self._report(table, ordered)
+        with stage("writing the report"):
+            report = self._report(table, ordered)
         self._summaries(table)
         self.parent.tags({DESCRIPTION: _description(self.config.name, table, report)})
         status = "FAILED" if self.failed else "FINISHED"
@@ -205,9 +204,10 @@ class _Sweep:
             )
         for variable, value in TUNE_SETTINGS.items():
             os.environ.setdefault(variable, value)
-        name = f"{self.config.name}-{description.replace(' ', '-')}-{uuid.uuid4().hex[:8]}"
         unit = "iteration" if learned else "solver"
-        with bar(sum(point.iterations for point in points), unit, description) as progress:
+        # On this machine, not in the storage: Tune's files hold nothing that is needed later, but the storage's keys.
+        folder = tempfile.TemporaryDirectory(prefix="bespoke-tune-")
+        with folder, bar(sum(point.iterations for point in points), unit, description) as progress:
             tuner = Tuner(
                 tune.with_resources(tune.with_parameters(trial, runners=self.runners), {"cpu": resources.trial_cpus}),
                 param_space={"point": tune.grid_search([point.to_dict() for point in points])},
@@ -218,9 +218,8 @@ class _Sweep:
                     max_concurrent_trials=self.trials_at_once,
                 ),
                 run_config=RunConfig(
-                    name=name,
-                    storage_path=self.storage.path("tune"),
-                    storage_filesystem=None if self.storage.is_local else self.storage.filesystem,
+                    name=self.config.name,
+                    storage_path=folder.name,
                     failure_config=FailureConfig(max_failures=MAX_TRIAL_FAILURES),
                     checkpoint_config=CheckpointConfig(checkpoint_frequency=0),
                     callbacks=[_Display(progress, points)],
@@ -232,8 +231,6 @@ class _Sweep:
         for result in grid:
             if result.config is not None and (failure := _failure(result)) is not None:
                 failures[point_from_dict(result.config["point"]).key] = failure
-        # Tune's folder holds nothing new: results are in the points' folders, failures in the log.
-        self.storage.filesystem.delete_dir(self.storage.path(f"tune/{name}"))
         return failures
 
     @cached_property
@@ -280,7 +277,7 @@ class _Sweep:
             run_name = name if scale == 1 else f"{name}, guidance {scale:g}"
             log = self.tracker.summary_run(self.experiment, self.parent.run_id, key, run_name, values)
             for column in members[0].metrics:
-                log.curve(f"{column}_vs_nfe", [(row.nfe, row.metrics[column]) for row in members])
+                log.curve(f"{entity_name(column)}_vs_nfe", [(row.nfe, row.metrics[column]) for row in members])
             log.finish({})
         for run in outdated.values():
             self.tracker.delete(run)
@@ -367,11 +364,14 @@ def _trial_name(trial: Any) -> str:
 class _Display(Callback):
     """Progress of a round of trials, in iterations, so that its rate and remaining time are meaningful."""
 
-    def __init__(self, progress: tqdm[NoReturn], points: Sequence[AnyPoint]):
+    def __init__(self, progress: Any, points: Sequence[AnyPoint]):
         self.progress = progress
         self.total = {point.key: point.iterations for point in points}
         self.done = dict.fromkeys(self.total, 0)
         self.finished = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune stores its callbacks, and never loads them here; a bar cannot be stored
 
     def _advance(self, key: str, done: int) -> None:
         if done > self.done[key]:

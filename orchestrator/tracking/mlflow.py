@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import posixpath
+import re
 import shlex
 import tempfile
 import time
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
@@ -30,7 +33,7 @@ from orchestrator.lock import exclusive
 from orchestrator.progress import note
 from orchestrator.storage import Storage, digest_of
 from orchestrator.tracking.ping import ping, unusable
-from orchestrator.tracking.uri import sqlite_path
+from orchestrator.tracking.uri import SQLITE, sqlite_path
 from orchestrator.uris import shown, without_secrets
 
 # Hides the notices about setting up a new store.
@@ -72,6 +75,25 @@ def _retrying(action: Callable[..., T], *arguments: Any, **options: Any) -> T:
     raise AssertionError("the loop returns or raises")
 
 
+NAME_LENGTH = 200
+"""Longest name of a metric or parameter here; MLflow's limit is 250, and suffixes such as ``_stderr`` follow."""
+
+
+def entity_name(text: str) -> str:
+    """A name that MLflow accepts for a metric or parameter: ``text`` itself if it is one.
+
+    MLflow refuses brackets, '@', quotes and others, and names that read as another path. A name that had to be changed
+    ends with a digest of ``text``, so that two texts never share one name.
+    """
+    name = posixpath.normpath(re.sub(r"[^\w./: -]", "-", text)[:NAME_LENGTH]).lstrip("./")
+    return text if name == text else f"{name}-{digest_of(text)[:8]}"
+
+
+def _key(text: str) -> str:
+    """A run's key as it can stand in a query, which has no escape for quotes. The inverse of :func:`unquote`."""
+    return re.sub(r"[%'\"`\\]", lambda match: f"%{ord(match[0]):02x}", text)
+
+
 class RunLog:
     """Writes one MLflow run."""
 
@@ -85,16 +107,16 @@ class RunLog:
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log metrics at one step, in one request."""
         now = int(time.time() * 1000)
-        self._log(metrics=[Metric(name, float(value), now, step) for name, value in values.items()])
+        self._log(metrics=[Metric(entity_name(name), float(value), now, step) for name, value in values.items()])
 
     def curve(self, name: str, points: Sequence[tuple[int, float]]) -> None:
         """Log one metric at many steps, e.g. PSNR at step = NFE."""
         now = int(time.time() * 1000)
-        self._log(metrics=[Metric(name, value, now, step) for step, value in points])
+        self._log(metrics=[Metric(entity_name(name), value, now, step) for step, value in points])
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Log parameters. Logging the same values again is allowed."""
-        self._log(params=[Param(name, without_secrets(str(value))) for name, value in values.items()])
+        self._log(params=[Param(entity_name(name), without_secrets(str(value))) for name, value in values.items()])
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._log(tags=[RunTag(name, without_secrets(value)) for name, value in values.items()])
@@ -148,6 +170,10 @@ class Tracker:
         self.uri = uri
         with self._reachable():
             self.client = MlflowClient(tracking_uri=uri)
+        path = sqlite_path(uri)
+        if path is not None and (undecoded := uri.removeprefix(SQLITE)) != str(path):
+            with suppress(OSError):  # MLflow creates the folder of the name that is not decoded, and leaves it empty
+                os.removedirs(Path(undecoded).parent)
 
     @classmethod
     def open(cls, uri: str, *, create: bool = False) -> Tracker:
@@ -215,6 +241,7 @@ class Tracker:
 
     def run(self, experiment_id: str, key: str, name: str, tags: Mapping[str, str] | None = None) -> RunLog:
         """The run with this key, reopened or created."""
+        key = _key(key)
         runs = _retrying(self.client.search_runs, [experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
         if runs:
             run = runs[0]
@@ -255,7 +282,7 @@ class Tracker:
         """The finished runs of a sweep with one role, by key."""
         query = f"tags.`{SWEEP}` = '{sweep_run_id}' and tags.`{ROLE}` = '{role}' and attributes.status = 'FINISHED'"
         runs = self._search(experiment_id, query)
-        return {run.data.tags[KEY].removeprefix(f"{sweep_run_id}/"): run for run in runs}
+        return {unquote(run.data.tags[KEY]).removeprefix(f"{sweep_run_id}/"): run for run in runs}
 
     def thetas(self, experiment_id: str) -> dict[str, Run]:
         """The newest finished trial run of every theta of an experiment, by the digest of theta."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.results.store import Result, ResultStore
-from orchestrator.tracking.mlflow import THETA, THETA_FILE
+from orchestrator.tracking.mlflow import THETA, THETA_FILE, entity_name
 from solvers.theta import ThetaArtifact
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ def write_run(log: RunLog, result: Result, store: ResultStore) -> None:
     }
     for prefix, summaries in (("", result.metrics), (START, result.start_metrics or {})):
         for column, summary in summaries.items():
-            metrics[prefix + column] = summary["mean"]
-            metrics[prefix + column + STDERR] = summary["stderr"]
+            name = prefix + entity_name(column)
+            metrics |= {name: summary["mean"], name + STDERR: summary["stderr"]}
             if summary.get("not_finite"):
-                metrics[prefix + column + NOT_FINITE] = summary["not_finite"]
+                metrics[name + NOT_FINITE] = summary["not_finite"]
     if result.start_validation_psnr_db is not None:
         metrics[START + "validation_psnr_db"] = result.start_validation_psnr_db
     theta = store.read_theta()

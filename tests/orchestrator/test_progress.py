@@ -1,38 +1,46 @@
-"""Progress bars on a terminal, and none elsewhere."""
+"""Output that goes to a file: a line at every stage and at least one a minute, and none after the end."""
 
 from __future__ import annotations
 
-import io
-import re
+import time
 
 import pytest
 
-from orchestrator.progress import bar, note
+from orchestrator import progress
+from orchestrator.progress import bar, stage
 
 
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+def _lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.splitlines()
 
 
-def test_a_bar_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """Logs of a cluster job do not fill with carriage returns."""
-    with bar(10, "pair", "ground-truth pairs") as progress:
-        progress.update(5)
-    assert capsys.readouterr() == ("", "")
+def test_a_bar_in_a_file_is_lines_with_amounts_and_durations(capsys: pytest.CaptureFixture[str]) -> None:
+    with bar(1200, "pair", "ground-truth pairs") as progress_bar:
+        assert _lines(capsys) == ["ground-truth pairs: 1,200 pairs"]
+        progress_bar.update(1199)
+        progress_bar.update()
+        progress_bar.set_postfix_str(" 3/3 trials", refresh=False)
+        assert progress_bar.n == 1200
+    assert _lines(capsys) == ["ground-truth pairs: 1,200 of 1,200 pairs in 0 s 3/3 trials"]
+    with bar(0, "pair", "nothing"):
+        pass
+    assert _lines(capsys) == []
 
 
-def test_a_bar_shows_progress_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Percentage, count, elapsed and remaining time."""
-    terminal = _Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
-    with bar(10, "pair", "ground-truth pairs") as progress:
-        progress.update(5)
-        progress.refresh()
-    assert re.search(r"ground-truth pairs +50% \|.*\| 5/10 .*pair.* \d\d:\d\d<\d\d:\d\d", terminal.getvalue())
-
-
-def test_a_note_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    """Standard output is only for results, so that it can be piped."""
-    note("making 1 damaged shard again")
-    assert capsys.readouterr() == ("", "making 1 damaged shard again\n")
+def test_a_stage_speaks_again_and_again_until_it_ends(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that loads for ten minutes, or work of which no part is done, is not silence."""
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.02)
+    with stage("hosts load the model"), bar(4, "sample", "evaluation") as counted:
+        counted.update()
+        until, text = time.monotonic() + 10, ""
+        while time.monotonic() < until and (text.count("so far") < 2 or text.count("s left") < 2):
+            time.sleep(0.02)
+            text += capsys.readouterr().err
+    assert "hosts load the model: for 0 s so far" in text
+    assert "evaluation: 1 of 4 samples in 0 s, about 0 s left" in text
+    time.sleep(0.1)
+    capsys.readouterr()
+    time.sleep(0.1)
+    assert _lines(capsys) == []

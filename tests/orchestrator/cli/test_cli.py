@@ -53,7 +53,7 @@ def small(tmp_path: Path, experiment: dict[str, Any]) -> Path:
 def _assert_refused(result: Result, message: str) -> None:
     """Assert exit code 2 and one message on standard error, without a traceback."""
     assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("error: ") or "Usage: " in result.stderr
+    assert any(line.startswith("error: ") for line in result.stderr.splitlines()) or "Usage: " in result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.output
 

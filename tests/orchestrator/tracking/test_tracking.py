@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +14,23 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from orchestrator.errors import UserError
+from orchestrator.lock import exclusive
 from orchestrator.results.store import Result, ResultStore, rows
 from orchestrator.storage import Storage
 from orchestrator.tracking import mlflow as tracking
-from orchestrator.tracking.mlflow import KEY, PARENT, ROLE, SWEEP, RunLog, Tracker
+from orchestrator.tracking.mlflow import (
+    KEY,
+    PARENT,
+    ROLE,
+    SWEEP,
+    THETA_FILE,
+    RunLog,
+    Tracker,
+    entity_name,
+    open_experiment,
+)
 from orchestrator.tracking.records import read_run, write_run
+from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_path
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
@@ -325,3 +340,129 @@ def test_an_experiment_that_does_not_exist_is_refused_with_the_existing_ones(tra
         tracker.latest_trials("digit")
     with pytest.raises(UserError, match=r"experiment '.*' has no sweep yet; run `bespoke sweep`"):
         tracker.latest_trials(tracker.client.get_experiment(experiment).name)
+
+
+# ---- names, paths, and two at once --------------------------------------------------------------------------------
+
+NAMES = [
+    "photos/clip_score[ViT-L-14@336px]",
+    "a'b",
+    "a(b",
+    "a[b",
+    "a]b",
+    "../a",
+    "/a",
+    "a//b",
+    ".",
+    "x" * 300,
+    "größe: 1",
+]
+
+
+def test_every_name_is_made_valid_and_none_stands_for_another(tracker: Tracker, experiment: str) -> None:
+    """MLflow would refuse them after all has been measured."""
+    names = [entity_name(name) for name in NAMES]
+    assert len(set(names)) == len(NAMES)
+    assert entity_name("digits/fid/digits_cnn") == "digits/fid/digits_cnn"
+    assert names[-1] == NAMES[-1]
+    log = tracker.run(experiment, "names", "names")
+    for name in NAMES:
+        log.curve(f"{entity_name(name)}_stderr", [(0, 1.0)])
+    log.metrics(dict.fromkeys(NAMES, 2.0))
+    log.parameters(dict.fromkeys(NAMES, "value"))
+    data = tracker.client.get_run(log.run_id).data
+    assert set(names) <= set(data.metrics)
+    assert set(names) == set(data.params)
+
+
+@pytest.mark.parametrize("key", ["it's", 'a "b"', "a`b", "100%", "a\\b", "%27"])
+def test_a_run_is_found_by_a_key_with_any_character(
+    tracker: Tracker, experiment: str, parent: RunLog, key: str
+) -> None:
+    """Keys contain the labels of solvers, which users write."""
+    log = tracker.summary_run(experiment, parent.run_id, key, key, {})
+    assert tracker.summary_run(experiment, parent.run_id, key, key, {}).run_id == log.run_id
+    log.finish({})
+    assert key in tracker.runs_of(experiment, parent.run_id, "summary")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["a%20b", "a?b#c", "ü ä", "it's; +&="])
+def test_characters_of_a_path_mean_themselves(tmp_path: Path, folder: str) -> None:
+    """The store and its artifacts lie where the storage is, and nowhere else."""
+    root = tmp_path / folder
+    root.mkdir()
+    uri = resolve_tracking_uri(None, str(root))
+    tracker, experiment = open_experiment(uri, "x", Storage.at(root))
+    log = tracker.run(experiment, "key", "name")
+    log.finish({}, texts={"theta.json": "{}"})
+    assert Tracker.open(uri).read_theta(f"runs:/{log.run_id}") == ("{}", log.run_id)
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+    assert (root / "mlflow.db").is_file()
+    assert (root / f"mlartifacts/{log.run_id}/artifacts/theta.json").is_file()
+
+
+OPEN = """
+import sys
+from orchestrator.storage import Storage
+from orchestrator.tracking.mlflow import open_experiment
+sys.stdin.readline()
+print(open_experiment(sys.argv[1], "together", Storage.at(sys.argv[2]))[1])
+"""
+
+
+@pytest.mark.slow
+def test_three_commands_that_create_one_store_together_succeed(tmp_path: Path) -> None:
+    """Each finds the tables of one of them, and the same experiment."""
+    command = [sys.executable, "-c", OPEN, f"sqlite:///{tmp_path}/new/mlflow.db", str(tmp_path / "new")]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(3)]
+    time.sleep(10)  # until all have imported MLflow
+    answers = [process.communicate("\n", timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], answers
+    assert {answer[0] for answer in answers} == {"1\n"}
+
+
+def test_a_store_that_another_command_creates_is_waited_for(monkeypatch: pytest.MonkeyPatch, tracker: Tracker) -> None:
+    """The lock is that of the file, and its owner is named."""
+    spoken, opened = threading.Event(), []
+    monkeypatch.setattr(tracking, "note", lambda sentence: spoken.set())
+    path = sqlite_path(tracker.uri)
+    assert path is not None
+    lock = exclusive(Storage.at(path.parent), f".{path.name}.lock", wait=False, announce=lambda sentence: None)
+    with lock:
+        thread = threading.Thread(target=lambda: opened.append(Tracker.open(tracker.uri)))
+        thread.start()
+        assert spoken.wait(30)
+        assert opened == []
+    thread.join(30)
+    assert len(opened) == 1
+
+
+def test_an_experiment_that_another_command_creates_meanwhile_is_used(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have found that it does not exist."""
+    created = tracker.experiment("meanwhile", None)
+    real = tracker.client.get_experiment_by_name
+    answers = iter([None])
+    monkeypatch.setattr(tracker.client, "get_experiment_by_name", lambda name: next(answers, real(name)))
+    assert tracker.experiment("meanwhile", None) == created
+
+
+def test_mlflows_own_experiment_is_refused(tracker: Tracker) -> None:
+    """Its artifacts would go to ./mlruns of the current folder."""
+    with pytest.raises(UserError, match=r"experiment name 'Default' is MLflow's own, .*; choose another"):
+        tracker.experiment("Default", None)
+
+
+@pytest.mark.parametrize("alias", ["latest", "v1", "a b"])
+def test_an_alias_that_is_refused_leaves_no_version_behind(tracker: Tracker, experiment: str, alias: str) -> None:
+    """`models:/NAME/1` would otherwise exist although the command failed."""
+    log = tracker.run(experiment, "theta", "theta")
+    log.finish({}, texts={THETA_FILE: "{}"})
+    name = f"model-{alias.replace(' ', '-')}"
+    with pytest.raises(UserError, match=f"theta cannot be registered as '{name}' with alias '{alias}': "):
+        tracker.register(name, log.run_id, alias)
+    assert tracker.client.search_model_versions(f"name='{name}'") == []
+    assert tracker.register(name, log.run_id, "champion") in ("1", "2")
