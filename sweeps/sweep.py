@@ -377,7 +377,7 @@ class _Display(Callback):
         if done > self.done[key]:
             self.progress.update(done - self.done[key])
             self.done[key] = done
-            self.progress.set_postfix_str(f" {self.finished}/{len(self.total)} trials", refresh=False)
+        self.progress.set_postfix_str(f" {self.finished}/{len(self.total)} trials", refresh=False)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
