@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 NOT_DATA = frozenset({"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found", "Thumbs.db", "desktop.ini"})
 """Names that systems and programs leave in folders, beside those that begin with a dot, such as ``._0.png``."""
+
+
+def absolute(path: str) -> str:
+    """The absolute form of a path, with ``~`` expanded. All other characters mean themselves.
+
+    Raises:
+        ValueError: The path is empty, no file can have it, or it is relative to a folder that does not exist.
+    """
+    if not path.strip():
+        raise ValueError("is empty, as a variable is that is not set; give a path, or leave it out")
+    if "\0" in path or any("\ud800" <= character <= "\udfff" for character in path):
+        raise ValueError(f"is not a path: {path!r} has a character that is not UTF-8")
+    try:
+        return str(Path(os.path.expanduser(path)).absolute())
+    except FileNotFoundError:
+        raise ValueError(f"is {path!r}, in a current folder that does not exist any more; change to another") from None
 
 
 def data_files(folder: Path, suffixes: Iterable[str], *, below: bool = True) -> list[Path]:

@@ -16,9 +16,11 @@ import pkgutil
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.errors import ConfigError
+from orchestrator.files import absolute
 
 
 class Kind(NamedTuple):
@@ -51,6 +53,26 @@ KINDS = {
     "speaker_encoders": Kind("orchestrator.audio.speaker_encoders", "ENCODER", "speaker encoder"),
     "exporters": Kind("orchestrator.export", "EXPORTER", "exporter", ("ns_scheduler",)),
 }
+
+
+PATH = {"is_path": lambda value: True}
+"""Metadata of a field (an option) that names a file or folder."""
+
+FOLDER_OR_NAME = {"is_path": lambda value: os.path.isdir(os.path.expanduser(value))}
+"""Metadata of a field that names a folder, or a repository on the Hugging Face hub."""
+
+FILE_OR_NAME = {"is_path": lambda value: Path(value).suffix in (".safetensors", ".npz")}
+"""Metadata of a field that names a file of weights or statistics, or one that ships with the package."""
+
+
+def options_of(kind: str, name: str | None = None) -> dict[str, Any]:
+    """Metadata of a field with the options of another plugin.
+
+    Args:
+        kind: The other plugin's kind.
+        name: The field with its name; None if the field's own value is ``{name: ..., options: {...}}``.
+    """
+    return {"kind": kind, "name": name}
 
 
 def names(kind: str) -> list[str]:
@@ -172,6 +194,48 @@ WORDS = {
     bool: ("true or false", "true or false"),
     types.NoneType: ("null", "null"),
 }
+
+
+def located(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a plugin with absolute paths, those of the plugins in its options as well.
+
+    Other processes work in other folders, on a cluster also the hosts. Relative paths, and ``~``, are those of this
+    process. What is not valid is left to :func:`build`.
+
+    Args:
+        kind, name: The plugin.
+        options: Its options; a default that is a relative path is added.
+
+    Raises:
+        ConfigError: A path is empty.
+    """
+    located_options = dict(options)
+    if name not in names(kind):
+        return located_options
+    defaults = {option.name: option.default for option in dataclasses.fields(load(kind, name))}
+    for option in dataclasses.fields(load(kind, name)):
+        value = options.get(option.name, option.default)
+        if isinstance(value, str) and "is_path" in option.metadata:
+            try:
+                path = absolute(value)
+            except ValueError as error:
+                raise ConfigError(f"option {option.name!r} of {KINDS[kind].noun} {name!r} {error}") from None
+            if option.metadata["is_path"](value):
+                located_options[option.name] = path
+        elif isinstance(value, Mapping) and "kind" in option.metadata:
+            naming = option.metadata["name"]
+            other = None if naming is None else options.get(naming, defaults[naming])
+            located_options[option.name] = _located_inside(option.metadata["kind"], other, value)
+    return located_options
+
+
+def _located_inside(kind: str, name: Any, value: Mapping[str, Any]) -> Any:
+    """The options of a plugin in an option of another; without ``name``, the value is ``{name: ..., options: ...}``."""
+    if name is not None:
+        return located(kind, str(name), value)
+    if not isinstance(value.get("name"), str) or not isinstance(value.get("options", {}), Mapping):
+        return value
+    return {**value, "options": located(kind, value["name"], value.get("options", {}))}
 
 
 def describe(kind: str, plugin: Any) -> dict[str, Any]:

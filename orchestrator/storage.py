@@ -20,15 +20,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from orchestrator.errors import ConfigError, StoreError, UnreachableStorageError
+from orchestrator.files import absolute
 from orchestrator.uris import shown
 
 T = TypeVar("T")
+
+URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+"""The beginning of a root that is a URI, not a path."""
 
 LEFTOVER = re.compile(r"\.[^.].*\.[0-9a-f]{32}")
 """Temporary names of files that are renamed once written. Lock files, which their owner manages, have two dots."""
@@ -63,15 +67,12 @@ class Storage:
     def at(cls, root: str | Path) -> Storage:
         """The storage at ``root``; a relative path is resolved here, against the working directory.
 
+        The characters of a path mean themselves; those of a URI may be percent-encoded.
+
         Raises:
             ConfigError: pyarrow does not support the URI scheme, or ``root`` is not a path.
         """
-        text = str(root)
-        if not text or "\0" in text:
-            raise ConfigError(f"storage root {text!r} is not a path; give a path, s3://… or gs://…")
-        scheme = urlsplit(text).scheme
-        if not scheme:
-            text = str(Path(text).expanduser().absolute())
+        text = local_root(str(root)) or str(root)
         storage = cls(text)
         try:
             _ = storage._located
@@ -83,6 +84,8 @@ class Storage:
 
     @cached_property
     def _located(self) -> tuple[pafs.FileSystem, str]:
+        if not URI.match(self.root):
+            return pafs.LocalFileSystem(), self.root
         filesystem, base = pafs.FileSystem.from_uri(self.root)
         return filesystem, base
 
@@ -287,6 +290,22 @@ class Storage:
     def write_json(self, key: str, value: Any) -> None:
         """Write ``value`` as canonical JSON: equal values give equal bytes."""
         self.write(key, canonical_json(value).encode())
+
+
+def local_root(root: str) -> str | None:
+    """The absolute path of a storage root that is a directory; None for a URI of another kind.
+
+    Raises:
+        ConfigError: The root is empty, or no directory can have this path.
+    """
+    if root.lower().startswith("file:"):
+        root = unquote(urlsplit(root).path)
+    if URI.match(root):
+        return None
+    try:
+        return absolute(root)
+    except ValueError as error:
+        raise ConfigError(f"storage root {error}") from None
 
 
 def canonical_json(value: Any) -> str:

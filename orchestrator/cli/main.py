@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import traceback
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -19,7 +20,17 @@ from orchestrator.errors import UserError, describe, describe_outside, may_pass
 
 
 class _Group(click.Group):
-    """Prints errors in a line, without a traceback unless ``--debug`` is given."""
+    """Prints errors in a line, without a traceback unless ``--debug`` is given; refuses empty options by name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for before, argument in pairwise(["", *args]):
+            option, equals, value = argument.partition("=")
+            if not argument or (option.startswith("--") and equals and not value):
+                name = option or (before if before.startswith("-") else "an argument")
+                raise click.UsageError(
+                    f"{name} is empty, as a variable is that is not set; give a value, or leave it out"
+                )
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         from solvers.ns import InvalidThetaError

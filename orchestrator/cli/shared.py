@@ -61,7 +61,7 @@ stored = click.option(
 def with_options(overrides: Sequence[str], place: Place) -> list[str]:
     """Append the options that set configuration keys to the overrides; later entries win."""
     options = {"storage": place.storage, "tracking_uri": place.tracking_uri}
-    return [*overrides, *(f"{key}={json.dumps(value)}" for key, value in options.items() if value)]
+    return [*overrides, *(f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None)]
 
 
 def load(path: str, overrides: Sequence[str], place: Place) -> ExperimentConfig:

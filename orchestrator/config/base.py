@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from orchestrator import plugins
 from orchestrator.errors import ConfigError
@@ -76,3 +76,17 @@ class PluginConfig(Strict):
     def build(self, kind: str) -> Any:
         """The plugin of this kind; raises like :func:`orchestrator.plugins.build`."""
         return plugins.build(kind, self.name, self.options)
+
+
+def _located(kind: str) -> AfterValidator:
+    """Makes the paths in the options of a plugin of this kind absolute, see :func:`orchestrator.plugins.located`."""
+    return AfterValidator(
+        lambda plugin: plugin.model_copy(update={"options": plugins.located(kind, plugin.name, plugin.options)})
+    )
+
+
+Model = Annotated[PluginConfig, _located("models")]
+Source = Annotated[PluginConfig, _located("datasets")]
+"""A dataset: conditioning, real samples, or both."""
+MetricChoice = Annotated[PluginConfig, BeforeValidator(as_plugin), _located("metrics")]
+ObjectiveChoice = Annotated[PluginConfig, BeforeValidator(as_plugin), _located("objectives")]

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from orchestrator import plugins
-from orchestrator.config.base import NFE, NotEmpty, PluginConfig, Positive, Several, Strict, in_section
+from orchestrator.config.base import NFE, Model, NotEmpty, PluginConfig, Positive, Several, Source, Strict, in_section
 from orchestrator.config.sections import EvaluationConfig, PairsConfig, Resources, SearchConfig
 from orchestrator.config.solvers import LEAST_SQUARES, GITSConfig, GridSearch, LearnedConfig, SolverConfig
 from orchestrator.errors import ConfigError
@@ -27,8 +27,8 @@ class ExperimentConfig(Strict):
     """One experiment: a model, its pairs, the solvers to compare, and where the results are stored."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    model: PluginConfig
-    conditioning: PluginConfig = PluginConfig(name="labels")
+    model: Model
+    conditioning: Source = PluginConfig(name="labels")
     guidance_scale: Annotated[tuple[float, ...], Several] = (1.0,)
     pairs: PairsConfig = PairsConfig()
     nfe: Annotated[tuple[NFE, ...], Several]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from orchestrator.config.base import PluginConfig, Strict, as_plugin
+from orchestrator.config.base import MetricChoice, Source, Strict
 from orchestrator.config.solvers import BaselineConfig
 from orchestrator.models.base import Precision
 
@@ -108,8 +108,8 @@ class EvaluationConfig(Strict):
         pictures: Samples shown per solver.
     """
 
-    datasets: dict[Name, PluginConfig] = Field(default_factory=dict)
-    metrics: tuple[Annotated[PluginConfig, BeforeValidator(as_plugin)], ...] = ()
+    datasets: dict[Name, Source] = Field(default_factory=dict)
+    metrics: tuple[MetricChoice, ...] = ()
     samples: int | None = Field(None, ge=1, strict=True)
     baselines: tuple[
         Annotated[BaselineConfig, BeforeValidator(lambda v: {"family": v} if isinstance(v, str) else v)], ...

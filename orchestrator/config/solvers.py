@@ -13,6 +13,7 @@ from orchestrator.config.base import (
     NFE,
     Exponent,
     NotEmpty,
+    ObjectiveChoice,
     PluginConfig,
     Positive,
     Several,
@@ -145,7 +146,7 @@ class LearnedConfig(Strict):
 
     family: str
     options: dict[str, Any] = Field(default_factory=dict)
-    objective: Annotated[PluginConfig, BeforeValidator(as_plugin)] = PluginConfig(name="psnr")
+    objective: ObjectiveChoice = PluginConfig(name="psnr")
     """The loss to minimise; a bare name means its defaults. Iterates are chosen by validation PSNR in any case."""
     start: Annotated[tuple[str, ...], NotEmpty, Several] = ("best",)
     sigma0: Annotated[tuple[Positive, ...], NotEmpty, Several] = (1.0,)

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from orchestrator.datasets._parquet import check_columns
 from orchestrator.datasets.base import Dataset, IntArray, uniform
 from orchestrator.errors import ConfigError
 from orchestrator.files import read_text
+from orchestrator.plugins import PATH
 
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -55,7 +56,7 @@ class AudioFolder(Dataset):
             transcript or with a path that leads out of the folder, or lists a recording that does not exist.
     """
 
-    folder: str
+    folder: str = field(metadata=PATH)
     manifest: str = "manifest.csv"
     path: str = "path"
     transcript: str = "transcript"

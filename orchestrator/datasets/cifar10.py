@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from orchestrator.datasets._images import opened, size_of_intact
 from orchestrator.datasets._parquet import RowGroups, check_columns, labels
 from orchestrator.datasets.base import Dataset, IntArray, LabelledSamples, uniform
+from orchestrator.plugins import PATH
 
 SIDE = 32
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -34,7 +35,7 @@ class Cifar10(Dataset):
         ValueError: The split is unknown, or the side does not divide 32.
     """
 
-    folder: str = "data"
+    folder: str = field(default="data", metadata=PATH)
     split: Literal["train", "test"] = "train"
     side: int = SIDE
     grayscale: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from orchestrator.datasets._images import ImageSet, inside
 from orchestrator.datasets.base import IntArray, uniform
 from orchestrator.files import read_text
+from orchestrator.plugins import PATH
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class CocoCaptions(ImageSet):
         ValueError: The file or the folder does not exist, or the file holds no captions.
     """
 
-    annotations: str
-    images: str | None = None
+    annotations: str = field(metadata=PATH)
+    images: str | None = field(default=None, metadata=PATH)
 
     def __post_init__(self) -> None:
         super().__post_init__()

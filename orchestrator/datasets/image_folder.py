@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from orchestrator.datasets._images import ImageSet
 from orchestrator.datasets.base import IntArray, uniform
 from orchestrator.files import data_files, data_folders
+from orchestrator.plugins import PATH
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -33,7 +34,7 @@ class ImageFolder(ImageSet):
         ValueError: The folder does not exist, or holds no images.
     """
 
-    folder: str
+    folder: str = field(metadata=PATH)
 
     def __post_init__(self) -> None:
         super().__post_init__()

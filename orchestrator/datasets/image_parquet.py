@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from orchestrator.datasets._images import ImageSet
 from orchestrator.datasets._parquet import RowGroups, check_columns, labels, texts
 from orchestrator.datasets.base import IntArray, uniform
 from orchestrator.files import data_files
+from orchestrator.plugins import PATH
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ImageParquet(ImageSet):
         ValueError: No file matches, a column is missing, the files hold no row, or both labels and texts are set.
     """
 
-    path: str
+    path: str = field(metadata=PATH)
     image_column: str = "image"
     label_column: str | None = None
     text_column: str | None = None

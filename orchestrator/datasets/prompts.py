@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from orchestrator.datasets._parquet import check_columns, texts
 from orchestrator.datasets.base import Dataset, IntArray, uniform
 from orchestrator.files import read_text
+from orchestrator.plugins import PATH
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Prompts(Dataset):
     """
 
     prompts: tuple[str, ...] = ("a photograph of a cat", "a painting of a lighthouse at dusk", "a bowl of ripe peaches")
-    file: str | None = None
+    file: str | None = field(default=None, metadata=PATH)
     column: str = "prompt"
     sha256: str | None = None
 

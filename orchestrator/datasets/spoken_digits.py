@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,6 +25,7 @@ from orchestrator.audio.mel import HOP, LOUDEST, MELS, RATE, SILENCE, log_mel, v
 from orchestrator.audio.recognisers.digits import WORDS
 from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
+from orchestrator.plugins import PATH
 from orchestrator.randomness import generator
 
 FRAMES = 96
@@ -77,7 +78,7 @@ class SpokenDigits(Dataset):
         ValueError: The split or speaker is unknown, or the training split is chosen without a folder.
     """
 
-    folder: str | None = None
+    folder: str | None = field(default=None, metadata=PATH)
     split: Literal["train", "test"] = "test"
     speaker: str | None = None
 

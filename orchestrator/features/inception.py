@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.errors import ConfigError
+from orchestrator.plugins import PATH
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 SOURCE = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
@@ -34,7 +35,7 @@ class Inception:
         ConfigError: The file does not exist. It is not downloaded.
     """
 
-    weights: str | None = None
+    weights: str | None = field(default=None, metadata=PATH)
 
     def __post_init__(self) -> None:
         if not self.path.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.errors import ConfigError
+from orchestrator.plugins import PATH
 from orchestrator.weights.frozen import freeze
 
 Trunk = Literal["alex", "vgg", "squeeze"]
@@ -43,7 +44,7 @@ class LPIPS:
     """
 
     trunk: Trunk = "alex"
-    weights: str | None = None
+    weights: str | None = field(default=None, metadata=PATH)
 
     def __post_init__(self) -> None:
         if self.trunk not in get_args(Trunk):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.features.inception import to_uint8
 from orchestrator.metrics.base import Batch, MeanMetric, Media, needs
+from orchestrator.plugins import FOLDER_OR_NAME
 from orchestrator.weights.frozen import freeze
 from orchestrator.weights.local import local_folder
 
@@ -26,8 +27,8 @@ class CLIPMetric(MeanMetric):
         processor: Folder or repository of the processor; None for the one in ``weights``.
     """
 
-    weights: str
-    processor: str | None = None
+    weights: str = field(metadata=FOLDER_OR_NAME)
+    processor: str | None = field(default=None, metadata=FOLDER_OR_NAME)
 
     NAME: ClassVar[str]
     higher_is_better: ClassVar[bool] = True

@@ -17,6 +17,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.features.base import FeatureExtractor
 from orchestrator.features.moments import FeatureStatistics, Moments, reference_moments
 from orchestrator.metrics.base import Array, Batch, Media, Metric
+from orchestrator.plugins import FILE_OR_NAME, options_of
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class FeatureMetric(Metric):
     """
 
     features: str = "inception"
-    features_options: dict[str, Any] = field(default_factory=dict)
-    reference: Any = None
+    features_options: dict[str, Any] = field(default_factory=dict, metadata=options_of("features", "features"))
+    reference: Any = field(default=None, metadata=FILE_OR_NAME | options_of("datasets"))
 
     higher_is_better: ClassVar[bool] = False
     sees: ClassVar[Media] = "images"

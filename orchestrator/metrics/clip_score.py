@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from orchestrator.metrics._clip import CLIPMetric
 from orchestrator.metrics.base import Batch
+from orchestrator.plugins import FOLDER_OR_NAME
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class CLIPScore(CLIPMetric):
     The value is the cosine itself; other implementations multiply it by 100 or 2.5.
     """
 
-    weights: str = "openai/clip-vit-base-patch32"
+    weights: str = field(default="openai/clip-vit-base-patch32", metadata=FOLDER_OR_NAME)
     NAME = "clip_score"
 
     def measure(self, batch: Batch) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from orchestrator import plugins
 from orchestrator.metrics._spoken import spoken_part
 from orchestrator.metrics.base import Batch, MeanMetric, needs
+from orchestrator.plugins import options_of
 
 if TYPE_CHECKING:
     from orchestrator.audio.speaker_encoders.base import SpeakerEncoder
@@ -32,7 +33,9 @@ class SpeakerSimilarity(MeanMetric):
     sees = "sound"
 
     encoder: str = "digits_speakers"
-    encoder_options: dict[str, Any] = field(default_factory=dict, hash=False)
+    encoder_options: dict[str, Any] = field(
+        default_factory=dict, hash=False, metadata=options_of("speaker_encoders", "encoder")
+    )
 
     @property
     def column(self) -> str:

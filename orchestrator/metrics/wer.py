@@ -12,6 +12,7 @@ from orchestrator import plugins
 from orchestrator.audio.recognisers.base import word_errors
 from orchestrator.metrics._spoken import spoken_part
 from orchestrator.metrics.base import Batch, RateMetric, needs
+from orchestrator.plugins import options_of
 
 if TYPE_CHECKING:
     from orchestrator.audio.recognisers.base import Recogniser
@@ -35,7 +36,9 @@ class WER(RateMetric):
     sees = "sound"
 
     recogniser: str = "digits"
-    recogniser_options: dict[str, Any] = field(default_factory=dict, hash=False)
+    recogniser_options: dict[str, Any] = field(
+        default_factory=dict, hash=False, metadata=options_of("recognisers", "recogniser")
+    )
 
     @property
     def column(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -14,6 +14,7 @@ from orchestrator import plugins
 from orchestrator.content import source_digest, with_content
 from orchestrator.errors import ConfigError
 from orchestrator.models._external import ExternalModel
+from orchestrator.plugins import options_of
 from solvers.prediction import PREDICTIONS, Prediction
 from solvers.schedulers.base import Scheduler
 from solvers.schedulers.discrete_vp import DiscreteVP
@@ -102,7 +103,7 @@ class DescribedModel(ExternalModel):
     time_scale: float = 1.0
     classes: int | None = None
     null_label: int | None = None
-    decoder: Any = None
+    decoder: Any = field(default=None, metadata=options_of("decoders"))
 
     def __post_init__(self) -> None:
         if not isinstance(self.shape, list | tuple) or not self.shape or not all(_is_count(n) for n in self.shape):

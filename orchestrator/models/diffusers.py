@@ -23,6 +23,7 @@ from orchestrator.content import digest, network_digest, own_code
 from orchestrator.errors import ConfigError
 from orchestrator.models._diffusers_networks import NETWORKS, PipelineNetwork, _Text
 from orchestrator.models.base import CompiledNetwork, ModelAdapter, expand_time
+from orchestrator.plugins import FOLDER_OR_NAME
 from orchestrator.weights.frozen import freeze
 from solvers.prediction import Prediction, PredictionField
 from solvers.schedulers import CondOT, Cosine, DiscreteVP, Scheduler
@@ -187,7 +188,7 @@ class DiffusersModel(ModelAdapter):
         ConfigError: The pipeline cannot be found or used; the message gives the remedy.
     """
 
-    pipeline: str
+    pipeline: str = field(metadata=FOLDER_OR_NAME)
     dtype: str = "float32"
     sample_size: int | None = None
     network: PipelineNetwork = field(init=False, repr=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +27,7 @@ from orchestrator.models._weights import (
     load_weights,
     read_shapes,
 )
+from orchestrator.plugins import PATH
 from orchestrator.storage import Storage
 from orchestrator.weights.frozen import freeze
 from solvers.prediction import Prediction
@@ -71,10 +72,10 @@ class EDMNetwork(ExternalModel):
     Source: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", eq. 1-4.
     """
 
-    file: str
+    file: str = field(metadata=PATH)
     trust_pickle: bool = False
     factory: str | None = None
-    path: str | None = None
+    path: str | None = field(default=None, metadata=PATH)
     sigma_min: float | None = None
     sigma_max: float | None = None
     data_range: float = 2.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from orchestrator.errors import ConfigError
 from orchestrator.models._described import DescribedModel
+from orchestrator.plugins import PATH
 
 FLOATS: dict[str, torch.dtype] = {"FLOAT": torch.float32, "DOUBLE": torch.float64, "FLOAT16": torch.float16}
 INTEGERS = ("INT64", "INT32")
@@ -37,7 +38,7 @@ class OnnxSession(DescribedModel):
     The options of :class:`DescribedModel` describe its shape and conventions, and the errors are documented there.
     """
 
-    file: str
+    file: str = field(metadata=PATH)
 
     differentiable: ClassVar[bool] = False
     local: ClassVar[tuple[str, ...]] = ("file",)

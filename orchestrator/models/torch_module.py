@@ -20,6 +20,7 @@ from orchestrator.models._weights import (
     load_weights,
     read_shapes,
 )
+from orchestrator.plugins import PATH
 from orchestrator.weights.frozen import freeze
 
 SEED = 0
@@ -44,8 +45,8 @@ class TorchModule(DescribedModel):
 
     factory: str
     kwargs: dict[str, Any] = field(default_factory=dict)
-    path: str | None = None
-    weights: str | None = None
+    path: str | None = field(default=None, metadata=PATH)
+    weights: str | None = field(default=None, metadata=PATH)
 
     local: ClassVar[tuple[str, ...]] = ("path", "weights")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from orchestrator.models._described import DescribedModel
 from orchestrator.models.base import expand_time
+from orchestrator.plugins import PATH
 
 DTYPES = {
     "float32": torch.float32,
@@ -34,7 +35,7 @@ class TorchScript(DescribedModel):
     The options of :class:`DescribedModel` describe its shape and conventions, and the errors are documented there.
     """
 
-    file: str
+    file: str = field(metadata=PATH)
     dtype: str | None = None
 
     local: ClassVar[tuple[str, ...]] = ("file",)

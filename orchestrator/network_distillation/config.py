@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from orchestrator import plugins
-from orchestrator.config.base import NFE, NotEmpty, PluginConfig, Positive, Several, Strict
+from orchestrator.config.base import NFE, Model, NotEmpty, PluginConfig, Positive, Several, Source, Strict
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.reading import read_yaml, validated
 from orchestrator.config.sections import PairsConfig
@@ -64,8 +64,8 @@ class NetworkDistillationConfig(Strict):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    model: PluginConfig
-    conditioning: PluginConfig = PluginConfig(name="labels")
+    model: Model
+    conditioning: Source = PluginConfig(name="labels")
     pairs: PairsConfig = PairsConfig()
     nfe: Annotated[tuple[NFE, ...], NotEmpty, Several]
     fixed: tuple[Annotated[SolverConfig, BeforeValidator(_bare_family)], ...] = ()

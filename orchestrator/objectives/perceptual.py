@@ -12,6 +12,7 @@ from orchestrator import plugins
 from orchestrator.features.base import FeatureExtractor
 from orchestrator.objectives.base import SolverObjective
 from orchestrator.pairs import PairSet
+from orchestrator.plugins import options_of
 from solvers.field import VelocityField
 from solvers.losses import psnr_loss
 from solvers.ns import NSSolver
@@ -30,7 +31,7 @@ class PerceptualObjective(SolverObjective):
     """
 
     features: str = "digits_cnn"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, metadata=options_of("features", "features"))
     source = "Watson et al. 2022 (DDSS), Tong et al. 2024 (LD3), here per pair"
 
     def __post_init__(self) -> None:

@@ -156,6 +156,34 @@ class RunLog:
         _retrying(self.client.set_terminated, self.run_id, status)
 
 
+def _decode_folders(uri: str) -> None:
+    """Make MLflow decode the URI of a SQLite store, as SQLAlchemy does, when it makes the folder of the file.
+
+    Otherwise it makes another folder, with %25 in its name, if the path has '%'.
+    """
+    if sqlite_path(uri) is not None:
+        from mlflow.store.db import utils
+
+        utils._make_parent_dirs_if_sqlite = _make_folder
+
+
+def _make_folder(uri: str) -> None:
+    path = sqlite_path(uri)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _create_store(uri: str, path: Path) -> None:
+    """Create a SQLite store, with an artifact folder beside it.
+
+    MLflow's client takes a folder in the current one, and fails if its name has characters with a meaning in SQL.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    _decode_folders(uri)
+    SqlAlchemyStore(uri, (path.parent / "mlartifacts").as_uri()).engine.dispose()
+
+
 class Tracker:
     """Client of an MLflow store.
 
@@ -168,6 +196,7 @@ class Tracker:
 
     def __init__(self, uri: str):
         self.uri = uri
+        _decode_folders(uri)
         with self._reachable():
             self.client = MlflowClient(tracking_uri=uri)
         path = sqlite_path(uri)
@@ -203,6 +232,8 @@ class Tracker:
         # Two processes that create the tables of one new store at the same time would both fail.
         with exclusive(Storage.at(path.parent), f".{path.name}.lock", wait=True, announce=note):
             ping(uri)
+            if not path.exists():
+                _create_store(uri, path)
             return cls(uri)
 
     @contextmanager
@@ -413,6 +444,7 @@ def monitor_system(uri: str, run_id: str, node: str) -> Any:
     # Imported here, since trials import this module without needing the monitor.
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+    _decode_folders(uri)
     monitor = SystemMetricsMonitor(run_id, resume_logging=True, node_id=node, tracking_uri=uri)
     monitor.start()
     return monitor

@@ -6,6 +6,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from orchestrator.errors import ConfigError
+from orchestrator.files import absolute
+from orchestrator.storage import local_root
 from orchestrator.uris import shown
 
 SQLITE = "sqlite:///"
@@ -19,20 +21,24 @@ def resolve_tracking_uri(uri: str | None, storage: str) -> str:
         storage: Storage root.
 
     Raises:
-        ConfigError: ``uri`` is None and the storage is remote, where a SQLite store can neither be kept nor shared.
+        ConfigError: ``uri`` is None and the storage is remote, where a SQLite store can neither be kept nor shared; or
+            it is empty.
     """
-    if uri is not None:
-        relative = uri.removeprefix(SQLITE)
-        if uri.startswith(SQLITE) and not relative.startswith("/"):
-            return sqlite_uri(Path(unquote(relative)).absolute())
-        return uri if "://" in uri or ":" in uri else str(Path(uri).absolute())
-    root = unquote(storage.removeprefix("file://")) if storage.startswith("file://") else storage
-    if "://" in root:
-        raise ConfigError(
-            f"storage {shown(storage)!r} is remote, and MLflow's SQLite store cannot be kept there; give "
-            f"--tracking-uri, e.g. http://head:5000 of an `mlflow server`"
-        )
-    return sqlite_uri(Path(root).expanduser().absolute() / "mlflow.db")
+    if uri is None:
+        root = local_root(storage)
+        if root is None:
+            raise ConfigError(
+                f"storage {shown(storage)!r} is remote, and MLflow's SQLite store cannot be kept there; give "
+                f"--tracking-uri, e.g. http://head:5000 of an `mlflow server`"
+            )
+        return sqlite_uri(Path(root) / "mlflow.db")
+    try:
+        if not uri.startswith(SQLITE):
+            return uri if ":" in uri else absolute(uri).replace("%", "%25")  # MLflow decodes a path, too
+        path, question, options = uri.removeprefix(SQLITE).partition("?")
+        return uri if path.startswith("/") else sqlite_uri(Path(absolute(unquote(path)))) + question + options
+    except ValueError as error:
+        raise ConfigError(f"tracking URI {error}") from None
 
 
 def sqlite_uri(path: Path) -> str:

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from orchestrator import plugins
-from orchestrator.config.base import PluginConfig, Strict, as_plugin
+from orchestrator.config.base import PluginConfig, Source, Strict, as_plugin
 from orchestrator.datasets.base import LabelledSamples
 from orchestrator.datasets.spoken_digits import SpokenDigits
 from orchestrator.errors import ConfigError
@@ -49,7 +49,7 @@ class PretrainConfig(Strict):
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
-    dataset: Annotated[PluginConfig, BeforeValidator(as_plugin)] = PluginConfig(name="digits")
+    dataset: Annotated[Source, BeforeValidator(as_plugin)] = PluginConfig(name="digits")
     flip: bool = False
     architecture: dict[str, Any]
     prediction: Prediction

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from orchestrator.errors import ConfigError
+from orchestrator.plugins import FOLDER_OR_NAME
 from orchestrator.weights.local import local_folder
 
 P = TypeVar("P", bound="Pretrained")
@@ -26,7 +27,7 @@ class Pretrained:
     ARCHITECTURE: ClassVar[str]
     PROCESSOR: ClassVar[str]
 
-    weights: str
+    weights: str = field(metadata=FOLDER_OR_NAME)
     _device: str = field(default="cpu", init=False, repr=False)
 
     @property

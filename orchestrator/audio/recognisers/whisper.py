@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ import torch
 
 from orchestrator.audio.mel import FloatArray, audible, resampled
 from orchestrator.audio.recognisers.base import Recogniser
+from orchestrator.plugins import FOLDER_OR_NAME
 from orchestrator.weights.pretrained import Pretrained
 
 
@@ -29,7 +30,7 @@ class Whisper(Pretrained, Recogniser):
 
     ARCHITECTURE, PROCESSOR = "WhisperForConditionalGeneration", "WhisperProcessor"
 
-    weights: str = "openai/whisper-large-v3"
+    weights: str = field(default="openai/whisper-large-v3", metadata=FOLDER_OR_NAME)
     language: str = "en"
     normaliser: Literal["english", "basic", "digits"] = "english"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from orchestrator.audio.mel import FloatArray, audible, resampled
 from orchestrator.audio.speaker_encoders.base import SpeakerEncoder
+from orchestrator.plugins import FOLDER_OR_NAME
 from orchestrator.weights.pretrained import Pretrained
 
 
@@ -24,7 +25,7 @@ class WavLM(Pretrained, SpeakerEncoder):
 
     ARCHITECTURE, PROCESSOR = "WavLMForXVector", "Wav2Vec2FeatureExtractor"
 
-    weights: str = "microsoft/wavlm-base-plus-sv"
+    weights: str = field(default="microsoft/wavlm-base-plus-sv", metadata=FOLDER_OR_NAME)
 
     @property
     def name(self) -> str:

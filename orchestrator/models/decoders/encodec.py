@@ -15,6 +15,7 @@ from torch import Tensor
 from orchestrator.content import digest, network_digest
 from orchestrator.errors import ConfigError
 from orchestrator.models.decoders.base import Decoder
+from orchestrator.plugins import FOLDER_OR_NAME
 from orchestrator.weights.frozen import freeze
 
 
@@ -31,7 +32,7 @@ class Encodec(Decoder):
         ValueError: ``std`` is not positive.
     """
 
-    model: str
+    model: str = field(metadata=FOLDER_OR_NAME)
     mean: float = 0.0
     std: float = 1.0
     net: Any = field(init=False, repr=False)

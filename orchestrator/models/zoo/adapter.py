@@ -20,6 +20,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.files import data_files
 from orchestrator.models.base import ModelAdapter, expand_time
 from orchestrator.models.zoo.nets import NETS, build_net
+from orchestrator.plugins import FILE_OR_NAME
 from orchestrator.weights.frozen import freeze
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -71,7 +72,7 @@ class ZooModel(ModelAdapter):
         weights: A name from ``bespoke list models``, or the path of a safetensors file written by ``bespoke pretrain``.
     """
 
-    weights: str
+    weights: str = field(metadata=FILE_OR_NAME)
     net: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
 import ray
+import yaml
 
 from orchestrator.cluster.surroundings import LONGEST_NAME, SOCKET_BYTES, WorkerPath, import_path, ray_folder
 from orchestrator.errors import PoolError
 
 LIBRARY = sysconfig.get_path("stdlib")
+SHADOWS = ("solvers", "sweeps", "orchestrator", "torch", "numpy", "ray", "mlflow", "types", "json", "typing")
+"""Modules that the program, its packages and Python itself import."""
+
+SPECIAL = "50% a%20b?c#d ü \"e' ;f&g=1[h]{i}$j"
+"""A folder's name with characters that mean something in URIs, shells, SQL, globs and formats."""
 
 
 @pytest.mark.parametrize(
@@ -72,3 +79,46 @@ def test_without_any_such_folder_the_error_names_the_limit(monkeypatch: pytest.M
     monkeypatch.setattr("orchestrator.cluster.surroundings.SHORT_FOLDERS", ("/none",))
     with pytest.raises(PoolError, match=r"in '/scratch/ü'.*nor in /none; set TMPDIR to a folder .* at most \d+"):
         ray_folder()
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+def test_a_command_works_in_any_folder_whatever_lies_in_it(tmp_path: Path) -> None:
+    """Its name has special characters, TMPDIR is too long and not ASCII, and modules of all names lie there.
+
+    The paths of the configuration are relative, one with special characters itself.
+    """
+    folder, temporary = tmp_path / SPECIAL, tmp_path / ("ü" * 60)
+    (folder / "net #1%").mkdir(parents=True)
+    temporary.mkdir()
+    for name in SHADOWS:
+        (folder / f"{name}.py").write_text(f"raise RuntimeError('the {name} of the current folder')\n")
+    (folder / "net #1%" / "net.py").write_text(
+        "import torch\nclass Net(torch.nn.Module):\n"
+        "    def __init__(self):\n        super().__init__(); self.a = torch.nn.Parameter(torch.ones(()))\n"
+        "    def forward(self, x, t):\n        return torch.tanh(self.a * x)\n"
+    )
+    model = {"factory": "net:Net", "path": "net #1%", "shape": [1, 2, 3], "native_scheduler": "cond_ot"}
+    config = {
+        "name": "tiny",
+        "model": {"name": "torch_module", "options": {**model, "prediction": "velocity"}},
+        "conditioning": {"name": "labels", "options": {"classes": 1}},
+        "pairs": {"train": 8, "validation": 8, "test": 8, "batch_size": 8, "shard_size": 8},
+        "nfe": [2],
+        "fixed": ["euler"],
+        "storage": "data %20?",
+    }
+    (folder / "c.yaml").write_text(yaml.safe_dump(config))
+    process = subprocess.run(
+        [Path(sys.executable).with_name("bespoke"), "sweep", "c.yaml"],
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert set(tmp_path.iterdir()) == {folder, temporary}
+    assert {path.name for path in folder.iterdir()} == {*(f"{n}.py" for n in SHADOWS), "c.yaml", "net #1%", "data %20?"}
+    assert list((folder / "data %20?").rglob("theta.json"))
