@@ -41,8 +41,8 @@ class ExperimentConfig(Strict):
     search: SearchConfig = SearchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: Resources = Resources()
-    storage: str = "bespoke-data"
-    tracking_uri: str | None = None
+    storage: str = Field("bespoke-data", min_length=1)
+    tracking_uri: str | None = Field(None, min_length=1)
 
     @model_validator(mode="before")
     @classmethod

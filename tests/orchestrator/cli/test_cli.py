@@ -72,6 +72,20 @@ def test_every_command_has_a_help_text_with_an_example(bespoke: Bespoke, name: s
         assert f"bespoke {name or 'sweep'} " in result.stdout, "an example"
 
 
+TEXT_OPTIONS = [
+    (name, option.opts[0])
+    for name, command in sorted(main.commands.items())
+    for option in command.params
+    if isinstance(option, click.Option) and option.type.name == "text"
+]
+
+
+@pytest.mark.parametrize(("name", "option"), TEXT_OPTIONS)
+def test_an_empty_option_is_refused(bespoke: Bespoke, name: str, option: str) -> None:
+    """``--storage "$UNSET"`` must not mean the default storage."""
+    _assert_refused(bespoke(name, "a", "b", f"{option}="), f"{option} is empty; give it a value or leave it out")
+
+
 @pytest.mark.parametrize("command", ["pairs", "sweep", "pretrain"])
 def test_an_unknown_configuration_is_refused(bespoke: Bespoke, tmp_path: Path, command: str) -> None:
     """The message says where the bundled ones are."""

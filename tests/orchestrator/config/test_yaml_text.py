@@ -96,6 +96,7 @@ def test_variants_that_are_not_sets_of_overrides_are_refused(tmp_path: Path, var
         ("fixed_sigma0=[1, true]", "fixed_sigma0: must be a number; YAML reads yes"),
         ("fixed.0.search=1", "fixed.0.search: Input should be a valid boolean (got 1)"),
         ("fixed.0.nfe=[2.5]", "fixed.0.nfe.0: Input should be a valid integer (got 2.5)"),
+        ("storage=''", "storage: String should have at least 1 character (got '')"),
         ("name=2026", "(got 2026); put a text that YAML reads as a number or as true or false in quotes"),
         ("conditioning.options.classes=2.5", "conditioning: dataset 'labels': classes must be a whole number, got 2.5"),
         ("conditioning.options.classes=true", "classes must be a whole number, got True"),
