@@ -66,13 +66,6 @@ def _debug(context: click.Context, parameter: click.Parameter, value: bool) -> N
         show_debug()
 
 
-def _not_empty(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-    """Refuse an empty option, which would mean the default in some places: most often, a shell variable is unset."""
-    if value == "" or (isinstance(value, tuple) and "" in value):
-        raise UserError(f"{parameter.opts[0]} is empty; give it a value or leave it out (is a shell variable unset?)")
-    return value
-
-
 _debug_option = click.option(
     "--debug",
     is_flag=True,
@@ -101,9 +94,6 @@ for _command in (
     *(export, list_plugins, ui, doctor, cluster),
 ):
     for _inner in (_command, *(_command.commands.values() if isinstance(_command, click.Group) else ())):
-        for _parameter in _inner.params:
-            if isinstance(_parameter, click.Option) and not _parameter.is_flag:
-                _parameter.callback = _parameter.callback or _not_empty
         _debug_option(_inner)
     main.add_command(_command)
 

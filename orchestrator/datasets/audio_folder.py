@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -164,9 +165,15 @@ class AudioFolder(Dataset):
     def real_count(self) -> int:
         return len(self.recordings)
 
+    def check(self) -> None:
+        super().check()
+        if importlib.util.find_spec("soundfile") is not None:  # without it, only transcripts can be used
+            self.check_real()
+
     def check_real(self) -> None:
-        for number in range(len(self.recordings)):
-            self._opened(number, "info")
+        for number, recording in enumerate(self.recordings):
+            if not self._opened(number, "info").frames:
+                raise ValueError(f"{recording.path} has no sound; replace it or remove it from the manifest")
 
     def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
         """These recordings as waves at :attr:`rate`, (len(indices), N), padded with silence to the longest."""

@@ -180,3 +180,16 @@ def test_a_changed_manifest_is_rejected_by_its_sha256(folder: Path) -> None:
     assert build_dataset(folder, sha256=sha256).real_count() == 3
     with pytest.raises(ConfigError, match=rf"has sha256 \w+, not {sha256}; use the one the pairs were made from"):
         build_dataset(folder, ROWS[:2], sha256=sha256)
+
+
+@pytest.mark.parametrize("spoil", ["empty", "no sound", "another kind"])
+def test_a_recording_that_cannot_be_read_is_named_before_work_starts(folder: Path, spoil: str) -> None:
+    """By the headers of all recordings."""
+    dataset = build_dataset(folder)
+    dataset.check()
+    if spoil == "no sound":
+        soundfile.write(folder / "b.flac", np.zeros(0), 8000)
+    else:
+        (folder / "b.flac").write_bytes(b"" if spoil == "empty" else b"no sound")
+    with pytest.raises((ConfigError, ValueError), match=r"b\.flac (cannot be read|has no sound).*; replace it"):
+        dataset.check()
