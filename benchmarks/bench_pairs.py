@@ -66,7 +66,7 @@ class BareLoop:
                 torch.from_numpy(conditioning.conditions(spec.seed, list(batch))),
             )
             for shard in shards
-            for batch in spec.batches(shard)
+            for batch in spec.batches(spec.shard_indices(shard))
         ]
 
     @torch.no_grad()
@@ -154,7 +154,10 @@ def pair_spec(facts: ModelFacts, pairs: int, batch: int, tolerance: float) -> Pa
 def making(pool: Pool, storage: Storage, spec: PairSpec) -> Callable[[], None]:
     """A function that makes the whole store again: every shard and the manifest."""
     store = PairStore(storage, spec)
-    requests = [Request.of(HostProtocol.make_shard, spec=spec, shard=shard) for shard in range(spec.shards)]
+    requests = [
+        Request.of(HostProtocol.make_shard, spec=spec, first=indices.start, stop=indices.stop)
+        for indices in spec.gaps([])
+    ]
 
     def make() -> None:
         shutil.rmtree(storage.path(store.folder), ignore_errors=True)

@@ -54,7 +54,7 @@ class ThetaArtifact:
         guidance_scale: Guidance scale that theta was made for (1 is unguided).
         sigma0: Preconditioning used during distillation, already folded into the solver.
         model_digest: sha256 of the model. theta is rejected on a different model unless transfer is allowed.
-        pairs_digest: Digest of the pair set that theta was distilled on.
+        pairs_digest: Name of the pairs that theta was distilled on: the set's digest, and the number of pairs.
         validation_psnr_db: PSNR on the validation pairs, dB.
         packages: Versions of the packages that produced the artifact.
     """

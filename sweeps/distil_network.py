@@ -21,7 +21,7 @@ from torch import Tensor
 
 from orchestrator import plugins
 from orchestrator.cluster.connect import check_outside
-from orchestrator.config.pair_plan import PairKey, pair_specs
+from orchestrator.config.pair_plan import PairKey, pair_spec, pair_specs
 from orchestrator.features.base import fid_metric
 from orchestrator.features.moments import feature_moments, frechet_distance, reference_moments
 from orchestrator.hosts.distillation import to_numpy
@@ -121,12 +121,14 @@ class _Work:
         self.model = ZooModel(**options)
         self.facts: ModelFacts = self.pool.call(Request.of(HostProtocol.facts))
         self.specs = pair_specs(self.experiment, self.facts)
-        self.train = self.specs[PairKey("train", 1.0, config.seed)]
+        train = PairKey("train", 1.0, config.seed)
+        self.train = self.specs[train]
         self.validation = self.specs[PairKey("validation", 1.0, 0)]
         self.test = self.specs[PairKey("test", 1.0, 0)]
         #: Training sets of the students, by size. They extend the solver's training pairs.
         self.larger = {
-            entry.trajectories: dataclasses.replace(self.train, count=entry.trajectories) for entry in config.weights
+            entry.trajectories: pair_spec(self.experiment, self.facts, train, count=entry.trajectories)
+            for entry in config.weights
         }
         self.extractor = plugins.build("features", config.features)
         self.reference = reference_moments(config.features, config.dataset)
@@ -139,7 +141,7 @@ class _Work:
         self.tracking_uri = uri
         self.tracker, self.mlflow_experiment = open_experiment(uri, self.config.name, self.storage)
         # The key names the test pairs and features: with others it is a different comparison.
-        key = f"network-distillation/{self.test.digest}/{self.config.features}"
+        key = f"network-distillation/{self.test.name}/{self.config.features}"
         parent = self.tracker.run(
             self.mlflow_experiment, key, f"network distillation: {self.config.name}", {ROLE: "network distillation"}
         )
@@ -159,7 +161,6 @@ class _Work:
             pool="",
             hosts=1,
             facts=self.facts,
-            validation_count=self.config.pairs.validation,
         )
         fixed = fixed_points(self.experiment, self.specs)
         results: dict[str, Result] = {}
@@ -194,8 +195,8 @@ class _Work:
         recipe = WeightsRecipe(
             teacher=self.config.model.options["weights"],
             teacher_digest=self.model.digest,
-            train=self.larger[entry.trajectories].digest,
-            validation=self.validation.digest,
+            train=self.larger[entry.trajectories].name,
+            validation=self.validation.name,
             nfe=nfe,
             loss=entry.loss,
             settings=self._settings(entry, entry.trajectories),
@@ -263,7 +264,7 @@ class _Work:
             sample: Draws the samples, shape (N, ...).
         """
         reference_digest = hashlib.sha256(self.reference.to_bytes()).hexdigest()
-        identity = canonical_json([made_by, self.model.digest, self.test.digest, reference_digest, SCORE_FORMAT])
+        identity = canonical_json([made_by, self.model.digest, self.test.name, reference_digest, SCORE_FORMAT])
         key = f"network-distillation/scores/{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
         if not self.storage.exists(key):
             samples = sample()
@@ -285,7 +286,7 @@ class _Work:
             solver = self._start(point).to_ns(self.facts.scheduler)
             theta = ThetaArtifact(solver).to_json()
         flat = to_numpy(solver.flat())
-        samples = Request.of(HostProtocol.sample, theta=flat, pairs=self.test.digest, indices=range(self.test.count))
+        samples = Request.of(HostProtocol.sample, theta=flat, pairs=self.test.name, indices=range(self.test.count))
         scores = self._score(
             f"theta {hashlib.sha256(flat.tobytes()).hexdigest()}",
             lambda: torch.from_numpy(self.pool.call(samples)),
@@ -383,7 +384,7 @@ def _weights_name(entry: WeightsConfig, entries: Sequence[WeightsConfig]) -> str
 
 def _ground_truth_nfe(storage: Storage, spec: PairSpec) -> int:
     """Evaluations spent on a pair set; without guidance, each is one forward."""
-    return sum(record.nfe_sum for record in PairStore(storage, spec).records())
+    return PairStore(storage, spec).evaluations()
 
 
 def _json_row(row: ComparisonRow) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from orchestrator import plugins
 from orchestrator.cluster.connect import check_fits
 from orchestrator.config.experiment import ExperimentConfig
-from orchestrator.config.pair_plan import SEED_STRIDE, STREAMS
+from orchestrator.config.pair_plan import PairKey, pair_spec
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.bootstrap import compare
 from orchestrator.evaluation.check import datasets, metric_specs
@@ -181,21 +181,13 @@ class _Run:
 
     def _specs(self) -> dict[tuple[str, float], PairSpec]:
         """Pair specs by dataset and guidance scale. With the sweep's settings they equal its test pairs."""
-        pairs = self.config.pairs
         return {
-            (name, scale): PairSpec(
-                model_digest=self.facts.digest,
-                conditioning=dataset.model_dump(),
-                content=dataset.build("datasets").content,
-                guidance_scale=scale,
-                shape=self.facts.shape,
-                seed=pairs.seed * SEED_STRIDE + STREAMS["test"],
-                count=self.settings.samples or pairs.test,
-                batch_size=pairs.batch_size,
-                shard_size=pairs.shard_size,
-                rtol=pairs.rtol,
-                atol=pairs.atol,
-                device_class=self.facts.device_class,
+            (name, scale): pair_spec(
+                self.config,
+                self.facts,
+                PairKey("test", scale, 0),
+                count=self.settings.samples,
+                conditioning=dataset,
             )
             for name, dataset in datasets(self.config).items()
             for scale in sorted({solver.guidance_scale for solver in self.solvers})
@@ -261,10 +253,7 @@ class _Run:
         return RayPool.start(f"{self.session.pool_name}-scorers", Scorer, scorer, pool)
 
     def _ground_truth_nfe(self) -> dict[str, float]:
-        records = {spec.digest: PairStore(self.storage, spec).records() for spec in self.specs.values()}
-        return {
-            digest: sum(r.nfe_sum for r in shards) / sum(r.rows for r in shards) for digest, shards in records.items()
-        }
+        return {spec.name: PairStore(self.storage, spec).evaluations() / spec.count for spec in self.specs.values()}
 
     # ---- tables and report ------------------------------------------------------------------------------------
 

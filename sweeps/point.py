@@ -19,8 +19,9 @@ from solvers.families import GridSolver, LearnableFamily
 from solvers.grids import Grid
 from solvers.schedulers.base import Scheduler
 
-RESULT_FORMAT = 1
-"""Increment whenever the same point would give a different result. Earlier results are then recomputed."""
+RESULT_FORMAT = 2
+"""Increment whenever the same point would give a different result. Earlier results are then recomputed. It begins the
+name of every point's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +55,9 @@ class Point(ABC):
     Equal points have equal results, in any experiment.
 
     Attributes:
-        label: Name of the solver in tables.
+        label: Name of the solver in tables; the result does not depend on it.
         nfe, guidance_scale, seed: Position in the sweep.
-        validation, test: Digests of the pair sets for selection and for reporting.
+        validation, test: Names of the pairs (``PairSpec.name``) for selection and for reporting.
         metrics: Metrics on the test pairs.
         format: Version of the way results are computed.
     """
@@ -77,8 +78,17 @@ class Point(ABC):
 
     @property
     def key(self) -> str:
-        """Name of the point's folder: a digest of everything its result depends on."""
-        return digest_of(self.to_dict())
+        """Name of the point's folder: the format, and a digest of everything its result depends on."""
+        return f"v{self.format}-{digest_of(self.identity)}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: the content without names for display."""
+        content = self.to_dict()
+        del content["label"]
+        if content["start"] is not None:
+            content["start"] = {key: value for key, value in content["start"].items() if key != "label"}
+        return content
 
     @property
     def iterations(self) -> int:
@@ -103,7 +113,7 @@ class Point(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Flat content, the same keys for both kinds; what the key is a digest of. Inverse: :func:`point_from_dict`."""
+        """Flat content, the same keys for both kinds. Inverse: :func:`point_from_dict`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +125,7 @@ class FixedPoint(Point):
         grids, gits: Candidate grids, and GITS settings for grids that are computed from the training pairs. The best on
             ``search_pairs`` validation pairs is taken. A single candidate is the common grid.
         search_pairs: See ``grids``.
-        train: Digest of the training pairs; None if no grid is computed from them.
+        train: Name of the training pairs; None if no grid is computed from them.
     """
 
     family: str
@@ -145,17 +155,20 @@ class LearnedPoint(Point):
         run: The run: family, training pairs, method settings, objective.
         start: Solver from which the family starts.
         precision: Precision of the network during distillation.
+        compile: Whether the network is compiled for distillation, which rounds differently.
         data_parallel: Whether every batch is split over all hosts.
         validate_every: Iterations between validations.
-        early_stopping: Whether the search may stop it early; its result is then not that of the full run.
+        early_stopping: Settings of a search that may stop it early; its result is then not that of the full run. None:
+            it runs to its end.
     """
 
     run: LearnedRun
     start: SolverChoice
     precision: str = "float32"
+    compile: bool = False
     data_parallel: bool = False
     validate_every: int
-    early_stopping: bool = False
+    early_stopping: dict[str, Any] | None = None
 
     @property
     def family(self) -> str:
@@ -196,11 +209,12 @@ _LEARNED_DEFAULTS: dict[str, Any] = {
     "objective": "psnr",
     "objective_options": {},
     "precision": "float32",
+    "compile": False,
     "data_parallel": False,
     "validate_every": 0,
-    "early_stopping": False,
+    "early_stopping": None,
 }
-"""Values of the fields that the other kind of point has: part of the content, and so of stored keys."""
+"""Values of the fields that the other kind of point has: part of the content, and so of keys."""
 
 
 AnyPoint = FixedPoint | LearnedPoint

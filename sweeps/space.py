@@ -34,8 +34,8 @@ def fixed_points(config: ExperimentConfig, specs: Mapping[PairKey, PairSpec]) ->
                 guidance_scale=scale,
                 sigma0=sigma0,
                 seed=0,
-                validation=specs[PairKey("validation", scale, 0)].digest,
-                test=specs[PairKey("test", scale, 0)].digest,
+                validation=specs[PairKey("validation", scale, 0)].name,
+                test=specs[PairKey("test", scale, 0)].name,
                 metrics=config.metrics,
             )
             train = PairKey("train", scale, config.seeds[0])
@@ -51,8 +51,8 @@ def _on_grids(point: FixedPoint, grids: Sequence[Grid | GITSConfig], train: Pair
     """The point with these candidate grids. It depends on the training pairs only if a grid is computed from them."""
     fixed = tuple(grid for grid in grids if isinstance(grid, Grid))
     gits = tuple(grid.model_dump(exclude={"kind"}) for grid in grids if isinstance(grid, GITSConfig))
-    digest = train.digest if gits and train is not None else None
-    return dataclasses.replace(point, grids=fixed, gits=gits, train=digest)
+    name = train.name if gits and train is not None else None
+    return dataclasses.replace(point, grids=fixed, gits=gits, train=name)
 
 
 def learned_points(
@@ -87,7 +87,7 @@ def learned_points(
                         family=learned.family,
                         options=learned.options,
                         sigma0=sigma0,
-                        train=specs[PairKey("train", scale, seed)].digest,
+                        train=specs[PairKey("train", scale, seed)].name,
                         method=method,
                         objective=learned.objective.name,
                         objective_options=learned.objective.options,
@@ -97,13 +97,14 @@ def learned_points(
                     nfe=nfe,
                     guidance_scale=scale,
                     seed=seed,
-                    validation=specs[PairKey("validation", scale, 0)].digest,
-                    test=specs[PairKey("test", scale, 0)].digest,
+                    validation=specs[PairKey("validation", scale, 0)].name,
+                    test=specs[PairKey("test", scale, 0)].name,
                     metrics=config.metrics,
                     precision=config.resources.precision,
                     data_parallel=learned.data_parallel,
                     validate_every=learned.run_length.validate_every,
-                    early_stopping=config.search.scheduler == "asha",
+                    compile=config.resources.compile,
+                    early_stopping=config.search.model_dump() if config.search.scheduler == "asha" else None,
                 )
                 for method in learned.methods(seed, config.pairs.train, config.resources.precision)
             ]

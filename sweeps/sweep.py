@@ -38,7 +38,7 @@ from orchestrator.tracking.records import write_run
 from solvers.grids import Grid
 from sweeps.cell_scheduler import asha_per_cell
 from sweeps.point import RESULT_FORMAT, AnyPoint, FixedPoint, LearnedPoint, SolverChoice, point_from_dict
-from sweeps.points.execute import TrialContext, mlflow_parameters
+from sweeps.points.execute import TrialContext, mlflow_parameters, stored_result
 from sweeps.points.runner import TRIALS, end_runners, start_runners
 from sweeps.points.trial import FAILURE, follow, trial
 from sweeps.session import Session, keep_only, publish
@@ -116,7 +116,6 @@ class _Sweep:
             pool=session.pool_name,
             hosts=self.config.resources.hosts,
             facts=session.facts,
-            validation_count=self.config.pairs.validation,
         )
         self.failed: dict[str, str] = {}
 
@@ -127,7 +126,7 @@ class _Sweep:
         `compare` shows the newest one.
         """
         facts = self.session.facts
-        scored = sorted(spec.digest for key, spec in self.session.specs.items() if key.split != "train")
+        scored = sorted(spec.name for key, spec in self.session.specs.items() if key.split != "train")
         comparable = hashlib.sha256(repr((facts.digest, scored, RESULT_FORMAT)).encode()).hexdigest()[:12]
         parent = self.tracker.run(self.experiment, f"sweep/{comparable}", self.config.name, {ROLE: "sweep"})
         now = datetime.now(UTC).isoformat(timespec="microseconds")
@@ -135,7 +134,7 @@ class _Sweep:
         for (split, scale, seed), spec in self.session.specs.items():
             location = self.storage.location(PairStore(self.storage, spec).folder)
             name = f"{split} pairs, guidance {scale:g}" + (f", seed {seed}" if split == "train" else "")
-            parent.pairs(name, spec.digest, location, split)
+            parent.pairs(name, spec.name, location, split)
         return parent
 
     def run(self) -> SweepOutcome:
@@ -186,7 +185,7 @@ class _Sweep:
                 self.failed[point.name] = failure.reason.removeprefix(f"{point.name} ")
                 record(point.name, failure.details)
                 self._trial_run(point).finish({}, status="FAILED")
-        return {key: store.load() for key, store in stores.items() if store.is_complete()}
+        return {p.key: stored_result(stores[p.key], p) for p in points if stores[p.key].is_complete()}
 
     def _tune(self, points: Sequence[AnyPoint], description: str) -> dict[str, Failure]:
         """Run these points as trials; returns why some failed, by key."""
@@ -257,7 +256,11 @@ class _Sweep:
         """Ensure every result has a finished run, even if it comes from another sweep or MLflow was unreachable."""
         recorded = self.tracker.runs_of(self.experiment, self.parent.run_id, "trial")
         for key, result in results.items():
-            if key not in recorded:
+            run = recorded.get(key)
+            renamed = run is not None and run.data.params.get("label") != result.label
+            if run is not None and renamed:  # MLflow refuses to change a parameter
+                self.tracker.delete(run)
+            if run is None or renamed:
                 log = self._trial_run(points[key])
                 log.curve("validation_psnr_db", [(int(step), value) for step, value in result.history])
                 write_run(log, result, ResultStore(self.storage, key))

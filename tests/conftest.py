@@ -143,7 +143,7 @@ def scoring(facts: ModelFacts, specs: dict[PairKey, PairSpec]) -> list[Request]:
     from solvers.grids import Grid
 
     theta = to_numpy(GridSolver(Midpoint(), 4, Grid()).to_ns(facts.scheduler).flat())
-    pairs = specs[PairKey("test", 1.0, 0)].digest
+    pairs = specs[PairKey("test", 1.0, 0)].name
     return [
         Request.of(HostProtocol.score, theta=theta, pairs=pairs, metrics=["psnr"], indices=[i, i + 1, i + 2])
         for i in range(12)

@@ -49,7 +49,7 @@ def pairs(config: str, overrides: tuple[str, ...], place: Place) -> None:
         for (split, scale, seed), spec in session.specs.items():
             store = PairStore(session.storage, spec)
             records = store.records()
-            mean = sum(record.nfe_sum for record in records) / spec.count
+            mean = store.evaluations() / spec.count
             click.echo(
                 f"{split:<10} guidance {scale:g} seed {seed}: {spec.count} pairs in {len(records)} shards, "
                 f"{mean:.0f} evaluations per pair, {session.storage.location(store.folder)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, get_args
 
+from orchestrator.config.base import PluginConfig
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
@@ -30,31 +31,52 @@ The training pairs of sweep seed k use stream ``STREAMS["train"] + k``.
 
 def pair_specs(config: ExperimentConfig, facts: ModelFacts) -> dict[PairKey, PairSpec]:
     """The spec of every pair set that the experiment needs. The noise of different sets never overlaps."""
-    specs: dict[PairKey, PairSpec] = {}
+    splits = [split for split in SPLITS if split != "train" or config.needs_training_pairs]
+    keys = [
+        PairKey(split, scale, seed)
+        for scale in config.guidance_scale
+        for split in splits
+        for seed in (config.seeds if split == "train" else (0,))
+    ]
+    return {key: pair_spec(config, facts, key) for key in keys}
+
+
+def pair_spec(
+    config: ExperimentConfig,
+    facts: ModelFacts,
+    key: PairKey,
+    *,
+    count: int | None = None,
+    conditioning: PluginConfig | None = None,
+) -> PairSpec:
+    """The spec of one pair set.
+
+    Args:
+        config: The experiment.
+        facts: Facts of its model.
+        key: Identifies the set.
+        count: Number of pairs; None: as configured for the split.
+        conditioning: What conditions the pairs; None: the experiment's own conditioning.
+    """
     pairs = config.pairs
     counts: dict[Split, int] = {"train": pairs.train, "validation": pairs.validation, "test": pairs.test}
-    content = config.conditioning.build("datasets").content
-    # Only training pairs keep trajectories: validation and test compare final samples.
-    stepwise = config.needs_trajectories
-    for scale in config.guidance_scale:
-        for split, count in counts.items():
-            if split == "train" and not config.needs_training_pairs:
-                continue
-            for seed in config.seeds if split == "train" else (0,):
-                stream = STREAMS[split] + seed
-                specs[PairKey(split, scale, seed)] = PairSpec(
-                    model_digest=facts.digest,
-                    conditioning=config.conditioning.model_dump(),
-                    content=content,
-                    guidance_scale=scale,
-                    shape=facts.shape,
-                    seed=pairs.seed * SEED_STRIDE + stream,
-                    count=count,
-                    batch_size=pairs.batch_size,
-                    shard_size=pairs.shard_size,
-                    rtol=pairs.rtol,
-                    atol=pairs.atol,
-                    device_class=facts.device_class,
-                    trajectory=stepwise and split == "train",
-                )
-    return specs
+    count = counts[key.split] if count is None else count
+    # Whole batches are made. Fewer pairs than one batch are a batch of their own, which costs no more than is needed.
+    batch_size, shard_size = (pairs.batch_size, pairs.shard_size) if count >= pairs.batch_size else (count, count)
+    source = conditioning or config.conditioning
+    return PairSpec(
+        model_digest=facts.digest,
+        conditioning=source.model_dump(),
+        content=source.build("datasets").content,
+        guidance_scale=key.guidance_scale,
+        shape=facts.shape,
+        seed=pairs.seed * SEED_STRIDE + STREAMS[key.split] + key.seed,
+        count=count,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        rtol=pairs.rtol,
+        atol=pairs.atol,
+        device_class=facts.device_class,
+        # Only training pairs keep trajectories: validation and test compare final samples.
+        trajectory=key.split == "train" and config.needs_trajectories,
+    )

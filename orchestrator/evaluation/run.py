@@ -96,7 +96,7 @@ class Evaluation:
         """Measure what is missing. A shard that fails is noted in :attr:`failures`; the others are still measured."""
         # The same theta under two names is measured once.
         shards = {
-            (case.solver.digest, case.pairs.digest, shard): self._shard(number, shard)
+            (case.solver.digest, case.pairs.name, shard): self._shard(number, shard)
             for number, case in enumerate(self.cases)
             for shard in range(case.pairs.shards)
         }
@@ -185,14 +185,14 @@ class Evaluation:
         Raises:
             ConfigError: The shapes differ; the message has both and the options that change one.
         """
-        for case in {case.pairs.digest: case for case in self.cases}.values():
+        for case in {case.pairs.name: case for case in self.cases}.values():
             for spec in self.metrics:
                 real = self._real(spec, case.pairs)
                 if real is None or spec.metric.sees != "images":
                     continue
                 source = plugins.build("datasets", real.dataset["name"], real.dataset["options"])
                 real_shape = tuple(source.real_samples([0]).shape[1:])
-                first = Request.of(HostProtocol.pictures, theta=None, pairs=case.pairs.digest, indices=[0])
+                first = Request.of(HostProtocol.pictures, theta=None, pairs=case.pairs.name, indices=[0])
                 shape = tuple(self.hosts.call(first).shape[1:])
                 if real_shape != shape:
                     raise ConfigError(
@@ -228,10 +228,15 @@ class Evaluation:
         return not (spec.metric.compares and case.solver.kind == "ground truth")
 
     def _measured(self, case: Case, spec: MetricSpec) -> Measured:
-        return Measured(self.storage, case.solver.digest, case.pairs.digest, spec.identity, case.pairs.shards)
+        return self._of(case, spec.identity)
 
     def _finite(self, case: Case) -> Measured:
-        return Measured(self.storage, case.solver.digest, case.pairs.digest, FINITE, case.pairs.shards)
+        return self._of(case, FINITE)
+
+    def _of(self, case: Case, identity: str) -> Measured:
+        pairs = case.pairs
+        cut = pairs.count % pairs.shard_size
+        return Measured(self.storage, case.solver.digest, pairs.digest, identity, pairs.shards, cut)
 
     def _delete_media(self, case: Case) -> None:
         self.storage.delete_leftovers(_media_folder(case))
@@ -269,13 +274,13 @@ class Evaluation:
         """One score per case and metric; ground truth has distance 0 from itself.
 
         Args:
-            ground_truth_nfe: Mean evaluations per sample of ground truth, by pairs digest.
+            ground_truth_nfe: Mean evaluations per sample of ground truth, by name of the pairs.
         """
         scores = []
         for number, case in enumerate(self.cases):
             dataset = self.dataset(case.pairs)
             not_finite = self._not_finite(case)
-            nfe = case.solver.nfe or ground_truth_nfe[case.pairs.digest]
+            nfe = case.solver.nfe or ground_truth_nfe[case.pairs.name]
             for spec in self.metrics:
                 failure = None
                 if self._applies(spec, case):
@@ -366,7 +371,7 @@ class _Shard:
         return Request.of(
             HostProtocol.measure_shard,
             theta=self.case.solver.theta,
-            pairs=self.case.pairs.digest,
+            pairs=self.case.pairs.name,
             shard=self.shard,
             metrics=self.compared,
             keys=[self.keys[spec.identity] for spec in self.compared],
@@ -388,7 +393,7 @@ class _Shard:
 
 
 def _media_folder(case: Case) -> str:
-    return f"measurements/media/{case.pairs.digest}-{case.solver.digest}"
+    return f"measurements/media/{case.pairs.name}-{case.solver.digest}"
 
 
 def _answers(pool: Pool | None, work: Any, request: Any) -> Iterator[tuple[Outcome, Any]]:

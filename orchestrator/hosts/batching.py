@@ -69,7 +69,7 @@ class Batching:
 
     Args:
         answer_one: Answers one request.
-        select: ``select(digest, indices)`` returns the guidance scale of a pair set, and its pairs at these indices on
+        select: ``select(name, indices)`` returns the guidance scale of a pair set, and its pairs at these indices on
             the device.
         velocity: ``velocity(condition, guidance_scale)`` is the model's field for a batch.
     """

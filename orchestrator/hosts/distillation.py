@@ -52,7 +52,7 @@ def advance_steps(
         state: State to continue from, of the run's method.
         steps: Number of iterations.
         scheduler: Scheduler of the model's field.
-        validation: Digest of the pairs on which the last iterate is validated; None: no validation.
+        validation: Name of the pairs on which the last iterate is validated; None: no validation.
     """
     in_parameters = issubclass(plugins.load("objectives", run.objective), FamilyObjective)
     problem = Problem(run.build(), scheduler, run.sigma0, in_parameters)

@@ -108,7 +108,7 @@ class Host(HostProtocol):
 
     # ---- ground-truth pairs -----------------------------------------------------------------------------------
 
-    def make_shard(self, spec: PairSpec, shard: int) -> ShardRecord:
+    def make_shard(self, spec: PairSpec, first: int, stop: int) -> ShardRecord:
         if spec.model_digest != self.model.digest:
             raise StoreError(f"pair spec {spec.digest} is for a different model than {self.model.name}")
         if spec.device_class != self.device_class:
@@ -123,9 +123,9 @@ class Host(HostProtocol):
                 f"pair spec {spec.digest} is for other content of dataset {spec.conditioning['name']!r} than the "
                 f"files that this host reads; give every machine the same files, and start the command again"
             )
-        parts = [self._solve(spec, list(batch), conditioning) for batch in spec.batches(shard)]
+        parts = [self._solve(spec, list(batch), conditioning) for batch in spec.batches(range(first, stop))]
         pairs = concatenate(parts)
-        record = PairStore(self.storage, spec).write_shard(shard, pairs)
+        record = PairStore(self.storage, spec).write_shard(first, pairs)
         self.work.pairs += len(pairs)
         return record
 
@@ -367,25 +367,23 @@ class Host(HostProtocol):
 
     # ---- pairs in memory --------------------------------------------------------------------------------------
 
-    def _load(self, digest: str) -> tuple[PairSpec, PairSet]:
-        if digest not in self._pairs:
-            store = PairStore.open(self.storage, digest)
+    def _load(self, name: str) -> tuple[PairSpec, PairSet]:
+        if name not in self._pairs:
+            store = PairStore.open(self.storage, name)
             if store.spec.model_digest != self.model.digest:
-                raise StoreError(f"pair store {digest} was made by a different model than {self.model.name}")
-            self._pairs[digest] = (store.spec, store.load())
-        return self._pairs[digest]
+                raise StoreError(f"pair store {name} was made by a different model than {self.model.name}")
+            self._pairs[name] = (store.spec, store.load())
+        return self._pairs[name]
 
-    def _batch(
-        self, digest: str, indices: Sequence[int], field: FieldOf | None = None
-    ) -> tuple[PairSet, VelocityField]:
+    def _batch(self, name: str, indices: Sequence[int], field: FieldOf | None = None) -> tuple[PairSet, VelocityField]:
         """These pairs on the device, and their velocity field: the model's own by default."""
-        spec, pairs = self._load(digest)
+        spec, pairs = self._load(name)
         batch = pairs.select(list(indices)).to(self.settings.device)
         return batch, (field or self._field)(batch.condition, spec.guidance_scale)
 
-    def _select(self, digest: str, indices: Sequence[int]) -> tuple[float, PairSet]:
+    def _select(self, name: str, indices: Sequence[int]) -> tuple[float, PairSet]:
         """The guidance scale of a pair set, and its pairs at these indices without their trajectories."""
-        spec, pairs = self._load(digest)
+        spec, pairs = self._load(name)
         ends = replace(pairs, path=None)
         return spec.guidance_scale, ends.select(list(indices)).to(self.settings.device)
 

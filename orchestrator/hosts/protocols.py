@@ -23,7 +23,7 @@ Theta = npt.NDArray[np.float64]
 
 
 class HostProtocol(PairMaker, Protocol):
-    """Requests to a host. ``pairs`` is always a pairs digest, ``indices`` are positions in that pair set."""
+    """Requests to a host. ``pairs`` is always a ``PairSpec.name``, ``indices`` are positions in these pairs."""
 
     def facts(self) -> ModelFacts:
         """Facts about the host's model."""
@@ -46,7 +46,7 @@ class HostProtocol(PairMaker, Protocol):
 
         Args:
             theta: Flat theta, float64.
-            pairs: Pairs digest.
+            pairs: Name of the pairs.
             indices: Pairs of one block, at most ``BLOCK``.
             objective, objective_options: A ``SolverObjective`` and its options; the PSNR loss by default.
         """
@@ -69,7 +69,7 @@ class HostProtocol(PairMaker, Protocol):
 
         Args:
             theta: Flat theta, float64.
-            pairs: Pairs digest.
+            pairs: Name of the pairs.
             indices: Pairs of one block, at most ``BLOCK``.
             jacobian: 'forward', 'central' or 'jvp'.
             free: Mask over theta of the entries whose columns are computed; by default, all learnable ones.
@@ -85,7 +85,7 @@ class HostProtocol(PairMaker, Protocol):
             run: The run.
             state: State to continue from.
             steps: Number of iterations.
-            validation: Digest of the pairs on which the last iterate is validated; None: no validation.
+            validation: Name of the pairs on which the last iterate is validated; None: no validation.
         """
 
     # ---- starts and grids from trajectories -------------------------------------------------------------------
@@ -94,7 +94,7 @@ class HostProtocol(PairMaker, Protocol):
         """theta fitted row by row to the trajectories of a whole pair set (``solvers.distil.least_squares``).
 
         Args:
-            pairs: Digest of a pair set with trajectories.
+            pairs: Name of pairs with trajectories.
             times: t_0..t_n, shape (n + 1,), float64.
         """
 
@@ -111,7 +111,7 @@ class HostProtocol(PairMaker, Protocol):
         """The grid that GITS chooses from the trajectories of the first pairs of a set.
 
         Args:
-            pairs: Digest of a pair set with trajectories.
+            pairs: Name of pairs with trajectories.
             steps: Steps of the grid.
             gamma, loss: See ``solvers.gits.gits_grid``.
             trajectories: Number of pairs to use; all of them if there are fewer.
@@ -151,8 +151,8 @@ class HostProtocol(PairMaker, Protocol):
 
         Args:
             theta: Flat theta; None for ground truth itself.
-            pairs: Pairs digest.
-            shard: Number of the shard. No other shard is read.
+            pairs: Name of the pairs.
+            shard: Number of the shard; of the last one, only the named pairs are measured. No other shard is read.
             metrics: Metrics that compare with ground truth; empty for ground truth itself.
             keys: Storage key for the values of each metric.
             finite: Storage key for the mask of finite samples, which is written last.
@@ -167,7 +167,7 @@ class HostProtocol(PairMaker, Protocol):
 
         Args:
             theta: Flat theta; None for ground truth.
-            pairs: Pairs digest.
+            pairs: Name of the pairs.
             indices: Pairs to sample.
         """
 

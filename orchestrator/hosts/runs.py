@@ -30,7 +30,7 @@ class LearnedRun:
         family: Family plugin.
         options: Options of the family.
         sigma0: Preconditioning.
-        train: Digest of the training pairs.
+        train: Name of the training pairs (``PairSpec.name``).
         method: Method, with its settings.
         objective: Objective plugin; some methods minimise only the PSNR loss.
         objective_options: Options of the objective.

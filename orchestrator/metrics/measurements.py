@@ -65,6 +65,8 @@ class Measured:
         of: Pairs digest, or digest of the dataset whose real samples were measured.
         identity: :attr:`MetricSpec.identity`, or :data:`FINITE`.
         shards: Number of shards in a complete measurement.
+        cut: Rows of the last shard if the samples end within it, else 0. Its file has another name, since the whole
+            shard may be measured as well.
     """
 
     storage: Storage
@@ -72,18 +74,23 @@ class Measured:
     of: str
     identity: str
     shards: int
+    cut: int = 0
 
     @property
     def folder(self) -> str:
         return f"measurements/{self.of}/{self.source}/{self.identity}"
 
     def key(self, shard: int) -> str:
-        return f"{self.folder}/shard-{shard:05d}.safetensors"
+        return f"{self.folder}/{self._file(shard)}"
+
+    def _file(self, shard: int) -> str:
+        cut = f"-{self.cut}" if self.cut and shard == self.shards - 1 else ""
+        return f"shard-{shard:05d}{cut}.safetensors"
 
     def missing(self) -> list[int]:
         """Shards that are not measured yet."""
         names = set(self.storage.names(self.folder))
-        return [shard for shard in range(self.shards) if f"shard-{shard:05d}.safetensors" not in names]
+        return [shard for shard in range(self.shards) if self._file(shard) not in names]
 
     def __iter__(self) -> Iterator[Array]:
         """The measurements of each shard, (rows, K), in order; one shard is in memory at a time.

@@ -46,7 +46,7 @@ class WeightsRecipe(Recipe):
     """The training of a student of K.4; the batch size of its settings is in trajectories.
 
     Attributes:
-        train, validation: Digests of pair stores. The result is the best iterate on the validation pairs.
+        train, validation: Names of pairs (``PairSpec.name``). The result is the best iterate on the validation pairs.
         nfe: Evaluations per sample, even: nfe / 2 midpoint steps.
         loss: 'lte' (eq. 80) or 'rmse' (eq. 6).
         validate_every: Iterations between validations. A checkpoint is saved at each of them.
@@ -193,7 +193,7 @@ def trajectories(teacher: ZooModel, storage: Storage, pairs: str, times: Tensor)
     Args:
         teacher: Model that made the pairs.
         storage: Storage of the pairs and of the trajectories.
-        pairs: Digest of the pair store.
+        pairs: Name of the pairs.
         times: Grid, shape (n + 1,), from the scheduler's first time to its last.
 
     Returns:
@@ -204,11 +204,10 @@ def trajectories(teacher: ZooModel, storage: Storage, pairs: str, times: Tensor)
         spec, pair_set = _open(storage, pairs)
         forwards = 0
         parts = []
-        for shard in range(spec.shards):
-            for batch in spec.batches(shard):
-                states, nfe = _solve_between(teacher, spec, pair_set.select(list(batch)), times)
-                parts.append(states)
-                forwards += nfe * len(batch) * teacher.forwards_per_evaluation(spec.guidance_scale)
+        for batch in spec.batches(range(spec.count)):
+            states, nfe = _solve_between(teacher, spec, pair_set.select(list(batch)), times)
+            parts.append(states)
+            forwards += nfe * len(batch) * teacher.forwards_per_evaluation(spec.guidance_scale)
         storage.write(key, save({"states": torch.cat(parts), "forwards": torch.tensor(forwards)}))
     tensors = load(storage.read(key))
     return tensors["states"], int(tensors["forwards"])
@@ -229,6 +228,6 @@ def _solve_between(teacher: ZooModel, spec: PairSpec, batch: PairSet, times: Ten
     return torch.stack(states, dim=1).float(), total
 
 
-def _open(storage: Storage, digest: str) -> tuple[PairSpec, PairSet]:
-    store = PairStore.open(storage, digest)
+def _open(storage: Storage, name: str) -> tuple[PairSpec, PairSet]:
+    store = PairStore.open(storage, name)
     return store.spec, store.load()

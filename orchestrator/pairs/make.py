@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from orchestrator.errors import CodeError, ConfigError, DamagedManifestError, PoolError
@@ -17,8 +17,8 @@ from orchestrator.storage import Storage
 class PairMaker(Protocol):
     """What making pairs requires of a host."""
 
-    def make_shard(self, *, spec: PairSpec, shard: int) -> ShardRecord:
-        """Solve for the pairs of one shard, write them, and return the shard's record for the manifest.
+    def make_shard(self, *, spec: PairSpec, first: int, stop: int) -> ShardRecord:
+        """Solve for the pairs ``first`` to ``stop - 1`` of a shard, write them, and return their record.
 
         Raises:
             StoreError: The spec is for a different model or device class, or the storage is full.
@@ -38,7 +38,7 @@ def ensure_pairs(
         announce: Receives progress notes about damaged shards, damaged manifests, and waiting for another process.
 
     Returns:
-        The manifest's records of each store, by digest.
+        The manifest's records of the needed pairs of each store, by name of the pairs.
 
     Raises:
         PoolError: Some shards could not be made; the others are kept.
@@ -47,13 +47,13 @@ def ensure_pairs(
     """
     records: dict[str, list[ShardRecord]] = {}
     failures: list[str] = []
-    with bar(sum(spec.count for spec in specs), "pair", "ground-truth pairs") as progress:
+    with bar(sum(spec.made for spec in specs), "pair", "ground-truth pairs") as progress:
         for spec in specs:
             store = PairStore(storage, spec)
             with exclusive(storage, f"{store.folder}/.lock", wait=wait, announce=announce):
                 storage.delete_leftovers(store.folder)
                 try:
-                    records[spec.digest] = _ensure(store, pool, announce, progress.update)
+                    records[spec.name] = _ensure(store, pool, announce, progress.update)
                 except _ShardsSetAsideError as error:  # the other stores can still be made
                     failures.append(str(error))
     if failures:
@@ -66,37 +66,66 @@ class _ShardsSetAsideError(PoolError):
 
 
 def _ensure(store: PairStore, pool: Pool, announce: Note, update: Callable[[int], object]) -> list[ShardRecord]:
-    if store.is_complete():
-        try:
-            damaged = store.damaged()
-            if not damaged:
-                update(store.spec.count)
-                return store.records()
-            announce(f"{store.storage.location(store.folder)}: remaking {len(damaged)} damaged or missing shard(s)")
-        except DamagedManifestError:
-            damaged = []  # every shard is inspected below
-            announce(f"{store.storage.location(store.manifest_key)} is damaged: rebuilding it from the shards")
-        store.storage.delete(store.manifest_key)
-        for shard in damaged:
-            store.storage.delete(store.shard_key(shard))
-    records = {shard: record for shard in range(store.spec.shards) if (record := store.inspect_shard(shard))}
-    update(sum(record.rows for record in records.values()))
-    missing = [shard for shard in range(store.spec.shards) if shard not in records]
-    failures: dict[int, Exception] = {}
-    requests = [Request.of(PairMaker.make_shard, spec=store.spec, shard=shard) for shard in missing]
+    spec = store.spec
+    records = {record.indices: record for record in _kept(store, announce)}
+    listed = set(records)
+    if spec.gaps(records):
+        records |= _strays(store, records)
+    update(min(sum(record.rows for record in records.values()), spec.made))
+    missing = spec.gaps(records)
+    failures: dict[range, Exception] = {}
+    requests = [
+        Request.of(PairMaker.make_shard, spec=spec, first=indices.start, stop=indices.stop) for indices in missing
+    ]
     for outcome in pool.map(requests):
-        shard = missing[outcome.index]
         if outcome.error is not None:
             if isinstance(outcome.error, CodeError | ConfigError):  # every shard would fail for the same reason
                 raise outcome.error
-            failures[shard] = outcome.error
+            failures[missing[outcome.index]] = outcome.error
             continue
-        records[shard] = outcome.value
+        records[outcome.value.indices] = outcome.value
         update(outcome.value.rows)
     if failures:
+        shards = sorted({indices.start // spec.shard_size for indices in failures})
         raise _ShardsSetAsideError(
-            f"{len(failures)} of {store.spec.shards} shards of {store.storage.location(store.folder)} could not be "
-            f"made (shards {', '.join(map(str, sorted(failures)))}): {next(iter(failures.values()))}"
+            f"{len(failures)} of {spec.shards} shards of {store.storage.location(store.folder)} could not be "
+            f"made (shards {', '.join(map(str, shards))}): {next(iter(failures.values()))}"
         )
-    store.commit(list(records.values()))
+    if set(records) != listed or not (store.storage.exists(store.manifest_key) and store.is_current()):
+        store.commit(list(records.values()))
+        for indices in store.present():
+            if indices not in records:  # left by a run that was to make another number of pairs
+                store.storage.delete(store.shard_key(indices))
     return store.records()
+
+
+def _kept(store: PairStore, announce: Note) -> list[ShardRecord]:
+    """The manifest's records without those of damaged files, which are deleted, and the manifest with them."""
+    if not store.storage.exists(store.manifest_key):
+        return []
+    try:
+        records = store.all_records()
+    except DamagedManifestError:  # every file is inspected
+        announce(f"{store.storage.location(store.manifest_key)} is damaged: rebuilding it from the shards")
+        store.storage.delete(store.manifest_key)
+        return []
+    damaged = [record for record in records if record.first < store.spec.count and not store.is_whole(record)]
+    if damaged:
+        announce(f"{store.storage.location(store.folder)}: remaking {len(damaged)} damaged or missing shard(s)")
+        store.storage.delete(store.manifest_key)
+        for record in damaged:
+            store.storage.delete(store.shard_key(record.indices))
+    return [record for record in records if record not in damaged]
+
+
+def _strays(store: PairStore, records: Collection[range]) -> dict[range, ShardRecord]:
+    """Records of intact files that the manifest does not name, such as those of a run that was killed."""
+    size = store.spec.batch_size
+    taken = {first for indices in records for first in indices[::size]}
+    strays: dict[range, ShardRecord] = {}
+    for indices in sorted(store.present(), key=lambda indices: (indices.start, -indices.stop)):
+        batches = set(indices[::size])
+        if taken.isdisjoint(batches) and (record := store.inspect_shard(indices)) is not None:
+            strays[indices] = record
+            taken |= batches
+    return strays

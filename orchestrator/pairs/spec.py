@@ -1,24 +1,26 @@
-"""The pair spec: everything that ground-truth pairs depend on. Equal specs yield equal pairs."""
+"""The pair spec: everything that ground-truth pairs depend on, and how many of them are needed."""
 
 from __future__ import annotations
 
 import dataclasses
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.errors import StoreError
 from orchestrator.storage import digest_of
 
-FORMAT = 1
-"""Incremented whenever the same spec would yield different bytes."""
+FORMAT = 2
+"""Incremented whenever the same spec would yield different bytes. It begins the name of every pair set's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairSpec:
-    """Spec of a pair set.
+    """Spec of a pair set, and the number of its pairs that are needed.
 
-    Pair i depends only on the spec and i: its noise on (seed, i), and the other pairs of its solver batch on i.
+    Pair i depends only on i and :attr:`identity`: its noise on (seed, i), and the other pairs of its
+    solver batch on i. So a set can grow, and whatever needs fewer pairs than it has uses the first ones.
 
     Attributes:
         model_digest: sha256 of the model.
@@ -28,9 +30,9 @@ class PairSpec:
         guidance_scale: Guidance scale; 1 is unguided.
         shape: Shape of one sample.
         seed: Seed of noise and conditioning.
-        count: Number of pairs.
+        count: Number of pairs needed. Whole batches are made, so the set has up to ``batch_size - 1`` more.
         batch_size: Pairs per solver batch; all pairs of a batch take the same adaptive steps.
-        shard_size: Pairs per Parquet file, a multiple of ``batch_size``.
+        shard_size: Pairs per shard, a multiple of ``batch_size``.
         rtol, atol: Tolerances of dopri5.
         device_class: 'cpu' or the accelerator's name; shards of two classes are not mixed.
         trajectory: Whether the steps between x0 and x1 are kept, for objectives that score a solver's steps.
@@ -53,44 +55,93 @@ class PairSpec:
     format: int = FORMAT
 
     @property
-    def digest(self) -> str:
-        """First 16 hex digits of the sha256 of the spec; the name of its folder."""
+    def identity(self) -> dict[str, Any]:
+        """What decides the pairs."""
         content = dataclasses.asdict(self)
-        del content["conditioning"]  # the same content may lie elsewhere
-        if not self.trajectory:
-            del content["trajectory"]  # keeps the digests of stores that are older than this field
-        return digest_of(content)
+        del content["count"], content["conditioning"]  # the same content may lie elsewhere
+        return content
+
+    @property
+    def digest(self) -> str:
+        """Name of the set's folder: the format, and the first 16 hex digits of the sha256 of :attr:`identity`."""
+        return f"v{self.format}-{digest_of(self.identity)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields but ``count``, for a manifest. Inverse: :meth:`from_dict`."""
+        content = dataclasses.asdict(self)
+        del content["count"]
+        return content
+
+    @property
+    def name(self) -> str:
+        """Name of these pairs, the first ``count`` of the set: its digest and ``count``."""
+        return f"{self.digest}-{self.count}"
+
+    @property
+    def made(self) -> int:
+        """Number of pairs that are made: ``count`` rounded up to whole batches."""
+        return -(-self.count // self.batch_size) * self.batch_size
 
     @property
     def shards(self) -> int:
         return -(-self.count // self.shard_size)
 
     def shard_indices(self, shard: int) -> range:
-        """Global indices of the pairs of one shard."""
+        """Global indices of the needed pairs of one shard."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
 
-    def batches(self, shard: int) -> list[range]:
-        """The solver batches of one shard, by global index."""
-        indices = self.shard_indices(shard)
+    def batches(self, indices: range) -> list[range]:
+        """The solver batches of these pairs, by global index; ``indices`` starts with a batch."""
         return [
             range(first, min(first + self.batch_size, indices.stop))
             for first in range(indices.start, indices.stop, self.batch_size)
         ]
 
+    def gaps(self, present: Iterable[range]) -> list[range]:
+        """Indices of the pairs that are still to be made, as ranges that do not cross the end of a shard.
+
+        Args:
+            present: Indices of the pairs that are made, as disjoint ranges. The gaps before the last one count as
+                missing, even beyond :attr:`made`.
+        """
+        gaps = []
+        at = 0
+        ordered = sorted(present, key=lambda indices: indices.start)
+        end = max([self.made, *(indices.stop for indices in ordered[-1:])])
+        for indices in [*ordered, range(end, end)]:
+            while at < indices.start:
+                stop = min((at // self.shard_size + 1) * self.shard_size, indices.start)
+                gaps.append(range(at, stop))
+                at = stop
+            at = max(at, indices.stop)
+        return gaps
+
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> PairSpec:
-        """Read the spec from a manifest, whose content may be arbitrary.
+    def from_dict(cls, content: dict[str, Any], count: int) -> PairSpec:
+        """The spec of ``count`` pairs, from :meth:`to_dict` in a manifest, whose content may be arbitrary.
 
         Raises:
             ValueError, KeyError, TypeError: The content is not a spec. The error for a wrong field names it and its
                 value.
         """
-        spec = cls(**{**content, "shape": tuple(content["shape"])})
+        spec = cls(**content | {"shape": tuple(content["shape"]), "count": count})
         for names, holds in _FIELDS.items():
             for name in names:
                 if not holds(getattr(spec, name)):
                     raise ValueError(f"its {name!r} is {reprlib.repr(getattr(spec, name))}")
         return spec
+
+
+def split_name(name: str) -> tuple[str, int]:
+    """The digest and the count of a :attr:`PairSpec.name`.
+
+    Raises:
+        StoreError: It is not the name of pairs.
+    """
+    digest, _, count = name.rpartition("-")
+    if not digest or not (count.isascii() and count.isdigit()):
+        raise StoreError(f"{name!r} does not name pairs: a pair set's digest, '-' and the number of pairs")
+    return digest, int(count)
 
 
 def _whole(value: Any, least: int) -> bool:

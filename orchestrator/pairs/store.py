@@ -1,7 +1,8 @@
-"""The pair store: one Parquet file per shard, and a manifest that is written last. Independent of models.
+"""The pair store: Parquet files, and a manifest that is written last. Independent of models.
 
-A store is a folder ``pairs/<digest of the spec>/``. Shards are written atomically. The store is complete if and only if
-its manifest (sha256, rows and NFE of every shard) exists.
+A store is a folder ``pairs/<digest of the spec>/``. A shard is one file, or several if the set has grown in the middle
+of the shard. Files are written atomically and never changed, and count once the manifest (sha256, rows and NFE of every
+file) names them. So a set can grow while others read it.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import re
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from orchestrator.errors import DamagedManifestError, DamagedShardError, StoreError
 from orchestrator.pairs.pair_set import PairSet, concatenate
-from orchestrator.pairs.spec import PairSpec
+from orchestrator.pairs.spec import PairSpec, split_name
 from orchestrator.storage import Storage
 from solvers.trajectory import DensePath
 
@@ -33,30 +34,40 @@ PATH_COLUMNS = ("path_times", "path_states", "path_velocities")
 MAX_PADDING = 64
 """Limit on how much padding to the longest trajectory may enlarge a shard, as a factor."""
 
+SHARD_NAME = re.compile(r"shard-(?P<shard>[0-9]{5,10})(-(?P<start>[0-9]{1,12})-(?P<stop>[0-9]{1,12}))?\.parquet")
+
 REMEDY = "run `bespoke pairs` on the same configuration: damaged shards are remade, the others are kept"
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """The manifest's record of a shard.
+    """The manifest's record of a file: a shard, or a part of one.
 
     Attributes:
-        shard: Number of the shard.
-        sha256: sha256 of the file.
+        first: Index of the first pair.
         rows: Number of pairs.
-        nfe_min, nfe_max, nfe_sum: Velocity evaluations per pair (those of its batch), over the pairs of the shard.
+        sha256: sha256 of the file.
+        nfe: Velocity evaluations of each solver batch, in order.
     """
 
-    shard: int
-    sha256: str
+    first: int
     rows: int
-    nfe_min: int
-    nfe_max: int
-    nfe_sum: int
+    sha256: str
+    nfe: tuple[int, ...]
+
+    @property
+    def indices(self) -> range:
+        """Indices of its pairs."""
+        return range(self.first, self.first + self.rows)
+
+    @property
+    def nfe_sum(self) -> int:
+        """Velocity evaluations per pair (those of its batch), summed over the pairs."""
+        return sum(self.nfe) * self.rows // len(self.nfe)
 
 
 class PairStore:
-    """The shards of one spec under a storage root."""
+    """The pairs of one spec under a storage root."""
 
     def __init__(self, storage: Storage, spec: PairSpec):
         self.storage = storage
@@ -64,117 +75,171 @@ class PairStore:
         self.folder = f"pairs/{spec.digest}"
         self.manifest_key = f"{self.folder}/manifest.json"
 
-    def shard_key(self, shard: int) -> str:
-        return f"{self.folder}/shard-{shard:05d}.parquet"
+    def shard_key(self, indices: range) -> str:
+        """Key of the file of these pairs: those of a whole shard, or a part of one, which the name then shows."""
+        shard, start = divmod(indices.start, self.spec.shard_size)
+        part = "" if len(indices) == self.spec.shard_size else f"-{start}-{start + len(indices)}"
+        return f"{self.folder}/shard-{shard:05d}{part}.parquet"
+
+    def present(self) -> list[range]:
+        """Indices of the pairs in each file of the folder, by its name; the files may be damaged or overlap."""
+        present = []
+        for name in self.storage.names(self.folder):
+            if (match := SHARD_NAME.fullmatch(name)) is None:
+                continue
+            start, stop = int(match["start"] or 0), int(match["stop"] or self.spec.shard_size)
+            first = int(match["shard"]) * self.spec.shard_size
+            if start < stop <= self.spec.shard_size and self._are_batches(start, stop - start):
+                present.append(range(first + start, first + stop))
+        return present
+
+    def _are_batches(self, first: int, rows: int) -> bool:
+        return rows > 0 and first % self.spec.batch_size == rows % self.spec.batch_size == 0
 
     @classmethod
-    def open(cls, storage: Storage, digest: str) -> PairStore:
-        """Open the complete store with this digest.
+    def open(cls, storage: Storage, name: str) -> PairStore:
+        """Open the store of these pairs (:attr:`PairSpec.name`).
 
         Raises:
-            StoreError: The store does not exist or is not complete.
+            StoreError: The store does not exist, or has fewer pairs.
             DamagedManifestError: The manifest is damaged.
         """
-        key = f"pairs/{digest}/manifest.json"
-        if not storage.exists(key):
+        digest, count = split_name(name)
+        if not storage.exists(f"pairs/{digest}/manifest.json"):
             raise StoreError(f"no complete pair store {digest} under {storage.shown}; make it with `bespoke pairs`")
-        spec, _ = _read_manifest(storage, digest)
+        spec, records = _read_manifest(storage, digest, count)
+        if _rows(records) < count:
+            raise StoreError(
+                f"pair store {digest} under {storage.shown} has {_rows(records)} pairs, not {count}; make them with "
+                f"`bespoke pairs`"
+            )
         return cls(storage, spec)
 
     def is_complete(self) -> bool:
-        return self.storage.exists(self.manifest_key)
-
-    def records(self) -> list[ShardRecord]:
-        """The records of the manifest, in order of shard.
+        """Whether the manifest names enough files for the needed pairs.
 
         Raises:
-            StoreError: The manifest does not exist.
+            DamagedManifestError: The manifest is damaged.
+        """
+        if not self.storage.exists(self.manifest_key):
+            return False
+        return _rows(self.all_records()) >= self.spec.count
+
+    def records(self) -> list[ShardRecord]:
+        """The manifest's records of the files that hold the needed pairs, in order of index.
+
+        Raises:
+            StoreError: The store is not complete.
             DamagedManifestError: The manifest is damaged.
         """
         if not self.is_complete():
             raise StoreError(f"pair store {self.storage.location(self.folder)} is not complete; {REMEDY}")
-        _, records = _read_manifest(self.storage, self.spec.digest)
+        return [record for record in self.all_records() if record.first < self.spec.count]
+
+    def is_current(self) -> bool:
+        """Whether the manifest, which must exist, has the present place of the conditioning."""
+        spec, _ = _read_manifest(self.storage, self.spec.digest, self.spec.count)
+        return spec == self.spec
+
+    def all_records(self) -> list[ShardRecord]:
+        """All records of the manifest, which must exist."""
+        _, records = _read_manifest(self.storage, self.spec.digest, self.spec.count)
         return records
 
-    def write_shard(self, shard: int, pairs: PairSet) -> ShardRecord:
-        """Write one shard atomically.
+    def evaluations(self) -> int:
+        """Velocity evaluations per pair (those of its batch), summed over the needed pairs."""
+        nfe = [batch for record in self.records() for batch in record.nfe]
+        batches = self.spec.batches(range(self.spec.count))
+        return sum(spent * len(batch) for spent, batch in zip(nfe, batches, strict=False))
+
+    def write_shard(self, first: int, pairs: PairSet) -> ShardRecord:
+        """Write one file atomically: the pairs from index ``first`` on, a shard or a part of one.
 
         The bytes depend only on the spec and the values, not on the time or the host.
 
         Raises:
             StoreError: The storage is full; nothing is left behind.
         """
-        data = _to_parquet(self.spec, shard, pairs)
-        self.storage.write(self.shard_key(shard), data)
-        return _record(shard, data, pairs.nfe.numpy())
+        indices = range(first, first + len(pairs))
+        data = _to_parquet(self.spec, indices, pairs)
+        self.storage.write(self.shard_key(indices), data)
+        return self._record(indices, data, pairs)
 
-    def inspect_shard(self, shard: int) -> ShardRecord | None:
-        """The record of an intact shard; None if the shard is missing or damaged."""
-        if not self.storage.exists(self.shard_key(shard)):
+    def inspect_shard(self, indices: range) -> ShardRecord | None:
+        """The record of an intact file of these pairs; None if it is missing or damaged."""
+        if not self.storage.exists(self.shard_key(indices)):
             return None
-        data = self.storage.read(self.shard_key(shard))
+        data = self.storage.read(self.shard_key(indices))
         try:
-            pairs = self._parse(shard, data)
+            pairs = self._parse(indices, data)
         except DamagedShardError:
             return None
         # Page checksums do not cover the headers and the footer. The spec and the values determine all bytes, however.
-        if not _to_parquet(self.spec, shard, pairs).equals(pa.py_buffer(data)):
+        if not _to_parquet(self.spec, indices, pairs).equals(pa.py_buffer(data)):
             return None
-        return _record(shard, data, pairs.nfe.numpy())
+        return self._record(indices, data, pairs)
+
+    def _record(self, indices: range, data: bytes | pa.Buffer, pairs: PairSet) -> ShardRecord:
+        nfe = tuple(pairs.nfe[:: self.spec.batch_size].tolist())
+        return ShardRecord(indices.start, len(indices), hashlib.sha256(data).hexdigest(), nfe)
 
     def commit(self, records: Sequence[ShardRecord]) -> None:
         """Write the manifest, which makes the store complete.
 
         Raises:
-            StoreError: There is not exactly one record per shard.
+            StoreError: Pairs are missing.
         """
-        ordered = sorted(records, key=lambda record: record.shard)
-        if [record.shard for record in ordered] != list(range(self.spec.shards)):
+        gaps = self.spec.gaps(record.indices for record in records)
+        if gaps:
             raise StoreError(
-                f"{len(ordered)} of {self.spec.shards} shards are made; the manifest is written once all of them are"
+                f"{sum(map(len, gaps))} of {self.spec.made} pairs are missing; the manifest is written last"
             )
+        ordered = sorted(records, key=lambda record: record.first)
         self.storage.write_json(
             self.manifest_key,
-            {"spec": dataclasses.asdict(self.spec), "shards": [dataclasses.asdict(record) for record in ordered]},
+            {"spec": self.spec.to_dict(), "shards": [dataclasses.asdict(record) for record in ordered]},
         )
 
-    def damaged(self) -> list[int]:
-        """Shards of a complete store that are missing or whose sha256 differs from the manifest's."""
-        return [record.shard for record in self.records() if not self._is_whole(record)]
-
-    def _is_whole(self, record: ShardRecord) -> bool:
-        key = self.shard_key(record.shard)
+    def is_whole(self, record: ShardRecord) -> bool:
+        """Whether the file exists and has the record's sha256."""
+        key = self.shard_key(record.indices)
         return self.storage.exists(key) and hashlib.sha256(self.storage.read(key)).hexdigest() == record.sha256
 
     def load(self) -> PairSet:
-        """Load all pairs, in order of index.
+        """Load the needed pairs, in order of index.
 
         Raises:
             StoreError: The store is not complete.
-            DamagedShardError: A shard is missing or does not match the manifest.
+            DamagedShardError: A file is missing or does not match the manifest.
         """
-        parts: list[PairSet] = []
-        for record in self.records():
-            part = self._checked(record)
-            first = parts[0].condition if parts else part.condition
-            if (part.condition.shape[1:], part.condition.dtype) != (first.shape[1:], first.dtype):
-                raise DamagedShardError(
-                    f"conditions in shard {self.storage.location(self.shard_key(record.shard))} differ in shape or "
-                    f"type from those in {self.storage.location(self.shard_key(0))}: one of them is damaged; {REMEDY}"
-                )
-            parts.append(part)
-        return concatenate(parts)
+        return self._load(self.records(), range(self.spec.count))
 
     def load_shard(self, shard: int) -> PairSet:
-        """Load the pairs of one shard of a complete store, in order of index.
+        """Load the needed pairs of one shard of a complete store, in order of index.
 
         Raises:
             StoreError: See :meth:`load`.
         """
-        return self._checked(self.records()[shard])
+        indices = self.spec.shard_indices(shard)
+        return self._load([record for record in self.records() if record.first in indices], indices)
+
+    def _load(self, records: Sequence[ShardRecord], indices: range) -> PairSet:
+        """The pairs with these indices from files that begin with the first of them."""
+        parts: list[PairSet] = []
+        for record in records:
+            part = self._checked(record)
+            first = parts[0].condition if parts else part.condition
+            if (part.condition.shape[1:], part.condition.dtype) != (first.shape[1:], first.dtype):
+                raise DamagedShardError(
+                    f"conditions in shard {self.storage.location(self.shard_key(record.indices))} differ in shape or "
+                    f"type from those in {self.storage.location(self.shard_key(records[0].indices))}: one of them is "
+                    f"damaged; {REMEDY}"
+                )
+            parts.append(part)
+        return concatenate(parts).select(slice(len(indices)))
 
     def _checked(self, record: ShardRecord) -> PairSet:
-        key = self.shard_key(record.shard)
+        key = self.shard_key(record.indices)
         if not self.storage.exists(key):
             raise DamagedShardError(f"shard {self.storage.location(key)} is missing; {REMEDY}")
         data = self.storage.read(key)
@@ -183,18 +248,18 @@ class PairStore:
                 f"shard {self.storage.location(key)} is damaged: {len(data):,} bytes with a sha256 that is not the "
                 f"manifest's; {REMEDY}"
             )
-        return self._parse(record.shard, data)
+        return self._parse(record.indices, data)
 
-    def _parse(self, shard: int, data: bytes) -> PairSet:
-        """Parse the bytes of a shard and check them against the spec.
+    def _parse(self, indices: range, data: bytes) -> PairSet:
+        """Parse the bytes of a file and check them against the spec.
 
         Raises:
-            DamagedShardError: The bytes are not Parquet, a page checksum is wrong, or the rows are not this shard's.
+            DamagedShardError: The bytes are not Parquet, a page checksum is wrong, or the rows are not these pairs.
         """
-        where = self.storage.location(self.shard_key(shard))
+        where = self.storage.location(self.shard_key(indices))
         try:
             file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-            _check_layout(file, self.spec, len(self.spec.shard_indices(shard)))
+            _check_layout(file, self.spec, len(indices))
             table = file.read()
             footer = table.schema.metadata or {}
             pairs = _from_table(table, self.spec)
@@ -203,57 +268,56 @@ class PairStore:
             raise DamagedShardError(f"shard {where} is damaged: {error}; {REMEDY}") from error
         if footer.get(b"bespoke.spec") != self.spec.digest.encode():
             raise DamagedShardError(f"shard {where} belongs to another spec; {REMEDY}")
-        expected = np.arange(len(self.spec.shard_indices(shard))) + self.spec.shard_indices(shard).start
-        if pairs.x0.shape[1:] != self.spec.shape or not np.array_equal(index, expected):
-            raise DamagedShardError(f"shard {where} does not hold the rows of shard {shard}; {REMEDY}")
+        if pairs.x0.shape[1:] != self.spec.shape or not np.array_equal(index, np.asarray(indices)):
+            raise DamagedShardError(f"shard {where} does not hold pairs {indices.start} to {indices[-1]}; {REMEDY}")
         return pairs
 
 
-def _read_manifest(storage: Storage, digest: str) -> tuple[PairSpec, list[ShardRecord]]:
+def _rows(records: Sequence[ShardRecord]) -> int:
+    return sum(record.rows for record in records)
+
+
+def _read_manifest(storage: Storage, digest: str, count: int) -> tuple[PairSpec, list[ShardRecord]]:
+    """The spec of ``count`` pairs of a set, and the records of its files, in order and without gaps."""
     key = f"pairs/{digest}/manifest.json"
     try:
         content = storage.read_json(key)
-        spec, records = PairSpec.from_dict(content["spec"]), [_as_record(record) for record in content["shards"]]
-        # The number of records is compared first, since a damaged spec may claim an enormous number of shards.
-        fits = spec.digest == digest and len(records) == spec.shards
-        fits = fits and [record.shard for record in records] == list(range(spec.shards))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        spec = PairSpec.from_dict(content["spec"], count)
+        records = [_as_record(record, spec.batch_size) for record in content["shards"]]
+        ends = np.cumsum([0, *(record.rows for record in records)], dtype=object)
+        # A file of a shard must end within it.
+        fits = spec.digest == digest and bool(records)
+        fits = fits and all(
+            record.first == end and record.first // spec.shard_size == record.indices[-1] // spec.shard_size
+            for record, end in zip(records, ends, strict=False)
+        )
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise DamagedManifestError(f"manifest {storage.location(key)} is damaged: {error}; {REMEDY}") from error
     if not fits:
         raise DamagedManifestError(f"manifest {storage.location(key)} does not belong to its folder; {REMEDY}")
     return spec, records
 
 
-def _as_record(content: dict[str, Any]) -> ShardRecord:
+def _as_record(content: dict[str, Any], batch_size: int) -> ShardRecord:
     """Read a record from a manifest, whose content may be arbitrary.
 
     Raises:
         ValueError, TypeError: The content is not a record.
     """
-    record = ShardRecord(**content)
-    numbers = (record.shard, record.rows, record.nfe_min, record.nfe_max, record.nfe_sum)
+    record = ShardRecord(**content | {"nfe": tuple(content["nfe"])})
+    numbers = (record.first, record.rows, *record.nfe)
     if not isinstance(record.sha256, str) or any(type(number) is not int or number < 0 for number in numbers):
         raise ValueError(f"{reprlib.repr(content)} is not a shard's record")
+    if not record.rows or record.rows != len(record.nfe) * batch_size:
+        raise ValueError(f"{reprlib.repr(content)} is not the record of whole batches of {batch_size}")
     return record
-
-
-def _record(shard: int, data: bytes | pa.Buffer, nfe: npt.NDArray[np.int32]) -> ShardRecord:
-    return ShardRecord(
-        shard=shard,
-        sha256=hashlib.sha256(data).hexdigest(),
-        rows=len(nfe),
-        nfe_min=int(nfe.min()),
-        nfe_max=int(nfe.max()),
-        nfe_sum=int(nfe.sum()),
-    )
 
 
 def _tensor_column(values: Tensor) -> pa.Array:
     return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values.numpy()))
 
 
-def _to_parquet(spec: PairSpec, shard: int, pairs: PairSet) -> pa.Buffer:
-    indices = spec.shard_indices(shard)
+def _to_parquet(spec: PairSpec, indices: range, pairs: PairSet) -> pa.Buffer:
     metadata: dict[str, Any] = {
         "bespoke.spec": spec.digest,
         "bespoke.device_class": spec.device_class,
@@ -261,7 +325,7 @@ def _to_parquet(spec: PairSpec, shard: int, pairs: PairSet) -> pa.Buffer:
         "bespoke.numpy": np.__version__,
     }
     columns = {
-        "index": pa.array(np.arange(indices.start, indices.stop)),
+        "index": pa.array(np.asarray(indices, dtype=np.int64)),
         "condition": pa.array(pairs.condition.numpy())
         if pairs.condition.ndim == 1
         else _tensor_column(pairs.condition),

@@ -99,13 +99,13 @@ def make_strips(
     indices = list(range(min(count, pairs.count)))
 
     pictures = pool.gather(
-        [Request.of(HostProtocol.pictures, theta=theta, pairs=pairs.digest, indices=indices) for _, theta, _ in solvers]
+        [Request.of(HostProtocol.pictures, theta=theta, pairs=pairs.name, indices=indices) for _, theta, _ in solvers]
     )
     waves: Sequence[npt.NDArray[np.float32] | None] = [None] * len(solvers)
     if rate is not None:
         heard = indices[:HEARD]
         waves = pool.gather(
-            [Request.of(HostProtocol.sound, theta=theta, pairs=pairs.digest, indices=heard) for _, theta, _ in solvers]
+            [Request.of(HostProtocol.sound, theta=theta, pairs=pairs.name, indices=heard) for _, theta, _ in solvers]
         )
     return tuple(
         Strip(name, samples, psnr_db, sound, rate)

@@ -270,7 +270,7 @@ def to_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
             "failure": s.failure or "",
             "origin": s.case.solver.origin or "",
             "theta_digest": s.case.solver.digest,
-            "pairs_digest": s.case.pairs.digest,
+            "pairs_digest": s.case.pairs.name,
         }
         for s in scores
     ]

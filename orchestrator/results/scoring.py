@@ -26,7 +26,7 @@ def evaluate(
     Args:
         pool: Hosts of the model that the pairs belong to.
         solver: The solver with this theta.
-        pairs: Digest of the pair set.
+        pairs: Name of the pairs.
         metrics: Metric plugins.
         count: Number of pairs in the set, to split it over the hosts; None: one request for the whole set.
     """

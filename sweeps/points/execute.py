@@ -20,6 +20,7 @@ from orchestrator.hosts.distillation import advance, mean_psnr, to_numpy, valida
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.runs import State
 from orchestrator.models.facts import ModelFacts
+from orchestrator.pairs.spec import split_name
 from orchestrator.pool.client import RayPool
 from orchestrator.pool.requests import Pool, Request
 from orchestrator.results.scoring import evaluate
@@ -51,7 +52,6 @@ class TrialContext:
         pool: Name of the pool.
         hosts: Number of hosts in the pool.
         facts: Facts of the model.
-        validation_count: Number of pairs in a validation set, to count forwards.
     """
 
     storage: str = field(repr=False)
@@ -61,7 +61,6 @@ class TrialContext:
     pool: str
     hosts: int
     facts: ModelFacts
-    validation_count: int
 
 
 def run_trial(point: AnyPoint, context: TrialContext, report: Report) -> None:
@@ -86,12 +85,36 @@ def run_point(point: AnyPoint, context: TrialContext, pool: Pool, storage: Stora
     """Compute the result of a point, resuming from the state of an earlier attempt."""
     store = ResultStore(storage, point.key)
     if store.is_complete():
-        result = store.load()
+        result = stored_result(store, point)
         report({"iteration": float(len(result.history)), "psnr_db": result.validation_psnr_db})
         return result
     if isinstance(point, FixedPoint):
         return _run_fixed(point, context, pool, store, report)
     return _run_learned(point, context, pool, store, report)
+
+
+def stored_result(store: ResultStore, point: AnyPoint) -> Result:
+    """The stored result of a point, with the names that this point has: they are no part of its key."""
+    result = store.load()
+    shown = _shown(point)
+    if isinstance(point, LearnedPoint):
+        shown["grid"] = _origin(point)
+    return replace(result, **shown)
+
+
+def _shown(point: AnyPoint) -> dict[str, Any]:
+    """The fields of a result that follow from its point."""
+    return {
+        "key": point.key,
+        "point": point.to_dict(),
+        "name": point.name,
+        "kind": point.kind,
+        "label": point.label,
+    }
+
+
+def _origin(point: LearnedPoint) -> str:
+    return f"from {point.start.label}, {point.start.grid.label}"
 
 
 def mlflow_parameters(point: AnyPoint) -> dict[str, Any]:
@@ -141,7 +164,7 @@ def _run_fixed(point: FixedPoint, context: TrialContext, pool: Pool, store: Resu
         finalists = sorted(finalists, key=lambda i: -_finite(float(np.mean(scores[i]))))[:FINALISTS]
         evaluations += len(solvers) * len(indices)
     full = [_finite(mean_psnr(solvers[i], point.validation, pool.gather)) for i in finalists]
-    evaluations += len(full) * context.validation_count
+    evaluations += len(full) * split_name(point.validation)[1]
     psnr, winner = max(zip(full, finalists, strict=True))
     if math.isinf(psnr):
         raise UserError(
@@ -152,11 +175,7 @@ def _run_fixed(point: FixedPoint, context: TrialContext, pool: Pool, store: Resu
     report({"iteration": 1.0, "psnr_db": psnr, "validation_psnr_db": psnr})
     forwards_per_evaluation = context.facts.forwards_per_evaluation(point.guidance_scale)
     result = Result(
-        key=point.key,
-        point=point.to_dict(),
-        name=point.name,
-        kind=point.kind,
-        label=point.label,
+        **_shown(point),
         grid=grid.label,
         status="finished",
         validation_psnr_db=psnr,
@@ -241,16 +260,12 @@ def _run_learned(point: LearnedPoint, context: TrialContext, pool: Pool, store: 
     solver = run.solver(best["parameters"], scheduler)
     forwards_per_evaluation = context.facts.forwards_per_evaluation(point.guidance_scale)
     forwards, backwards = run.passes(state, point.nfe, forwards_per_evaluation)
-    evaluations = len(state.validated) * context.validation_count * point.nfe
+    evaluations = len(state.validated) * split_name(point.validation)[1] * point.nfe
     if point.start.family == LEAST_SQUARES:
         evaluations += run.method.training_pairs * point.nfe
     result = Result(
-        key=point.key,
-        point=point.to_dict(),
-        name=point.name,
-        kind="learned",
-        label=point.label,
-        grid=f"from {point.start.label}, {point.start.grid.label}",
+        **_shown(point),
+        grid=_origin(point),
         status=state.status,
         reason=getattr(state, "reason", None),
         validation_psnr_db=best["psnr_db"],

@@ -180,7 +180,8 @@ from orchestrator.pool.requests import LocalPool
 from orchestrator.storage import Storage
 
 root, outcomes = sys.argv[1], {}
-spec = PairSpec.from_dict(json.loads(sys.argv[2]))
+content = json.loads(sys.argv[2])
+spec = PairSpec.from_dict(content, content["count"])
 pool = LocalPool(Host(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=root)))
 for size in ("4k", "24k", "32k", "1m"):
     subprocess.run(["mount", "-o", f"remount,size={size}", root], check=True)

@@ -210,7 +210,8 @@ from orchestrator.storage import Storage
 import json
 
 storage = Storage.at(sys.argv[1])
-spec = PairSpec.from_dict(json.loads(sys.argv[2]))
+content = json.loads(sys.argv[2])
+spec = PairSpec.from_dict(content, content["count"])
 pool = LocalPool(Host(HostSettings(adapter="zoo", options={"weights": "digits_fm_ot"}, storage=storage.root)))
 print("ready", flush=True)
 ensure_pairs(storage, [spec], pool, wait=False, announce=print)

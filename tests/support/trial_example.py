@@ -7,7 +7,7 @@ from orchestrator.storage import Storage
 from sweeps.points.execute import TrialContext
 
 
-def trial_context(storage: Storage, facts: ModelFacts, validation_count: int = 32) -> TrialContext:
+def trial_context(storage: Storage, facts: ModelFacts) -> TrialContext:
     """A context for one host, without a pool or a tracking server."""
     return TrialContext(
         storage=storage.root,
@@ -17,5 +17,4 @@ def trial_context(storage: Storage, facts: ModelFacts, validation_count: int = 3
         pool="",
         hosts=1,
         facts=facts,
-        validation_count=validation_count,
     )

@@ -192,8 +192,8 @@ def test_a_pair_that_kills_its_host_is_set_aside_and_the_others_are_made(tmp_pat
     output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 2, output
     assert re.search(
-        r"error: 1 of 4 shards of \S+ could not be made \(shards 2\): make_shard\(shard=2\) failed 3 times and is set "
-        r"aside; the last time: Actor\w+Error.*; the other shards are kept; run the same command again",
+        r"error: 1 of 4 shards of \S+ could not be made \(shards 2\): make_shard\(first=\d+, stop=\d+\) failed 3 times "
+        r"and is set aside; the last time: Actor\w+Error.*; the other shards are kept; run the same command again",
         output,
         re.DOTALL,
     ), output

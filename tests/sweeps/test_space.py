@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -10,13 +11,16 @@ from typing import Any
 
 import pytest
 
+from orchestrator import plugins
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import PairKey, pair_specs
 from orchestrator.config.reading import load_config, parse_config
+from orchestrator.config.solvers import GITSConfig
 from orchestrator.hosts.runs import LearnedRun
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from solvers.distil.methods.adam import Adam
+from solvers.distil.methods.base import Method
 from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt
 from solvers.grids import Grid
 from solvers.schedulers import CondOT
@@ -73,9 +77,10 @@ OTHER: dict[str, Any] = {
     "objective": "rmse",
     "objective_options": {"x": 1},
     "precision": "bfloat16",
+    "compile": True,
     "data_parallel": True,
     "validate_every": 50,
-    "early_stopping": True,
+    "early_stopping": {"grace_validations": 3},
     "format": 99,
 }
 
@@ -87,9 +92,43 @@ FIELDS = [
 
 
 @pytest.mark.parametrize(("point", "field"), FIELDS, ids=lambda value: value if isinstance(value, str) else value.kind)
-def test_points_that_differ_in_any_field_have_different_keys(point: AnyPoint, field: str) -> None:
-    """Results are stored by key, so the key must cover everything that a result depends on."""
-    assert dataclasses.replace(point, **{field: OTHER[field]}).key != point.key
+def test_points_that_differ_in_any_field_but_their_label_have_different_keys(point: AnyPoint, field: str) -> None:
+    """Results are stored by key, so the key must cover everything that a result depends on, and no display name."""
+    other = dataclasses.replace(point, **{field: OTHER[field]})
+    assert other != point
+    assert (other.key == point.key) == (field == "label")
+
+
+OTHER_START = {"family": "midpoint", "options": {"x": 1}, "label": "other", "grid": Grid()}
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(SolverChoice)])
+def test_every_field_of_the_start_but_its_label_is_part_of_the_key(field: str) -> None:
+    """Another start leads to another theta; another name of it does not."""
+    start = dataclasses.replace(START, **{field: OTHER_START[field]})
+    other = dataclasses.replace(LEARNED, start=start)
+    assert (other.key == LEARNED.key) == (field == "label")
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Grid)])
+def test_every_field_of_a_grid_is_part_of_the_key(field: str) -> None:
+    """Both of a candidate grid and of the start's grid. The value need not be valid, only another one."""
+    other = copy.copy(START.grid)
+    object.__setattr__(other, field, "changed")
+    assert dataclasses.replace(FIXED, grids=(other,)).key != dataclasses.replace(FIXED, grids=(START.grid,)).key
+    assert dataclasses.replace(LEARNED, start=dataclasses.replace(START, grid=other)).key != LEARNED.key
+
+
+@pytest.mark.parametrize("field", sorted(GITSConfig.model_fields.keys() - {"kind"}))
+def test_every_setting_of_gits_is_part_of_the_key(field: str, experiment: dict[str, Any], facts: ModelFacts) -> None:
+    """The grid is computed from the settings, so another setting may give another grid."""
+    other: dict[str, Any] = {"gamma": 0.5, "loss": "deviation", "trajectories": 8, "knots": 21}
+    keys = set()
+    for settings in ({}, {field: other[field]}):
+        also = [{"kind": "gits", **settings}]
+        config = parse_config({**experiment, "grid_search": {"p": [1.0], "q": [1.0], "also": also}}, "x")
+        keys |= {point.key for point in fixed_points(config, pair_specs(config, facts)) if point.gits}
+    assert len(keys) == 4, "two families, each with two settings"
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(LearnedRun)])
@@ -98,14 +137,15 @@ def test_learned_points_whose_runs_differ_in_any_field_have_different_keys(field
     assert _with_run(LEARNED, **{field: OTHER[field]}).key != LEARNED.key
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Adam)])
-def test_every_setting_of_the_optimiser_is_part_of_the_key(field: str) -> None:
+SETTINGS = [(method, field.name) for _, method in plugins.every("methods") for field in dataclasses.fields(method)]
+
+
+@pytest.mark.parametrize(("method", "field"), SETTINGS, ids=lambda value: str(getattr(value, "name", value)))
+def test_every_setting_of_every_method_is_part_of_the_key(method: type[Method], field: str) -> None:
     """A different rate, length, batch size, decay or seed is a different run."""
-    settings = Adam()
-    value = getattr(settings, field)
-    other = "cosine" if isinstance(value, str) else value + 1
-    changed = _with_run(LEARNED, method=dataclasses.replace(settings, **{field: other}))
-    assert changed.key != LEARNED.key
+    other = method()
+    object.__setattr__(other, field, "changed")
+    assert _with_run(LEARNED, method=other).key != _with_run(LEARNED, method=method()).key
 
 
 BY_LM = _with_run(LEARNED, method=LevenbergMarquardt())

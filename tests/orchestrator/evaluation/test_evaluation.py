@@ -90,7 +90,7 @@ TRUTH = EvaluatedSolver(kind="ground truth", name="Ground truth", guidance_scale
 
 def _scores(evaluation: Evaluation, pairs: PairSpec) -> dict[tuple[str, str], Score]:
     evaluation.measure()
-    scores = evaluation.scores({pairs.digest: 100.0})
+    scores = evaluation.scores({pairs.name: 100.0})
     return {(s.case.solver.name, s.metric.metric.column): s for s in scores}
 
 
@@ -113,7 +113,7 @@ def test_scores_agree_with_those_of_a_sweep(
 ) -> None:
     """Measured by shards or on all pairs at once, the means agree up to the rounding of the network's batches."""
     scores = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr", "snr", "rmse"]), pairs)
-    for column, summary in evaluate(hosts.pool, midpoint, pairs.digest, ["psnr", "snr", "rmse"]).items():
+    for column, summary in evaluate(hosts.pool, midpoint, pairs.name, ["psnr", "snr", "rmse"]).items():
         assert scores["Midpoint", column].summary.mean == pytest.approx(summary["mean"], rel=1e-5)
         assert scores["Midpoint", column].summary.count == 40
 
@@ -124,12 +124,12 @@ def test_a_scorer_sees_every_sample_once(
     """Scores measured through shards of media equal those measured on the samples themselves."""
     scores = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint), TRUTH], [brightness]), pairs)
     samples = hosts.pool.call(
-        Request.of(HostProtocol.sample, theta=midpoint.flat().numpy(), pairs=pairs.digest, indices=range(40))
+        Request.of(HostProtocol.sample, theta=midpoint.flat().numpy(), pairs=pairs.name, indices=range(40))
     )
     assert scores["Midpoint", "brightness"].summary.mean == pytest.approx(float(samples.mean()), abs=1e-6)
     truth = PairStore(copied, pairs).load().x1
     assert scores["Ground truth", "brightness"].summary.mean == pytest.approx(float(truth.mean()), abs=1e-6)
-    assert not copied.names("measurements/media/" + f"{pairs.digest}-{_theta(midpoint).digest}"), "media are deleted"
+    assert not copied.names("measurements/media/" + f"{pairs.name}-{_theta(midpoint).digest}"), "media are deleted"
 
 
 def test_nothing_is_measured_twice(
@@ -178,7 +178,7 @@ def test_an_interrupted_evaluation_is_resumed(
     scorers.requests.clear()
     resumed = _scores(_evaluation(copied, hosts, scorers, pairs, solvers, ["psnr", brightness]), pairs)
     assert 1 <= len(scorers.requests) < 6
-    expected = evaluate(hosts.pool, midpoint, pairs.digest, ["psnr"])["psnr_db"]["mean"]
+    expected = evaluate(hosts.pool, midpoint, pairs.name, ["psnr"])["psnr_db"]["mean"]
     assert resumed["Midpoint", "psnr_db"].summary.mean == pytest.approx(expected, rel=1e-5)
     assert resumed["Ground truth", "brightness"].summary.count == 40
 
@@ -309,7 +309,7 @@ def test_per_sample_values_are_in_the_order_of_the_pairs(
     evaluation = _evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr"])
     evaluation.measure()
     direct = hosts.pool.call(
-        Request.of(HostProtocol.score, theta=midpoint.flat().numpy(), pairs=pairs.digest, metrics=["psnr"])
+        Request.of(HostProtocol.score, theta=midpoint.flat().numpy(), pairs=pairs.name, metrics=["psnr"])
     )["psnr"]
     np.testing.assert_allclose(
         evaluation.per_sample(evaluation.cases[0], evaluation.metrics[0])[:, 0], direct, rtol=1e-4

@@ -43,7 +43,7 @@ def host(made: Storage, host_settings: Callable[..., HostSettings], specs: dict[
 @pytest.fixture
 def train_digest(specs: dict[PairKey, PairSpec]) -> str:
     """Digest of the training pairs."""
-    return specs[PairKey("train", 1.0, 0)].digest
+    return specs[PairKey("train", 1.0, 0)].name
 
 
 def _set_timings(host: Host, *shapes: Shape, up_to: int = 8) -> None:
@@ -188,7 +188,7 @@ def test_guided_and_unguided_runs_are_batched_separately(
     host = Host(host_settings(storage))
     _set_timings(host, Shape(8, 1.0), Shape(8, 3.0))
     settings = _adam(batch_size=8, training_pairs=8)
-    requests = [_advance_arguments(facts, stores[scale].digest, settings, steps=2) for scale in (1.0, 3.0, 3.0, 1.0)]
+    requests = [_advance_arguments(facts, stores[scale].name, settings, steps=2) for scale in (1.0, 3.0, 3.0, 1.0)]
     for batched, request in zip(host.advance_batched(requests), requests, strict=True):
         np.testing.assert_allclose(batched.parameters, host.advance(**request).parameters, **BATCH_ROUNDING)
     statistics = host.batching_statistics()

@@ -96,7 +96,7 @@ def first_shard(host: Host) -> None:
     """Make the first pairs with the host."""
     facts = host.facts()
     spec = pair_spec(model_digest=facts.digest, shape=facts.shape, rtol=1e-3, atol=1e-3)
-    host.make_shard(spec, 0)
+    host.make_shard(spec, 0, 16)
 
 
 RANDOM = r"is not deterministic: the same input gives velocities .* dropout that eval\(\) does not switch off"

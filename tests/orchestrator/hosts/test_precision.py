@@ -57,7 +57,7 @@ def make_host(
 @pytest.fixture
 def train_digest(specs: dict[PairKey, PairSpec]) -> str:
     """Digest of the training pairs."""
-    return specs[TRAIN].digest
+    return specs[TRAIN].name
 
 
 def theta_of(facts: ModelFacts, nfe: int = 4) -> npt.NDArray[np.float64]:
@@ -119,8 +119,8 @@ def test_pairs_and_scores_do_not_depend_on_the_precision(
     )
     spec = specs[TRAIN]
     copy = Storage.at(shutil.copytree(made.root, storage.root))
-    remade = Host(replace(host_settings(copy), precision=precision)).make_shard(spec, 0)
-    assert remade == plain.make_shard(spec, 0)
+    remade = Host(replace(host_settings(copy), precision=precision)).make_shard(spec, 0, 16)
+    assert remade == plain.make_shard(spec, 0, 16)
 
 
 @pytest.mark.parametrize("precision", LOWERED)

@@ -262,7 +262,7 @@ def test_pairs_store_the_encoded_prompts(saved_pipeline: Path, tmp_path: Path) -
         device_class="cpu",
     )
     store = PairStore(Storage.at(tmp_path), spec)
-    store.commit([host.make_shard(spec, 0)])
+    store.commit([host.make_shard(spec, 0, spec.made)])
     stored, prompts = store.load().condition, Prompts(prompts=tuple(tiny.PROMPTS))
     drawn = torch.from_numpy(prompts.conditions(0, range(4)))
     assert stored.dtype == torch.float32

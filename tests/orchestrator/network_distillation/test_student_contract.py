@@ -60,7 +60,7 @@ def baseline(
             nfe=4,
         )
     settings = Adam(learning_rate=2e-4, iterations=6, batch_size=16, training_pairs=48)
-    train, validation = (specs[PairKey(role, 1.0, 0)].digest for role in ("train", "validation"))
+    train, validation = (specs[PairKey(role, 1.0, 0)].name for role in ("train", "validation"))
     return Baseline(
         WeightsRecipe(
             **shared,

@@ -48,8 +48,8 @@ def recipe(model: ZooModel, specs: dict[PairKey, PairSpec]) -> Callable[..., Wei
         content: dict[str, Any] = {
             "teacher": "digits_fm_ot",
             "teacher_digest": model.digest,
-            "train": specs[PairKey("train", 1.0, 0)].digest,
-            "validation": specs[PairKey("validation", 1.0, 0)].digest,
+            "train": specs[PairKey("train", 1.0, 0)].name,
+            "validation": specs[PairKey("validation", 1.0, 0)].name,
             "nfe": 4,
             "loss": "rmse",
             "settings": settings,
@@ -75,7 +75,7 @@ def test_trajectories_go_from_the_noise_to_the_ground_truth(
 ) -> None:
     """Solved from one grid time to the next, they end at the ground truth, within the tolerances of both."""
     times = Grid().times(3, model.scheduler)
-    states, forwards = trajectories(model, copied, specs[PairKey("train", 1.0, 0)].digest, times)
+    states, forwards = trajectories(model, copied, specs[PairKey("train", 1.0, 0)].name, times)
     assert states.shape == (48, 4, 1, 8, 8)
     torch.testing.assert_close(states[:, 0], pairs.x0)
     assert rmse_loss(states[:, -1], pairs.x1).max() < 5e-3, "tolerances are 1e-4 per step"
@@ -84,7 +84,7 @@ def test_trajectories_go_from_the_noise_to_the_ground_truth(
 
 def test_trajectories_are_computed_once(model: ZooModel, copied: Storage, specs: dict[PairKey, PairSpec]) -> None:
     """The second call reads them, even without the pairs they were computed from."""
-    digest, times = specs[PairKey("train", 1.0, 0)].digest, Grid().times(2, model.scheduler)
+    digest, times = specs[PairKey("train", 1.0, 0)].name, Grid().times(2, model.scheduler)
     states, forwards = trajectories(model, copied, digest, times)
     copied.delete(f"pairs/{digest}/manifest.json")
     again, counted = trajectories(model, copied, digest, times)

@@ -55,7 +55,7 @@ def train(
     spec = dataclasses.replace(specs[PairKey("train", 1.0, 0)], trajectory=True)
     pool = LocalPool(Host(host_settings(storage)))
     ensure_pairs(storage, [spec], pool, wait=True, announce=lambda sentence: None)
-    return pool.host, spec.digest
+    return pool.host, spec.name
 
 
 def _run(train: str, name: str, options: dict[str, Any], iterations: int = 30) -> LearnedRun:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import PoolError, StoreError
@@ -18,6 +20,7 @@ from orchestrator.pool.requests import LocalPool, Outcome, Pool, Request
 from orchestrator.storage import Storage
 
 SPEC = PairKey("train", 1.0, 0)
+SECOND = range(16, 32)
 
 
 class CountingPool(Pool):
@@ -35,7 +38,7 @@ class CountingPool(Pool):
 
     def map(self, requests: Sequence[Request]) -> Iterator[Outcome]:
         for index, request in enumerate(requests):
-            shard = request.arguments["shard"]
+            shard = request.arguments["first"] // 16
             if len(self.shards) == self.killed_after:
                 raise KeyboardInterrupt
             self.shards.append(shard)
@@ -126,7 +129,7 @@ def test_only_a_damaged_shard_is_remade_with_the_same_bytes(
 ) -> None:
     """Whatever the damage, and with or without the manifest."""
     store = PairStore(copied, spec)
-    key = store.shard_key(1)
+    key = store.shard_key(SECOND)
     data = bytearray(copied.read(key))
     if how == "missing":
         copied.delete(key)
@@ -136,7 +139,7 @@ def test_only_a_damaged_shard_is_remade_with_the_same_bytes(
         data[len(data) // 3] ^= 0x10
         copied.write(key, bytes(data))
     else:
-        copied.write(key, copied.read(PairStore(copied, specs[PairKey("test", 1.0, 0)]).shard_key(1)))
+        copied.write(key, copied.read(PairStore(copied, specs[PairKey("test", 1.0, 0)]).shard_key(SECOND)))
     if not committed:
         copied.delete(store.manifest_key)
     pool = _pool(copied, host_settings)
@@ -151,7 +154,7 @@ def test_a_store_with_a_shard_being_remade_is_not_complete(
 ) -> None:
     """A run killed meanwhile leaves no manifest: opening the store is an error, and the next run resumes."""
     store = PairStore(copied, spec)
-    copied.delete(store.shard_key(1))
+    copied.delete(store.shard_key(SECOND))
     with pytest.raises(KeyboardInterrupt):
         _ensure(copied, spec, _pool(copied, host_settings, killed_after=0))
     assert not store.is_complete()
@@ -214,6 +217,99 @@ def test_a_full_disk_is_reported_and_the_same_command_resumes(
     _ensure(storage, spec, resumed)
     assert resumed.shards == [1]
     assert _files(storage, spec) == expected
+
+
+@pytest.mark.parametrize("count", [17, 24, 48])
+def test_a_set_grows_with_the_files_it_has(
+    storage: Storage,
+    spec: PairSpec,
+    host_settings: Callable[..., HostSettings],
+    made: Storage,
+    count: int,
+) -> None:
+    """Only missing batches are made, and pair i is the same whatever the order in which the set has grown."""
+    first = dataclasses.replace(spec, count=count - 5)
+    _ensure(storage, first, _pool(storage, host_settings))
+    before = _files(storage, first)
+    pool = _pool(storage, host_settings)
+    larger = dataclasses.replace(spec, count=count)
+    _ensure(storage, larger, pool)
+    assert PairStore(storage, larger).folder == PairStore(storage, first).folder
+    after = _files(storage, larger)
+    assert {name: after[name] for name in before if name != "manifest.json"} == {
+        name: data for name, data in before.items() if name != "manifest.json"
+    }
+    assert len(pool.shards) == (first.made != larger.made)
+    whole = PairStore(made, spec).load()
+    for each in (first, larger):
+        loaded = PairStore.open(storage, each.name).load()
+        assert len(loaded) == each.count
+        for column in ("x0", "x1", "condition", "nfe"):
+            assert torch.equal(getattr(loaded, column), getattr(whole, column)[: each.count])
+
+
+def test_whoever_needs_fewer_pairs_uses_the_first_ones(
+    copied: Storage, spec: PairSpec, host_settings: Callable[..., HostSettings], expected: dict[str, bytes]
+) -> None:
+    """Nothing is made or written, and a shard that reaches beyond them is cut."""
+    fewer = dataclasses.replace(spec, count=21)
+    pool = _pool(copied, host_settings)
+    assert _ensure(copied, fewer, pool) == []
+    assert pool.shards == []
+    assert _files(copied, spec) == expected
+    store = PairStore.open(copied, fewer.name)
+    assert torch.equal(store.load().x1, PairStore(copied, spec).load().x1[:21])
+    assert torch.equal(store.load_shard(1).x1, PairStore(copied, spec).load().x1[16:21])
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 2])
+def test_growth_that_is_killed_leaves_the_old_set_and_resumes(
+    storage: Storage, spec: PairSpec, host_settings: Callable[..., HostSettings], made: Storage, killed_after: int
+) -> None:
+    """The new files count once the manifest names them; until then, the old manifest and its files are in place."""
+    small = dataclasses.replace(spec, count=8)
+    _ensure(storage, small, _pool(storage, host_settings))
+    manifest = storage.read(PairStore(storage, small).manifest_key)
+    with pytest.raises(KeyboardInterrupt):
+        _ensure(storage, spec, _pool(storage, host_settings, killed_after=killed_after))
+    assert storage.read(PairStore(storage, small).manifest_key) == manifest
+    assert len(PairStore.open(storage, small.name).load()) == 8
+    with pytest.raises(StoreError, match=rf"has 8 pairs, not {spec.count}; make them with `bespoke pairs`"):
+        PairStore.open(storage, spec.name)
+    pool = _pool(storage, host_settings)
+    _ensure(storage, spec, pool)
+    assert pool.shards == list(range(killed_after, 3))
+    assert torch.equal(PairStore.open(storage, spec.name).load().x1, PairStore(made, spec).load().x1)
+
+
+def test_files_that_no_manifest_names_are_deleted_once_it_is_written(
+    storage: Storage, spec: PairSpec, host_settings: Callable[..., HostSettings]
+) -> None:
+    """A killed run for 16 pairs made a part of the shard that a run for 8 pairs has made besides."""
+    store = PairStore(storage, dataclasses.replace(spec, count=8))
+    host = Host(host_settings(storage))
+    for first, stop in ((8, 16), (0, 8), (0, 16)):
+        host.make_shard(spec, first, stop)
+    pool = _pool(storage, host_settings)
+    _ensure(storage, store.spec, pool)
+    assert pool.shards == []
+    assert storage.names(store.folder) == ["manifest.json", "shard-00000.parquet"]
+
+
+def test_a_damaged_part_of_a_set_that_has_grown_is_remade_alone(
+    storage: Storage, spec: PairSpec, host_settings: Callable[..., HostSettings], made: Storage
+) -> None:
+    """The parts of its shard that are intact stay, also those beyond the pairs that are needed."""
+    for count in (8, 24, 48):
+        grown = dataclasses.replace(spec, count=count)
+        _ensure(storage, grown, _pool(storage, host_settings))
+    before = _files(storage, spec)
+    assert {"shard-00000-0-8.parquet", "shard-00000-8-16.parquet", "shard-00001-0-8.parquet"} < set(before)
+    storage.write(f"{PairStore(storage, spec).folder}/shard-00000-8-16.parquet", b"damaged")
+    pool = _pool(storage, host_settings)
+    _ensure(storage, dataclasses.replace(spec, count=20), pool)
+    assert pool.shards == [0]
+    assert _files(storage, spec) == before
 
 
 @pytest.mark.parametrize("kind", ["object_store", "s3_storage"])

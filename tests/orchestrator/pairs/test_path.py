@@ -44,9 +44,9 @@ def store(storage: Storage, spec: PairSpec, pool: LocalPool) -> PairStore:
     small = dataclasses.replace(spec, count=32)
     store = PairStore(storage, small)
     records = []
-    for shard in range(small.shards):
-        parts = [host._solve(_as_solved(small, batch), list(batch), labels) for batch in small.batches(shard)]
-        records.append(store.write_shard(shard, concatenate(parts)))
+    for indices in small.gaps([]):
+        parts = [host._solve(_as_solved(small, batch), list(batch), labels) for batch in small.batches(indices)]
+        records.append(store.write_shard(indices.start, concatenate(parts)))
     store.commit(records)
     return store
 
@@ -64,7 +64,7 @@ def test_the_store_returns_the_knots_of_every_batch(store: PairStore, pool: Loca
     pairs = store.load()
     assert pairs.path is not None
     spec, steps = store.spec, set()
-    for batch in (batch for shard in range(spec.shards) for batch in spec.batches(shard)):
+    for batch in spec.batches(range(spec.count)):
         chosen = pairs.select(list(batch))
         field = pool.host.model.field(chosen.condition, spec.guidance_scale)
         tolerance = _as_solved(spec, batch).rtol
@@ -98,7 +98,7 @@ def test_a_shard_whose_path_does_not_belong_to_its_rows_is_damaged(store: PairSt
     cut = DensePath(pairs.path.times, pairs.path.states[..., :4], pairs.path.velocities[..., :4])
     store.write_shard(0, dataclasses.replace(pairs, path=cut))
     with pytest.raises(DamagedShardError, match="trajectory columns differ in length"):
-        store._parse(0, store.storage.read(store.shard_key(0)))
+        store._parse(range(16), store.storage.read(store.shard_key(range(16))))
 
 
 def _exact(field: VelocityField, x0: Tensor, times: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
 
-UNANSWERABLE = Request.of(HostProtocol.pictures, theta=None, pairs="0123", indices=[0])
+UNANSWERABLE = Request.of(HostProtocol.pictures, theta=None, pairs="0123-4", indices=[0])
 
 
 def test_a_user_error_is_one_outcome_among_the_others(pool: LocalPool, scoring: list[Request]) -> None:
@@ -207,7 +207,7 @@ def test_only_the_request_that_kills_hosts_is_set_aside(
 ) -> None:
     """It is given up after three losses; the request behind it is answered, even if there is only one host."""
     hosts = ray_pool(host_settings(made), hosts=count)
-    poison = Request.of(HostProtocol.sample, theta=np.zeros(4), pairs="0123", indices=_deadly())
+    poison = Request.of(HostProtocol.sample, theta=np.zeros(4), pairs="0123-4", indices=_deadly())
     requests = [scoring[0], poison, *scoring[1:5]]
     outcomes = {outcome.index: outcome for outcome in hosts.map(requests)}
     assert [index for index, outcome in outcomes.items() if outcome.error is not None] == [1]
@@ -225,7 +225,7 @@ def test_a_hung_host_is_restarted_and_its_request_retried(
     """With resources.request_timeout, a process that does not answer is killed and its request goes on."""
     hosts = ray_pool(host_settings(made), hosts=1, request_timeout=30)
     pid = hosts.call(Request.of(HostProtocol.process_id))
-    stuck = Request.of(HostProtocol.sample, theta=np.zeros(4), pairs="0123", indices=_stuck_once(tmp_path / "met"))
+    stuck = Request.of(HostProtocol.sample, theta=np.zeros(4), pairs="0123-4", indices=_stuck_once(tmp_path / "met"))
     (outcome,) = hosts.map([stuck])
     assert isinstance(outcome.error, StoreError), "the retry must be answered: those pairs do not exist"
     assert hosts.call(Request.of(HostProtocol.process_id)) != pid
@@ -538,7 +538,7 @@ def test_runs_batched_on_actors_learn_the_same_and_a_deadly_one_fails_alone(
     ray_session: None, made: Storage, host_settings: Callable[..., HostSettings], facts: ModelFacts, specs: Any
 ) -> None:
     """On Ray, one of the runs kills its host; the others end where they end when advanced alone."""
-    train_digest = specs[PairKey("train", 1.0, 0)].digest
+    train_digest = specs[PairKey("train", 1.0, 0)].name
     settings = Adam(learning_rate=5e-3, iterations=20, batch_size=16, training_pairs=48)
     run = LearnedRun(family="bns", options={}, sigma0=1.0, train=train_digest, method=settings)
     state = run.method.begin(run.build().start(GridSolver(Midpoint(), 4, Grid()), facts.scheduler))

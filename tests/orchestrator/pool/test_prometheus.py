@@ -37,7 +37,7 @@ def test_a_host_counts_its_pairs_and_its_forward_passes(
     work = pool.host.work
     pool.gather(scoring[:2])
     assert (work.pairs, work.forwards) == (0, CHECK + 2 * NFE * PAIRS)
-    record = pool.call(Request.of(HostProtocol.make_shard, spec=specs[PairKey("test", 1.0, 0)], shard=0))
+    record = pool.call(Request.of(HostProtocol.make_shard, spec=specs[PairKey("test", 1.0, 0)], first=0, stop=16))
     assert (work.pairs, work.forwards) == (record.rows, CHECK + 2 * NFE * PAIRS + record.nfe_sum)
 
 

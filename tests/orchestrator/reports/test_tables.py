@@ -128,7 +128,7 @@ def test_the_parquet_table_has_every_score_and_its_origin() -> None:
     assert rows[0]["value"] == pytest.approx(57.8)
     assert rows[0]["ground_truth_value"] == math.inf
     assert (rows[0]["solver"], rows[0]["nfe"], rows[0]["metric"]) == ("BNS", 8.0, "psnr_db")
-    assert (rows[0]["pairs_digest"], rows[0]["theta_digest"]) == (PAIRS.digest, BNS.digest)
+    assert (rows[0]["pairs_digest"], rows[0]["theta_digest"]) == (PAIRS.name, BNS.digest)
 
 
 def test_each_panel_of_the_curves_names_its_metric_and_its_solvers() -> None:

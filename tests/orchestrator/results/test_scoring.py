@@ -39,7 +39,7 @@ def solver(facts: ModelFacts) -> NSSolver:
 @pytest.fixture
 def pairs(specs: dict[PairKey, PairSpec]) -> str:
     """Digest of the 40 test pairs."""
-    return specs[PairKey("test", 1.0, 0)].digest
+    return specs[PairKey("test", 1.0, 0)].name
 
 
 def test_scoring_in_chunks_equals_scoring_at_once(

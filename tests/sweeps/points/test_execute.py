@@ -321,7 +321,7 @@ def test_a_start_without_finite_samples_is_refused(
 def test_missing_training_pairs_are_an_error(run: Run, learned: LearnedPoint) -> None:
     """A trial makes no pairs; the error names the command that does."""
     with pytest.raises(StoreError, match=r"no complete pair store 0123 .*make it with `bespoke pairs`"):
-        run(dataclasses.replace(learned, run=dataclasses.replace(learned.run, train="0123")))
+        run(dataclasses.replace(learned, run=dataclasses.replace(learned.run, train="0123-4")))
 
 
 def test_preconditioning_is_folded_into_theta(
@@ -468,7 +468,7 @@ def test_a_gits_grid_is_a_candidate(
     ensure_pairs(copied, list(specs.values()), pool, wait=False, announce=lambda sentence: None)
     plain, searched = fixed_points(config, specs)
     assert (plain.label, searched.label, searched.kind) == ("Euler", "Euler (GITS)", "common grid")
-    assert (plain.train, searched.train) == (None, specs[PairKey("train", 1.0, 0)].digest)
+    assert (plain.train, searched.train) == (None, specs[PairKey("train", 1.0, 0)].name)
     on_uniform, on_gits = (run_point(point, context, pool, copied, lambda values: None) for point in (plain, searched))
     chosen = Grid(**(on_gits.chosen_grid or {}))
     assert chosen.kind == "given"
@@ -481,7 +481,7 @@ def test_a_gits_grid_is_a_candidate(
 def test_a_pair_set_without_trajectories_is_refused_for_gits(pool: LocalPool, learned: LearnedPoint) -> None:
     """A grid is computed from trajectories only."""
     settings = {"gamma": 1.0, "loss": "error", "trajectories": 8, "knots": 21}
-    with pytest.raises(StoreError, match=r"pair store \w+ holds no trajectories; make it with `bespoke pairs`"):
+    with pytest.raises(StoreError, match=r"pair store \S+ holds no trajectories; make it with `bespoke pairs`"):
         pool.call(Request.of(HostProtocol.gits_grid, pairs=learned.run.train, steps=4, **settings))
 
 

@@ -56,7 +56,7 @@ def point(
 
 @pytest.fixture
 def context(made: Storage, facts: ModelFacts, specs: dict[PairKey, PairSpec]) -> TrialContext:
-    return trial_context(made, facts, specs[PairKey("validation", 1.0, 0)].count)
+    return trial_context(made, facts)
 
 
 def test_it_is_listed_and_named_in_tables_and_runs(point: LearnedPoint) -> None:
