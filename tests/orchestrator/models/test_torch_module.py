@@ -54,7 +54,7 @@ def test_time_is_converted_to_the_networks_own(time: str, scheduler: Any, scale:
 
 def test_a_half_precision_network_gets_exact_timesteps(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16, 748.5 would be rounded to 748, so the time is passed as float32."""
-    monkeypatch.setattr(TorchModule, "dtype", torch.bfloat16)
+    monkeypatch.setattr(TorchModule, "network_dtype", torch.bfloat16)
     model = build(ECHO, time="timestep", native_scheduler="discrete_vp")
     assert float(model.predict(noise((1, 2, 3)), torch.tensor(0.2505).double(), LABELS)[0, 0, 0, 0]) == 748.5
 
@@ -178,8 +178,9 @@ def test_other_weights_change_the_digest(tmp_path: Path) -> None:
 def external_options(tmp_path: Path) -> dict[str, Any]:
     """Options of a network in a folder that is on no process's search path."""
     source = (HERE / "own_networks.py").read_text(encoding="utf-8")
-    (tmp_path / "network_elsewhere.py").write_text(source, encoding="utf-8")
-    return FLOW | {"factory": "network_elsewhere:Flow", "path": str(tmp_path)}
+    module = f"network_{tmp_path.name}"  # a process cannot import two modules of one name
+    (tmp_path / f"{module}.py").write_text(source, encoding="utf-8")
+    return FLOW | {"factory": f"{module}:Flow", "path": str(tmp_path)}
 
 
 def test_a_new_process_imports_the_module_from_its_folder(external_options: dict[str, Any]) -> None:
