@@ -12,6 +12,14 @@ ANSWER_SECONDS = 10.0
 """Time in which everything outside must have answered. Client libraries by themselves try for minutes, in silence."""
 
 
+_asking: list[threading.Thread] = []
+
+
+def unanswered() -> bool:
+    """Whether a question is still open. Its library may keep the process from ending by itself."""
+    return any(thread.is_alive() for thread in _asking)
+
+
 def ask(questions: Mapping[str, Callable[[], object]], seconds: float = ANSWER_SECONDS) -> None:
     """Ask all at the same time, and return when all have answered.
 
@@ -33,6 +41,7 @@ def ask(questions: Mapping[str, Callable[[], object]], seconds: float = ANSWER_S
 
     # Daemons, since a library that does not return cannot be stopped, and must not keep the program from ending.
     threads = {n: threading.Thread(target=put, args=(n, q), daemon=True) for n, q in questions.items()}
+    _asking[:] = threads.values()
     until = time.monotonic() + seconds
     for thread in threads.values():
         thread.start()

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from orchestrator import plugins
 from orchestrator.errors import ConfigError, UserError
+from orchestrator.outside import ask
 from orchestrator.storage import Storage
 from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_path
 from orchestrator.uris import shown
@@ -197,7 +198,7 @@ def _accepts_any(metric: Any, datasets: Mapping[str, Any]) -> None:
 def _storage(root: str) -> tuple[Storage | None, Finding]:
     try:
         storage = Storage.at(root)
-        storage.check_writable()
+        ask({f"storage {storage.shown}": storage.check_writable})
     except UserError as error:
         return None, Finding("storage", shown(root), "missing", *_told(error))
     kind = "a folder" if storage.is_local else "an object store"

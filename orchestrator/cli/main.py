@@ -5,7 +5,9 @@ Exit codes: 0 success; 1 finished with failures; 2 invalid input or environment;
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import traceback
 from itertools import pairwise
 from typing import Any
@@ -17,6 +19,7 @@ from orchestrator.cli.inspection import cluster, compare, doctor, list_plugins, 
 from orchestrator.cli.jobs import distil_network, evaluate, pairs, pretrain, sweep
 from orchestrator.cli.shared import INTERRUPTED, UNEXPECTED, USAGE
 from orchestrator.errors import UserError, describe, describe_outside, may_pass
+from orchestrator.outside import unanswered
 
 
 class _Group(click.Group):
@@ -31,6 +34,16 @@ class _Group(click.Group):
                     f"{name} is empty, as a variable is that is not set; give a value, or leave it out"
                 )
         return super().parse_args(ctx, args)
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().main(*arguments, **options)
+        except SystemExit as ended:
+            if unanswered():
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(ended.code if isinstance(ended.code, int) else 0)
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         from solvers.ns import InvalidThetaError

@@ -68,7 +68,8 @@ def _ask_server(uri: str) -> None:
         )
         content = response.json() if response.ok else None
     except (MlflowException, OSError, ValueError) as error:
-        raise unusable(uri, str(error)) from error
+        silent = "Timeout" in str(error) or isinstance(error, TimeoutError)
+        raise unusable(uri, "no answer in time" if silent else str(error)) from error
     status = f"it answers HTTP {response.status_code} {response.reason}"
     if response.status_code in (401, 403):
         raise UserError(

@@ -158,3 +158,22 @@ def test_signals_are_pythons_again_afterwards() -> None:
     thread.start()
     thread.join()
     assert entered == [True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["pairs", "sweeps/configs/digits.yaml"], ["doctor", "--json"]])
+def test_a_storage_that_is_silent_ends_the_command(repository: Path, command: list[str]) -> None:
+    """The storage's library, which goes on trying, does not keep the process alive."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        root = f"s3://k:hunter2@b/r?endpoint_override=127.0.0.1:{silent.getsockname()[1]}&scheme=http&region=us-east-1"
+        done = subprocess.run(
+            [Path(sys.executable).with_name("bespoke"), *command, "--storage", root],
+            cwd=repository,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == (1 if "doctor" in command else 2)
+    assert "did not answer within 10 s" in " ".join((done.stdout + done.stderr).split())
+    assert "hunter2" not in done.stdout + done.stderr
