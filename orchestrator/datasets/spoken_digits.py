@@ -21,8 +21,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from orchestrator.audio.mel import HOP, LOUDEST, MELS, RATE, SILENCE, log_mel, vocode
+from orchestrator.audio.mel import HOP, LOUDEST, MELS, RATE, SILENCE, audible, log_mel, vocode
 from orchestrator.audio.recognisers.digits import WORDS
+from orchestrator.datasets._parquet import check_columns, labels, texts
 from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.plugins import PATH
@@ -186,7 +187,8 @@ def read_recordings(folder: Path, split: str) -> Recordings:
 
     Raises:
         ConfigError: soundfile is missing.
-        ValueError: The file does not exist, or lacks a column.
+        ValueError: The file does not exist, lacks a column, holds none of this split, or a row is not a recording of a
+            digit; names the row.
     """
     try:
         import soundfile
@@ -195,13 +197,26 @@ def read_recordings(folder: Path, split: str) -> Recordings:
     path = folder / "fsdd.parquet"
     if not path.is_file():
         raise ValueError(f"no file {path}; set the dataset's option 'folder' to the folder of fsdd.parquet")
-    table = pq.read_table(path)
-    if missing := {"audio", "digit", "speaker", "take"} - set(table.column_names):
-        raise ValueError(f"{path} has no column {min(missing)!r}; it has {', '.join(table.column_names)}")
-    rows = [row for row in table.to_pylist() if (row["take"] < TEST_TAKES) == (split == "test")]
-    waves = (soundfile.read(io.BytesIO(row["audio"]), dtype="float32")[0] for row in rows)
-    features = [log_mel(wave)[:, : FRAMES // 2] for wave in waves]  # a few recordings are far longer than any digit
-    return Recordings(features, np.array([row["digit"] for row in rows]), [row["speaker"] for row in rows])
+    check_columns(path, ("audio", "digit", "speaker", "take"))
+    digits, speakers = labels(path, "digit"), texts(path, "speaker")
+    rows = np.flatnonzero((labels(path, "take") < TEST_TAKES) == (split == "test"))
+    if not len(rows):
+        raise ValueError(
+            f"{path} holds no recordings of the {split} split; takes below {TEST_TAKES} are the test split"
+        )
+    encoded = pq.read_table(path, columns=["audio"])["audio"]
+    features = []
+    for row in rows:
+        if digits[row] >= DIGITS:
+            raise ValueError(f"row {row} of {path} has digit {digits[row]}; digits are 0 to {DIGITS - 1}")
+        try:
+            wave = soundfile.read(io.BytesIO(encoded[row].as_py()), dtype="float32")[0]
+        except (OSError, TypeError, soundfile.LibsndfileError) as error:
+            raise ValueError(f"row {row} of {path} cannot be read as sound: {error}; replace or remove it") from error
+        if not audible(wave):
+            raise ValueError(f"row {row} of {path} has no sound; replace or remove it")
+        features.append(log_mel(wave)[:, : FRAMES // 2])  # a few recordings are far longer than any digit
+    return Recordings(features, digits[rows], [speakers[row] for row in rows])
 
 
 def shipped_recordings() -> Recordings:

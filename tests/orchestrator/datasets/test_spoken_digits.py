@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -98,3 +101,35 @@ def test_a_missing_file_is_reported_with_the_option_to_set(tmp_path: Path) -> No
     """The message names the option that sets its folder."""
     with pytest.raises(ValueError, match=r"no file .*fsdd\.parquet; set the dataset's option 'folder'"):
         SpokenDigits(str(tmp_path)).conditions(0, [0])
+
+
+def wav(seconds: float = 0.3) -> bytes:
+    """A tone as a WAV file."""
+    soundfile = pytest.importorskip("soundfile")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.sin(np.arange(int(8000 * seconds))), 8000, format="WAV")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"digit": [1, None]}, r"row 1 of .*fsdd\.parquet has no label: column 'digit' is null"),
+        ({"digit": [1, 12]}, r"row 1 of .*fsdd\.parquet has digit 12; digits are 0 to 9"),
+        ({"take": [7, 8]}, r"holds no recordings of the test split"),
+        ({"speaker": ["a", None]}, r"row 1 of .*fsdd\.parquet has no text: column 'speaker' is null"),
+        ({"audio": b"no sound"}, r"row 1 of .*fsdd\.parquet cannot be read as sound"),
+        ({"audio": b""}, r"row 1 of .*fsdd\.parquet (cannot be read as|has no) sound"),
+        ({"audio": "silence"}, r"row 1 of .*fsdd\.parquet has no sound; replace or remove it"),
+    ],
+)
+def test_a_faulty_recording_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """By its row, when the dataset is checked."""
+    if "audio" in changes:
+        changes = {"audio": [wav(), wav(0) if changes["audio"] == "silence" else changes["audio"]]}
+    columns = {"audio": [wav(), wav()], "digit": [1, 2], "speaker": ["a", "a"], "take": [0, 1]}
+    pq.write_table(pa.table(columns), tmp_path / "fsdd.parquet")
+    SpokenDigits(str(tmp_path)).check()
+    pq.write_table(pa.table(columns | changes), tmp_path / "fsdd.parquet")
+    with pytest.raises(ValueError, match=message):
+        SpokenDigits(str(tmp_path)).check()
