@@ -11,6 +11,7 @@ from orchestrator import plugins
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import PairKey
 from orchestrator.config.solvers import LEAST_SQUARES, GITSConfig
+from orchestrator.errors import ConfigError
 from orchestrator.hosts.runs import LearnedRun
 from orchestrator.pairs import PairSpec
 from solvers.families import LearnableFamily
@@ -45,6 +46,23 @@ def fixed_points(config: ExperimentConfig, specs: Mapping[PairKey, PairSpec]) ->
                 best = _on_grids(common, config.grids(solver), specs.get(train))
                 points.append(dataclasses.replace(best, search_pairs=searched))
     return points
+
+
+def check_pairs(config: ExperimentConfig, shape: Sequence[int]) -> None:
+    """Check that each learned family's method can learn from so many pairs of samples of this shape.
+
+    Raises:
+        ConfigError: It cannot; with the numbers.
+    """
+    for learned, nfe in itertools.product(config.learned, config.nfe):
+        numbers = learned.build().freedom(nfe)
+        for method in learned.methods(config.seeds[0], config.pairs.train, config.resources.precision):
+            try:
+                if numbers is not None:
+                    method.check_pairs(numbers, math.prod(shape))
+            except ValueError as error:
+                text = str(error).replace("training_pairs", "pairs.train")
+                raise ConfigError(f"{learned.label} at nfe {nfe}: {text}") from error
 
 
 def _on_grids(point: FixedPoint, grids: Sequence[Grid | GITSConfig], train: PairSpec | None) -> FixedPoint:

@@ -42,7 +42,7 @@ from sweeps.points.execute import TrialContext, mlflow_parameters, stored_result
 from sweeps.points.runner import TRIALS, end_runners, start_runners
 from sweeps.points.trial import FAILURE, follow, trial
 from sweeps.session import Session, keep_only, publish
-from sweeps.space import fixed_points, learned_points
+from sweeps.space import check_pairs, fixed_points, learned_points
 
 MAX_TRIAL_FAILURES = 2
 
@@ -86,6 +86,7 @@ def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, anno
         UserError: Something in the configuration or the environment cannot work.
     """
     with Session(config, address=address, wait=wait, announce=announce, command="sweep", locked=True) as session:
+        check_pairs(config, session.facts.shape)
         # Before the long work, so that an unreachable tracking store is detected now.
         sweep = _Sweep(session, announce)
         try:

@@ -17,7 +17,7 @@ from orchestrator.config.sections import EvaluationConfig, PairsConfig, Resource
 from orchestrator.config.solvers import LEAST_SQUARES, GITSConfig, GridSearch, LearnedConfig, SolverConfig
 from orchestrator.errors import ConfigError
 from orchestrator.metrics.base import PairMetric
-from solvers.families import Family
+from solvers.families import Family, LearnableFamily
 from solvers.families.bns import BNS
 from solvers.grids import Grid
 from solvers.schedulers import CondOT
@@ -131,6 +131,12 @@ class ExperimentConfig(Strict):
 
     def _check_learned(self, learned: LearnedConfig) -> None:
         family = learned.build()
+        for nfe in self.nfe:
+            if _freedom(family, nfe) == 0:
+                raise ConfigError(
+                    f"learned family {learned.family!r} has nothing to learn at nfe {nfe}: all its solvers of so few "
+                    f"evaluations are the same; leave nfe {nfe} out, or learn 'bns'"
+                )
         if learned.jacobian == "jvp" and self.resources.precision != "float32":
             raise ConfigError(
                 f"'jacobian: jvp' of {learned.family!r} needs float32, and resources.precision is "
@@ -202,6 +208,14 @@ class ExperimentConfig(Strict):
         return any(isinstance(grid, GITSConfig) for grid in grids) or any(
             learned.build_objective().needs_trajectory or LEAST_SQUARES in learned.start for learned in self.learned
         )
+
+
+def _freedom(family: LearnableFamily, nfe: int) -> int | None:
+    """The family's degrees of freedom; None if they are not known, or it has no solver of so many evaluations."""
+    try:
+        return family.freedom(nfe)
+    except ValueError:  # reported with the solver that it starts from
+        return None
 
 
 def _affords(family: Family, nfe: int) -> bool:

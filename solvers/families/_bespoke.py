@@ -113,6 +113,10 @@ class BespokeRungeKutta(LearnableFamily, ABC):
         nodes = steps * self.stages
         return {"both": 4 * nodes - 1, "time": 2 * nodes - 1, "scale": 2 * nodes}[self.learn]
 
+    def freedom(self, nfe: int) -> int:
+        steps = self.base.steps(nfe)
+        return self.parameter_count(steps) - (steps if self.learn == "both" else 0)
+
     def steps(self, parameters: Tensor) -> int:
         """Number of steps n of a parameter vector.
 

@@ -138,6 +138,13 @@ class LearnableFamily(ABC):
         """Whether this family can equal ``family``, at least on a uniform grid."""
         return self.starts is None or type(family).__module__.rpartition(".")[2] in self.starts
 
+    def freedom(self, nfe: int) -> int | None:
+        """How many numbers of a solver of ``nfe`` evaluations can be learned independently; None if not known.
+
+        At most the number of parameters, some of which may be redundant. 0: nothing can be learned.
+        """
+        return None
+
     @abstractmethod
     def start(self, solver: GridSolver, scheduler: Scheduler) -> Tensor:
         """Parameters, shape (p,), float64, at which the family equals ``solver`` on fields of ``scheduler``.

@@ -56,6 +56,9 @@ class BNS(LearnableFamily):
     def label(self) -> str:
         return "BNS" if self.times == "free" else "BNS (ordered times)"
 
+    def freedom(self, nfe: int) -> int:
+        return nfe * (nfe + 5) // 2 - 1
+
     def start(self, solver: GridSolver, scheduler: Scheduler) -> Tensor:
         return self.start_from(start_on_target(solver, scheduler), target_scheduler(scheduler, solver.sigma0))
 

@@ -17,6 +17,7 @@ from solvers.families._learned import (
     target_scheduler,
 )
 from solvers.families.base import GridSolver, LearnableFamily
+from solvers.families.bns import BNS
 from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
 
@@ -35,6 +36,9 @@ class OverparametrisedBNS(LearnableFamily):
 
     source = "Shaul et al. 2024 (BNS), eq. 10 and 32 (corrected)"
     label = "BNS (c, d)"
+
+    def freedom(self, nfe: int) -> int:
+        return BNS().freedom(nfe)
 
     def start(self, solver: GridSolver, scheduler: Scheduler) -> Tensor:
         theta = start_on_target(solver, scheduler)

@@ -89,6 +89,9 @@ class LD3(LearnableFamily):
     def starts_from(self, family: Family) -> bool:
         return family == self.family
 
+    def freedom(self, nfe: int) -> int:
+        return self.family.steps(nfe) - 1 + (nfe - 1 if self.decoupled else 0)
+
     def start(self, solver: GridSolver, scheduler: Scheduler) -> Tensor:
         if solver.family != self.family:
             raise ValueError(

@@ -45,6 +45,9 @@ class NeuralSolver(LearnableFamily):
     label = "NeuralSolver"
     starts = ("euler", "adams_bashforth", "midpoint")
 
+    def freedom(self, nfe: int) -> int:
+        return nfe * (nfe + 1) // 2 - 1
+
     def start(self, solver: GridSolver, scheduler: Scheduler) -> Tensor:
         if not self.starts_from(solver.family):
             raise ValueError(

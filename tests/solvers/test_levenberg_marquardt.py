@@ -334,6 +334,27 @@ def test_settings_out_of_range_are_rejected(change: dict[str, Any], message: str
         LevenbergMarquardt(**change)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"training_pairs": 8},
+            "17 numbers from 8 pairs of 2 dimensions, which have only 16 residuals; set training_pai",
+        ),
+        (
+            {"batch_size": 8},
+            "17 numbers from 8 pairs of 2 dimensions, which have only 16 residuals; set batch_size to at",
+        ),
+    ],
+    ids=str,
+)
+def test_fewer_residuals_than_numbers_are_refused(change: dict[str, Any], message: str) -> None:
+    """With the number of pairs that is enough: 9 pairs of 2 dimensions for BNS's 17 numbers at NFE 4."""
+    with pytest.raises(ValueError, match=message + r".* least 9, or use method 'adam'"):
+        dataclasses.replace(SETTINGS, **change).check_pairs(17, 2)
+    dataclasses.replace(SETTINGS, **dict.fromkeys(change, 9)).check_pairs(17, 2)
+
+
 @pytest.mark.parametrize("retries", [0, 2])
 def test_a_rejected_step_is_retried_the_configured_number_of_times(retries: int) -> None:
     """Each retry costs one loss and no normal equations."""

@@ -106,12 +106,30 @@ def test_the_reported_evaluations_match_those_made(method: Method) -> None:
     assert backwards == (forwards if method.has_backward else 0)
 
 
-def test_a_batch_consists_of_training_pairs(method: Method) -> None:
-    """With fewer pairs than the batch size, every iteration takes all of them."""
+def _constant_batches(method: Method) -> Method:
+    """The method without batches that grow, which cannot grow to one pair."""
+    if isinstance(method, LevenbergMarquardt):
+        return dataclasses.replace(method, first_batch_size=None, batch_growth=1.0)
+    return method
+
+
+@pytest.mark.parametrize(("pairs", "batch_size"), [(8, 64), (1, 64), (1, 1)])
+def test_a_batch_consists_of_training_pairs(method: Method, pairs: int, batch_size: int) -> None:
+    """With fewer pairs than the batch size, every iteration takes all of them; a single pair is enough to run."""
     answers = Answers()
-    few = dataclasses.replace(method, training_pairs=8, batch_size=64)
-    run(few, begin(few), 2, answers=answers)
-    assert all(sorted(query.indices) == list(range(8)) for query in answers.queries)
+    if batch_size == 1:
+        method = _constant_batches(method)
+    few = dataclasses.replace(method, training_pairs=pairs, batch_size=batch_size)
+    state = run(few, begin(few), 2, answers=answers)
+    assert all(sorted(query.indices) == list(range(pairs)) for query in answers.queries)
+    assert (state.iteration, state.status) == (2, "running")
+    assert all(map(math.isfinite, state.parameters))
+
+
+def test_batches_of_one_pair_take_turns(method: Method) -> None:
+    """A batch of one of many pairs: an epoch takes each of them once."""
+    ones = dataclasses.replace(_constant_batches(method), training_pairs=4, batch_size=1)
+    assert sorted(index for iteration in range(4) for index in ones.batch(iteration)) == [0, 1, 2, 3]
 
 
 # --- End of a run ------------------------------------------------------------------------------------------------

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import affordable_nfe, fine_rk4, fixed_families, mixture, noise, nonlinear_field, relative_error
+from oracles import (
+    affordable_nfe,
+    fine_rk4,
+    fixed_families,
+    learnable_families,
+    mixture,
+    noise,
+    nonlinear_field,
+    relative_error,
+)
 from torch import Tensor
 
 from solvers.families._learned import rising_times
@@ -251,6 +260,20 @@ def test_distillation_improves_on_the_start(
         float(psnr_loss(learned.to_ns(p, CondOT(), 1.0).sample(field, x0), exact).mean()) for p in (start, last)
     )
     assert 10 * (before - after) / torch.log(torch.tensor(10.0)) > gain_db
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 4, 6])
+@pytest.mark.parametrize("learnable", [*learnable_families(), LD3(decoupled=True), LD3("midpoint", decoupled=True)])
+def test_the_degrees_of_freedom_are_the_rank_of_the_map_to_theta(learnable: LearnableFamily, nfe: int) -> None:
+    """At parameters near a start; 0 if a family has a single solver, as LD3 and NeuralSolver at one evaluation."""
+    starts = [family for family in fixed_families() if learnable.starts_from(family)]
+    usable = [family for family in starts if affordable_nfe(family, nfe) == nfe]
+    if not usable:
+        pytest.skip("no solver of so few evaluations to start from")
+    parameters = learnable.start(GridSolver(usable[0], nfe, UNIFORM), CondOT())
+    nudged = learnable.project(parameters + 1e-2 * noise(len(parameters)), CondOT(), 1.0)
+    jacobian = torch.autograd.functional.jacobian(lambda p: learnable.to_ns(p, CondOT(), 1.0).flat(), nudged)
+    assert learnable.freedom(nfe) == int(torch.linalg.matrix_rank(jacobian, rtol=1e-9))
 
 
 # --- LD3 -----------------------------------------------------------------------------------------------------------

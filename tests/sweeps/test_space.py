@@ -16,16 +16,18 @@ from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import PairKey, pair_specs
 from orchestrator.config.reading import load_config, parse_config
 from orchestrator.config.solvers import GITSConfig
+from orchestrator.errors import ConfigError
 from orchestrator.hosts.runs import LearnedRun
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from solvers.distil.methods.adam import Adam
 from solvers.distil.methods.base import Method
 from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt
+from solvers.families import GridSolver
 from solvers.grids import Grid
 from solvers.schedulers import CondOT
 from sweeps.point import AnyPoint, FixedPoint, LearnedPoint, SolverChoice, point_from_dict
-from sweeps.space import fixed_points, learned_points
+from sweeps.space import check_pairs, fixed_points, learned_points
 
 START = SolverChoice(family="heun", options={}, label="Heun", grid=Grid("warped", 1.4, 1.2))
 
@@ -317,3 +319,58 @@ def test_each_method_has_its_own_default_length(experiment: dict[str, Any], fact
     assert (adam.label, adam.run.method.iterations, adam.validate_every) == ("BNS", 1500, 100)
     assert lm.run.method == LevenbergMarquardt(iterations=7, batch_size=64, seed=0, training_pairs=48)
     assert (lm.label, lm.validate_every) == ("BNS (LM)", 4)
+
+
+# --- The ends of the range ---------------------------------------------------------------------------------------
+
+
+def test_levenberg_marquardt_with_fewer_residuals_than_numbers_is_refused(experiment: dict[str, Any]) -> None:
+    """Before any pair is made, with the number of pairs that is enough; Adam is not affected."""
+    experiment["pairs"]["train"] = 8
+    experiment["learned"] = [{"family": "bns", "method": "levenberg_marquardt"}]
+    match = (
+        r"BNS \(LM\) at nfe 4: .* 17 numbers from 8 pairs of 2 dim.* only 16 residuals; set pairs.train to at least 9"
+    )
+    with pytest.raises(ConfigError, match=match):
+        check_pairs(parse_config(experiment, "few"), (2,))
+    check_pairs(parse_config(experiment, "few"), (1, 8, 8))
+    experiment["learned"] = [{"family": "bns", "method": "adam"}]
+    check_pairs(parse_config(experiment, "few"), (2,))
+
+
+@pytest.mark.parametrize("learned", [{"family": "ld3", "options": {"inner": "euler"}}, {"family": "neural_solver"}])
+def test_a_family_with_nothing_to_learn_at_an_nfe_is_refused(
+    experiment: dict[str, Any], learned: dict[str, Any]
+) -> None:
+    """One evaluation has one step over the whole domain and one weight: from the configuration, by name."""
+    experiment |= {"nfe": [1, 4], "fixed": ["euler"], "learned": [learned]}
+    with pytest.raises(ConfigError, match=rf"'{learned['family']}' has nothing to learn at nfe 1: .* or learn 'bns'"):
+        parse_config(experiment, "one").check()
+    experiment["nfe"] = [4]
+    parse_config(experiment, "one").check()
+
+
+REFUSED_AT_ONE = {
+    *("bespoke_rk2", "dpm_solver_2", "exponential_rk", "heun", "midpoint", "rk4", "scale_time"),
+    *("ld3", "neural_solver"),
+}
+"""Families that take more evaluations per step, or have nothing to learn from one."""
+
+
+@pytest.mark.parametrize("family", plugins.names("families"))
+def test_every_family_works_at_one_evaluation_or_is_refused_by_name(experiment: dict[str, Any], family: str) -> None:
+    """In the configuration's check; one that passes has a finite solver of one evaluation."""
+    built = plugins.build("families", family)
+    key = "learned" if built.learnable else "fixed"
+    experiment |= {"nfe": [1], "fixed": ["euler"], "learned": []}
+    experiment[key] = [*(["euler"] if key == "fixed" and family != "euler" else []), {"family": family}]
+    config = parse_config(experiment, "one")
+    if family in REFUSED_AT_ONE:
+        with pytest.raises(ConfigError, match=rf"'{family}'.*(nfe 1|start)"):
+            config.check()
+        return
+    config.check()
+    start = GridSolver(plugins.build("families", "euler" if built.learnable else family), 1, Grid())
+    theta = built.to_ns(built.start(start, CondOT()), CondOT(), 1.0) if built.learnable else start.to_ns(CondOT())
+    assert theta.nfe == 1
+    assert bool(theta.flat().isfinite().all())

@@ -124,6 +124,7 @@ class Method(ABC):
         default_length: Length of a run unless a configuration sets it.
         logged: Options that are logged as parameters of a run.
         psnr_only: Whether it can minimise only the PSNR loss.
+        solves_for_all: Whether a step solves for all numbers at once, which takes at least as many residuals.
         has_backward: Whether it takes gradients by a backward pass.
         shares_batches: Whether its steps ask for single gradients, which can share model batches with other runs.
 
@@ -140,6 +141,7 @@ class Method(ABC):
     default_length: ClassVar[RunLength]
     logged: ClassVar[tuple[str, ...]] = ()
     psnr_only: ClassVar[bool] = False
+    solves_for_all: ClassVar[bool] = False
     has_backward: ClassVar[bool] = False
     shares_batches: ClassVar[bool] = False
 
@@ -183,6 +185,28 @@ class Method(ABC):
                 f"{non_finite} of {len(parameters)} starting parameters are not finite; choose another start"
             )
         return self.state_type(parameters=parameters.tolist(), **self.memory(len(parameters)))
+
+    def check_pairs(self, numbers: int, dimensions: int) -> None:
+        """Check that the training pairs can determine what is learned, before any are made.
+
+        A method that solves for all numbers at once would fit fewer residuals (one per pair and dimension) exactly, and
+        lose on every other pair.
+
+        Args:
+            numbers: How many numbers are learned independently (:meth:`LearnableFamily.freedom`).
+            dimensions: Dimensions of a sample.
+
+        Raises:
+            ValueError: The training pairs, or those of a full batch, have fewer residuals than ``numbers``.
+        """
+        needed = math.ceil(numbers / dimensions)
+        for name, pairs in (("training_pairs", self.training_pairs), ("batch_size", self.batch_size)):
+            if self.solves_for_all and pairs < needed:
+                raise ValueError(
+                    f"method {self.name!r} learns {numbers} numbers from {pairs} pairs of {dimensions} dimensions, "
+                    f"which have only {pairs * dimensions} residuals; set {name} to at least {needed}, or use method "
+                    f"'adam'"
+                )
 
     def memory(self, count: int) -> dict[str, Any]:
         """Initial values of the fields that ``state_type`` adds, for ``count`` parameters."""

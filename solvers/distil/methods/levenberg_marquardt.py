@@ -79,6 +79,7 @@ class LevenbergMarquardt(Method):
     default_length = RunLength(iterations=40, batch_size=64, validate_every=4)
     logged = ("jacobian",)
     psnr_only = True
+    solves_for_all = True
 
     iterations: int = 25
     batch_size: int = 64
