@@ -77,9 +77,15 @@ def register(theta: str, name: str, alias: str | None, experiment: str, tracking
 @click.option(
     "--to", "to", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Output .safetensors file."
 )
-@click.option("--keep", default=4000, show_default=True, help="Number of samples whose features are stored, for KID.")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--batch-size", default=64, show_default=True, help="Images per forward pass.")
+@click.option(
+    "--keep",
+    type=click.IntRange(1),
+    default=4000,
+    show_default=True,
+    help="Number of samples whose features are stored, for KID.",
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images per forward pass.")
 @stored
 def reference(
     dataset: str,

@@ -82,7 +82,7 @@ def list_plugins(kind: str) -> None:
 @click.command()
 @tracked
 @stored
-@click.option("--port", default=5000, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
 def ui(tracking_uri: str | None, storage: str, port: int, host: str) -> None:
     """Open the MLflow UI on the curves of the newest sweep (stop it with Ctrl-C).

@@ -17,6 +17,8 @@ from types import FrameType
 
 import click
 
+from orchestrator.errors import UserError
+
 START_SECONDS = 60.0
 """How long the server may take to answer before its address is printed all the same."""
 
@@ -44,7 +46,16 @@ def serve(uri: str, host: str, port: int, path: str) -> int:
 
     Returns:
         The server's exit status; 0 if it was stopped from here.
+
+    Raises:
+        UserError: Nothing can listen there, e.g. because the port is in use.
     """
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise UserError(
+            f"the UI cannot listen on port {port} of {host}: {error.strerror}; choose others with --port and --host"
+        ) from error
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port), "--host", host]
     # Neither Python's -m nor the server may import from the current folder, as both do by default.
     installed = find_spec("mlflow").submodule_search_locations[0]  # type: ignore[union-attr, index]  # it is required

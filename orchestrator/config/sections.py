@@ -15,12 +15,16 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """A name that can be part of a file name."""
 
 
+MOST_PAIRS = 10**9
+"""Largest pair set; beyond it, the list of its shards alone would fill the memory."""
+
+
 class PairsConfig(Strict):
     """Ground-truth pairs: counts, tolerances, batches and shards."""
 
-    train: int = Field(520, ge=1, strict=True)
-    validation: int = Field(1024, ge=1, strict=True)
-    test: int = Field(1024, ge=1, strict=True)
+    train: int = Field(520, ge=1, le=MOST_PAIRS, strict=True)
+    validation: int = Field(1024, ge=1, le=MOST_PAIRS, strict=True)
+    test: int = Field(1024, ge=1, le=MOST_PAIRS, strict=True)
     rtol: float = Field(1e-6, gt=0, lt=1)
     atol: float = Field(1e-6, gt=0, lt=1)
     batch_size: int = Field(64, ge=1, strict=True)

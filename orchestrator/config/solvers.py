@@ -169,6 +169,13 @@ class LearnedConfig(Strict):
             if key in SET_OUTSIDE_OPTIONS:
                 raise ValueError(f"method.options: {key!r} is set by {SET_OUTSIDE_OPTIONS[key]}; remove it here")
         options = {field.name for field in dataclasses.fields(method)}
+        settable = sorted(options - set(SET_OUTSIDE_OPTIONS))
+        for key in self.method.options:
+            if key not in settable:
+                raise ValueError(
+                    f"distillation method {self.method.name!r} has no option {key!r}"
+                    f"{plugins.did_you_mean(key, settable)}; its options are: {', '.join(settable) or 'none'}"
+                )
         for key in METHOD_KEYS:
             if key not in options and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key!r} has no meaning for method {self.method.name!r}; leave it out")

@@ -7,6 +7,7 @@ import sqlite3
 from contextlib import closing
 from urllib.parse import urlsplit
 
+from alembic.util.exc import CommandError
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
@@ -49,7 +50,7 @@ def _ask_server(uri: str) -> None:
     if urlsplit(uri).scheme not in ("http", "https"):
         try:
             MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        except (MlflowException, SQLAlchemyError, CommandError, OSError, ImportError) as error:
             raise unusable(uri, str(error)) from error
         return
     try:
