@@ -21,19 +21,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from alembic.util.exc import CommandError
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException, RestException
-from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UserError
 from orchestrator.lock import exclusive
 from orchestrator.progress import note
 from orchestrator.storage import Storage, digest_of
-from orchestrator.tracking.ping import ping, unusable
+from orchestrator.tracking.ping import STORE_ERRORS, ping, unusable
 from orchestrator.tracking.uri import SQLITE, sqlite_path
 from orchestrator.uris import shown, without_secrets
 
@@ -241,7 +239,7 @@ class Tracker:
     def _reachable(self) -> Iterator[None]:
         try:
             yield
-        except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
+        except STORE_ERRORS as error:
             raise unusable(self.uri, str(error)) from error
 
     def experiment(self, name: str, artifact_location: str | None) -> str:

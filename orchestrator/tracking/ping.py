@@ -20,6 +20,9 @@ from orchestrator.outside import ask
 from orchestrator.tracking.uri import sqlite_path
 from orchestrator.uris import shown
 
+STORE_ERRORS = (MlflowException, SQLAlchemyError, CommandError, OSError)
+"""What MLflow raises if a store cannot be used; CommandError: a database of another program or version."""
+
 PING_SECONDS = 4.0
 """Time limit for a connection to a server; for its answer, twice as long."""
 
@@ -50,7 +53,7 @@ def _ask_server(uri: str) -> None:
     if urlsplit(uri).scheme not in ("http", "https"):
         try:
             MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-        except (MlflowException, SQLAlchemyError, CommandError, OSError, ImportError) as error:
+        except (*STORE_ERRORS, ImportError) as error:
             raise unusable(uri, str(error)) from error
         return
     try:
