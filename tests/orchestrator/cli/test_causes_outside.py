@@ -80,7 +80,7 @@ def _assert_one_sentence(result: Result, message: str) -> None:
     assert "unexpected" not in result.output
     assert message in result.stderr, result.stderr
     lines = result.stderr.strip().splitlines()
-    assert lines[0].startswith(("error: ", "Error: ", "Usage: ")), result.stderr
+    assert any(line.startswith(("error: ", "Error: ", "Usage: ")) for line in lines), result.stderr
 
 
 SWEEP = "sweep {} --storage store"
