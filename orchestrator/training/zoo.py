@@ -70,6 +70,9 @@ class PretrainConfig(Strict):
     storage: str = "bespoke-data"
 
 
+PLACES = ("folder", "path", "file")
+"""Options of datasets that say where the files are, which the model card leaves out."""
+
 ELSEWHERE = ("storage", "threads", "device")
 """Settings that may differ when a run resumes from a checkpoint."""
 
@@ -305,7 +308,7 @@ def model_card(config: PretrainConfig, facts: dict[str, Any]) -> str:
     else:
         columns = "Masked input, sample, and recording"
         dropped = "Without prompt and digits the model is unconditional: guidance combines both predictions."
-    options = "".join(f", {key} {value}" for key, value in config.dataset.options.items() if key != "folder")
+    options = "".join(f", {key} {value}" for key, value in config.dataset.options.items() if key not in PLACES)
     return f"""# {config.name}
 
 A small {kind} from the zoo, for experiments with solvers. It is not a reference model for its dataset.
