@@ -162,7 +162,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, part) for part in parts)
     if origin is typing.Literal:
         return any(value == part and type(value) is type(part) for part in parts)
-    if origin is tuple:
+    if origin is tuple and ... in parts:
         return isinstance(value, list | tuple) and all(_fits(item, parts[0]) for item in value)
     if origin in (dict, Mapping):
         return isinstance(value, Mapping)

@@ -52,10 +52,10 @@ def check_evaluation(config: ExperimentConfig) -> None:
                 source = spec.metric.real(built)
                 if source is None:
                     continue
-                _check_counts(spec.metric, source.real_count(), f"the real samples of {type(source).__name__}")
                 if source not in checked:
                     source.check_real()
                     checked.append(source)
+                _check_counts(spec.metric, source.real_count(), f"the real samples of {type(source).__name__}")
             except (ConfigError, ValueError) as error:
                 raise ConfigError(f"evaluation on {name!r}: {error}") from error
     for number, baseline in enumerate(config.evaluation.baselines):

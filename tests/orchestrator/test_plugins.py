@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -126,6 +126,46 @@ def test_a_new_file_in_the_folder_is_a_new_plugin(tmp_path: Path, monkeypatch: p
 def test_base_modules_are_not_plugins() -> None:
     """Modules of shared code are in the same folders, but are not offered to users."""
     assert all("base" not in plugins.names(kind) for kind in plugins.KINDS)
+
+
+@dataclasses.dataclass
+class Options:
+    """One field of each type that options have, and two that YAML lacks."""
+
+    whole: int = 1
+    number: float = 1.0
+    text: str | None = None
+    flag: bool = False
+    choice: Literal["a", "b"] = "a"
+    numbers: tuple[float, ...] = ()
+    rows: tuple[tuple[int, ...], ...] = ()
+    table: dict[str, Any] = dataclasses.field(default_factory=dict)
+    pair: tuple[str, int] = ("a", 1)
+    anything: Any = None
+
+
+@pytest.mark.parametrize(
+    ("option", "fits", "refused", "allowed"),
+    [
+        ("whole", [3, -1, np.int64(2)], [2.5, 2.0, True, "3", None, [3]], "a whole number"),
+        ("number", [3, 2.5, np.float32(1)], [True, "2e-3", float("nan"), float("inf"), None], "a finite number"),
+        ("text", ["a", "", None, Path("a")], [3, True, ["a"]], "a text or null"),
+        ("flag", [True, False], [1, 0, "yes", None], "true or false"),
+        ("choice", ["a", "b"], ["c", None, True], "one of a, b"),
+        ("numbers", [[], [1, 2.5], (1,)], [1, [True], ["1"], None, "12"], "a list of finite numbers"),
+        ("rows", [[], [[1], [2, 3]]], [[1], [[1.5]]], "a list of lists of whole numbers"),
+        ("table", [{}, {"a": 1}], [None, [], "a"], "a mapping"),
+        ("pair", [("b", 2)], [], ""),
+        ("anything", [None, 1, "a", [{}]], [], ""),
+    ],
+)
+def test_an_option_is_of_the_type_of_its_field(option: str, fits: list[Any], refused: list[Any], allowed: str) -> None:
+    """A boolean is not a number, a number is not a text, and lists stand for tuples, as in YAML."""
+    assert [plugins.type_problem(Options, option, value) for value in fits] == [None] * len(fits)
+    for value in refused:
+        problem = plugins.type_problem(Options, option, value)
+        assert problem is not None
+        assert problem.startswith(f"{option} must be {allowed}, got {value!r}")
 
 
 @each_plugin("datasets")
