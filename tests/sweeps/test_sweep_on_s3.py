@@ -32,7 +32,7 @@ def test_a_sweep_on_storage_that_fails_one_request_in_twenty(
     s3_storage: Storage,
     tmp_path: Path,
 ) -> None:
-    """Hosts, trials, Tune and the driver all meet failures, and none reaches the user."""
+    """Hosts, trials and the driver all meet failures, and none reaches the user."""
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(experiment), encoding="utf-8")
     chance, failed = random.Random(0), collections.Counter[str]()
 
