@@ -22,6 +22,7 @@ from torch import Tensor
 from orchestrator import plugins
 from orchestrator.cluster.connect import check_outside
 from orchestrator.config.pair_plan import PairKey, pair_spec, pair_specs
+from orchestrator.content import digest
 from orchestrator.features.base import fid_metric
 from orchestrator.features.moments import feature_moments, frechet_distance, reference_moments
 from orchestrator.hosts.distillation import to_numpy
@@ -42,7 +43,7 @@ from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.requests import LocalPool, Request
 from orchestrator.progress import Note, bar, note
 from orchestrator.results.store import Result, ResultStore, Row, rows
-from orchestrator.storage import Storage, canonical_json
+from orchestrator.storage import Storage, digest_of
 from orchestrator.tracking.mlflow import DESCRIPTION, PARENT, ROLE, RunLog, open_experiment
 from orchestrator.tracking.uri import resolve_tracking_uri
 from solvers.distil.methods.adam import Adam
@@ -205,13 +206,14 @@ class _Work:
         return Job(_weights_name(entry, self.config.weights), recipe, (nfe,), entry.iterations)
 
     def _progressive_job(self, entry: ProgressiveConfig) -> Job:
-        reference = plugins.build("datasets", self.config.dataset).reference()
+        dataset = plugins.build("datasets", self.config.dataset)
         recipe = ProgressiveRecipe(
             teacher=self.config.model.options["weights"],
             teacher_digest=self.model.digest,
             dataset=self.config.dataset,
+            real_content=dataset.real_content,
             start_steps=entry.start_steps,
-            settings=self._settings(entry, len(reference.labels)),
+            settings=self._settings(entry, dataset.real_count()),
         )
         halvings = len(stages(entry.start_steps, min(self.config.nfe)))
         return Job("Progressive Distillation", recipe, self.config.nfe, halvings * entry.iterations)
@@ -263,9 +265,9 @@ class _Work:
             made_by: Identifies the sampler and its parameters.
             sample: Draws the samples, shape (N, ...).
         """
-        reference_digest = hashlib.sha256(self.reference.to_bytes()).hexdigest()
-        identity = canonical_json([made_by, self.model.digest, self.test.name, reference_digest, SCORE_FORMAT])
-        key = f"network-distillation/scores/{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
+        compared = digest(self.extractor.content, self.reference.to_bytes())
+        identity = digest_of([made_by, self.model.digest, self.test.name, compared, SCORE_FORMAT])
+        key = f"network-distillation/scores/{identity}.json"
         if not self.storage.exists(key):
             samples = sample()
             psnr = plugins.build("metrics", "psnr").per_sample(samples, self.inputs.x1, self.facts.data_range)

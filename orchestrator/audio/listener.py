@@ -19,6 +19,11 @@ class Listener(ABC):
     def name(self) -> str:
         """Part of the metric's column: ``wer[name]``, ``speaker_similarity[name]``."""
 
+    @property
+    @abstractmethod
+    def content(self) -> str:
+        """sha256 of everything that what it hears depends on: options, and the content of weights."""
+
     def check(self) -> None:  # noqa: B027 (optional: weights may ship with the package)
         """Check that the listener can be loaded, without loading anything large.
 

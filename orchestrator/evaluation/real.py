@@ -19,7 +19,7 @@ from orchestrator.metrics._features import moments_of
 from orchestrator.metrics.measurements import Measured, MetricSpec
 from orchestrator.pool.requests import Pool, Request
 from orchestrator.progress import bar
-from orchestrator.storage import Storage, digest_of
+from orchestrator.storage import Storage
 
 SOURCE = "real"
 """Name under which measurements of real samples are stored, in place of a solver's digest."""
@@ -58,19 +58,20 @@ class RealSamples:
         storage: Storage of the measurements.
         spec: The metric.
         dataset: Name and options of the dataset.
+        content: Its ``real_content``, under which measurements are stored: the samples themselves decide.
         count: Number of real samples in the dataset.
     """
 
     storage: Storage
     spec: MetricSpec
     dataset: Mapping[str, Any]
+    content: str
     count: int
 
     @property
     def measured(self) -> Measured:
         """The stored measurements, complete or not."""
-        dataset_digest = digest_of(dict(self.dataset))
-        return Measured(self.storage, SOURCE, dataset_digest, self.spec.identity, -(-self.count // SHARD))
+        return Measured(self.storage, SOURCE, self.content[:16], self.spec.identity, -(-self.count // SHARD))
 
     def missing(self) -> list[RealShard]:
         """The shards that are not measured yet."""
@@ -113,7 +114,7 @@ def reference_statistics(
     if not count:
         raise ConfigError(f"dataset {dataset['name']!r} has no real samples; check its options")
     spec.metric.check(source)
-    real = RealSamples(storage, spec, dataset, count)
+    real = RealSamples(storage, spec, dataset, source.real_content, count)
     missing = real.missing()
     if missing:
         try:

@@ -248,14 +248,16 @@ class Evaluation:
 
     def _real(self, spec: MetricSpec, pairs: PairSpec) -> RealSamples | None:
         """The real samples that a metric compares with, or None if it needs none measured."""
-        key = (digest_of([spec.name, dict(spec.options)]), digest_of(pairs.conditioning))
+        key = (digest_of([spec.name, dict(spec.options)]), pairs.content)
         if key not in self._real_samples:
             dataset = self.dataset(pairs)
             source = spec.metric.real(dataset)
             self._real_samples[key] = None
             if source is not None:
                 described = pairs.conditioning if source is dataset else plugins.describe("datasets", source)
-                self._real_samples[key] = RealSamples(self.storage, spec, described, source.real_count())
+                self._real_samples[key] = RealSamples(
+                    self.storage, spec, described, source.real_content, source.real_count()
+                )
         return self._real_samples[key]
 
     def _real_work(self) -> list[RealShard]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from orchestrator.content import digest
 from orchestrator.features.moments import WEIGHTS
 from orchestrator.weights.shipped import load_shipped
 
@@ -36,7 +38,16 @@ class ClassifierFeatures:
     facts: dict[str, float | int | str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.net, self.facts = load_shipped(self.NET(), WEIGHTS / f"{self.NAME}.safetensors", METADATA_KEY)
+        self.net, self.facts = load_shipped(self.NET(), self.file, METADATA_KEY)
+
+    @property
+    def file(self) -> Path:
+        """The weights."""
+        return WEIGHTS / f"{self.NAME}.safetensors"
+
+    @property
+    def content(self) -> str:
+        return digest(self.NAME, self.file)
 
     @property
     def name(self) -> str:

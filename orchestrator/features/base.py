@@ -16,6 +16,11 @@ class FeatureExtractor(Protocol):
         ...
 
     @property
+    def content(self) -> str:
+        """sha256 of everything that features depend on: options, and the content of weights."""
+        ...
+
+    @property
     def dim(self) -> int:
         """F, the number of features."""
         ...

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orchestrator.content import digest
 from orchestrator.errors import ConfigError
 from orchestrator.plugins import PATH
 
@@ -52,6 +53,10 @@ class Inception:
     @property
     def name(self) -> str:
         return "inception"
+
+    @property
+    def content(self) -> str:
+        return digest("inception", self.path)
 
     @property
     def dim(self) -> int:

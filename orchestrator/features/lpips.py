@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from orchestrator.content import digest
 from orchestrator.errors import ConfigError
 from orchestrator.plugins import PATH
 from orchestrator.weights.frozen import freeze
@@ -67,6 +68,13 @@ class LPIPS:
     @property
     def name(self) -> str:
         return f"lpips_{self.trunk}"
+
+    @property
+    def content(self) -> str:
+        package = importlib.util.find_spec("lpips")
+        assert package is not None
+        assert package.origin is not None
+        return digest(self.trunk, self.file, Path(package.origin).parent / "weights" / "v0.1" / f"{self.trunk}.pth")
 
     @property
     def dim(self) -> int:

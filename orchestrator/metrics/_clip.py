@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -37,6 +38,13 @@ class CLIPMetric(MeanMetric):
     @property
     def column(self) -> str:
         return f"{self.NAME}[{self.weights.rstrip('/').rpartition('/')[2]}]"
+
+    @property
+    def measured(self) -> str:
+        return self.NAME
+
+    def depends_on(self) -> Iterable[Any]:
+        return [local_folder(name, f"metric {self.NAME!r}") for name in (self.weights, self.processor or self.weights)]
 
     def check(self, dataset: Dataset) -> None:
         needs(dataset, "texts", self.NAME)

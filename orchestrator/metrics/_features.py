@@ -46,6 +46,9 @@ class FeatureMetric(Metric):
     def measured(self) -> str:
         return f"features[{self.features}]"
 
+    def depends_on(self) -> Iterable[Any]:
+        return (self.extractor.content,)
+
     @cached_property
     def extractor(self) -> FeatureExtractor:
         """The feature extractor."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -113,8 +113,15 @@ class Metric(ABC):
 
     @property
     def measured(self) -> str:
-        """Name of the measurements; includes the network, if any. Metrics with equal names share measurements."""
+        """Name of what is measured, without names of files; metrics with equal names and content share measurements."""
         return self.column
+
+    def depends_on(self) -> Iterable[Any]:
+        """Everything of the user's that measurements depend on: options, and the content of files that they name.
+
+        Parts are those of :func:`orchestrator.content.digest`.
+        """
+        return [[f.name, getattr(self, f.name)] for f in fields(self) if f.name not in self.summary_options]  # type: ignore[arg-type]
 
     def check(self, dataset: Dataset) -> None:  # noqa: B027 (optional: many metrics need no check)
         """Check, before an evaluation starts, that weights and packages are present and the dataset suits the metric.

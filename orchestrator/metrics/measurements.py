@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from orchestrator import plugins
+from orchestrator.content import digest
 from orchestrator.errors import StoreError
 from orchestrator.metrics.base import Array, Metric
 from orchestrator.storage import Storage, digest_of
@@ -44,12 +45,10 @@ class MetricSpec:
         """The metric, built on first use."""
         return plugins.build("metrics", self.name, dict(self.options))
 
-    @property
+    @cached_property
     def identity(self) -> str:
-        """Digest of all options that the measurements depend on; equal for metrics that share measurements."""
-        summary_only = self.metric.summary_options
-        own = {key: value for key, value in self.options.items() if key not in summary_only}
-        return digest_of([FORMAT, self.metric.measured, own])
+        """Digest of all that the measurements depend on; equal for metrics that share measurements."""
+        return digest_of([FORMAT, self.metric.measured, digest(*self.metric.depends_on())])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MetricSpec, (self.name, dict(self.options))  # leaves out the metric, which may hold loaded networks
@@ -62,7 +61,7 @@ class Measured:
     Attributes:
         storage: Storage of the measurements.
         source: Digest of the solver, or the fixed name that stands for ground truth or for real samples.
-        of: Pairs digest, or digest of the dataset whose real samples were measured.
+        of: Pairs digest, or digest of the real samples that were measured.
         identity: :attr:`MetricSpec.identity`, or :data:`FINITE`.
         shards: Number of shards in a complete measurement.
         cut: Rows of the last shard if the samples end within it, else 0. Its file has another name, since the whole

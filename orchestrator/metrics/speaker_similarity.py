@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,11 @@ class SpeakerSimilarity(MeanMetric):
     @property
     def column(self) -> str:
         return f"speaker_similarity[{self._encoder().name}]"
+
+    measured = "speaker_similarity"
+
+    def depends_on(self) -> Iterable[Any]:
+        return self.encoder, self._encoder().content
 
     def _encoder(self) -> SpeakerEncoder:
         encoder: SpeakerEncoder = plugins.build("speaker_encoders", self.encoder, self.encoder_options)

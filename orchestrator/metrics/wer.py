@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,11 @@ class WER(RateMetric):
     @property
     def column(self) -> str:
         return f"wer[{self._listener().name}]"
+
+    measured = "wer"
+
+    def depends_on(self) -> Iterable[Any]:
+        return self.recogniser, self._listener().content
 
     def _listener(self) -> Recogniser:
         recogniser: Recogniser = plugins.build("recognisers", self.recogniser, self.recogniser_options)

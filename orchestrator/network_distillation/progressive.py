@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -39,10 +39,14 @@ class ProgressiveRecipe(Recipe):
 
     Attributes:
         dataset: Dataset plugin whose reference set is the real data.
+        real_content: sha256 of the real data.
         start_steps: DDIM steps of the first teacher, the model itself.
     """
 
+    places: ClassVar[tuple[str, ...]] = ("teacher", "dataset")
+
     dataset: str
+    real_content: str
     start_steps: int
 
 
@@ -122,7 +126,7 @@ def _run_stage(
 ) -> StudentResult:
     """Train a student of ``steps`` steps from ``teacher``, which has twice as many."""
     settings = recipe.settings
-    data = _RealData.load(recipe.dataset)
+    data = _RealData.load(recipe)
     student = Student(teacher)
     student.forwards, student.backwards = (before.forwards, before.backwards) if before else (0, 0)
     saved = store.load_checkpoint()
@@ -247,10 +251,18 @@ class _RealData:
     labels: Tensor
 
     @classmethod
-    def load(cls, dataset: str) -> _RealData:
-        reference: Any = plugins.build("datasets", dataset).reference()
+    def load(cls, recipe: ProgressiveRecipe) -> _RealData:
+        dataset = plugins.build("datasets", recipe.dataset)
+        reference: Any = dataset.reference()
         if reference is None:
-            raise ConfigError(f"dataset {dataset!r} has no samples to train on; choose one that has, e.g. digits")
+            raise ConfigError(
+                f"dataset {recipe.dataset!r} has no samples to train on; choose one that has, e.g. digits"
+            )
+        if dataset.real_content != recipe.real_content:
+            raise ConfigError(
+                f"dataset {recipe.dataset!r} holds other samples than the recipe of its student names; run the same "
+                f"command again to start from the current ones"
+            )
         return cls(torch.from_numpy(reference.samples), torch.from_numpy(reference.labels))
 
     def draw(self, halving: Halving, settings: Adam, iteration: int) -> Batch:

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors import safe_open
@@ -89,16 +89,18 @@ class Recipe:
         settings: Settings of Adam.
     """
 
+    places: ClassVar[tuple[str, ...]] = ("teacher",)
+    """Fields that only say where content is found, which other fields are digests of."""
+
     teacher: str
     teacher_digest: str
     settings: Adam
 
     @property
     def key(self) -> str:
-        """Name of the students' folder: a digest of the fields, without the teacher's name."""
+        """Name of the students' folder: a digest of the fields, without :attr:`places`."""
         content = asdict(self) | {"recipe": type(self).__name__, "format": STUDENT_FORMAT}
-        del content["teacher"]
-        return digest_of(content)
+        return digest_of({name: value for name, value in content.items() if name not in self.places})
 
     def load_teacher(self) -> ZooModel:
         """Load the zoo model and check that it is the one the recipe was written for.

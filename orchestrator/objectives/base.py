@@ -31,6 +31,11 @@ class Objective(ABC):
     def label(self) -> str:
         """Short name for tables and figures."""
 
+    @property
+    def content(self) -> str:
+        """sha256 of files that the loss depends on, such as weights; empty if there are none."""
+        return ""
+
     def check(self, family: LearnableFamily) -> None:  # noqa: B027 (optional: most objectives fit every family)
         """Check that the loss is defined for ``family``.
 

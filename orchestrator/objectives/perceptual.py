@@ -45,6 +45,10 @@ class PerceptualObjective(SolverObjective):
     def extractor(self) -> FeatureExtractor:
         return plugins.build("features", self.features, self.options)
 
+    @property
+    def content(self) -> str:
+        return self.extractor.content
+
     def per_sample(self, solver: NSSolver, field: VelocityField, pairs: PairSet) -> Tensor:
         samples = solver.sample(field, pairs.x0)
         return psnr_loss(self.extractor(samples), self.extractor(pairs.x1))

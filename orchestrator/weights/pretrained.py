@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from orchestrator.content import digest
 from orchestrator.errors import ConfigError
 from orchestrator.plugins import FOLDER_OR_NAME
 from orchestrator.weights.local import local_folder
@@ -38,6 +39,11 @@ class Pretrained:
             ConfigError: The files are not found; names the places searched and the remedy.
         """
         return local_folder(self.weights, self.ARCHITECTURE)
+
+    @property
+    def content(self) -> str:
+        """sha256 of its files."""
+        return digest(self.folder)
 
     def check(self) -> None:
         """Refuse missing weights or packages, and a network of another kind; nothing large is loaded.

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator import plugins
 from orchestrator.config.pair_plan import pair_specs
 from orchestrator.config.reading import load_config
 from orchestrator.evaluation.check import metric_specs
@@ -62,7 +63,9 @@ def keys_of(name: str, storage: Storage) -> dict[str, Any]:
 
 def real_key(storage: Storage) -> str:
     """Key of the reference of distances between distributions, which is measured once for all experiments."""
-    real = RealSamples(storage, MetricSpec("fid", {"features": "digits_cnn"}), {"name": "digits", "options": {}}, 100)
+    content = plugins.build("datasets", "digits").real_content
+    dataset = {"name": "digits", "options": {}}
+    real = RealSamples(storage, MetricSpec("fid", {"features": "digits_cnn"}), dataset, content, 100)
     return real.measured.key(0)
 
 

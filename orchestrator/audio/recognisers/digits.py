@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from orchestrator.audio.mel import MELS, RATE, FloatArray, audible, log_mel, resampled
 from orchestrator.audio.recognisers.base import Recogniser
+from orchestrator.content import digest
 from orchestrator.weights.shipped import load_shipped
 
 WEIGHTS = Path(__file__).parent.parent / "weights" / "digits_recogniser.safetensors"
@@ -71,6 +72,10 @@ def understood(waves: Sequence[FloatArray]) -> list[list[int]]:
 @dataclass(frozen=True)
 class Digits(Recogniser):
     """The project's own recogniser of spoken English digits only; its weights ship with the package."""
+
+    @property
+    def content(self) -> str:
+        return digest(WEIGHTS)
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from orchestrator.audio.mel import FloatArray, audible, resampled
 from orchestrator.audio.recognisers.base import Recogniser
+from orchestrator.content import digest
 from orchestrator.plugins import FOLDER_OR_NAME
 from orchestrator.weights.pretrained import Pretrained
 
@@ -37,6 +38,10 @@ class Whisper(Pretrained, Recogniser):
     def __post_init__(self) -> None:
         if self.normaliser not in ("english", "basic", "digits"):
             raise ValueError(f"normaliser must be english, basic or digits, got {self.normaliser!r}")
+
+    @property
+    def content(self) -> str:
+        return digest(self.folder, self.language, self.normaliser)
 
     @property
     def name(self) -> str:

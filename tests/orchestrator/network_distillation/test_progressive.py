@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from orchestrator import plugins
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.models.zoo import ZooModel
 from orchestrator.network_distillation.progressive import (
@@ -120,6 +121,7 @@ def _recipe(model: ZooModel, **changes: Any) -> ProgressiveRecipe:
         teacher="digits_fm_ot",
         teacher_digest=model.digest,
         dataset="digits",
+        real_content=plugins.build("datasets", "digits").real_content,
         start_steps=16,
         settings=Adam(**settings),
     )

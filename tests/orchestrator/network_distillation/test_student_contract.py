@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from orchestrator import plugins
 from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import ConfigError
 from orchestrator.models.zoo import ZooModel
@@ -20,6 +21,7 @@ from orchestrator.storage import Storage
 from solvers.distil.methods.adam import Adam
 
 Progress = Callable[[int], object]
+REAL = plugins.build("datasets", "digits").real_content
 
 
 class Baseline(NamedTuple):
@@ -53,7 +55,7 @@ def baseline(
     if request.param == "progressive":
         settings = Adam(learning_rate=1e-4, iterations=4, batch_size=8, training_pairs=1797)
         return Baseline(
-            ProgressiveRecipe(**shared, dataset="digits", start_steps=16, settings=settings),
+            ProgressiveRecipe(**shared, dataset="digits", real_content=REAL, start_steps=16, settings=settings),
             lambda recipe, progress: distil_progressively(recipe, 4, copied, progress),
             iterations=8,
             interrupt=7,
@@ -76,6 +78,16 @@ def baseline(
         interrupt=5,
         nfe=4,
     )
+
+
+def test_every_field_of_a_recipe_is_part_of_its_key_except_places(baseline: Baseline) -> None:
+    """A student is found again by the content of its teacher and data, wherever they lie."""
+    recipe = baseline.recipe
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        other = dataclasses.replace(value, seed=9) if isinstance(value, Adam) else value * 2
+        changed = dataclasses.replace(recipe, **{field.name: other}).key != recipe.key
+        assert changed == (field.name not in ("teacher", "dataset")), field.name
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(baseline: Baseline, copied: Storage) -> None:
