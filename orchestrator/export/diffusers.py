@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.export.base import Exporter, ExportError, check_artifact
-from orchestrator.models._diffusers_networks import DiT
-from orchestrator.models.diffusers import DTYPES, DiffusersModel, load_pipeline, pipeline_json
+from orchestrator.models._diffusers_files import pipeline_json, variants_in
+from orchestrator.models._diffusers_networks import NETWORKS, DiT
+from orchestrator.models.diffusers import DTYPES, DiffusersModel, load_pipeline
 from solvers.ns import InvalidThetaError
 from solvers.schedulers import DiscreteVP
 from solvers.theta import ThetaArtifact
@@ -135,12 +137,15 @@ class DiffusersScheduler(Exporter):
 
 
 def _pipeline_of(artifact: ThetaArtifact, folder: Path) -> Any:
-    """Load the pipeline in the dtype whose digest matches theta's model, or in float32 if none does."""
-    for dtype in DTYPES:
-        pipe = load_pipeline(str(folder), dtype)
+    """Load the pipeline with the weights and dtype whose digest matches theta's model, or in float32 if none does."""
+    network = NETWORKS.get(str(pipeline_json(str(folder)).get("_class_name")))
+    # For an unknown class, or without weights, load_pipeline raises the error.
+    variants = (network and variants_in(folder / network.component)) or [None]
+    for variant, dtype in itertools.product(variants, DTYPES):
+        pipe = load_pipeline(str(folder), dtype, variant)
         if DiffusersModel.of(pipe).digest == artifact.model_digest:
             return pipe
-    return load_pipeline(str(folder))
+    return load_pipeline(str(folder), variant=variants[0])
 
 
 EXPORTER = DiffusersScheduler

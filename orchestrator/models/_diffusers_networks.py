@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -55,11 +56,23 @@ class PipelineNetwork(ABC):
         self._check_network()
 
     def _shape(self, sample_size: int | None) -> tuple[int, ...]:
-        own = self.config.sample_size
-        height, width = (own, own) if isinstance(own, int) else tuple(own)
-        if sample_size is not None:
-            height = width = sample_size
+        self.check_size(self.config, sample_size)
+        size = self.config.sample_size if sample_size is None else sample_size
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
         return (self.config.in_channels, height, width)
+
+    @classmethod
+    def check_size(cls, config: Mapping[str, Any], sample_size: int | None) -> None:
+        """Refuse to guess the size of a sample that neither the network's configuration nor the option gives.
+
+        Raises:
+            ConfigError: Both are missing.
+        """
+        if sample_size is None and config.get("sample_size") is None:
+            raise ConfigError(
+                "the network's config.json has no sample_size; set the option sample_size to the height and width of a "
+                "sample at the network's input (in latents, for latent models)"
+            )
 
     def _check_network(self) -> None:  # noqa: B027 (optional)
         """Refuse networks of this class that need inputs which this call does not provide.
@@ -312,6 +325,10 @@ class Flux(_Text):
     def __init__(self, pipe: Any, sample_size: int | None = None):
         super().__init__(pipe, sample_size)
         self.guidance = "embedded" if self.config.guidance_embeds else "none"
+
+    @classmethod
+    def check_size(cls, config: Mapping[str, Any], sample_size: int | None) -> None:
+        """The pipeline has a default of its own."""
 
     def _shape(self, sample_size: int | None) -> tuple[int, ...]:
         side = self.pipe.default_sample_size if sample_size is None else sample_size

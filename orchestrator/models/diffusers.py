@@ -9,10 +9,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from orchestrator.content import digest, network_digest, own_code
 from orchestrator.errors import ConfigError
+from orchestrator.models._diffusers_files import chosen_variant, pipeline_json
 from orchestrator.models._diffusers_networks import NETWORKS, PipelineNetwork, _Text
 from orchestrator.models.base import CompiledNetwork, ModelAdapter, expand_time
 from orchestrator.plugins import FOLDER_OR_NAME
@@ -32,59 +32,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 FLOW_TIMESTEPS = 1000
 """Largest timestep of flow pipelines: timesteps run from 0 (data) to this (noise)."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SCHEDULER = "scheduler/scheduler_config.json"
 
 
-def pipeline_json(pipeline: str, file: str = "model_index.json") -> dict[str, Any]:
-    """Read a JSON file of a pipeline from its folder, or from the hub (the local cache first).
-
-    Args:
-        pipeline: A folder written by ``save_pretrained``, or a hub id ``owner/name``.
-        file: The file, relative to the folder.
-
-    Raises:
-        ConfigError: It is neither, the hub cannot be reached, or the file is damaged; the message gives the remedy.
-    """
-    folder = Path(pipeline)
-    if folder.is_dir():
-        if not (folder / file).is_file():
-            raise ConfigError(
-                f"{folder} holds no {file}, so it is not a pipeline; make one with pipe.save_pretrained(…)"
-            )
-        return _parsed(folder / file)
-    if not _HUB_ID.fullmatch(pipeline):
-        raise ConfigError(
-            f"no pipeline folder at {pipeline}, and it is not a hub id 'owner/name' either; give a folder written by "
-            f"pipe.save_pretrained(…)"
-        )
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return _parsed(Path(hf_hub_download(pipeline, file)))
-    # The remedy is the same for every cause (offline, unknown or gated repository, proxy).
-    except Exception as error:
-        raise ConfigError(
-            f"pipeline {pipeline!r} is not a folder here and could not be fetched from the hub "
-            f"({type(error).__name__}); check the name and the network, or run `hf download {pipeline} --local-dir "
-            f"FOLDER` on a machine that is online and give that folder"
-        ) from error
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}); download or save the pipeline again") from error
-    return index
-
-
-def load_pipeline(pipeline: str, dtype: str = "float32") -> Any:
-    """Load a pipeline and its weights to the CPU, from safetensors only.
+def load_pipeline(pipeline: str, dtype: str = "float32", variant: str | None = None) -> Any:
+    """Load a pipeline and its weights to the CPU, from safetensors or, without those, from tensor-only .bin files.
 
     Args:
         pipeline: A folder or a hub id.
         dtype: 'float32', 'bfloat16' or 'float16'.
+        variant: See the option of :class:`DiffusersModel`.
 
     Raises:
         ConfigError: The pipeline cannot be found or loaded, or its class has no adapter.
@@ -96,8 +53,10 @@ def load_pipeline(pipeline: str, dtype: str = "float32") -> Any:
     # The safety filter only replaces images by black ones; it does not affect the velocity.
     left_out: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
     overrides = left_out if "safety_checker" in index else {}
+    variant = chosen_variant(pipeline, NETWORKS[index["_class_name"]].component, variant)
     try:
-        pipe = DiffusionPipeline.from_pretrained(pipeline, torch_dtype=DTYPES[dtype], use_safetensors=True, **overrides)
+        # Both libraries open .bin files with weights_only=True, which runs no code from them.
+        pipe = DiffusionPipeline.from_pretrained(pipeline, torch_dtype=DTYPES[dtype], variant=variant, **overrides)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"pipeline {pipeline!r} cannot be loaded: {error}") from error
     pipe.set_progress_bar_config(disable=True)
@@ -183,6 +142,8 @@ class DiffusersModel(ModelAdapter):
         pipeline: A folder written by ``save_pretrained``, or a hub id ``owner/name``.
         dtype: Dtype of the networks: float32, bfloat16 or float16. It is part of the digest.
         sample_size: Height and width of a sample, in latents for latent models; the pipeline's default if left out.
+        variant: Variant of the weights' files, e.g. ``fp16``; needed only if there are several, or on the hub. It is
+            loaded in ``dtype``, and not part of the digest, which covers the weights themselves.
 
     Raises:
         ConfigError: The pipeline cannot be found or used; the message gives the remedy.
@@ -191,35 +152,42 @@ class DiffusersModel(ModelAdapter):
     pipeline: str = field(metadata=FOLDER_OR_NAME)
     dtype: str = "float32"
     sample_size: int | None = None
+    variant: str | None = None
     network: PipelineNetwork = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.check({"pipeline": self.pipeline, "dtype": self.dtype, "sample_size": self.sample_size})
-        self._bind(load_pipeline(self.pipeline, self.dtype), Path(self.pipeline).name)
+        self.check({f.name: getattr(self, f.name) for f in fields(self) if f.init})
+        self._bind(load_pipeline(self.pipeline, self.dtype, self.variant), Path(self.pipeline).name)
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:
-        known = {"pipeline", "dtype", "sample_size"}
+        known = {f.name for f in fields(cls) if f.init}
         pipeline, dtype, size = options.get("pipeline"), options.get("dtype", "float32"), options.get("sample_size")
+        variant = options.get("variant")
         if not isinstance(pipeline, str) or set(options) - known:
             raise ConfigError(
-                f"model adapter 'diffusers' takes the options 'pipeline' (a folder or a hub id), 'dtype' and "
-                f"'sample_size'; got {options}"
+                f"model adapter 'diffusers' takes the options 'pipeline' (a folder or a hub id), 'dtype', "
+                f"'sample_size' and 'variant'; got {options}"
             )
         if dtype not in DTYPES:
             raise ConfigError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise ConfigError(f"sample_size must be a positive integer, got {size!r}; leave it out for the default")
+        if variant is not None and not (isinstance(variant, str) and variant.isidentifier()):
+            raise ConfigError(f"variant must be a word such as fp16, got {variant!r}")
         index = pipeline_json(pipeline)
         _check_class(pipeline, index)
-        needed = ["diffusers", *(["transformers"] if NETWORKS[index["_class_name"]].encoders else [])]
+        network = NETWORKS[index["_class_name"]]
+        needed = ["diffusers", *(["transformers"] if network.encoders else [])]
         missing = [package for package in needed if importlib.util.find_spec(package) is None]
         if missing:
             raise ConfigError(f"{index['_class_name']} needs {missing[0]}; pip install 'bespoke-solvers[diffusers]'")
         _, scheduler = index.get("scheduler") or (None, None)
         if scheduler is None:
             raise ConfigError(f"pipeline {pipeline!r} has no scheduler; give it the one it was published with")
-        native_path(NETWORKS[index["_class_name"]], scheduler, pipeline_json(pipeline, _SCHEDULER))
+        native_path(network, scheduler, pipeline_json(pipeline, _SCHEDULER))
+        chosen_variant(pipeline, network.component, variant)
+        network.check_size(pipeline_json(pipeline, f"{network.component}/config.json"), size)
 
     @classmethod
     def check_conditioning(cls, options: dict[str, Any], dataset: Any) -> None:
@@ -237,7 +205,7 @@ class DiffusersModel(ModelAdapter):
         _check_class(type(pipe).__name__, {"_class_name": type(pipe).__name__})
         model = cls.__new__(cls)
         model.pipeline, model.sample_size = str(pipe.config.get("_name_or_path") or type(pipe).__name__), sample_size
-        model.dtype = str(pipe.dtype).removeprefix("torch.")
+        model.variant, model.dtype = None, str(pipe.dtype).removeprefix("torch.")
         model._bind(pipe, Path(model.pipeline).name)
         return model
 
