@@ -17,9 +17,10 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -51,6 +52,14 @@ NO_NAME = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.
 
 JSON_BYTES = 64 * 2**20
 """Size limit for JSON objects, above any that is written here; larger objects are rejected unread."""
+
+
+class StoredFile(NamedTuple):
+    """A file in a storage: its key, its bytes, and when it was written (None if unknown)."""
+
+    key: str
+    size: int
+    modified: datetime | None
 
 
 @dataclass(frozen=True)
@@ -257,6 +266,30 @@ class Storage:
     def _listed(self, folder: str) -> list[pafs.FileInfo]:
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
         return self._persistently(f"list {folder or 'the root'}", lambda: self.filesystem.get_file_info(selector))
+
+    def tree(self, folder: str) -> dict[str, list[StoredFile]]:
+        """All files below ``folder``, by the name of the file or folder directly under it that they belong to."""
+        base = self.path(folder)
+        selector = pafs.FileSelector(base, allow_not_found=True, recursive=True)
+        infos = self._persistently(f"list {folder}", lambda: self.filesystem.get_file_info(selector))
+        files: dict[str, list[StoredFile]] = {}
+        for info in sorted(infos, key=lambda info: info.path):
+            if info.type == pafs.FileType.File:
+                relative = posixpath.relpath(info.path, base)
+                file = StoredFile(f"{folder}/{relative}", info.size or 0, info.mtime)
+                files.setdefault(relative.partition("/")[0], []).append(file)
+        return files
+
+    def is_folder(self, key: str) -> bool:
+        return self._info(key).type == pafs.FileType.Directory
+
+    def delete_tree(self, key: str) -> None:
+        """Remove a file, or a folder with all that is in it."""
+        if not self.is_folder(key):
+            self.delete(key)
+            return
+        path = self.path(key)
+        self._persistently(f"delete {key}", lambda: self.filesystem.delete_dir(path))
 
     def delete_empty_folder(self, folder: str) -> None:
         """Remove a local folder if it is empty; object stores have no folders to remove."""

@@ -42,6 +42,7 @@ from orchestrator.pairs import PairSet, PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.requests import LocalPool, Request
 from orchestrator.progress import Note, bar, note
+from orchestrator.results.inventory import note_older, record_needs
 from orchestrator.results.store import Result, ResultStore, Row, rows
 from orchestrator.storage import Storage, digest_of
 from orchestrator.tracking.mlflow import DESCRIPTION, PARENT, ROLE, RunLog, open_experiment
@@ -49,7 +50,7 @@ from orchestrator.tracking.uri import resolve_tracking_uri
 from solvers.distil.methods.adam import Adam
 from solvers.families import GridSolver
 from solvers.theta import ThetaArtifact
-from sweeps.point import AnyPoint, LearnedPoint
+from sweeps.point import RESULT_FORMAT, AnyPoint, LearnedPoint
 from sweeps.points.execute import TrialContext, run_point
 from sweeps.space import fixed_points, learned_points
 from sweeps.student_jobs import Job, train
@@ -98,11 +99,16 @@ def run_comparison(
     with exclusive(storage, f"{folder}/.lock", wait=wait, announce=announce):
         work = _Work(config, storage)
         parent = work.open_tracking()
+        note_older(storage, RESULT_FORMAT, announce)
+        specs = [*work.specs.values(), *work.larger.values()]
+        needs = {f"pairs/{spec.digest}" for spec in specs} | {f"students/{job.recipe.key}" for job in work.jobs()}
+        needs |= {f"points/{point.key}" for point in fixed_points(work.experiment, work.specs)}
+        record_needs(storage, config.name, "distil-network", needs, add=True, announce=announce)
         try:
-            ensure_pairs(
-                storage, [*work.specs.values(), *work.larger.values()], work.pool, wait=wait, announce=announce
-            )
+            ensure_pairs(storage, specs, work.pool, wait=wait, announce=announce)
             results, points = work.distil_solvers()
+            needs |= {f"points/{key}" for key in points}
+            record_needs(storage, config.name, "distil-network", needs, add=False, announce=announce)
             students = train(work.jobs(), storage, config.workers, address)
             comparison_rows = work.rows(results, points, students)
             return work.publish(folder, parent, comparison_rows)

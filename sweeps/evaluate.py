@@ -212,6 +212,8 @@ class _Run:
             if scorers is not None:
                 stack.callback(scorers.close)
             evaluation = Evaluation(self.storage, self.session.pool, scorers, cases, self.metrics)
+            needed = [f"pairs/{spec.digest}" for spec in self.specs.values()]
+            self.session.record_needs([*needed, *evaluation.references()], add=False)
             evaluation.check_sizes()
             evaluation.measure()
         scores = evaluation.scores(self._ground_truth_nfe())

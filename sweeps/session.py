@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
@@ -26,9 +26,11 @@ from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.client import RayPool
 from orchestrator.pool.requests import PoolSettings, Request
 from orchestrator.progress import Note, note, stage
+from orchestrator.results.inventory import note_older, record_needs
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import RunLog, Tracker, open_experiment
 from orchestrator.tracking.uri import resolve_tracking_uri
+from sweeps.point import RESULT_FORMAT
 
 
 class Session:
@@ -65,7 +67,9 @@ class Session:
         self.folder = f"experiments/{config.name}"
         self.storage = Storage.at(config.storage)
         tracking_uri = self.tracking_uri if tracked else None
+        self.command = command
         check_outside(self.storage, tracking_uri, address)
+        note_older(self.storage, RESULT_FORMAT, announce)
         with ExitStack() as stack:
             if locked:
                 stack.enter_context(exclusive(self.storage, f"{self.folder}/.lock", wait=wait, announce=announce))
@@ -137,7 +141,18 @@ class Session:
 
     def make_pairs(self, specs: Collection[PairSpec]) -> None:
         """Make the missing ground-truth pairs of these sets."""
+        self.record_needs([f"pairs/{spec.digest}" for spec in specs])
         ensure_pairs(self.storage, list(specs), self.pool, wait=self.wait, announce=self.announce)
+
+    def record_needs(self, folders: Iterable[str], *, add: bool = True) -> None:
+        """Record what this command needs in the storage, before it is used, so that ``bespoke store prune`` keeps it.
+
+        Args:
+            folders: Keys of folders.
+            add: Whether what was recorded earlier is still needed.
+        """
+        name, announce = self.config.name, self.announce
+        record_needs(self.storage, name, self.command, folders, add=add, announce=announce)
 
     def open_tracking(self) -> tuple[Tracker, str]:
         """The MLflow tracker and the id of the experiment, both created if they did not exist.

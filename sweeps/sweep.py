@@ -145,6 +145,8 @@ class _Sweep:
         learned = learned_points(self.config, self.session.specs, best, self.session.facts.scheduler, self._no_start)
         results |= self._finish(learned, "distillation")
         points = by_key(fixed, learned)
+        pairs = [f"pairs/{spec.digest}" for spec in self.session.specs.values()]
+        self.session.record_needs([*pairs, *(f"points/{key}" for key in points)], add=False)
         ordered = [results[key] for key in points if key in results]
         table = rows(ordered)
         self._record_all(points, results)
@@ -169,6 +171,7 @@ class _Sweep:
         """Results of these points. Missing ones are computed with Tune."""
         points = list(by_key(points).values())
         stores = {point.key: ResultStore(self.storage, point.key) for point in points}
+        self.session.record_needs(store.folder for store in stores.values())
         pending = [point for point in points if not stores[point.key].is_complete()]
         if len(pending) < len(points):
             self.announce(f"{description}: {len(points) - len(pending)} of {len(points)} points are complete, reused")

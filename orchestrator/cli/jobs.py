@@ -46,6 +46,7 @@ def pairs(config: str, overrides: tuple[str, ...], place: Place) -> None:
 
     with Session(loaded, address=place.address, wait=place.wait, tracked=False, command="pairs") as session:
         session.make_pairs(session.specs.values())
+        session.record_needs([f"pairs/{spec.digest}" for spec in session.specs.values()], add=False)
         for (split, scale, seed), spec in session.specs.items():
             store = PairStore(session.storage, spec)
             records = store.records()

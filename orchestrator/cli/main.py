@@ -18,6 +18,7 @@ from orchestrator.cli.artifacts import export, reference, register
 from orchestrator.cli.inspection import cluster, compare, doctor, list_plugins, ui
 from orchestrator.cli.jobs import distil_network, evaluate, pairs, pretrain, sweep
 from orchestrator.cli.shared import INTERRUPTED, UNEXPECTED, USAGE
+from orchestrator.cli.store import store
 from orchestrator.errors import UserError, describe, describe_outside, may_pass
 from orchestrator.outside import unanswered
 
@@ -104,7 +105,7 @@ def main() -> None:
 
 for _command in (
     *(pairs, sweep, evaluate, reference, register, compare, pretrain, distil_network),
-    *(export, list_plugins, ui, doctor, cluster),
+    *(export, list_plugins, ui, store, doctor, cluster),
 ):
     for _inner in (_command, *(_command.commands.values() if isinstance(_command, click.Group) else ())):
         _debug_option(_inner)

@@ -260,6 +260,11 @@ class Evaluation:
                 )
         return self._real_samples[key]
 
+    def references(self) -> set[str]:
+        """Folders of the measurements of real samples that the metrics compare with."""
+        real = [self._real(spec, case.pairs) for case in self.cases for spec in self.metrics]
+        return {f"measurements/{samples.measured.of}" for samples in real if samples is not None}
+
     def _real_work(self) -> list[RealShard]:
         needed = [self._real(spec, case.pairs) for case in self.cases for spec in self.metrics]
         missing = [shard for real in needed if real is not None for shard in real.missing()]
