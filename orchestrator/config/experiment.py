@@ -79,6 +79,9 @@ class ExperimentConfig(Strict):
             dataset = self.conditioning.build("datasets")
             dataset.check()
             adapter.check_conditioning(self.model.options, dataset)
+        with in_section("guidance_scale"):
+            for scale in self.guidance_scale:
+                adapter.check_guidance(self.model.options, scale)
         if not self.fixed and not self.learned:
             raise ConfigError("the sweep is empty: list families under 'fixed', 'learned', or both")
         for name, values in self._lists().items():

@@ -105,6 +105,10 @@ class DescribedModel(ExternalModel):
     null_label: int | None = None
     decoder: Any = field(default=None, metadata=options_of("decoders"))
 
+    @classmethod
+    def check_guidance(cls, options: dict[str, Any], scale: float) -> None:
+        plugins.build("models", cls.plugin(), options).check_scale(scale)
+
     def __post_init__(self) -> None:
         if not isinstance(self.shape, list | tuple) or not self.shape or not all(_is_count(n) for n in self.shape):
             raise self.refused(f"shape must list the sizes of one sample, e.g. [3, 32, 32], got {self.shape!r}")

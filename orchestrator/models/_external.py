@@ -124,12 +124,16 @@ class ExternalModel(ModelAdapter):
         return output.to(x.dtype)
 
     def field(self, condition: Tensor, guidance_scale: float) -> PredictionField:
+        self.check_scale(guidance_scale)
+        return super().field(condition, guidance_scale)
+
+    def check_scale(self, guidance_scale: float) -> None:
+        """Refuse guidance without a label that means "dropped"."""
         if guidance_scale != 1 and self.null_label is None:
             raise self.refused(
                 f"guidance scale {guidance_scale:g} needs a label for the dropped condition, but {self.name} has none; "
                 f"set guidance_scale to 1, or set null_label if the network was trained with dropped labels"
             )
-        return super().field(condition, guidance_scale)
 
     def null_condition(self, condition: Tensor) -> Tensor:
         # Without a null label this is only called at guidance scale 1, where the result is not used.

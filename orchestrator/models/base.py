@@ -71,6 +71,18 @@ class ModelAdapter(ABC):
             ConfigError: The dataset does not fit; the message names it and a dataset that does.
         """
 
+    @classmethod  # noqa: B027 (optional: most models know how to drop a condition)
+    def check_guidance(cls, options: dict[str, Any], scale: float) -> None:
+        """Refuse a guidance scale that the model cannot be sampled with; called before any actor starts.
+
+        Args:
+            options: Options that :meth:`check` has accepted.
+            scale: The guidance scale.
+
+        Raises:
+            ConfigError: The model cannot drop its condition; the message names the remedy.
+        """
+
     @abstractmethod
     def to(self, device: str) -> ModelAdapter:
         """Move the network, in place."""

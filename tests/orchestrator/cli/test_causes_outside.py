@@ -123,6 +123,13 @@ CASES: dict[str, tuple[Prepare, str, str]] = {
         "sweep good.yaml learned.0.method={name:~adam,~options:~{lr:~1}}",
         "'adam' has no option 'lr'; its options are: none",
     ),
+    "guidance without a label for it": (
+        _write("net.py", b"from torch import nn\nclass Net(nn.Module):\n  def forward(self, x, t):\n    return x\n"),
+        "sweep good.yaml guidance_scale=[2] model={name:~torch_module,~options:~{factory:~'net:Net',~path:~.,"
+        "~shape:~[1,2,3],~prediction:~velocity,~native_scheduler:~cond_ot}}"
+        " conditioning={name:~labels,~options:~{classes:~1}}",
+        "guidance scale 2 needs a label for the dropped condition, but Net has none",
+    ),
     # ---- thetas
     "a folder as theta": (_folder("t"), "export t --to python x.py", "t"),
     "a truncated theta": (_write("t", b'{"format": "bespoke-th'), "export t --to python x.py", "it is not JSON"),
