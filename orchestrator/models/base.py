@@ -111,11 +111,11 @@ class ModelAdapter(ABC):
         return condition
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Decode samples (B, \*shape) to images or sound; without a decoder they are returned unchanged."""
+        """Decode samples (B, ...) to images or sound; without a decoder they are returned unchanged."""
         return samples
 
     def sound(self, samples: Tensor) -> Tensor:
-        """Convert samples (B, \*shape) to waves (B, N) at :attr:`rate`, channels averaged; for audio models only."""
+        """Convert samples (B, ...) to waves (B, N) at :attr:`rate`, channels averaged; for audio models only."""
         waves = self.decode(samples).float()
         return waves.mean(dim=1) if waves.ndim == 3 else waves
 
