@@ -41,7 +41,7 @@ from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.facts import ModelFacts
 from orchestrator.models.zoo import ZooModel
 from orchestrator.pairs import PairSpec, PairStore
-from orchestrator.pairs.ground_truth import largest_sample_rms
+from orchestrator.pairs.ground_truth import FIRST_STEP, SAFETY, largest_sample_rms
 from orchestrator.pool.client import RayPool
 from orchestrator.pool.requests import LocalPool, Pool, PoolSettings, Request
 from orchestrator.progress import bar
@@ -73,7 +73,12 @@ class BareLoop:
     def run(self) -> list[Tensor]:
         """x(1) of every batch, float64."""
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        options = {"norm": largest_sample_rms, "step_t": ends[1:]}
+        options = {
+            "norm": largest_sample_rms,
+            "step_t": ends[1:],
+            "first_step": torch.tensor(FIRST_STEP, dtype=torch.float64),
+            "safety": SAFETY,
+        }
         net = self.model.net
 
         def solved(x0: Tensor, label: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ from solvers.families.bns import BNS
 from solvers.families.euler import Euler
 from solvers.field import VelocityField
 from solvers.grids import UNIFORM, Grid
-from solvers.ns import NSSolver
 from solvers.schedulers import VP, CondOT, Cosine, DiscreteVP, Scheduler
 from solvers.to_ns import to_ns
 
@@ -329,13 +328,12 @@ def test_guarded_and_unguarded_traces_are_equal() -> None:
     assert torch.equal(first.flat(), second.flat())
 
 
-def test_different_solvers_have_different_forms() -> None:
-    """No two families share a theta on the same grid."""
+def test_different_families_have_different_forms() -> None:
+    """No two families share a theta on the same grid. Two sets of options of one family may, e.g. at few steps."""
     nfe, grid = 8, Grid("warped", p=1.6, q=1.2)
-    forms: dict[str, NSSolver] = {}
-    for candidate in fixed_families():
-        if affordable_nfe(candidate, nfe) == nfe:
-            forms[candidate.label] = GridSolver(candidate, nfe, grid).to_ns(Cosine())
+    candidates = [candidate for candidate in fixed_families() if affordable_nfe(candidate, nfe) == nfe]
+    forms = [(candidate, GridSolver(candidate, nfe, grid).to_ns(Cosine()).flat()) for candidate in candidates]
     assert len(forms) >= 2
-    for (first, first_theta), (second, second_theta) in itertools.combinations(forms.items(), 2):
-        assert not torch.allclose(first_theta.flat(), second_theta.flat()), f"{first} and {second}"
+    for (first, first_theta), (second, second_theta) in itertools.combinations(forms, 2):
+        if type(first) is not type(second):
+            assert not torch.allclose(first_theta, second_theta), f"{first.label} and {second.label}"

@@ -204,5 +204,5 @@ def test_weights_of_another_network_are_refused(wavlm: Path, whisper: Path, tmp_
 
 def test_an_unknown_normaliser_is_refused() -> None:
     """The message lists the known ones."""
-    with pytest.raises(ConfigError, match=r"normaliser must be english, basic or digits, got 'german'"):
+    with pytest.raises(ConfigError, match=r"normaliser must be one of english, basic, digits, got 'german'"):
         plugins.build("recognisers", "whisper", {"normaliser": "german"})

@@ -74,5 +74,6 @@ def test_the_distilled_solver_beats_the_pipelines_default(document_names: dict[s
 
 def test_the_documents_configuration_is_valid(document_names: dict[str, Any], document: str) -> None:
     """The configuration under 'At scale' is valid as printed, including the checks of the pipeline."""
-    content = yaml.safe_load(code_blocks(document, "yaml")[0])
-    assert document_names["config"].model.options == content["model"]["options"]
+    options = yaml.safe_load(code_blocks(document, "yaml")[0])["model"]["options"]
+    here = {"pipeline": str(document_names["folder"] / options["pipeline"])}
+    assert document_names["config"].model.options == options | here

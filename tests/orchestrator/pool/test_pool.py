@@ -279,13 +279,14 @@ def test_without_an_address_a_new_local_ray_is_started(monkeypatch: pytest.Monke
 def test_the_error_for_a_missing_cluster_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user has to correct --address."""
 
-    def nowhere(**arguments: Any) -> None:
+    def nowhere(address: str, temp_dir: str | None) -> str:
         raise ConnectionError("Could not find any running Ray instance")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", nowhere)
+    monkeypatch.setattr("orchestrator.cluster.connect.get_ray_address_from_environment", nowhere)
     with pytest.raises(
-        PoolError, match=r"no Ray cluster at 'auto': Could not find .*; start one with .* or leave out --a"
+        PoolError,
+        match=r"no Ray cluster at 'auto': no Ray runs on this machine, .*; start one with .* or leave out --a",
     ):
         connect("auto", cpus=2)
 
