@@ -10,22 +10,19 @@ faster and changes their results by rounding alone.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import torch
+from distillation_report import RESULTS, Mark, Run, ratios, write_report
 from torch import Tensor
 
 from orchestrator import plugins
@@ -68,10 +65,6 @@ from solvers.losses import per_sample_mse, psnr_db, psnr_loss
 
 STARTS = {"euler": Euler(), "midpoint": Midpoint(), "heun": Heun(), "ab2": AdamsBashforth(2), "ab3": AdamsBashforth(3)}
 METHODS = ("lm", "adam")
-PUBLISHED_RATE = 5e-4
-WITHIN_DB = 0.2
-"""Distance to the best Adam that counts as having reached it, dB."""
-RESULTS = Path(__file__).parent / "results"
 SCORING_BATCH = 512
 
 
@@ -112,40 +105,9 @@ class Task:
         return float(psnr_db(mse, self.model.data_range).mean())
 
 
-class Run(NamedTuple):
-    """One distillation; ``rate`` is Adam's learning rate, 0 for Levenberg-Marquardt."""
-
-    model: str
-    guidance: float
-    nfe: int
-    seed: int
-    method: str
-    rate: float = 0.0
-
-    @property
-    def label(self) -> str:
-        return f"adam {self.rate:g}" if self.method == "adam" else self.method
-
-
 LABELS: dict[str, Any] = {"name": "labels", "options": {"classes": 10}}
 CONDITIONING: dict[str, dict[str, Any]] = {"spoken_digits_fm_ot": {"name": "spoken_digits", "options": {}}}
 """Conditioning of the models that are not conditioned on one of ten labels."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Validation PSNR of a run, and its cost so far: network forwards and backwards on training pairs."""
-
-    iteration: int
-    psnr: float
-    forwards: int
-    backwards: int
-    seconds: float
-    """Without validation; for batched runs, an equal share of the batch."""
-
-    def cost(self, backward: float) -> float:
-        """Cost in forwards; a backward counts as ``backward`` forwards."""
-        return self.forwards + backward * self.backwards
 
 
 Steps = Generator[Requests, list[Any], DistillationState]
@@ -398,67 +360,6 @@ class Done:
         self.storage.write(self._key(run), json.dumps([dataclasses.asdict(mark) for mark in marks]).encode())
 
 
-def table(rows: Sequence[Sequence[str]], heading: Sequence[str]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [heading, ["---"] * len(heading), *rows])
-
-
-def best_of(marks: Sequence[Mark]) -> Mark:
-    return max(marks, key=lambda mark: mark.psnr)
-
-
-def share(lm_marks: Sequence[Mark], target: float, cost: float, backward: float) -> str:
-    """The cost of Levenberg-Marquardt to reach ``target`` dB, as a share of ``cost``."""
-    mark = next((mark for mark in lm_marks if mark.psnr >= target), None)
-    return f"1/{cost / max(1, mark.cost(backward)):.0f}" if mark else "not reached"
-
-
-def ratios(runs: dict[Run, list[Mark]], backward: float) -> str:
-    """A table of Levenberg-Marquardt against Algorithm 2 as published and against the best learning rate."""
-    rows = []
-    for run, marks in runs.items():
-        adams = {other.rate: curve for other, curve in runs.items() if other[:4] == run[:4] and other.method == "adam"}
-        if run.method != "lm" or not adams:
-            continue
-        rate, tuned = max(adams.items(), key=lambda item: best_of(item[1]).psnr)
-        aim = best_of(tuned).psnr
-        row = [run.model, f"{run.guidance:g}", str(run.nfe), str(run.seed), f"{best_of(marks).psnr:.2f}"]
-        published = adams.get(PUBLISHED_RATE)
-        if published is None:
-            row += ["not run", ""]
-        else:
-            cost = published[-1].cost(backward)
-            row += [f"{best_of(published).psnr:.2f}", share(marks, best_of(published).psnr, cost, backward)]
-        row += [f"{aim:.2f} ({rate:g})", share(marks, aim - WITHIN_DB, tuned[-1].cost(backward), backward)]
-        rows.append([*row, f"{best_of(marks).psnr - aim:+.2f}"])
-    heading = ["model", "guidance", "NFE", "seed", "LM (dB)", "published (dB)", "LM's cost to reach it"]
-    return table(
-        rows, [*heading, "best Adam (dB, rate)", f"LM's cost to {WITHIN_DB:g} dB below", "LM - best Adam (dB)"]
-    )
-
-
-def summary(runs: dict[Run, list[Mark]]) -> str:
-    """A table of each run's best mark, its cost up to there, and its total cost."""
-    rows = []
-    for run, marks in runs.items():
-        best, last = best_of(marks), marks[-1]
-        row = [run.model, f"{run.guidance:g}", str(run.nfe), str(run.seed), run.label, f"{marks[0].psnr:.2f}"]
-        row += [f"{best.psnr:.2f}", str(best.iteration), f"{best.forwards:,}"]
-        rows.append([*row, str(last.iteration), f"{last.forwards:,}", f"{last.backwards:,}", f"{last.seconds:.1f}"])
-    heading = ["model", "guidance", "NFE", "seed", "method", "start (dB)", "best (dB)", "at iteration", "at forwards"]
-    return table(rows, [*heading, "iterations", "forwards", "backwards", "seconds"])
-
-
-def curves(runs: dict[Run, list[Mark]]) -> str:
-    """Validations of every run: all if it is short, otherwise about 16, evenly spaced, with the best and the last."""
-    parts = []
-    for run, marks in runs.items():
-        step = max(1, len(marks) // 16)
-        selected = [mark for i, mark in enumerate(marks) if i % step == 0 or mark in (best_of(marks), marks[-1])]
-        text = ", ".join(f"{mark.iteration}: {mark.psnr:.2f}" for mark in selected)
-        parts.append(f"- {run.model}, w={run.guidance:g}, NFE {run.nfe}, seed {run.seed}, {run.label}: {text}")
-    return "\n".join(parts)
-
-
 def split(kind: Callable[[str], object]) -> Callable[..., list[object]]:
     """A click callback for comma-separated values."""
 
@@ -536,26 +437,7 @@ def main(
                     done.save(run, marks)
                 runs |= {run: marks for run, marks in marks_by_run.items() if marks}
     click.echo(ratios(runs, backward))
-    write_report(runs, backward, options, name)
-
-
-def write_report(runs: dict[Run, list[Mark]], backward: float, options: Options, name: str) -> None:
-    today = datetime.date.today().isoformat()
-    settings = ", ".join(f"{key} {value}" for key, value in vars(options).items())
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{today}-{name}.md"
-    path.write_text(
-        f"# Distillation without a backward pass, against Adam\n\n"
-        f"{today} · {os.cpu_count()} CPU cores ({platform.machine()}), one thread · torch {torch.__version__} · made "
-        f"by `python benchmarks/bench_distillation.py` with\n{settings}.\n\n"
-        f"Forwards and backwards are passes of the network over one sample, spent on training pairs; making the pairs "
-        f"and\nvalidating are neither counted nor in the seconds. A backward is charged as {backward:.2f} forwards, "
-        f"as measured on the first model\nand this batch. The cost of Adam is that of its whole run, "
-        f"{options.adam_iterations:,} iterations; `published` is Algorithm 2 at {PUBLISHED_RATE:g}. PSNRs are of\n"
-        f"the best validated iterate.\n\n"
-        f"{ratios(runs, backward)}\n\n## All runs\n\n{summary(runs)}\n\n## Curves\n\n"
-        f"Iteration and validation PSNR (dB).\n\n{curves(runs)}\n"
-    )
+    path = write_report(runs, backward, vars(options), name)
     click.echo(f"wrote {path.relative_to(RESULTS.parent.parent)}")
 
 
