@@ -85,7 +85,7 @@ class Point(ABC):
     def identity(self) -> dict[str, Any]:
         """What decides the result: the content without names for display."""
         content = self.to_dict()
-        del content["label"]
+        del content["label"], content["objective_options"]  # objective_content covers them
         if content["start"] is not None:
             content["start"] = {key: value for key, value in content["start"].items() if key != "label"}
         return content
@@ -154,6 +154,8 @@ class LearnedPoint(Point):
     Attributes:
         run: The run: family, training pairs, method settings, objective.
         start: Solver from which the family starts.
+        objective_content: Digest of the objective's options and weights (:attr:`Objective.content`); the options only
+            say where they lie.
         precision: Precision of the network during distillation.
         compile: Whether the network is compiled for distillation, which rounds differently.
         data_parallel: Whether every batch is split over all hosts.
@@ -164,6 +166,7 @@ class LearnedPoint(Point):
 
     run: LearnedRun
     start: SolverChoice
+    objective_content: str
     precision: str = "float32"
     compile: bool = False
     data_parallel: bool = False
@@ -208,6 +211,7 @@ _LEARNED_DEFAULTS: dict[str, Any] = {
     "settings": None,
     "objective": "psnr",
     "objective_options": {},
+    "objective_content": "",
     "precision": "float32",
     "compile": False,
     "data_parallel": False,

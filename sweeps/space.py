@@ -92,7 +92,7 @@ def learned_points(
     """
     points = []
     for learned in config.learned:
-        family = learned.build()
+        family, objective_content = learned.build(), learned.build_objective().content
         axes = (config.guidance_scale, config.nfe, config.seeds, learned.sigma0, learned.start)
         for scale, nfe, seed, sigma0, start in itertools.product(*axes):
             choice = _start(start, family, best, nfe, scale, sigma0, scheduler)
@@ -111,6 +111,7 @@ def learned_points(
                         objective_options=learned.objective.options,
                     ),
                     start=choice,
+                    objective_content=objective_content,
                     label=learned.label,
                     nfe=nfe,
                     guidance_scale=scale,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from torch import Tensor
 
+from orchestrator.content import digest
 from orchestrator.pairs import PairSet
 from solvers.families import LearnableFamily
 from solvers.field import VelocityField
@@ -33,8 +34,8 @@ class Objective(ABC):
 
     @property
     def content(self) -> str:
-        """sha256 of files that the loss depends on, such as weights; empty if there are none."""
-        return ""
+        """sha256 of everything of the user's that the loss depends on: options, and the content of weights."""
+        return digest({f.name: getattr(self, f.name) for f in fields(self)})
 
     def check(self, family: LearnableFamily) -> None:  # noqa: B027 (optional: most objectives fit every family)
         """Check that the loss is defined for ``family``.

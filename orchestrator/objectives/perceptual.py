@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from orchestrator import plugins
+from orchestrator.content import digest
 from orchestrator.features.base import FeatureExtractor
 from orchestrator.objectives.base import SolverObjective
 from orchestrator.pairs import PairSet
@@ -47,7 +48,7 @@ class PerceptualObjective(SolverObjective):
 
     @property
     def content(self) -> str:
-        return self.extractor.content
+        return digest(self.features, self.extractor.content)
 
     def per_sample(self, solver: NSSolver, field: VelocityField, pairs: PairSet) -> Tensor:
         samples = solver.sample(field, pairs.x0)

@@ -42,7 +42,7 @@ COMMON: dict[str, Any] = {
     "metrics": ("psnr", "rmse"),
 }
 
-LEARNED = LearnedPoint(run=RUN, start=START, validate_every=100, label="BNS", **COMMON)
+LEARNED = LearnedPoint(run=RUN, start=START, objective_content="o", validate_every=100, label="BNS", **COMMON)
 
 FIXED = FixedPoint(
     family="euler",
@@ -78,6 +78,7 @@ OTHER: dict[str, Any] = {
     "method": Adam(learning_rate=1e-3),
     "objective": "rmse",
     "objective_options": {"x": 1},
+    "objective_content": "p",
     "precision": "bfloat16",
     "compile": True,
     "data_parallel": True,
@@ -135,8 +136,9 @@ def test_every_setting_of_gits_is_part_of_the_key(field: str, experiment: dict[s
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(LearnedRun)])
 def test_learned_points_whose_runs_differ_in_any_field_have_different_keys(field: str) -> None:
-    """The run is part of the point's content, under its own field names."""
-    assert _with_run(LEARNED, **{field: OTHER[field]}).key != LEARNED.key
+    """The run is part of the point's content. Options of the objective count by its content, wherever files lie."""
+    other = _with_run(LEARNED, **{field: OTHER[field]})
+    assert (other.key == LEARNED.key) == (field == "objective_options")
 
 
 SETTINGS = [(method, field.name) for _, method in plugins.every("methods") for field in dataclasses.fields(method)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.hosts.host import Host
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.models.base import CompiledNetwork
-from orchestrator.models.diffusers import DiffusersModel
+from orchestrator.models.diffusers import NOT_MEASURED, DiffusersModel
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.ground_truth import solve
 from orchestrator.storage import Storage
@@ -232,6 +233,37 @@ def test_the_digest_depends_on_the_velocity_and_not_on_the_sampler() -> None:
     assert DiffusersModel.of(pipe).digest == digest
     others = [tiny.ddpm(beta_end=0.019), tiny.ddpm("v_prediction"), tiny.ddpm().to(torch.bfloat16)]
     assert digest not in [DiffusersModel.of(other).digest for other in others]
+
+
+CHANGED_PARTS: dict[str, Callable[[Any], object]] = {
+    "unet": lambda pipe: pipe.unet.conv_out.bias.data.add_(1),
+    "text_encoder": lambda pipe: next(pipe.text_encoder.parameters()).data.add_(1),
+    "vae": lambda pipe: pipe.vae.decoder.conv_out.bias.data.add_(1),
+    "the VAE's scale": lambda pipe: pipe.vae.register_to_config(scaling_factor=0.5),
+    "tokenizer": lambda pipe: setattr(pipe.tokenizer, "model_max_length", 19),
+    "the tokenizer's words": lambda pipe: pipe.tokenizer.add_tokens(["fox"]),
+}
+
+
+def test_every_component_of_a_pipeline_is_changed_here() -> None:
+    """A component that takes part in what is measured is part of the digest."""
+    assert {*CHANGED_PARTS} | {*NOT_MEASURED} >= {*tiny.stable_diffusion().components}
+
+
+@pytest.mark.parametrize("part", CHANGED_PARTS)
+def test_a_change_of_any_part_of_a_pipeline_changes_the_digest(part: str) -> None:
+    """The decoder as well: metrics look at decoded samples."""
+    pipe = tiny.stable_diffusion()
+    CHANGED_PARTS[part](pipe)
+    assert DiffusersModel.of(pipe).digest != DiffusersModel.of(tiny.stable_diffusion()).digest
+
+
+def test_the_digest_is_the_same_after_texts_were_encoded() -> None:
+    """Encoding sets the tokenizer's padding and truncation."""
+    pipe = tiny.stable_diffusion()
+    before = DiffusersModel.of(pipe)
+    before.network.encode(list(tiny.PROMPTS))
+    assert DiffusersModel.of(pipe).digest == before.digest
 
 
 def test_a_pipeline_runs_in_the_requested_dtype(saved_pipeline: Path) -> None:
