@@ -15,7 +15,7 @@ from orchestrator.errors import ConfigError
 NO_PATHS = {
     "audio_folder": {"manifest", "path", "transcript", "speaker", "sha256"},  # in the folder; columns of the manifest
     "custom": {"alpha_function", "sigma_function"},
-    "diffusers": {"dtype"},
+    "diffusers": {"dtype", "variant"},
     "edm": {"factory"},
     "image_parquet": {"image_column", "label_column", "text_column"},
     "ld3": {"inner", "inner_options"},
