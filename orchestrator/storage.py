@@ -96,7 +96,18 @@ class Storage:
         if not URI.match(self.root):
             return pafs.LocalFileSystem(), self.root
         filesystem, base = pafs.FileSystem.from_uri(self.root)
+        if filesystem.type_name in ("s3", "gcs") and not base:
+            raise ValueError("it names no bucket")
         return filesystem, base
+
+    def check_exists(self) -> None:
+        """Check that a folder on this machine exists. A bucket's prefix needs no object to exist.
+
+        Raises:
+            StoreError: It does not, so its path is probably mistyped.
+        """
+        if self.is_local and not os.path.isdir(self._located[1]):
+            raise StoreError(f"there is no storage at {self.shown}; check the path")
 
     @property
     def filesystem(self) -> pafs.FileSystem:

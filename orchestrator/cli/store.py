@@ -44,6 +44,7 @@ def list_(storage: str) -> None:
     from sweeps.point import RESULT_FORMAT
 
     place = Storage.at(storage)
+    place.check_exists()
     entries = inventory(place, RESULT_FORMAT)
     groups: dict[tuple[str, ...], list[Entry]] = {}
     for entry in entries:
@@ -80,6 +81,7 @@ def prune(storage: str, unused: bool, older_format: bool, forget: tuple[str, ...
     if not (unused or older_format):
         raise UserError("nothing to delete: give --unused, --older-format, or both")
     place = Storage.at(storage)
+    place.check_exists()
     for name in forget:
         if not inventory.forget(place, name, announce=note):
             raise UserError(f"no experiment {name!r} has a record under {place.shown}; see `bespoke store list`")

@@ -155,6 +155,15 @@ def test_the_error_for_an_unknown_scheme_names_the_supported_ones(root: str) -> 
         Storage.at(root)
 
 
+@pytest.mark.parametrize("root", ["s3://", "gs://"])
+def test_a_uri_without_a_bucket_is_refused(root: str) -> None:
+    """Otherwise the first folder under the root would be taken for the bucket."""
+    with pytest.raises(
+        ConfigError, match=rf"storage root '{root}' cannot be used: it names no bucket; give a path, s3:"
+    ):
+        Storage.at(root)
+
+
 def test_objects_are_put_whole_on_an_object_store(object_store: Storage) -> None:
     """Without rename, an object is put once under its final name, and no temporary name is visible."""
     object_store.write("a/b/object", b"first")

@@ -155,6 +155,9 @@ CASES: dict[str, tuple[Prepare, str, str]] = {
     "a file as storage of pairs": (_nothing, "pairs good.yaml --storage theta.json", "theta.json"),
     "a storage where nothing can be written": (_nothing, "pairs good.yaml --storage /proc/x", "/proc/x"),
     "an unknown scheme of a storage": (_nothing, "pairs good.yaml --storage ftp://host/x", "ftp"),
+    "no storage to list": (_nothing, "store list --storage stroe", "no storage at"),
+    "no storage to prune": (_nothing, "store prune --unused --storage stroe", "no storage at"),
+    "a URI without a bucket": (_nothing, "sweep good.yaml --storage s3://", "names no bucket"),
     "no MLflow store": (_nothing, "compare x --storage store", "no MLflow store at"),
     "no MLflow store for the UI": (_nothing, "ui --storage store", "no MLflow store at"),
     "a text as MLflow store": (
