@@ -52,7 +52,7 @@ from solvers.families import GridSolver
 from solvers.theta import ThetaArtifact
 from sweeps.point import RESULT_FORMAT, AnyPoint, LearnedPoint
 from sweeps.points.execute import TrialContext, run_point
-from sweeps.space import fixed_points, learned_points
+from sweeps.space import check_pairs, fixed_points, learned_points
 from sweeps.student_jobs import Job, train
 from sweeps.sweep import best_choices, by_key
 
@@ -127,6 +127,7 @@ class _Work:
         self.pool = LocalPool(Host(HostSettings(adapter=config.model.name, options=options, storage=storage.root)))
         self.model = ZooModel(**options)
         self.facts: ModelFacts = self.pool.call(Request.of(HostProtocol.facts))
+        check_pairs(self.experiment, self.facts.shape)
         self.specs = pair_specs(self.experiment, self.facts)
         train = PairKey("train", 1.0, config.seed)
         self.train = self.specs[train]
