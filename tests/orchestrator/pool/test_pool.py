@@ -19,7 +19,7 @@ from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from orchestrator.cluster.connect import check_fits, connect
 from orchestrator.config.pair_plan import PairKey
-from orchestrator.errors import PoolError, StoreError, UserError
+from orchestrator.errors import CodeError, PoolError, StoreError, UserError
 from orchestrator.hosts.host import Host
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.runs import LearnedRun
@@ -256,8 +256,9 @@ def test_a_deterministic_error_is_reported_without_retries(hosts: RayPool, scori
     broken = Request.of(HostProtocol.sample, theta=np.zeros(5), pairs=scoring[0].arguments["pairs"], indices=[0])
     outcomes = {outcome.index: outcome for outcome in hosts.map([broken, scoring[0]])}
     assert outcomes[1].error is None
-    assert isinstance(outcomes[0].error, PoolError)
-    assert re.search(r"sample\(pairs=\w+\) failed: InvalidThetaError: a theta cannot have 5", str(outcomes[0].error))
+    assert isinstance(outcomes[0].error, CodeError)
+    message = r"sample\(pairs=[\w-]+\) failed: .*ns\.py, line \d+, .*: InvalidThetaError: a theta cannot have 5 numbers"
+    assert re.match(message, str(outcomes[0].error))
 
 
 @pytest.mark.cluster
