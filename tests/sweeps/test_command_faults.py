@@ -34,7 +34,8 @@ def _processes(command: subprocess.Popen[str], name: str) -> list[psutil.Process
     with suppress(psutil.NoSuchProcess):
         for process in psutil.Process(command.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                if process.cmdline() and process.cmdline()[0].startswith(name):
+                title = "".join(process.cmdline()[:1])  # empty if the process is just ending
+                if title.startswith(name):
                     matching.append(process)
     return sorted(matching, key=lambda process: process.pid)
 
