@@ -24,11 +24,11 @@ def ask(questions: Mapping[str, Callable[[], object]], seconds: float = ANSWER_S
     """Ask all at the same time, and return when all have answered.
 
     Args:
-        questions: A function that asks and raises if the answer is a refusal, by the name of who is asked.
+        questions: Name of each service, and a function that contacts it and raises if it cannot be used.
         seconds: Deadline for all of them together.
 
     Raises:
-        UserError: Somebody did not answer in time; names who.
+        UserError: One of them did not answer in time; the message names it.
         Exception: The first refusal, in the order of the questions.
     """
     refusals: dict[str, Exception] = {}

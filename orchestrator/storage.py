@@ -104,10 +104,10 @@ class Storage:
         """Check that a folder on this machine exists. A bucket's prefix needs no object to exist.
 
         Raises:
-            StoreError: It does not, so its path is probably mistyped.
+            StoreError: The folder does not exist; its path is probably mistyped.
         """
         if self.is_local and not os.path.isdir(self._located[1]):
-            raise StoreError(f"there is no storage at {self.shown}; check the path")
+            raise StoreError(f"no storage at {self.shown}: the folder does not exist; check the path")
 
     @property
     def filesystem(self) -> pafs.FileSystem:

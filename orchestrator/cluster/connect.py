@@ -95,7 +95,7 @@ def find_cluster(address: str) -> tuple[str, str]:
         The address as Ray takes it, and as it is shown to the user: with its origin if it was looked up.
 
     Raises:
-        PoolError: There is no cluster; names the address, its origin, and the remedy.
+        PoolError: No live cluster at the address; the message names the address, its origin and the remedy.
     """
     resolved, described = address, repr(address)
     if address == "auto":

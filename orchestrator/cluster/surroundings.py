@@ -58,7 +58,7 @@ def ray_folder() -> str | None:
     a job's own TMPDIR on a cluster may not satisfy; then a short folder of the system is taken.
 
     Raises:
-        PoolError: There is no such folder.
+        PoolError: No folder is short enough and writable.
     """
     chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT_FOLDERS[0]
     if _fits(chosen):

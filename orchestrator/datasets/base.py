@@ -100,7 +100,7 @@ class Dataset(ABC):
         """Everything that real samples depend on, as in :meth:`conditioned_on`. Override it with :meth:`real_samples`.
 
         Raises:
-            ValueError: There are no real samples.
+            ValueError: The dataset has no real samples.
         """
         reference = self.reference()
         if reference is None:

@@ -94,7 +94,7 @@ def run_point(point: AnyPoint, context: TrialContext, pool: Pool, storage: Stora
 
 
 def stored_result(store: ResultStore, point: AnyPoint) -> Result:
-    """The stored result of a point, with the names that this point has: they are no part of its key."""
+    """The stored result of a point under the point's current display names, which are not part of its key."""
     result = store.load()
     shown = _shown(point)
     if isinstance(point, LearnedPoint):
