@@ -36,9 +36,11 @@ class Points:
         torch.set_num_threads(1)
         self.context, self.wait_for_tune = context, wait_for_tune
         self.running: dict[str, _Running] = {}
+        self.waiting = 0
+        self.closing = False
 
     async def follow(self, point: dict[str, Any], after: float) -> tuple[list[dict[str, float]], bool]:
-        """Wait for wait_for_validations of a point, which is started unless it is running.
+        """Wait for validations of a point, which is started unless it is running.
 
         Args:
             point: The point as a dictionary.
@@ -50,17 +52,36 @@ class Points:
         Raises:
             Exception: The error of the point. A further call resumes it from its stored state.
         """
+        if self.closing:
+            return [], True
         requested = point_from_dict(point)
         running = self.running.get(requested.key)
         if running is None:
             running = self.running[requested.key] = _Running(requested, self.context, self.wait_for_tune)
-        validations, ended = await running.wait_for_validations(after)
+        self.waiting += 1
+        try:
+            validations, ended = await running.wait_for_validations(after)
+        finally:
+            self.waiting -= 1
+        if self.closing:
+            return [], True
         if ended:
             if self.running.get(requested.key) is running:
                 del self.running[requested.key]
             if running.error is not None:
                 raise running.error
         return validations, ended
+
+    async def close(self) -> None:
+        """Answer all waiting calls of :meth:`follow`, and any later one, as if their points had ended.
+
+        A call that is still waiting when its actor is killed would be reported by Ray as a failed task.
+        """
+        self.closing = True
+        for running in self.running.values():
+            running.notify()
+        while self.waiting:
+            await asyncio.sleep(0.01)
 
 
 class _Running:
@@ -78,8 +99,7 @@ class _Running:
         threading.Thread(target=self._run, name=point.key, daemon=True).start()
 
     async def wait_for_validations(self, after: float) -> tuple[list[dict[str, float]], bool]:
-        """Validations after this iteration, and whether the point has ended. Waits up to
-        ANSWER_SECONDS for one."""
+        """Validations after this iteration, and whether the point has ended; waits up to ANSWER_SECONDS for one."""
         with self.acknowledgement:
             self.acknowledged = max(self.acknowledged, after)
             self.acknowledgement.notify_all()
@@ -95,7 +115,8 @@ class _Running:
     def _after(self, iteration: float) -> list[dict[str, float]]:
         return [values for values in self.validations if values["iteration"] > iteration]
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
+        """Wake every waiting call. Called in the event loop."""
         for event in self.waiters:
             event.set()
 
@@ -107,11 +128,11 @@ class _Running:
         except Exception as error:
             self.error = error
         self.ended = True
-        self.loop.call_soon_threadsafe(self._notify)
+        self.loop.call_soon_threadsafe(self.notify)
 
     def _report(self, values: dict[str, float]) -> None:
         self.validations.append(values)
-        self.loop.call_soon_threadsafe(self._notify)
+        self.loop.call_soon_threadsafe(self.notify)
         if self.wait_for_tune:
             self._wait_for_acknowledgement(values["iteration"])
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 TRIALS = 16
 """Concurrent trials per runner. Their Python code takes a few ms per validation, in threads of one process."""
 
+CLOSING_SECONDS = 3.0
+"""Time that runners get to answer their waiting trials before they are killed."""
+
 
 class PointRunner:
     """:class:`~sweeps.points.concurrent.Points` as an asyncio actor."""
@@ -30,6 +33,10 @@ class PointRunner:
     async def follow(self, point: dict[str, Any], after: float) -> tuple[list[dict[str, float]], bool]:
         """See :meth:`sweeps.points.concurrent.Points.follow`."""
         return await self.points.follow(point, after)
+
+    async def close(self) -> None:
+        """See :meth:`sweeps.points.concurrent.Points.close`."""
+        await self.points.close()
 
 
 def start_runners(count: int, context: TrialContext, *, wait_for_tune: bool) -> list[Any]:
@@ -49,6 +56,8 @@ def start_runners(count: int, context: TrialContext, *, wait_for_tune: bool) -> 
 
 def end_runners(runners: Sequence[Any]) -> None:
     """Stop the runners and the points they are computing, whose state is stored."""
+    with suppress(Exception):
+        ray.get([runner.close.remote() for runner in runners], timeout=CLOSING_SECONDS)
     for runner in runners:
         with suppress(Exception):  # if the cluster is gone, so are they
             ray.kill(runner)

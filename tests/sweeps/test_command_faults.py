@@ -244,7 +244,7 @@ def test_ctrl_c_ends_a_sweep_and_the_same_command_resumes(undisturbed: Place, tm
             time.sleep(0.5)
         output = process.communicate(timeout=60)[0]
         assert process.returncode == 130, output
-        assert output.rstrip().endswith("interrupted; run the same command again to resume"), output
+        assert "interrupted; run the same command again to resume" in output.splitlines(), output
         assert "Traceback" not in output, output
         psutil.wait_procs(children, timeout=30)
         assert not [child for child in children if child.is_running()], "processes are left in the background"

@@ -95,7 +95,7 @@ def test_a_restarted_trial_follows_its_point_from_the_first_validation(
 def test_in_lockstep_a_point_waits_for_the_decision_of_tune(
     started: Callable[..., Points], point: dict[str, Any]
 ) -> None:
-    """A request for wait_for_validations after an iteration means that Tune has let the trial continue from there."""
+    """A request for validations after an iteration means that Tune has let the trial continue from there."""
     done: list[int] = []
 
     def work(report: Callable[[float], None]) -> None:
@@ -120,7 +120,7 @@ def test_in_lockstep_a_point_waits_for_the_decision_of_tune(
 def test_in_lockstep_a_point_that_tune_has_stopped_ends(
     started: Callable[..., Points], point: dict[str, Any], storage: Storage
 ) -> None:
-    """Its trial no longer asks for wait_for_validations: the mark in the point's result store releases it."""
+    """Its trial no longer asks for validations: the mark in the point's result store releases it."""
     ended = threading.Event()
 
     def work(report: Callable[[float], None]) -> None:
@@ -184,3 +184,29 @@ def test_the_process_of_a_trial_imports_neither_torch_nor_mlflow() -> None:
         "print(sorted({'torch', 'mlflow', 'orchestrator'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_runner_that_closes_answers_every_waiting_trial(
+    started: Callable[..., Points], point: dict[str, Any]
+) -> None:
+    """Nobody waits for a reply any more when its actor is killed, which Ray would report as a failure."""
+    gate = threading.Event()
+
+    def work(report: Callable[[float], None]) -> None:
+        report(0)
+        gate.wait(20)
+
+    async def scenario() -> None:
+        runner = started(work)
+        await runner.follow(point, -1)
+        waiting = asyncio.create_task(runner.follow(point, 0))
+        await asyncio.sleep(0.05)
+        await runner.close()
+        assert await waiting == ([], True)
+        assert await runner.follow(point, 0) == ([], True)
+        gate.set()
+        while not next(iter(runner.running.values())).ended:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # the point's thread announces its end to this loop
+
+    asyncio.run(scenario())
