@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import pickle
-import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -129,57 +127,6 @@ def build_without_weights(factory: Callable[[], Any]) -> Any:
     except Exception:
         # Constructors that compute with tensor values fail on the meta device. Any other error is raised again here.
         return factory()
-
-
-def import_factory(given: Any, folder: str | None) -> Callable[..., Any]:
-    """Import the class or function at ``"package.module:name"``.
-
-    Args:
-        given: The import path.
-        folder: Folder of a module that is not installed. It is put at the front of ``sys.path`` and stays there,
-            because a network may import neighbouring modules when it first runs.
-
-    Raises:
-        ValueError: The import path is malformed, cannot be imported, or resolves to a module outside the folder; the
-            message names the remedy.
-    """
-    module_name, colon, name = str(given).partition(":")
-    if not (isinstance(given, str) and module_name and colon and name):
-        raise ValueError(f"factory={given!r} does not name a class or function; write it as 'package.module:name'")
-    root = find_modules_in(folder)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # importing a user module may raise anything
-        hint = "set path to the folder that holds it" if root is None else f"path {root} was searched too"
-        raise ValueError(f"factory={given!r} cannot be imported ({describe(error, called=True)}); {hint}") from error
-    origin = getattr(module, "__file__", None)
-    if root is not None and (origin is None or not Path(origin).resolve().is_relative_to(root.resolve())):
-        raise ValueError(
-            f"factory={given!r} is imported from {origin}, not from path {root}: another module has the same name; "
-            f"rename yours, or remove path"
-        )
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        missing = f"{name!r}" if factory is None else f"class or function {name!r}, only {type(factory).__name__}"
-        raise ValueError(f"factory={given!r}: the module {module_name!r} has no {missing}")
-    return factory
-
-
-def find_modules_in(folder: str | None) -> Path | None:
-    """Make the modules in a folder importable, and return its absolute path.
-
-    Raises:
-        ValueError: The folder does not exist.
-    """
-    if folder is None:
-        return None
-    root = Path(folder).expanduser().absolute()
-    if not root.is_dir():
-        raise ValueError(f"path: there is no folder {root}; every machine that runs a host needs it there")
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
-    importlib.invalidate_caches()
-    return root
 
 
 def _listed(names: list[Any]) -> str:

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from orchestrator.content import own_code, pickled_modules, source_digest
 from orchestrator.errors import ConfigError
+from orchestrator.importing import find_modules_in, import_factory
 from orchestrator.models._external import ExternalModel
 from orchestrator.models._weights import (
     build_module,
     build_without_weights,
     check_fit,
-    find_modules_in,
-    import_factory,
     load_weights,
     read_shapes,
 )

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from orchestrator.content import digest, source_digest
+from orchestrator.importing import import_factory
 from orchestrator.models._described import DescribedModel
 from orchestrator.models._weights import (
     SUFFIXES,
     build_module,
     build_without_weights,
     check_fit,
-    import_factory,
     load_weights,
     read_shapes,
 )
