@@ -28,13 +28,14 @@ from orchestrator.hosts.network_check import check_network
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.runs import LearnedRun, State
 from orchestrator.hosts.settings import HostSettings
+from orchestrator.hosts.truth import TruthFacts, truth_facts
 from orchestrator.hosts.work import MeteredField, Work
 from orchestrator.metrics.base import Batch, Media, PairMetric
 from orchestrator.metrics.measurements import MetricSpec, write_values
 from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter
 from orchestrator.models.facts import ModelFacts
 from orchestrator.objectives.base import FamilyObjective, SolverObjective
-from orchestrator.pairs import PairSet, PairSpec, PairStore, ShardRecord, concatenate
+from orchestrator.pairs import PairSet, PairSpec, PairStore, ShardRecord, accuracy, concatenate
 from orchestrator.pairs.ground_truth import solve
 from orchestrator.pool.requests import R, Request
 from orchestrator.randomness import noise
@@ -140,6 +141,12 @@ class Host(HostProtocol):
         x1, nfe, path = solve(field, x0.to(device), spec.rtol, spec.atol, keep_path=spec.trajectory)
         spent = torch.full((len(indices),), nfe, dtype=torch.int32)
         return PairSet(x0, x1.float(), condition, spent, path).to("cpu")
+
+    def truth(self, pairs: str, again: int = accuracy.PAIRS) -> TruthFacts:
+        spec, pair_set = self._load(pairs)
+        first, velocity = self._batch(pairs, range(min(again, len(pair_set))))
+        forwards = self.model.forwards_per_evaluation(spec.guidance_scale)
+        return truth_facts(spec, pair_set, first, velocity, self.model.data_range, forwards)
 
     # ---- losses and gradients ---------------------------------------------------------------------------------
 

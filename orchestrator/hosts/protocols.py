@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.hosts.runs import LearnedRun, State
+from orchestrator.hosts.truth import TruthFacts
 from orchestrator.metrics.measurements import MetricSpec
 from orchestrator.models.facts import ModelFacts
+from orchestrator.pairs import accuracy
 from orchestrator.pairs.make import PairMaker
 from solvers.distil.normal_equations import Jacobian, NormalEquations
 
@@ -30,6 +32,14 @@ class HostProtocol(PairMaker, Protocol):
 
     def process_id(self) -> int:
         """Id of the host's process; also shows that the host is up."""
+
+    def truth(self, *, pairs: str, again: int = accuracy.PAIRS) -> TruthFacts:
+        """Facts about the ground truth of a pair set, among them its own error.
+
+        Args:
+            pairs: Name of the pairs.
+            again: Pairs to solve again at a tenth of the tolerance, from the first on.
+        """
 
     # ---- losses, for distillation -----------------------------------------------------------------------------
 

@@ -67,6 +67,24 @@ def test_a_host_uses_only_its_threads(host: Host) -> None:
     assert torch.get_num_threads() == host.settings.threads == 1
 
 
+def test_the_facts_of_ground_truth_have_its_range_its_cost_and_its_own_error(
+    host: Host, specs: dict[PairKey, PairSpec]
+) -> None:
+    """Pairs at a tolerance of 1e-4 have an error between those of 1e-3 and of 1e-5; the forwards are all counted."""
+    host.truth(specs[TEST].name)  # the network has been checked
+    before = host.work.forwards
+    truth = host.truth(specs[TEST].name)
+    pairs = PairStore.open(host.storage, specs[TEST].name).load()
+    assert (truth.low, truth.high) == (float(pairs.x1.min()), float(pairs.x1.max()))
+    assert truth.mean == pytest.approx(float(pairs.x1.mean()), rel=1e-5)
+    assert truth.std == pytest.approx(float(pairs.x1.std(correction=0)), rel=1e-5)
+    assert truth.nfe == pytest.approx(float(pairs.nfe.float().mean()))
+    assert truth.accuracy_db is not None
+    assert 20 * np.log10(2 / 1e-3) < truth.accuracy_db < 20 * np.log10(2 / 1e-6)
+    assert truth.again == 8
+    assert truth.evaluations == truth.forwards == host.work.forwards - before > 8 * truth.nfe
+
+
 def test_loss_and_gradient_equal_those_of_autograd_on_the_model(
     host: Host, train_digest: str, theta: npt.NDArray[np.float64]
 ) -> None:
