@@ -12,6 +12,7 @@ from torch import Tensor
 from orchestrator.errors import ConfigError
 from solvers.field import GuidedPrediction, VelocityField, check_time_shape
 from solvers.prediction import Prediction, PredictionField
+from solvers.scale_time import SchedulerChange
 from solvers.schedulers.base import Scheduler
 from solvers.schedulers.cond_ot import CondOT
 
@@ -144,10 +145,8 @@ class ModelAdapter(ABC):
 
     @staticmethod
     def field_scheduler(native: Scheduler) -> Scheduler:
-        if not native.velocity_is_singular_at_end:
-            return native
-        target = CondOT()
-        return CondOT(t_min=float(target.time_at_angle(native.angle(native.t_min))))
+        """The scheduler for a network of this native scheduler, over the noise levels of its domain."""
+        return SchedulerChange(native, CondOT()).target if native.velocity_is_singular_at_end else native
 
     def forwards_per_evaluation(self, guidance_scale: float) -> int:
         """Number of network forward passes per velocity evaluation."""
