@@ -28,13 +28,13 @@ from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pool.client import RayPool
 from orchestrator.pool.requests import PoolSettings
 from orchestrator.progress import Note, note, stage
-from orchestrator.reports.evaluation import write_evaluation
-from orchestrator.reports.gallery import GROUND_TRUTH, Panel, make_strips
+from orchestrator.reports.evaluation import write_evaluation, write_tables
+from orchestrator.reports.gallery import GROUND_TRUTH, Panel
 from orchestrator.reports.tables import Table, across_datasets, by_dataset, comparisons
 from orchestrator.tracking.mlflow import ROLE, SWEEP, THETA, THETA_FILE, RunLog, entity_name
 from solvers.families import GridSolver
 from solvers.theta import ThetaArtifact
-from sweeps.session import Session, publish
+from sweeps.session import Session, keep_only, upload
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -118,13 +118,17 @@ class _Run:
         self.folder = f"{session.folder}/evaluation"
 
     def _check_media(self) -> None:
-        makes = "images" if self.facts.rate is None else "sound"
+        makes, kind = self.facts.makes, self.facts.kind
         for spec in self.metrics:
-            if spec.metric.sees not in ("samples", makes):
-                raise ConfigError(
-                    f"metric {spec.name!r} measures {spec.metric.sees}, but model {self.facts.name} makes {makes}; "
-                    f"remove it from evaluation.metrics"
-                )
+            if spec.metric.sees in ("samples", makes):
+                continue
+            remedy = "choose a metric of raw samples; `bespoke list metrics` shows them"
+            if spec.metric.sees == "images" and makes is None:
+                remedy += ". If samples are images, set the model's option kind to image"
+            raise ConfigError(
+                f"metric {spec.name!r} measures {spec.metric.sees}, but samples of model {self.facts.name} are "
+                f"{makes or kind}; remove it from evaluation.metrics, or {remedy}"
+            )
 
     # ---- solvers and pairs ------------------------------------------------------------------------------------
 
@@ -218,9 +222,9 @@ class _Run:
             evaluation.measure()
         scores = evaluation.scores(self._ground_truth_nfe())
         tables = self._tables(evaluation, scores)
+        self._log(scores)
         with stage("writing the report"):
             report = self._write(scores, tables)
-        self._log(scores)
         failed = {f"{s.metric.metric.column} of {_name(s)} on {s.case.dataset}": s.failure for s in scores if s.failure}
         return EvaluationOutcome(
             scores=scores, tables=tables, report=report, failed=failed, log=self.session.log.location
@@ -294,16 +298,21 @@ class _Run:
                 entries = [(GROUND_TRUTH, None, None)] + [
                     (s.name, s.theta, psnr.get((dataset, s.digest, scale))) for s in here if s.nfe == nfe
                 ]
-                strips = make_strips(self.session.pool, spec, entries, self.facts.rate, self.settings.pictures)
-                panels.append((dataset, Panel(nfe, scale, strips)))
+                pool, pictures = self.session.pool, self.settings.pictures
+                panels.append((dataset, Panel.sampled(pool, self.facts, spec, nfe, entries, pictures)))
         return panels
 
     def _write(self, scores: Sequence[Score], tables: Sequence[Table]) -> str:
         """Write the evaluation's files to the experiment's folder and to an MLflow run of their own."""
         log = self.tracker.run(self.experiment, "evaluation", f"evaluation of {self.config.name}", {ROLE: "report"})
-        with tempfile.TemporaryDirectory() as folder:
-            files = write_evaluation(Path(folder), self.config, self.facts, scores, tables, self._panels(scores))
-            publish(self.storage, self.folder, files, log)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            files = write_tables(folder, scores, tables)
+            upload(self.storage, self.folder, files, log)  # before samples, so that nothing can take them away
+            panels = self._panels(scores)
+            drawn = write_evaluation(folder, self.config, self.facts, scores, tables, panels, self.announce)
+            upload(self.storage, self.folder, drawn, log)
+            keep_only(self.storage, self.folder, {file.name for file in [*files, *drawn]})
         log.finish({"solvers": len(self.solvers), "scores": len(scores)})
         return self.storage.location(f"{self.folder}/report.html")
 

@@ -166,12 +166,11 @@ class Session:
         return self._tracking.result()
 
 
-def publish(storage: Storage, folder: str, files: Sequence[Path], log: RunLog) -> None:
-    """Write these files to a folder of the storage and to a run; delete all in the folder but them and logs."""
+def upload(storage: Storage, folder: str, files: Sequence[Path], log: RunLog) -> None:
+    """Write these files to a folder of the storage and to a run."""
     for file in files:
         storage.write(f"{folder}/{file.name}", file.read_bytes())
         log.file(file)
-    keep_only(storage, folder, {file.name for file in files})
 
 
 def keep_only(storage: Storage, folder: str, names: Collection[str]) -> None:

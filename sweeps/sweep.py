@@ -30,7 +30,7 @@ from orchestrator.pairs import PairStore
 from orchestrator.pool.queue import SLOTS
 from orchestrator.progress import Note, bar, note, stage
 from orchestrator.reports.gallery import make_gallery
-from orchestrator.reports.sweep import markdown_table, write_report
+from orchestrator.reports.sweep import markdown_table, write_report, write_tables
 from orchestrator.results.store import Result, ResultStore, Row, rows
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import DESCRIPTION, ROLE, UPDATED, RunLog, entity_name
@@ -41,7 +41,7 @@ from sweeps.point import RESULT_FORMAT, AnyPoint, FixedPoint, LearnedPoint, Solv
 from sweeps.points.execute import TrialContext, mlflow_parameters, stored_result
 from sweeps.points.runner import TRIALS, end_runners, start_runners
 from sweeps.points.trial import FAILURE, follow, trial
-from sweeps.session import Session, keep_only, publish
+from sweeps.session import Session, keep_only, upload
 from sweeps.space import check_pairs, fixed_points, learned_points
 
 MAX_TRIAL_FAILURES = 2
@@ -151,10 +151,11 @@ class _Sweep:
         table = rows(ordered)
         self._record_all(points, results)
         thetas = self._publish_thetas(table)
-        with stage("writing the report"):
-            report = self._report(table, ordered)
         self._summaries(table)
+        report = self.storage.location(f"{self.folder}/report.html")
         self.parent.tags({DESCRIPTION: _description(self.config.name, table, report)})
+        with stage("writing the report"):
+            self._report(table, ordered)
         status = "FAILED" if self.failed else "FINISHED"
         self.parent.finish({"solvers": len(ordered), "failed": len(self.failed)}, status=status)
         return SweepOutcome(rows=table, report=report, thetas=thetas, failed=self.failed, log=self.session.log.location)
@@ -289,16 +290,18 @@ class _Sweep:
         for run in outdated.values():
             self.tracker.delete(run)
 
-    def _report(self, table: Sequence[Row], results: Sequence[Result]) -> str:
-        """Write the report to the experiment's folder and the parent run; returns its location."""
-        tests = {scale: spec for (split, scale, _), spec in self.session.specs.items() if split == "test"}
-        panels = make_gallery(self.session.pool, self.storage, tests, table, self.session.facts.rate)
-        with tempfile.TemporaryDirectory() as folder:
-            files = write_report(
-                Path(folder), self.config, self.session.facts, self.session.specs.values(), table, results, panels
-            )
-            publish(self.storage, self.folder, files, self.parent)
-        return self.storage.location(f"{self.folder}/report.html")
+    def _report(self, table: Sequence[Row], results: Sequence[Result]) -> None:
+        """Write tables and then the report to the experiment's folder and the parent run."""
+        facts, specs = self.session.facts, self.session.specs
+        tests = {scale: spec for (split, scale, _), spec in specs.items() if split == "test"}
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            tables = write_tables(folder, table)
+            upload(self.storage, self.folder, tables, self.parent)  # before samples, so that nothing can take them away
+            panels = make_gallery(self.session.pool, self.storage, tests, table, facts)
+            files = write_report(folder, self.config, facts, specs.values(), table, results, panels, self.announce)
+            upload(self.storage, self.folder, files, self.parent)
+            keep_only(self.storage, self.folder, {file.name for file in [*tables, *files]})
 
     def _publish_thetas(self, table: Sequence[Row]) -> str | None:
         """Copy the chosen learned solvers to readable file names; returns their folder, or None if there are none."""

@@ -97,6 +97,9 @@ class Host(HostProtocol):
             device_class=self.device_class,
             parameters=model.parameters,
             rate=model.rate,
+            kind=model.shown_kind,
+            data_min=model.shown_range[0],
+            data_max=model.shown_range[1],
             forwards_with_guidance=model.forwards_per_evaluation(2.0),
         )
 
@@ -317,7 +320,7 @@ class Host(HostProtocol):
         samples = pair_set.x1 if theta is None else self._sample(theta, pair_set, store.spec)
         forms = {"samples": (samples, pair_set.x1, self.model.data_range)}
         if any(spec.metric.sees == "images" for spec in metrics):
-            forms["images"] = (self._shown(samples), self._shown(pair_set.x1), 2.0)
+            forms["images"] = (self._images(samples), self._images(pair_set.x1), 2.0)
         for spec, key in zip(metrics, keys, strict=True):
             measured, reference, data_range = forms[spec.metric.sees]
             values = spec.metric.measure(Batch(measured, None, None, reference, data_range))
@@ -326,8 +329,8 @@ class Host(HostProtocol):
         is_finite = torch.isfinite(samples.flatten(1)).all(dim=1)
         if media is not None:
             kept = samples[is_finite]
-            decoded = self._heard(kept) if self.model.rate else self._shown(kept)
-            form: Media = "sound" if self.model.rate else "images"
+            form: Media = self.facts().makes or "samples"
+            decoded = {"sound": self._heard, "images": self._images}.get(form, Tensor.float)(kept)
             MediaShard(decoded, is_finite.numpy(), form, self.model.rate).write(self.storage, media)
         write_values(self.storage, finite, is_finite.numpy()[:, None])
         return len(pair_set)
@@ -344,8 +347,16 @@ class Host(HostProtocol):
         return torch.cat(parts)
 
     def _shown(self, samples: Tensor) -> Tensor:
-        """Samples as images; latents are decoded, by a network that may work in place."""
+        """Samples as they are shown; latents are decoded, by a network that may work in place."""
         return self.model.decode(samples.to(self.settings.device, copy=True)).float().cpu()
+
+    def _images(self, samples: Tensor) -> Tensor:
+        """Samples as images whose declared range is mapped to [-1, 1], as metrics take them."""
+        shown = self._shown(samples)
+        if self.model.data_min is None:
+            return shown
+        smallest, largest = self.model.shown_range
+        return 2 * (shown - smallest) / (largest - smallest) - 1
 
     def _heard(self, samples: Tensor) -> Tensor:
         """Samples as waves."""
@@ -370,7 +381,7 @@ class Host(HostProtocol):
             samples = self._load(pairs)[1].select(list(indices)).x1
         else:
             samples = torch.from_numpy(self.sample(theta, pairs, indices))
-        return (self._shown(samples) if samples.ndim == 4 else samples).numpy()
+        return (samples if self.model.shown_kind == "sound" else self._shown(samples)).numpy()
 
     # ---- pairs in memory --------------------------------------------------------------------------------------
 

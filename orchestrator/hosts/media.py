@@ -1,4 +1,4 @@
-"""Media shards: images or sound that hosts decode from samples and leave in the storage for scorers.
+"""Media shards: what hosts decode from samples, images or sound, or raw samples, left in the storage for scorers.
 
 A media shard is a safetensors file. It is written atomically, and deleted once all of it has been measured.
 """
@@ -24,9 +24,9 @@ class MediaShard:
     """The decoded samples of one shard.
 
     Attributes:
-        samples: The F finite samples, in order of index: images (F, C, H, W) or waves (F, N), float32.
+        samples: The F finite samples, in order of index: images (F, C, H, W), waves (F, N), or as sampled, float32.
         finite: Mask of the finite samples among all samples of the shard, (B,), bool.
-        media: 'images' or 'sound'.
+        media: 'images', 'sound' or 'samples', for models that make neither.
         rate: Sample rate in Hz for sound, else None.
     """
 

@@ -173,7 +173,7 @@ class HostProtocol(PairMaker, Protocol):
         """
 
     def pictures(self, *, theta: Theta | None, pairs: str, indices: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Samples decoded for viewing: images (N, C, H, W), or mel frames (N, F, T) for audio models.
+        """Samples decoded for viewing, (N, ...): images (N, C, H, W) of a latent model; mel frames of sound as sampled.
 
         Args:
             theta: Flat theta; None for ground truth.

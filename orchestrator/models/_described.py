@@ -14,12 +14,16 @@ from orchestrator import plugins
 from orchestrator.content import source_digest, with_content
 from orchestrator.errors import ConfigError
 from orchestrator.models._external import ExternalModel
+from orchestrator.models.kinds import Kind, check_kind, range_of_data
 from orchestrator.plugins import options_of
 from solvers.prediction import PREDICTIONS, Prediction
 from solvers.schedulers.base import Scheduler
 from solvers.schedulers.discrete_vp import DiscreteVP
 
 Time = Literal["t", "1-t", "timestep", "sigma"]
+
+PRESENTATION = ("kind", "data_min", "data_max")
+"""Options by which samples are shown; they are not part of the digest."""
 
 SYMBOLS = ("x", "t", "y")
 """Inputs of a network: the state, the time in the network's own convention, and the label."""
@@ -78,7 +82,12 @@ class DescribedModel(ExternalModel):
         shape: Shape of one sample.
         prediction: Quantity the network predicts: epsilon, sample, v_prediction or velocity.
         native_scheduler: Scheduler the network was trained with: a name, or ``{name: ..., options: {...}}``.
-        data_range: Largest minus smallest value of the data; 2 for [-1, 1].
+        data_range: Largest minus smallest value of the data, 2 for [-1, 1]; by default data_max - data_min, or 2.
+        kind: What samples are, by which they are shown: image, sound, vectors, series, trajectory, points or video. By
+            default sound if the decoder makes sound, else by the shape: (D,) vectors, (T, D) and (C, T) series,
+            (C, H, W) image, (C, T, H, W) video.
+        data_min, data_max: Smallest and largest value of the data, black and white in pictures; by default
+            ±data_range / 2. The pictures of a decoder are in [-1, 1].
         call: Arguments of the network: x, t and, with labels, y, by position or as ``name=y``.
         time: Convention of its time argument: 't' (0 noise, 1 data), '1-t', 'timestep' (0 to N - 1 of discrete_vp,
             fractional values included), or 'sigma' (the scheduler's noise level).
@@ -97,7 +106,10 @@ class DescribedModel(ExternalModel):
     shape: tuple[int, ...]
     prediction: Prediction
     native_scheduler: Any
-    data_range: float = 2.0
+    data_range: float | None = None  # type: ignore[assignment]
+    kind: Kind | None = None
+    data_min: float | None = None
+    data_max: float | None = None
     call: str = "x, t"
     time: Time = "t"
     time_scale: float = 1.0
@@ -116,10 +128,10 @@ class DescribedModel(ExternalModel):
         if self.prediction not in PREDICTIONS:
             hint = plugins.did_you_mean(str(self.prediction), list(PREDICTIONS))
             raise self.refused(f"unknown prediction {self.prediction!r}{hint}; choose one of {', '.join(PREDICTIONS)}")
-        for option in ("data_range", "time_scale"):
-            value = getattr(self, option)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise self.refused(f"{option} must be a positive number, got {value!r}")
+        scale = self.time_scale
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+            raise self.refused(f"time_scale must be a positive number, got {scale!r}")
+        self._check_presentation()
         self.native = self._build_scheduler()
         self._check_prediction()
         self._check_time()
@@ -137,7 +149,14 @@ class DescribedModel(ExternalModel):
     def check(cls, options: dict[str, Any]) -> None:
         super().check(options)
         if options.get("decoder") is not None:
-            plugins.build("decoders", **options["decoder"])
+            rate = getattr(plugins.build("decoders", **options["decoder"]), "rate", None)
+            kind = options.get("kind")
+            if kind is not None and (kind == "sound") != (rate is not None):
+                makes = "does not make sound" if rate is None else "makes sound"
+                raise ConfigError(
+                    f"model adapter {cls.plugin()!r}: kind {kind!r} does not fit decoder "
+                    f"{options['decoder']['name']!r}, which {makes}; leave kind out"
+                )
 
     @classmethod
     def check_conditioning(cls, options: dict[str, Any], dataset: Any) -> None:
@@ -158,6 +177,20 @@ class DescribedModel(ExternalModel):
 
     def decode(self, samples: Tensor) -> Tensor:
         return samples if self._decoder is None else self._decoder(samples)
+
+    @property
+    def decodes(self) -> bool:
+        return self.decoder is not None
+
+    def _check_presentation(self) -> None:
+        with self.refusing():
+            self.data_range = range_of_data(self.data_range, self.data_min, self.data_max)
+            check_kind(self.kind, self.shape, decoded=self.decodes)
+        if self.decodes and self.data_min is not None:
+            raise self.refused(
+                "data_min and data_max have no effect with a decoder, whose pictures are in [-1, 1]; set data_range, "
+                "the range of the latents, instead"
+            )
 
     def _build_scheduler(self) -> Scheduler:
         spec = self.native_scheduler
@@ -233,7 +266,7 @@ class DescribedModel(ExternalModel):
         return self.net(*positional, **keywords)
 
     def identity(self) -> Iterable[Any]:
-        left_out = (*self.local, "decoder")
+        left_out = (*self.local, "decoder", *PRESENTATION)
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in left_out}
         yield with_content(options)
         for function in self.native.functions:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.errors import ConfigError
+from orchestrator.models.kinds import Kind, guess_kind
 from solvers.field import GuidedPrediction, VelocityField, check_time_shape
 from solvers.prediction import Prediction, PredictionField
 from solvers.scale_time import SchedulerChange
@@ -40,7 +41,9 @@ class ModelAdapter(ABC):
         data_range: Largest minus smallest value of the data, for PSNR: 2 for [-1, 1].
         digest: sha256 of weights and architecture.
         parameters: Number of weights of the network.
-        rate: Sample rate of decoded sound in Hz; None for image models.
+        rate: Sample rate of decoded sound in Hz; None for models that make none.
+        kind: Declared kind of samples, which decides how they are shown; None: guessed (:attr:`shown_kind`).
+        data_min, data_max: Declared smallest and largest value of the data; None: :attr:`shown_range` applies.
     """
 
     name: str
@@ -51,6 +54,9 @@ class ModelAdapter(ABC):
     digest: str
     parameters: int
     rate: int | None = None
+    kind: Kind | None = None
+    data_min: float | None = None
+    data_max: float | None = None
 
     @classmethod  # noqa: B027 (optional: most adapters have nothing to check)
     def check(cls, options: dict[str, Any]) -> None:
@@ -114,6 +120,25 @@ class ModelAdapter(ABC):
     def decode(self, samples: Tensor) -> Tensor:
         """Decode samples (B, ...) to images or sound; without a decoder they are returned unchanged."""
         return samples
+
+    @property
+    def decodes(self) -> bool:
+        """Whether :meth:`decode` turns samples into something else."""
+        return type(self).decode is not ModelAdapter.decode
+
+    @property
+    def shown_kind(self) -> Kind:
+        """Kind of what is shown of samples: declared, or guessed from their shape."""
+        return self.kind or guess_kind(self.shape, self.rate, decoded=self.decodes)
+
+    @property
+    def shown_range(self) -> tuple[float, float]:
+        """Smallest and largest value of decoded samples: -1 and 1 of decoders, else declared, else ±data_range / 2."""
+        if self.decodes:
+            return -1.0, 1.0
+        if self.data_min is not None and self.data_max is not None:
+            return float(self.data_min), float(self.data_max)
+        return -self.data_range / 2, self.data_range / 2
 
     def sound(self, samples: Tensor) -> Tensor:
         """Convert samples (B, ...) to waves (B, N) at :attr:`rate`, channels averaged; for audio models only."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from orchestrator.models.kinds import Kind
 from solvers.schedulers.base import Scheduler
 
 
@@ -21,7 +23,9 @@ class ModelFacts:
         data_range: Largest minus smallest value of the data, for PSNR.
         device_class: 'cpu', or the name of the accelerator.
         parameters: Number of weights of the network.
-        rate: Sample rate of decoded sound in Hz; None for image models.
+        rate: Sample rate of decoded sound in Hz; None for models that make none.
+        kind: Kind of samples, by which they are shown.
+        data_min, data_max: Smallest and largest value of decoded samples, for pictures.
         forwards_with_guidance: Network forwards per velocity evaluation at a guidance scale other than 1: two for
             classifier-free guidance, one if the network is conditioned on the scale.
     """
@@ -36,7 +40,15 @@ class ModelFacts:
     device_class: str
     parameters: int
     rate: int | None
+    kind: Kind
+    data_min: float
+    data_max: float
     forwards_with_guidance: int = 2
+
+    @property
+    def makes(self) -> Literal["images", "sound"] | None:
+        """What metrics of images or of sound can measure; None if samples are neither."""
+        return {"image": "images", "sound": "sound"}.get(self.kind)  # type: ignore[return-value]
 
     def forwards_per_evaluation(self, guidance_scale: float) -> int:
         """Network forwards per velocity evaluation at this guidance scale."""

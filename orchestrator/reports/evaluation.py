@@ -1,8 +1,9 @@
-"""Writes the files of an evaluation: tables in three formats, sample images and sound, and ``report.html``."""
+"""Writes the files of an evaluation: tables in three formats, figures of samples, sound, and ``report.html``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,11 +13,21 @@ from matplotlib.figure import Figure
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.evaluation.run import Score
 from orchestrator.models.facts import ModelFacts
-from orchestrator.reports.folder import ReportFolder
+from orchestrator.progress import Note, note
+from orchestrator.reports.drawing.style import tidy
+from orchestrator.reports.folder import Picture, ReportFolder
 from orchestrator.reports.gallery import Panel
 from orchestrator.reports.sound import Players, players, wav
-from orchestrator.reports.sweep import gallery, tidy
 from orchestrator.reports.tables import Table, heading, in_units, to_parquet
+
+
+def write_tables(folder: Path, scores: Sequence[Score], tables: Sequence[Table]) -> list[Path]:
+    """Write ``scores.parquet``, ``tables.md`` and ``tables.tex`` into an existing folder. Returns the files."""
+    written = ReportFolder(folder)
+    written.write("scores.parquet", to_parquet(scores))
+    written.write("tables.md", "\n".join(table.markdown() for table in tables))
+    written.write("tables.tex", "\n".join(table.latex() for table in tables))
+    return written.files
 
 
 def write_evaluation(
@@ -26,8 +37,9 @@ def write_evaluation(
     scores: Sequence[Score],
     tables: Sequence[Table],
     panels: Sequence[tuple[str, Panel]],
+    announce: Note = note,
 ) -> list[Path]:
-    """Write ``scores.parquet``, ``tables.md``, ``tables.tex``, images, sound and, last, ``report.html``.
+    """Write figures, sound and, last, ``report.html``. A figure that cannot be drawn costs a sentence.
 
     Args:
         folder: An existing folder.
@@ -36,45 +48,48 @@ def write_evaluation(
         scores: All scores.
         tables: Tables of the scores.
         panels: (dataset, panel) pairs; a panel has the samples of every solver from the same noise.
+        announce: Receives a note for each figure that is missing.
 
     Returns:
         The files written.
     """
-    written = ReportFolder(folder)
-    written.write("scores.parquet", to_parquet(scores))
-    written.write("tables.md", "\n".join(table.markdown() for table in tables))
-    written.write("tables.tex", "\n".join(table.latex() for table in tables))
+    written = ReportFolder(folder, announce)
     written.page(
         "evaluation.html.j2",
         config,
         facts,
         tables=tables,
-        panels=[_gallery(written, dataset, panel) for dataset, panel in panels],
+        panels=[_gallery(written, facts, dataset, panel) for dataset, panel in panels],
         curves=_curves(written, scores),
     )
     return written.files
 
 
-def _curves(written: ReportFolder, scores: Sequence[Score]) -> list[tuple[str, float, str]]:
-    """Curves for each dataset and guidance scale with at least two NFEs: (dataset, scale, figure in base64)."""
+def _curves(written: ReportFolder, scores: Sequence[Score]) -> list[Picture]:
+    """Curves for each dataset and guidance scale with at least two NFEs."""
     curves = []
     for dataset, scale in sorted({(s.case.dataset, s.case.solver.guidance_scale) for s in scores}):
         part = [s for s in scores if (s.case.dataset, s.case.solver.guidance_scale) == (dataset, scale)]
         if len({s.case.solver.nfe for s in part} - {None}) >= 2:  # a curve with one NFE adds nothing to the table
-            figure = written.figure(score_curves(part), f"scores_{dataset}_guidance{scale:g}.png")
-            curves.append((dataset, scale, figure))
+            name = f"scores_{dataset}_guidance{scale:g}.png"
+            title = f"{dataset}{_guided(scale)}: scores against NFE"
+            curves.append(written.picture(title, name, partial(score_curves, part)))
     return curves
 
 
-def _gallery(written: ReportFolder, dataset: str, panel: Panel) -> tuple[str, Panel, str, list[Players]]:
-    """A panel as (dataset, panel, figure in base64, players of sound); sound is also written as WAV files."""
+def _guided(scale: float) -> str:
+    return "" if scale == 1 else f", guidance scale {scale:g}"
+
+
+def _gallery(written: ReportFolder, facts: ModelFacts, dataset: str, panel: Panel) -> tuple[Picture, list[Players]]:
+    """A panel's figure and players of sound; sound is also written as WAV files."""
     name = f"samples_{dataset}_guidance{panel.guidance_scale:g}_nfe{panel.nfe}"
-    figure = written.figure(gallery(panel), f"{name}.png")
+    picture = written.samples(panel, facts, f"{name}.png", f"{dataset}{_guided(panel.guidance_scale)}: ")
     for strip in panel.strips:
         if strip.waves is not None and strip.rate is not None:
             solver = "".join(letter if letter.isalnum() else "-" for letter in strip.name)
             written.write(f"{name}_{solver}.wav", wav(np.concatenate(list(strip.waves)), strip.rate))
-    return dataset, panel, figure, players(panel)
+    return picture, players(panel)
 
 
 def score_curves(scores: Sequence[Score]) -> Figure:

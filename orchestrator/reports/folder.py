@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import matplotlib.pyplot as plt
@@ -13,9 +14,27 @@ import yaml
 from matplotlib.figure import Figure
 
 from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.errors import Failure
+from orchestrator.log import record
 from orchestrator.models.facts import ModelFacts
-from orchestrator.reports.gallery import DIFFERENCE_GAIN
+from orchestrator.progress import Note, note
+from orchestrator.reports.drawing.kinds import DRAWINGS
+from orchestrator.reports.gallery import Panel
 from orchestrator.uris import values_without_secrets
+
+
+class Picture(NamedTuple):
+    """A figure of a report, or why it is missing.
+
+    Attributes:
+        title: What it shows.
+        data: The PNG file in base64, to be embedded in HTML; None if it is missing.
+        missing: A sentence that says why; None if it is not.
+    """
+
+    title: str
+    data: str | None
+    missing: str | None = None
 
 
 class ReportFolder:
@@ -23,10 +42,11 @@ class ReportFolder:
 
     Args:
         folder: An existing folder.
+        announce: Receives a note for each picture that is missing.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, announce: Note = note):
+        self.folder, self.announce = folder, announce
         self.files: list[Path] = []
 
     def write(self, name: str, content: str | bytes) -> None:
@@ -35,13 +55,41 @@ class ReportFolder:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         self.files.append(path)
 
-    def figure(self, figure: Figure, name: str) -> str:
-        """Write a figure as PNG, close it, and return the file in base64, to be embedded in HTML."""
-        path = self.folder / name
-        figure.savefig(path, dpi=130, bbox_inches="tight")
-        plt.close(figure)
+    def picture(self, title: str, name: str, draw: Callable[[], Figure]) -> Picture:
+        """Draw a figure and write it as PNG. A figure that cannot be drawn costs a sentence and a note."""
+        path, shown_before = self.folder / name, set(plt.get_fignums())
+        try:
+            draw().savefig(path, dpi=130, bbox_inches="tight")
+        except Exception as error:
+            path.unlink(missing_ok=True)
+            failure = Failure.of(error)
+            record(f"figure {name}", failure.details)
+            return self._missing(title, f"This figure could not be drawn: {failure.reason}.")
+        finally:
+            for number in set(plt.get_fignums()) - shown_before:
+                plt.close(number)
         self.files.append(path)
-        return base64.b64encode(path.read_bytes()).decode()
+        return Picture(title, base64.b64encode(path.read_bytes()).decode())
+
+    def samples(self, panel: Panel, facts: ModelFacts, name: str, where: str = "") -> Picture:
+        """Draw the samples of a panel, in the way of the model's kind.
+
+        Args:
+            panel: The samples.
+            facts: The model.
+            name: Name of the file.
+            where: Beginning of the title, e.g. the dataset.
+        """
+        drawing = DRAWINGS[facts.kind]
+        title = f"{where}samples at NFE {panel.nfe} from the same noise"
+        title = title[0].upper() + title[1:]
+        if panel.missing is not None:
+            return self._missing(title, f"These samples could not be made: {panel.missing}.")
+        return self.picture(f"{title}, {drawing.caption}", name, lambda: drawing.draw(panel, facts))
+
+    def _missing(self, title: str, sentence: str) -> Picture:
+        self.announce(f"{title}: {sentence[0].lower()}{sentence[1:]}")
+        return Picture(title, None, sentence)
 
     def page(self, template: str, config: ExperimentConfig, facts: ModelFacts, **content: Any) -> None:
         """Write ``report.html``, last of all files, from a template of this package."""
@@ -55,7 +103,6 @@ class ReportFolder:
         text = environment.get_template(template).render(
             config=config,
             facts=facts,
-            gain=DIFFERENCE_GAIN,
             configuration=yaml.safe_dump(values_without_secrets(config.model_dump(mode="json")), sort_keys=False),
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             **content,

@@ -1,4 +1,7 @@
-"""Samples of every solver and of ground truth from the same noise, for reports and MLflow."""
+"""Samples of every solver and of ground truth from the same noise, for reports and MLflow.
+
+Samples are decoration: those that cannot be made cost a sentence, never the report.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from orchestrator.errors import Failure
 from orchestrator.hosts.distillation import to_numpy
 from orchestrator.hosts.protocols import HostProtocol
+from orchestrator.log import record
+from orchestrator.models.facts import ModelFacts
+from orchestrator.models.kinds import Kind
 from orchestrator.pairs import PairSpec
 from orchestrator.pool.requests import Pool, Request
 from orchestrator.results.store import ResultStore, Row
@@ -18,6 +25,11 @@ from orchestrator.storage import Storage
 from solvers.theta import ThetaArtifact
 
 SAMPLES = 12
+"""Samples per solver in the report of a sweep; :data:`MOST` and :data:`SCATTERED` apply as well."""
+MOST: dict[Kind, int] = {"series": 4, "trajectory": 3, "points": 6, "video": 2}
+"""Most samples per solver that fit into a figure, for kinds whose samples take more room than a picture."""
+SCATTERED = 512
+"""Vectors per solver, each a dot."""
 FIXED_SHOWN = 3
 LEARNED_SHOWN = 4
 HEARD = 4
@@ -38,8 +50,8 @@ class Strip:
         name: Name of the solver.
         samples: Decoded samples, (N, ...), float32.
         psnr_db: PSNR over all test pairs; None for ground truth.
-        waves: The first M samples as sound, (M, samples); None for images.
-        rate: Sampling rate of the sound, in samples per second; None for images.
+        waves: The first M samples as sound, (M, samples); None without sound.
+        rate: Sampling rate of the sound, in samples per second; None without sound.
     """
 
     name: str
@@ -51,15 +63,53 @@ class Strip:
 
 @dataclass(frozen=True)
 class Panel:
-    """Samples of several solvers at one NFE and guidance scale from the same noise; ground truth comes first."""
+    """Samples of several solvers at one NFE and guidance scale from the same noise.
+
+    Attributes:
+        nfe: Velocity evaluations of the solvers.
+        guidance_scale: Guidance scale.
+        strips: One per solver; ground truth comes first. Empty if ``missing``.
+        missing: Why there are no samples; None if there are.
+    """
 
     nfe: int
     guidance_scale: float
     strips: tuple[Strip, ...]
+    missing: str | None = None
+
+    @classmethod
+    def sampled(
+        cls,
+        pool: Pool,
+        facts: ModelFacts,
+        pairs: PairSpec,
+        nfe: int,
+        solvers: Sequence[Entry],
+        count: int = SAMPLES,
+    ) -> Panel:
+        """Sample these solvers from the noise of the first pairs, at the guidance scale of the pairs.
+
+        Args:
+            pool: Hosts of the model.
+            facts: The model.
+            pairs: Spec of the pair set.
+            nfe: Velocity evaluations of the solvers.
+            solvers: Name, theta and PSNR of each solver.
+            count: Maximum number of samples per solver; fewer or more if samples are not pictures.
+
+        Returns:
+            The panel, whatever fails: ``missing`` then has the reason.
+        """
+        try:
+            return cls(nfe, pairs.guidance_scale, _strips(pool, facts, pairs, solvers, count))
+        except Exception as error:  # of a decoder, for example
+            failure = Failure.of(error)
+            record(f"samples at NFE {nfe}", failure.details)
+            return cls(nfe, pairs.guidance_scale, (), failure.reason)
 
 
 def make_gallery(
-    pool: Pool, storage: Storage, tests: Mapping[float, PairSpec], table: Sequence[Row], rate: int | None = None
+    pool: Pool, storage: Storage, tests: Mapping[float, PairSpec], table: Sequence[Row], facts: ModelFacts
 ) -> list[Panel]:
     """One panel per NFE and guidance scale, with the best learned solvers, the best fixed solvers, and Euler.
 
@@ -68,7 +118,7 @@ def make_gallery(
         storage: Storage of the thetas.
         tests: Test pair specs by guidance scale; the samples start from the noise of the first pairs.
         table: Rows of the comparison.
-        rate: Sampling rate of an audio model, in samples per second; None for images.
+        facts: The model.
     """
     panels = []
     for scale, nfe in sorted({(row.guidance_scale, row.nfe) for row in table}):
@@ -80,35 +130,24 @@ def make_gallery(
             artifact = ThetaArtifact.from_json(ResultStore(storage, row.keys[0]).read_theta(), origin=row.keys[0])
             theta = to_numpy(artifact.solver.flat().to(torch.float64))
             solvers.append((row.name, theta, row.metrics.get("psnr_db")))
-        panels.append(Panel(nfe, scale, make_strips(pool, tests[scale], solvers, rate)))
+        panels.append(Panel.sampled(pool, facts, tests[scale], nfe, solvers))
     return panels
 
 
-def make_strips(
-    pool: Pool, pairs: PairSpec, solvers: Sequence[Entry], rate: int | None, count: int = SAMPLES
-) -> tuple[Strip, ...]:
-    """Sample these solvers from the noise of the first pairs.
-
-    Args:
-        pool: Hosts of the model.
-        pairs: Spec of the pair set.
-        solvers: Name, theta and PSNR of each solver.
-        rate: Sampling rate of an audio model, in samples per second; None for images.
-        count: Maximum number of samples per solver.
-    """
+def _strips(pool: Pool, facts: ModelFacts, pairs: PairSpec, solvers: Sequence[Entry], count: int) -> tuple[Strip, ...]:
+    count = SCATTERED if facts.kind == "vectors" else min(count, MOST.get(facts.kind, count))
     indices = list(range(min(count, pairs.count)))
-
     pictures = pool.gather(
         [Request.of(HostProtocol.pictures, theta=theta, pairs=pairs.name, indices=indices) for _, theta, _ in solvers]
     )
     waves: Sequence[npt.NDArray[np.float32] | None] = [None] * len(solvers)
-    if rate is not None:
+    if facts.rate is not None:
         heard = indices[:HEARD]
         waves = pool.gather(
             [Request.of(HostProtocol.sound, theta=theta, pairs=pairs.name, indices=heard) for _, theta, _ in solvers]
         )
     return tuple(
-        Strip(name, samples, psnr_db, sound, rate)
+        Strip(name, samples, psnr_db, sound, facts.rate)
         for (name, _, psnr_db), samples, sound in zip(solvers, pictures, waves, strict=True)
     )
 

@@ -243,6 +243,7 @@ def test_pictures_are_decoded_samples_but_frames_are_not_decoded(
     assert pictures.shape == (2, 3, 16, 16)
     np.testing.assert_array_equal(pictures[:, 1, 8:, :8], samples[:, 0])
     monkeypatch.setattr(host, "sample", lambda *arguments: samples[:, 0])
+    monkeypatch.setattr(host.model, "kind", "sound")
     np.testing.assert_array_equal(host.pictures(theta, digest, INDICES[:2]), samples[:, 0])
 
 

@@ -16,16 +16,9 @@ import pytest
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.metrics.psnr import PSNR
 from orchestrator.models.facts import ModelFacts
+from orchestrator.reports.curves import LEARNED_COLOURS, curves, training
 from orchestrator.reports.gallery import Panel, Strip
-from orchestrator.reports.sweep import (
-    LEARNED_COLOURS,
-    comparison_csv,
-    curves,
-    markdown_table,
-    summary,
-    training,
-    write_report,
-)
+from orchestrator.reports.sweep import comparison_csv, markdown_table, summary, write_report, write_tables
 from orchestrator.results.store import Kind, Result, Row
 from solvers.schedulers.cond_ot import CondOT
 
@@ -40,6 +33,9 @@ FACTS = ModelFacts(
     device_class="cpu",
     parameters=648_000,
     rate=None,
+    kind="image",
+    data_min=-1.0,
+    data_max=1.0,
 )
 
 
@@ -98,13 +94,14 @@ def panels() -> list[Panel]:
 
 
 def _write(folder: Path, config: ExperimentConfig, table: Sequence[Row], panels: Sequence[Panel]) -> list[Path]:
-    return write_report(folder, config, FACTS, [], table, [_learned(4), _learned(8)], panels)
+    results = [_learned(4), _learned(8)]
+    return [*write_tables(folder, table), *write_report(folder, config, FACTS, [], table, results, panels)]
 
 
 def test_the_table_is_written_first_and_the_report_last(
     tmp_path: Path, config: ExperimentConfig, table: list[Row], panels: list[Panel]
 ) -> None:
-    """The table comes first, so that a figure that fails cannot take it away; then figures, and report.html last."""
+    """The table does not depend on any figure; then come figures, and report.html last."""
     files = _write(tmp_path, config, table, panels)
     assert [file.name for file in files] == [
         "comparison.csv",

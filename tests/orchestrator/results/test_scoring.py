@@ -95,7 +95,7 @@ def test_a_panel_shows_samples_of_solvers_beside_ground_truth(
         _row("BNS", "learned", "midpoint", 40.0),
     ]
     (panel,) = make_gallery(
-        LocalPool(Host(host_settings(copied))), copied, {1.0: specs[PairKey("test", 1.0, 0)]}, table
+        LocalPool(Host(host_settings(copied))), copied, {1.0: specs[PairKey("test", 1.0, 0)]}, table, facts
     )
     assert [(strip.name, strip.psnr_db) for strip in panel.strips] == [
         ("Ground truth (dopri5)", None),
@@ -120,5 +120,5 @@ def test_a_gallery_may_have_fewer_test_pairs_than_samples(
     ensure_pairs(copied, [small], pool, wait=False, announce=lambda sentence: None)
     theta = ThetaArtifact(GridSolver(Euler(), 4, Grid()).to_ns(facts.scheduler)).to_json()
     copied.write(ResultStore(copied, "euler").theta_key, theta.encode())
-    (panel,) = make_gallery(pool, copied, {1.0: small}, [_row("Euler", "common grid", "euler", 20.0)])
+    (panel,) = make_gallery(pool, copied, {1.0: small}, [_row("Euler", "common grid", "euler", 20.0)], facts)
     assert all(len(strip.samples) == 5 for strip in panel.strips)

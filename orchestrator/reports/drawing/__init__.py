@@ -1,0 +1,1 @@
+"""Figures of samples, one module per way of drawing them."""
