@@ -55,7 +55,7 @@ from solvers.distil.normal_equations import Jacobian, NormalEquations, normal_eq
 from solvers.distil.state import DistillationState
 from solvers.families import GridSolver
 from solvers.families.adams_bashforth import AdamsBashforth
-from solvers.families.bns import BNS
+from solvers.families.bns import BNS, LEFT_OUT, Beginning
 from solvers.families.euler import Euler
 from solvers.families.heun import Heun
 from solvers.families.midpoint import Midpoint
@@ -207,11 +207,11 @@ def backward_cost(task: Task, batch: int, repeats: int = 51) -> float:
     return statistics.median(ratios)
 
 
-def start_of(name: str, task: Task, nfe: int) -> Tensor:
-    """BNS parameters of a start; 'least_squares' is fitted to the trajectories of the training pairs."""
+def start_of(name: str, family: BNS, task: Task, nfe: int) -> Tensor:
+    """Parameters of a start; 'least_squares' is fitted to the trajectories of the training pairs."""
     scheduler = task.model.scheduler
     if name != "least_squares":
-        return BNS().start(GridSolver(STARTS[name], nfe, Grid()), scheduler)
+        return family.start(GridSolver(STARTS[name], nfe, Grid()), scheduler)
     pairs = task.train
     assert pairs.path is not None
     times = Grid().times(nfe, scheduler)
@@ -221,14 +221,14 @@ def start_of(name: str, task: Task, nfe: int) -> Tensor:
         pairs.path.state(times),
         times,
     )
-    return BNS().start_from(solver, scheduler)
+    return family.start_from(solver, scheduler)
 
 
 def marks_of(
-    run: Run, task: Task, distillation: Distillation, start: str
+    run: Run, task: Task, distillation: Distillation, start: str, family: BNS
 ) -> Generator[Requests, list[Any], list[Mark]]:
     """The marks of one run, its start first; prints each as it is made."""
-    state = distillation.method.begin(start_of(start, task, run.nfe))
+    state = distillation.method.begin(start_of(start, family, task, run.nfe))
     marks: list[Mark] = []
     seconds = 0.0
     while True:
@@ -264,6 +264,7 @@ class Options:
     lm_batch: int
     lm_first_batch: int | None
     lm_growth: float
+    beginning: Beginning
     lm_iterations: int
     adam_batch: int
     adam_iterations: int
@@ -283,7 +284,9 @@ def run_lm(run: Run, task: Task, options: Options) -> list[Mark]:
         jacobian=options.jacobian,
     )
     distillation = levenberg_marquardt(task, settings, options.memory_mb * 2**20)
-    (marks,) = run_in_lockstep([marks_of(run, task, distillation, options.start)], lambda groups: [])
+    (marks,) = run_in_lockstep(
+        [marks_of(run, task, distillation, options.start, BNS(beginning=options.beginning))], lambda groups: []
+    )
     return marks
 
 
@@ -302,7 +305,7 @@ def run_adam(runs: Sequence[Run], tasks: dict[int, Task], options: Options) -> l
         )
         task = tasks[run.seed]
         distillation = adam_distillation(task, run.seed, settings, options.validate_every, batched)
-        return marks_of(run, task, distillation, options.start)
+        return marks_of(run, task, distillation, options.start, BNS(beginning=options.beginning))
 
     return run_in_lockstep([one(run) for run in runs], batched.answer)
 
@@ -397,6 +400,9 @@ def method_name(name: str) -> str:
 @click.option("--lm-iterations", default=25, help="Iterations of lm.")
 @click.option("--adam-batch", default=40, help="Pairs per iteration of Adam.")
 @click.option("--adam-iterations", default=15_000, help="Iterations of Adam, and length of its decay.")
+@click.option(
+    "--beginning", default="held", type=click.Choice(list(LEFT_OUT)), help="Of BNS: what lm and Adam learn of it."
+)
 @click.option("--validate-every", default=250, help="Iterations of Adam between validations; lm: after each.")
 @click.option("--memory-mb", default=256, help="Memory budget of the normal equations.")
 @click.option("--precision", default="float32", type=click.Choice(list(AUTOCAST)), help="Of the network, by autocast.")

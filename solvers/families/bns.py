@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,14 +25,21 @@ from solvers.families.base import GridSolver, LearnableFamily
 from solvers.ns import InvalidThetaError, NSSolver, nfe_of_flat
 from solvers.schedulers.base import Scheduler
 
+Beginning = Literal["held", "time", "free"]
+
+LEFT_OUT: dict[Beginning, int] = {"held": 2, "time": 1, "free": 0}
+"""How many of t_0 and a_0 are not learned."""
+
+MOVE = 0.02
+"""Share of the domain by which a start that begins at t_min is moved, if its first time is learned."""
+
 
 @dataclass(frozen=True)
 class BNS(LearnableFamily):
     """Bespoke non-stationary solver: learns n(n+5)/2 - 1 numbers, all of theta but its first time and first state.
 
     See BNS section 3.2. The paper's count n(n+5)/2 + 1 includes t_0 and t_n, which it keeps fixed. Times may lie
-    anywhere in the domain, in any order and with ties, since starts such as RK4 and Heun have ties. For a start that
-    does not begin at t_min from sigma(t_min) x0, such as EDM's, its first time and first state are learned too.
+    anywhere in the domain, in any order and with ties, since starts such as RK4 and Heun have ties.
 
     With sigma0 the parameters describe a solver of the preconditioned field (BNS eq. 14), which the scale-time
     transform folds into (T, a, b) on the raw velocity.
@@ -40,24 +48,39 @@ class BNS(LearnableFamily):
         times: 'free' as described above, or 'ordered': t_0 < ... < t_{n-1} < t_max by construction, learned through
             the logarithms of the steps relative to the last one. 'ordered' rejects starts with ties or decreasing
             times.
+        beginning: Whether the first time t_0 and the weight a_0 of the first state are learned as well. 'held' keeps
+            t_min and sigma(t_min), and learns both only for a start that begins elsewhere, such as EDM's. 'time' learns
+            t_0 and keeps a_0, for pipelines that hand their noise to the network unscaled. 'free' learns both.
+            Otherwise than with 'held', a start at t_min is moved inwards by 2 % of the domain, since the first velocity
+            of a path from pure noise holds almost no information.
 
     Raises:
-        ValueError: Unknown value of ``times``.
+        ValueError: Unknown value of ``times`` or ``beginning``, or both are set: ordered times begin at t_min.
     """
 
     times: Literal["free", "ordered"] = "free"
+    beginning: Beginning = "held"
     source = "Shaul et al. 2024 (BNS), Algorithms 1 and 2"
 
     def __post_init__(self) -> None:
         if self.times not in ("free", "ordered"):
             raise ValueError(f"BNS takes times 'free' or 'ordered', got {self.times!r}")
+        if self.beginning not in LEFT_OUT:
+            raise ValueError(f"BNS takes beginning 'held', 'time' or 'free', got {self.beginning!r}")
+        if self.times == "ordered" and self.beginning != "held":
+            raise ValueError(
+                f"BNS with ordered times begins at t_min, but beginning is {self.beginning!r}; set it to 'held', or "
+                f"times to 'free'"
+            )
 
     @property
     def label(self) -> str:
+        if self.beginning != "held":
+            return "BNS (free beginning)" if self.beginning == "free" else "BNS (free first time)"
         return "BNS" if self.times == "free" else "BNS (ordered times)"
 
     def freedom(self, nfe: int) -> int:
-        return nfe * (nfe + 5) // 2 - 1
+        return _size(nfe) - LEFT_OUT[self.beginning]
 
     def start(self, solver: GridSolver, scheduler: Scheduler) -> Tensor:
         return self.start_from(start_on_target(solver, scheduler), target_scheduler(scheduler, solver.sigma0))
@@ -70,39 +93,41 @@ class BNS(LearnableFamily):
             scheduler: Scheduler of the field that ``solver`` acts on: the preconditioned one if sigma0 is not 1.
 
         Raises:
-            ValueError: Times are ordered, and those of ``solver`` do not rise from ``t_min``.
+            ValueError: Times are ordered, and those of ``solver`` do not rise from ``t_min``; or ``beginning`` is
+                'time', and ``solver`` begins elsewhere.
         """
+        at_beginning = begins_with(solver, scheduler)
+        if self.beginning == "time" or self.times == "ordered":
+            check_beginning(solver, scheduler, self.label)
+        if self.beginning == "free":
+            return (_moved(solver, scheduler, scaled=True) if at_beginning else solver).flat()
+        if self.beginning == "time":
+            return _without(_moved(solver, scheduler, scaled=False).flat(), solver.nfe)
         if self.times == "free":
-            return _free(solver.flat()) if begins_with(solver, scheduler) else solver.flat()
-        check_beginning(solver, scheduler, self.label)
+            return _free(solver.flat()) if at_beginning else solver.flat()
         parameters = _free(solver.flat())
         steps = step_logits(torch.cat([solver.times, _last(scheduler)]), scheduler, "BNS with ordered times")
         return torch.cat([steps[:-1] - steps[-1], parameters[solver.nfe - 1 :]])
 
     def to_ns(self, parameters: Tensor, scheduler: Scheduler, sigma0: float) -> NSSolver:
         target = target_scheduler(scheduler, sigma0)
-        if _is_whole(parameters):
-            return on_raw_velocity(NSSolver.from_flat(parameters), scheduler, sigma0)
-        n = _nfe(parameters)
-        times = parameters[: n - 1]
-        if self.times == "ordered":
-            times = rising_times(_with_last_step(times), target)[1:-1]
-        inner = NSSolver.from_flat(_whole(torch.cat([times, parameters[n - 1 :]]), target))
-        return on_raw_velocity(inner, scheduler, sigma0)
+        n, left_out = _form(parameters)
+        if left_out == 2 and self.times == "ordered":
+            times = rising_times(_with_last_step(parameters[: n - 1]), target)[1:-1]
+            parameters = torch.cat([times, parameters[n - 1 :]])
+        return on_raw_velocity(NSSolver.from_flat(_whole(parameters, target)), scheduler, sigma0)
 
     def project(self, parameters: Tensor, scheduler: Scheduler, sigma0: float) -> Tensor:
         target = target_scheduler(scheduler, sigma0)
-        if _is_whole(parameters):
-            n = nfe_of_flat(len(parameters))
-            return torch.cat([clamp_times(parameters[:n], target), parameters[n:]])
-        n = _nfe(parameters)
-        times = parameters[: n - 1]
-        if self.times == "free":
+        n, left_out = _form(parameters)
+        count = n - 1 if left_out == 2 else n
+        times = parameters[:count]
+        if self.times == "free" or left_out < 2:
             times = clamp_times(times, target)
         else:
             steps = project_step_logits(_with_last_step(times), target)
             times = steps[:-1] - steps[-1]
-        return torch.cat([times, parameters[n - 1 :]])
+        return torch.cat([times, parameters[count:]])
 
 
 def _with_last_step(logits: Tensor) -> Tensor:
@@ -114,33 +139,54 @@ def _last(scheduler: Scheduler) -> Tensor:
     return torch.tensor([scheduler.t_max], dtype=torch.float64)
 
 
-def _nfe(parameters: Tensor) -> int:
-    return nfe_of_flat(parameters.shape[0] + 2)
+def _size(nfe: int) -> int:
+    """Number of entries of flat theta."""
+    return nfe * (nfe + 5) // 2 + 1
 
 
-def _is_whole(parameters: Tensor) -> bool:
-    """Whether the parameters include the first time and state.
+def _form(parameters: Tensor) -> tuple[int, int]:
+    """The NFE, and how many of the two numbers of the beginning are left out: none, a_0, or both.
 
-    The length decides: n(n+5)/2 + 1 never equals n'(n'+5)/2 - 1.
+    The length decides, since flat thetas of n and n + 1 evaluations differ by at least four entries.
+
+    Raises:
+        InvalidThetaError: The length belongs to no NFE.
     """
-    try:
-        nfe_of_flat(len(parameters))
-    except InvalidThetaError:
-        return False
-    return True
+    for left_out in (0, 1, 2):
+        with suppress(InvalidThetaError):
+            return nfe_of_flat(len(parameters) + left_out), left_out
+    raise InvalidThetaError(f"BNS cannot have {len(parameters)} parameters: n evaluations have n(n+5)/2 - 1 to + 1")
 
 
 def _free(flat: Tensor) -> Tensor:
     """theta without t_0 and a_0."""
-    n = nfe_of_flat(flat.shape[0])
-    return torch.cat([flat[1:n], flat[n + 1 :]])
+    return _without(flat, nfe_of_flat(len(flat)))[1:]
+
+
+def _without(flat: Tensor, index: int) -> Tensor:
+    return torch.cat([flat[:index], flat[index + 1 :]])
 
 
 def _whole(parameters: Tensor, scheduler: Scheduler) -> Tensor:
-    """theta from its free part, with the first time t_min and the first state sigma(t_min) x0."""
-    n = _nfe(parameters)
-    first = torch.tensor([scheduler.t_min], dtype=parameters.dtype)
-    return torch.cat([first, parameters[: n - 1], first_state(scheduler), parameters[n - 1 :]])
+    """Flat theta; what the parameters leave out are the first time t_min and the first state sigma(t_min) x0."""
+    n, left_out = _form(parameters)
+    if left_out == 2:
+        first = torch.tensor([scheduler.t_min], dtype=parameters.dtype)
+        parameters = torch.cat([first, parameters])
+    return torch.cat([parameters[:n], first_state(scheduler), parameters[n:]]) if left_out else parameters
+
+
+def _moved(solver: NSSolver, scheduler: Scheduler, *, scaled: bool) -> NSSolver:
+    """``solver`` with its first query MOVE of the domain after t_min.
+
+    If ``scaled``, its first state is sigma(t_0) x0: the exact flow up to t_0 for data with mean 0, as far as the noise
+    alone determines it.
+    """
+    times, a = solver.times.clone(), solver.a.clone()
+    times[0] = scheduler.t_min + MOVE * (scheduler.t_max - scheduler.t_min)
+    if scaled:
+        a[0] = scheduler.sigma(times[0])
+    return NSSolver(times, a, solver.b)
 
 
 FAMILY = BNS

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from distillation import begin, run, validation_psnr
 from oracles import noise, nonlinear_field
 
+from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt
 from solvers.families.base import GridSolver
-from solvers.families.bns import BNS
+from solvers.families.bns import BNS, MOVE, Beginning
 from solvers.families.euler import Euler
 from solvers.families.midpoint import Midpoint
 from solvers.families.rk4 import RK4
@@ -76,3 +80,62 @@ def test_ordered_times_reject_ties_that_free_times_accept() -> None:
     assert torch.equal(
         BNS().to_ns(BNS().start(repeating, scheduler), scheduler, 1.0).flat(), repeating.to_ns(scheduler).flat()
     )
+
+
+@pytest.mark.parametrize(("beginning", "learned"), [("time", 1), ("free", 2)])
+@pytest.mark.parametrize("sigma0", [1.0, 2.0])
+def test_a_learned_beginning_starts_a_little_inside_the_domain(
+    beginning: Beginning, learned: int, sigma0: float
+) -> None:
+    """The first query is moved inwards; with 'free', the first state shrinks to what is noise at that time."""
+    scheduler = CondOT()
+    family, solver = BNS(beginning=beginning), GridSolver(Midpoint(), 4, Grid(), sigma0)
+    parameters = family.start(solver, scheduler)
+    assert len(parameters) == BNS().freedom(4) + learned == family.freedom(4)
+    moved, held = (f.to_ns(f.start(solver, scheduler), scheduler, sigma0) for f in (family, BNS()))
+    if sigma0 == 1:
+        assert float(moved.times[0]) == MOVE
+        assert float(moved.a[0]) == (1 if beginning == "time" else 1 - MOVE)
+        assert torch.equal(moved.times[1:], held.times[1:])
+        assert torch.equal(moved.b, held.b)
+    field, x0 = nonlinear_field(scheduler), noise(3, 4)
+    torch.testing.assert_close(moved.sample(field, x0), held.sample(field, x0), rtol=0.1, atol=0.1)
+    projected = family.project(parameters - 1, scheduler, sigma0)
+    assert (projected[:4] == 0).all()
+    assert torch.equal(projected[4:], (parameters - 1)[4:])
+
+
+def test_learning_the_beginning_pays_at_few_evaluations() -> None:
+    """The first velocity from pure noise is the same for all samples but for their noise: it is worth moving."""
+    method = LevenbergMarquardt(batch_size=64, training_pairs=64)
+    scores = {}
+    for beginning in ("held", "time", "free"):
+        family = BNS(beginning=beginning)
+        state = run(method, begin(method, Midpoint(), nfe=2, family=family), 15, family=family)
+        scores[beginning] = validation_psnr(state, family=family)
+        theta = family.to_ns(torch.tensor(state.parameters, dtype=torch.float64), CondOT(), 1.0)
+        assert (float(theta.a[0]) == 1) == (beginning != "free")
+        assert (float(theta.times[0]) == 0) == (beginning == "held")
+    assert min(scores["free"], scores["time"]) > scores["held"] + 0.5
+
+
+def test_a_start_elsewhere_keeps_its_beginning_where_both_are_learned() -> None:
+    """'time' refuses it, because a_0 could not be kept."""
+    solver = GridSolver(Euler(), 3, EDM)
+    free = BNS(beginning="free")
+    assert torch.equal(free.start(solver, CondOT()), BNS().start(solver, CondOT()))
+    with pytest.raises(ValueError, match=r"BNS \(free first time\) starts at t=0 from 1 x0, this solver at t=0.012"):
+        BNS(beginning="time").start(solver, CondOT())
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"beginning": "open"}, "BNS takes beginning 'held', 'time' or 'free', got 'open'"),
+        ({"beginning": "free", "times": "ordered"}, "BNS with ordered times begins at t_min, but beginning is 'free'"),
+    ],
+)
+def test_a_beginning_that_cannot_be_learned_is_refused(options: dict[str, Any], problem: str) -> None:
+    """The message names the option and its value."""
+    with pytest.raises(ValueError, match=problem):
+        BNS(**options)

@@ -262,8 +262,16 @@ def test_distillation_improves_on_the_start(
     assert 10 * (before - after) / torch.log(torch.tensor(10.0)) > gain_db
 
 
+VARIANTS = [
+    LD3(decoupled=True),
+    LD3("midpoint", decoupled=True),
+    BNS(beginning="time"),
+    BNS(beginning="free"),
+]
+
+
 @pytest.mark.parametrize("nfe", [1, 2, 4, 6])
-@pytest.mark.parametrize("learnable", [*learnable_families(), LD3(decoupled=True), LD3("midpoint", decoupled=True)])
+@pytest.mark.parametrize("learnable", [*learnable_families(), *VARIANTS])
 def test_the_degrees_of_freedom_are_the_rank_of_the_map_to_theta(learnable: LearnableFamily, nfe: int) -> None:
     """At parameters near a start; 0 if a family has a single solver, as LD3 and NeuralSolver at one evaluation."""
     starts = [family for family in fixed_families() if learnable.starts_from(family)]
