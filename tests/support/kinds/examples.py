@@ -73,9 +73,11 @@ class Example:
 EXAMPLES = {
     example.name: example
     for example in (
+        Example("digit_flow", "image", training.train_digit_flow),
         Example("digit_flow_torchscript", "image", training.train_digit_flow),
         Example("digit_flow_onnx", "image", training.train_digit_flow),
         Example("edm_digits", "image", training.train_edm_digits),
+        Example("drops", "video", training.train_drops),
     )
 }
 

@@ -332,7 +332,7 @@ def train_edm_digits(folder: Path) -> None:
 
 
 def train_digit_flow(folder: Path) -> None:
-    """A class-conditional flow of digits, as TorchScript and as ONNX."""
+    """A class-conditional flow of digits, as a state dictionary, as TorchScript and as ONNX."""
     images, classes = digits()
     net = network("digit_flow:DigitFlow")
 
@@ -343,6 +343,7 @@ def train_digit_flow(folder: Path) -> None:
         return (net(noisy, t, labels) - (images[chosen] - noise)).square().mean()
 
     trained = fit(loss, net, 1200)
+    torch.save(trained.state_dict(), folder / "digit_flow.pt")
     inputs = (torch.zeros(2, 1, 8, 8), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
     torch.jit.save(torch.jit.trace(trained, inputs), folder / "digit_flow.ts")
     torch.onnx.export(
