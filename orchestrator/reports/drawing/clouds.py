@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from orchestrator.models.facts import ModelFacts
 from orchestrator.reports.drawing.plane import Plane
 from orchestrator.reports.drawing.style import (
+    FULL,
     SAMPLE,
     TRUTH,
     Array,
@@ -21,6 +22,7 @@ from orchestrator.reports.drawing.style import (
     framed,
     limits,
     named_left,
+    remark,
     tidy,
     title_of,
 )
@@ -80,9 +82,9 @@ def draw_points(panel: Panel, facts: ModelFacts) -> Figure:
     figure, grid = plt.subplots(
         rows,
         count,
-        figsize=(SET_SIDE * count + 1.6, SET_SIDE * rows),
+        figsize=(SET_SIDE * count, SET_SIDE * rows),
         squeeze=False,
-        gridspec_kw={"wspace": 0.06, "hspace": 0.06},
+        gridspec_kw=FULL | {"wspace": 0.06, "hspace": 0.06},
     )
     size = min(12.0, max(1.5, 400 / truth.shape[1]))
     everything = plane.project(truth.reshape(-1, truth.shape[-1]))
@@ -90,6 +92,7 @@ def draw_points(panel: Panel, facts: ModelFacts) -> Figure:
         for axis, expected, actual in zip(row, truth, samples, strict=True):
             _scatter(axis, plane.project(expected), plane.project(actual), size=size, alpha=0.9)
             framed(axis, everything)
+            _count_outside(axis, plane.project(actual))
         named_left(row[0], title_of(strip))
     return figure
 
@@ -116,5 +119,4 @@ def _count_outside(axis: Axes, points: npt.NDArray[np.float64]) -> None:
     ends = [axis.get_ylim()] if points.shape[1] == 1 else [axis.get_xlim(), axis.get_ylim()]
     inside = np.all([(low <= values) & (values <= high) for (low, high), values in zip(ends, points.T, strict=True)], 0)
     if not inside.all():
-        text = f"{int((~inside).sum())} outside"
-        axis.text(0.97, 0.03, text, transform=axis.transAxes, ha="right", va="bottom", fontsize=7, color="#5a6474")
+        remark(axis, f"{int((~inside).sum())} outside")

@@ -11,11 +11,13 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from orchestrator.models.facts import ModelFacts
-from orchestrator.reports.drawing.style import Array, named_left, title_of
+from orchestrator.reports.drawing.style import FULL, QUIET, Array, named_left, title_of
 from orchestrator.reports.gallery import DIFFERENCE_GAIN, Panel
 
 WIDTH, HEIGHT = 9.0, 0.74
-"""Largest width of a row of pictures, and the height of a row, in inches."""
+"""Width of a row of pictures, which decides how many there are, and height of a row, in inches."""
+WIDEST = 11.0
+"""Width in inches beyond which pictures become smaller: two wide ones, or the frames of a video."""
 FRAMES = 6
 """Frames shown of each video."""
 CHANNELS = 16
@@ -51,7 +53,7 @@ def draw_video(panel: Panel, facts: ModelFacts) -> Figure:
     figure = _draw(panel, (facts.data_min, facts.data_max), frames=frames, group=len(shown))
     names = [f"frame {number + 1}" for number in shown] * len(samples)
     for axis, name in zip(figure.axes, names, strict=False):  # the first row's axes come first
-        axis.set_title(name, fontsize=7, color="#5a6474", pad=3)
+        axis.set_title(name, fontsize=7, color=QUIET, pad=3)
     return figure
 
 
@@ -90,8 +92,9 @@ def _grid(rows: Sequence[tuple[str, list[Array], str]], origin: Any, group: int 
     count = len(rows[0][1]) if group else min(len(rows[0][1]), max(2, int(WIDTH / size)))
     groups = [range(first, min(first + (group or count), count)) for first in range(0, count, group or count)]
     widths = [ratio for one in groups for ratio in [*(1.0 for _ in one), GAP]][:-1]
-    figure = plt.figure(figsize=(size * sum(widths) + 2.2, HEIGHT * len(rows)))
-    grid = figure.add_gridspec(len(rows), len(widths), wspace=0.05, hspace=0.08, width_ratios=widths)
+    scale = min(1.0, WIDEST / (size * sum(widths)))
+    figure = plt.figure(figsize=(scale * size * sum(widths), scale * HEIGHT * len(rows)))
+    grid = figure.add_gridspec(len(rows), len(widths), **FULL, wspace=0.05, hspace=0.08, width_ratios=widths)
     columns = [position for position, ratio in enumerate(widths) if ratio == 1.0]
     for line, (title, pictures, colours) in enumerate(rows):
         for position, picture in zip(columns, pictures[:count], strict=True):
@@ -100,22 +103,31 @@ def _grid(rows: Sequence[tuple[str, list[Array], str]], origin: Any, group: int 
             axis.imshow(picture, cmap=colours, vmin=-1, vmax=1, interpolation="nearest", origin=origin, aspect=fit)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
+            if _is_blank(picture):
+                axis.text(width / 2, height / 2, "not finite", ha="center", va="center", fontsize=7, color=QUIET)
             if position == 0:
                 named_left(axis, title)
     return figure
 
 
 def _picture(levels: Array) -> Array:
-    """Levels in [-1, 1] as imshow expects them, clipped: (H, W) in [-1, 1], or (H, W, 3) in [0, 1]."""
-    levels = np.clip(np.nan_to_num(levels), -1, 1)
+    """Levels in [-1, 1] as imshow expects them, clipped: (H, W) in [-1, 1], or (H, W, 4) in [0, 1]; NaN is blank."""
+    levels = levels.clip(-1, 1)
     if levels.ndim == 1:
         return levels[None]
     if levels.ndim == 2:
         return levels
     channels = levels.reshape(-1, *levels.shape[-2:])
     if len(channels) == 3:
-        return channels.transpose(1, 2, 0) / 2 + 0.5
+        opaque = 1.0 - np.isnan(channels).any(axis=0, keepdims=True)
+        return np.concatenate([np.nan_to_num(channels) / 2 + 0.5, opaque]).transpose(1, 2, 0)
     return _side_by_side(channels[:CHANNELS])
+
+
+def _is_blank(picture: Array) -> bool:
+    """Whether nothing is shown of a picture, since no value is finite."""
+    missing = picture[..., 3] == 0 if picture.ndim == 3 else np.isnan(picture)
+    return bool(missing.all())
 
 
 def _side_by_side(channels: Array) -> Array:

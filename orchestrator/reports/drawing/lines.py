@@ -12,7 +12,19 @@ from matplotlib.lines import Line2D
 
 from orchestrator.models.facts import ModelFacts
 from orchestrator.reports.drawing.plane import Plane
-from orchestrator.reports.drawing.style import COORDINATES, SAMPLE, TRUTH, Array, framed, limits, named_left, title_of
+from orchestrator.reports.drawing.style import (
+    COORDINATES,
+    FULL,
+    QUIET,
+    SAMPLE,
+    TRUTH,
+    Array,
+    framed,
+    limits,
+    named_left,
+    remark,
+    title_of,
+)
 from orchestrator.reports.gallery import DIFFERENCE_GAIN, Panel
 
 CELL = 2.1
@@ -38,21 +50,21 @@ def _draw(panel: Panel, *, paths: bool, time_first: bool) -> Figure:
     chosen = _coordinates(strips[0])
     rows, count = len(strips) - 1, len(strips[0])
     plane = Plane.of(strips[0].reshape(-1, strips[0].shape[-1])) if paths else None
-    size = (count * (CELL + PATH * paths) + 1.6, BLOCK * max(rows, 1) + 0.5)
-    figure = plt.figure(figsize=size)
-    outer = figure.add_gridspec(max(rows, 1), count, wspace=0.16, hspace=0.22)
+    figure = plt.figure(figsize=(count * (CELL + PATH * paths), BLOCK * max(rows, 1)))
+    outer = figure.add_gridspec(max(rows, 1), count, **FULL, wspace=0.14, hspace=0.24)
     truth = strips[0]
     for row, strip in enumerate(panel.strips[1:]):
         for sample in range(count):
             cell = outer[row, sample]
             if plane is not None:
-                halves = GridSpecFromSubplotSpec(1, 2, cell, width_ratios=(PATH, CELL), wspace=0.22)
+                halves = GridSpecFromSubplotSpec(1, 2, cell, width_ratios=(PATH, CELL), wspace=0.3)
                 left, cell = halves[0], halves[1]
                 _path(figure.add_subplot(left), plane, truth[sample], strips[row + 1][sample], truth)
             upper = _lines(figure, cell, truth, strips[row + 1], sample, chosen, last=row == rows - 1)
             if sample == 0:
-                named_left(figure.axes[-3] if plane is not None else upper, title_of(strip))
-    _legend(figure, chosen, truth.shape[-1], size[1])
+                first, gap = (upper, 30) if plane is None else (figure.axes[-3], 6)  # numbers stand beside lines
+                named_left(first, title_of(strip), gap)
+    _legend(figure, chosen, truth.shape[-1])
     return figure
 
 
@@ -76,18 +88,20 @@ def _lines(
     halves = GridSpecFromSubplotSpec(2, 1, cell, height_ratios=(2, 1), hspace=0.12)
     upper, lower = figure.add_subplot(halves[0]), figure.add_subplot(halves[1])
     low, high = limits(truth[..., chosen])
-    largest = (high - low) / 2 / DIFFERENCE_GAIN
+    largest = (high - low) / 2 / DIFFERENCE_GAIN / 2  # the lower axes have half the height of the upper
     for colour, coordinate in zip(COORDINATES, chosen, strict=False):
         expected, actual = truth[sample, :, coordinate], samples[sample, :, coordinate]
         upper.plot(expected, color=TRUTH, linewidth=2.6, solid_capstyle="round")
         upper.plot(actual, color=colour, linewidth=1.1)
         lower.plot(actual - expected, color=colour, linewidth=1)
+    if not np.isfinite(samples[sample]).all():
+        remark(upper, "not finite")
     upper.set_ylim(low, high)
     lower.set_ylim(-largest, largest)
     lower.axhline(0, color=TRUTH, linewidth=0.6, zorder=0)
     for axis in (upper, lower):
         axis.set_xlim(0, max(truth.shape[1] - 1, 1))
-        axis.tick_params(labelsize=7, length=2, color=TRUTH, labelcolor="#5a6474")
+        axis.tick_params(labelsize=7, length=2, color=TRUTH, labelcolor=QUIET)
         axis.spines[["top", "right"]].set_visible(False)
         axis.spines[:].set_color(TRUTH)
         axis.locator_params(nbins=3, axis="y")
@@ -108,7 +122,7 @@ def _path(axis: Axes, plane: Plane, expected: Array, actual: Array, truth: Array
     framed(axis, everything)
 
 
-def _legend(figure: Figure, chosen: list[int], coordinates: int, height: float) -> None:
+def _legend(figure: Figure, chosen: list[int], coordinates: int) -> None:
     """Name ground truth and the coordinates at the top."""
     handles = [Line2D([], [], color=TRUTH, linewidth=2.6, label="ground truth")]
     if coordinates == 1:
@@ -122,7 +136,7 @@ def _legend(figure: Figure, chosen: list[int], coordinates: int, height: float) 
     figure.legend(
         handles=handles,
         loc="lower center",
-        bbox_to_anchor=(0.5, 0.89 + 0.02 / height),
+        bbox_to_anchor=(0.5, 1.0),
         ncols=min(len(handles), 5),
         fontsize=8,
         frameon=False,

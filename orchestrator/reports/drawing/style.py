@@ -21,6 +21,10 @@ SAMPLE = "#c2185b"
 """Colour of a solver's samples."""
 COORDINATES = ("#c2185b", "#1565c0", "#e65100", "#2e7d32", "#7b1fa2", "#00838f", "#5d4037", "#827717")
 """Colours of the coordinates of a series."""
+QUIET = "#5a6474"
+"""Colour of remarks and numbers on axes."""
+FULL = {"left": 0.0, "right": 1.0, "bottom": 0.0, "top": 1.0}
+"""Margins of a figure whose size is that of its axes; titles and labels, beside it, are added when it is saved."""
 MARGIN = 0.15
 """Space around ground truth, as a share of its range."""
 
@@ -38,11 +42,17 @@ def title_of(strip: Strip) -> str:
     return strip.name if strip.psnr_db is None else f"{strip.name}\n{shown_db(strip.psnr_db, 1)} dB"
 
 
-def named_left(axes: Axes, title: str) -> None:
-    """Write the title of a row to the left of its first axes."""
-    axes.text(
-        -0.12, 0.5, title, transform=axes.transAxes, ha="right", va="center", fontsize=9, linespacing=1.3, clip_on=False
-    )
+def named_left(axes: Axes, title: str, gap: float = 6) -> None:
+    """Write the title of a row to the left of its first axes, at a gap in points."""
+    place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "center"}
+    axes.annotate(title, (0, 0.5), (-gap, 0), fontsize=9, linespacing=1.3, annotation_clip=False, **place)  # type: ignore[arg-type]
+
+
+def remark(axes: Axes, text: str) -> None:
+    """Write a remark into the lower right corner."""
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
+    place = {"transform": axes.transAxes, "ha": "right", "va": "bottom", "zorder": 4}
+    axes.text(0.97, 0.04, text, fontsize=7, color=QUIET, bbox=box, **place)  # type: ignore[arg-type]
 
 
 def limits(truth: Array) -> tuple[float, float]:
