@@ -36,6 +36,11 @@ def bar(total: int, unit: str, description: str) -> Any:
     )
 
 
+def counted(count: int, noun: str) -> str:
+    """A count with its noun, given in the singular: '1 sample', '1,024 samples'."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def note(sentence: str) -> None:
     """Print a line on standard error without breaking a progress bar."""
     tqdm.write(sentence, file=sys.stderr)
@@ -56,7 +61,7 @@ class stage:  # noqa: N801 (used as a function, like contextlib's context manage
         self.begin = time.monotonic()
         self.ended = threading.Event()
         if total != 0:
-            note(description if total is None else f"{description}: {self._counted(total)}")
+            note(description if total is None else f"{description}: {counted(total, unit)}")
         if not sys.stderr.isatty():
             threading.Thread(target=self._speak, daemon=True).start()
 
@@ -86,9 +91,6 @@ class stage:  # noqa: N801 (used as a function, like contextlib's context manage
         while not self.ended.wait(LINE_SECONDS):
             note(self._line())
 
-    def _counted(self, count: int) -> str:
-        return f"{count:,} {self.unit}{'' if count == 1 else 's'}"
-
     def _line(self) -> str:
         seconds = time.monotonic() - self.begin
         if self.total is None:
@@ -96,4 +98,6 @@ class stage:  # noqa: N801 (used as a function, like contextlib's context manage
         left = ""
         if 0 < self.n < self.total:
             left = f", about {seconds * (self.total - self.n) / self.n:.0f} s left"
-        return f"{self.description}: {self.n:,} of {self._counted(self.total)} in {seconds:.0f} s{left}{self.postfix}"
+        return (
+            f"{self.description}: {self.n:,} of {counted(self.total, self.unit)} in {seconds:.0f} s{left}{self.postfix}"
+        )

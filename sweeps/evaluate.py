@@ -16,9 +16,8 @@ from orchestrator import plugins
 from orchestrator.cluster.connect import check_fits
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import PairKey, pair_spec
-from orchestrator.errors import ConfigError
 from orchestrator.evaluation.bootstrap import compare
-from orchestrator.evaluation.check import datasets, metric_specs
+from orchestrator.evaluation.check import check_media, datasets, metric_specs
 from orchestrator.evaluation.run import Case, Evaluation, Score
 from orchestrator.evaluation.solvers import EvaluatedSolver
 from orchestrator.hosts.scorer import Scorer
@@ -110,25 +109,12 @@ class _Run:
         self.config, self.storage, self.facts = session.config, session.storage, session.facts
         self.settings = self.config.evaluation
         self.metrics = metric_specs(self.config)
-        self._check_media()
+        check_media(self.metrics, self.facts, "evaluation.metrics")
         self.tracker, self.experiment = session.open_tracking()
         self.runs: dict[str, Run] = self.tracker.thetas(self.experiment)
         self.solvers = self._solvers(thetas)
         self.specs = self._specs()
         self.folder = f"{session.folder}/evaluation"
-
-    def _check_media(self) -> None:
-        makes, kind = self.facts.makes, self.facts.kind
-        for spec in self.metrics:
-            if spec.metric.sees in ("samples", makes):
-                continue
-            remedy = "choose a metric of raw samples; `bespoke list metrics` shows them"
-            if spec.metric.sees == "images" and makes is None:
-                remedy += ". If samples are images, set the model's option kind to image"
-            raise ConfigError(
-                f"metric {spec.name!r} measures {spec.metric.sees}, but samples of model {self.facts.name} are "
-                f"{makes or kind}; remove it from evaluation.metrics, or {remedy}"
-            )
 
     # ---- solvers and pairs ------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.client import RayPool
 from orchestrator.pool.requests import PoolSettings, Request
-from orchestrator.progress import Note, note, stage
+from orchestrator.progress import Note, counted, note, stage
 from orchestrator.results.inventory import note_older, record_needs
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import RunLog, Tracker, open_experiment
@@ -77,7 +77,7 @@ class Session:
                 connect(address, config.resources.cpu_budget)
             self.log = stack.enter_context(logged_to(self.storage, f"{self.folder}/{command}.log"))
             hosts = config.resources.hosts
-            with stage(f"starting {hosts} host{'s' * (hosts > 1)} with model {config.model.name}"):
+            with stage(f"starting {counted(hosts, 'host')} with model {config.model.name}"):
                 self._start(stack, address, tracking_uri)
             self._stack = stack.pop_all()
 

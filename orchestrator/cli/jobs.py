@@ -42,6 +42,7 @@ def pairs(config: str, overrides: tuple[str, ...], place: Place) -> None:
     """
     loaded = load(config, overrides, place)
     from orchestrator.pairs import PairStore
+    from orchestrator.progress import counted
     from sweeps.session import Session
 
     with Session(loaded, address=place.address, wait=place.wait, tracked=False, command="pairs") as session:
@@ -52,8 +53,9 @@ def pairs(config: str, overrides: tuple[str, ...], place: Place) -> None:
             records = store.records()
             mean = store.evaluations() / spec.count
             click.echo(
-                f"{split:<10} guidance {scale:g} seed {seed}: {spec.count} pairs in {len(records)} shards, "
-                f"{mean:.0f} evaluations per pair, {session.storage.location(store.folder)}"
+                f"{split:<10} guidance {scale:g} seed {seed}: {counted(spec.count, 'pair')} in "
+                f"{counted(len(records), 'shard')}, {mean:.0f} evaluations per pair, "
+                f"{session.storage.location(store.folder)}"
             )
 
 

@@ -20,6 +20,7 @@ from orchestrator.errors import PoolError
 from orchestrator.log import debugging
 from orchestrator.outside import ask
 from orchestrator.pool.client import NAMESPACE
+from orchestrator.progress import counted
 from orchestrator.storage import Storage
 from orchestrator.tracking.ping import ping
 from orchestrator.uris import shown
@@ -194,6 +195,6 @@ def check_fits(
         if unit == "GPU":
             remedy = "resources.hosts or resources.host_gpus, or set resources.device to cpu"
         raise PoolError(
-            f"{hosts} hosts of {of_host:g} {unit}{others_text} need {need:g} {unit}s, but the cluster has {have:g}; "
-            f"lower {remedy}"
+            f"{counted(hosts, 'host')} of {of_host:g} {unit}{others_text} need {need:g} {unit}s, but the cluster "
+            f"has {have:g}; lower {remedy}"
         )

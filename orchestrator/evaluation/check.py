@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from orchestrator import plugins
 from orchestrator.config.base import PluginConfig, in_section
@@ -11,6 +12,7 @@ from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.metrics.base import Metric
 from orchestrator.metrics.measurements import MetricSpec
+from orchestrator.models.facts import ModelFacts
 
 
 def metric_specs(config: ExperimentConfig) -> list[MetricSpec]:
@@ -62,6 +64,30 @@ def check_evaluation(config: ExperimentConfig) -> None:
         with in_section(f"evaluation.baselines.{number}"):
             baseline.build()
             _ = baseline.fixed_grid
+
+
+def check_media(metrics: Iterable[MetricSpec], facts: ModelFacts, key: str) -> None:
+    """Refuse metrics of images or of sound for a model whose samples are neither, before anything is measured.
+
+    Args:
+        metrics: The metrics.
+        facts: The model.
+        key: Key of the configuration that lists the metrics.
+
+    Raises:
+        ConfigError: A metric does not fit; the message has its name, what samples are, and the remedy.
+    """
+    for spec in metrics:
+        sees = spec.metric.sees
+        if sees in ("samples", facts.makes):
+            continue
+        remedy = "choose a metric of raw samples, see `bespoke list metrics`"
+        if sees == "images" and facts.rate is None:
+            remedy += ", or, if samples are images, set the model's option kind to image"
+        raise ConfigError(
+            f"metric {spec.name!r} measures {sees}, but model {facts.name} makes {facts.makes or facts.kind}; remove "
+            f"it from {key}, {remedy}"
+        )
 
 
 def _check_counts(metric: Metric, count: int, what: str) -> None:

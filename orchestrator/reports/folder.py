@@ -17,7 +17,7 @@ from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.errors import Failure
 from orchestrator.log import record
 from orchestrator.models.facts import ModelFacts
-from orchestrator.progress import Note, note
+from orchestrator.progress import Note, counted, note
 from orchestrator.reports.drawing.kinds import DRAWINGS
 from orchestrator.reports.gallery import Panel
 from orchestrator.uris import values_without_secrets
@@ -103,6 +103,7 @@ class ReportFolder:
         text = environment.get_template(template).render(
             config=config,
             facts=facts,
+            counted=counted,
             configuration=yaml.safe_dump(values_without_secrets(config.model_dump(mode="json")), sort_keys=False),
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             **content,

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from orchestrator.evaluation.bootstrap import Comparison
 from orchestrator.evaluation.run import Score
 from orchestrator.metrics.base import EXACT_DB
+from orchestrator.progress import counted
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _table(dataset: str, scale: float, scores: Sequence[Score], training_passes:
         title=f"{dataset}, {_guided(scale)}",
         header=tuple([*header, "passes / training (%)"] if costed else header),
         rows=tuple(rows),
-        notes=(f"{count:,} samples; ± is the standard error of the mean over samples.", *_warnings(scores)),
+        notes=(f"{counted(count, 'sample')}; ± is the standard error of the mean over samples.", *_warnings(scores)),
     )
 
 
@@ -214,8 +215,9 @@ def across_datasets(scores: Sequence[Score]) -> list[Table]:
             adaptive = first.case.solver.kind == "ground truth"
             cells = [Cell(first.case.solver.name), Cell("adaptive" if adaptive else f"{first.nfe:.0f}")]
             rows.append((*cells, *(_cell(line.get(dataset), best) for dataset in datasets)))
-        counts = ", ".join(sorted({f"{s.summary.count:,}" for s in part}))
-        note = f"{counts} samples per dataset; ± is the standard error of the mean over samples."
+        *fewer, most = sorted({s.summary.count for s in part})
+        counts = ", ".join([*(f"{count:,}" for count in fewer), counted(most, "sample")])
+        note = f"{counts} per dataset; ± is the standard error of the mean over samples."
         tables.append(Table(f"{name} by dataset, {_guided(scale)}", ("solver", "NFE", *datasets), tuple(rows), (note,)))
     return tables
 

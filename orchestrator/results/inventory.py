@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.lock import exclusive
 from orchestrator.pairs.spec import FORMAT as PAIRS_FORMAT
-from orchestrator.progress import Note
+from orchestrator.progress import Note, counted
 from orchestrator.storage import Storage
 
 LOCK = "needs/.lock"
@@ -205,7 +205,7 @@ def _pairs_detail(storage: Storage, key: str) -> str:
         content: dict[str, Any] = storage.read_json(manifest)
         spec, count = content["spec"], sum(shard["rows"] for shard in content["shards"])
         return (
-            f"{count} pairs, guidance {spec['guidance_scale']:g}, {spec['conditioning']['name']}, "
+            f"{counted(count, 'pair')}, guidance {spec['guidance_scale']:g}, {spec['conditioning']['name']}, "
             f"model {spec['model_digest'][:8]}"
         )
     except (ValueError, KeyError, TypeError):

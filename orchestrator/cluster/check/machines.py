@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.check.commands import RAY_START
 from orchestrator.cluster.check.reading import Problem, is_whole, mapping, strings, worker_types
+from orchestrator.progress import counted
 
 if TYPE_CHECKING:
     from orchestrator.config.sections import Resources
@@ -143,14 +144,14 @@ def demand_problems(cluster: Mapping[str, Any], demands: Mapping[str, Resources]
         elif (room := _room(nodes, limit, host)) < demand.hosts:
             yield Problem(
                 "max_workers",
-                f"{name} needs {demand.hosts} hosts of {size}, but the cluster has room for at most {room}",
+                f"{name} needs {counted(demand.hosts, 'host')} of {size}, but the cluster has room for at most {room}",
                 "Raise max_workers, the cluster's and the types', or lower the experiment's resources.hosts",
             )
         elif _room_beside_trial(nodes, limit, host, demand.trial_cpus) < demand.hosts:
             yield Problem(
                 "max_workers",
-                f"{name} needs {demand.hosts} hosts of {size} and a trial of {demand.trial_cpus:g} CPU beside them, "
-                "but all workers together have no core left for the trial",
+                f"{name} needs {counted(demand.hosts, 'host')} of {size} and a trial of {demand.trial_cpus:g} CPU "
+                "beside them, but all workers together have no core left for the trial",
                 "Raise max_workers, the cluster's and that of a type with cores, or lower the experiment's "
                 "resources.hosts",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from PIL import Image
 
 from orchestrator.config.reading import parse_config
 from orchestrator.errors import ConfigError
-from orchestrator.evaluation.check import check_evaluation
+from orchestrator.evaluation.check import check_evaluation, check_media
+from orchestrator.metrics.measurements import MetricSpec
+from orchestrator.models.facts import ModelFacts
+from orchestrator.models.kinds import Kind
 
 
 def check(experiment: dict[str, Any], **evaluation: Any) -> None:
@@ -81,3 +85,25 @@ def test_errors_name_the_full_key(experiment: dict[str, Any], evaluation: dict[s
     """Of a metric, a dataset or a baseline."""
     with pytest.raises(ConfigError, match=message):
         check(experiment, **evaluation)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "reason"),
+    [
+        (
+            "vectors",
+            "fid",
+            r"metric 'fid' measures images, but model digits_fm_ot makes vectors; remove it from "
+            r"evaluation\.metrics, choose a metric of raw samples, .* set the model's option kind to image",
+        ),
+        ("series", "wer", r"metric 'wer' measures sound, but model digits_fm_ot makes series; remove it from"),
+        ("image", "wer", r"metric 'wer' measures sound, but model digits_fm_ot makes images; remove it from"),
+        ("sound", "psnr_uint8", r"metric 'psnr_uint8' measures images, but model digits_fm_ot makes sound; remove it"),
+    ],
+)
+def test_a_metric_of_another_kind_is_refused_by_name(facts: ModelFacts, kind: Kind, metric: str, reason: str) -> None:
+    """A model of vectors makes neither images nor sound; metrics of raw samples work for every kind."""
+    facts = replace(facts, kind=kind, rate=8000 if kind == "sound" else None)
+    check_media([MetricSpec("psnr"), MetricSpec("rmse")], facts, "evaluation.metrics")
+    with pytest.raises(ConfigError, match=reason):
+        check_media([MetricSpec("psnr"), MetricSpec(metric)], facts, "evaluation.metrics")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pyarrow.parquet as pq
@@ -90,6 +91,19 @@ def test_failures_and_samples_that_are_not_finite_are_noted_below_the_table() ->
     (table,) = by_dataset([bad, _score(EULER, "psnr", math.nan, failure="no weights")], None)
     assert "BNS at NFE 8: samples that are not finite: 3, 17." in table.notes
     assert "psnr_db of Euler at NFE 8: no weights." in table.notes
+
+
+def test_one_sample_is_not_called_samples() -> None:
+    """Counts are singular or plural, below both kinds of table."""
+    for count, expected in ((1, "1 sample;"), (1024, "1,024 samples;")):
+        score = _score(BNS, "psnr", 57.8)
+        (table,) = by_dataset([replace(score, summary=Summary(57.8, 0.0, count, 0))], None)
+        assert table.notes[0].startswith(expected)
+    one, two = (replace(_score(BNS, "snr", 40.0, dataset=d), summary=Summary(40.0, 0.0, 1, 0)) for d in "ab")
+    (table,) = across_datasets([one, two])
+    assert table.notes[0].startswith("1 sample per dataset;")
+    (table,) = across_datasets([one, replace(two, summary=Summary(40.0, 0.0, 2, 0))])
+    assert table.notes[0].startswith("1, 2 samples per dataset;")
 
 
 def test_a_metric_across_datasets_has_a_column_for_each() -> None:
