@@ -109,7 +109,7 @@ class EvaluationConfig(Strict):
         scorers: Number of scorers: actors that hold the networks of metrics.
         scorer_cpus, scorer_gpus, scorer_device: Resources of each scorer.
         batch_size: Samples per forward pass of a metric's network.
-        pictures: Samples shown per solver.
+        pictures: Samples shown per solver, if they are pictures; fewer if they need more room, more of vectors.
     """
 
     datasets: dict[Name, Source] = Field(default_factory=dict)

@@ -12,13 +12,16 @@ import yaml
 
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.reading import parse_config
-from orchestrator.errors import BusyStoreError
+from orchestrator.errors import BusyStoreError, PoolError
 from orchestrator.lock import exclusive
+from orchestrator.reports.drawing.kinds import DRAWINGS, Drawing
 from orchestrator.reports.gallery import make_gallery
 from orchestrator.results.store import ResultStore
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import KEY, PARENT, ROLE, Tracker
 from orchestrator.tracking.uri import resolve_tracking_uri
+from solvers.theta import load_theta
+from sweeps.evaluate import FoundTheta, evaluate_thetas
 from sweeps.sweep import SweepOutcome, run_sweep
 
 
@@ -111,6 +114,48 @@ def _one_finished_run_per_point(storage: Storage, config: ExperimentConfig) -> N
     assert sorted(run.data.tags[KEY].rpartition("/")[2] for run in trials) == storage.names("points")
     for run in trials:
         assert [artifact.path for artifact in tracker.client.list_artifacts(run.info.run_id)] == ["theta.json"]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_pictures_that_fail_take_no_result_with_them(
+    sweep: Callable[..., ExperimentConfig], copied: Storage, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples that cannot be decoded and figures that cannot be drawn each cost a sentence: of the sweep and of the
+    evaluation, tables, thetas and MLflow's numbers are there, and both commands succeed.
+    """
+
+    def undecodable(*arguments: Any) -> Any:
+        raise PoolError("the host died: out of memory while decoding")
+
+    def undrawable(*arguments: Any) -> Any:
+        raise ValueError("Invalid shape (2,) for image data")
+
+    notes: list[str] = []
+    config = sweep(fixed=["euler"], grid_search=None)
+    monkeypatch.setattr("orchestrator.reports.gallery._strips", undecodable)
+    monkeypatch.setattr("orchestrator.reports.sweep.curves", undrawable)
+    swept = run_sweep(config, address=None, wait=False, announce=notes.append)
+    report = Path(swept.report)
+    assert "These samples could not be made: the host died: out of memory" in report.read_text(encoding="utf-8")
+    assert len([note for note in notes if note.endswith("ValueError: Invalid shape (2,) for image data.")]) == 3
+    assert "BNS,learned,4" in (report.parent / "comparison.csv").read_text(encoding="utf-8")
+    _one_finished_run_per_point(copied, config)
+
+    monkeypatch.undo()
+    monkeypatch.setitem(DRAWINGS, "image", Drawing(undrawable, "drawn"))
+    assert swept.thetas is not None
+    (file,) = Path(swept.thetas).iterdir()
+    theta = FoundTheta(str(file), load_theta(file))
+    evaluated = evaluate_thetas(
+        config, [theta], address=None, wait=False, allow_transfer=False, announce=lambda sentence: None
+    )
+    report = Path(evaluated.report)
+    assert "This figure could not be drawn: " in report.read_text(encoding="utf-8")
+    assert "PSNR (dB)" in (report.parent / "tables.md").read_text(encoding="utf-8")
+    tracker = Tracker(resolve_tracking_uri(None, copied.root))
+    (run,) = [run for run in tracker.latest_trials(config.name) if run.data.params["kind"] == "learned"]
+    assert run.data.metrics["labels/psnr_db"] == pytest.approx(run.data.metrics["psnr_db"])
 
 
 @pytest.mark.cluster

@@ -25,13 +25,13 @@ from orchestrator.reports.drawing.style import (
     remark,
     title_of,
 )
-from orchestrator.reports.gallery import DIFFERENCE_GAIN, Panel
+from orchestrator.reports.gallery import DIFFERENCE_GAIN, MOST, Panel
 
-CELL = 2.1
-"""Width of the lines of one sample, in inches."""
-PATH = 1.25
+WIDTH = 8.6
+"""Width of a row of four series or three trajectories, in inches; of fewer, each is as wide."""
+PATH = 1.15
 """Width of a path in the plane, in inches."""
-BLOCK = 1.25
+BLOCK = 1.2
 """Height of a solver's lines with their differences, in inches."""
 
 
@@ -50,14 +50,15 @@ def _draw(panel: Panel, *, paths: bool, time_first: bool) -> Figure:
     chosen = _coordinates(strips[0])
     rows, count = len(strips) - 1, len(strips[0])
     plane = Plane.of(strips[0].reshape(-1, strips[0].shape[-1])) if paths else None
-    figure = plt.figure(figsize=(count * (CELL + PATH * paths), BLOCK * max(rows, 1)))
+    cell_width = WIDTH / MOST["trajectory" if time_first else "series"]
+    figure = plt.figure(figsize=(count * cell_width, BLOCK * max(rows, 1)))
     outer = figure.add_gridspec(max(rows, 1), count, **FULL, wspace=0.14, hspace=0.24)
     truth = strips[0]
     for row, strip in enumerate(panel.strips[1:]):
         for sample in range(count):
             cell = outer[row, sample]
             if plane is not None:
-                halves = GridSpecFromSubplotSpec(1, 2, cell, width_ratios=(PATH, CELL), wspace=0.3)
+                halves = GridSpecFromSubplotSpec(1, 2, cell, width_ratios=(PATH, cell_width - PATH), wspace=0.34)
                 left, cell = halves[0], halves[1]
                 _path(figure.add_subplot(left), plane, truth[sample], strips[row + 1][sample], truth)
             upper = _lines(figure, cell, truth, strips[row + 1], sample, chosen, last=row == rows - 1)
