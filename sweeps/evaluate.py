@@ -201,7 +201,8 @@ class _Run:
             scorers = self._scorers()
             if scorers is not None:
                 stack.callback(scorers.close)
-            evaluation = Evaluation(self.storage, self.session.pool, scorers, cases, self.metrics)
+            shown = (self.facts.data_min, self.facts.data_max)
+            evaluation = Evaluation(self.storage, self.session.pool, scorers, cases, self.metrics, shown)
             needed = [f"pairs/{spec.digest}" for spec in self.specs.values()]
             self.session.record_needs([*needed, *evaluation.references()], add=False)
             evaluation.check_sizes()

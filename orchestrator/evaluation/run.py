@@ -29,6 +29,8 @@ from orchestrator.pool.requests import Outcome, Pool, Request
 from orchestrator.progress import bar
 from orchestrator.storage import Storage, digest_of
 
+IMAGES = (-1.0, 1.0)
+"""Range of the images that metrics see; data of another range are mapped to it."""
 WAITING_MEDIA = 8
 """Shards of media that may wait for a scorer; bounds the media on disk."""
 
@@ -79,6 +81,7 @@ class Evaluation:
         scorers: Processes that hold the metrics' networks; None if no metric needs one.
         cases: Solvers and datasets to evaluate.
         metrics: Metrics to measure.
+        shown: Smallest and largest value of the model's data, which are black and white in its images.
         failures: Why a shard could not be measured, by index of its case and identity of the metric.
     """
 
@@ -87,6 +90,7 @@ class Evaluation:
     scorers: Pool | None
     cases: Sequence[Case]
     metrics: Sequence[MetricSpec]
+    shown: tuple[float, float] = IMAGES
     failures: dict[tuple[int, str], str] = field(default_factory=dict)
     _real_samples: dict[tuple[str, str], RealSamples | None] = field(default_factory=dict)
 
@@ -215,7 +219,7 @@ class Evaluation:
             keys={spec.identity: self._measured(case, spec).key(shard) for spec in unique},
             finite=finite.key(shard),
             lacks_finite=not self.storage.exists(finite.key(shard)),
-            media=f"{_media_folder(case)}/shard-{shard:05d}.safetensors",
+            media=f"{self._media_folder(case)}/shard-{shard:05d}.safetensors",
             storage=self.storage,
         )
 
@@ -228,7 +232,8 @@ class Evaluation:
         return not (spec.metric.compares and case.solver.kind == "ground truth")
 
     def _measured(self, case: Case, spec: MetricSpec) -> Measured:
-        return self._of(case, spec.identity)
+        rescaled = spec.metric.sees == "images" and self.shown != IMAGES
+        return self._of(case, digest_of([spec.identity, *self.shown]) if rescaled else spec.identity)
 
     def _finite(self, case: Case) -> Measured:
         return self._of(case, FINITE)
@@ -239,10 +244,15 @@ class Evaluation:
         return Measured(self.storage, case.solver.digest, pairs.digest, identity, pairs.shards, cut)
 
     def _delete_media(self, case: Case) -> None:
-        self.storage.delete_leftovers(_media_folder(case))
-        for name in self.storage.names(_media_folder(case)):
-            self.storage.delete(f"{_media_folder(case)}/{name}")
-        self.storage.delete_empty_folder(_media_folder(case))
+        folder = self._media_folder(case)
+        self.storage.delete_leftovers(folder)
+        for name in self.storage.names(folder):
+            self.storage.delete(f"{folder}/{name}")
+        self.storage.delete_empty_folder(folder)
+
+    def _media_folder(self, case: Case) -> str:
+        shown = "" if self.shown == IMAGES else f"-{digest_of(list(self.shown))[:8]}"
+        return f"measurements/media/{case.pairs.name}-{case.solver.digest}{shown}"
 
     # ---- real samples -----------------------------------------------------------------------------------------
 
@@ -397,10 +407,6 @@ class _Shard:
             seed=pairs.seed,
             first=pairs.shard_indices(self.shard).start,
         )
-
-
-def _media_folder(case: Case) -> str:
-    return f"measurements/media/{case.pairs.name}-{case.solver.digest}"
 
 
 def _answers(pool: Pool | None, work: Any, request: Any) -> Iterator[tuple[Outcome, Any]]:

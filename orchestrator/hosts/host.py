@@ -351,12 +351,11 @@ class Host(HostProtocol):
         return self.model.decode(samples.to(self.settings.device, copy=True)).float().cpu()
 
     def _images(self, samples: Tensor) -> Tensor:
-        """Samples as images whose declared range is mapped to [-1, 1], as metrics take them."""
+        """Samples as images, whose range of data is mapped to [-1, 1], as metrics take them."""
         shown = self._shown(samples)
-        if self.model.data_min is None:
-            return shown
         smallest, largest = self.model.shown_range
-        return 2 * (shown - smallest) / (largest - smallest) - 1
+        # Of data in [-1, 1] not even the rounding changes.
+        return shown if (smallest, largest) == (-1, 1) else 2 * (shown - smallest) / (largest - smallest) - 1
 
     def _heard(self, samples: Tensor) -> Tensor:
         """Samples as waves."""

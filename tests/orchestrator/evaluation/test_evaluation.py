@@ -344,6 +344,22 @@ def test_a_damaged_measurement_is_reported_and_measured_again(
     assert again["Midpoint", "psnr_db"].summary == intact["Midpoint", "psnr_db"].summary
 
 
+def test_images_are_measured_on_the_range_of_the_data(
+    copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec, midpoint: NSSolver, brightness: str
+) -> None:
+    """Metrics of images see data in [0, 1] as images in [-1, 1], and not what was measured on another range."""
+    plain = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], [brightness]), pairs)
+    model = hosts.pool.host.model  # type: ignore[attr-defined]
+    model.data_min, model.data_max = 0, 1
+    evaluation = _evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], [brightness])
+    evaluation.shown = model.shown_range
+    rescaled = _scores(evaluation, pairs)
+    before, after = (scores["Midpoint", "brightness"].summary.mean for scores in (plain, rescaled))
+    assert after == pytest.approx(2 * before - 1, abs=1e-6)
+    again = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], [brightness]), pairs)
+    assert again["Midpoint", "brightness"].summary.mean == before
+
+
 def test_real_images_of_another_size_are_refused_before_any_is_measured(
     copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec, midpoint: NSSolver, tmp_path: Path
 ) -> None:
