@@ -43,7 +43,7 @@ KINDS = {
     "families": Kind("solvers.families", "FAMILY", "solver family"),
     "methods": Kind("solvers.distil.methods", "METHOD", "distillation method"),
     "schedulers": Kind("solvers.schedulers", "SCHEDULER", "scheduler"),
-    "models": Kind("orchestrator.models", "ADAPTER", "model adapter", ("decoders", "facts")),
+    "models": Kind("orchestrator.models", "ADAPTER", "model adapter", ("decoders", "facts", "kinds")),
     "datasets": Kind("orchestrator.datasets", "DATASET", "dataset"),
     "metrics": Kind("orchestrator.metrics", "METRIC", "metric", ("measurements",)),
     "features": Kind("orchestrator.features", "EXTRACTOR", "feature extractor", ("moments",)),

@@ -81,8 +81,7 @@ class ReportFolder:
             where: Beginning of the title, e.g. the dataset.
         """
         drawing = DRAWINGS[facts.kind]
-        title = f"{where}samples at NFE {panel.nfe} from the same noise"
-        title = title[0].upper() + title[1:]
+        title = f"{where}{'samples' if where else 'Samples'} at NFE {panel.nfe} from the same noise"
         if panel.missing is not None:
             return self._missing(title, f"These samples could not be made: {panel.missing}.")
         return self.picture(f"{title}, {drawing.caption}", name, lambda: drawing.draw(panel, facts))

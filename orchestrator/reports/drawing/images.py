@@ -22,6 +22,8 @@ FRAMES = 6
 """Frames shown of each video."""
 CHANNELS = 16
 """Channels shown of a picture that is neither grey nor coloured."""
+FINE = 48
+"""Pixels to which the shorter side of channels side by side is enlarged, if it is shorter."""
 GAP = 0.25
 """Space between two videos, as a share of a frame's width."""
 
@@ -131,13 +133,15 @@ def _is_blank(picture: Array) -> bool:
 
 
 def _side_by_side(channels: Array) -> Array:
-    """Channels (C, H, W) as one picture, in about as many rows as columns, with a line between them."""
+    """Channels (C, H, W) as one picture, in about as many rows as columns, with a thin line between them."""
     if len(channels) == 1:
         return channels[0]
+    enlarged = -(-FINE // min(channels.shape[1:]))  # of eight pixels, a line would be an eighth
+    channels = channels.repeat(enlarged, axis=1).repeat(enlarged, axis=2)
     columns = int(np.ceil(np.sqrt(len(channels))))
     rows = -(-len(channels) // columns)
     _, height, width = channels.shape
-    line = max(1, round(0.04 * min(height, width)))
+    line = round(0.04 * min(height, width))
     picture = np.full((rows * (height + line) - line, columns * (width + line) - line), np.nan)
     for number, channel in enumerate(channels):
         row, column = divmod(number, columns)

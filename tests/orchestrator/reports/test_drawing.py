@@ -129,7 +129,7 @@ def test_images_are_shown_on_the_range_of_the_data() -> None:
 
 def test_channels_that_are_not_colours_lie_side_by_side() -> None:
     """Two or four channels are not a colour: each is a grey picture of its own."""
-    for channels, shape in ((2, (8, 17)), (4, (17, 17))):
+    for channels, shape in ((2, (48, 98)), (4, (98, 98))):
         figure = _draw(_panel(_random(1, channels, 8, 8)), _facts("image"))
         assert np.asarray(figure.axes[0].images[0].get_array()).shape == shape
 
@@ -247,7 +247,7 @@ def test_a_decoder_that_fails_costs_a_sentence(
     assert picture.missing is not None
     assert "CUDNN_STATUS_NOT_SUPPORTED" in picture.missing
     (sentence,) = notes
-    assert sentence.startswith("Digits: samples at NFE 8 from the same noise: these samples could not be made: ")
+    assert sentence.startswith("digits: samples at NFE 8 from the same noise: these samples could not be made: ")
 
 
 def test_vectors_are_many_and_series_few(pool: LocalPool, facts: ModelFacts, specs: dict[PairKey, PairSpec]) -> None:
