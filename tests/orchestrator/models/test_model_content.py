@@ -191,6 +191,12 @@ COMMON = [
     _option("classes", 4),
     _option("null_label", 2),
 ]
+SHOWN: list[tuple[str, Change]] = [
+    _option("kind", "vectors"),
+    ("data_min", lambda folder, options: {**options, "data_min": -1, "data_max": 1}),
+    ("data_max", lambda folder, options: {**options, "data_min": 0, "data_max": 2}),
+]
+"""How samples are shown, with the same range of data."""
 CHANGES: dict[str, list[tuple[str, Change]]] = {
     "torch_module": [
         *COMMON,
@@ -221,13 +227,14 @@ NOTHING: dict[str, list[tuple[str, Change]]] = {
         _renamed("weights", "other.pt"),
         _renamed("path", "library"),
         _edited("code/ident_other.py", "", "x = 1\n"),
+        *SHOWN,
     ],
-    "torchscript": [_renamed("file", "other.pt")],
-    "onnx_session": [_renamed("file", "other.onnx")],
+    "torchscript": [_renamed("file", "other.pt"), *SHOWN],
+    "onnx_session": [_renamed("file", "other.onnx"), *SHOWN],
     "edm": [_renamed("file", "other.safetensors"), _renamed("path", "library")],
     "edm, pickled": [_renamed("file", "other.pkl"), _renamed("path", "library")],
 }
-"""Changes of places and names, and of code that the network does not import."""
+"""Changes of places and names, of what is shown, and of code that the network does not import."""
 
 ELSEWHERE = {"decoder": "test_encodec.py", "trust_pickle": "test_edm.py"}
 """Options with tests of their own."""
