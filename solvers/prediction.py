@@ -1,4 +1,4 @@
-"""Converts network predictions (noise, data, v or velocity) to velocities under any scheduler (BNS Table 1)."""
+"""Converts network predictions (noise, data, v, score, …) to velocities under any scheduler (BNS Table 1)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,55 @@ from solvers.field import per_sample
 from solvers.scale_time import SchedulerChange
 from solvers.schedulers.base import PathPoint, Scheduler
 
-Prediction = Literal["epsilon", "sample", "v_prediction", "velocity"]
+Prediction = Literal["epsilon", "sample", "v_prediction", "velocity", "score", "noise_minus_data"]
+"""What a network predicts of x = alpha x1 + sigma eps, with derivatives in t, which runs from noise (0) to data (1):
+
+- ``epsilon``: eps. ``sample``: x1. ``v_prediction``: alpha eps - sigma x1, on paths with alpha^2 + sigma^2 = 1.
+- ``velocity``: alpha' x1 + sigma' eps = dx/dt; x1 - eps on the path of CondOT.
+- ``score``: the gradient of log p_t(x), -eps / sigma.
+- ``noise_minus_data``: eps - x1 on any path; on CondOT it is the negative velocity, as rectified flows that count time
+  from the data (x = (1 - s) x1 + s eps, dx/ds) predict.
+"""
+
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+
+UNDETERMINED: dict[str, tuple[str, ...]] = {"epsilon": ("alpha",), "sample": ("sigma",), "score": ("alpha", "sigma")}
+"""The coefficients that must not be 0 for a prediction to determine both the data and the noise."""
+
+
+def check_path(prediction: Prediction, native: Scheduler) -> None:
+    """Check that a prediction determines the velocity on the whole domain of a scheduler.
+
+    Raises:
+        ValueError: It does not; the message names the remedy.
+    """
+    first, last = native(native.t_min), native(native.t_max)
+    undetermined = UNDETERMINED.get(prediction, ())
+    if "alpha" in undetermined and float(first.alpha) == 0:
+        raise ValueError(
+            f"{_article(prediction)} prediction on {native.name!r} does not determine the data where sampling starts, "
+            f"t={native.t_min:g}: alpha is 0 there, so the velocity is infinite; set prediction to 'velocity' for a "
+            f"flow network, or start later with the scheduler's option t_min, e.g. 0.001"
+        )
+    if "sigma" in undetermined and float(last.sigma) == 0:
+        raise ValueError(
+            f"{_article(prediction)} prediction on {native.name!r} does not determine the noise where sampling ends, "
+            f"t={native.t_max:g}: sigma is 0 there, so the velocity is infinite; end earlier with the scheduler's "
+            f"option t_max, e.g. 0.999"
+        )
+    if prediction == "v_prediction":
+        point = native(torch.linspace(native.t_min, native.t_max, 9, dtype=torch.float64))
+        norms = point.alpha**2 + point.sigma**2
+        if bool(((norms - 1).abs() > 1e-6).any()):
+            raise ValueError(
+                f"v_prediction needs alpha^2 + sigma^2 = 1, but {native.name!r} has "
+                f"{float(norms[(norms - 1).abs().argmax()]):.6g}; choose vp, discrete_vp or cosine, or the prediction "
+                f"'velocity'"
+            )
+
+
+def _article(prediction: str) -> str:
+    return f"an {prediction}" if prediction == "epsilon" else f"a {prediction}"
 
 
 class Endpoints(NamedTuple):
@@ -38,8 +85,7 @@ def endpoints(prediction: Prediction, output: Tensor, x: Tensor, point: PathPoin
     """The data and noise that a network's ``output`` at ``x`` implies.
 
     Args:
-        prediction: What the network predicts. ``v_prediction`` is alpha * eps - sigma * x1 and needs
-            alpha^2 + sigma^2 = 1.
+        prediction: What the network predicts, see :data:`Prediction`.
         output: The network's output, shape (B, ...).
         x: The network's input, same shape.
         point: The scheduler at the network's time: 0-d, or one time per sample in a shape that broadcasts with x.
@@ -49,12 +95,12 @@ def endpoints(prediction: Prediction, output: Tensor, x: Tensor, point: PathPoin
             prediction does not determine the other endpoint at this time.
     """
     alpha, sigma = point.alpha, point.sigma
-    undetermined = {"epsilon": ("data", "alpha", alpha), "sample": ("noise", "sigma", sigma)}.get(prediction)
-    if undetermined is not None and bool((undetermined[2].detach() == 0).any()):
-        raise ValueError(
-            f"a prediction of {prediction!r} does not determine the {undetermined[0]} where {undetermined[1]} = 0; "
-            f"choose a time grid or a domain of the scheduler that leaves this time out"
-        )
+    for name in UNDETERMINED.get(prediction, ()):
+        if bool((getattr(point, name).detach() == 0).any()):
+            raise ValueError(
+                f"a prediction of {prediction!r} does not determine the {'data' if name == 'alpha' else 'noise'} where "
+                f"{name} = 0; choose a time grid or a domain of the scheduler that leaves this time out"
+            )
     match prediction:
         case "epsilon":
             return Endpoints((x - sigma * output) / alpha, output)
@@ -70,6 +116,11 @@ def endpoints(prediction: Prediction, output: Tensor, x: Tensor, point: PathPoin
             return Endpoints(alpha * x - sigma * output, sigma * x + alpha * output)
         case "velocity":
             return endpoints_from_velocity(output, x, point)
+        case "score":
+            return Endpoints((x + sigma**2 * output) / alpha, -sigma * output)
+        case "noise_minus_data":
+            total = alpha + sigma
+            return Endpoints((x - sigma * output) / total, (x + alpha * output) / total)
     raise ValueError(f"unknown prediction {prediction!r}; choose one of {', '.join(PREDICTIONS)}")
 
 
@@ -121,9 +172,9 @@ class PredictionField:
 
 
 def velocity_coefficients(prediction: Prediction, point: PathPoint) -> tuple[Tensor, Tensor]:
-    """(beta, gamma) with u = beta x + gamma f: Table 1 of the BNS paper.
+    """(beta, gamma) with u = beta x + gamma f: Table 1 of the BNS paper, and two more predictions.
 
-    They are infinite where the path is singular (epsilon at alpha=0, sample at sigma=0).
+    They are infinite where the path is singular (epsilon and score at alpha=0, sample at sigma=0).
     """
     alpha, sigma, d_alpha, d_sigma = point
     match prediction:
@@ -135,4 +186,8 @@ def velocity_coefficients(prediction: Prediction, point: PathPoint) -> tuple[Ten
             return d_sigma / sigma, (sigma * d_alpha - d_sigma * alpha) / sigma
         case "v_prediction":
             return torch.zeros_like(alpha), d_sigma * alpha - d_alpha * sigma
+        case "score":
+            return d_alpha / alpha, -sigma * (d_sigma * alpha - sigma * d_alpha) / alpha
+        case "noise_minus_data":
+            return (d_alpha + d_sigma) / (alpha + sigma), (d_sigma * alpha - sigma * d_alpha) / (alpha + sigma)
     raise ValueError(f"unknown prediction {prediction!r}; choose one of {', '.join(PREDICTIONS)}")

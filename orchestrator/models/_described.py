@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,13 +14,11 @@ from orchestrator import plugins
 from orchestrator.content import source_digest, with_content
 from orchestrator.errors import ConfigError
 from orchestrator.models._external import ExternalModel
+from orchestrator.models._network_time import NetworkTime, whole_steps_problem
 from orchestrator.models.kinds import Kind, check_kind, range_of_data
 from orchestrator.plugins import options_of
-from solvers.prediction import PREDICTIONS, Prediction
+from solvers.prediction import PREDICTIONS, Prediction, check_path
 from solvers.schedulers.base import Scheduler
-from solvers.schedulers.discrete_vp import DiscreteVP
-
-Time = Literal["t", "1-t", "timestep", "sigma"]
 
 PRESENTATION = ("kind", "data_min", "data_max")
 """Options by which samples are shown; they are not part of the digest."""
@@ -80,7 +78,9 @@ class DescribedModel(ExternalModel):
 
     Attributes:
         shape: Shape of one sample.
-        prediction: Quantity the network predicts: epsilon, sample, v_prediction or velocity.
+        prediction: Quantity the network predicts: epsilon (noise), sample (data), v_prediction (alpha noise - sigma
+            data), velocity (dx/dt towards the data), score (-noise / sigma), or noise_minus_data (the velocity of flow
+            networks that count time from the data).
         native_scheduler: Scheduler the network was trained with: a name, or ``{name: ..., options: {...}}``.
         data_range: Largest minus smallest value of the data, 2 for [-1, 1]; by default data_max - data_min, or 2.
         kind: What samples are, by which they are shown: image, sound, vectors, series, trajectory, points or video. By
@@ -89,8 +89,10 @@ class DescribedModel(ExternalModel):
         data_min, data_max: Smallest and largest value of the data, black and white in pictures; by default
             ±data_range / 2. The pictures of a decoder are in [-1, 1].
         call: Arguments of the network: x, t and, with labels, y, by position or as ``name=y``.
-        time: Convention of its time argument: 't' (0 noise, 1 data), '1-t', 'timestep' (0 to N - 1 of discrete_vp,
-            fractional values included), or 'sigma' (the scheduler's noise level).
+        time: Its time argument: 't' (0 noise, 1 data), '1-t', 'timestep' (0 to N - 1 of discrete_vp, fractional values
+            included), 'sigma' (the scheduler's noise level), or ``{kind, scale, offset, shape, integer}`` for scale *
+            kind + offset, of shape 'batch' (B,), 'column' (B, 1) or 'scalar', and ``integer: interpolate`` for a
+            network that takes whole timesteps only: two forwards per evaluation.
         time_scale: Factor applied to that time; 1000 for flow networks that count 1-t in thousandths.
         classes: Number of labels, 0 to classes - 1; required if ``call`` has a y.
         null_label: Label that stood for "dropped" in training; required for guidance.
@@ -111,7 +113,7 @@ class DescribedModel(ExternalModel):
     data_min: float | None = None
     data_max: float | None = None
     call: str = "x, t"
-    time: Time = "t"
+    time: Any = "t"
     time_scale: float = 1.0
     classes: int | None = None
     null_label: int | None = None
@@ -128,17 +130,18 @@ class DescribedModel(ExternalModel):
         if self.prediction not in PREDICTIONS:
             hint = plugins.did_you_mean(str(self.prediction), list(PREDICTIONS))
             raise self.refused(f"unknown prediction {self.prediction!r}{hint}; choose one of {', '.join(PREDICTIONS)}")
-        scale = self.time_scale
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
-            raise self.refused(f"time_scale must be a positive number, got {scale!r}")
         self._check_presentation()
         self.native = self._build_scheduler()
-        self._check_prediction()
-        self._check_time()
+        with self.refusing():
+            check_path(self.prediction, self.native)
+            self.clock = NetworkTime.parse(self.time, self.time_scale)
+            self.clock.check(self.native)
+        self.time, self.time_scale = self.clock.options(self.time, self.time_scale)
         try:
             self.arguments = Call.parse(self.call)
         except (ValueError, AttributeError) as error:
             raise self.refused(str(error)) from error
+        self._takes_fractions = self.clock.kind != "timestep" or self.clock.integer is not None
         self._check_labels()
         if self.decoder is not None:
             if not isinstance(self.decoder, Mapping) or not {"name"} <= set(self.decoder) <= {"name", "options"}:
@@ -203,40 +206,6 @@ class DescribedModel(ExternalModel):
         built: Scheduler = plugins.build("schedulers", **self.native_scheduler)
         return built
 
-    def _check_prediction(self) -> None:
-        native = self.native
-        first, last = native(native.t_min), native(native.t_max)
-        if self.prediction == "epsilon" and float(first.alpha) == 0:
-            raise self.refused(
-                f"an epsilon prediction on {native.name!r} does not determine the data where sampling starts, "
-                f"t={native.t_min:g}: alpha is 0 there, so the velocity is infinite; set prediction to 'velocity' for "
-                f"a flow network, or start later with the scheduler's option t_min, e.g. 0.001"
-            )
-        if self.prediction == "sample" and float(last.sigma) == 0:
-            raise self.refused(
-                f"a sample prediction on {native.name!r} does not determine the noise where sampling ends, "
-                f"t={native.t_max:g}: sigma is 0 there, so the velocity is infinite; end earlier with the scheduler's "
-                f"option t_max, e.g. 0.999"
-            )
-        if self.prediction == "v_prediction":
-            point = native(torch.linspace(native.t_min, native.t_max, 9, dtype=torch.float64))
-            norms = point.alpha**2 + point.sigma**2
-            if bool(((norms - 1).abs() > 1e-6).any()):
-                raise self.refused(
-                    f"v_prediction needs alpha^2 + sigma^2 = 1, but {native.name!r} has "
-                    f"{float(norms[(norms - 1).abs().argmax()]):.6g}; choose vp, discrete_vp or cosine, or the "
-                    f"prediction 'velocity'"
-                )
-
-    def _check_time(self) -> None:
-        if self.time not in get_args(Time):
-            raise self.refused(f"time must be one of {', '.join(map(repr, get_args(Time)))}, got {self.time!r}")
-        if self.time == "timestep" and not isinstance(self.native, DiscreteVP):
-            raise self.refused(
-                f"time 'timestep' counts the training timesteps of 'discrete_vp', but the scheduler is "
-                f"{self.native.name!r}, which has none; choose 't', '1-t' (with time_scale) or 'sigma'"
-            )
-
     def _check_labels(self) -> None:
         labelled = "y" in self.arguments.symbols
         if labelled and (not _is_count(self.classes)):
@@ -249,21 +218,44 @@ class DescribedModel(ExternalModel):
             raise self.refused(f"null_label must be an integer, got {label!r}")
 
     def network_time(self, t: Tensor) -> Tensor:
-        match self.time:
-            case "t":
-                time = t
-            case "1-t":
-                time = 1 - t
-            case "timestep":
-                assert isinstance(self.native, DiscreteVP)
-                time = self.native.timestep(t)
-            case "sigma":
-                time = self.native.sigma(t)
-        return time * self.time_scale
+        return self.clock(t, self.native)
+
+    def time_argument(self, time: Tensor, x: Tensor) -> Tensor:
+        return self.clock.argument(time, x)
+
+    def forwards_per_evaluation(self, guidance_scale: float) -> int:
+        return self.clock.forwards * super().forwards_per_evaluation(guidance_scale)
 
     def evaluate(self, x: Tensor, time: Tensor, label: Tensor) -> Any:
+        if not self._takes_fractions:
+            self._check_fractions(x, label)
+        return self.clock.evaluate(self.call_network, self.native, x, time, label)
+
+    def call_network(self, x: Tensor, time: Tensor, label: Tensor) -> Any:
+        """The network's output for x (B, ...), a time in the network's shape and dtype, and label (B,)."""
         positional, keywords = self.arguments.arguments({"x": x, "t": time, "y": label})
         return self.net(*positional, **keywords)
+
+    def _check_fractions(self, x: Tensor, label: Tensor) -> None:
+        """Refuse, at the first evaluation, a network of whole timesteps that is used at fractional ones.
+
+        Raises:
+            ConfigError: With the option that interpolates between timesteps.
+        """
+        self._takes_fractions = True
+        one = torch.zeros(1, dtype=torch.int64, device=x.device)
+        sample, condition = x[one].detach(), label[one]
+
+        def network(time: Tensor) -> Any:
+            like = time.to(x.device).reshape((1, 1) if self.clock.shape == "column" else (1,))
+            return self.call_network(sample.clone(), like[0] if self.clock.shape == "scalar" else like, condition)
+
+        if problem := whole_steps_problem(network, self.clock.middle(self.native), self.clock.scale):
+            raise self.refused(
+                f"{self.name} takes whole timesteps only: {problem}; set time to {{kind: timestep, integer: "
+                f"interpolate}}, which interpolates its outputs between neighbouring timesteps by two forwards per "
+                f"evaluation"
+            )
 
     def identity(self) -> Iterable[Any]:
         left_out = (*self.local, "decoder", *PRESENTATION)

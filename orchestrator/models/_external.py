@@ -12,12 +12,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from orchestrator import plugins
 from orchestrator.content import digest
 from orchestrator.errors import CodeError, ConfigError, UserError, describe, may_pass
-from orchestrator.models.base import ModelAdapter, expand_time
+from orchestrator.models.base import ModelAdapter, expand_time, is_differentiated
 from solvers.prediction import PredictionField
 
 
@@ -67,9 +66,13 @@ class ExternalModel(ModelAdapter):
     def network_time(self, t: Tensor) -> Tensor:
         """Convert native time, float64 of any shape, to the network's time argument."""
 
+    def time_argument(self, time: Tensor, x: Tensor) -> Tensor:
+        """The network's time, 0-d or one per sample, as :meth:`evaluate` takes it: (B,), like ``x`` (B, ...)."""
+        return expand_time(time, x)
+
     @abstractmethod
     def evaluate(self, x: Tensor, time: Tensor, label: Tensor) -> Any:
-        """The network's output for x (B, ...) in :attr:`network_dtype`, time (B,) and label (B,)."""
+        """The network's output for x (B, ...) in :attr:`network_dtype`, a :meth:`time_argument` and label (B,)."""
 
     @cached_property
     def net(self) -> Any:
@@ -95,7 +98,7 @@ class ExternalModel(ModelAdapter):
         return self
 
     def predict(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        if not self.differentiable and (_is_differentiated(x) or _is_differentiated(t)):
+        if not self.differentiable and (is_differentiated(x) or is_differentiated(t)):
             raise self.refused(
                 f"{self.name} is a black box without derivatives; distil with 'method: levenberg_marquardt' and "
                 f"jacobian 'forward' or 'central', which need only its output, or load the network with the adapter "
@@ -103,12 +106,13 @@ class ExternalModel(ModelAdapter):
             )
         inner = x.to(self.network_dtype)
         # Half precision cannot distinguish timestep 999 from 1000.
-        time = expand_time(self.network_time(t), inner.to(torch.promote_types(self.network_dtype, torch.float32)))
+        wide = inner.to(torch.promote_types(self.network_dtype, torch.float32))
+        time = self.time_argument(self.network_time(t), wide)
         try:
             output = self.evaluate(inner, time, condition)
         except Exception as error:
             # Errors of differentiation are explained where it starts, and torch's own stop a recomputation.
-            derived = _is_differentiated(x) or _is_differentiated(t) or type(error).__module__.startswith("torch.utils")
+            derived = is_differentiated(x) or is_differentiated(t) or type(error).__module__.startswith("torch.utils")
             if derived or may_pass(error) or isinstance(error, UserError):
                 raise
             called = ", ".join(map(_described, ("x", "time", "label"), (inner, time, condition)))
@@ -177,7 +181,3 @@ class ExternalModel(ModelAdapter):
 
 def _described(name: str, value: Tensor) -> str:
     return f"{name} {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-
-
-def _is_differentiated(value: Tensor) -> bool:
-    return (torch.is_grad_enabled() and value.requires_grad) or forward_ad.unpack_dual(value).tangent is not None

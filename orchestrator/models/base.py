@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from orchestrator.errors import ConfigError
 from orchestrator.models.kinds import Kind, guess_kind
@@ -262,3 +263,8 @@ def expand_time(t: Tensor, x: Tensor) -> Tensor:
     """
     check_time_shape(t, x)
     return t.to(device=x.device, dtype=x.dtype).expand(x.shape[0]).contiguous()
+
+
+def is_differentiated(value: Tensor) -> bool:
+    """Whether a result of ``value`` has to be differentiable in it, backward or forward."""
+    return (torch.is_grad_enabled() and value.requires_grad) or forward_ad.unpack_dual(value).tangent is not None

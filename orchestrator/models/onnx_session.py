@@ -21,6 +21,7 @@ from orchestrator.plugins import PATH
 
 FLOATS: dict[str, torch.dtype] = {"FLOAT": torch.float32, "DOUBLE": torch.float64, "FLOAT16": torch.float16}
 INTEGERS = ("INT64", "INT32")
+TIME_SHAPES: dict[str, tuple[int | None, ...]] = {"batch": (None,), "column": (None, 1), "scalar": ()}
 
 
 @dataclass
@@ -63,7 +64,7 @@ class OnnxSession(DescribedModel):
         self._package("onnxruntime")
         for symbol, name in self.inputs.items():
             kind, shape = self.graph.inputs[name]
-            expected = (None, *self.shape) if symbol == "x" else (None,)
+            expected = {"x": (None, *self.shape), "t": TIME_SHAPES[self.clock.shape]}.get(symbol, (None,))
             if len(shape) != len(expected) or any(
                 size not in (None, required) for size, required in zip(shape, expected, strict=True)
             ):
@@ -71,7 +72,14 @@ class OnnxSession(DescribedModel):
                     f"input {name!r} of {self.source.name}, which takes {symbol}, has shape {_shown(shape)} instead of "
                     f"{_shown(expected)}; export it with a batch axis of any size, or correct shape and call"
                 )
-            kinds = INTEGERS if symbol == "y" else tuple(FLOATS)
+            whole = symbol == "y" or (symbol == "t" and self.clock.integer is not None)
+            kinds = INTEGERS if whole else tuple(FLOATS)
+            if symbol == "t" and kind in INTEGERS and kind not in kinds and self.clock.kind == "timestep":
+                raise self.refused(
+                    f"input {name!r} of {self.source.name}, which takes t, is {kind}, so the network takes whole "
+                    f"timesteps only; set time to {{kind: timestep, integer: interpolate}}, which interpolates its "
+                    f"outputs between neighbouring timesteps by two forwards per evaluation"
+                )
             if kind not in kinds:
                 raise self.refused(
                     f"input {name!r} of {self.source.name}, which takes {symbol}, is {kind}, but must be one of "
@@ -127,7 +135,7 @@ class OnnxSession(DescribedModel):
     def parameters(self) -> int:  # type: ignore[override]
         return self.graph.parameters
 
-    def evaluate(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
+    def call_network(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
         values = {"x": x, "t": time, "y": label}
         arrays = {name: self._array(values[symbol], name) for symbol, name in self.inputs.items()}
         (answer,) = self.net.run(None, arrays)

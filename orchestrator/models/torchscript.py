@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from orchestrator.models._described import DescribedModel
-from orchestrator.models.base import expand_time
 from orchestrator.plugins import PATH
 
 DTYPES = {
@@ -104,10 +103,11 @@ class TorchScript(DescribedModel):
     def _evaluate_zeros(self, dtype: torch.dtype) -> None:
         """Evaluate a batch of two zeros in the middle of the path."""
         x = torch.zeros(2, *self.shape, dtype=dtype, device=self.device)
+        label = torch.zeros(2, dtype=torch.int64, device=self.device)
         t = torch.tensor((self.native.t_min + self.native.t_max) / 2, dtype=torch.float64)
-        time = expand_time(self.network_time(t), x.to(torch.promote_types(dtype, torch.float32)))
+        time = self.time_argument(self.network_time(t), x.to(torch.promote_types(dtype, torch.float32)))
         with torch.no_grad():
-            self.evaluate(x, time, torch.zeros(2, dtype=torch.int64, device=self.device))
+            self.clock.evaluate(self.call_network, self.native, x, time, label)
 
     def identity(self) -> Iterable[Any]:
         yield from super().identity()

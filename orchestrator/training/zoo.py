@@ -30,7 +30,6 @@ from orchestrator.models.zoo.nets import build_net
 from orchestrator.storage import Storage
 from orchestrator.training.data import LabelledData, Split, SpokenStrings, TrainingData
 from orchestrator.weights.frozen import freeze
-from solvers.prediction import Prediction
 from solvers.schedulers.base import Scheduler
 
 VALIDATION_DRAWS = 50
@@ -52,7 +51,7 @@ class PretrainConfig(Strict):
     dataset: Annotated[Source, BeforeValidator(as_plugin)] = PluginConfig(name="digits")
     flip: bool = False
     architecture: dict[str, Any]
-    prediction: Prediction
+    prediction: Literal["velocity", "v_prediction", "epsilon", "sample"]
     scheduler: Literal["cond_ot", "cosine", "vp"]
     iterations: int = Field(6000, ge=1)
     batch_size: int = Field(256, ge=1)

@@ -130,11 +130,11 @@ def test_velocity_keeps_the_precision_of_its_samples() -> None:
 
 def test_an_unknown_prediction_is_rejected_with_the_choices() -> None:
     x = noise(1, 2)
-    match = r"unknown prediction 'score'; choose one of epsilon, sample, v_prediction, velocity"
+    match = r"unknown prediction 'flow'; choose one of epsilon, sample, v_prediction, velocity, score, noise_minus_data"
     with pytest.raises(ValueError, match=match):
-        endpoints("score", x, x, CondOT()(0.5))  # type: ignore[arg-type]
+        endpoints("flow", x, x, CondOT()(0.5))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=match):
-        velocity_coefficients("score", CondOT()(0.5))  # type: ignore[arg-type]
+        velocity_coefficients("flow", CondOT()(0.5))  # type: ignore[arg-type]
 
 
 def test_v_prediction_is_rejected_off_the_unit_circle() -> None:
@@ -174,7 +174,29 @@ def test_per_sample_times_give_the_same_velocities_as_single_calls(
     torch.testing.assert_close(field(x, times), alone, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize(("prediction", "t_singular"), [("epsilon", 0.0), ("sample", 1.0)])
+def test_noise_minus_data_is_the_negative_velocity_of_a_straight_path() -> None:
+    """A rectified flow that counts s from the data, x = (1 - s) x1 + s eps, predicts dx/ds = eps - x1."""
+    data, x = mixture(), noise(5, 2)
+    network = data.network("noise_minus_data", CondOT())
+    for t in inside(CondOT()):
+        torch.testing.assert_close(network(x, t), -data.velocity(x, CondOT()(t)), **ROUNDING)
+
+
+def test_the_score_is_the_gradient_of_the_log_density(scheduler: Scheduler) -> None:
+    """-E[eps | x] / sigma, the closed form of the oracle, is what autograd finds for the mixture's density."""
+    data = mixture()
+    for t in inside(scheduler, 3):
+        point, x = scheduler(t), noise(5, 2).requires_grad_()
+        variance = point.alpha**2 * data.stds**2 + point.sigma**2
+        distance = (x[:, None, :] - point.alpha * data.means).square().sum(-1)
+        log_density = torch.logsumexp(data.weights.log() - variance.log() - distance / (2 * variance), dim=1)
+        (gradient,) = torch.autograd.grad(log_density.sum(), x)
+        torch.testing.assert_close(data.network("score", scheduler)(x.detach(), t), gradient, **ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "t_singular"), [("epsilon", 0.0), ("sample", 1.0), ("score", 0.0), ("score", 1.0)]
+)
 def test_one_sample_at_a_singular_time_is_rejected(prediction: str, t_singular: float) -> None:
     """alpha = 0 or sigma = 0 for a single sample of a batch, where its prediction does not determine the velocity."""
     field = PredictionField(_network, prediction, CondOT())

@@ -160,6 +160,8 @@ class GaussianMixture:
                 "sample": lambda: data,
                 "v_prediction": lambda: point.alpha * eps - point.sigma * data,
                 "velocity": lambda: point.d_alpha * data + point.d_sigma * eps,
+                "score": lambda: -eps / point.sigma,
+                "noise_minus_data": lambda: eps - data,
             }[prediction]()
 
         return predict

@@ -72,6 +72,32 @@ class Noise(nn.Module):
         return (0.3 + 0.6 * s).view(-1, 1, 1, 1) * x + 0.5 * self.core(x, s, self.core.label[y])
 
 
+class NoiseTable(nn.Module):
+    """A noise prediction from a look-up table of timesteps: whole numbers only, as int64.
+
+    Between two rows, which are far apart, the prediction of ``count`` timesteps changes by whole units.
+    """
+
+    def __init__(self, count: int = 20, seed: int = 0):
+        super().__init__()
+        self.core = Core(seed=seed)
+        self.rows = nn.Embedding(count, 2)
+        with torch.no_grad():
+            angle = 2 * math.pi * torch.arange(count) / count
+            self.rows.weight.copy_(torch.stack([angle.sin(), angle.cos()], dim=1))
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        time = self.rows(timestep)[:, 0]
+        return 0.6 * x + 0.5 * self.core(x, time, self.core.label[0])
+
+
+class Truncating(NoiseTable):
+    """The same, for times of any dtype, of which it drops the fraction."""
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return super().forward(x, timestep.long())
+
+
 class Denoiser(nn.Module):
     """EDM's interface and preconditioning around the core."""
 
