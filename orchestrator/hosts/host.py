@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from orchestrator import plugins
+from orchestrator.audio.spectrogram import spectrogram
 from orchestrator.errors import StoreError
 from orchestrator.hosts.batching import Batching, BatchingStatistics
 from orchestrator.hosts.distillation import advance, advance_steps
@@ -380,7 +381,12 @@ class Host(HostProtocol):
             samples = self._load(pairs)[1].select(list(indices)).x1
         else:
             samples = torch.from_numpy(self.sample(theta, pairs, indices))
-        return (samples if self.model.shown_kind == "sound" else self._shown(samples)).numpy()
+        if self.model.shown_kind != "sound":
+            return self._shown(samples).numpy()
+        if not self.model.decodes:
+            return samples.numpy()
+        assert self.model.rate is not None
+        return spectrogram(self._heard(samples), self.model.rate).numpy()
 
     # ---- pairs in memory --------------------------------------------------------------------------------------
 

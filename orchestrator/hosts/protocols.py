@@ -173,7 +173,10 @@ class HostProtocol(PairMaker, Protocol):
         """
 
     def pictures(self, *, theta: Theta | None, pairs: str, indices: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Samples decoded for viewing, (N, ...): images (N, C, H, W) of a latent model; mel frames of sound as sampled.
+        """Samples decoded for viewing, (N, ...), float32.
+
+        Images (N, C, H, W) of a latent model; of sound, mel frames as they are sampled, or the spectrogram of decoded
+        waves, (N, F, T); otherwise samples as they are.
 
         Args:
             theta: Flat theta; None for ground truth.

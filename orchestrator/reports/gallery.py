@@ -26,14 +26,14 @@ from solvers.theta import ThetaArtifact
 
 SAMPLES = 12
 """Samples per solver in the report of a sweep; :data:`MOST` and :data:`SCATTERED` apply as well."""
-MOST: dict[Kind, int] = {"series": 4, "trajectory": 3, "points": 6, "video": 2}
-"""Most samples per solver that fit into a figure, for kinds whose samples take more room than a picture."""
 SCATTERED = 512
 """Vectors per solver, each a dot."""
 FIXED_SHOWN = 3
 LEARNED_SHOWN = 4
 HEARD = 4
 """Samples per solver that have an audio player."""
+MOST: dict[Kind, int] = {"sound": HEARD, "series": 4, "trajectory": 3, "points": 6, "video": 2}
+"""Most samples per solver that fit into a figure, for kinds whose samples take more room than a picture."""
 DIFFERENCE_GAIN = 4
 """Factor by which differences from ground truth are amplified."""
 GROUND_TRUTH = "Ground truth (dopri5)"
@@ -142,9 +142,8 @@ def _strips(pool: Pool, facts: ModelFacts, pairs: PairSpec, solvers: Sequence[En
     )
     waves: Sequence[npt.NDArray[np.float32] | None] = [None] * len(solvers)
     if facts.rate is not None:
-        heard = indices[:HEARD]
         waves = pool.gather(
-            [Request.of(HostProtocol.sound, theta=theta, pairs=pairs.name, indices=heard) for _, theta, _ in solvers]
+            [Request.of(HostProtocol.sound, theta=theta, pairs=pairs.name, indices=indices) for _, theta, _ in solvers]
         )
     return tuple(
         Strip(name, samples, psnr_db, sound, facts.rate)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from orchestrator import plugins
+from orchestrator.audio.spectrogram import spectrogram
 from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import StoreError
 from orchestrator.hosts import distillation
@@ -232,10 +233,12 @@ def test_scores_do_not_depend_on_the_batch_size(
     np.testing.assert_allclose(in_small_batches["rmse"], in_one_batch["rmse"], rtol=1e-4)
 
 
-def test_pictures_are_decoded_samples_but_frames_are_not_decoded(
+def test_pictures_are_decoded_samples_and_of_sound_frames_or_a_spectrogram(
     host: Host, specs: dict[PairKey, PairSpec], theta: npt.NDArray[np.float64], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A latent model decodes its samples; frames of audio stay as they are sampled."""
+    """A latent model decodes its samples; frames of audio stay as they are sampled; of decoded waves there is a
+    spectrogram.
+    """
     digest = specs[TEST].name
     samples = host.sample(theta, digest, INDICES[:2])
     monkeypatch.setattr(host.model, "decode", lambda latents: latents.repeat(1, 3, 2, 2))
@@ -245,6 +248,11 @@ def test_pictures_are_decoded_samples_but_frames_are_not_decoded(
     monkeypatch.setattr(host, "sample", lambda *arguments: samples[:, 0])
     monkeypatch.setattr(host.model, "kind", "sound")
     np.testing.assert_array_equal(host.pictures(theta, digest, INDICES[:2]), samples[:, 0])
+    waves = torch.sin(torch.arange(4000.0)).expand(2, -1)
+    monkeypatch.setattr(type(host.model), "decodes", True)
+    monkeypatch.setattr(host.model, "rate", 8000)
+    monkeypatch.setattr(host.model, "sound", lambda latents: waves)
+    np.testing.assert_array_equal(host.pictures(theta, digest, INDICES[:2]), spectrogram(waves, 8000))
 
 
 def test_scores_compare_samples_with_ground_truth(

@@ -81,8 +81,24 @@ def test_a_torch_module_can_decode_with_encodec(model_folder: Path) -> None:
     )
     latents = torch.randn(2, 8, 10)
     assert decoding.digest != plain.digest
+    assert (plain.shown_kind, decoding.shown_kind) == ("series", "sound")
     assert torch.equal(plain.decode(latents), latents)
     torch.testing.assert_close(decoding.decode(latents), Encodec(str(model_folder))(latents))
+
+
+def test_a_kind_that_the_decoder_does_not_make_is_refused(model_folder: Path) -> None:
+    """A decoder with a sample rate makes sound, whatever the shape of its latents."""
+    options = {
+        "factory": "test_encodec:Halving",
+        "path": str(Path(__file__).parent),
+        "shape": [8, 10],
+        "prediction": "velocity",
+        "native_scheduler": "cond_ot",
+        "decoder": {"name": "encodec", "options": {"model": str(model_folder)}},
+    }
+    TorchModule.check(options | {"kind": "sound"})
+    with pytest.raises(ConfigError, match=r"kind 'series' does not fit decoder 'encodec', which makes sound; leave"):
+        TorchModule.check(options | {"kind": "series"})
 
 
 def test_latents_of_another_width_are_rejected(model_folder: Path) -> None:
