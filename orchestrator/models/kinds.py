@@ -10,7 +10,8 @@ Kind = Literal["image", "sound", "vectors", "series", "trajectory", "points", "v
 
 'image': (C, H, W) or (H, W). 'sound': whatever a model of sound samples, such as mel frames or latents. 'vectors': any
 shape, each sample a point in space. 'series': (T, D) or (C, T), the longer axis is time, or (T,). 'trajectory': a
-series of positions, (T, D). 'points': a set of N points, (N, D). 'video': (C, T, H, W) or (T, H, W).
+series of positions, (T, D), or (D, T) with 2 or 3 coordinates. 'points': a set of N points, (N, D) or (D, N). 'video':
+(C, T, H, W) or (T, H, W).
 """
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

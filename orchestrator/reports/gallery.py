@@ -77,6 +77,11 @@ class Panel:
     strips: tuple[Strip, ...]
     missing: str | None = None
 
+    @property
+    def compared(self) -> tuple[Strip, ...]:
+        """What is drawn over ground truth: the solvers, or ground truth itself if it is alone."""
+        return self.strips[1:] or self.strips
+
     @classmethod
     def sampled(
         cls,

@@ -41,10 +41,11 @@ def draw_vectors(panel: Panel, facts: ModelFacts) -> Figure:
 
     Numbers, (N, 1), are plotted against ground truth's.
     """
-    strips = [finite_rows(strip.samples).reshape(len(strip.samples), -1) for strip in panel.strips]
-    truth, solvers = strips[0], strips[1:]
-    columns = min(COLUMNS, max(len(solvers), 1))
-    rows = math.ceil(max(len(solvers), 1) / columns)
+    truth, *solvers = (
+        finite_rows(strip.samples).reshape(len(strip.samples), -1) for strip in (panel.strips[0], *panel.compared)
+    )
+    columns = min(COLUMNS, len(solvers))
+    rows = math.ceil(len(solvers) / columns)
     figure, grid = plt.subplots(
         rows, columns, figsize=(SIDE * columns, (SIDE + 0.35) * rows), squeeze=False, sharex=True, sharey=True
     )
@@ -56,7 +57,7 @@ def draw_vectors(panel: Panel, facts: ModelFacts) -> Figure:
     else:
         plane = Plane.of(truth)
         names = plane.names
-    for number, (axis, strip, samples) in enumerate(zip(grid.flat, panel.strips[1:], solvers, strict=False)):
+    for number, (axis, strip, samples) in enumerate(zip(grid.flat, panel.compared, solvers, strict=False)):
         if truth.shape[1] == 1:
             axis.plot(ends, ends, color=TRUTH, linewidth=2.6, zorder=0)
             axis.set(xlim=ends, ylim=ends)
@@ -75,10 +76,10 @@ def draw_vectors(panel: Panel, facts: ModelFacts) -> Figure:
 
 def draw_points(panel: Panel, facts: ModelFacts) -> Figure:
     """Sets of points, (N, points, D) or (N, D, points): one scatter plot per solver and sample."""
-    strips = [_by_point(finite_rows(strip.samples)) for strip in panel.strips]
-    truth, count = strips[0], len(strips[0])
+    truth, *solvers = (_by_point(finite_rows(strip.samples)) for strip in (panel.strips[0], *panel.compared))
+    count = len(truth)
     plane = Plane.of(truth.reshape(-1, truth.shape[-1]))
-    rows = max(len(strips) - 1, 1)
+    rows = len(solvers)
     figure, grid = plt.subplots(
         rows,
         count,
@@ -88,7 +89,7 @@ def draw_points(panel: Panel, facts: ModelFacts) -> Figure:
     )
     size = min(12.0, max(1.5, 400 / truth.shape[1]))
     everything = plane.project(truth.reshape(-1, truth.shape[-1]))
-    for row, strip, samples in zip(grid, panel.strips[1:], strips[1:], strict=False):
+    for row, strip, samples in zip(grid, panel.compared, solvers, strict=True):
         for axis, expected, actual in zip(row, truth, samples, strict=True):
             _scatter(axis, plane.project(expected), plane.project(actual), size=size, alpha=0.9)
             framed(axis, everything)

@@ -36,32 +36,37 @@ BLOCK = 1.2
 
 
 def draw_series(panel: Panel, facts: ModelFacts) -> Figure:
-    """Series, (N, T, D), (N, C, T) or (N, T): every coordinate against time, over ground truth."""
-    return _draw(panel, paths=False, time_first=False)
+    """Series, (N, T, D), (N, C, T) or (N, T): every coordinate against time, the longer axis, over ground truth."""
+    first, *others = panel.strips[0].samples.shape[1:]
+    return _draw(panel, MOST["series"], time_last=bool(others) and first < others[0])
 
 
 def draw_trajectories(panel: Panel, facts: ModelFacts) -> Figure:
-    """Trajectories, (N, T, D): like series and, with 2 or 3 coordinates, also as paths in the plane."""
-    return _draw(panel, paths=panel.strips[0].samples.shape[-1] in (2, 3), time_first=True)
+    """Trajectories, (N, T, D): like series and, with 2 or 3 coordinates, also as paths in the plane.
+
+    Those with 2 or 3 coordinates may also be (N, D, T).
+    """
+    first, last = panel.strips[0].samples.shape[1:]
+    time_last = first in (2, 3) and last > 3
+    return _draw(panel, MOST["trajectory"], time_last=time_last, paths=(first if time_last else last) in (2, 3))
 
 
-def _draw(panel: Panel, *, paths: bool, time_first: bool) -> Figure:
-    strips = [_by_time(strip.samples, time_first) for strip in panel.strips]
-    chosen = _coordinates(strips[0])
-    rows, count = len(strips) - 1, len(strips[0])
-    plane = Plane.of(strips[0].reshape(-1, strips[0].shape[-1])) if paths else None
-    cell_width = WIDTH / MOST["trajectory" if time_first else "series"]
-    figure = plt.figure(figsize=(count * cell_width, BLOCK * max(rows, 1)))
-    outer = figure.add_gridspec(max(rows, 1), count, **FULL, wspace=0.14, hspace=0.24)
-    truth = strips[0]
-    for row, strip in enumerate(panel.strips[1:]):
+def _draw(panel: Panel, most: int, *, time_last: bool, paths: bool = False) -> Figure:
+    truth, *solvers = (_by_time(strip.samples, time_last) for strip in (panel.strips[0], *panel.compared))
+    chosen = _coordinates(truth)
+    rows, count = len(solvers), len(truth)
+    plane = Plane.of(truth.reshape(-1, truth.shape[-1])) if paths else None
+    cell_width = WIDTH / most
+    figure = plt.figure(figsize=(count * cell_width, BLOCK * rows))
+    outer = figure.add_gridspec(rows, count, **FULL, wspace=0.14, hspace=0.24)
+    for row, (strip, samples) in enumerate(zip(panel.compared, solvers, strict=True)):
         for sample in range(count):
             cell = outer[row, sample]
             if plane is not None:
                 halves = GridSpecFromSubplotSpec(1, 2, cell, width_ratios=(PATH, cell_width - PATH), wspace=0.34)
                 left, cell = halves[0], halves[1]
-                _path(figure.add_subplot(left), plane, truth[sample], strips[row + 1][sample], truth)
-            upper = _lines(figure, cell, truth, strips[row + 1], sample, chosen, last=row == rows - 1)
+                _path(figure.add_subplot(left), plane, truth[sample], samples[sample], truth)
+            upper = _lines(figure, cell, truth, samples, sample, chosen, last=row == rows - 1)
             if sample == 0:
                 first, gap = (upper, 30) if plane is None else (figure.axes[-3], 6)  # numbers stand beside lines
                 named_left(first, title_of(strip), gap)
@@ -69,11 +74,11 @@ def _draw(panel: Panel, *, paths: bool, time_first: bool) -> Figure:
     return figure
 
 
-def _by_time(samples: npt.NDArray[np.float32], time_first: bool) -> Array:
-    """Samples as (N, T, D); unless time is known to come first, it is the longer axis."""
+def _by_time(samples: npt.NDArray[np.float32], time_last: bool) -> Array:
+    """Samples as (N, T, D); what is not finite is NaN."""
     values = samples.reshape(len(samples), *(samples.shape[1:] if samples.ndim == 3 else (-1, 1))).astype(np.float64)
     values[~np.isfinite(values)] = np.nan
-    return values if time_first or values.shape[1] >= values.shape[2] else values.swapaxes(1, 2)
+    return values.swapaxes(1, 2) if time_last else values
 
 
 def _coordinates(truth: Array) -> list[int]:

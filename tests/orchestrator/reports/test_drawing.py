@@ -89,6 +89,7 @@ SHAPES: list[tuple[Kind | None, tuple[int, ...]]] = [
     ("trajectory", (16, 1)),
     ("trajectory", (16, 2)),
     ("trajectory", (16, 3)),
+    ("trajectory", (2, 40)),
     ("trajectory", (8, 10)),
     ("points", (12, 3)),
     ("points", (2, 50)),
@@ -112,6 +113,8 @@ def test_samples_of_every_shape_are_drawn(kind: Kind | None, shape: tuple[int, .
     assert {"Euler\n20.0 dB", "Midpoint\n20.0 dB"} <= {
         text.get_text() for axes in figure.axes for text in [*axes.texts, axes.title]
     }
+    alone = _draw(_panel(truth), _facts(kind or guess_kind(shape)))
+    assert "Ground truth" in _texts(alone)
     width, height = figure.get_size_inches()
     assert 1 <= width <= 12
     assert height <= 8
@@ -162,6 +165,8 @@ def test_a_trajectory_is_also_a_path_in_the_plane() -> None:
     path = _draw(_panel(truth, truth), _facts("trajectory")).axes[0]
     np.testing.assert_allclose(np.stack([path.lines[0].get_xdata(), path.lines[0].get_ydata()], 1), truth[0], rtol=1e-6)
     assert path.get_aspect() == 1
+    turned = _draw(_panel(*2 * [truth.swapaxes(1, 2)]), _facts("trajectory")).axes[0]
+    np.testing.assert_array_equal(turned.lines[0].get_xydata(), path.lines[0].get_xydata())
 
 
 def test_the_plane_of_vectors_holds_most_of_their_variance() -> None:
