@@ -86,6 +86,8 @@ class Point(ABC):
         """What decides the result: the content without names for display."""
         content = self.to_dict()
         del content["label"], content["objective_options"]  # objective_content covers them
+        if not content["race"]:
+            del content["race"]  # full searches were the only ones for a long time, and their results remain valid
         if content["start"] is not None:
             content["start"] = {key: value for key, value in content["start"].items() if key != "label"}
         return content
@@ -125,6 +127,7 @@ class FixedPoint(Point):
         grids, gits: Candidate grids, and GITS settings for grids that are computed from the training pairs. The best on
             ``search_pairs`` validation pairs is taken. A single candidate is the common grid.
         search_pairs: See ``grids``.
+        race: Whether the grids race on ever more of these pairs, instead of being scored on all of them.
         train: Name of the training pairs; None if no grid is computed from them.
     """
 
@@ -134,6 +137,7 @@ class FixedPoint(Point):
     grids: tuple[Grid, ...] = ()
     gits: tuple[dict[str, Any], ...] = ()
     search_pairs: int = 0
+    race: bool = False
     train: str | None = None
 
     @property
@@ -204,7 +208,7 @@ class LearnedPoint(Point):
         return {**_FIXED_DEFAULTS, **run, **method, **content}
 
 
-_FIXED_DEFAULTS: dict[str, Any] = {"grids": (), "gits": (), "search_pairs": 0}
+_FIXED_DEFAULTS: dict[str, Any] = {"grids": (), "gits": (), "search_pairs": 0, "race": False}
 _LEARNED_DEFAULTS: dict[str, Any] = {
     "start": None,
     "method": "adam",

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from orchestrator import plugins
 from orchestrator.config.solvers import LEAST_SQUARES
 from orchestrator.errors import UserError
-from orchestrator.hosts.distillation import advance, mean_psnr, to_numpy, validate
+from orchestrator.hosts.distillation import advance, to_numpy, validate
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.runs import State
 from orchestrator.models.facts import ModelFacts
@@ -35,10 +34,8 @@ from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
 from solvers.theta import ThetaArtifact
 from sweeps.point import AnyPoint, FixedPoint, LearnedPoint
+from sweeps.points.grid_search import full_search, race
 from sweeps.points.trial import Report
-
-FINALISTS = 3
-"""Number of grids that are scored again on all validation pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,19 +150,8 @@ def _run_fixed(point: FixedPoint, context: TrialContext, pool: Pool, store: Resu
     gits = [_gits_grid(settings, point, family.steps(point.nfe), pool) for settings in point.gits]
     grids, solvers = _usable([*point.grids, *(grid for grid, _ in gits)], point, family, scheduler)
     gits_evaluations = sum(spent for _, spent in gits)
-    finalists = list(range(len(solvers)))
-    evaluations = 0
-    if len(solvers) > FINALISTS:
-        indices = list(range(point.search_pairs))
-        thetas = [to_numpy(solver.flat()) for solver in solvers]
-        scores = pool.call(
-            Request.of(HostProtocol.score_thetas, thetas=thetas, pairs=point.validation, metric="psnr", indices=indices)
-        )
-        finalists = sorted(finalists, key=lambda i: -_finite(float(np.mean(scores[i]))))[:FINALISTS]
-        evaluations += len(solvers) * len(indices)
-    full = [_finite(mean_psnr(solvers[i], point.validation, pool.gather)) for i in finalists]
-    evaluations += len(full) * split_name(point.validation)[1]
-    psnr, winner = max(zip(full, finalists, strict=True))
+    search = race if point.race else full_search
+    winner, psnr, evaluations = search(solvers, point.validation, point.search_pairs, pool)
     if math.isinf(psnr):
         raise UserError(
             f"{point.name} gives validation samples that are not finite on each of its grids; leave it out or change "
@@ -208,11 +194,6 @@ def _usable(
     if not solvers:
         raise UserError(f"{point.name} works on none of its grids: {refusals[0]}")
     return grids, solvers
-
-
-def _finite(psnr: float) -> float:
-    """``psnr``, or -inf if it is not finite, so that it loses every comparison."""
-    return psnr if math.isfinite(psnr) else -math.inf
 
 
 # ---- learned families -------------------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ OTHER: dict[str, Any] = {
     "grids": (Grid(),),
     "gits": ({"gamma": 1.0},),
     "search_pairs": 128,
+    "race": True,
     "start": dataclasses.replace(START, grid=Grid()),
     "train": "q",
     "method": Adam(learning_rate=1e-3),
@@ -376,3 +377,17 @@ def test_every_family_works_at_one_evaluation_or_is_refused_by_name(experiment: 
     theta = built.to_ns(built.start(start, CondOT()), CondOT(), 1.0) if built.learnable else start.to_ns(CondOT())
     assert theta.nfe == 1
     assert bool(theta.flat().isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("search", "pairs"), [({}, 256), ({"search": "race"}, 64), ({"search": "race", "pairs": 32}, 32)]
+)
+def test_a_race_needs_a_quarter_of_the_pairs(
+    experiment: dict[str, Any], search: dict[str, Any], pairs: int, facts: ModelFacts
+) -> None:
+    """It is named in the points; a full search leaves their keys as they were."""
+    content = {**experiment, "grid_search": {"p": [1.4], "q": [1.0], **search}, "pairs": {"validation": 512}}
+    config = parse_config(content, "race")
+    searched = [p for p in fixed_points(config, pair_specs(config, facts)) if p.kind == "best grid"]
+    assert {(point.search_pairs, point.race) for point in searched} == {(pairs, bool(search))}
+    assert {"race" in point.identity for point in searched} == {bool(search)}

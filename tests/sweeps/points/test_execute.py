@@ -38,7 +38,7 @@ from solvers.grids import Grid
 from solvers.schedulers import CondOT
 from solvers.theta import ThetaArtifact
 from sweeps.point import AnyPoint, FixedPoint, LearnedPoint, SolverChoice
-from sweeps.points import execute as run_point_module
+from sweeps.points import grid_search
 from sweeps.points.execute import TrialContext, _usable, mlflow_parameters, run_point
 from sweeps.space import fixed_points, learned_points
 from sweeps.sweep import best_choices
@@ -133,7 +133,7 @@ def test_a_large_search_scores_all_grids_on_some_pairs_and_the_finalists_on_all(
     assert len(point.grids) == 4
     result = run(point)
     assert result.forwards == (4 * 16 + 3 * 32) * 4
-    monkeypatch.setattr(run_point_module, "FINALISTS", 4)
+    monkeypatch.setattr(grid_search, "FINALISTS", 4)
     assert run(dataclasses.replace(point, metrics=("psnr",))).forwards == 4 * 32 * 4
 
 
