@@ -15,7 +15,7 @@ class VelocityField(Protocol):
     """The right-hand side u_t(x) of the sampling ODE dx/dt = u_t(x), with t=0 noise and t=1 data.
 
     ``scheduler`` is the Gaussian path that u belongs to. Sampling starts at its ``t_min``, from
-    ``scheduler.sigma(t_min) * x0`` with x0 ~ N(0, I).
+    ``scheduler.start(t_min) * x0`` with x0 ~ N(0, I).
 
     A solver passes one time for the whole batch. If several solvers share a batch, each sample has the time of its own
     solver. A field that does not accept one time per sample still works with one solver at a time.

@@ -77,7 +77,7 @@ class SchedulerChange:
     sigma-bar/sigma but is finite at r = 1. ``target`` is cut to the times whose SNR ``source`` reaches: on a path
     that starts at snr > 0 (VP), a sigma0 above 1 starts at r_0 > 0, snr-bar(r_0) = snr(t_min). If ``target`` starts
     at the higher SNR (sigma0 below 1 on VP), sampling starts later on the source, from sigma(t) x0, which is an
-    approximation.
+    approximation. The source's start_scale, in units of its noise, is the target's too.
     """
 
     def __init__(self, source: Scheduler, target: Scheduler):
@@ -87,7 +87,11 @@ class SchedulerChange:
         t_min = max(target.t_min, 0.0 if abs(first) < 1e-12 else first)
         t_max = min(target.t_max, 1.0 if abs(1 - last) < 1e-12 else last)
         self.source = source
-        self.target = dataclasses.replace(target, t_min=t_min, t_max=t_max)
+        target = dataclasses.replace(target, t_min=t_min, t_max=t_max, start_scale=None)
+        if source.start_scale is not None:
+            relative = source.start_scale / float(source.sigma(source.t_min))
+            target = dataclasses.replace(target, start_scale=relative * float(target.sigma(t_min)))
+        self.target = target
 
     def time_and_scale(self, r: float | Tensor) -> tuple[Tensor, Tensor]:
         """(t_r, s_r), float64, with the shape of ``r``, finite on the whole closed domain."""

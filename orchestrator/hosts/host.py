@@ -101,6 +101,7 @@ class Host(HostProtocol):
             kind=model.shown_kind,
             data_min=model.shown_range[0],
             data_max=model.shown_range[1],
+            forwards_unguided=model.forwards_per_evaluation(1.0),
             forwards_with_guidance=model.forwards_per_evaluation(2.0),
         )
 

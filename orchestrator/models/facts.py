@@ -26,8 +26,10 @@ class ModelFacts:
         rate: Sample rate of decoded sound in Hz; None for models that make none.
         kind: Kind of samples, by which they are shown.
         data_min, data_max: Smallest and largest value of decoded samples, for pictures.
-        forwards_with_guidance: Network forwards per velocity evaluation at a guidance scale other than 1: two for
-            classifier-free guidance, one if the network is conditioned on the scale.
+        forwards_unguided: Network forwards per velocity evaluation at guidance scale 1: one, and two for a network of
+            whole timesteps that is interpolated.
+        forwards_with_guidance: Network forwards per velocity evaluation at another guidance scale: twice as many for
+            classifier-free guidance, as many if the network is conditioned on the scale.
     """
 
     name: str
@@ -43,6 +45,7 @@ class ModelFacts:
     kind: Kind
     data_min: float
     data_max: float
+    forwards_unguided: int = 1
     forwards_with_guidance: int = 2
 
     @property
@@ -52,4 +55,4 @@ class ModelFacts:
 
     def forwards_per_evaluation(self, guidance_scale: float) -> int:
         """Network forwards per velocity evaluation at this guidance scale."""
-        return 1 if guidance_scale == 1 else self.forwards_with_guidance
+        return self.forwards_unguided if guidance_scale == 1 else self.forwards_with_guidance

@@ -215,12 +215,12 @@ def trajectories(teacher: ZooModel, storage: Storage, pairs: str, times: Tensor)
 
 def _solve_between(teacher: ZooModel, spec: PairSpec, batch: PairSet, times: Tensor) -> tuple[Tensor, int]:
     field = teacher.field(batch.condition, spec.guidance_scale)
-    x = float(field.scheduler.sigma(times[0])) * batch.x0.to(torch.float64)
+    x = float(field.scheduler.start(times[0])) * batch.x0.to(torch.float64)
     states = [x]
     total = 0
     for t, t_next in pairwise(times.tolist()):
         # The solver starts from sigma(t_min) x0. On this interval alone, x0 = x(t) / sigma(t) makes it start from x(t).
-        scheduler = dataclasses.replace(field.scheduler, t_min=t, t_max=t_next)
+        scheduler = dataclasses.replace(field.scheduler, t_min=t, t_max=t_next, start_scale=None)
         solution = solve(FunctionField(field, scheduler), x / float(scheduler.sigma(t)), spec.rtol, spec.atol)
         x, nfe = solution[0], solution[1]
         states.append(x)

@@ -150,7 +150,7 @@ def solve(
     ends = torch.tensor([scheduler.t_min, scheduler.t_max], dtype=torch.float64, device=x0.device)
     counted = CountingField(velocity)
     watched = _Watched(counted, keep_path)
-    start = float(scheduler.sigma(scheduler.t_min)) * x0.to(torch.float64)
+    start = float(scheduler.start(scheduler.t_min)) * x0.to(torch.float64)
     try:
         with torch.no_grad():
             states = odeint(

@@ -42,7 +42,7 @@ def fit(
             summed in float64.
 
     Returns:
-        theta with a_0 = sigma(t_min) and times t_0..t_{n-1}.
+        theta with a_0 the start of the scheduler at t_min, and times t_0..t_{n-1}.
 
     Raises:
         ValueError: Shapes do not match, an option is out of range, ``times`` do not begin at ``t_min``, or velocities
@@ -56,7 +56,7 @@ def fit(
             f"the grid begins at t={float(times[0]):.6g}, but sampling under the {scheduler.name} scheduler begins "
             f"at t={scheduler.t_min:.6g}; begin the grid there"
         )
-    first = scheduler.sigma(scheduler.t_min)
+    first = scheduler.start(scheduler.t_min)
     solver = NSSolver(
         times=times[:n].clone(),
         a=torch.cat([first.reshape(1), torch.zeros(n, dtype=torch.float64)]),

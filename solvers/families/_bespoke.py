@@ -243,7 +243,7 @@ class BespokeRungeKutta(LearnableFamily, ABC):
             The sample, with the shape and dtype of ``x0``.
         """
         nodes = self.transform(parameters, velocity.scheduler, sigma0)
-        x = as_dtype(nodes.s[0] * velocity.scheduler.sigma(nodes.t[0]), x0) * x0
+        x = as_dtype(nodes.s[0] * velocity.scheduler.start(nodes.t[0]), x0) * x0
         for i in range(self.steps(parameters)):
             x = self._transformed_step(nodes, i, x, velocity)
         return x / as_dtype(nodes.s[-1], x0)

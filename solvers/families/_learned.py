@@ -55,8 +55,8 @@ def last_time(scheduler: Scheduler) -> float:
 
 
 def first_state(scheduler: Scheduler) -> Tensor:
-    """sigma(t_min), shape (1,): the weight of x0 in the first state."""
-    return scheduler.sigma(scheduler.t_min).reshape(1)
+    """The weight of x0 in the first state, shape (1,): sigma(t_min), or the scheduler's start_scale."""
+    return scheduler.start(scheduler.t_min).reshape(1)
 
 
 def begins_with(solver: NSSolver, scheduler: Scheduler) -> bool:

@@ -105,7 +105,7 @@ class _Stepper:
 
     def sample(self, velocity: VelocityField, x0: Tensor) -> Tensor:
         times = self.grid.times(self.family.steps(self.nfe), velocity.scheduler)
-        start = velocity.scheduler.sigma(times[0]).to(x0.dtype) * x0
+        start = velocity.scheduler.start(times[0]).to(x0.dtype) * x0
         return self.family.integrate(velocity, start, times)
 
 

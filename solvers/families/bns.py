@@ -185,7 +185,7 @@ def _moved(solver: NSSolver, scheduler: Scheduler, *, scaled: bool) -> NSSolver:
     times, a = solver.times.clone(), solver.a.clone()
     times[0] = scheduler.t_min + MOVE * (scheduler.t_max - scheduler.t_min)
     if scaled:
-        a[0] = scheduler.sigma(times[0])
+        a[0] = scheduler.start(times[0])
     return NSSolver(times, a, solver.b)
 
 

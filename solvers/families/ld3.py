@@ -158,7 +158,7 @@ class _OnTimes:
     holds: Held
 
     def sample(self, velocity: VelocityField, x0: Tensor) -> Tensor:
-        start = velocity.scheduler.sigma(self.times[0]).to(x0.dtype) * x0
+        start = velocity.scheduler.start(self.times[0]).to(x0.dtype) * x0
         field = _Shifted(velocity, self.shifts, self.holds) if len(self.shifts) else velocity
         return self.family.integrate(field, start, self.times)
 

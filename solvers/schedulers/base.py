@@ -37,12 +37,15 @@ class Scheduler(ABC):
     atan2(alpha, sigma) in [0, pi/2], which is finite at both ends, unlike log-SNR.
 
     Attributes:
-        t_min: First time of the domain; a sampler starts there from ``sigma(t_min) * x0``, x0 ~ N(0, I).
+        t_min: First time of the domain; a sampler starts there from :meth:`start` x0, x0 ~ N(0, I).
         t_max: Last time of the domain.
+        start_scale: The weight of x0 in that first state; by default sigma(t_min), the noise of the path. 1 for models
+            whose authors start from the noise itself, though a trace of data is left at t_min.
     """
 
     t_min: float = 0.0
     t_max: float = 1.0
+    start_scale: float | None = None
 
     #: Whether the velocity is infinite at t = 1, as on variance-preserving paths; a domain that ends earlier avoids it.
     velocity_is_singular_at_end = False
@@ -57,6 +60,8 @@ class Scheduler(ABC):
             raise ValueError(
                 f"a scheduler's domain must satisfy 0 <= t_min < t_max <= 1, got t_min={self.t_min}, t_max={self.t_max}"
             )
+        if self.start_scale is not None and not 0 < self.start_scale < math.inf:
+            raise ValueError(f"start_scale must be a positive number, got {self.start_scale}")
 
     def _end_by(self, last: float, meaning: str) -> None:
         """End the domain at ``last``, for paths that end before t = 1: t_max = 1 becomes ``last``.
@@ -94,6 +99,18 @@ class Scheduler(ABC):
 
     def sigma(self, t: float | Tensor) -> Tensor:
         return self(t).sigma
+
+    def start(self, t: float | Tensor) -> Tensor:
+        """Weight of x0 in the first state of a solver that begins at ``t``, float64: sigma(t) without a start_scale.
+
+        A start_scale is kept relative to the noise of the path, so that it means the same under every scheduler.
+        """
+        if self.start_scale is None:
+            return self.sigma(t)
+        first = self.sigma(self.t_min)
+        t = as_time(t)
+        # Exactly the scale at t_min, where the quotient may be rounded.
+        return torch.where(t == self.t_min, self.start_scale, self.start_scale * (self.sigma(t) / first))
 
     def angle(self, t: float | Tensor) -> Tensor:
         """atan2(alpha_t, sigma_t): 0 for pure noise, pi/2 for clean data."""

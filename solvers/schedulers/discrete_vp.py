@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from solvers.schedulers._betas import linear_betas, named_betas, scaled_linear_betas
 from solvers.schedulers._monotone import invert_increasing, limited_slopes
 from solvers.schedulers.base import TIME_TOLERANCE, PathPoint, Scheduler, as_time
-
-
-def linear_betas(beta_start: float = 1e-4, beta_end: float = 0.02, count: int = 1000) -> tuple[float, ...]:
-    """``count`` linearly increasing betas: 'linear' in diffusers, with DDPM's values (Ho et al. 2020)."""
-    return tuple(torch.linspace(beta_start, beta_end, count, dtype=torch.float64).tolist())
-
-
-def scaled_linear_betas(beta_start: float = 0.00085, beta_end: float = 0.012, count: int = 1000) -> tuple[float, ...]:
-    """``count`` betas with linearly increasing roots: 'scaled_linear' in diffusers, with Stable Diffusion's values."""
-    roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), count, dtype=torch.float64)
-    return tuple((roots**2).tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +34,9 @@ class DiscreteVP(Scheduler):
     Attributes:
         t_max: Last time; 1 means the last trained one, 1 - 1/N.
         betas: The N betas, from the data (k = 0) to the noise, as in a diffusers configuration; the last may be 1 (zero
-            terminal SNR). Default: DDPM's 1000 from 1e-4 to 0.02. :func:`scaled_linear_betas` gives Stable Diffusion's.
+            terminal SNR). Or their schedule by name: ``{schedule, start, end, count}``, with the schedule linear
+            (default 1e-4 to 0.02), scaled_linear (Stable Diffusion's 0.00085 to 0.012), quadratic (1e-4 to 0.02) or
+            cosine (no start and end), and 1000 timesteps. Default: DDPM's, linear.
         alphas_cumprod: The running products prod(1 - beta), instead of betas. A float32 table keeps only three digits
             of the noise near the data, so betas are the better source.
 
@@ -53,7 +45,7 @@ class DiscreteVP(Scheduler):
             is between the last trained time and 1.
     """
 
-    betas: tuple[float, ...] | None = field(default=None, repr=False)
+    betas: tuple[float, ...] | Mapping[str, Any] | None = field(default=None, repr=False)
     alphas_cumprod: tuple[float, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -62,7 +54,8 @@ class DiscreteVP(Scheduler):
         if self.alphas_cumprod is not None:
             object.__setattr__(self, "alphas_cumprod", _checked_alphas_cumprod(self.alphas_cumprod))
         else:
-            object.__setattr__(self, "betas", _checked_betas(linear_betas() if self.betas is None else self.betas))
+            betas = named_betas(self.betas) if isinstance(self.betas, Mapping) else self.betas
+            object.__setattr__(self, "betas", _checked_betas(linear_betas() if betas is None else betas))
         self._end_by(1 - 1 / self.timesteps, "the last trained time, timestep 0")
         super().__post_init__()
 
@@ -179,5 +172,7 @@ def _checked_alphas_cumprod(values: Sequence[float]) -> tuple[float, ...]:
             )
     return products
 
+
+__all__ = ["DiscreteVP", "linear_betas", "scaled_linear_betas"]
 
 SCHEDULER = DiscreteVP

@@ -8,17 +8,19 @@ import math
 import sys
 import types
 from decimal import Decimal, localcontext
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EDMEulerScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler
 from oracles import all_schedulers, central_difference, inside
 from torch import Tensor
 
 from solvers.schedulers import EDM, VP, CondOT, Cosine, Custom, DiscreteVP, Scheduler
+from solvers.schedulers._betas import cosine_betas, linear_betas, quadratic_betas, scaled_linear_betas
 from solvers.schedulers._monotone import invert_increasing, limited_slopes
 from solvers.schedulers._named import named_scheduler
-from solvers.schedulers.discrete_vp import linear_betas, scaled_linear_betas
 
 
 def test_snr_rises_strictly_over_the_domain(scheduler: Scheduler) -> None:
@@ -315,7 +317,7 @@ def test_betas_and_their_products_define_the_same_path() -> None:
 
 
 def test_the_repr_of_a_discrete_path_omits_its_betas() -> None:
-    assert repr(DiscreteVP()) == "DiscreteVP(t_min=0.0, t_max=0.999)"
+    assert repr(DiscreteVP()) == "DiscreteVP(t_min=0.0, t_max=0.999, start_scale=None)"
 
 
 def test_an_uneven_list_of_betas_still_gives_a_rising_path() -> None:
@@ -567,3 +569,74 @@ def test_slopes_are_limited_by_the_smaller_neighbouring_difference() -> None:
     assert bool((slopes > 0).all())
     for k, (left, right) in enumerate(itertools.pairwise(steps), start=1):
         assert float(slopes[k]) <= 3 * min(float(left), float(right)) + 1e-15
+
+
+# --- betas by name ------------------------------------------------------------------------------------------------
+
+
+def authors_cosine(count: int) -> list[float]:
+    """The code of Nichol & Dhariwal, improved-diffusion: betas_for_alpha_bar."""
+
+    def alpha_bar(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    return [min(1 - alpha_bar((i + 1) / count) / alpha_bar(i / count), 0.999) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"schedule": "linear"}, np.linspace(1e-4, 0.02, 1000)),
+        ({"schedule": "linear", "start": 0.001, "end": 0.3, "count": 40}, np.linspace(0.001, 0.3, 40)),
+        ({"schedule": "scaled_linear"}, np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2),
+        ({"schedule": "quadratic", "start": 1e-4, "end": 0.5, "count": 50}, np.linspace(1e-2, 0.5**0.5, 50) ** 2),
+        ({"schedule": "quadratic"}, np.linspace(1e-2, 0.02**0.5, 1000) ** 2),
+        ({"schedule": "cosine", "count": 100}, authors_cosine(100)),
+        ({"schedule": "cosine"}, authors_cosine(1000)),
+    ],
+)
+def test_named_betas_are_those_of_the_authors(options: dict[str, Any], expected: Any) -> None:
+    """To 1e-12, in float64."""
+    scheduler = DiscreteVP(betas=options)
+    np.testing.assert_allclose(scheduler.betas, np.asarray(expected), rtol=1e-12, atol=0)
+    assert scheduler == DiscreteVP(betas=tuple(scheduler.betas or ()))
+    assert scheduler.timesteps == options.get("count", 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("linear", linear_betas()),
+        ("scaled_linear", scaled_linear_betas(1e-4, 0.02)),
+        ("squaredcos_cap_v2", cosine_betas()),
+    ],
+)
+def test_named_betas_are_those_of_diffusers(name: str, ours: tuple[float, ...]) -> None:
+    """diffusers rounds them to float32."""
+
+    theirs = DDPMScheduler(beta_schedule=name).betas
+    torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), theirs.double(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"the schedule of betas must be one of linear, scaled_linear, quadratic, cosine, got None"),
+        ({"schedule": "sigmoid"}, r"the schedule of betas must be one of .*, got 'sigmoid'"),
+        (
+            {"schedule": "linear", "stop": 1},
+            r"betas has no option 'stop'; its options are: schedule, start, end, count",
+        ),
+        ({"schedule": "linear", "count": 1}, r"the count of betas must be a whole number of timesteps, at least 2"),
+        ({"schedule": "linear", "end": 1.5}, r"the end of betas must lie between 0 and 1, got 1\.5"),
+        ({"schedule": "cosine", "start": 1e-4}, r"the cosine schedule of betas has no start and no end; leave them"),
+    ],
+)
+def test_invalid_names_of_betas_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DiscreteVP(betas=options)
+
+
+def test_quadratic_betas_are_scaled_linear_ones_with_other_ends() -> None:
+    """Two names of one formula, each with the values of its authors."""
+    assert quadratic_betas(0.00085, 0.012) == scaled_linear_betas()
