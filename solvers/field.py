@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -109,21 +109,27 @@ class GuidedPrediction:
     Args:
         predict: ``predict(x, t, condition)`` returns the network's output for a batch; ``t`` is 0-d or one time per
             sample, like the time of the call. ``condition`` is a copy, so it may be changed in place.
-        condition: Conditioning of the batch, shape (B, ...).
-        null_condition: The conditioning of a dropped label, same shape.
+        condition: Conditioning of the batch: a tensor of shape (B, ...), or an object with ``clone()`` and, for
+            guidance, ``joined(other)``, such as several tensors by name.
+        null_condition: The dropped conditioning, of the same kind and shape.
     """
 
     def __init__(
         self,
-        predict: Callable[[Tensor, Tensor, Tensor], Tensor],
-        condition: Tensor,
-        null_condition: Tensor,
+        predict: Callable[[Tensor, Tensor, Any], Tensor],
+        condition: Any,
+        null_condition: Any,
         guidance_scale: float,
     ):
         self.predict = predict
         self.guidance_scale = guidance_scale
         self.forwards_per_evaluation = 1 if guidance_scale == 1 else 2
-        self.condition = condition if guidance_scale == 1 else torch.cat([condition, null_condition])
+        if guidance_scale == 1:
+            self.condition = condition
+        elif isinstance(condition, Tensor):
+            self.condition = torch.cat([condition, null_condition])
+        else:
+            self.condition = condition.joined(null_condition)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if self.guidance_scale == 1:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
+from orchestrator import plugins
 from orchestrator.config.base import PluginConfig
 from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.datasets.base import SPLITS, Split
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
-
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class PairKey(NamedTuple):
@@ -63,11 +62,12 @@ def pair_spec(
     count = counts[key.split] if count is None else count
     # Whole batches are made. Fewer pairs than one batch are a batch of their own, which costs no more than is needed.
     batch_size, shard_size = (pairs.batch_size, pairs.shard_size) if count >= pairs.batch_size else (count, count)
-    source = conditioning or config.conditioning
+    source = (conditioning or config.conditioning).model_dump()
+    source["options"] |= plugins.build("datasets", **source).split_options(key.split)
     return PairSpec(
         model_digest=facts.digest,
-        conditioning=source.model_dump(),
-        content=source.build("datasets").content,
+        conditioning=source,
+        content=plugins.build("datasets", **source).content,
         guidance_scale=key.guidance_scale,
         shape=facts.shape,
         seed=pairs.seed * SEED_STRIDE + STREAMS[key.split] + key.seed,

@@ -1,7 +1,8 @@
 """Reads YAML as people mean it: a key twice is refused, and a number is a number however it is written.
 
 PyYAML follows YAML 1.1, in which ``2e-3`` is text, ``010`` is 8, ``1:30`` is 90 and ``2026-11-28`` is a date. Here the
-first is a number, as in YAML 1.2; the second is refused, since either reading may be meant; the others are text.
+first is a number, as in YAML 1.2; the second is refused, since either reading may be meant; the others are text. So are
+the keys ``null``, ``true`` and ``on``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ INT = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$")
 LEADING_ZERO = re.compile(r"^[-+]?0[0-9_]+$")
 AMBIGUOUS = "!leading-zero"
 
+NAMES = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:bool")
+"""What is text where it is a key: the option ``null``, or an argument called ``on``."""
+
 REMEDIES = {
     "'\\t'": "indent with spaces, not with tabs",
     "mapping values are not allowed here": "put a text that contains ': ' in quotes",
@@ -39,6 +43,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         lines: dict[Any, int] = {}
         for key_node, _ in node.value:
+            if key_node.tag in NAMES:
+                key_node.tag = "tag:yaml.org,2002:str"
             key = key_node.value if isinstance(key_node, ScalarNode) else None
             line = key_node.start_mark.line + 1
             if key is not None and (key_node.tag, key) in lines:

@@ -11,8 +11,8 @@ Some metrics need further methods, which a dataset implements if it can:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,13 @@ import numpy.typing as npt
 from orchestrator.content import digest
 from orchestrator.randomness import generator
 
+if TYPE_CHECKING:
+    from orchestrator.pairs.conditions import Conditions
+
 IntArray = npt.NDArray[np.int64]
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 def uniform(seed: int, indices: Sequence[int], count: int) -> IntArray:
@@ -35,8 +41,25 @@ class LabelledSamples(NamedTuple):
     labels: IntArray
 
 
+class Layout(NamedTuple):
+    """Type and shape of one row of a named array: bool, int64, float32 or float64."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+
 class Dataset(ABC):
-    """Base class of conditioning sources. The dataclass fields of a subclass are its options."""
+    """Base class of conditioning sources. The dataclass fields of a subclass are its options.
+
+    Attributes:
+        named: Whether conditions are numbers of rows of named arrays (:attr:`layout`), which are looked up whenever
+            pairs are made or loaded. Pairs then store the numbers.
+    """
+
+    named: ClassVar[bool] = False
 
     @abstractmethod
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
@@ -83,6 +106,23 @@ class Dataset(ABC):
         Raises:
             ValueError: A sample is missing or damaged, or of another size than the others; names it.
         """
+
+    def split_options(self, split: Split) -> dict[str, Any]:
+        """Options by which the dataset draws from rows of one split only; empty if it does not tell splits apart."""
+        return {}
+
+    @property
+    def layout(self) -> Mapping[str, Layout]:
+        """Type and shape of a row of each named array; those of the labels, if there are any, under ``y``."""
+        return {}
+
+    def tensors(self, rows: IntArray, names: Iterable[str]) -> Conditions:
+        """Named arrays of these rows, for a dataset that is :attr:`named`."""
+        raise NotImplementedError(f"{type(self).__name__} has no named arrays")
+
+    def labels_of(self, conditions: IntArray) -> IntArray:
+        """Class labels of these conditions: by default the conditions themselves."""
+        return conditions
 
     @abstractmethod
     def conditioned_on(self) -> Iterable[Any]:

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from orchestrator.hosts.lockstep import Requests
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.runs import BATCHED_OBJECTIVE
-from orchestrator.pairs import PairSet, concatenate
+from orchestrator.pairs import Condition, PairSet, concatenate
 from orchestrator.pool.requests import Request
 from solvers.batched import sample_batched
 from solvers.field import VelocityField
@@ -78,7 +77,7 @@ class Batching:
         self,
         answer_one: Callable[[Request[Any]], Any],
         select: Callable[[str, Sequence[int]], tuple[float, PairSet]],
-        velocity: Callable[[Tensor, float], VelocityField],
+        velocity: Callable[[Condition, float], VelocityField],
     ):
         self.answer_one, self.select, self.velocity = answer_one, select, velocity
         self.statistics = BatchingStatistics()

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from orchestrator import plugins
 from orchestrator.audio.spectrogram import spectrogram
+from orchestrator.datasets.base import Dataset
 from orchestrator.errors import StoreError
 from orchestrator.hosts.batching import Batching, BatchingStatistics
+from orchestrator.hosts.conditioning import dataset_of, drawn, resolved
 from orchestrator.hosts.distillation import advance, advance_steps
 from orchestrator.hosts.lockstep import run_in_lockstep
 from orchestrator.hosts.media import MediaShard
@@ -36,7 +38,7 @@ from orchestrator.metrics.measurements import MetricSpec, write_values
 from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter
 from orchestrator.models.facts import ModelFacts
 from orchestrator.objectives.base import FamilyObjective, SolverObjective
-from orchestrator.pairs import PairSet, PairSpec, PairStore, ShardRecord, accuracy, concatenate
+from orchestrator.pairs import Condition, PairSet, PairSpec, PairStore, ShardRecord, accuracy, concatenate
 from orchestrator.pairs.ground_truth import solve
 from orchestrator.pool.requests import R, Request
 from orchestrator.randomness import noise
@@ -50,7 +52,7 @@ from solvers.losses import psnr_loss
 from solvers.ns import CheckpointedField, NSSolver
 from solvers.trajectory import DensePath
 
-FieldOf = Callable[[Tensor, float], VelocityField]
+FieldOf = Callable[[Condition, float], VelocityField]
 """``field(condition, guidance_scale)`` returns the velocity field of a batch."""
 
 SCORING_BATCH = 512
@@ -123,29 +125,21 @@ class Host(HostProtocol):
                 f"{self.device_class!r}; shards of two classes are not mixed: choose another storage or the same kind "
                 f"of device"
             )
-        conditioning = plugins.build("datasets", spec.conditioning["name"], spec.conditioning["options"])
-        if conditioning.content != spec.content:
-            raise StoreError(
-                f"pair spec {spec.digest} is for other content of dataset {spec.conditioning['name']!r} than the "
-                f"files that this host reads; give every machine the same files, and start the command again"
-            )
-        parts = [self._solve(spec, list(batch), conditioning) for batch in spec.batches(range(first, stop))]
+        dataset = dataset_of(spec)
+        parts = [self._solve(spec, list(batch), dataset) for batch in spec.batches(range(first, stop))]
         pairs = concatenate(parts)
         record = PairStore(self.storage, spec).write_shard(first, pairs)
         self.work.pairs += len(pairs)
         return record
 
-    def _solve(self, spec: PairSpec, indices: list[int], conditioning: Any) -> PairSet:
+    def _solve(self, spec: PairSpec, indices: list[int], dataset: Dataset) -> PairSet:
         x0 = torch.from_numpy(noise(spec.seed, indices, spec.shape))
-        condition = torch.from_numpy(conditioning.conditions(spec.seed, indices))
-        # Text is encoded once, here: the pairs store the encoding that conditions the network.
-        condition = self.model.encode_conditions(condition, conditioning)
-        self.model.check_condition(condition)
+        stored, condition = drawn(self.model, dataset, spec.seed, indices)
         device = self.settings.device
         field = self._field(condition.to(device), spec.guidance_scale)
         x1, nfe, path = solve(field, x0.to(device), spec.rtol, spec.atol, keep_path=spec.trajectory)
         spent = torch.full((len(indices),), nfe, dtype=torch.int32)
-        return PairSet(x0, x1.float(), condition, spent, path).to("cpu")
+        return PairSet(x0, x1.float(), stored, spent, path).to("cpu")
 
     def truth(self, pairs: str, again: int = accuracy.PAIRS) -> TruthFacts:
         spec, pair_set = self._load(pairs)
@@ -244,14 +238,14 @@ class Host(HostProtocol):
         """A function that returns the velocity field of some rows of a batch."""
         return lambda rows: field(batch.condition[rows.to(batch.condition.device)], spec.guidance_scale)
 
-    def _field(self, condition: Tensor, guidance_scale: float) -> VelocityField:
+    def _field(self, condition: Condition, guidance_scale: float) -> VelocityField:
         """The field of the model as loaded, for ground truth, starts and scores."""
         return self._metered(self.model, condition, guidance_scale)
 
-    def _metered(self, model: ModelAdapter, condition: Tensor, guidance_scale: float) -> VelocityField:
+    def _metered(self, model: ModelAdapter, condition: Condition, guidance_scale: float) -> VelocityField:
         forwards = model.forwards_per_evaluation(guidance_scale)
 
-        def field_of(condition: Tensor) -> VelocityField:
+        def field_of(condition: Condition) -> VelocityField:
             return MeteredField(model.field(condition, guidance_scale), self.work, forwards)
 
         if not self._is_checked:
@@ -259,7 +253,7 @@ class Host(HostProtocol):
             self._is_checked = True
         return field_of(condition)
 
-    def _distillation_field(self, condition: Tensor, guidance_scale: float) -> VelocityField:
+    def _distillation_field(self, condition: Condition, guidance_scale: float) -> VelocityField:
         """The model's field for distillation steps: compiled, autocast and checkpointed according to the settings."""
         field = self._metered(self._distilled_on, condition, guidance_scale)
         dtype = AUTOCAST[self.settings.precision]
@@ -318,7 +312,7 @@ class Host(HostProtocol):
         media: str | None = None,
     ) -> int:
         store = PairStore.open(self.storage, pairs)
-        pair_set = store.load_shard(shard)
+        pair_set = resolved(self.model, store.spec, store.load_shard(shard))
         samples = pair_set.x1 if theta is None else self._sample(theta, pair_set, store.spec)
         forms = {"samples": (samples, pair_set.x1, self.model.data_range)}
         if any(spec.metric.sees == "images" for spec in metrics):
@@ -396,7 +390,7 @@ class Host(HostProtocol):
             store = PairStore.open(self.storage, name)
             if store.spec.model_digest != self.model.digest:
                 raise StoreError(f"pair store {name} was made by a different model than {self.model.name}")
-            self._pairs[name] = (store.spec, store.load())
+            self._pairs[name] = (store.spec, resolved(self.model, store.spec, store.load()))
         return self._pairs[name]
 
     def _batch(self, name: str, indices: Sequence[int], field: FieldOf | None = None) -> tuple[PairSet, VelocityField]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.errors import ConfigError
+from orchestrator.pairs import Condition
 from orchestrator.pairs.ground_truth import check_first_velocity
 from orchestrator.randomness import noise
 from solvers.field import VelocityField
@@ -27,8 +28,8 @@ def check_network(
     name: str,
     dtype: torch.dtype,
     shape: tuple[int, ...],
-    field_of: Callable[[Tensor], VelocityField],
-    condition: Tensor,
+    field_of: Callable[[Condition], VelocityField],
+    condition: Condition,
 ) -> None:
     """Refuse a network whose velocity of a sample is not a function of the sample, its time and its condition.
 
@@ -40,7 +41,7 @@ def check_network(
         dtype: Dtype of the network's weights.
         shape: Shape of one sample.
         field_of: The velocity field of a batch with a condition.
-        condition: Conditions of a batch, shape (B, ...); its first ones are used.
+        condition: Conditions of a batch; its first ones are used.
 
     Raises:
         ConfigError: The network is not deterministic, or a velocity depends on the other samples of the batch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from orchestrator import plugins
 from orchestrator.content import source_digest, with_content
+from orchestrator.datasets.tensors import null_problem
 from orchestrator.errors import ConfigError
 from orchestrator.models._external import ExternalModel
 from orchestrator.models._network_time import NetworkTime, whole_steps_problem
 from orchestrator.models.kinds import Kind, check_kind, range_of_data
+from orchestrator.pairs import Condition, Conditions
 from orchestrator.plugins import options_of
 from solvers.prediction import PREDICTIONS, Prediction, check_path
 from solvers.schedulers.base import Scheduler
@@ -23,8 +26,9 @@ from solvers.schedulers.base import Scheduler
 PRESENTATION = ("kind", "data_min", "data_max")
 """Options by which samples are shown; they are not part of the digest."""
 
-SYMBOLS = ("x", "t", "y")
-"""Inputs of a network: the state, the time in the network's own convention, and the label."""
+NAMED = "c."
+"""Prefix of a named condition among the inputs of a network, beside x (the state), t (the time in the network's own
+convention) and y (the label)."""
 
 
 class Call(NamedTuple):
@@ -40,7 +44,7 @@ class Call(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Call:
-        """Parse a text like ``"x, t, y"``, ``"x, t, class_labels=y"`` or ``"sample=x, timestep=t"``.
+        """Parse a text like ``"x, t, y"``, ``"sample=x, timestep=t"`` or ``"x, t, obs=c.obs, mask=c.mask"``.
 
         Raises:
             ValueError: The text is not a valid call.
@@ -56,16 +60,23 @@ class Call(NamedTuple):
             else:
                 raise ValueError(f"call={text!r}: {part!r} is not valid here; write it like 'x, t, class_labels=y'")
         symbols = [*positional, *keywords.values()]
-        if sorted(symbols) not in (["t", "x"], ["t", "x", "y"]):
+        plain = [symbol for symbol in symbols if not _is_named(symbol)]
+        if sorted(plain) not in (["t", "x"], ["t", "x", "y"]) or len(set(symbols)) < len(symbols):
             raise ValueError(
-                f"call={text!r} must name x (the state) and t (the time) once each, and y (the label) at most once; "
-                f"write it like 'x, t' or 'sample=x, timestep=t, class_labels=y'"
+                f"call={text!r} must name x (the state) and t (the time) once each, and y (the label) and each named "
+                f"condition, such as c.obs, at most once; write it like 'x, t', 'sample=x, timestep=t, class_labels=y' "
+                f"or 'x, t, obs=c.obs'"
             )
         return cls(tuple(positional), keywords)
 
     @property
     def symbols(self) -> tuple[str, ...]:
         return (*self.positional, *self.keywords.values())
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the conditions: ``("obs",)`` for ``c.obs``."""
+        return tuple(symbol.removeprefix(NAMED) for symbol in self.symbols if _is_named(symbol))
 
     def arguments(self, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Positional and keyword arguments, filled from the values by symbol."""
@@ -88,14 +99,17 @@ class DescribedModel(ExternalModel):
             (C, H, W) image, (C, T, H, W) video.
         data_min, data_max: Smallest and largest value of the data, black and white in pictures; by default
             ±data_range / 2. The pictures of a decoder are in [-1, 1].
-        call: Arguments of the network: x, t and, with labels, y, by position or as ``name=y``.
+        call: Arguments of the network, by position or as ``name=y``: x, t, with labels y, and named conditions as
+            ``c.NAME``, where NAME is an array of the dataset ``tensors``.
         time: Its time argument: 't' (0 noise, 1 data), '1-t', 'timestep' (0 to N - 1 of discrete_vp, fractional values
             included), 'sigma' (the scheduler's noise level), or ``{kind, scale, offset, shape, integer}`` for scale *
             kind + offset, of shape 'batch' (B,), 'column' (B, 1) or 'scalar', and ``integer: interpolate`` for a
             network that takes whole timesteps only: two forwards per evaluation.
         time_scale: Factor applied to that time; 1000 for flow networks that count 1-t in thousandths.
         classes: Number of labels, 0 to classes - 1; required if ``call`` has a y.
-        null_label: Label that stood for "dropped" in training; required for guidance.
+        null_label: Label that stood for "dropped" in training; required for guidance with labels alone.
+        null: For guidance with named conditions, what stood for "dropped" in training: for each condition that was
+            dropped, a number, as in ``{obs: 0}``, or the name of an array of the dataset.
         decoder: For a latent model, the decoder from samples to images or sound: ``{name: ..., options: {...}}``.
 
     Raises:
@@ -117,6 +131,7 @@ class DescribedModel(ExternalModel):
     time_scale: float = 1.0
     classes: int | None = None
     null_label: int | None = None
+    null: dict[str, Any] = field(default_factory=dict)
     decoder: Any = field(default=None, metadata=options_of("decoders"))
 
     @classmethod
@@ -143,6 +158,7 @@ class DescribedModel(ExternalModel):
             raise self.refused(str(error)) from error
         self._takes_fractions = self.clock.kind != "timestep" or self.clock.integer is not None
         self._check_labels()
+        self._check_null()
         if self.decoder is not None:
             if not isinstance(self.decoder, Mapping) or not {"name"} <= set(self.decoder) <= {"name", "options"}:
                 raise self.refused(f"decoder must be {{name: ..., options: {{...}}}}, got {self.decoder!r}")
@@ -163,11 +179,33 @@ class DescribedModel(ExternalModel):
 
     @classmethod
     def check_conditioning(cls, options: dict[str, Any], dataset: Any) -> None:
-        if options.get("classes") is not None:
-            try:
-                dataset.check_labels(options["classes"], "the model")
-            except ValueError as error:
-                raise ConfigError(str(error)) from error
+        model = plugins.build("models", cls.plugin(), options)
+        try:
+            if model.classes is not None:
+                dataset.check_labels(model.classes, "the model")
+            model.check_names(dataset)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def check_names(self, dataset: Any) -> None:
+        """Refuse a dataset without the named conditions of the call, or in which those of ``null`` do not fit.
+
+        Raises:
+            ConfigError: Names the conditions, and the arrays that the dataset has.
+        """
+        layout = dataset.layout
+        missing = [name for name in self.arguments.conditions if name not in layout]
+        if missing:
+            arrays = ", ".join(f"{name} ({row})" for name, row in layout.items())
+            have = f"has {arrays}; correct the names" if layout else "has none; set conditioning.name to tensors"
+            raise ConfigError(
+                f"call={self.call!r} takes the named arrays {', '.join(missing)}, but the dataset "
+                f"{type(dataset).__name__} {have}"
+            )
+        for name, value in self.null.items():
+            problem = null_problem(name, value, layout)
+            if problem is not None:
+                raise self.refused(problem)
 
     @cached_property
     def _decoder(self) -> Any:
@@ -217,6 +255,48 @@ class DescribedModel(ExternalModel):
         if label is not None and (isinstance(label, bool) or not isinstance(label, int)):
             raise self.refused(f"null_label must be an integer, got {label!r}")
 
+    def _check_null(self) -> None:
+        conditions = self.arguments.conditions
+        if not isinstance(self.null, Mapping):
+            raise self.refused(f"null must give a value for each dropped condition, e.g. {{obs: 0}}, got {self.null!r}")
+        for name, value in self.null.items():
+            if name not in conditions:
+                listed = f"whose conditions are {', '.join(conditions)}" if conditions else "which names no condition"
+                raise self.refused(f"null names {name!r}, which is not in call={self.call!r}, {listed}; correct it")
+            if not isinstance(value, int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+                raise self.refused(f"null must give a number or the name of an array for {name!r}, got {value!r}")
+
+    @property
+    def can_drop(self) -> bool:
+        return super().can_drop or bool(self.null)
+
+    @property
+    def _conditions(self) -> list[str]:
+        """Names of the arrays that conditions need: those of the call, and those that stand for dropped ones."""
+        labels = ["y"] if "y" in self.arguments.symbols else []
+        dropped = [value for value in self.null.values() if isinstance(value, str)]
+        return list(dict.fromkeys([*labels, *self.arguments.conditions, *dropped]))
+
+    def encode_conditions(self, condition: Tensor, dataset: Any) -> Any:
+        if not dataset.named or not self._conditions:
+            return condition
+        return dataset.tensors(condition.numpy(), self._conditions)
+
+    def check_condition(self, condition: Any) -> None:
+        super().check_condition(condition.tensors.get("y") if isinstance(condition, Conditions) else condition)
+
+    def null_condition(self, condition: Any) -> Any:
+        if not isinstance(condition, Conditions):
+            return super().null_condition(condition)
+        held = condition.tensors
+        dropped = {
+            name: held[value] if isinstance(value, str) else torch.full_like(held[name], value)
+            for name, value in self.null.items()
+        }
+        if "y" in held:
+            dropped["y"] = super().null_condition(held["y"])
+        return condition.replaced(dropped)
+
     def network_time(self, t: Tensor) -> Tensor:
         return self.clock(t, self.native)
 
@@ -226,17 +306,25 @@ class DescribedModel(ExternalModel):
     def forwards_per_evaluation(self, guidance_scale: float) -> int:
         return self.clock.forwards * super().forwards_per_evaluation(guidance_scale)
 
-    def evaluate(self, x: Tensor, time: Tensor, label: Tensor) -> Any:
-        if not self._takes_fractions:
-            self._check_fractions(x, label)
-        return self.clock.evaluate(self.call_network, self.native, x, time, label)
+    def inputs_of(self, x: Tensor, time: Tensor, condition: Condition) -> dict[str, Tensor]:
+        """The network's inputs by symbol; floating conditions get the dtype of ``x``."""
+        if not isinstance(condition, Conditions):
+            return {"x": x, "t": time, "y": condition}
+        given = {name: c.to(x.dtype) if c.is_floating_point() else c for name, c in condition.tensors.items()}
+        named = {NAMED + name: value for name, value in given.items()}
+        return {**given, **named, "x": x, "t": time}  # "y" are the labels
 
-    def call_network(self, x: Tensor, time: Tensor, label: Tensor) -> Any:
-        """The network's output for x (B, ...), a time in the network's shape and dtype, and label (B,)."""
-        positional, keywords = self.arguments.arguments({"x": x, "t": time, "y": label})
+    def evaluate(self, x: Tensor, time: Tensor, condition: Any) -> Any:
+        if not self._takes_fractions:
+            self._check_fractions(x, condition)
+        return self.clock.evaluate(self.call_network, self.native, x, time, condition)
+
+    def call_network(self, x: Tensor, time: Tensor, condition: Any) -> Any:
+        """The network's output for x (B, ...), a time in the network's shape and dtype, and conditions."""
+        positional, keywords = self.arguments.arguments(self.inputs_of(x, time, condition))
         return self.net(*positional, **keywords)
 
-    def _check_fractions(self, x: Tensor, label: Tensor) -> None:
+    def _check_fractions(self, x: Tensor, conditions: Any) -> None:
         """Refuse, at the first evaluation, a network of whole timesteps that is used at fractional ones.
 
         Raises:
@@ -244,7 +332,7 @@ class DescribedModel(ExternalModel):
         """
         self._takes_fractions = True
         one = torch.zeros(1, dtype=torch.int64, device=x.device)
-        sample, condition = x[one].detach(), label[one]
+        sample, condition = x[one].detach(), conditions[one]
 
         def network(time: Tensor) -> Any:
             like = time.to(x.device).reshape((1, 1) if self.clock.shape == "column" else (1,))
@@ -258,7 +346,7 @@ class DescribedModel(ExternalModel):
             )
 
     def identity(self) -> Iterable[Any]:
-        left_out = (*self.local, "decoder", *PRESENTATION)
+        left_out = (*self.local, "decoder", *PRESENTATION, *(() if self.null else ("null",)))
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in left_out}
         yield with_content(options)
         for function in self.native.functions:
@@ -266,6 +354,10 @@ class DescribedModel(ExternalModel):
         if self.decoder is not None:
             yield self.decoder["name"]
             yield self._decoder.content
+
+
+def _is_named(symbol: str) -> bool:
+    return symbol.startswith(NAMED) and symbol.removeprefix(NAMED).isidentifier()
 
 
 def _is_count(value: Any) -> bool:

@@ -17,6 +17,7 @@ from orchestrator import plugins
 from orchestrator.content import digest
 from orchestrator.errors import CodeError, ConfigError, UserError, describe, may_pass
 from orchestrator.models.base import ModelAdapter, expand_time, is_differentiated
+from orchestrator.pairs import Condition, Conditions
 from solvers.prediction import PredictionField
 
 
@@ -71,8 +72,8 @@ class ExternalModel(ModelAdapter):
         return expand_time(time, x)
 
     @abstractmethod
-    def evaluate(self, x: Tensor, time: Tensor, label: Tensor) -> Any:
-        """The network's output for x (B, ...) in :attr:`network_dtype`, a :meth:`time_argument` and label (B,)."""
+    def evaluate(self, x: Tensor, time: Tensor, condition: Any) -> Any:
+        """The network's output for x (B, ...) in :attr:`network_dtype`, a :meth:`time_argument`, and labels (B,) or conditions."""
 
     @cached_property
     def net(self) -> Any:
@@ -97,7 +98,7 @@ class ExternalModel(ModelAdapter):
         self.net.to(device)
         return self
 
-    def predict(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         if not self.differentiable and (is_differentiated(x) or is_differentiated(t)):
             raise self.refused(
                 f"{self.name} is a black box without derivatives; distil with 'method: levenberg_marquardt' and "
@@ -115,7 +116,8 @@ class ExternalModel(ModelAdapter):
             derived = is_differentiated(x) or is_differentiated(t) or type(error).__module__.startswith("torch.utils")
             if derived or may_pass(error) or isinstance(error, UserError):
                 raise
-            called = ", ".join(map(_described, ("x", "time", "label"), (inner, time, condition)))
+            named = condition.tensors if isinstance(condition, Conditions) else {"label": condition}
+            called = ", ".join(_described(*item) for item in {"x": inner, "time": time, **named}.items())
             raise CodeError(
                 f"network {self.name} failed: {describe(error, called=True)}; it was called with {called}"
             ) from error
@@ -127,24 +129,29 @@ class ExternalModel(ModelAdapter):
             )
         return output.to(x.dtype)
 
-    def field(self, condition: Tensor, guidance_scale: float) -> PredictionField:
+    def field(self, condition: Condition, guidance_scale: float) -> PredictionField:
         self.check_scale(guidance_scale)
         return super().field(condition, guidance_scale)
 
+    @property
+    def can_drop(self) -> bool:
+        """Whether conditions can be dropped, as guidance does."""
+        return self.null_label is not None
+
     def check_scale(self, guidance_scale: float) -> None:
-        """Refuse guidance without a label that means "dropped"."""
-        if guidance_scale != 1 and self.null_label is None:
+        """Refuse guidance without a condition that means "dropped"."""
+        if guidance_scale != 1 and not self.can_drop:
             raise self.refused(
                 f"guidance scale {guidance_scale:g} needs a label for the dropped condition, but {self.name} has none; "
                 f"set guidance_scale to 1, or set null_label if the network was trained with dropped labels"
             )
 
-    def null_condition(self, condition: Tensor) -> Tensor:
+    def null_condition(self, condition: Any) -> Any:
         # Without a null label this is only called at guidance scale 1, where the result is not used.
         return condition if self.null_label is None else torch.full_like(condition, self.null_label)
 
-    def check_condition(self, condition: Tensor) -> None:
-        if self.classes is None:
+    def check_condition(self, condition: Any) -> None:
+        if self.classes is None or condition is None:
             return
         unknown = condition[(condition < 0) | (condition >= self.classes)]
         if len(unknown):

@@ -96,27 +96,30 @@ class ModelAdapter(ABC):
         """Move the network, in place."""
 
     @abstractmethod
-    def predict(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, condition: Any) -> Tensor:
         """The network's output in the dtype of ``x``; a sample's output does not depend on the rest of the batch.
 
         Args:
             x: Shape (B, \\*shape).
             t: Native time, float64: 0-d, or one time per sample, (B,), if several solvers share the batch.
-            condition: Shape (B, ...).
+            condition: A tensor of shape (B, ...), or :class:`~orchestrator.pairs.Conditions` of B samples.
         """
 
     @abstractmethod
-    def null_condition(self, condition: Tensor) -> Tensor:
-        """The conditioning that stands for a dropped condition, of the same shape; used for guidance."""
+    def null_condition(self, condition: Any) -> Any:
+        """The conditioning that stands for a dropped condition, of the same kind and shape; used for guidance."""
 
-    def encode_conditions(self, condition: Tensor, dataset: Any) -> Tensor:
-        """Encode the conditions of a dataset for storage in pairs: unchanged, unless the model takes encoded text.
+    def encode_conditions(self, condition: Tensor, dataset: Any) -> Any:
+        """What the network is conditioned on, for conditions drawn from a dataset: labels, unless it is overridden.
+
+        Pairs store the result. Of a dataset of named arrays they store the row numbers, and this is called again
+        whenever they are loaded.
 
         Args:
             condition: Conditions drawn by the dataset, shape (B, ...), int64.
-            dataset: The dataset, which maps condition numbers to texts or recordings.
+            dataset: The dataset, which maps condition numbers to labels, texts, recordings or named arrays.
         """
-        return condition
+        return torch.from_numpy(dataset.labels_of(condition.numpy())) if dataset.named else condition
 
     def decode(self, samples: Tensor) -> Tensor:
         """Decode samples (B, ...) to images or sound; without a decoder they are returned unchanged."""
@@ -146,7 +149,7 @@ class ModelAdapter(ABC):
         waves = self.decode(samples).float()
         return waves.mean(dim=1) if waves.ndim == 3 else waves
 
-    def check_condition(self, condition: Tensor) -> None:  # noqa: B027 (optional)
+    def check_condition(self, condition: Any) -> None:  # noqa: B027 (optional)
         """Refuse conditioning that the model does not support.
 
         Raises:
@@ -178,8 +181,8 @@ class ModelAdapter(ABC):
         """Number of network forward passes per velocity evaluation."""
         return 1 if guidance_scale == 1 else 2
 
-    def field(self, condition: Tensor, guidance_scale: float) -> PredictionField:
-        """The velocity field of a batch with the given conditioning, shape (B, ...)."""
+    def field(self, condition: Any, guidance_scale: float) -> PredictionField:
+        """The velocity field of a batch with the given conditioning (see :meth:`predict`)."""
         predict = GuidedPrediction(self.predict, condition, self.null_condition(condition), guidance_scale)
         return PredictionField(predict, self.prediction, self.native, self.scheduler)
 

@@ -265,7 +265,8 @@ class DiffusersModel(ModelAdapter):
         """
         _check_kind(self.name, type(self.network), dataset)
         if not isinstance(self.network, _Text):
-            return condition
+            labels: Tensor = super().encode_conditions(condition, dataset)
+            return labels
         return self.network.encode(dataset.texts(condition.tolist())).cpu()
 
     def check_condition(self, condition: Tensor) -> None:

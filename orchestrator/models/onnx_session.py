@@ -15,13 +15,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from orchestrator.datasets.base import Layout
 from orchestrator.errors import ConfigError
-from orchestrator.models._described import DescribedModel
+from orchestrator.models._described import NAMED, DescribedModel
 from orchestrator.plugins import PATH
 
 FLOATS: dict[str, torch.dtype] = {"FLOAT": torch.float32, "DOUBLE": torch.float64, "FLOAT16": torch.float16}
 INTEGERS = ("INT64", "INT32")
 TIME_SHAPES: dict[str, tuple[int | None, ...]] = {"batch": (None,), "column": (None, 1), "scalar": ()}
+KINDS = {"float32": tuple(FLOATS), "float64": tuple(FLOATS), "int64": INTEGERS, "bool": ("BOOL",)}
+"""Types of a graph's input to which an array of the dataset is converted, by the array's type."""
 
 
 @dataclass
@@ -64,6 +67,8 @@ class OnnxSession(DescribedModel):
         self._package("onnxruntime")
         for symbol, name in self.inputs.items():
             kind, shape = self.graph.inputs[name]
+            if symbol.startswith(NAMED):  # compared with the dataset, see check_names
+                continue
             expected = {"x": (None, *self.shape), "t": TIME_SHAPES[self.clock.shape]}.get(symbol, (None,))
             if len(shape) != len(expected) or any(
                 size not in (None, required) for size, required in zip(shape, expected, strict=True)
@@ -84,6 +89,20 @@ class OnnxSession(DescribedModel):
                 raise self.refused(
                     f"input {name!r} of {self.source.name}, which takes {symbol}, is {kind}, but must be one of "
                     f"{', '.join(kinds)}; export it with that type (solvers evaluate at fractional timesteps too)"
+                )
+
+    def check_names(self, dataset: Any) -> None:
+        super().check_names(dataset)
+        for name in self.arguments.conditions:
+            kind, shape = self.graph.inputs[self.inputs[NAMED + name]]
+            given: Layout = dataset.layout[name]
+            expected = (None, *given.shape)
+            fits = len(shape) == len(expected) and all(a in (None, b) for a, b in zip(shape, expected, strict=True))
+            if not fits or kind not in KINDS[given.dtype]:
+                raise self.refused(
+                    f"input {self.inputs[NAMED + name]!r} of {self.source.name} is {kind} of shape {_shown(shape)}, "
+                    f"but c.{name} is {given.dtype} of shape {_shown(expected)}; change the array, or export the "
+                    f"network with that input"
                 )
 
     @cached_property
@@ -135,15 +154,15 @@ class OnnxSession(DescribedModel):
     def parameters(self) -> int:  # type: ignore[override]
         return self.graph.parameters
 
-    def call_network(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        values = {"x": x, "t": time, "y": label}
+    def call_network(self, x: Tensor, time: Tensor, condition: Any) -> Tensor:
+        values = self.inputs_of(x, time, condition)
         arrays = {name: self._array(values[symbol], name) for symbol, name in self.inputs.items()}
         (answer,) = self.net.run(None, arrays)
         return torch.from_numpy(answer).to(x.device)
 
     def _array(self, value: Tensor, name: str) -> npt.NDArray[Any]:
         kind = self.graph.inputs[name][0]
-        dtype = FLOATS.get(kind) or {"INT64": torch.int64, "INT32": torch.int32}[kind]
+        dtype = FLOATS.get(kind) or {"INT64": torch.int64, "INT32": torch.int32, "BOOL": torch.bool}[kind]
         return np.ascontiguousarray(value.detach().to(device="cpu", dtype=dtype).numpy())
 
     def identity(self) -> Iterable[Any]:

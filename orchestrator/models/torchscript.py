@@ -80,6 +80,10 @@ class TorchScript(DescribedModel):
             return DTYPES[self.dtype]
         if any(weight.is_floating_point() for weight in self.net.parameters()):
             return super().network_dtype
+        if self.arguments.conditions:
+            raise self.refused(
+                f"{self.name} is frozen, so that the dtype of its weights is not known; set dtype to it, e.g. float32"
+            )
         constants = {constant.dtype for constant in self._constants()}
         reasons = []
         for name in sorted(DTYPES, key=lambda name: DTYPES[name] not in constants):

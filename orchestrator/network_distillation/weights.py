@@ -150,7 +150,7 @@ class _Run:
     def _local_errors(self, indices: list[int]) -> Tensor:
         """The summands of eq. 80 for these trajectories, shape (B,)."""
         states = self.trajectories[indices]
-        field = self.student.model.field(self.pairs.condition[indices], self.spec.guidance_scale)
+        field = self.student.model.field(self.pairs.stored[indices], self.spec.guidance_scale)
         steps = [
             rmse_loss(Midpoint().integrate(field, states[:, i], torch.stack(ends)), states[:, i + 1])
             for i, ends in enumerate(pairwise(self.times))

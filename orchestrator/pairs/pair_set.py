@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from orchestrator.pairs import conditions
+from orchestrator.pairs.conditions import Condition
 from solvers.trajectory import DensePath
 
 
@@ -18,16 +21,23 @@ class PairSet:
     Attributes:
         x0: Noise, (N, ...), float32.
         x1: Ground truth, (N, ...), float32.
-        condition: Conditioning, (N, ...), int64, or float32 if the adapter encodes it (texts).
+        condition: Conditioning, (N, ...): int64, or float32 if the adapter encodes it (texts), as stored; or the named
+            tensors that stored row numbers stand for.
         nfe: Velocity evaluations that the ground truth took, (N,), int32.
         path: The trajectories from x0 to x1, with the adaptive solver's steps as knots; None if they were not kept.
     """
 
     x0: Tensor
     x1: Tensor
-    condition: Tensor
+    condition: Condition
     nfe: Tensor
     path: DensePath | None = None
+
+    @property
+    def stored(self) -> Tensor:
+        """The conditioning, if it is as stored: not named tensors."""
+        assert isinstance(self.condition, Tensor), "named conditions are stored as row numbers"
+        return self.condition
 
     def __len__(self) -> int:
         return self.x0.shape[0]
@@ -40,7 +50,7 @@ class PairSet:
         # A path's times stay on the CPU, like all scalars of a solver.
         return self._with(lambda column: column.to(device), lambda times: times)
 
-    def _with(self, change: Callable[[Tensor], Tensor], change_times: Callable[[Tensor], Tensor]) -> PairSet:
+    def _with(self, change: Callable[[Any], Any], change_times: Callable[[Tensor], Tensor]) -> PairSet:
         path = self.path
         if path is not None:
             path = DensePath(change_times(path.times), change(path.states), change(path.velocities))
@@ -53,7 +63,7 @@ def concatenate(parts: Sequence[PairSet]) -> PairSet:
     return PairSet(
         x0=torch.cat([part.x0 for part in parts]),
         x1=torch.cat([part.x1 for part in parts]),
-        condition=torch.cat([part.condition for part in parts]),
+        condition=conditions.concatenate([part.condition for part in parts]),
         nfe=torch.cat([part.nfe for part in parts]),
         path=_joined(paths) if len(paths) == len(parts) else None,
     )

@@ -228,8 +228,8 @@ class PairStore:
         parts: list[PairSet] = []
         for record in records:
             part = self._checked(record)
-            first = parts[0].condition if parts else part.condition
-            if (part.condition.shape[1:], part.condition.dtype) != (first.shape[1:], first.dtype):
+            first = parts[0].stored if parts else part.stored
+            if (part.stored.shape[1:], part.stored.dtype) != (first.shape[1:], first.dtype):
                 raise DamagedShardError(
                     f"conditions in shard {self.storage.location(self.shard_key(record.indices))} differ in shape or "
                     f"type from those in {self.storage.location(self.shard_key(records[0].indices))}: one of them is "
@@ -326,9 +326,7 @@ def _to_parquet(spec: PairSpec, indices: range, pairs: PairSet) -> pa.Buffer:
     }
     columns = {
         "index": pa.array(np.asarray(indices, dtype=np.int64)),
-        "condition": pa.array(pairs.condition.numpy())
-        if pairs.condition.ndim == 1
-        else _tensor_column(pairs.condition),
+        "condition": pa.array(pairs.stored.numpy()) if pairs.stored.ndim == 1 else _tensor_column(pairs.stored),
         "nfe": pa.array(pairs.nfe.numpy()),
         "x0": _tensor_column(pairs.x0),
         "x1": _tensor_column(pairs.x1),

@@ -192,7 +192,7 @@ def test_conditions_are_texts_or_labels_below_the_number_of_classes(plugin: type
         with pytest.raises(ValueError, match=r"the model is conditioned on class labels, which .* does not provide"):
             dataset.check_labels(1000, "the model")
         return
-    conditions = dataset.conditions(0, range(100))
+    conditions = dataset.labels_of(dataset.conditions(0, range(100)))
     assert 0 <= conditions.min() <= conditions.max() < count
     dataset.check_labels(count, "the model")
     with pytest.raises(ValueError, match=rf"the model has (only )?{count - 1}"):
@@ -228,7 +228,7 @@ def test_a_reference_set_is_finite_and_labelled(plugin: type[Dataset], tmp_path:
     assert reference.samples.dtype == np.float32
     assert len(reference.samples) == len(reference.labels)
     assert np.isfinite(reference.samples).all()
-    assert set(dataset.conditions(0, range(50)).tolist()) <= set(reference.labels.tolist())
+    assert set(dataset.labels_of(dataset.conditions(0, range(50))).tolist()) <= set(reference.labels.tolist())
 
 
 @each_plugin("metrics", PairMetric)

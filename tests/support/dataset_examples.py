@@ -71,11 +71,30 @@ def audio_folder(folder: Path) -> dict[str, Any]:
     return {"folder": str(folder)}
 
 
+def tensors(folder: Path) -> dict[str, Any]:
+    """Twenty rows of every kind of column: samples, labels, an observation, ids of different lengths, a split."""
+    random = np.random.default_rng(0)
+    rows = [
+        {
+            "values": random.uniform(-1, 1, (1, 4, 2)).tolist(),
+            "other": random.uniform(-1, 1, (1, 4, 2)).tolist(),
+            "label": number % 3,
+            "obs": random.standard_normal(5).tolist(),
+            "ids": random.integers(1, 9, 1 + number % 4).tolist(),
+            "split": ("train", "train", "validation", "test")[number % 4],
+        }
+        for number in range(20)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
+    return {"file": str(folder / "rows.parquet"), "samples": "values", "labels": "label", "part": "train"}
+
+
 OPTIONS = {
     "audio_folder": audio_folder,
     "image_folder": image_folder,
     "image_parquet": image_parquet,
     "coco_captions": coco_captions,
+    "tensors": tensors,
 }
 
 

@@ -138,5 +138,8 @@ class ZooModel(ModelAdapter):
         return null
 
     def encode_conditions(self, condition: Tensor, dataset: Any) -> Tensor:
-        """Return labels unchanged; for spoken digits, return the infilling conditioning (prompt, mask and tokens)."""
-        return dataset.infilling(condition.numpy()) if isinstance(dataset, SpokenDigits) else condition
+        """Return labels; for spoken digits, return the infilling conditioning (prompt, mask and tokens)."""
+        if isinstance(dataset, SpokenDigits):
+            return dataset.infilling(condition.numpy())
+        labels: Tensor = super().encode_conditions(condition, dataset)
+        return labels

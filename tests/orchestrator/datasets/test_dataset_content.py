@@ -178,6 +178,44 @@ def _moved(folder: Path, options: Options) -> Options:
     return json.loads(json.dumps(options).replace(str(folder), str(folder / "elsewhere")))
 
 
+def _function(folder: Path, options: Options, name: str) -> Options:
+    """The same arrays, from a function."""
+    code = f"""
+from pathlib import Path
+
+from orchestrator.datasets._arrays import read_file
+
+
+def arrays(sign=1):
+    read = dict(read_file(Path({options["file"]!r}), None))
+    lists = read["values"]
+    return {{**read, "values": type(lists)(sign * lists.entries, lists.lengths)}}
+"""
+    (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    rest = {key: value for key, value in options.items() if key != "file"}
+    return {**rest, "function": f"{name}:arrays", "path": str(folder)}
+
+
+def _as_function(folder: Path, options: Options) -> Options:
+    return _function(folder, options, "rows_of_a_test")
+
+
+def _function_elsewhere(folder: Path, options: Options) -> Options:
+    (folder / "code").mkdir()
+    return _function(folder / "code", options, "rows_of_a_test_elsewhere")
+
+
+def _function_with_kwargs(folder: Path, options: Options) -> Options:
+    return {**_function(folder, options, "rows_of_a_test_with_kwargs"), "kwargs": {"sign": -1}}
+
+
+def _shared(folder: Path, options: Options) -> Options:
+    """Another file, in which all rows share an array."""
+    rows = pq.read_table(folder / "rows.parquet").to_pylist()
+    np.savez(folder / "rows.npz", obs=np.array([row["obs"] for row in rows]), constant=np.zeros(len(rows)))
+    return {"file": str(folder / "rows.npz"), "shared": ["constant"]}
+
+
 def _sha256(option_file: Callable[[Options], Path]) -> Callable[[Path, Options], Options]:
     return lambda folder, options: {**options, "sha256": hashlib.sha256(option_file(options).read_bytes()).hexdigest()}
 
@@ -249,6 +287,22 @@ CHANGES: dict[str, list[Change]] = {
         ("sha256", _sha256(lambda options: Path(options["folder"]) / "manifest.csv"), set()),
         ("a transcript", _written("manifest.csv", ",two", ",three"), {CONDITIONING}),
         ("a recording", _recording, {CONDITIONING, REAL}),
+    ],
+    "tensors": [
+        ("file", _renamed("file"), set()),
+        ("function", _as_function, set()),
+        ("path", _function_elsewhere, set()),
+        ("kwargs", _function_with_kwargs, {CONDITIONING, REAL}),
+        ("arrays", _option("arrays", ["values", "label", "ids", "split"]), {CONDITIONING}),
+        ("shared", _shared, {CONDITIONING, REAL}),
+        ("padding", _option("padding", {"ids": -1}), {CONDITIONING}),
+        ("padding_masks", _option("padding_masks", {"ids": "present"}), {CONDITIONING}),
+        ("samples", _option("samples", "other"), {REAL}),
+        ("labels", _option("labels", None), {CONDITIONING, REAL}),
+        ("split", _option("split", "split"), {CONDITIONING}),
+        ("part", _option("part", "test"), {CONDITIONING}),
+        ("an observation", _column("rows.parquet", "obs", 3, [0.0] * 5), {CONDITIONING}),
+        ("a real sample", _column("rows.parquet", "values", 3, [[[0.0] * 2] * 4]), {CONDITIONING, REAL}),
     ],
     "spoken_digits": [
         ("folder", _moved, set()),
