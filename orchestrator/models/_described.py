@@ -270,6 +270,15 @@ class DescribedModel(ExternalModel):
     def can_drop(self) -> bool:
         return super().can_drop or bool(self.null)
 
+    def check_scale(self, guidance_scale: float) -> None:
+        if guidance_scale != 1 and not self.can_drop and (conditions := self.arguments.conditions):
+            raise self.refused(
+                f"guidance scale {guidance_scale:g} needs a value for dropped conditions, but {self.name} has none; "
+                f"set guidance_scale to 1, or set null, e.g. {{{conditions[0]}: 0}}, if the network was trained with "
+                f"dropped conditions"
+            )
+        super().check_scale(guidance_scale)
+
     @property
     def _conditions(self) -> list[str]:
         """Names of the arrays that conditions need: those of the call, and those that stand for dropped ones."""

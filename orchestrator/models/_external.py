@@ -73,7 +73,7 @@ class ExternalModel(ModelAdapter):
 
     @abstractmethod
     def evaluate(self, x: Tensor, time: Tensor, condition: Any) -> Any:
-        """The network's output for x (B, ...) in :attr:`network_dtype`, a :meth:`time_argument`, and labels (B,) or conditions."""
+        """The network's output for x (B, ...) in :attr:`network_dtype`, a :meth:`time_argument` and conditions."""
 
     @cached_property
     def net(self) -> Any:

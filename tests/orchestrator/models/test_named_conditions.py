@@ -1,0 +1,169 @@
+"""Networks with named conditions: observations, values with a mask, ids of different lengths; through a host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import conditioned_networks
+import numpy as np
+import pytest
+import torch
+from trial_example import trial_context
+
+from orchestrator import plugins
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.pair_plan import PairKey, pair_specs
+from orchestrator.config.reading import parse_config
+from orchestrator.errors import ConfigError
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.protocols import HostProtocol
+from orchestrator.hosts.settings import HostSettings
+from orchestrator.pairs import Conditions, PairSpec, PairStore
+from orchestrator.pairs.make import ensure_pairs
+from orchestrator.pool.requests import LocalPool, Request
+from orchestrator.storage import Storage
+from solvers.grids import Grid
+from sweeps.point import SolverChoice
+from sweeps.points.execute import run_point
+from sweeps.space import learned_points
+
+SUPPORT = str(Path(conditioned_networks.__file__).parent)
+FLOW = {"prediction": "velocity", "native_scheduler": "cond_ot", "path": SUPPORT}
+
+IMPUTATION = {"function": "conditioned_networks:imputation_arrays", "path": SUPPORT, "samples": "series"}
+
+
+def policy(folder: Path) -> dict[str, Any]:
+    """A trajectory given observations, by keyword, with guidance."""
+    network = {"factory": "conditioned_networks:Policy", "shape": [16, 2], "call": "x, t, obs=c.obs"}
+    model = FLOW | network | {"null": {"obs": 0}}
+    return {"model": model, "conditioning": conditioned_networks.policy_data(folder), "guidance_scale": 2.0}
+
+
+def imputer(folder: Path) -> dict[str, Any]:
+    """A series given some of its values and a mask, by position."""
+    network = {"factory": "conditioned_networks:Imputer", "shape": [6, 2], "call": "x, t, c.values, c.missing"}
+    return {"model": FLOW | network, "conditioning": IMPUTATION, "guidance_scale": 1.0}
+
+
+def reader(folder: Path) -> dict[str, Any]:
+    """A vector given a list of ids with padding."""
+    network = {"factory": "conditioned_networks:Reader", "shape": [3], "call": "x, t, ids=c.ids, present=c.present"}
+    return {"model": FLOW | network, "conditioning": conditioned_networks.reader_data(folder), "guidance_scale": 1.0}
+
+
+Example = Callable[[Path], dict[str, Any]]
+
+
+def experiment(example: dict[str, Any], model: str = "torch_module", **changed: Any) -> ExperimentConfig:
+    """A small experiment with Levenberg-Marquardt, checked."""
+    config = parse_config(
+        {
+            "name": "named",
+            "model": {"name": model, "options": example["model"]},
+            "conditioning": {"name": "tensors", "options": example["conditioning"]},
+            "guidance_scale": example["guidance_scale"],
+            "pairs": {"train": 32, "validation": 16, "test": 16, "batch_size": 16, "shard_size": 16},
+            "nfe": 4,
+            "fixed": ["euler"],
+            "grid_search": None,
+            "learned": [{"family": "bns", "start": "euler", "method": "levenberg_marquardt", "iterations": 6}],
+        }
+        | changed,
+        "the experiment",
+    )
+    config.check()
+    return config
+
+
+def made(config: ExperimentConfig, storage: Storage) -> tuple[LocalPool, Host, dict[PairKey, PairSpec]]:
+    """All pairs, and the host that made them."""
+    host = Host(HostSettings(adapter=config.model.name, options=config.model.options, storage=storage.root))
+    pool = LocalPool(host)
+    specs = pair_specs(config, pool.call(Request.of(HostProtocol.facts)))
+    ensure_pairs(storage, list(specs.values()), pool, wait=True, announce=lambda sentence: None)
+    return pool, host, specs
+
+
+@pytest.mark.parametrize("example", [policy, imputer, reader])
+def test_a_solver_is_distilled_for_a_network_with_named_conditions(
+    example: Example, tmp_path: Path, storage: Storage
+) -> None:
+    """Pairs, scores and Levenberg-Marquardt see each pair's conditions: the solver gains decibels on test pairs."""
+    config = experiment(example(tmp_path))
+    pool, host, specs = made(config, storage)
+    facts = host.facts()
+    scale = config.guidance_scale[0]
+    euler = SolverChoice(family="euler", options={}, label="Euler", grid=Grid())
+    (point,) = learned_points(config, specs, {(4, scale, 1.0): [euler]}, facts.scheduler)
+    result = run_point(point, trial_context(storage, facts), pool, storage, lambda values: None)
+    assert result.metrics["psnr_db"]["mean"] > result.start_metrics["psnr_db"]["mean"] + 3
+
+
+def test_pairs_are_those_of_the_network_outside(tmp_path: Path, storage: Storage) -> None:
+    """The store keeps row numbers; the velocity is the network's own with the arrays of those rows, guided by null."""
+    config = experiment(policy(tmp_path))
+    _, host, specs = made(config, storage)
+    spec = specs[PairKey("test", 2.0, 0)]
+    rows = PairStore.open(storage, spec.name).load().stored
+    assert rows.dtype == torch.int64
+    assert rows.ndim == 1
+    obs = torch.from_numpy(np.load(tmp_path / "episodes.npz")["obs"][rows.numpy()]).float()
+    loaded = host._load(spec.name)[1].condition
+    assert isinstance(loaded, Conditions)
+    x, t = torch.randn(16, 16, 2), torch.tensor(0.3, dtype=torch.float64)
+    network, times = conditioned_networks.Policy(), torch.full((16,), 0.3)
+    with torch.no_grad():
+        velocity = host.model.field(loaded, 2.0)(x, t)
+        kept, dropped = network(x, times, obs=obs), network(x, times, obs=torch.zeros_like(obs))
+    torch.testing.assert_close(velocity, dropped + 2 * (kept - dropped), rtol=1e-5, atol=1e-6)
+
+
+def test_the_splits_draw_from_different_rows(tmp_path: Path, storage: Storage) -> None:
+    """No row of the test pairs is one of the training pairs, and the digests of their specs differ."""
+    config = experiment(policy(tmp_path))
+    _, _, specs = made(config, storage)
+    rows = {key.split: set(PairStore.open(storage, spec.name).load().stored.tolist()) for key, spec in specs.items()}
+    assert not rows["train"] & (rows["validation"] | rows["test"])
+    assert not rows["validation"] & rows["test"]
+    assert len({spec.content for spec in specs.values()}) == 3
+
+
+def test_null_may_name_an_array(tmp_path: Path) -> None:
+    """The array that stands for a dropped condition may be shared by all rows."""
+    options = policy(tmp_path)["model"] | {"null": {"obs": "nothing"}}
+    dataset = plugins.build("datasets", "tensors", policy(tmp_path)["conditioning"])
+    model = plugins.build("models", "torch_module", options)
+    model.check_conditioning(options, dataset)
+    condition = model.encode_conditions(torch.tensor([3, 1]), dataset)
+    null = model.null_condition(condition).tensors["obs"]
+    assert null.shape == (2, 2, 5)
+    assert bool((null == 0.5).all())
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        ({"call": "x, t, obs=c.observation"}, r"takes the named arrays observation, .* has obs \(float64 \(2, 5\)\)"),
+        ({"null": {"observation": 0}}, r"null names 'observation', which is not in call=.*, whose conditions are obs"),
+        ({"null": {"obs": "zero"}}, r"null names the array 'zero', but the arrays are: obs, actions, nothing"),
+        ({"null": {"obs": "actions"}}, r"both must have one type and shape"),
+        ({"null": {}}, r"guidance scale 2 needs a value for dropped conditions.*set null"),
+        ({"null": {"obs": [0]}}, r"null must give a number or the name of an array for 'obs', got \[0\]"),
+        ({"call": "x, t, c.obs, c.obs"}, r"each named condition, such as c.obs, at most once"),
+    ],
+)
+def test_what_does_not_fit_is_refused_from_the_options(model: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    """Before anything starts: names that are missing or left over, null values that do not fit, guidance without."""
+    example = policy(tmp_path)
+    example["model"] |= {"null": {}} if "call" in model else {}
+    with pytest.raises(ConfigError, match=problem):
+        experiment(example | {"model": example["model"] | model})
+
+
+def test_a_dataset_without_named_arrays_is_refused(tmp_path: Path) -> None:
+    """The message names the dataset that has them."""
+    with pytest.raises(ConfigError, match=r"takes the named arrays obs, .* Labels has none; set conditioning.name to"):
+        experiment(policy(tmp_path), conditioning={"name": "labels"})
