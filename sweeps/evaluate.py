@@ -17,8 +17,9 @@ from orchestrator.cluster.connect import check_fits
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import PairKey, pair_spec
 from orchestrator.evaluation.bootstrap import compare
-from orchestrator.evaluation.check import check_media, datasets, metric_specs
-from orchestrator.evaluation.run import Case, Evaluation, Score
+from orchestrator.evaluation.cases import Case, Score
+from orchestrator.evaluation.check import datasets, metric_specs
+from orchestrator.evaluation.run import Evaluation
 from orchestrator.evaluation.solvers import EvaluatedSolver
 from orchestrator.hosts.scorer import Scorer
 from orchestrator.hosts.settings import ScorerSettings
@@ -109,7 +110,8 @@ class _Run:
         self.config, self.storage, self.facts = session.config, session.storage, session.facts
         self.settings = self.config.evaluation
         self.metrics = metric_specs(self.config)
-        check_media(self.metrics, self.facts, "evaluation.metrics")
+        for spec in self.metrics:
+            spec.check_samples(self.facts.kind, self.facts.shape, None, self.settings.samples or self.config.pairs.test)
         self.tracker, self.experiment = session.open_tracking()
         self.runs: dict[str, Run] = self.tracker.thetas(self.experiment)
         self.solvers = self._solvers(thetas)
@@ -205,7 +207,7 @@ class _Run:
             evaluation = Evaluation(self.storage, self.session.pool, scorers, cases, self.metrics, shown)
             needed = [f"pairs/{spec.digest}" for spec in self.specs.values()]
             self.session.record_needs([*needed, *evaluation.references()], add=False)
-            evaluation.check_sizes()
+            evaluation.check_forms()
             evaluation.measure()
         scores = evaluation.scores(self._ground_truth_nfe())
         tables = self._tables(evaluation, scores)
@@ -311,8 +313,7 @@ class _Run:
         by_name: dict[tuple[str, float], list[Score]] = {}
         for score in scores:
             solver = score.case.solver
-            exact = solver.kind == "ground truth" and score.metric.metric.compares
-            if np.isfinite(score.summary.mean) and not exact:
+            if np.isfinite(score.summary.mean) and not score.is_exact:
                 by_solver.setdefault(solver.identity, []).append(score)
                 by_name.setdefault((solver.name, solver.guidance_scale), []).append(score)
         for group in by_solver.values():

@@ -25,7 +25,6 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneC
 from orchestrator.cluster.system_metrics import SystemMetrics
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.errors import Failure
-from orchestrator.evaluation.check import check_media
 from orchestrator.log import record
 from orchestrator.metrics.measurements import MetricSpec
 from orchestrator.pairs import PairStore
@@ -89,7 +88,8 @@ def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, anno
     """
     with Session(config, address=address, wait=wait, announce=announce, command="sweep", locked=True) as session:
         check_pairs(config, session.facts.shape)
-        check_media(map(MetricSpec, config.metrics), session.facts, "metrics")
+        for metric in config.metrics:
+            MetricSpec(metric).check_samples(session.facts.kind, session.facts.shape, None, config.pairs.test)
         # Before the long work, so that an unreachable tracking store is detected now.
         sweep = _Sweep(session, announce)
         try:

@@ -17,6 +17,8 @@ from orchestrator.config.sections import EvaluationConfig, PairsConfig, Resource
 from orchestrator.config.solvers import LEAST_SQUARES, GITSConfig, GridSearch, LearnedConfig, SolverConfig
 from orchestrator.errors import ConfigError
 from orchestrator.metrics.base import PairMetric
+from orchestrator.metrics.measurements import MetricSpec
+from orchestrator.models.base import ModelAdapter
 from solvers.families import Family, LearnableFamily
 from solvers.families.bns import BNS
 from solvers.grids import Grid
@@ -67,14 +69,17 @@ class ExperimentConfig(Strict):
                 built = plugins.build("metrics", metric)
             if not isinstance(built, PairMetric):
                 raise ConfigError(
-                    f"metrics lists {metric!r}, which cannot be measured during a sweep: only metrics that compare "
-                    f"pairs, such as psnr and snr, can; list it under evaluation.metrics"
+                    f"metrics lists {metric!r}, which cannot be measured during a sweep: only metrics with one value "
+                    f"per pair, such as psnr and snr, can; list it under evaluation.metrics"
                 )
         if "psnr" not in self.metrics:
             raise ConfigError("metrics must include 'psnr': iterates and grids are chosen by it")
         with in_section("model"):
             adapter = plugins.load("models", self.model.name)
             adapter.check(self.model.options)
+            model: ModelAdapter | None = adapter.without_network(self.model.options)
+        if model is not None:
+            self._check_samples(model)
         with in_section("conditioning"):
             dataset = self.conditioning.build("datasets")
             dataset.check()
@@ -106,6 +111,16 @@ class ExperimentConfig(Strict):
                 "resources.checkpoint only affects gradients, and no learned family has a method with a backward pass, "
                 "such as 'method: adam'; leave it out"
             )
+
+    def _check_samples(self, model: ModelAdapter) -> None:
+        """Refuse metrics and objectives that are not defined for the model's samples."""
+        images = None if model.decodes else model.shape
+        for metric in self.metrics:
+            with in_section("metrics"):
+                MetricSpec(metric).check_samples(model.shown_kind, model.shape, images, self.pairs.test)
+        for number, learned in enumerate(self.learned):
+            with in_section(f"learned.{number}"):
+                learned.build_objective().check_shape(model.shape)
 
     def _lists(self) -> dict[str, tuple[Any, ...]]:
         """Lists whose entries appear in the names of runs and files, and so must be distinct."""

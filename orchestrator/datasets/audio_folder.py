@@ -57,6 +57,8 @@ class AudioFolder(Dataset):
             transcript or with a path that leads out of the folder, or lists a recording that does not exist.
     """
 
+    real_form = "sound"
+
     folder: str = field(metadata=PATH)
     manifest: str = "manifest.csv"
     path: str = "path"

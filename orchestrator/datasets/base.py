@@ -35,7 +35,7 @@ def uniform(seed: int, indices: Sequence[int], count: int) -> IntArray:
 
 
 class LabelledSamples(NamedTuple):
-    """Real samples, float32 (N, ...) in the model's data range, and their labels, int64 (N,)."""
+    """Real samples, float32 (N, ...), and their labels, int64 (N,)."""
 
     samples: npt.NDArray[np.float32]
     labels: IntArray
@@ -57,9 +57,12 @@ class Dataset(ABC):
     Attributes:
         named: Whether conditions are numbers of rows of named arrays (:attr:`layout`), which are looked up whenever
             pairs are made or loaded. Pairs then store the numbers.
+        real_form: Form of real samples: 'images' (C, H, W) in [-1, 1]; 'sound', waves (N,) in [-1, 1]; 'samples' of any
+            shape, as the model makes them, in its data range.
     """
 
     named: ClassVar[bool] = False
+    real_form: ClassVar[Literal["images", "sound", "samples"]] = "images"
 
     @abstractmethod
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
@@ -162,7 +165,7 @@ class Dataset(ABC):
         return 0 if reference is None else len(reference.samples)
 
     def real_samples(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
-        """These real samples, (len(indices), C, H, W) in [-1, 1]. Override it if they do not all fit in memory."""
+        """These real samples, (len(indices), ...), in the :attr:`real_form`; override it if they exceed the memory."""
         reference = self.reference()
         if reference is None:
             raise ValueError(f"{type(self).__name__} has no real samples")

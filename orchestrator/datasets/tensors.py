@@ -56,6 +56,7 @@ class Tensors(Dataset):
     """
 
     named: ClassVar[bool] = True
+    real_form = "samples"
 
     file: str | None = field(default=None, metadata=PATH)
     function: str | None = None

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 from orchestrator import plugins
 from orchestrator.config.base import PluginConfig, in_section
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
+from orchestrator.evaluation.real import check_real_samples
 from orchestrator.metrics.base import Metric
 from orchestrator.metrics.measurements import MetricSpec
-from orchestrator.models.facts import ModelFacts
+from orchestrator.models.base import ModelAdapter
 
 
 def metric_specs(config: ExperimentConfig) -> list[MetricSpec]:
@@ -41,6 +41,8 @@ def check_evaluation(config: ExperimentConfig) -> None:
     if twice := [column for column, count in columns.items() if count > 1]:
         raise ConfigError(f"evaluation.metrics has {twice[0]!r} twice; leave one out")
     adapter = plugins.load("models", config.model.name)
+    model: ModelAdapter | None = adapter.without_network(config.model.options)
+    count = config.evaluation.samples or config.pairs.test
     checked: list[Dataset] = []
     for name, dataset in datasets(config).items():
         with in_section(f"evaluation.datasets.{name}"):
@@ -49,8 +51,12 @@ def check_evaluation(config: ExperimentConfig) -> None:
             adapter.check_conditioning(config.model.options, built)
         for spec in specs:
             try:
+                _check_counts(spec.metric, count, "evaluation.samples")
+                shape = None
+                if model is not None:
+                    spec.check_samples(model.shown_kind, model.shape, None if model.decodes else model.shape, count)
+                    shape = model.shape if spec.metric.sees == "samples" or not model.decodes else None
                 spec.metric.check(built)
-                _check_counts(spec.metric, config.evaluation.samples or config.pairs.test, "evaluation.samples")
                 source = spec.metric.real(built)
                 if source is None:
                     continue
@@ -58,36 +64,14 @@ def check_evaluation(config: ExperimentConfig) -> None:
                     source.check_real()
                     checked.append(source)
                 _check_counts(spec.metric, source.real_count(), f"the real samples of {type(source).__name__}")
+                if model is not None and shape is not None:
+                    check_real_samples(spec, source, shape, model.shown_range)
             except (ConfigError, ValueError) as error:
                 raise ConfigError(f"evaluation on {name!r}: {error}") from error
     for number, baseline in enumerate(config.evaluation.baselines):
         with in_section(f"evaluation.baselines.{number}"):
             baseline.build()
             _ = baseline.fixed_grid
-
-
-def check_media(metrics: Iterable[MetricSpec], facts: ModelFacts, key: str) -> None:
-    """Refuse metrics of images or of sound for a model whose samples are neither, before anything is measured.
-
-    Args:
-        metrics: The metrics.
-        facts: The model.
-        key: Key of the configuration that lists the metrics.
-
-    Raises:
-        ConfigError: A metric does not fit; the message has its name, what samples are, and the remedy.
-    """
-    for spec in metrics:
-        sees = spec.metric.sees
-        if sees in ("samples", facts.makes):
-            continue
-        remedy = "choose a metric of raw samples, see `bespoke list metrics`"
-        if sees == "images" and facts.rate is None:
-            remedy += ", or, if samples are images, set the model's option kind to image"
-        raise ConfigError(
-            f"metric {spec.name!r} measures {sees}, but model {facts.name} makes {facts.makes or facts.kind}; remove "
-            f"it from {key}, {remedy}"
-        )
 
 
 def _check_counts(metric: Metric, count: int, what: str) -> None:

@@ -12,63 +12,27 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from orchestrator import plugins
 from orchestrator.datasets.base import Dataset
-from orchestrator.errors import ConfigError, UserError
-from orchestrator.evaluation.real import RealSamples, RealShard
-from orchestrator.evaluation.solvers import EvaluatedSolver
+from orchestrator.errors import UserError
+from orchestrator.evaluation.cases import Case, Score, truth_of
+from orchestrator.evaluation.real import RealSamples, RealShard, check_real_samples
 from orchestrator.hosts.protocols import HostProtocol, ScorerProtocol
-from orchestrator.metrics.base import Array, MeanMetric, RateMetric, Summary
+from orchestrator.metrics.base import IMAGE_RANGE, Array, Media, Summary
 from orchestrator.metrics.measurements import FINITE, Measured, MetricSpec
+from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pool.requests import Outcome, Pool, Request
 from orchestrator.progress import bar
 from orchestrator.storage import Storage, digest_of
 
-IMAGES = (-1.0, 1.0)
-"""Range of the images that metrics see; data of another range are mapped to it."""
 WAITING_MEDIA = 8
 """Shards of media that may wait for a scorer; bounds the media on disk."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One solver to evaluate on one dataset.
-
-    Attributes:
-        solver: The solver.
-        dataset: Name of the dataset in tables.
-        pairs: Spec of the pair set that the solver is evaluated on.
-    """
-
-    solver: EvaluatedSolver
-    dataset: str
-    pairs: PairSpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """The value of one metric for one solver on one dataset.
-
-    Attributes:
-        case: The solver and the dataset.
-        metric: The metric.
-        summary: The value, with its standard error and sample counts.
-        nfe: Evaluations per sample; for ground truth, the mean over its samples.
-        not_finite: Indices of samples that are not finite; the first ten only.
-        failure: Why the value is missing, or None.
-    """
-
-    case: Case
-    metric: MetricSpec
-    summary: Summary
-    nfe: float
-    not_finite: tuple[int, ...] = ()
-    failure: str | None = None
 
 
 @dataclass
@@ -82,7 +46,8 @@ class Evaluation:
         cases: Solvers and datasets to evaluate.
         metrics: Metrics to measure.
         shown: Smallest and largest value of the model's data, which are black and white in its images.
-        failures: Why a shard could not be measured, by index of its case and identity of the metric.
+        failures: Why a shard could not be measured, by digest of its solver, name of its pairs, and identity of the
+            metric.
     """
 
     storage: Storage
@@ -90,8 +55,8 @@ class Evaluation:
     scorers: Pool | None
     cases: Sequence[Case]
     metrics: Sequence[MetricSpec]
-    shown: tuple[float, float] = IMAGES
-    failures: dict[tuple[int, str], str] = field(default_factory=dict)
+    shown: tuple[float, float] = IMAGE_RANGE
+    failures: dict[tuple[str, str, str], str] = field(default_factory=dict)
     _real_samples: dict[tuple[str, str], RealSamples | None] = field(default_factory=dict)
 
     # ---- measuring --------------------------------------------------------------------------------------------
@@ -99,9 +64,10 @@ class Evaluation:
     def measure(self) -> None:
         """Measure what is missing. A shard that fails is noted in :attr:`failures`; the others are still measured."""
         # The same theta under two names is measured once.
+        cases = [*self.cases, *self._truths()]
         shards = {
-            (case.solver.digest, case.pairs.name, shard): self._shard(number, shard)
-            for number, case in enumerate(self.cases)
+            (case.solver.digest, case.pairs.name, shard): self._shard(case, shard)
+            for case in cases
             for shard in range(case.pairs.shards)
         }
         work = [shard for shard in shards.values() if shard.is_missing]
@@ -119,8 +85,16 @@ class Evaluation:
                     progress.update(samples)
 
             self._measure_samples(work, update)
-        for case in self.cases:
+        for case in cases:
             self._delete_media(case)
+
+    def _truths(self) -> list[Case]:
+        """Ground truth of the pairs on which a metric compares distributions with it."""
+        return [
+            truth_of(case)
+            for case in {case.pairs.name: case for case in self.cases}.values()
+            if any(spec.metric.compares_with_truth(self.dataset(case.pairs)) for spec in self.metrics)
+        ]
 
     def _measure_samples(self, work: Sequence[_Shard], update: Any) -> None:
         """Sample on the hosts in a second thread and score in this one, so that both pools stay busy."""
@@ -169,49 +143,45 @@ class Evaluation:
                 if outcome.error is not None:
                     self._fail(shard, outcome.error, shard.scored)
                 update(shard.rows * len(shard.scored))
-                self.storage.delete(shard.media)
+                self.storage.delete(shard.media_key)
         finally:
             stop.set()
             thread.join()
 
     def _fail(self, shard: _Shard, error: Exception, metrics: Sequence[MetricSpec]) -> None:
         for spec in metrics:
-            self.failures.setdefault((shard.number, spec.identity), str(error))
+            self.failures.setdefault(_failure(shard.case, spec), str(error))
 
     def _fail_everywhere(self, spec: MetricSpec, error: Exception) -> None:
         """Note real samples that could not be measured: this metric then has no value, other metrics are unaffected."""
-        for number in range(len(self.cases)):
-            self.failures.setdefault((number, spec.identity), f"real samples: {error}")
+        for case in self.cases:
+            self.failures.setdefault(_failure(case, spec), f"real samples: {error}")
 
-    def check_sizes(self) -> None:
-        """Refuse real images whose shape differs from the samples', before anything is measured.
+    def check_forms(self) -> None:
+        """Refuse, before anything is measured, decoded images and real samples that a metric cannot measure.
 
         Raises:
-            ConfigError: The shapes differ; the message has both and the options that change one.
+            ConfigError: See :meth:`MetricSpec.check_samples` and :func:`check_real_samples`.
         """
         for case in {case.pairs.name: case for case in self.cases}.values():
-            for spec in self.metrics:
-                real = self._real(spec, case.pairs)
-                if real is None or spec.metric.sees != "images":
-                    continue
-                source = plugins.build("datasets", real.dataset["name"], real.dataset["options"])
-                real_shape = tuple(source.real_samples([0]).shape[1:])
+            images: tuple[int, ...] | None = None
+            if any(spec.metric.sees == "images" for spec in self.metrics):
                 first = Request.of(HostProtocol.pictures, theta=None, pairs=case.pairs.name, indices=[0])
-                shape = tuple(self.hosts.call(first).shape[1:])
-                if real_shape != shape:
-                    raise ConfigError(
-                        f"metric {spec.metric.column!r} compares samples of shape {shape} with real images of "
-                        f"{real.dataset['name']!r} of shape {real_shape}; set the dataset's options (side, grayscale), "
-                        f"or choose another reference"
-                    )
+                images = tuple(self.hosts.call(first).shape[1:])
+            for spec in self.metrics:
+                spec.check_samples(self.facts.kind, self.facts.shape, images, case.pairs.count)
+                real = self._real(spec, case.pairs)
+                if real is not None:
+                    shape = images if spec.metric.sees == "images" else self.facts.shape
+                    assert shape is not None
+                    source = plugins.build("datasets", real.dataset["name"], real.dataset["options"])
+                    check_real_samples(spec, source, shape, self.shown)
 
-    def _shard(self, number: int, shard: int) -> _Shard:
-        case = self.cases[number]
+    def _shard(self, case: Case, shard: int) -> _Shard:
         finite = self._finite(case)
-        missing = [spec for spec in self.metrics if self._applies(spec, case) and self._lacks(case, spec, shard)]
+        missing = [spec for spec in self.metrics if self._measurable(spec, case) and self._lacks(case, spec, shard)]
         unique = list({spec.identity: spec for spec in missing}.values())
         return _Shard(
-            number=number,
             shard=shard,
             case=case,
             compared=[spec for spec in unique if spec.metric.compares],
@@ -219,7 +189,7 @@ class Evaluation:
             keys={spec.identity: self._measured(case, spec).key(shard) for spec in unique},
             finite=finite.key(shard),
             lacks_finite=not self.storage.exists(finite.key(shard)),
-            media=f"{self._media_folder(case)}/shard-{shard:05d}.safetensors",
+            media=f"{self._media_folder(case)}/shard-{shard:05d}",
             storage=self.storage,
         )
 
@@ -227,12 +197,12 @@ class Evaluation:
         return not self.storage.exists(self._measured(case, spec).key(shard))
 
     @staticmethod
-    def _applies(spec: MetricSpec, case: Case) -> bool:
-        """Whether a metric is measured for a case: ground truth is not compared with itself."""
+    def _measurable(spec: MetricSpec, case: Case) -> bool:
+        """Whether a metric is measured for a case: ground truth is not compared with itself, pair by pair."""
         return not (spec.metric.compares and case.solver.kind == "ground truth")
 
     def _measured(self, case: Case, spec: MetricSpec) -> Measured:
-        rescaled = spec.metric.sees == "images" and self.shown != IMAGES
+        rescaled = spec.metric.sees == "images" and self.shown != IMAGE_RANGE
         return self._of(case, digest_of([spec.identity, *self.shown]) if rescaled else spec.identity)
 
     def _finite(self, case: Case) -> Measured:
@@ -251,8 +221,13 @@ class Evaluation:
         self.storage.delete_empty_folder(folder)
 
     def _media_folder(self, case: Case) -> str:
-        shown = "" if self.shown == IMAGES else f"-{digest_of(list(self.shown))[:8]}"
+        shown = "" if self.shown == IMAGE_RANGE else f"-{digest_of(list(self.shown))[:8]}"
         return f"measurements/media/{case.pairs.name}-{case.solver.digest}{shown}"
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """Facts about the hosts' model."""
+        return self.hosts.call(Request.of(HostProtocol.facts))
 
     # ---- real samples -----------------------------------------------------------------------------------------
 
@@ -265,8 +240,10 @@ class Evaluation:
             self._real_samples[key] = None
             if source is not None:
                 described = pairs.conditioning if source is dataset else plugins.describe("datasets", source)
+                mapped = spec.metric.sees == "images" and source.real_form == "samples"
+                limits = self.shown if mapped else IMAGE_RANGE
                 self._real_samples[key] = RealSamples(
-                    self.storage, spec, described, source.real_content, source.real_count()
+                    self.storage, spec, described, source.real_content, source.real_count(), limits
                 )
         return self._real_samples[key]
 
@@ -294,34 +271,49 @@ class Evaluation:
             ground_truth_nfe: Mean evaluations per sample of ground truth, by name of the pairs.
         """
         scores = []
-        for number, case in enumerate(self.cases):
+        for case in self.cases:
             dataset = self.dataset(case.pairs)
             not_finite = self._not_finite(case)
             nfe = case.solver.nfe or ground_truth_nfe[case.pairs.name]
             for spec in self.metrics:
                 failure = None
-                if self._applies(spec, case):
-                    summary, failure = self._summary(number, case, spec, dataset, len(not_finite))
+                compares = spec.metric.compares or spec.metric.compares_with_truth(dataset)
+                is_exact = compares and case.solver.kind == "ground truth"
+                if not is_exact:
+                    summary, failure = self._summary(case, spec, dataset, len(not_finite))
                 else:
                     exact = math.inf if spec.metric.higher_is_better else 0.0
                     summary = Summary(exact, 0.0, case.pairs.count, 0)
                 scores.append(
-                    Score(case=case, metric=spec, summary=summary, nfe=nfe, not_finite=not_finite[:10], failure=failure)
+                    Score(
+                        case=case,
+                        metric=spec,
+                        summary=summary,
+                        nfe=nfe,
+                        not_finite=not_finite[:10],
+                        failure=failure,
+                        reference=spec.metric.compared_with(dataset),
+                        is_exact=is_exact,
+                    )
                 )
         return scores
 
-    def _summary(
-        self, number: int, case: Case, spec: MetricSpec, dataset: Dataset, not_finite: int
-    ) -> tuple[Summary, str | None]:
+    def _summary(self, case: Case, spec: MetricSpec, dataset: Dataset, not_finite: int) -> tuple[Summary, str | None]:
         nothing = Summary(math.nan, math.nan, 0, not_finite)
-        if (failure := self.failures.get((number, spec.identity))) is not None:
+        if (failure := self.failures.get(_failure(case, spec))) is not None:
             return nothing, failure
-        if not_finite and not isinstance(spec.metric, MeanMetric | RateMetric):
+        if not_finite and spec.metric.needs_all:
             # The remaining samples follow another distribution than the solver's.
             return nothing, f"{not_finite} samples are not finite"
         real = self._real(spec, case.pairs)
+        reference = None if real is None else real.measured
+        if spec.metric.compares_with_truth(dataset):
+            truth = truth_of(case)
+            if (failure := self.failures.get(_failure(truth, spec))) is not None:
+                return nothing, f"ground truth: {failure}"
+            reference = self._measured(truth, spec)
         try:
-            return spec.metric.summarise(self._measured(case, spec), dataset, real.measured if real else None), None
+            return spec.metric.summarise(self._measured(case, spec), dataset, reference), None
         except (UserError, ValueError) as error:
             return nothing, str(error)
 
@@ -343,7 +335,6 @@ class _Shard:
     """One shard of one case, with the measurements that are missing.
 
     Attributes:
-        number: Index of the case.
         shard: Index of the shard.
         case: The case.
         compared: Missing metrics that compare with ground truth; a host measures them.
@@ -351,11 +342,10 @@ class _Shard:
         keys: Storage keys of the missing measurements, by metric identity.
         finite: Storage key of the record of finite samples.
         lacks_finite: Whether that record is missing.
-        media: Storage key of the shard's images or sound.
+        media: Storage key of the shard's samples for scorers, without the forms that they are kept in.
         storage: Storage of measurements and media.
     """
 
-    number: int
     shard: int
     case: Case
     compared: list[MetricSpec]
@@ -371,9 +361,19 @@ class _Shard:
         return bool(self.compared or self.scored or self.lacks_finite)
 
     @property
+    def forms(self) -> list[Media]:
+        """Forms of samples that scorers need."""
+        return sorted({spec.metric.sees for spec in self.scored})
+
+    @property
+    def media_key(self) -> str:
+        """Storage key of the samples in these forms."""
+        return f"{self.media}-{'-'.join(self.forms)}.safetensors"
+
+    @property
     def needs_host(self) -> bool:
         """Whether the shard has to be sampled; media left by a killed run are used as they are."""
-        return bool(self.compared or self.lacks_finite or (self.scored and not self.storage.exists(self.media)))
+        return bool(self.compared or self.lacks_finite or (self.scored and not self.storage.exists(self.media_key)))
 
     @property
     def rows(self) -> int:
@@ -393,7 +393,8 @@ class _Shard:
             metrics=self.compared,
             keys=[self.keys[spec.identity] for spec in self.compared],
             finite=self.finite,
-            media=self.media if self.scored else None,
+            media=self.media_key if self.scored else None,
+            forms=self.forms,
         )
 
     def scorer_request(self) -> Request[int]:
@@ -402,11 +403,16 @@ class _Shard:
             ScorerProtocol.measure,
             metrics=self.scored,
             keys=[self.keys[spec.identity] for spec in self.scored],
-            media=self.media,
+            media=self.media_key,
             dataset=pairs.conditioning,
             seed=pairs.seed,
             first=pairs.shard_indices(self.shard).start,
         )
+
+
+def _failure(case: Case, spec: MetricSpec) -> tuple[str, str, str]:
+    """Key of a failure to measure."""
+    return case.solver.digest, case.pairs.name, spec.identity
 
 
 def _answers(pool: Pool | None, work: Any, request: Any) -> Iterator[tuple[Outcome, Any]]:

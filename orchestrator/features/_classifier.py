@@ -33,6 +33,7 @@ class ClassifierFeatures:
     DIM: ClassVar[int]
     SHAPE: ClassVar[tuple[int, ...]]
     NET: ClassVar[type[nn.Module]]
+    images: ClassVar[bool] = True
 
     net: Any = field(init=False, repr=False)
     facts: dict[str, float | int | str] = field(init=False)
@@ -53,8 +54,9 @@ class ClassifierFeatures:
     def name(self) -> str:
         return self.NAME
 
-    @property
-    def dim(self) -> int:
+    def dim(self, shape: tuple[int, ...]) -> int:
+        if shape != self.SHAPE:
+            raise ValueError(f"features {self.NAME!r} are of samples of shape {self.SHAPE}, got {shape}")
         return self.DIM
 
     def __call__(self, samples: Tensor) -> Tensor:
@@ -63,9 +65,7 @@ class ClassifierFeatures:
         Raises:
             ValueError: The samples have another shape.
         """
-        if tuple(samples.shape[1:]) != self.SHAPE:
-            shape = ", ".join(map(str, self.SHAPE))
-            raise ValueError(f"{self.NAME} takes samples of shape (B, {shape}), got {tuple(samples.shape)}")
+        self.dim(tuple(samples.shape[1:]))
         return self.net.to(samples.device).features(samples.float().clamp(-1, 1))
 
     @torch.no_grad()

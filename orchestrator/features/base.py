@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
 
 class FeatureExtractor(Protocol):
     """A frozen network that maps samples to the features whose distributions are compared."""
+
+    images: ClassVar[bool]
+    """Whether metrics pass decoded images in [-1, 1] to it; otherwise, samples as solved."""
 
     @property
     def name(self) -> str:
@@ -20,9 +23,12 @@ class FeatureExtractor(Protocol):
         """sha256 of everything that features depend on: options, and the content of weights."""
         ...
 
-    @property
-    def dim(self) -> int:
-        """F, the number of features."""
+    def dim(self, shape: tuple[int, ...]) -> int:
+        """F, the number of features of samples of this shape.
+
+        Raises:
+            ValueError: The extractor does not take such samples; the message says which it takes.
+        """
         ...
 
     def __call__(self, samples: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pickle
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class Inception:
     """
 
     weights: str | None = field(default=None, metadata=PATH)
+    images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.path.is_file():
@@ -58,8 +59,9 @@ class Inception:
     def content(self) -> str:
         return digest("inception", self.path)
 
-    @property
-    def dim(self) -> int:
+    def dim(self, shape: tuple[int, ...]) -> int:
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            raise ValueError(f"features 'inception' are of images of 1 or 3 channels, (C, H, W), got shape {shape}")
         return FEATURES
 
     @cached_property
@@ -87,8 +89,7 @@ class Inception:
         Raises:
             ValueError: The samples are not images of 1 or 3 channels.
         """
-        if samples.ndim != 4 or samples.shape[1] not in (1, 3):
-            raise ValueError(f"inception takes images (B, 1 or 3, H, W), got {tuple(samples.shape)}")
+        self.dim(tuple(samples.shape[1:]))
         images = to_uint8(samples).expand(-1, 3, -1, -1)
         with torch.no_grad():
             (features,) = self.net.to(samples.device)(images)

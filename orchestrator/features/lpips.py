@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ class LPIPS:
 
     trunk: Trunk = "alex"
     weights: str | None = field(default=None, metadata=PATH)
+    images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.trunk not in get_args(Trunk):
@@ -76,10 +77,21 @@ class LPIPS:
         assert package.origin is not None
         return digest(self.trunk, self.file, Path(package.origin).parent / "weights" / "v0.1" / f"{self.trunk}.pth")
 
-    @property
-    def dim(self) -> int:
-        """Number of features of a 64 x 64 image; it grows with the image."""
-        return self(torch.zeros(1, 3, 64, 64)).shape[1]
+    def dim(self, shape: tuple[int, ...]) -> int:
+        self.check_shape(shape)
+        return self(torch.zeros(1, *shape)).shape[1]
+
+    @staticmethod
+    def check_shape(shape: tuple[int, ...]) -> None:
+        """Refuse samples of a shape that no trunk takes.
+
+        Raises:
+            ValueError: The message has the shape.
+        """
+        if len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) < 32:
+            raise ValueError(
+                f"LPIPS is of images of 1 or 3 channels and at least 32 x 32 pixels, (C, H, W), got shape {shape}"
+            )
 
     @cached_property
     def net(self) -> Any:
@@ -110,10 +122,7 @@ class LPIPS:
         Raises:
             ValueError: The samples have another shape.
         """
-        if samples.ndim != 4 or samples.shape[1] not in (1, 3) or min(samples.shape[2:]) < 32:
-            raise ValueError(
-                f"LPIPS takes images of 1 or 3 channels and at least 32 x 32 pixels, got {tuple(samples.shape)}"
-            )
+        self.check_shape(tuple(samples.shape[1:]))
         net = self.net.to(samples.device)
         maps = net.net(net.scaling_layer(samples.float().expand(-1, 3, -1, -1)))
         layers = []

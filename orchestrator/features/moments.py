@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,12 @@ class FeatureStatistics:
 
     Attributes:
         features: Name of the extractor.
+        unit: Power of two by which features are divided before they are rounded; moments are of the features as given.
         count: Samples so far.
     """
 
-    def __init__(self, features: str, dim: int):
-        self.features = features
+    def __init__(self, features: str, dim: int, unit: float = 1.0):
+        self.features, self.unit = features, unit
         self.count = 0
         self._sums = np.zeros((2, dim))
         self._products = np.zeros((3, dim, dim))
@@ -104,7 +106,7 @@ class FeatureStatistics:
         if features.ndim != 2 or features.shape[1] != dim:
             raise ValueError(f"features of {self.features} are (B, {dim}), got {tuple(features.shape)}")
         values = features.detach().cpu().numpy() if isinstance(features, Tensor) else features
-        values = values.astype(np.float64)
+        values = values.astype(np.float64) / self.unit
         finite = np.isfinite(values).all(axis=1)
         if not finite.all():
             raise ValueError(
@@ -145,7 +147,12 @@ class FeatureStatistics:
         high, mixed, low = self._products
         mean = self._sums.sum(axis=0) / self.count
         covariance = (high + (mixed + mixed.T) + low - self.count * np.outer(mean, mean)) / (self.count - 1)
-        return Moments(self.features, self.count, mean, covariance)
+        return Moments(self.features, self.count, mean * self.unit, covariance * self.unit**2)
+
+
+def unit_of(largest: float) -> float:
+    """The power of two that brings features of this largest magnitude to between 16 and 32, for their statistics."""
+    return 2.0 ** (math.frexp(largest)[1] - 5) if 0 < largest < math.inf else 1.0
 
 
 def feature_moments(extractor: FeatureExtractor, samples: Tensor, keep: int = 0) -> Moments:
@@ -159,7 +166,7 @@ def feature_moments(extractor: FeatureExtractor, samples: Tensor, keep: int = 0)
     Raises:
         ValueError: See :meth:`FeatureStatistics.add` and :meth:`FeatureStatistics.moments`.
     """
-    statistics = FeatureStatistics(extractor.name, extractor.dim)
+    statistics = FeatureStatistics(extractor.name, extractor.dim(tuple(samples.shape[1:])))
     for first in range(0, len(samples), BATCH):
         statistics.add(extractor(samples[first : first + BATCH]))
     moments = statistics.moments()

@@ -33,7 +33,7 @@ from orchestrator.hosts.runs import LearnedRun, State
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.hosts.truth import TruthFacts, truth_facts
 from orchestrator.hosts.work import MeteredField, Work
-from orchestrator.metrics.base import Batch, Media, PairMetric
+from orchestrator.metrics.base import Batch, Media, PairMetric, to_unit_range
 from orchestrator.metrics.measurements import MetricSpec, write_values
 from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter
 from orchestrator.models.facts import ModelFacts
@@ -297,9 +297,8 @@ class Host(HostProtocol):
         chosen = list(range(len(x1)) if indices is None else indices)
         samples, reference = torch.from_numpy(self.sample(theta, pairs, chosen)), x1[chosen]
         built: dict[str, PairMetric] = {name: plugins.build("metrics", name) for name in metrics}
-        return {
-            name: metric.per_sample(samples, reference, self.model.data_range).numpy() for name, metric in built.items()
-        }
+        batches = {media: self._compared(media, samples, reference) for media in {m.sees for m in built.values()}}
+        return {name: metric.measure(batches[metric.sees])[:, 0].numpy() for name, metric in built.items()}
 
     def measure_shard(
         self,
@@ -310,24 +309,21 @@ class Host(HostProtocol):
         keys: Sequence[str],
         finite: str,
         media: str | None = None,
+        forms: Sequence[Media] = (),
     ) -> int:
         store = PairStore.open(self.storage, pairs)
         pair_set = resolved(self.model, store.spec, store.load_shard(shard))
         samples = pair_set.x1 if theta is None else self._sample(theta, pair_set, store.spec)
-        forms = {"samples": (samples, pair_set.x1, self.model.data_range)}
-        if any(spec.metric.sees == "images" for spec in metrics):
-            forms["images"] = (self._images(samples), self._images(pair_set.x1), 2.0)
+        seen = {spec.metric.sees for spec in metrics}
+        batches = {form: self._compared(form, samples, pair_set.x1) for form in seen}
         for spec, key in zip(metrics, keys, strict=True):
-            measured, reference, data_range = forms[spec.metric.sees]
-            values = spec.metric.measure(Batch(measured, None, None, reference, data_range))
+            values = spec.metric.measure(batches[spec.metric.sees])
             write_values(self.storage, key, values.numpy())
             self.work.scored += len(samples)
         is_finite = torch.isfinite(samples.flatten(1)).all(dim=1)
         if media is not None:
-            kept = samples[is_finite]
-            form: Media = self.facts().makes or "samples"
-            decoded = {"sound": self._heard, "images": self._images}.get(form, Tensor.float)(kept)
-            MediaShard(decoded, is_finite.numpy(), form, self.model.rate).write(self.storage, media)
+            kept = {form: self._form(form, samples[is_finite]) for form in forms}
+            MediaShard(kept, is_finite.numpy(), self.model.rate).write(self.storage, media)
         write_values(self.storage, finite, is_finite.numpy()[:, None])
         return len(pair_set)
 
@@ -346,12 +342,18 @@ class Host(HostProtocol):
         """Samples as they are shown; latents are decoded, by a network that may work in place."""
         return self.model.decode(samples.to(self.settings.device, copy=True)).float().cpu()
 
-    def _images(self, samples: Tensor) -> Tensor:
-        """Samples as images, whose range of data is mapped to [-1, 1], as metrics take them."""
-        shown = self._shown(samples)
-        smallest, largest = self.model.shown_range
-        # Of data in [-1, 1] not even the rounding changes.
-        return shown if (smallest, largest) == (-1, 1) else 2 * (shown - smallest) / (largest - smallest) - 1
+    def _form(self, form: Media, samples: Tensor) -> Tensor:
+        """Samples in a form that metrics see; of images, the range of data is mapped to [-1, 1]."""
+        if form == "samples":
+            return samples.float()
+        if form == "sound":
+            return self._heard(samples)
+        return to_unit_range(self._shown(samples), self.model.shown_range)
+
+    def _compared(self, form: Media, samples: Tensor, reference: Tensor) -> Batch:
+        """Samples and their ground truth in a form that metrics see."""
+        data_range = self.model.data_range if form == "samples" else 2.0
+        return Batch(self._form(form, samples), None, None, self._form(form, reference), data_range)
 
     def _heard(self, samples: Tensor) -> Tensor:
         """Samples as waves."""

@@ -6,6 +6,7 @@ A media shard is a safetensors file. It is written atomically, and deleted once 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,25 +22,24 @@ from orchestrator.storage import Storage
 
 @dataclass(frozen=True)
 class MediaShard:
-    """The decoded samples of one shard.
+    """The samples of one shard, in the forms that metrics need.
 
     Attributes:
-        samples: The F finite samples, in order of index: images (F, C, H, W), waves (F, N), or as sampled, float32.
+        forms: The F finite samples in order of index, float32: 'images' (F, C, H, W), 'sound', waves (F, N), or
+            'samples', as solved.
         finite: Mask of the finite samples among all samples of the shard, (B,), bool.
-        media: 'images', 'sound' or 'samples', for models that make neither.
-        rate: Sample rate in Hz for sound, else None.
+        rate: Sample rate in Hz of sound, else None.
     """
 
-    samples: Tensor
+    forms: Mapping[Media, Tensor]
     finite: npt.NDArray[np.bool_]
-    media: Media
     rate: int | None = None
 
     def write(self, storage: Storage, key: str) -> None:
         """Write the shard to ``key``, atomically."""
-        facts = json.dumps({"media": self.media, "rate": self.rate})
-        tensors = {"samples": self.samples.float().cpu().contiguous(), "finite": torch.from_numpy(self.finite)}
-        storage.write(key, save(tensors, {"bespoke_media": facts}))
+        tensors: dict[str, Tensor] = {form: samples.float().contiguous() for form, samples in self.forms.items()}
+        tensors["finite"] = torch.from_numpy(self.finite)
+        storage.write(key, save(tensors, {"rate": json.dumps(self.rate)}))
 
     @classmethod
     def read(cls, storage: Storage, key: str) -> MediaShard:
@@ -51,9 +51,9 @@ class MediaShard:
         try:
             data = storage.read(key)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            facts = json.loads(header["__metadata__"]["bespoke_media"])
             tensors = load(data)
-            return cls(tensors["samples"], tensors["finite"].numpy(), facts["media"], facts["rate"])
+            finite = tensors.pop("finite").numpy()
+            return cls(tensors, finite, json.loads(header["__metadata__"]["rate"]))  # type: ignore[arg-type]
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(
                 f"samples {storage.location(key)} cannot be read: {error}; run the same command again"

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from orchestrator.hosts.runs import LearnedRun, State
 from orchestrator.hosts.truth import TruthFacts
+from orchestrator.metrics.base import Media
 from orchestrator.metrics.measurements import MetricSpec
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import accuracy
@@ -156,6 +157,7 @@ class HostProtocol(PairMaker, Protocol):
         keys: Sequence[str],
         finite: str,
         media: str | None = None,
+        forms: Sequence[Media] = (),
     ) -> int:
         """Sample the pairs of one shard, measure the metrics that compare with ground truth, and write their values.
 
@@ -166,7 +168,8 @@ class HostProtocol(PairMaker, Protocol):
             metrics: Metrics that compare with ground truth; empty for ground truth itself.
             keys: Storage key for the values of each metric.
             finite: Storage key for the mask of finite samples, which is written last.
-            media: Storage key for the samples as images or sound, for scorers; None: they are not kept.
+            media: Storage key for the samples, for scorers; None: they are not kept.
+            forms: Forms in which they are kept.
 
         Returns:
             The number of samples in the shard.
@@ -217,5 +220,21 @@ class ScorerProtocol(Protocol):
             The number of samples in the shard. The values of samples that are not finite are NaN.
         """
 
-    def measure_real(self, *, metric: MetricSpec, key: str, dataset: Mapping[str, Any], indices: Sequence[int]) -> int:
-        """Measure real samples of a dataset, write the values, and return the number of samples."""
+    def measure_real(
+        self,
+        *,
+        metric: MetricSpec,
+        key: str,
+        dataset: Mapping[str, Any],
+        indices: Sequence[int],
+        shown_range: tuple[float, float] = (-1.0, 1.0),
+    ) -> int:
+        """Measure real samples of a dataset, write the values, and return the number of samples.
+
+        Args:
+            metric: The metric.
+            key: Storage key for the values.
+            dataset: Name and options of the dataset.
+            indices: Indices of the real samples.
+            shown_range: Values of the real samples that are mapped to -1 and 1.
+        """

@@ -19,7 +19,7 @@ from orchestrator.hosts.media import MediaShard
 from orchestrator.hosts.protocols import ScorerProtocol
 from orchestrator.hosts.settings import ScorerSettings
 from orchestrator.hosts.work import Work
-from orchestrator.metrics.base import Batch, Metric
+from orchestrator.metrics.base import Batch, Metric, to_unit_range
 from orchestrator.metrics.measurements import MetricSpec, write_values
 from orchestrator.storage import Storage, canonical_json
 
@@ -53,25 +53,33 @@ class Scorer(ScorerProtocol):
         indices = [first + i for i in range(len(shard.finite)) if shard.finite[i]]
         conditions = source.conditions(seed, indices) if indices else np.zeros(0, dtype=np.int64)
 
-        def batch(rows: slice) -> Batch:
-            samples = shard.samples[rows].to(self.settings.device)
-            return Batch(samples, conditions[rows], source, rate=shard.rate)
-
         for spec, key in zip(metrics, keys, strict=True):
             metric = self._plugin("metrics", spec.name, spec.options)
+            samples = shard.forms[metric.sees]
+
+            def batch(rows: slice, samples: Tensor = samples) -> Batch:
+                return Batch(samples[rows].to(self.settings.device), conditions[rows], source, rate=shard.rate)
+
             measured = self._in_batches(metric, len(indices), batch)
             values = np.full((len(shard.finite), *measured.shape[1:]), np.nan, dtype=measured.numpy().dtype)
             values[shard.finite] = measured.numpy()
             write_values(self.storage, key, values)
         return len(shard.finite)
 
-    def measure_real(self, metric: MetricSpec, key: str, dataset: Mapping[str, Any], indices: Sequence[int]) -> int:
+    def measure_real(
+        self,
+        metric: MetricSpec,
+        key: str,
+        dataset: Mapping[str, Any],
+        indices: Sequence[int],
+        shown_range: tuple[float, float] = (-1.0, 1.0),
+    ) -> int:
         source = self._plugin("datasets", dataset["name"], dataset["options"])
         built = self._plugin("metrics", metric.name, metric.options)
 
         def batch(rows: slice) -> Batch:
             samples = torch.from_numpy(source.real_samples(list(indices)[rows])).to(self.settings.device)
-            return Batch(samples, None, source)
+            return Batch(to_unit_range(samples, shown_range), None, source)
 
         write_values(self.storage, key, self._in_batches(built, len(indices), batch).numpy())
         return len(indices)

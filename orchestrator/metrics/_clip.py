@@ -13,7 +13,7 @@ from torch import Tensor
 from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.features.inception import to_uint8
-from orchestrator.metrics.base import Batch, MeanMetric, Media, needs
+from orchestrator.metrics.base import Batch, MeanMetric, needs
 from orchestrator.plugins import FOLDER_OR_NAME
 from orchestrator.weights.frozen import freeze
 from orchestrator.weights.local import local_folder
@@ -33,7 +33,7 @@ class CLIPMetric(MeanMetric):
 
     NAME: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
-    sees: ClassVar[Media] = "images"
+    sees = "images"
 
     @property
     def column(self) -> str:
@@ -55,6 +55,10 @@ class CLIPMetric(MeanMetric):
         for name in (self.weights, self.processor):
             if name is not None:
                 local_folder(name, f"metric {self.NAME!r}")
+
+    def check_samples(self, shape: tuple[int, ...], count: int) -> None:
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            raise ValueError(f"{self.NAME} is of images of 1 or 3 channels, (C, H, W), got shape {shape}")
 
     @cached_property
     def _net(self) -> Any:

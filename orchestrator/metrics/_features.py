@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from torch import Tensor
@@ -15,9 +15,12 @@ from orchestrator import plugins
 from orchestrator.datasets.base import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.features.base import FeatureExtractor
-from orchestrator.features.moments import FeatureStatistics, Moments, reference_moments
+from orchestrator.features.moments import FeatureStatistics, Moments, reference_moments, unit_of
 from orchestrator.metrics.base import Array, Batch, Media, Metric
 from orchestrator.plugins import FILE_OR_NAME, options_of
+
+TRUTH: Final = "ground_truth"
+"""The reference that stands for ground truth of the same pairs."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,11 @@ class FeatureMetric(Metric):
     Attributes:
         features: Feature extractor plugin; part of the metric's name.
         features_options: Options of the extractor.
-        reference: The real data. None: real samples of the evaluated dataset. Otherwise the name of statistics shipped
-            with the package, a file of statistics (``.safetensors`` from `bespoke reference`, or ``.npz`` with ``mu``
-            and ``sigma``), or another dataset, ``{name: …, options: {…}}``.
+        reference: What samples are compared with. None: real samples of the evaluated dataset. 'ground_truth': ground
+            truth of the same pairs, which is also the default of frechet and sliced_wasserstein for datasets without
+            real samples. Otherwise the name of statistics shipped with the package, a file of statistics
+            (``.safetensors`` from `bespoke reference`, or ``.npz`` with ``mu`` and ``sigma``), or another dataset,
+            ``{name: …, options: {…}}``.
     """
 
     features: str = "inception"
@@ -37,10 +42,17 @@ class FeatureMetric(Metric):
     reference: Any = field(default=None, metadata=FILE_OR_NAME | options_of("datasets"))
 
     higher_is_better: ClassVar[bool] = False
-    sees: ClassVar[Media] = "images"
     paired: ClassVar[bool] = False
+    needs_all: ClassVar[bool] = True
     fewest: ClassVar[int] = 2
     summary_options: ClassVar[frozenset[str]] = frozenset({"reference"})
+    falls_back: ClassVar[bool] = False
+    """Whether ground truth stands in for a dataset without real samples."""
+
+    @property
+    def sees(self) -> Media:  # type: ignore[override]
+        # Of the class, so that samples it cannot see are refused before its weights are looked for.
+        return "images" if plugins.load("features", self.features).images else "samples"
 
     @property
     def measured(self) -> str:
@@ -61,7 +73,7 @@ class FeatureMetric(Metric):
         Raises:
             ConfigError: There are none, they are of other features, or the file is not a statistics file.
         """
-        if self.reference is None or isinstance(self.reference, dict):
+        if self.reference in (None, TRUTH) or isinstance(self.reference, dict):
             return None
         path = Path(str(self.reference))
         if path.suffix not in (".npz", ".safetensors"):
@@ -77,14 +89,33 @@ class FeatureMetric(Metric):
 
     def check(self, dataset: Dataset) -> None:
         _ = self.extractor, self.statistics
-        if self.reference is None and not dataset.real_count():
+        if self.reference is None and not self.falls_back and not dataset.real_count():
             raise ConfigError(
                 f"{type(dataset).__name__} has no real samples to compare with; set the option 'reference' to shipped "
-                f"statistics, to a file made by `bespoke reference`, or to another dataset"
+                f"statistics, to a file made by `bespoke reference`, to another dataset, or to {TRUTH}"
             )
 
+    def check_samples(self, shape: tuple[int, ...], count: int) -> None:
+        dim = self.extractor.dim(shape)
+        if self.statistics is not None and len(self.statistics.mean) != dim:
+            raise ValueError(
+                f"reference {self.reference!r} holds statistics of {len(self.statistics.mean)} features, but "
+                f"samples of shape {shape} have {dim}; choose statistics of the same kind of samples"
+            )
+
+    def compares_with_truth(self, dataset: Dataset) -> bool:
+        return self.reference == TRUTH or (self.reference is None and self.falls_back and not dataset.real_count())
+
+    def compared_with(self, dataset: Dataset) -> str:
+        if self.compares_with_truth(dataset):
+            return "ground truth of the same pairs"
+        real = self.real(dataset)
+        if real is None:
+            return f"the statistics {Path(str(self.reference)).name!r}"
+        return f"{real.real_count():,} real samples of {type(real).__name__}"
+
     def real(self, dataset: Dataset) -> Dataset | None:
-        if self.statistics is not None:
+        if self.statistics is not None or self.compares_with_truth(dataset):
             return None
         if self.reference is None:
             return dataset
@@ -94,6 +125,22 @@ class FeatureMetric(Metric):
 
     def measure(self, batch: Batch) -> Tensor:
         return self.extractor(batch.samples).float()
+
+    def moments(self, shards: Iterable[Array]) -> Moments:
+        """Moments of stored features, (rows, F) per shard, with one shard in memory at a time.
+
+        Raises:
+            ValueError: There are fewer than two samples, or features that are not finite.
+        """
+        # Networks' features are within bounds; raw samples have any scale.
+        unit = 1.0 if self.sees == "images" else unit_of(max(float(np.abs(shard).max(initial=0)) for shard in shards))
+        statistics: FeatureStatistics | None = None
+        for shard in shards:
+            statistics = statistics or FeatureStatistics(self.features, shard.shape[1], unit)
+            statistics.add(shard)
+        if statistics is None:
+            raise ValueError("no samples; give at least one")
+        return statistics.moments(at_least=2)
 
 
 def _read(path: Path, features: str) -> Moments:
@@ -108,19 +155,3 @@ def _read(path: Path, features: str) -> Moments:
             return Moments(features, 0, mean, covariance)
     except (KeyError, ValueError, OSError) as error:
         raise ConfigError(f"{path} is not a statistics file: {error}; make one with `bespoke reference`") from error
-
-
-def moments_of(features: str, shards: Iterable[Array]) -> Moments:
-    """Moments of stored features, (rows, F) per shard, with one shard in memory at a time.
-
-    Raises:
-        ValueError: There are fewer than two samples, or features that are not finite.
-    """
-    statistics: FeatureStatistics | None = None
-    for shard in shards:
-        if statistics is None:
-            statistics = FeatureStatistics(features, shard.shape[1])
-        statistics.add(shard)
-    if statistics is None:
-        raise ValueError("no samples; give at least one")
-    return statistics.moments(at_least=2)

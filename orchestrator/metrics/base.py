@@ -67,6 +67,19 @@ class Summary:
     not_finite: int
 
 
+@dataclass(frozen=True)
+class SplitSummary(Summary):
+    """The value of a metric that is the largest of several, such as the error of every coordinate.
+
+    Attributes:
+        parts: Name, value and standard error of each.
+        over_parts: Their mean.
+    """
+
+    parts: tuple[tuple[str, float, float], ...]
+    over_parts: float
+
+
 class Metric(ABC):
     """A metric: per-sample measurements and their summary. The dataclass fields of a subclass are its options.
 
@@ -77,9 +90,9 @@ class Metric(ABC):
         log_axis: Whether its axis is logarithmic.
         relative_to_truth: Whether tables add the value in percent of ground truth's. For values that are biased by the
             number of samples, only this ratio can be compared between sets of different size.
-        sees: Form of the samples passed to :meth:`measure`.
         compares: Whether it needs ground truth; ground truth itself is then not scored.
         paired: Whether two solvers can be compared pair by pair (:meth:`resampled`).
+        needs_all: Whether it has no value if a sample is not finite, since the others are distributed otherwise.
         summary_options: Options that affect only the summary, not the measurements.
         width: K, the measurements per sample, for shards in which no sample is finite.
         fewest: Smallest number of samples, and of real samples, for which it has a value.
@@ -90,9 +103,9 @@ class Metric(ABC):
     percent: ClassVar[bool] = False
     log_axis: ClassVar[bool] = False
     relative_to_truth: ClassVar[bool] = False
-    sees: ClassVar[Media] = "samples"
     compares: ClassVar[bool] = False
     paired: ClassVar[bool] = True
+    needs_all: ClassVar[bool] = False
     summary_options: ClassVar[frozenset[str]] = frozenset()
     width: ClassVar[int] = 1
     fewest: ClassVar[int] = 1
@@ -101,6 +114,11 @@ class Metric(ABC):
     @abstractmethod
     def column(self) -> str:
         """Name of the value in tables, with its unit or the network behind it: ``psnr_db``, ``fid[inception]``."""
+
+    @property
+    def sees(self) -> Media:
+        """Form of the samples passed to :meth:`measure`."""
+        return "samples"
 
     @property
     def heading(self) -> str:
@@ -130,6 +148,17 @@ class Metric(ABC):
             ConfigError: Something is missing; the message has its name, the locations searched, and the remedy.
         """
 
+    def check_samples(self, shape: tuple[int, ...], count: int) -> None:  # noqa: B027 (optional: most take any)
+        """Check, before samples are measured, that the metric is defined for so many samples of this shape.
+
+        Args:
+            shape: Shape of one sample in the form :attr:`sees`.
+            count: Number of samples, or of real samples.
+
+        Raises:
+            ValueError: It is not; the message names what does not fit, and the remedy.
+        """
+
     @abstractmethod
     def measure(self, batch: Batch) -> Tensor:
         """Measure each sample, shape (B, K), float32 or float64."""
@@ -141,12 +170,21 @@ class Metric(ABC):
         Args:
             shards: Measurements of the samples, (rows, K) per shard, in the order of the pairs; iterable repeatedly.
             dataset: Source of the samples' conditions.
-            real: The same measurements of the real samples of :meth:`real`, if that is not None.
+            real: The same measurements of the real samples of :meth:`real`, or of ground truth of the same pairs if it
+                :meth:`compares_with_truth`; otherwise None.
         """
 
     def real(self, dataset: Dataset) -> Dataset | None:
         """The dataset whose real samples the metric compares with, or None if it needs none measured."""
         return None
+
+    def compares_with_truth(self, dataset: Dataset) -> bool:
+        """Whether it compares the distribution of samples with that of ground truth of the same pairs."""
+        return False
+
+    def compared_with(self, dataset: Dataset) -> str:
+        """What a distance between distributions compares samples with, for people; empty for other metrics."""
+        return ""
 
     def resampled(self, values: Array, weights: Array) -> Array:
         """The value of the metric on bootstrap resamples, shape (R,).
@@ -237,6 +275,16 @@ def summarise(values: Sequence[float]) -> Summary:
     mean = math.fsum(finite) / count
     variance = math.fsum((value - mean) ** 2 for value in finite) / max(1, count - 1)
     return Summary(mean, math.sqrt(variance / count), count, len(values) - count)
+
+
+IMAGE_RANGE = (-1.0, 1.0)
+"""Black and white, as metrics take images."""
+
+
+def to_unit_range(samples: Tensor, limits: tuple[float, float]) -> Tensor:
+    """Samples with these two values mapped to -1 and 1, as metrics take images."""
+    smallest, largest = limits
+    return samples if limits == IMAGE_RANGE else 2 * (samples - smallest) / (largest - smallest) - 1
 
 
 def check_comparable(samples: Tensor, reference: Tensor) -> None:

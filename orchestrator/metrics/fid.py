@@ -9,7 +9,7 @@ from functools import cached_property
 
 from orchestrator.datasets.base import Dataset
 from orchestrator.features.moments import Moments, frechet_distance
-from orchestrator.metrics._features import FeatureMetric, moments_of
+from orchestrator.metrics._features import FeatureMetric
 from orchestrator.metrics.base import Array, Summary
 
 
@@ -33,7 +33,7 @@ class FID(FeatureMetric):
         return {}
 
     def summarise(self, shards: Iterable[Array], dataset: Dataset, real: Iterable[Array] | None = None) -> Summary:
-        samples = moments_of(self.features, shards)
+        samples = self.moments(shards)
         return Summary(frechet_distance(samples, self._reference(real)), math.nan, samples.count, 0)
 
     def _reference(self, real: Iterable[Array] | None) -> Moments:
@@ -41,9 +41,9 @@ class FID(FeatureMetric):
             return self.statistics
         assert real is not None
         if not isinstance(real, Hashable):
-            return moments_of(self.features, real)
+            return self.moments(real)
         if real not in self._real:
-            self._real[real] = moments_of(self.features, real)
+            self._real[real] = self.moments(real)
         return self._real[real]
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 
 from orchestrator import plugins
 from orchestrator.content import digest
-from orchestrator.errors import StoreError
+from orchestrator.errors import ConfigError, StoreError
 from orchestrator.metrics.base import Array, Metric
 from orchestrator.storage import Storage, digest_of
 
@@ -49,6 +49,33 @@ class MetricSpec:
     def identity(self) -> str:
         """Digest of all that the measurements depend on; equal for metrics that share measurements."""
         return digest_of([FORMAT, self.metric.measured, digest(*self.metric.depends_on())])
+
+    def check_samples(self, kind: str, shape: tuple[int, ...], image_shape: tuple[int, ...] | None, count: int) -> None:
+        """Refuse samples that the metric cannot measure, before they are made.
+
+        Args:
+            kind: Kind of the model's samples: image, sound, vectors, ...
+            shape: Shape of one sample.
+            image_shape: Shape of a decoded image; None if it is not known yet.
+            count: Number of samples.
+
+        Raises:
+            ConfigError: The metric is of another form of samples, other shapes, or more samples; names the remedy.
+        """
+        metric, makes = self.metric, {"image": "images", "sound": "sound"}.get(kind)
+        if metric.sees not in ("samples", makes):
+            hint = "; if they are images, set the model's option kind to image" if metric.sees == "images" else ""
+            raise ConfigError(
+                f"metric {self.name!r} measures {metric.sees}, but samples of the model are {makes or kind}, of shape "
+                f"{shape}; remove it, or choose one for any kind: psnr, snr, rmse, coordinate_rmse, frechet or "
+                f"sliced_wasserstein{hint}"
+            )
+        seen = {"samples": shape, "images": image_shape}.get(metric.sees)
+        if seen is not None:
+            try:
+                metric.check_samples(seen, count)
+            except ValueError as error:
+                raise ConfigError(f"metric {self.name!r}: {error}") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MetricSpec, (self.name, dict(self.options))  # leaves out the metric, which may hold loaded networks

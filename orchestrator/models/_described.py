@@ -135,6 +135,11 @@ class DescribedModel(ExternalModel):
     decoder: Any = field(default=None, metadata=options_of("decoders"))
 
     @classmethod
+    def without_network(cls, options: dict[str, Any]) -> DescribedModel:
+        model: DescribedModel = plugins.build("models", cls.plugin(), options)
+        return model
+
+    @classmethod
     def check_guidance(cls, options: dict[str, Any], scale: float) -> None:
         plugins.build("models", cls.plugin(), options).check_scale(scale)
 

@@ -67,6 +67,15 @@ class ModelAdapter(ABC):
             ConfigError: An option is invalid; the message names the option, its value and the remedy.
         """
 
+    @classmethod
+    def without_network(cls, options: dict[str, Any]) -> ModelAdapter | None:
+        """The model before its network is loaded, for checks of its samples; None if only the network has their shape.
+
+        Args:
+            options: Options that :meth:`check` has accepted.
+        """
+        return None
+
     @classmethod  # noqa: B027 (optional: most models accept any conditioning with their labels)
     def check_conditioning(cls, options: dict[str, Any], dataset: Any) -> None:
         """Refuse a dataset whose kind of conditioning the model does not take; called before any actor starts.

@@ -126,12 +126,16 @@ class NetworkDistillationConfig(Strict):
 
     def _check_features(self) -> None:
         extractor = plugins.build("features", self.features)
+        try:
+            count = extractor.dim(ZooModel(**self.model.options).shape)
+        except ValueError as error:
+            raise ConfigError(f"features: {error}") from error
         reference_moments(self.features, self.dataset)
         if plugins.build("datasets", self.dataset).reference() is None:
             raise ConfigError(f"dataset {self.dataset!r} has no real samples; choose one that has, e.g. digits")
-        if self.pairs.test <= extractor.dim:
+        if self.pairs.test <= count:
             raise ConfigError(
-                f"pairs.test is {self.pairs.test}, but {self.features} has {extractor.dim} features: a Frechet "
+                f"pairs.test is {self.pairs.test}, but {self.features} has {count} features: a Frechet "
                 f"distance needs more samples than features, preferably ten times as many"
             )
 

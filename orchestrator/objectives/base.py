@@ -44,6 +44,13 @@ class Objective(ABC):
             ValueError: It is not; the message names the family and the remedy.
         """
 
+    def check_shape(self, shape: tuple[int, ...]) -> None:  # noqa: B027 (optional: most objectives take any samples)
+        """Check that the loss is defined for samples of this shape, as solved.
+
+        Raises:
+            ValueError: It is not; the message says which shapes it takes.
+        """
+
 
 @dataclass(frozen=True)
 class SolverObjective(Objective):

@@ -50,6 +50,9 @@ class PerceptualObjective(SolverObjective):
     def content(self) -> str:
         return digest(self.features, self.extractor.content)
 
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        self.extractor.dim(shape)
+
     def per_sample(self, solver: NSSolver, field: VelocityField, pairs: PairSet) -> Tensor:
         samples = solver.sample(field, pairs.x0)
         return psnr_loss(self.extractor(samples), self.extractor(pairs.x1))

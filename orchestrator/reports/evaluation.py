@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from orchestrator.config.experiment import ExperimentConfig
-from orchestrator.evaluation.run import Score
+from orchestrator.evaluation.cases import Score
 from orchestrator.models.facts import ModelFacts
 from orchestrator.progress import Note, note
 from orchestrator.reports.drawing.style import tidy
@@ -114,7 +114,7 @@ def score_curves(scores: Sequence[Score]) -> Figure:
                 capsize=2,
             )
         for score in finite:
-            if score.case.solver.kind == "ground truth" and not score.metric.metric.compares:
+            if score.case.solver.kind == "ground truth" and not score.is_exact:
                 axis.axhline(in_units(score)[0], color="grey", linestyle="--", linewidth=1, label="ground truth")
         axis.set_xticks(sorted({int(s.nfe) for s in finite if s.case.solver.kind != "ground truth"}))
         tidy(axis, "velocity evaluations (NFE)", metric)

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.evaluation.bootstrap import Comparison
-from orchestrator.evaluation.run import Score
-from orchestrator.metrics.base import EXACT_DB
+from orchestrator.evaluation.cases import Score
+from orchestrator.metrics.base import EXACT_DB, SplitSummary
 from orchestrator.progress import counted
 
 
@@ -99,12 +99,15 @@ def shown(score: Score) -> str:
     """A value ± its standard error as text, rounded to two digits of the error."""
     mean, stderr = in_units(score)
     omitted = f" ({score.summary.not_finite} not finite)" if score.summary.not_finite else ""
-    if score.case.solver.kind == "ground truth" and score.metric.metric.compares:
+    if score.is_exact:
         return "∞" if mean else "0"
     if score.metric.metric.column == "psnr_db" and mean >= EXACT_DB:
         return "∞"
     if not math.isfinite(mean):
         return f"—{omitted}"
+    if isinstance(score.summary, SplitSummary):
+        largest = max(score.summary.parts, key=lambda part: part[1])[0]
+        omitted = f" ({largest}; mean {score.metric.metric.in_units(score.summary.over_parts):.3g}){omitted}"
     if not math.isfinite(stderr) or stderr <= 0:
         return f"{mean:.4g}{omitted}"
     digits = min(max(0, 1 - math.floor(math.log10(stderr))), 6)
@@ -187,9 +190,11 @@ def _percent(score: Score | None, truth: Score | None) -> str:
 
 
 def _warnings(scores: Iterable[Score]) -> list[str]:
-    """Notes about samples that are not finite and metrics that failed, without duplicates."""
+    """Notes about references, samples that are not finite and metrics that failed, without duplicates."""
     notes: dict[str, None] = {}
     for score in scores:
+        if score.reference:
+            notes[f"{score.metric.metric.column} compares with {score.reference}."] = None
         name = f"{score.case.solver.name} at NFE {score.nfe:.0f}"
         if score.not_finite:
             listed = ", ".join(map(str, score.not_finite))
@@ -247,7 +252,7 @@ def comparisons(compared: Sequence[tuple[str, str, Comparison]]) -> Table | None
 
 
 def to_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """Every score as a flat row; missing numbers are NaN."""
+    """Every score, and every part of one, as a flat row; missing numbers are NaN."""
     truth = {
         (s.case.dataset, s.case.solver.guidance_scale, s.metric.metric.column): s.summary.mean
         for s in scores
@@ -261,25 +266,37 @@ def to_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
             "solver": s.case.solver.name,
             "nfe": float(s.nfe),
             "metric": s.metric.metric.column,
-            "value": s.summary.mean,
-            "stderr": s.summary.stderr,
+            "part": part,
+            "value": value,
+            "stderr": stderr,
             "count": s.summary.count,
             "not_finite": s.summary.not_finite,
             "ground_truth_value": truth.get(
                 (s.case.dataset, s.case.solver.guidance_scale, s.metric.metric.column), math.nan
             ),
             "passes": math.nan if s.case.solver.passes is None else float(s.case.solver.passes),
+            "reference": s.reference,
             "failure": s.failure or "",
             "origin": s.case.solver.origin or "",
             "theta_digest": s.case.solver.digest,
             "pairs_digest": s.case.pairs.name,
         }
         for s in scores
+        for part, value, stderr in _parts(s)
     ]
 
 
+def _parts(score: Score) -> list[tuple[str, float, float]]:
+    """Name, value and standard error of a score, with an empty name, and of its parts: all coordinates and the mean."""
+    summary = score.summary
+    own = [("", summary.mean, summary.stderr)]
+    if not isinstance(summary, SplitSummary):
+        return own
+    return [*own, ("mean", summary.over_parts, math.nan), *summary.parts]
+
+
 def to_parquet(scores: Sequence[Score]) -> bytes:
-    """Every score as one row of a Parquet file."""
+    """The rows of :func:`to_rows` as a Parquet file."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(to_rows(scores)), sink)
     return sink.getvalue().to_pybytes()

@@ -86,6 +86,10 @@ class ZooModel(ModelAdapter):
         weights_path(options["weights"])
 
     @classmethod
+    def without_network(cls, options: dict[str, Any]) -> ZooModel:
+        return cls(**options)  # its networks are small
+
+    @classmethod
     def check_conditioning(cls, options: dict[str, Any], dataset: Any) -> None:
         path = weights_path(options["weights"])
         architecture = _read(path)[0]["architecture"]

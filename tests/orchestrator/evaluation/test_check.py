@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ from PIL import Image
 
 from orchestrator.config.reading import parse_config
 from orchestrator.errors import ConfigError
-from orchestrator.evaluation.check import check_evaluation, check_media
+from orchestrator.evaluation.check import check_evaluation
 from orchestrator.metrics.measurements import MetricSpec
-from orchestrator.models.facts import ModelFacts
 from orchestrator.models.kinds import Kind
 
 
@@ -93,17 +91,17 @@ def test_errors_name_the_full_key(experiment: dict[str, Any], evaluation: dict[s
         (
             "vectors",
             "fid",
-            r"metric 'fid' measures images, but model digits_fm_ot makes vectors; remove it from "
-            r"evaluation\.metrics, choose a metric of raw samples, .* set the model's option kind to image",
+            r"metric 'fid' measures images, but samples of the model are vectors, of shape \(1, 8, 8\); remove it, or "
+            r"choose one for any kind: .* set the model's option kind to image",
         ),
-        ("series", "wer", r"metric 'wer' measures sound, but model digits_fm_ot makes series; remove it from"),
-        ("image", "wer", r"metric 'wer' measures sound, but model digits_fm_ot makes images; remove it from"),
-        ("sound", "psnr_uint8", r"metric 'psnr_uint8' measures images, but model digits_fm_ot makes sound; remove it"),
+        ("series", "wer", r"metric 'wer' measures sound, but samples of the model are series, of shape \(1, 8, 8\)"),
+        ("image", "wer", r"metric 'wer' measures sound, but samples of the model are images, of shape"),
+        ("sound", "psnr_uint8", r"metric 'psnr_uint8' measures images, but samples of the model are sound, of"),
     ],
 )
-def test_a_metric_of_another_kind_is_refused_by_name(facts: ModelFacts, kind: Kind, metric: str, reason: str) -> None:
+def test_a_metric_of_another_kind_is_refused_by_name(kind: Kind, metric: str, reason: str) -> None:
     """A model of vectors makes neither images nor sound; metrics of raw samples work for every kind."""
-    facts = replace(facts, kind=kind, rate=8000 if kind == "sound" else None)
-    check_media([MetricSpec("psnr"), MetricSpec("rmse")], facts, "evaluation.metrics")
+    for raw in ("psnr", "rmse"):
+        MetricSpec(raw).check_samples(kind, (1, 8, 8), (1, 8, 8), 40)
     with pytest.raises(ConfigError, match=reason):
-        check_media([MetricSpec("psnr"), MetricSpec(metric)], facts, "evaluation.metrics")
+        MetricSpec(metric).check_samples(kind, (1, 8, 8), (1, 8, 8), 40)

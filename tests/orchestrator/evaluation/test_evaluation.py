@@ -16,7 +16,8 @@ from s3_server import S3Server
 
 from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import ConfigError, PoolError
-from orchestrator.evaluation.run import Case, Evaluation, Score
+from orchestrator.evaluation.cases import Case, Score
+from orchestrator.evaluation.run import Evaluation
 from orchestrator.evaluation.solvers import EvaluatedSolver
 from orchestrator.hosts.host import Host
 from orchestrator.hosts.protocols import HostProtocol
@@ -97,7 +98,7 @@ def _scores(evaluation: Evaluation, pairs: PairSpec) -> dict[tuple[str, str], Sc
 def _evaluation(
     storage: Storage,
     hosts: Pool,
-    scorers: Pool,
+    scorers: Pool | None,
     pairs: PairSpec,
     solvers: Sequence[EvaluatedSolver],
     metrics: Sequence[Any],
@@ -360,13 +361,65 @@ def test_images_are_measured_on_the_range_of_the_data(
     assert again["Midpoint", "brightness"].summary.mean == before
 
 
+def test_a_distance_to_ground_truth_of_the_same_pairs_measures_it(
+    copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec, midpoint: NSSolver, brightness: str
+) -> None:
+    """Also if ground truth has no row; raw samples and images for scorers come from one pass of the solver."""
+    metrics = ["sliced_wasserstein", brightness]
+    scores = _scores(_evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], metrics), pairs)
+    assert len(hosts.requests) == 6  # three shards, of theta and of ground truth
+    score = scores["Midpoint", "sliced_wasserstein[raw]"]
+    assert score.reference == "ground truth of the same pairs"
+    x1 = PairStore.open(copied, pairs.name).load().x1.flatten(1).double().numpy()
+    request = Request.of(
+        HostProtocol.sample, theta=midpoint.flat().numpy(), pairs=pairs.name, indices=range(pairs.count)
+    )
+    samples = hosts.pool.call(request).reshape(40, -1)
+    expected = score.metric.metric.summarise([samples], Evaluation.dataset(pairs), [x1])
+    assert score.summary.mean == pytest.approx(expected.mean, rel=1e-4)
+    assert 0 < score.summary.stderr < score.summary.mean
+    hosts.requests.clear()
+    with_truth = _evaluation(copied, hosts, scorers, pairs, [_theta(midpoint), TRUTH], metrics[:1])
+    exact = _scores(with_truth, pairs)["Ground truth", "sliced_wasserstein[raw]"]
+    assert not hosts.requests
+    assert (exact.summary.mean, exact.is_exact) == (0, True)
+
+
+def test_ground_truth_that_cannot_be_measured_leaves_distances_to_it_without_a_value(
+    copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec, midpoint: NSSolver
+) -> None:
+    """The reason names it."""
+    scorers.refuses = lambda request: "ground-truth" in request.arguments["media"]
+    scores = _scores(
+        _evaluation(copied, hosts, scorers, pairs, [_theta(midpoint)], ["psnr", "sliced_wasserstein"]), pairs
+    )
+    assert scores["Midpoint", "sliced_wasserstein[raw]"].failure == "ground truth: set aside by the test"
+    assert math.isfinite(scores["Midpoint", "psnr_db"].summary.mean)
+
+
+def test_the_error_of_every_coordinate_is_measured_on_hosts(
+    copied: Storage, hosts: RecordingPool, pairs: PairSpec, midpoint: NSSolver
+) -> None:
+    """With groups of rows of a digit, without scorers; the mean of squares is that of RMSE."""
+    groups = {"upper": [0, 1, 2, 3], "lower": [4, 5, 6, 7]}
+    spec = MetricSpec("coordinate_rmse", {"axis": 1, "groups": groups})
+    scores = _scores(_evaluation(copied, hosts, None, pairs, [_theta(midpoint)], [spec, "rmse"]), pairs)
+    summary: Any = scores["Midpoint", "coordinate_rmse[axis 1, groups]"].summary
+    (upper, lower) = (value for _, value, _ in summary.parts)
+    assert [name for name, _, _ in summary.parts] == ["upper", "lower"]
+    rmse = hosts.pool.call(
+        Request.of(HostProtocol.score, theta=midpoint.flat().numpy(), pairs=pairs.name, metrics=["rmse"])
+    )["rmse"]
+    assert (upper**2 + lower**2) / 2 == pytest.approx(np.mean(rmse**2), rel=1e-4)
+
+
 def test_real_images_of_another_size_are_refused_before_any_is_measured(
     copied: Storage, hosts: RecordingPool, scorers: RecordingPool, pairs: PairSpec, midpoint: NSSolver, tmp_path: Path
 ) -> None:
     """The message has both sizes and the option to set."""
     evaluation = _evaluation_against_pictures(copied, hosts, scorers, pairs, midpoint, tmp_path, side=6)
     with pytest.raises(ConfigError, match=r"shape \(1, 8, 8\) with real images of 'image_folder' of shape \(1, 6, 6\)"):
-        evaluation.check_sizes()
+        evaluation.check_forms()
     assert not scorers.requests
 
 
@@ -375,7 +428,7 @@ def test_real_samples_that_cannot_be_measured_affect_one_metric(
 ) -> None:
     """The other metrics keep their values."""
     evaluation = _evaluation_against_pictures(copied, hosts, scorers, pairs, midpoint, tmp_path, side=8)
-    evaluation.check_sizes()
+    evaluation.check_forms()
     scorers.refuses = lambda request: request.method == "measure_real"
     scores = _scores(evaluation, pairs)
     assert scores["Midpoint", "fid[digits_cnn]"].failure == "real samples: set aside by the test"

@@ -82,12 +82,14 @@ def test_values_out_of_range_are_clipped(extractor: DigitsCNN) -> None:
 def test_features_have_the_stated_shape(extractor: DigitsCNN, real: Tensor) -> None:
     """(B, F) in float32, for any dtype of the samples."""
     features = extractor(real[:3].double())
-    assert (features.shape, features.dtype) == ((3, extractor.dim), torch.float32)
+    assert (features.shape, features.dtype) == ((3, extractor.dim((1, 8, 8))), torch.float32)
 
 
 def test_samples_of_another_shape_are_refused(extractor: DigitsCNN) -> None:
     """The network would return features for other sizes too, but they would be meaningless."""
-    with pytest.raises(ValueError, match=r"digits_cnn takes samples of shape \(B, 1, 8, 8\), got \(2, 1, 16, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"features 'digits_cnn' are of samples of shape \(1, 8, 8\), got \(1, 16, 16\)"
+    ):
         extractor(torch.zeros(2, 1, 16, 16))
 
 

@@ -294,5 +294,5 @@ def test_a_file_without_inception_weights_is_refused(tmp_path: Path) -> None:
     torch.save({"code": Path("x")}, tmp_path / "pickle.pth")
     with pytest.raises(ConfigError, match=r"pickle\.pth holds no weights of torch-fidelity's Inception"):
         extractor(tmp_path / "pickle.pth")(torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match="inception takes images"):
+    with pytest.raises(ValueError, match="features 'inception' are of images of 1 or 3 channels"):
         extractor(tmp_path / "other.pth")(torch.zeros(1, 2, 8, 8))

@@ -36,7 +36,17 @@ def _inception(folder: Path) -> Options:
     return {"features": "inception", "features_options": {"weights": str(folder / "inception.pth")}}
 
 
+def _lpips(folder: Path) -> Options:
+    pytest.importorskip("lpips")
+    (folder / "trunk.pth").write_bytes(b"weights")
+    return {"weights": str(folder / "trunk.pth")}
+
+
 EXAMPLES: dict[str, Callable[[Path], Options]] = {
+    "coordinate_rmse": lambda folder: {"axis": 1},
+    "frechet": lambda folder: {},
+    "sliced_wasserstein": lambda folder: {},
+    "lpips": _lpips,
     "clip_score": _clip,
     "pick_score": _clip,
     "fid": _inception,
@@ -106,11 +116,31 @@ FEATURES: list[tuple[str, Change, bool]] = [
     ("reference", _option("reference", {"name": "digits"}), False),
     ("the weights", _written("inception.pth"), True),
 ]
+RAW: list[tuple[str, Change, bool]] = [
+    ("features", lambda folder, options: _inception(folder), True),
+    ("features_options", _option("features_options", {}), False),
+    ("reference", _option("reference", "ground_truth"), False),
+]
 CHANGES: dict[str, list[tuple[str, Change, bool]]] = {
     "psnr": [],
     "psnr_uint8": [],
     "rmse": [],
     "snr": [],
+    "lpips": [
+        ("trunk", _option("trunk", "vgg"), True),
+        ("weights", _renamed("trunk.pth", "moved.pth"), False),
+        ("the weights", _written("trunk.pth"), True),
+    ],
+    "coordinate_rmse": [
+        ("axis", _option("axis", 0), True),
+        ("groups", _option("groups", {"both": [0, 1]}), True),
+    ],
+    "frechet": RAW,
+    "sliced_wasserstein": [
+        *RAW,
+        ("projections", _option("projections", 7), False),
+        ("seed", _option("seed", 1), False),
+    ],
     "clip_score": CLIP,
     "pick_score": CLIP,
     "fid": FEATURES,

@@ -12,7 +12,7 @@ import pytest
 from pair_spec_example import pair_spec
 
 from orchestrator.evaluation.bootstrap import Comparison
-from orchestrator.evaluation.run import Case, Score
+from orchestrator.evaluation.cases import Case, Score
 from orchestrator.evaluation.solvers import EvaluatedSolver
 from orchestrator.metrics.base import Summary
 from orchestrator.metrics.measurements import MetricSpec
