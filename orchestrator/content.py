@@ -12,15 +12,17 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import pickletools
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -185,31 +187,56 @@ def pickled_modules(path: Path) -> list[str]:
 
     Published EDM networks hold the code of their classes.
     """
-    names: list[str] = []
+    with path.open("rb") as stream:
+        names = list(_pickled_names(stream))
+    return [module for name in names for module in (name[:1] if isinstance(name, tuple) else imports(name, ""))]
+
+
+def pickled_globals(path: Path) -> list[tuple[str, str]]:
+    """Modules and names of the classes and functions that a pickle or a file of ``torch.save`` refers to, each once.
+
+    Raises:
+        ValueError: The file is neither.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            streams = [io.BytesIO(archive.read(name)) for name in pickles]
+        names = [name for stream in streams for name in _pickled_names(stream)]
+    else:
+        with path.open("rb") as stream:
+            names = list(_pickled_names(stream))
+            if not names:  # old files of torch.save begin with three small pickles: a number, a version and sizes
+                for _ in range(3):
+                    names += _pickled_names(stream)
+    return list(dict.fromkeys(name for name in names if isinstance(name, tuple)))
+
+
+def _pickled_names(stream: IO[bytes]) -> Iterator[tuple[str, str] | str]:
+    """What a pickle refers to, as (module, name), and texts in it that may be source code with imports."""
     memo: dict[int, str] = {}
     recent: list[str] = ["", ""]  # the texts that the last operations pushed; "" for anything else
-    with path.open("rb") as stream:
-        for opcode, argument, _ in pickletools.genops(stream):
-            value: Any = argument
-            match opcode.name:
-                case "MEMOIZE":
-                    memo[len(memo)] = recent[-1]
-                    continue
-                case "PUT" | "BINPUT" | "LONG_BINPUT":
-                    memo[int(value)] = recent[-1]
-                    continue
-                case "GET" | "BINGET" | "LONG_BINGET":
-                    value = memo.get(int(value), "")
-                case "GLOBAL" | "INST":
-                    names.append(str(value).partition(" ")[0])
-                    value = ""
-                case "STACK_GLOBAL":
-                    names.append(recent[-2])
-                    value = ""
-                case _ if isinstance(value, str) and "import " in value:
-                    names += imports(value, "")
-            recent = [recent[-1], value if isinstance(value, str) else ""]
-    return names
+    for opcode, argument, _ in pickletools.genops(stream):
+        value: Any = argument
+        match opcode.name:
+            case "MEMOIZE":
+                memo[len(memo)] = recent[-1]
+                continue
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                memo[int(value)] = recent[-1]
+                continue
+            case "GET" | "BINGET" | "LONG_BINGET":
+                value = memo.get(int(value), "")
+            case "GLOBAL" | "INST":
+                module, _, name = str(value).partition(" ")
+                yield module, name
+                value = ""
+            case "STACK_GLOBAL":
+                yield recent[-2], recent[-1]
+                value = ""
+            case _ if isinstance(value, str) and "import " in value:
+                yield value
+        recent = [recent[-1], value if isinstance(value, str) else ""]
 
 
 def _spec_of(name: str) -> ModuleSpec | None:

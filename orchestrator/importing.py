@@ -1,43 +1,43 @@
-"""Import of the user's own classes and functions by their import path, from a folder that need not be installed."""
+"""Import of the user's own classes and functions by their import path, from folders that need not be installed."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import describe
 
 
-def import_factory(given: Any, folder: str | None, option: str = "factory") -> Callable[..., Any]:
+def import_factory(given: Any, folders: str | Sequence[str] | None, option: str = "factory") -> Callable[..., Any]:
     """Import the class or function at ``"package.module:name"``.
 
     Args:
         given: The import path.
-        folder: Folder of a module that is not installed. It is put at the front of ``sys.path`` and stays there,
-            because a network may import neighbouring modules when it first runs.
+        folders: Folder of a module that is not installed, or several. They are put at the front of ``sys.path`` and
+            stay there, because a network may import neighbouring modules when it first runs.
         option: Name of the option that holds the import path, for error messages.
 
     Raises:
-        ValueError: The import path is malformed, cannot be imported, or resolves to a module outside the folder; the
+        ValueError: The import path is malformed, cannot be imported, or resolves to a module outside the folders; the
             message names the remedy.
     """
     module_name, colon, name = str(given).partition(":")
     if not (isinstance(given, str) and module_name and colon and name):
         raise ValueError(f"{option}={given!r} does not name a class or function; write it as 'package.module:name'")
-    root = find_modules_in(folder)
+    roots = find_modules_in(folders)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # importing a user module may raise anything
-        hint = "set path to the folder that holds it" if root is None else f"path {root} was searched too"
+        hint = f"path {_shown(roots)} was searched too" if roots else "set path to the folder that holds it"
         raise ValueError(f"{option}={given!r} cannot be imported ({describe(error, called=True)}); {hint}") from error
     origin = getattr(module, "__file__", None)
-    if root is not None and (origin is None or not Path(origin).resolve().is_relative_to(root.resolve())):
+    if roots and not (origin and any(Path(origin).resolve().is_relative_to(root.resolve()) for root in roots)):
         raise ValueError(
-            f"{option}={given!r} is imported from {origin}, not from path {root}: another module has the same name; "
-            f"rename yours, or remove path"
+            f"{option}={given!r} is imported from {origin}, not from path {_shown(roots)}: another module has the same "
+            f"name; rename yours, or remove path"
         )
     factory = getattr(module, name, None)
     if not callable(factory):
@@ -46,18 +46,24 @@ def import_factory(given: Any, folder: str | None, option: str = "factory") -> C
     return factory
 
 
-def find_modules_in(folder: str | None) -> Path | None:
-    """Make the modules in a folder importable, and return its absolute path.
+def find_modules_in(folders: str | Sequence[str] | None) -> list[Path]:
+    """Make the modules in folders importable, the first folder's first, and return the absolute paths.
 
     Raises:
-        ValueError: The folder does not exist.
+        ValueError: A folder does not exist, or the value does not name folders.
     """
-    if folder is None:
-        return None
-    root = Path(folder).expanduser().absolute()
-    if not root.is_dir():
-        raise ValueError(f"path: there is no folder {root}; every machine that runs a host needs it there")
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
+    names = [] if folders is None else [folders] if isinstance(folders, str) else folders
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"path must be a folder or a list of folders, got {folders!r}")
+    roots = [Path(name).expanduser().absolute() for name in names]
+    for root in reversed(roots):
+        if not root.is_dir():
+            raise ValueError(f"path: there is no folder {root}; every machine that runs a host needs it there")
+        if str(root) not in sys.path:
+            sys.path.insert(0, str(root))
     importlib.invalidate_caches()
-    return root
+    return roots
+
+
+def _shown(roots: list[Path]) -> str:
+    return " and ".join(map(str, roots))

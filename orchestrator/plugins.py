@@ -215,13 +215,18 @@ def located(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {option.name: option.default for option in dataclasses.fields(load(kind, name))}
     for option in dataclasses.fields(load(kind, name)):
         value = options.get(option.name, option.default)
-        if isinstance(value, str) and "is_path" in option.metadata:
+        if "is_path" in option.metadata and isinstance(value, str | list):
+            values = [value] if isinstance(value, str) else value
+            if not all(isinstance(item, str) for item in values):
+                continue
             try:
-                path = absolute(value)
+                paths = [absolute(item) for item in values]
             except ValueError as error:
                 raise ConfigError(f"option {option.name!r} of {KINDS[kind].noun} {name!r} {error}") from None
-            if option.metadata["is_path"](value):
-                located_options[option.name] = path
+            if isinstance(value, list):
+                located_options[option.name] = paths
+            elif option.metadata["is_path"](value):
+                located_options[option.name] = paths[0]
         elif isinstance(value, Mapping) and "kind" in option.metadata:
             naming = option.metadata["name"]
             other = None if naming is None else options.get(naming, defaults[naming])

@@ -15,11 +15,12 @@ from orchestrator import plugins
 from orchestrator.content import source_digest, with_content
 from orchestrator.datasets.tensors import null_problem
 from orchestrator.errors import ConfigError
+from orchestrator.importing import find_modules_in
 from orchestrator.models._external import ExternalModel
 from orchestrator.models._network_time import NetworkTime, whole_steps_problem
 from orchestrator.models.kinds import Kind, check_kind, range_of_data
 from orchestrator.pairs import Condition, Conditions
-from orchestrator.plugins import options_of
+from orchestrator.plugins import PATH, options_of
 from solvers.prediction import PREDICTIONS, Prediction, check_path
 from solvers.schedulers.base import Scheduler
 
@@ -29,6 +30,9 @@ PRESENTATION = ("kind", "data_min", "data_max")
 NAMED = "c."
 """Prefix of a named condition among the inputs of a network, beside x (the state), t (the time in the network's own
 convention) and y (the label)."""
+
+NEWER = {"newer": True}
+"""Metadata of an option that is younger than stored digests: at its default it is not part of them."""
 
 
 class Call(NamedTuple):
@@ -110,13 +114,15 @@ class DescribedModel(ExternalModel):
         null_label: Label that stood for "dropped" in training; required for guidance with labels alone.
         null: For guidance with named conditions, what stood for "dropped" in training: for each condition that was
             dropped, a number, as in ``{obs: 0}``, or the name of an array of the dataset.
+        path: Folder of modules that are not installed, or a list of folders; added to ``sys.path``, in hosts as well.
+            The functions of a custom scheduler are imported from there.
         decoder: For a latent model, the decoder from samples to images or sound: ``{name: ..., options: {...}}``.
 
     Raises:
         ConfigError: An option is invalid, or two options contradict each other.
     """
 
-    local: ClassVar[tuple[str, ...]] = ()
+    local: ClassVar[tuple[str, ...]] = ("path",)
     """Options that only locate files; they are not part of the digest."""
 
     shape: tuple[int, ...]
@@ -132,6 +138,7 @@ class DescribedModel(ExternalModel):
     classes: int | None = None
     null_label: int | None = None
     null: dict[str, Any] = field(default_factory=dict)
+    path: str | list[str] | None = field(default=None, metadata=PATH)
     decoder: Any = field(default=None, metadata=options_of("decoders"))
 
     @classmethod
@@ -246,6 +253,8 @@ class DescribedModel(ExternalModel):
                 f"native_scheduler must be a name or {{name: ..., options: {{...}}}}, got {self.native_scheduler!r}"
             )
         self.native_scheduler = {"name": spec["name"], "options": dict(spec.get("options") or {})}
+        with self.refusing():
+            find_modules_in(self.path)  # a custom scheduler's functions lie where the model's code is
         built: Scheduler = plugins.build("schedulers", **self.native_scheduler)
         return built
 
@@ -360,7 +369,8 @@ class DescribedModel(ExternalModel):
             )
 
     def identity(self) -> Iterable[Any]:
-        left_out = (*self.local, "decoder", *PRESENTATION, *(() if self.null else ("null",)))
+        left_out = {*self.local, "decoder", *PRESENTATION, *(() if self.null else ("null",))}
+        left_out |= {f.name for f in fields(self) if "newer" in f.metadata and getattr(self, f.name) == f.default}
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in left_out}
         yield with_content(options)
         for function in self.native.functions:

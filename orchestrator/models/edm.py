@@ -19,13 +19,8 @@ from orchestrator.content import own_code, pickled_modules, source_digest
 from orchestrator.errors import ConfigError
 from orchestrator.importing import find_modules_in, import_factory
 from orchestrator.models._external import ExternalModel
-from orchestrator.models._weights import (
-    build_module,
-    build_without_weights,
-    check_fit,
-    load_weights,
-    read_shapes,
-)
+from orchestrator.models._factories import build_module, build_without_weights
+from orchestrator.models._weights import load_weights, misfit, read_weights
 from orchestrator.plugins import PATH
 from orchestrator.storage import Storage
 from orchestrator.weights.frozen import freeze
@@ -60,7 +55,7 @@ class EDMNetwork(ExternalModel):
         file: A .pkl whose entry 'ema' is the network, or a .safetensors written by :func:`export_safetensors`.
         trust_pickle: Whether a .pkl may run its code.
         factory: For safetensors: class of the network, as ``"package.module:name"``.
-        path: Folder of modules that are not installed, such as the EDM repository.
+        path: Folder of modules that are not installed, such as the EDM repository; or a list of folders.
         sigma_min: Noise level at which sampling ends; by default 0.002, or the network's own minimum if larger.
         sigma_max: Noise level at which sampling starts; by default 80, or the network's own maximum if smaller.
         data_range: Largest minus smallest value of the data; 2 for [-1, 1].
@@ -74,7 +69,7 @@ class EDMNetwork(ExternalModel):
     file: str = field(metadata=PATH)
     trust_pickle: bool = False
     factory: str | None = None
-    path: str | None = field(default=None, metadata=PATH)
+    path: str | list[str] | None = field(default=None, metadata=PATH)
     sigma_min: float | None = None
     sigma_max: float | None = None
     data_range: float = 2.0
@@ -110,7 +105,7 @@ class EDMNetwork(ExternalModel):
             return  # a pickle cannot be inspected without loading it
         module = build_without_weights(self._made)
         with self.refusing():
-            check_fit(module, read_shapes(self.source), self.source)
+            read_weights(module, self.source)
         self._check_interface(module)
 
     def load(self) -> nn.Module:
@@ -243,7 +238,7 @@ def export_safetensors(
     destination: str | Path,
     factory: str,
     kwargs: Mapping[str, Any] | None = None,
-    path: str | None = None,
+    path: str | list[str] | None = None,
 ) -> Path:
     """Write an EDM network to a safetensors file that this adapter loads without a pickle.
 
@@ -270,9 +265,13 @@ def export_safetensors(
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in net.state_dict().items()}
     try:
         copy = build_module(import_factory(factory, path), factory, kwargs)
-        check_fit(copy, {name: tuple(tensor.shape) for name, tensor in weights.items()}, target)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if any(problems := misfit(copy, weights)):
+        raise ConfigError(
+            f"the weights of the network do not fit {factory} with kwargs {dict(kwargs)}: {problems}; pass the "
+            f"arguments the network was built with"
+        )
     copy.load_state_dict(weights)
     if not torch.allclose(_probe(copy), _probe(net), rtol=1e-4, atol=1e-5):
         raise ConfigError(

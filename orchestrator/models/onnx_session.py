@@ -45,7 +45,7 @@ class OnnxSession(DescribedModel):
     file: str = field(metadata=PATH)
 
     differentiable: ClassVar[bool] = False
-    local: ClassVar[tuple[str, ...]] = ("file",)
+    local: ClassVar[tuple[str, ...]] = ("path", "file")
 
     def __post_init__(self) -> None:
         super().__post_init__()

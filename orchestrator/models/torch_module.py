@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from orchestrator.content import digest, source_digest
-from orchestrator.importing import import_factory
-from orchestrator.models._described import DescribedModel
-from orchestrator.models._weights import (
-    SUFFIXES,
-    build_module,
-    build_without_weights,
-    check_fit,
-    load_weights,
-    read_shapes,
-)
+from orchestrator.content import digest, own_code, source_digest
+from orchestrator.importing import find_modules_in, import_factory
+from orchestrator.models._checkpoints import SUFFIXES, parts_of
+from orchestrator.models._described import NEWER, DescribedModel
+from orchestrator.models._factories import build_module, build_without_weights
+from orchestrator.models._weights import build_loaded, read_module, read_weights
 from orchestrator.plugins import PATH
 from orchestrator.weights.frozen import freeze
 
@@ -31,51 +26,81 @@ SEED = 0
 class TorchModule(DescribedModel):
     """A torch module of your own, given by its import path, with weights from a file.
 
-    Weights are safetensors, or torch's own files if they hold only tensors (``weights_only=True``). Without
-    ``weights``, the factory supplies them.
+    Weights are safetensors, or files of ``torch.save``, checkpoints of training among them. They are opened without
+    running code (``weights_only=True``); of what lies beside the weights, tensors and containers are read, and nothing
+    else. Without ``weights``, the factory supplies them.
 
     Attributes:
-        factory: Class or function that returns the module, as ``"package.module:name"``.
+        factory: Class or function that returns the module, as ``"package.module:name"``. A whole pickled module needs
+            none.
         kwargs: Keyword arguments of the factory.
-        path: Folder of the factory's module, if it is not installed; added to ``sys.path``, in hosts as well.
-        weights: File of the module's state dictionary: .safetensors, .pt or .pth.
+        weights: File of the weights: .safetensors, .pt, .pth, .ckpt, .bin or .tar.
+        weights_key: Dotted path of the weights in a file of nested containers, e.g. state_dict or ema.shadow_params:
+            a state dictionary, or a list of tensors in the order of ``parameters()``. Several paths are joined; later
+            ones win, as in [model, ema.shadow_params] for an average that lacks the buffers.
+        weights_prefix: Beginning of the names to load, which is taken off them, e.g. "module." or "ema_model.net.".
+            One for all paths, or a list with one for each.
+        trust_pickle: Whether code in ``weights`` may run, as whole pickled modules need.
 
     The options of :class:`DescribedModel` describe its shape and conventions, and the errors are documented there.
     """
 
-    factory: str
+    factory: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
-    path: str | None = field(default=None, metadata=PATH)
     weights: str | None = field(default=None, metadata=PATH)
+    weights_key: str | list[str] | None = field(default=None, metadata=NEWER)
+    weights_prefix: str | list[str] | None = field(default=None, metadata=NEWER)
+    trust_pickle: bool = False
 
-    local: ClassVar[tuple[str, ...]] = ("path", "weights")
+    local: ClassVar[tuple[str, ...]] = ("path", "weights", "trust_pickle")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.kwargs, Mapping):
             raise self.refused(f"kwargs must be a mapping of argument names to values, got {self.kwargs!r}")
         self.file = None if self.weights is None else self.existing_file("weights", self.weights, SUFFIXES)
+        with self.refusing():
+            self.parts = parts_of(self.file, self.weights_key, self.weights_prefix)
         self.name = str(self.factory).rpartition(":")[2] if self.file is None else self.file.stem
+        self.device = "cpu"
+        if not isinstance(self.trust_pickle, bool):
+            raise self.refused(f"trust_pickle must be true or false, got {self.trust_pickle!r}")
+        if self.trust_pickle and (self.file is None or self.file.suffix == ".safetensors"):
+            raise self.refused("trust_pickle has no effect without a pickle in weights; leave it out")
+        if self.factory is None and not self.trust_pickle:
+            raise self.refused(
+                "factory is missing, the class or function that returns the module, as 'package.module:name'; only a "
+                "whole pickled module in weights needs none, with trust_pickle: true if you trust its source"
+            )
+        if self.factory is None and (self.kwargs or len(self.parts) > 1):
+            raise self.refused("a whole pickled module takes no kwargs and one weights_key; leave them out")
 
     def inspect(self) -> None:
-        factory = self._factory()
-        module = build_without_weights(lambda: self._made(factory))
-        self._code()
-        if self.file is None:
+        if self.factory is None:
+            _ = self.net  # what a pickle holds shows when it is opened
             return
-        with self.refusing():
-            check_fit(module, read_shapes(self.file), self.file)
+        module = build_without_weights(self._made)
+        self._code()
+        if self.file is not None:
+            with self.refusing():
+                read_weights(module, self.file, self.parts, self.trust_pickle)
 
     def load(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
-            module = self._made(self._factory())
-        if self.file is not None:
-            with self.refusing():
-                load_weights(module, self.file)
-        else:
+            if self.file is None or self.factory is None:
+                module = self._made()
+            else:
+                with self.refusing():
+                    module = build_loaded(self._made, self.file, self.parts, self.device, self.trust_pickle)
+        if self.file is None:
             self._made_weights = digest(*(part for item in module.state_dict().items() for part in item))
         return freeze(module)
+
+    def to(self, device: str) -> TorchModule:
+        self.device = device
+        self.net.to(device)
+        return self
 
     def identity(self) -> Iterable[Any]:
         yield from super().identity()
@@ -86,17 +111,22 @@ class TorchModule(DescribedModel):
             _ = self.net  # loads the network, and notes its weights before it may change its buffers
             yield self._made_weights
 
-    def _factory(self) -> Callable[..., Any]:
+    def _made(self) -> nn.Module:
+        """The module as the factory makes it, or the one in the file."""
         with self.refusing():
-            return import_factory(self.factory, self.path)
+            if self.factory is None:
+                assert self.file is not None
+                find_modules_in(self.path)
+                return read_module(self.file, self.parts[0])
+            return build_module(import_factory(self.factory, self.path), self.factory, self.kwargs)
 
-    def _made(self, factory: Callable[..., Any]) -> nn.Module:
+    def _code(self) -> Any:
+        """Digest of the code of the network: the factory's, or its classes', and all of the user's own in it."""
+        if self.factory is None:
+            return own_code({type(part).__module__ for part in self.net.modules()})
         with self.refusing():
-            return build_module(factory, self.factory, self.kwargs)
-
-    def _code(self) -> str:
-        """Digest of the code of the network: the factory's, and all of the user's own that it imports."""
-        modules = {self.factory.partition(":")[0], getattr(self._factory(), "__module__", None)} - {None}
+            factory = import_factory(self.factory, self.path)
+        modules = {self.factory.partition(":")[0], getattr(factory, "__module__", None)} - {None}
         return source_digest(*sorted(map(str, modules)))
 
 

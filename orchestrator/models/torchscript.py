@@ -37,7 +37,7 @@ class TorchScript(DescribedModel):
     file: str = field(metadata=PATH)
     dtype: str | None = None
 
-    local: ClassVar[tuple[str, ...]] = ("file",)
+    local: ClassVar[tuple[str, ...]] = ("path", "file")
 
     def __post_init__(self) -> None:
         super().__post_init__()

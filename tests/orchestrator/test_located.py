@@ -16,19 +16,21 @@ NO_PATHS = {
     "audio_folder": {"manifest", "path", "transcript", "speaker", "sha256"},  # in the folder; columns of the manifest
     "custom": {"alpha_function", "sigma_function"},
     "diffusers": {"dtype", "variant"},
+    "discrete_vp": {"betas"},
     "edm": {"factory"},
     "image_parquet": {"image_column", "label_column", "text_column"},
     "ld3": {"inner", "inner_options"},
     "prompts": {"prompts", "column", "sha256"},
     "scale_time": {"inner", "inner_options", "scheduler", "scheduler_options"},
     "spoken_digits": {"speaker"},
+    "tensors": {"function", "kwargs", "arrays", "shared", "padding", "padding_masks", "samples", "labels", "split"},
     "torchscript": {"dtype"},
-    "torch_module": {"factory", "kwargs"},  # keyword arguments reach the user's own code as they are
+    "torch_module": {"factory", "kwargs", "weights_key", "weights_prefix"},  # kwargs are sent as they are
     "whisper": {"language"},
 }
 """Options of type str, or with such values, that name no file, by plugin."""
 
-NAMES = {"prediction", "call", "native_scheduler", "features", "encoder", "recogniser"}
+NAMES = {"prediction", "time", "null", "method", "call", "native_scheduler", "features", "encoder", "recogniser"}
 """Options of several plugins that are names."""
 
 SPECIAL = "50% a%20b?c#d ü \"e' ;f&g=1[h]{i}$j\nk"
@@ -54,6 +56,16 @@ def test_every_option_with_text_is_known_as_a_path_or_not() -> None:
                 textual = any(word in str(option.type) for word in ("str", "dict", "Mapping", "Any", "Path"))
                 if option.init and textual and not option.metadata and "Prediction" not in str(option.type):
                     assert option.name in NO_PATHS.get(name, set()) | NAMES, f"{kind} {name}: {option.name}"
+
+
+def test_every_path_of_a_list_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of a network may lie in several folders; what is not a list of texts is left to the check."""
+    monkeypatch.chdir(tmp_path)
+    paths = plugins.located("models", "torch_module", {"path": ["a", "/b", "./c"]})["path"]
+    assert paths == [str(tmp_path / "a"), "/b", str(tmp_path / "c")]
+    assert plugins.located("models", "torch_module", {"path": ["a", 3]})["path"] == ["a", 3]
+    with pytest.raises(ConfigError, match="option 'path' of model adapter 'torch_module' is empty"):
+        plugins.located("models", "torch_module", {"path": ["a", ""]})
 
 
 @pytest.mark.parametrize(("kind", "name", "option"), _options("is_path"))

@@ -271,7 +271,7 @@ def _torch_module(options: dict[str, Any], network: nn.Module, sampler: Callable
         write_weights(network),
         lambda file, scale: sampler(scale),
         option="weights",
-        damaged="is damaged or holds more than tensors",
+        damaged="is damaged or not a file of torch.save",
     )
 
 

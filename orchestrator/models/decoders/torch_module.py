@@ -12,7 +12,9 @@ from torch import Tensor
 from orchestrator.content import digest, network_digest, source_digest
 from orchestrator.errors import CodeError, ConfigError, UserError, describe, may_pass
 from orchestrator.importing import import_factory
-from orchestrator.models._weights import build_module, load_weights
+from orchestrator.models._checkpoints import parts_of
+from orchestrator.models._factories import build_module
+from orchestrator.models._weights import load_weights
 from orchestrator.models.decoders.base import Decoder
 from orchestrator.models.kinds import range_of_data
 from orchestrator.plugins import PATH
@@ -26,8 +28,10 @@ class ModuleDecoder(Decoder):
     Attributes:
         factory: Class or function that returns the module, as ``"package.module:name"``.
         kwargs: Keyword arguments of the factory.
-        path: Folder of the factory's module, if it is not installed; added to ``sys.path``, in hosts as well.
-        weights: File of the module's state dictionary; without it the factory supplies the weights.
+        path: Folder of the factory's module, if it is not installed, or a list of folders; added to ``sys.path``, in
+            hosts as well.
+        weights: File of the module's weights; without it the factory supplies them.
+        weights_key, weights_prefix: Which part of the file, as for the model adapter ``torch_module``.
         method: Method that decodes latents, (B, ...), such as decode; by default the module itself is called.
         mean, std: Normalisation of the latents: before decoding they are multiplied by ``std`` and ``mean`` is added.
         data_min, data_max: Smallest and largest value of decoded images, which are mapped to [-1, 1].
@@ -39,8 +43,10 @@ class ModuleDecoder(Decoder):
 
     factory: str
     kwargs: dict[str, Any] = field(default_factory=dict)
-    path: str | None = field(default=None, metadata=PATH)
+    path: str | list[str] | None = field(default=None, metadata=PATH)
     weights: str | None = field(default=None, metadata=PATH)
+    weights_key: str | list[str] | None = None
+    weights_prefix: str | list[str] | None = None
     method: str | None = None
     mean: float = 0.0
     std: float = 1.0
@@ -58,11 +64,12 @@ class ModuleDecoder(Decoder):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # without a file, every host holds the same weights
             module = build_module(import_factory(self.factory, self.path), self.factory, self.kwargs)
-        if self.weights is not None:
-            file = Path(self.weights).expanduser().absolute()
+        file = None if self.weights is None else Path(self.weights).expanduser().absolute()
+        parts = parts_of(file, self.weights_key, self.weights_prefix)
+        if file is not None:
             if not file.is_file():
                 raise ValueError(f"weights: there is no file {file}; every machine that runs a host needs it there")
-            load_weights(module, file)
+            load_weights(module, file, parts)
         if not callable(getattr(module, self.method or "forward", None)):
             raise ValueError(f"{self.factory} has no method {self.method!r}; set method to the one that decodes")
         self.net = freeze(module)

@@ -98,9 +98,9 @@ class Bomb:
 
 
 def test_a_file_that_would_run_code_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Files are always loaded with weights_only, so whole pickled modules are rejected too."""
-    path = save_weights(tmp_path, ".pt", {"core.time": Bomb()})
-    with pytest.raises(ConfigError, match=r"is damaged or holds more than tensors, and is not loaded, because"):
+    """Files are always loaded with weights_only, and what is not a tensor is held by an object without content."""
+    path = save_weights(tmp_path, ".pt", {"core.time": Bomb(), "core.label": torch.zeros(2)})
+    with pytest.raises(ConfigError, match=r"beside tensors it holds core\.time \(a pickled builtins\.print\)"):
         build(FLOW, weights=path)
     assert "boom" not in capsys.readouterr().out
 
@@ -120,8 +120,12 @@ def test_a_file_that_would_run_code_is_rejected(tmp_path: Path, capsys: pytest.C
             {f"layer{i}": torch.zeros(1) for i in range(9)},
             r"unexpected: layer0, .*layer4 and 4 more; se",
         ),
-        (".pt", {"state_dict": other_weights()}, r"is not a state dictionary but a mapping with state_dict; save only"),
-        (".pt", [torch.zeros(1)], r"is not a state dictionary but list; save only the module's state_dict\(\)"),
+        (
+            ".pt",
+            {"state_dict": other_weights()},
+            r"is not a state dictionary but a mapping with state_dict; add beside ",
+        ),
+        (".pt", [torch.zeros(1)], r"is a list of 1 tensors, but Flow has 4 parameters; save only the mo"),
     ],
 )
 def test_weights_that_do_not_fit_are_rejected_by_name(tmp_path: Path, suffix: str, weights: Any, message: str) -> None:
@@ -202,6 +206,45 @@ def test_a_host_actor_imports_the_module_from_its_folder(
     assert pool.call(Request.of(HostProtocol.facts)).digest == build(external_options).digest
 
 
+PATH_FUNCTIONS = """
+def alpha(t):
+    return t**2
+
+
+def sigma(t):
+    return 1 - t
+"""
+
+
+def test_several_folders_are_searched_for_the_code_and_for_the_path_of_a_custom_scheduler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network in one folder, its helper and the functions alpha and sigma in another; neither is installed."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    unique = tmp_path.name
+    for name in ("net", "library"):
+        (tmp_path / name).mkdir()
+    source = f"from helper_{unique} import Flow\n\n\nclass Mine(Flow):\n    pass\n"
+    (tmp_path / f"net/mine_{unique}.py").write_text(source, encoding="utf-8")
+    (tmp_path / f"library/helper_{unique}.py").write_text((HERE / "own_networks.py").read_text(), encoding="utf-8")
+    (tmp_path / f"library/schedule_{unique}.py").write_text(PATH_FUNCTIONS, encoding="utf-8")
+    functions = {f"{name}_function": f"schedule_{unique}:{name}" for name in ("alpha", "sigma")}
+    options = FLOW | {
+        "factory": f"mine_{unique}:Mine",
+        "path": [str(tmp_path / "net"), str(tmp_path / "library")],
+        "native_scheduler": {"name": "custom", "options": functions},
+    }
+    code = f"from orchestrator import plugins; print(plugins.build('models', 'torch_module', {options!r}).digest)"
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True)
+    model = build(options)
+    assert float(model.native(0.5).alpha) == 0.25
+    assert done.stdout.strip() == model.digest
+    with pytest.raises(
+        ConfigError, match=r"is imported from .*json/__init__\.py, not from path .*net and .*library: an"
+    ):
+        TorchModule.check(options | {"factory": "json:JSONEncoder"})
+
+
 # ---- rejections ---------------------------------------------------------------------------------------------------
 
 
@@ -260,8 +303,8 @@ def test_a_host_actor_imports_the_module_from_its_folder(
         (FLOW, {"weights": "/no/such.pt"}, r"weights: there is no file /no/such\.pt; every machine that runs a host "),
         (
             FLOW,
-            {"weights": "net.ckpt"},
-            r"weights must be a file that ends in \.safetensors or \.pt or \.pth, got 'net",
+            {"weights": "net.npz"},
+            r"weights must be a file that ends in \.safetensors or \.pt or \.pth or \.ckpt or \.bin or \.tar, got 'net",
         ),
         (ECHO, {"factory": "own_networks:not_a_module"}, r"must return a torch\.nn\.Module, got int"),
     ],
