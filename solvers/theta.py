@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solvers.network_schedule import NetworkSchedule
 from solvers.ns import MAX_NFE, InvalidThetaError, NSSolver
 
 THETA_FORMAT = "bespoke-theta"
@@ -29,6 +30,7 @@ METADATA_KEY = "bespoke_theta"
 """Metadata key of a safetensors file; its value is the artifact's JSON object without the tensors."""
 
 TENSORS = ("times", "a", "b")
+SCHEDULE = "schedule"
 
 MAX_NUMBER = 1e6
 """Limit on the size of every number in a theta artifact, above any coefficient of a usable solver."""
@@ -57,6 +59,8 @@ class ThetaArtifact:
         pairs_digest: Name of the pairs that theta was distilled on: the set's digest, and the number of pairs.
         validation_psnr_db: PSNR on the validation pairs, dB.
         packages: Versions of the packages that produced the artifact.
+        schedule: What the network is evaluated at, for the export as a Python file; None if it is not known. Releases
+            that do not know it refuse a file that has one.
     """
 
     solver: NSSolver
@@ -71,6 +75,7 @@ class ThetaArtifact:
     pairs_digest: str | None = None
     validation_psnr_db: float | None = None
     packages: dict[str, str] = field(default_factory=dict)
+    schedule: NetworkSchedule | None = None
 
     def to_json(self) -> str:
         """The artifact as JSON text."""
@@ -90,6 +95,7 @@ class ThetaArtifact:
             "pairs_digest": self.pairs_digest,
             "validation_psnr_db": self.validation_psnr_db,
             "packages": self.packages,
+            **({} if self.schedule is None else {SCHEDULE: self.schedule.to_dict()}),
             "times": solver.times.tolist(),
             "a": solver.a.tolist(),
             "b": [row[:k] for k, row in enumerate(solver.b.tolist())],
@@ -156,7 +162,7 @@ class ThetaArtifact:
         outside = [t for t in times.tolist() if not 0 <= t <= 1]
         if outside:
             raise invalid(f"'times' must lie in [0, 1], got {outside[0]:g}")
-        return cls(NSSolver(times, a, b), **_provenance(content, invalid))
+        return cls(NSSolver(times, a, b), **_provenance(content, invalid), schedule=_schedule(content, nfe, invalid))
 
     def check_model(self, model_digest: str, *, allow_transfer: bool = False) -> None:
         """Check that this theta was made for the model.
@@ -228,7 +234,7 @@ def _check_header(content: dict[str, Any], invalid: Refuse) -> None:
         newer = isinstance(version, int) and version > THETA_VERSION
         remedy = "; a newer release wrote it: update this one" if newer else ""
         raise invalid(f"version {_brief(version)} is unknown; this release reads version {THETA_VERSION}{remedy}")
-    unknown = sorted(content.keys() - {"format", "version", "nfe", *TENSORS, *_PROVENANCE_TYPES})
+    unknown = sorted(content.keys() - {"format", "version", "nfe", SCHEDULE, *TENSORS, *_PROVENANCE_TYPES})
     if unknown:
         raise invalid(
             f"it has fields that this release does not know ({', '.join(map(_brief, unknown[:4]))}) and that may "
@@ -325,6 +331,15 @@ def _provenance(content: dict[str, Any], invalid: Refuse) -> dict[str, Any]:
     if not all(isinstance(version, str) for version in provenance.get("packages", {}).values()):
         raise invalid("'packages' must map names to versions as text")
     return provenance
+
+
+def _schedule(content: dict[str, Any], nfe: int, invalid: Refuse) -> NetworkSchedule | None:
+    if SCHEDULE not in content:
+        return None
+    try:
+        return NetworkSchedule.from_dict(content[SCHEDULE], nfe)
+    except ValueError as error:
+        raise invalid(str(error)) from error
 
 
 def _brief(value: Any) -> str:

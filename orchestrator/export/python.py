@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.export.base import Exporter, ExportError, check_artifact, write_file
+from solvers.network_schedule import NetworkSchedule
 from solvers.theta import ThetaArtifact
 
 TEMPLATE = '''\
 """{title}
 
-    from {module} import sample
+    from {module} import sample{also}
     x1 = sample(velocity, x0)
 
 ``velocity(x, t)`` is dx/dt of the sampling ODE for a batch x and a Python float t, with t=0 noise and t=1 data.
 {belongs}
 x0 is noise ~ N(0, I). x0 and the velocities may be arrays of torch, numpy or any other library with + and *.
-"""
+{usage}"""
 
 MODEL_DIGEST = {model_digest!r}
 GUIDANCE_SCALE = {guidance_scale!r}
@@ -33,20 +34,91 @@ B = {b}
 
 def sample(velocity, x0):
     """Solve the ODE from noise ``x0`` in len(TIMES) evaluations of ``velocity``; keeps the shape and dtype of x0."""
+    return _solve(lambda x, k: velocity(x, TIMES[k]), x0)
+
+
+def _solve(velocity, x0):
     velocities = []
     x = A[0] * x0
-    for t, a, row in zip(TIMES, A[1:], B[1:]):
-        velocities.append(velocity(x, t))
-        x = a * x0
-        for weight, u in zip(row, velocities):
+    for k in range(len(TIMES)):
+        velocities.append(velocity(x, k))
+        x = A[k + 1] * x0
+        for weight, u in zip(B[k + 1], velocities):
             x = x + weight * u
     return x
 '''
 
+USAGE = """
+With the network itself:
+
+    x1 = sample_network(lambda x, t: {call}, x0)
+
+``network(x, t)`` returns the network's {prediction}, for a batch x
+and the network's own time t, a Python number{takes}.
+"""
+
+GUIDED = """
+Guidance combines its outputs with and without the condition: lambda x, t: f_null(x, t) + GUIDANCE_SCALE * (
+f_cond(x, t) - f_null(x, t)).
+"""
+
+NETWORK = '''
+# At TIMES[k] the network gets y = x / SCALE[k] = ALPHA[k] data + SIGMA[k] noise, and its own time NETWORK_TIMES[k].
+PREDICTION = {prediction!r}
+{tables}
+
+def velocity_from(output, x, k):
+    """dx/dt at TIMES[k] from ``output``, the network's prediction at x / SCALE[k] and NETWORK_TIMES[k]."""
+{formula}
+
+def sample_network(network, x0):
+    """The sample from noise ``x0``, with {forwards}len(TIMES) evaluations of ``network(x, t)``."""
+
+    def velocity(x, k):
+        y = x / SCALE[k]
+        output = network(y, NETWORK_TIMES[k])
+{interpolation}        return velocity_from(output, x, k)
+
+    return _solve(velocity, x0)
+'''
+
+INTERPOLATION = """\
+        # The network takes whole timesteps; its outputs at two neighbouring ones are interpolated.
+        output = output + SHARE[k] * (network(y, TIMES_ABOVE[k]) - output)
+"""
+
+FORMULAS = {
+    "epsilon": ("(y - SIGMA[k] * output) / ALPHA[k]", "output"),
+    "sample": ("output", "(y - ALPHA[k] * output) / SIGMA[k]"),
+    "v_prediction": ("ALPHA[k] * y - SIGMA[k] * output", "SIGMA[k] * y + ALPHA[k] * output"),
+    "score": ("(y + SIGMA[k] ** 2 * output) / ALPHA[k]", "-SIGMA[k] * output"),
+    "noise_minus_data": (
+        "(y - SIGMA[k] * output) / (ALPHA[k] + SIGMA[k])",
+        "(y + ALPHA[k] * output) / (ALPHA[k] + SIGMA[k])",
+    ),
+    "velocity": (
+        "(SIGMA[k] * output - NATIVE_D_SIGMA[k] * y) / determinant",
+        "(NATIVE_D_ALPHA[k] * y - ALPHA[k] * output) / determinant",
+    ),
+}
+"""Data and noise by prediction, as ``solvers.prediction.endpoints`` computes them."""
+
+WORDS = {
+    "epsilon": "noise prediction",
+    "sample": "data prediction",
+    "v_prediction": "v prediction, alpha noise - sigma data",
+    "velocity": "velocity, the derivative towards the data",
+    "score": "score, -noise / sigma",
+    "noise_minus_data": "prediction of noise - data",
+}
+
 
 @dataclass(frozen=True)
 class PythonFile(Exporter):
-    """Exports theta as one Python file that holds its values; it runs with torch or numpy, without this package."""
+    """Exports theta as one Python file that holds its values; it runs with torch or numpy, without this package.
+
+    It holds the schedule of the network too, if theta does: the file then samples with the network itself.
+    """
 
     name = "python"
 
@@ -66,9 +138,12 @@ def _source(artifact: ThetaArtifact, module: str) -> str:
     solver = artifact.solver
     # Text from the artifact enters the file only through repr or ascii, so that a hostile name cannot become code.
     family = ascii(artifact.family)[1:-1].replace('"', "'")
-    return TEMPLATE.format(
+    carries = artifact.schedule is not None and artifact.prediction in FORMULAS
+    text = TEMPLATE.format(
         title=f"Distilled solver of {solver.nfe} velocity evaluations (family {family}).",
         module=module,
+        also=", sample_network" if carries else "",
+        usage=_usage(artifact) if carries else "",
         belongs=_belongs(artifact),
         model_digest=artifact.model_digest,
         guidance_scale=float(artifact.guidance_scale),
@@ -77,6 +152,55 @@ def _source(artifact: ThetaArtifact, module: str) -> str:
         a=_tuple(solver.a.tolist()),
         b="(\n" + "".join(f"    {_tuple(row[:k])},\n" for k, row in enumerate(solver.b.tolist())) + ")",
     )
+    return text + _network(artifact) if carries else text
+
+
+def _usage(artifact: ThetaArtifact) -> str:
+    assert artifact.schedule is not None
+    whole = artifact.schedule.share is not None
+    usage = USAGE.format(
+        call="net(x, torch.full((len(x),), t))",
+        prediction=WORDS[str(artifact.prediction)],
+        takes=" (a whole one)" if whole else "",
+    )
+    return usage + (GUIDED if artifact.guidance_scale != 1 else "")
+
+
+def _network(artifact: ThetaArtifact) -> str:
+    """The part of the file that samples with the network itself."""
+    schedule, prediction = artifact.schedule, str(artifact.prediction)
+    assert schedule is not None
+    direct = prediction == "velocity" and _is_direct(schedule)
+    tables = {"NETWORK_TIMES": schedule.time, "SCALE": schedule.scale}
+    if not direct:
+        tables |= {"ALPHA": schedule.alpha, "SIGMA": schedule.sigma}
+        tables |= {"D_ALPHA": schedule.path_d_alpha, "D_SIGMA": schedule.path_d_sigma}
+    if prediction == "velocity" and not direct:
+        tables |= {"NATIVE_D_ALPHA": schedule.d_alpha, "NATIVE_D_SIGMA": schedule.d_sigma}
+    if schedule.time_above is not None and schedule.share is not None:
+        tables |= {"TIMES_ABOVE": schedule.time_above, "SHARE": schedule.share}
+    return "\n" + NETWORK.format(
+        prediction=prediction,
+        tables="".join(f"{name} = {_tuple(column)}\n" for name, column in tables.items()),
+        formula="    return output\n" if direct else _formula(prediction),
+        forwards="" if schedule.share is None else "twice ",
+        interpolation="" if schedule.share is None else INTERPOLATION,
+    )
+
+
+def _is_direct(schedule: NetworkSchedule) -> bool:
+    """Whether the network's own path is that of the velocity."""
+    own = (schedule.d_alpha, schedule.d_sigma) == (schedule.path_d_alpha, schedule.path_d_sigma)
+    return own and set(schedule.scale) == {1.0}
+
+
+def _formula(prediction: str) -> str:
+    data, noise = FORMULAS[prediction]
+    lines = ["y = x / SCALE[k]"]
+    if prediction == "velocity":
+        lines.append("determinant = SIGMA[k] * NATIVE_D_ALPHA[k] - ALPHA[k] * NATIVE_D_SIGMA[k]")
+    lines += [f"data = {data}", f"noise = {noise}", "return D_ALPHA[k] * data + D_SIGMA[k] * noise"]
+    return "".join(f"    {line}\n" for line in lines)
 
 
 def _belongs(artifact: ThetaArtifact) -> str:

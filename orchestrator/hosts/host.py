@@ -49,6 +49,7 @@ from solvers.distil.pair_field import PairField
 from solvers.field import VelocityField
 from solvers.gits import gits_grid
 from solvers.losses import psnr_loss
+from solvers.network_schedule import NetworkSchedule
 from solvers.ns import CheckpointedField, NSSolver
 from solvers.trajectory import DensePath
 
@@ -260,6 +261,9 @@ class Host(HostProtocol):
         if dtype is not None:
             field = AutocastField(field, dtype)
         return CheckpointedField(field) if self.settings.checkpoint else field
+
+    def schedule(self, times: npt.NDArray[np.float64]) -> NetworkSchedule:
+        return self.model.schedule(torch.from_numpy(times))
 
     # ---- starts and grids from trajectories -------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import accuracy
 from orchestrator.pairs.make import PairMaker
 from solvers.distil.normal_equations import Jacobian, NormalEquations
+from solvers.network_schedule import NetworkSchedule
 
 Theta = npt.NDArray[np.float64]
 """A solver in flat form (:meth:`solvers.ns.NSSolver.flat`), as it is sent."""
@@ -98,6 +99,9 @@ class HostProtocol(PairMaker, Protocol):
             steps: Number of iterations.
             validation: Name of the pairs on which the last iterate is validated; None: no validation.
         """
+
+    def schedule(self, *, times: npt.NDArray[np.float64]) -> NetworkSchedule:
+        """What the network is evaluated at, for a theta with these times, shape (n,), float64."""
 
     # ---- starts and grids from trajectories -------------------------------------------------------------------
 

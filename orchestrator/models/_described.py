@@ -323,6 +323,9 @@ class DescribedModel(ExternalModel):
     def network_time(self, t: Tensor) -> Tensor:
         return self.clock(t, self.native)
 
+    def whole_times(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        return self.clock.whole_times(self.clock(t, self.native), self.native)
+
     def time_argument(self, time: Tensor, x: Tensor) -> Tensor:
         return self.clock.argument(time, x)
 

@@ -150,18 +150,29 @@ class NetworkTime:
 
         An output that is not a tensor with the shape of its input is returned as it is.
         """
-        if self.integer is None:
+        neighbours = self.whole_times(time, native)
+        if neighbours is None:
             return self._in_shape(network, x, time, condition)
-        assert isinstance(native, DiscreteVP)
-        step = (time - self.offset) / self.scale
-        below = step.detach().floor().clamp(0, native.timesteps - 2)
-        first, second = (
-            self._in_shape(network, x.clone(), self._at_whole(whole), condition) for whole in (below, below + 1)
-        )
+        *whole, share = neighbours
+        first, second = (self._in_shape(network, x.clone(), one, condition) for one in whole)
         for output in (first, second):
             if not fits(output, x):
                 return output
-        return first + per_sample(step - below, x) * (second - first)
+        return first + per_sample(share, x) * (second - first)
+
+    def whole_times(self, time: Tensor, native: Scheduler) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The network's times at the timesteps below and above, and the share of the one above; None for any timestep.
+
+        Args:
+            time: The network's time, of any shape; the share is differentiable in it.
+            native: The network's scheduler.
+        """
+        if self.integer is None:
+            return None
+        assert isinstance(native, DiscreteVP)
+        step = (time - self.offset) / self.scale
+        below = step.detach().floor().clamp(0, native.timesteps - 2)
+        return self._at_whole(below), self._at_whole(below + 1), step - below
 
     def _at_whole(self, timestep: Tensor) -> Tensor:
         """The network's time at whole timesteps: int64 if they are whole numbers there too."""

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from orchestrator.errors import ConfigError
 from orchestrator.models.kinds import Kind, guess_kind
 from solvers.field import GuidedPrediction, VelocityField, check_time_shape
+from solvers.network_schedule import NetworkSchedule, network_schedule
 from solvers.prediction import Prediction, PredictionField
 from solvers.scale_time import SchedulerChange
 from solvers.schedulers.base import Scheduler
@@ -171,6 +172,18 @@ class ModelAdapter(ABC):
         net = getattr(self, "net", None)
         weights = net.parameters() if isinstance(net, torch.nn.Module) else ()
         return next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Convert native time, float64 of any shape, to the network's time argument."""
+        return t
+
+    def whole_times(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """For a network of whole timesteps that is interpolated: its times below and above, and the share above."""
+        return None
+
+    def schedule(self, times: Tensor) -> NetworkSchedule:
+        """What the network is evaluated at, for a solver that queries the velocity at ``times`` (n,), float64."""
+        return network_schedule(times, self.native, self.scheduler, self.network_time, self.whole_times)
 
     @property
     def scheduler(self) -> Scheduler:

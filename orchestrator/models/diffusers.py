@@ -250,6 +250,9 @@ class DiffusersModel(ModelAdapter):
             return self.native.timestep(t)
         return 1 - t if self.network.is_continuous else FLOW_TIMESTEPS * (1 - t)
 
+    def network_time(self, t: Tensor) -> Tensor:
+        return self.timestep(t)
+
     def encode_conditions(self, condition: Tensor, dataset: Any) -> Tensor:
         """Encode the conditions of a dataset for the network: text is encoded, labels are kept.
 

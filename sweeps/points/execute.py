@@ -169,7 +169,7 @@ def _run_fixed(point: FixedPoint, context: TrialContext, pool: Pool, store: Resu
         forwards=((evaluations * point.nfe if len(solvers) > 1 else 0) + gits_evaluations) * forwards_per_evaluation,
         chosen_grid=asdict(grid),
     )
-    store.save(result, _artifact(point, context, solver, psnr, start=None).to_json(), iterates=[])
+    store.save(result, _artifact(point, context, solver, psnr, pool, start=None).to_json(), iterates=[])
     return result
 
 
@@ -258,7 +258,7 @@ def _run_learned(point: LearnedPoint, context: TrialContext, pool: Pool, store: 
         history=[[entry["iteration"], entry["psnr_db"]] for entry in state.validated],
     )
     origin = f"{point.start.label} on the {point.start.grid.label} grid"
-    store.save(result, _artifact(point, context, solver, best["psnr_db"], origin).to_json(), state.validated)
+    store.save(result, _artifact(point, context, solver, best["psnr_db"], pool, origin).to_json(), state.validated)
     return result
 
 
@@ -275,7 +275,7 @@ def _start(point: LearnedPoint, family: LearnableFamily, scheduler: Scheduler, p
 
 
 def _artifact(
-    point: AnyPoint, context: TrialContext, solver: NSSolver, psnr: float, start: str | None
+    point: AnyPoint, context: TrialContext, solver: NSSolver, psnr: float, pool: Pool, start: str | None
 ) -> ThetaArtifact:
     facts = context.facts
     return ThetaArtifact(
@@ -290,5 +290,6 @@ def _artifact(
         model_digest=facts.digest,
         pairs_digest=point.run.train if isinstance(point, LearnedPoint) else point.train,
         validation_psnr_db=psnr,
+        schedule=pool.call(Request.of(HostProtocol.schedule, times=to_numpy(solver.times))),
         packages={name: importlib.metadata.version(name) for name in ("torch", "bespoke-solvers")},
     )
