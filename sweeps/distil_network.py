@@ -50,6 +50,7 @@ from orchestrator.tracking.uri import resolve_tracking_uri
 from solvers.distil.methods.adam import Adam
 from solvers.families import GridSolver
 from solvers.theta import ThetaArtifact
+from sweeps.examination import check_teacher
 from sweeps.point import RESULT_FORMAT, AnyPoint, LearnedPoint
 from sweeps.points.execute import TrialContext, run_point
 from sweeps.space import check_pairs, fixed_points, learned_points
@@ -80,7 +81,7 @@ class Comparison:
 
 
 def run_comparison(
-    config: NetworkDistillationConfig, *, address: str | None, wait: bool, announce: Note = note
+    config: NetworkDistillationConfig, *, address: str | None, wait: bool, force: bool = False, announce: Note = note
 ) -> Comparison:
     """Run or resume a comparison.
 
@@ -88,6 +89,7 @@ def run_comparison(
         config: A checked configuration.
         address: Ray cluster for the training tasks; None for this machine (with Ray only if ``workers`` is above 1).
         wait: Whether to wait for another process that uses the same comparison or pairs.
+        force: Whether to go on with a teacher that its examination refuses.
         announce: Receives progress notes, in sentences.
 
     Raises:
@@ -105,6 +107,7 @@ def run_comparison(
         needs |= {f"points/{point.key}" for point in fixed_points(work.experiment, work.specs)}
         record_needs(storage, config.name, "distil-network", needs, add=True, announce=announce)
         try:
+            check_teacher(storage, work.pool, work.facts, specs, force=force, announce=announce)
             ensure_pairs(storage, specs, work.pool, wait=wait, announce=announce)
             results, points = work.distil_solvers()
             needs |= {f"points/{key}" for key in points}

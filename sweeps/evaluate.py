@@ -81,6 +81,7 @@ def evaluate_thetas(
     address: str | None,
     wait: bool,
     allow_transfer: bool,
+    force: bool = False,
     announce: Note = note,
 ) -> EvaluationOutcome:
     """Score every theta on every dataset with every metric, at theta's own guidance scale.
@@ -89,14 +90,14 @@ def evaluate_thetas(
         config: Experiment that names the model; its section ``evaluation`` names datasets, metrics and baselines, and
             has passed :func:`~orchestrator.evaluation.check.check_evaluation`.
         thetas: The theta to score.
-        address, wait, announce: As for :class:`~sweeps.session.Session`.
+        address, wait, force, announce: As for :class:`~sweeps.session.Session`.
         allow_transfer: Allow theta made for another model.
 
     Raises:
         InvalidThetaError: theta belongs to another model and ``allow_transfer`` is false.
         UserError: Something in the configuration or the environment cannot work.
     """
-    with Session(config, address=address, wait=wait, announce=announce, command="evaluate") as session:
+    with Session(config, address=address, wait=wait, force=force, announce=announce, command="evaluate") as session:
         for theta in thetas:
             theta.artifact.check_model(session.facts.digest, allow_transfer=allow_transfer)
         return _Run(session, thetas, announce).run()

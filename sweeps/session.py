@@ -30,7 +30,24 @@ from orchestrator.results.inventory import note_older, record_needs
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import RunLog, Tracker, open_experiment
 from orchestrator.tracking.uri import resolve_tracking_uri
+from sweeps.examination import check_teacher
 from sweeps.point import RESULT_FORMAT
+
+
+def host_settings(config: ExperimentConfig, storage: Storage) -> HostSettings:
+    """Settings of the experiment's hosts."""
+    resources = config.resources
+    return HostSettings(
+        adapter=config.model.name,
+        options=dict(config.model.options),
+        storage=storage.root,
+        device=resources.device,
+        threads=resources.host_threads,
+        memory_bytes=int(resources.host_memory_gb * 1e9),
+        precision=resources.precision,
+        checkpoint=resources.checkpoint,
+        compile=resources.compile,
+    )
 
 
 class Session:
@@ -49,6 +66,7 @@ class Session:
         tracked: bool = True,
         command: str,
         locked: bool = False,
+        force: bool = False,
     ):
         """
         Args:
@@ -59,6 +77,7 @@ class Session:
             tracked: Whether MLflow will be used. Its address is then resolved, and every node must reach it.
             command: Name of the command, and of its log in the experiment's folder.
             locked: Whether to lock the experiment's folder against other processes.
+            force: Whether to go on with a teacher that its examination refuses.
 
         Raises:
             UserError: Something in the configuration or the environment cannot work.
@@ -67,7 +86,7 @@ class Session:
         self.folder = f"experiments/{config.name}"
         self.storage = Storage.at(config.storage)
         tracking_uri = self.tracking_uri if tracked else None
-        self.command = command
+        self.command, self.force = command, force
         check_outside(self.storage, tracking_uri, address)
         note_older(self.storage, RESULT_FORMAT, announce)
         with ExitStack() as stack:
@@ -91,17 +110,7 @@ class Session:
                 raise
             # The cluster may still grow, because the autoscaler starts nodes for the hosts requested below.
             self.announce(f"{error}. Waiting for the cluster to grow")
-        host = HostSettings(
-            adapter=config.model.name,
-            options=dict(config.model.options),
-            storage=self.storage.root,
-            device=resources.device,
-            threads=resources.host_threads,
-            memory_bytes=int(resources.host_memory_gb * 1e9),
-            precision=resources.precision,
-            checkpoint=resources.checkpoint,
-            compile=resources.compile,
-        )
+        host = host_settings(config, self.storage)
         pool = PoolSettings(
             hosts=resources.hosts,
             cpus=resources.host_cpus,
@@ -140,7 +149,12 @@ class Session:
         self._stack.__exit__(kind, error, traceback)
 
     def make_pairs(self, specs: Collection[PairSpec]) -> None:
-        """Make the missing ground-truth pairs of these sets."""
+        """Make the missing ground-truth pairs of these sets, if the examination of their teacher allows it.
+
+        Raises:
+            TeacherError: It does not, and ``force`` is false.
+        """
+        check_teacher(self.storage, self.pool, self.facts, specs, force=self.force, announce=self.announce)
         self.record_needs([f"pairs/{spec.digest}" for spec in specs])
         ensure_pairs(self.storage, list(specs), self.pool, wait=self.wait, announce=self.announce)
 

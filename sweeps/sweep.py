@@ -76,17 +76,20 @@ class SweepOutcome:
     log: str | None
 
 
-def run_sweep(config: ExperimentConfig, *, address: str | None, wait: bool, announce: Note = note) -> SweepOutcome:
+def run_sweep(
+    config: ExperimentConfig, *, address: str | None, wait: bool, force: bool = False, announce: Note = note
+) -> SweepOutcome:
     """Run or resume an experiment, up to its report.
 
     Args:
         config: A checked configuration.
-        address, wait, announce: As for :class:`~sweeps.session.Session`.
+        address, wait, force, announce: As for :class:`~sweeps.session.Session`.
 
     Raises:
         UserError: Something in the configuration or the environment cannot work.
     """
-    with Session(config, address=address, wait=wait, announce=announce, command="sweep", locked=True) as session:
+    settings: dict[str, Any] = {"address": address, "wait": wait, "force": force, "announce": announce}
+    with Session(config, **settings, command="sweep", locked=True) as session:
         check_pairs(config, session.facts.shape)
         for metric in config.metrics:
             MetricSpec(metric).check_samples(session.facts.kind, session.facts.shape, None, config.pairs.test)

@@ -45,7 +45,9 @@ def pairs(config: str, overrides: tuple[str, ...], place: Place) -> None:
     from orchestrator.progress import counted
     from sweeps.session import Session
 
-    with Session(loaded, address=place.address, wait=place.wait, tracked=False, command="pairs") as session:
+    with Session(
+        loaded, address=place.address, wait=place.wait, force=place.force, tracked=False, command="pairs"
+    ) as session:
         session.make_pairs(session.specs.values())
         session.record_needs([f"pairs/{spec.digest}" for spec in session.specs.values()], add=False)
         for (split, scale, seed), spec in session.specs.items():
@@ -77,7 +79,7 @@ def sweep(config: str, overrides: tuple[str, ...], place: Place) -> None:
     loaded = load(config, overrides, place)
     from sweeps.sweep import run_sweep
 
-    outcome = run_sweep(loaded, address=place.address, wait=place.wait)
+    outcome = run_sweep(loaded, address=place.address, wait=place.wait, force=place.force)
     print_table(outcome.rows)
     click.echo(f"report: {outcome.report}")
     if outcome.thetas is not None:
@@ -128,7 +130,14 @@ def evaluate(
 
     check_evaluation(loaded)
     artifacts = _find_thetas(thetas, experiment, loaded)
-    outcome = evaluate_thetas(loaded, artifacts, address=place.address, wait=place.wait, allow_transfer=allow_transfer)
+    outcome = evaluate_thetas(
+        loaded,
+        artifacts,
+        address=place.address,
+        wait=place.wait,
+        force=place.force,
+        allow_transfer=allow_transfer,
+    )
     if as_json:
         from orchestrator.reports.tables import to_rows
 
@@ -249,7 +258,7 @@ def distil_network(config: str, overrides: tuple[str, ...], place: Place) -> Non
     loaded = load_network_config(config, with_options(overrides, place))
     from sweeps.distil_network import run_comparison
 
-    comparison = run_comparison(loaded, address=place.address, wait=place.wait)
+    comparison = run_comparison(loaded, address=place.address, wait=place.wait, force=place.force)
     click.echo(comparison.markdown)
     click.echo(f"table: {comparison.table}")
     click.echo(f"figure: {comparison.figure}")

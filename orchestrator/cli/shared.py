@@ -23,23 +23,25 @@ FAILED, USAGE, UNEXPECTED, INTERRUPTED = 1, 2, 3, 130
 
 
 class Place(NamedTuple):
-    """Where a command that starts hosts runs, and where it keeps its data."""
+    """Where a command that starts hosts runs, where it keeps its data, and whether it accepts any teacher."""
 
     address: str | None
     wait: bool
     storage: str | None
     tracking_uri: str | None = None
+    force: bool = False
 
 
 def runs_hosts(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of commands that start hosts; the command receives them as ``place``."""
 
     @functools.wraps(command)
-    def placed(*, address: str | None, no_wait: bool, storage: str | None, **arguments: Any) -> Any:
+    def placed(*, address: str | None, no_wait: bool, storage: str | None, force: bool, **arguments: Any) -> Any:
         tracking_uri = arguments.pop("tracking_uri", None)
-        return command(place=Place(address, not no_wait, storage, tracking_uri), **arguments)
+        return command(place=Place(address, not no_wait, storage, tracking_uri, force), **arguments)
 
     for option in (
+        click.option("--force", is_flag=True, help="Go on if the examination of the teacher refuses it."),
         click.option("--no-wait", is_flag=True, help="Fail immediately if another process uses the same store."),
         click.option("--storage", metavar="ROOT", help="Storage root of pairs and results: a path, s3://… or gs://…"),
         click.option("--address", metavar="ADDR", help="Ray cluster ('auto', host:port); default: a local Ray."),

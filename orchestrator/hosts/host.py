@@ -7,8 +7,9 @@ It never trains the model.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -31,6 +32,8 @@ from orchestrator.hosts.network_check import check_network
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.runs import LearnedRun, State
 from orchestrator.hosts.settings import HostSettings
+from orchestrator.hosts.teacher.evidence import Evidence
+from orchestrator.hosts.teacher.probe import Probe, batch_size
 from orchestrator.hosts.truth import TruthFacts, truth_facts
 from orchestrator.hosts.work import MeteredField, Work
 from orchestrator.metrics.base import Batch, Media, PairMetric, to_unit_range
@@ -141,6 +144,16 @@ class Host(HostProtocol):
         x1, nfe, path = solve(field, x0.to(device), spec.rtol, spec.atol, keep_path=spec.trajectory)
         spent = torch.full((len(indices),), nfe, dtype=torch.int32)
         return PairSet(x0, x1.float(), stored, spent, path).to("cpu")
+
+    def examine(
+        self, conditioning: Mapping[str, Any], seed: int, guidance_scale: float, rtol: float, atol: float
+    ) -> Evidence:
+        dataset = plugins.build("datasets", conditioning["name"], conditioning["options"])
+        indices = range(batch_size(math.prod(self.model.shape)))
+        condition = drawn(self.model, dataset, seed, list(indices))[1].to(self.settings.device)
+        evidence = Probe(self.model, condition, guidance_scale, seed, rtol, atol).run()
+        self.work.forwards += evidence.forwards
+        return evidence
 
     def truth(self, pairs: str, again: int = accuracy.PAIRS) -> TruthFacts:
         spec, pair_set = self._load(pairs)

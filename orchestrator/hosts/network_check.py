@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,27 +25,55 @@ HALF_TOLERANCE = 3e-2
 """The same for networks in half precision, whose numbers have 8 or 11 bits."""
 
 
-def check_network(
-    name: str,
-    dtype: torch.dtype,
-    shape: tuple[int, ...],
-    field_of: Callable[[Condition], VelocityField],
-    condition: Condition,
-) -> None:
-    """Refuse a network whose velocity of a sample is not a function of the sample, its time and its condition.
+class NetworkChange(NamedTuple):
+    """How a network's velocity of a sample changes though the sample, its time and its condition do not.
 
-    It takes two evaluations of :data:`SAMPLES` samples, which differ in their last sample only; a third if the others
-    differ as well.
+    Attributes:
+        batch: Largest relative RMS change when another sample of the batch changes.
+        repeat: The same when nothing changes; 0 unless ``batch`` is beyond the tolerance.
+    """
+
+    batch: float
+    repeat: float
+
+    def reason(self, dtype: torch.dtype) -> str | None:
+        """Why no results can be computed with it, with the remedy; None if they can."""
+        if self.batch <= tolerance(dtype):
+            return None
+        if self.repeat <= tolerance(dtype):
+            return (
+                f"the velocity of a sample depends on the other samples of its batch (it changes by {self.batch:.2g} "
+                f"of its size), so results would depend on the batch size. The likely cause is batch normalisation in "
+                f"training mode, as in a TorchScript that was traced before net.eval(); export the network in "
+                f"evaluation mode"
+            )
+        return (
+            f"the network is not deterministic: the same input gives velocities that differ by {self.repeat:.2g} of "
+            f"their size, so neither ground truth nor samples can be reproduced. The likely cause is dropout that "
+            f"eval() does not switch off: a TorchScript that was traced in training mode, or F.dropout without "
+            f"training=self.training; export the network after net.eval(), or pass that argument"
+        )
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Largest change that counts as rounding, for a network of this dtype."""
+    return TOLERANCE.get(dtype, HALF_TOLERANCE)
+
+
+def measure_network(
+    shape: tuple[int, ...], field_of: Callable[[Condition], VelocityField], condition: Condition, limit: float = 0.0
+) -> NetworkChange:
+    """Measure it in two evaluations of :data:`SAMPLES` samples, which differ in their last sample only.
+
+    It takes a third one if the others differ as well, by more than ``limit``.
 
     Args:
-        name: Name of the model, for the message.
-        dtype: Dtype of the network's weights.
         shape: Shape of one sample.
         field_of: The velocity field of a batch with a condition.
         condition: Conditions of a batch; its first ones are used.
+        limit: Change that needs no third evaluation.
 
     Raises:
-        ConfigError: The network is not deterministic, or a velocity depends on the other samples of the batch.
         NotFiniteError: A velocity is not finite.
     """
     field = field_of(condition[torch.arange(SAMPLES, device=condition.device) % len(condition)])
@@ -56,23 +85,31 @@ def check_network(
     with torch.no_grad():
         first = field(batch, t)
         check_first_velocity(first, t)
-        difference = _difference(first, field(other_batch, t))
-        if difference <= TOLERANCE.get(dtype, HALF_TOLERANCE):
-            return
-        repeats = _difference(first, field(batch, t)) <= TOLERANCE.get(dtype, HALF_TOLERANCE)
-    if repeats:
-        raise ConfigError(
-            f"with {name}, the velocity of a sample depends on the other samples of its batch (it changes by "
-            f"{difference:.2g} of its size), so results would depend on the batch size. The likely cause is batch "
-            f"normalisation in training mode, as in a TorchScript that was traced before net.eval(); export the "
-            f"network in evaluation mode"
-        )
-    raise ConfigError(
-        f"{name} is not deterministic: the same input gives velocities that differ by {difference:.2g} of their size, "
-        f"so neither ground truth nor samples can be reproduced. The likely cause is dropout that eval() does not "
-        f"switch off: a TorchScript that was traced in training mode, or F.dropout without training=self.training; "
-        f"export the network after net.eval(), or pass that argument"
-    )
+        change = _difference(first, field(other_batch, t))
+        return NetworkChange(change, 0.0 if change <= limit else _difference(first, field(batch, t)))
+
+
+def check_network(
+    name: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    field_of: Callable[[Condition], VelocityField],
+    condition: Condition,
+) -> None:
+    """Refuse a network whose velocity of a sample is not a function of the sample, its time and its condition.
+
+    Args:
+        name: Name of the model, for the message.
+        dtype: Dtype of the network's weights.
+        shape, field_of, condition: As for :func:`measure_network`.
+
+    Raises:
+        ConfigError: The network is not deterministic, or a velocity depends on the other samples of the batch.
+        NotFiniteError: A velocity is not finite.
+    """
+    change = measure_network(shape, field_of, condition, tolerance(dtype))
+    if (reason := change.reason(dtype)) is not None:
+        raise ConfigError(f"with {name}, {reason}")
 
 
 def _difference(first: Tensor, second: Tensor) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.hosts.runs import LearnedRun, State
+from orchestrator.hosts.teacher.evidence import Evidence
 from orchestrator.hosts.truth import TruthFacts
 from orchestrator.metrics.base import Media
 from orchestrator.metrics.measurements import MetricSpec
@@ -41,6 +42,18 @@ class HostProtocol(PairMaker, Protocol):
         Args:
             pairs: Name of the pairs.
             again: Pairs to solve again at a tenth of the tolerance, from the first on.
+        """
+
+    def examine(
+        self, *, conditioning: Mapping[str, Any], seed: int, guidance_scale: float, rtol: float, atol: float
+    ) -> Evidence:
+        """Measure the teacher, in at most ``teacher.probe.BUDGET`` evaluations; nothing is stored.
+
+        Args:
+            conditioning: Name and options of the dataset that conditions the samples.
+            seed: Seed of noise and conditions; that of the training pairs gives the first trajectories of these.
+            guidance_scale: Guidance scale.
+            rtol, atol: Tolerances of ground truth.
         """
 
     # ---- losses, for distillation -----------------------------------------------------------------------------

@@ -1,0 +1,86 @@
+"""``bespoke check``: the teacher's examination alone, with a figure."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.pair_plan import pair_specs
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.protocols import HostProtocol
+from orchestrator.models.facts import ModelFacts
+from orchestrator.pool.requests import LocalPool, Pool, Request
+from orchestrator.progress import stage
+from orchestrator.reports.teacher import draw_teacher
+from orchestrator.storage import Storage
+from sweeps.examination import Examination, examine, subjects
+from sweeps.session import Session, host_settings
+from sweeps.space import check_pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """Result of a check.
+
+    Attributes:
+        facts: Facts of the model.
+        examinations: One per guidance scale.
+        figures: Locations of their figures.
+    """
+
+    facts: ModelFacts
+    examinations: list[Examination]
+    figures: list[str]
+
+    @property
+    def is_refused(self) -> bool:
+        return any(finding.severity == "refused" for one in self.examinations for finding in one.findings)
+
+
+def run_check(config: ExperimentConfig, *, address: str | None, wait: bool) -> Checked:
+    """Examine the teacher of an experiment at each of its guidance scales, and draw what was measured.
+
+    Args:
+        config: A checked configuration.
+        address: Ray cluster; None: the model runs in this process, without Ray.
+        wait: Whether to wait for another process that uses the same folder.
+
+    Raises:
+        UserError: The configuration cannot work, or its training pairs cannot determine what is learned.
+    """
+    storage = Storage.at(config.storage)
+    with _pool(config, storage, address, wait) as pool:
+        facts = pool.call(Request.of(HostProtocol.facts))
+        check_pairs(config, facts.shape)
+        found = subjects(pair_specs(config, facts).values())
+        examinations = [examine(storage, pool, facts, subject) for subject in found]
+    return Checked(facts=facts, examinations=examinations, figures=_draw(config, storage, facts, examinations))
+
+
+@contextmanager
+def _pool(config: ExperimentConfig, storage: Storage, address: str | None, wait: bool) -> Iterator[Pool]:
+    if address is not None:
+        with Session(config, address=address, wait=wait, tracked=False, command="check") as session:
+            yield session.pool
+        return
+    with stage(f"loading model {config.model.name}"):
+        pool = LocalPool(Host(host_settings(config, storage)))
+    yield pool
+
+
+def _draw(config: ExperimentConfig, storage: Storage, facts: ModelFacts, all_of_them: list[Examination]) -> list[str]:
+    """Write a figure per examination to the experiment's folder; returns their locations."""
+    locations = []
+    with tempfile.TemporaryDirectory() as name:
+        for examination in all_of_them:
+            scale = examination.subject.guidance_scale
+            file = Path(name) / f"teacher-guidance-{scale:g}.png"
+            draw_teacher(file, f"{facts.name}, {examination.subject.label}", examination.evidence)
+            key = f"experiments/{config.name}/check/{file.name}"
+            storage.write(key, file.read_bytes())
+            locations.append(storage.location(key))
+    return locations
