@@ -125,8 +125,8 @@ def by_dataset(scores: Sequence[Score], training_passes: int | None) -> list[Tab
 
 def _table(dataset: str, scale: float, scores: Sequence[Score], training_passes: int | None) -> Table:
     headings = list(dict.fromkeys(heading(score) for score in scores))
-    relative = list(dict.fromkeys(heading(score) for score in scores if score.metric.metric.relative_to_truth))
     truth = {heading(score): score for score in scores if score.case.solver.kind == "ground truth"}
+    relative = [name for name, score in truth.items() if score.metric.metric.relative_to_truth and not score.is_exact]
     costed = training_passes is not None and any(s.case.solver.passes is not None for s in scores)
     best = _best(scores)
     rows = []

@@ -93,6 +93,16 @@ def test_failures_and_samples_that_are_not_finite_are_noted_below_the_table() ->
     assert "psnr_db of Euler at NFE 8: no weights." in table.notes
 
 
+def test_a_share_of_ground_truth_is_shown_only_if_it_has_a_value() -> None:
+    """A distance to real samples is also a share of ground truth's; of one to ground truth itself there is none."""
+    real = [_score(TRUTH, "frechet", 2.0), _score(BNS, "frechet", 3.0)]
+    (table,) = by_dataset(real, None)
+    assert table.header[-1] == "frechet[raw] / GT (%)"
+    assert [row[-1].text for row in table.rows] == ["100", "150"]
+    (table,) = by_dataset([_score(TRUTH, "frechet", 0.0, is_exact=True), _score(BNS, "frechet", 3.0)], None)
+    assert table.header == ("solver", "NFE", "frechet[raw] ↓")
+
+
 def test_one_sample_is_not_called_samples() -> None:
     """Counts are singular or plural, below both kinds of table."""
     for count, expected in ((1, "1 sample;"), (1024, "1,024 samples;")):
