@@ -28,7 +28,7 @@ from orchestrator.metrics.measurements import FINITE, Measured, MetricSpec
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pool.requests import Outcome, Pool, Request
-from orchestrator.progress import bar
+from orchestrator.progress import bar, counted
 from orchestrator.storage import Storage, digest_of
 
 WAITING_MEDIA = 8
@@ -304,7 +304,7 @@ class Evaluation:
             return nothing, failure
         if not_finite and spec.metric.needs_all:
             # The remaining samples follow another distribution than the solver's.
-            return nothing, f"{not_finite} samples are not finite"
+            return nothing, f"{counted(not_finite, 'sample')} {'is' if not_finite == 1 else 'are'} not finite"
         real = self._real(spec, case.pairs)
         reference = None if real is None else real.measured
         if spec.metric.compares_with_truth(dataset):
