@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def blocks() -> dict[str, dict[str, Any]]:
-    """The YAML blocks of the guide after its section on diffusers, by name."""
+    """The YAML blocks of the guide after its section on diffusers, by name; a block without one is an excerpt."""
     _, _, text = (ROOT / "docs/your_model.md").read_text(encoding="utf-8").partition("\n## A network of your own\n")
     contents = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)]
-    return {content["name"]: content for content in contents}
+    return {content["name"]: content for content in contents if "name" in content}
 
 
 BLOCKS = blocks()
