@@ -45,6 +45,7 @@ def test_top_level_modules_of_the_orchestrator_are_listed(repository: Path) -> N
     loose = {path.stem for path in (repository / "orchestrator").glob("*.py")} - {"__init__"}
     assert loose == {
         "content",
+        "cost",
         "importing",
         "errors",
         "files",

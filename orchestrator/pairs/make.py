@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
+from orchestrator.cost import Ledger, load_costs, save_costs
 from orchestrator.errors import CodeError, ConfigError, DamagedManifestError, PoolError
 from orchestrator.lock import exclusive
 from orchestrator.pairs.spec import PairSpec
@@ -77,14 +78,19 @@ def _ensure(store: PairStore, pool: Pool, announce: Note, update: Callable[[int]
     requests = [
         Request.of(PairMaker.make_shard, spec=spec, first=indices.start, stop=indices.stop) for indices in missing
     ]
-    for outcome in pool.map(requests):
-        if outcome.error is not None:
-            if isinstance(outcome.error, CodeError | ConfigError):  # every shard would fail for the same reason
-                raise outcome.error
-            failures[missing[outcome.index]] = outcome.error
-            continue
-        records[outcome.value.indices] = outcome.value
-        update(outcome.value.rows)
+    ledger = Ledger(0)  # a pair set does not know the forwards of an evaluation
+    try:
+        for outcome in pool.map(requests):
+            if outcome.error is not None:
+                if isinstance(outcome.error, CodeError | ConfigError):  # every shard would fail for the same reason
+                    raise outcome.error
+                failures[missing[outcome.index]] = outcome.error
+                continue
+            records[outcome.value.indices] = outcome.value
+            ledger.lap(cost_item(outcome.value.indices), outcome.value.nfe_sum)
+            update(outcome.value.rows)
+    finally:
+        _record(store, ledger)
     if failures:
         shards = sorted({indices.start // spec.shard_size for indices in failures})
         raise _ShardsSetAsideError(
@@ -97,6 +103,20 @@ def _ensure(store: PairStore, pool: Pool, announce: Note, update: Callable[[int]
             if indices not in records:  # left by a run that was to make another number of pairs
                 store.storage.delete(store.shard_key(indices))
     return store.records()
+
+
+def cost_item(indices: range) -> str:
+    """Name of a file's cost in the costs of its pair set: the indices of its first and last pair."""
+    return f"{indices[0]}-{indices[-1]}"
+
+
+def _record(store: PairStore, ledger: Ledger) -> None:
+    """Add the costs of files that were made to those recorded earlier: a file may be made again."""
+    if ledger.costs:
+        earlier = load_costs(store.storage, store.folder) or {}
+        for item, cost in earlier.items():
+            ledger.add_cost(item, cost)
+        save_costs(store.storage, store.folder, ledger.costs)
 
 
 def _kept(store: PairStore, announce: Note) -> list[ShardRecord]:

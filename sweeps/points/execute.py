@@ -14,6 +14,7 @@ from torch import Tensor
 
 from orchestrator import plugins
 from orchestrator.config.solvers import LEAST_SQUARES
+from orchestrator.cost import Cost, Ledger, save_costs, total
 from orchestrator.errors import UserError
 from orchestrator.hosts.distillation import advance, to_numpy, validate
 from orchestrator.hosts.protocols import HostProtocol
@@ -37,6 +38,9 @@ from sweeps.point import AnyPoint, FixedPoint, LearnedPoint
 from sweeps.points.grid_search import full_search, race
 from sweeps.points.trial import Report
 
+SECONDS = "seconds"
+"""Key of the wall time so far in a stored state."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialContext:
@@ -49,6 +53,7 @@ class TrialContext:
         pool: Name of the pool.
         hosts: Number of hosts in the pool.
         facts: Facts of the model.
+        checkpoint: Whether hosts compute activations again in the backward pass.
     """
 
     storage: str = field(repr=False)
@@ -58,6 +63,7 @@ class TrialContext:
     pool: str
     hosts: int
     facts: ModelFacts
+    checkpoint: bool = False
 
 
 def run_trial(point: AnyPoint, context: TrialContext, report: Report) -> None:
@@ -147,9 +153,10 @@ def _run_fixed(point: FixedPoint, context: TrialContext, pool: Pool, store: Resu
     """Choose the best candidate grid on the validation pairs and measure it on the test pairs."""
     family = plugins.build("families", point.family, point.options)
     scheduler = context.facts.scheduler
+    ledger = Ledger(context.facts.forwards_per_evaluation(point.guidance_scale))
     gits = [_gits_grid(settings, point, family.steps(point.nfe), pool) for settings in point.gits]
+    ledger.lap("grid search", sum(spent for _, spent in gits))
     grids, solvers = _usable([*point.grids, *(grid for grid, _ in gits)], point, family, scheduler)
-    gits_evaluations = sum(spent for _, spent in gits)
     search = race if point.race else full_search
     winner, psnr, evaluations = search(solvers, point.validation, point.search_pairs, pool)
     if math.isinf(psnr):
@@ -158,17 +165,20 @@ def _run_fixed(point: FixedPoint, context: TrialContext, pool: Pool, store: Resu
             f"grid_search"
         )
     grid, solver = grids[winner], solvers[winner]
+    ledger.lap("grid search" if len(solvers) > 1 else "validation", evaluations * point.nfe)
     report({"iteration": 1.0, "psnr_db": psnr, "validation_psnr_db": psnr})
-    forwards_per_evaluation = context.facts.forwards_per_evaluation(point.guidance_scale)
+    metrics = evaluate(pool, solver, point.test, point.metrics)
+    ledger.lap("scoring", split_name(point.test)[1] * point.nfe)
     result = Result(
         **_shown(point),
         grid=grid.label,
         status="finished",
         validation_psnr_db=psnr,
-        metrics=evaluate(pool, solver, point.test, point.metrics),
-        forwards=((evaluations * point.nfe if len(solvers) > 1 else 0) + gits_evaluations) * forwards_per_evaluation,
+        metrics=metrics,
+        forwards=ledger.costs["grid search"].forwards,
         chosen_grid=asdict(grid),
     )
+    save_costs(store.storage, store.folder, ledger.costs)
     store.save(result, _artifact(point, context, solver, psnr, pool, start=None).to_json(), iterates=[])
     return result
 
@@ -203,10 +213,15 @@ def _run_learned(point: LearnedPoint, context: TrialContext, pool: Pool, store: 
     """Distil from the point's start. The result is the best validated iterate, so it is never worse than the start."""
     run = point.run
     family, scheduler = run.build(), context.facts.scheduler
+    ledger = Ledger(context.facts.forwards_per_evaluation(point.guidance_scale))
+    saved = store.load_state()
+    if saved:
+        ledger.add("distillation", 0, saved.pop(SECONDS, None))
     parameters, start = _start(point, family, scheduler, pool)
 
     def keep(state: State) -> None:
-        store.save_state(asdict(state))
+        ledger.lap("distillation")
+        store.save_state(asdict(state) | {SECONDS: ledger.costs["distillation"].seconds})
         last = state.validated[-1]
         values = {
             "iteration": float(state.iteration),
@@ -216,7 +231,6 @@ def _run_learned(point: LearnedPoint, context: TrialContext, pool: Pool, store: 
         }
         report(values if state.loss is None else values | {"loss": state.loss})
 
-    saved = store.load_state()
     if saved:
         state = run.method.state_type(**saved)
     else:
@@ -239,27 +253,40 @@ def _run_learned(point: LearnedPoint, context: TrialContext, pool: Pool, store: 
 
     best = state.best
     solver = run.solver(best["parameters"], scheduler)
-    forwards_per_evaluation = context.facts.forwards_per_evaluation(point.guidance_scale)
-    forwards, backwards = run.passes(state, point.nfe, forwards_per_evaluation)
-    evaluations = len(state.validated) * split_name(point.validation)[1] * point.nfe
-    if point.start.family == LEAST_SQUARES:
-        evaluations += run.method.training_pairs * point.nfe
+    _add_passes(ledger, point, state)
+    spent = total(ledger.costs.values())
+    if context.checkpoint:  # the evaluations of a gradient are computed again in its backward pass
+        ledger.add_cost("distillation", Cost(forwards=spent.backwards))
+    tested = [evaluate(pool, tested, point.test, point.metrics) for tested in (solver, start)]
+    ledger.lap("scoring", 2 * split_name(point.test)[1] * point.nfe)
     result = Result(
         **_shown(point),
         grid=_origin(point),
         status=state.status,
         reason=getattr(state, "reason", None),
         validation_psnr_db=best["psnr_db"],
-        metrics=evaluate(pool, solver, point.test, point.metrics),
-        start_metrics=evaluate(pool, start, point.test, point.metrics),
+        metrics=tested[0],
+        start_metrics=tested[1],
         start_validation_psnr_db=state.validated[0]["psnr_db"],
-        forwards=forwards + evaluations * forwards_per_evaluation,
-        backwards=backwards,
+        forwards=spent.forwards,
+        backwards=spent.backwards,
         history=[[entry["iteration"], entry["psnr_db"]] for entry in state.validated],
     )
     origin = f"{point.start.label} on the {point.start.grid.label} grid"
+    save_costs(store.storage, store.folder, ledger.costs)
     store.save(result, _artifact(point, context, solver, best["psnr_db"], pool, origin).to_json(), state.validated)
     return result
+
+
+def _add_passes(ledger: Ledger, point: LearnedPoint, state: State) -> None:
+    """Add the passes of a distillation up to ``state``, and of its start and validations; the time is that of laps."""
+    run, per_evaluation = point.run, ledger.forwards_per_evaluation
+    evaluations, _ = run.method.evaluations(state, point.nfe)
+    forwards, backwards = run.passes(state, point.nfe, per_evaluation)
+    ledger.add_cost("distillation", Cost(evaluations=evaluations, forwards=forwards, backwards=backwards))
+    if point.start.family == LEAST_SQUARES:
+        ledger.add("distillation", run.method.training_pairs * point.nfe)
+    ledger.add("validation", len(state.validated) * split_name(point.validation)[1] * point.nfe)
 
 
 def _start(point: LearnedPoint, family: LearnableFamily, scheduler: Scheduler, pool: Pool) -> tuple[Tensor, NSSolver]:

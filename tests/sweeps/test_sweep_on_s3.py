@@ -15,6 +15,7 @@ import yaml
 from s3_server import CREDENTIALS, S3Server
 
 from orchestrator.config.pair_plan import PairKey
+from orchestrator.cost import FILE
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import KEY, ROLE, Tracker
@@ -62,7 +63,7 @@ def test_a_sweep_on_storage_that_fails_one_request_in_twenty(
     for spec in specs.values():
         folder = PairStore(made, spec).folder
         assert s3_storage.names(folder) == made.names(folder)
-        for name in made.names(folder):
+        for name in set(made.names(folder)) - {FILE}:  # durations differ
             assert s3_storage.read(f"{folder}/{name}") == made.read(f"{folder}/{name}"), name
     tracker = Tracker(uri)
     tracked = tracker.client.get_experiment_by_name("small")

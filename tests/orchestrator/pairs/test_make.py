@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from orchestrator.config.pair_plan import PairKey
+from orchestrator.cost import FILE, load_costs
 from orchestrator.errors import PoolError, StoreError
 from orchestrator.hosts.host import Host
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.pairs import PairSpec, PairStore
-from orchestrator.pairs.make import ensure_pairs
+from orchestrator.pairs.make import cost_item, ensure_pairs
 from orchestrator.pool.client import RayPool
 from orchestrator.pool.requests import LocalPool, Outcome, Pool, Request
 from orchestrator.storage import Storage
@@ -63,7 +64,8 @@ def expected(made: Storage, spec: PairSpec) -> dict[str, bytes]:
 
 def _files(storage: Storage, spec: PairSpec) -> dict[str, bytes]:
     store = PairStore(storage, spec)
-    return {name: storage.read(f"{store.folder}/{name}") for name in storage.names(store.folder)}
+    names = [name for name in storage.names(store.folder) if name != FILE]  # durations differ
+    return {name: storage.read(f"{store.folder}/{name}") for name in names}
 
 
 def _pool(storage: Storage, host_settings: Callable[..., HostSettings], **failure: int) -> CountingPool:
@@ -344,3 +346,23 @@ def test_any_number_of_hosts_makes_the_same_bytes(
     _ensure(storage, spec, ray_pool(host_settings(storage), hosts))
     assert _files(storage, spec) == expected
     assert sorted(path.name for path in Path(storage.root).rglob("*") if path.is_file()) == sorted([*expected, ".lock"])
+
+
+def test_costs_are_kept_by_file_and_grow_when_a_file_is_made_again(
+    storage: Storage, spec: PairSpec, host_settings: Callable[..., HostSettings]
+) -> None:
+    """The evaluations are those of the manifest, and a file that was damaged has cost twice as much."""
+    _ensure(storage, spec, _pool(storage, host_settings))
+    store = PairStore(storage, spec)
+    costs = load_costs(storage, store.folder)
+    assert costs is not None
+    assert {item: cost.evaluations for item, cost in costs.items()} == {
+        cost_item(record.indices): record.nfe_sum for record in store.records()
+    }
+    assert all(cost.seconds is not None and cost.seconds > 0 for cost in costs.values())
+    storage.write(store.shard_key(range(16, 32)), b"damaged")
+    _ensure(storage, spec, _pool(storage, host_settings))
+    again = load_costs(storage, store.folder)
+    assert again is not None
+    assert again["16-31"].evaluations == 2 * costs["16-31"].evaluations
+    assert again["0-15"] == costs["0-15"]

@@ -1,0 +1,99 @@
+"""Facts about ground truth, stored beside the pairs, and which scores its own error decides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from orchestrator.cost import Cost
+from orchestrator.hosts.protocols import HostProtocol
+from orchestrator.hosts.truth import TruthFacts
+from orchestrator.pairs import PairSpec, PairStore
+from orchestrator.pool.requests import Pool, Request
+from orchestrator.storage import Storage
+
+MARGIN_DB = 10.0
+"""Distance to ground truth's own accuracy below which a PSNR is marked, dB.
+
+At this distance, the error of ground truth may change a solver's RMS error by a third, and its PSNR by 3 dB.
+"""
+
+MARK = "†"
+"""Marks a PSNR that is near ground truth's own accuracy."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Ground truth of one pair set.
+
+    Attributes:
+        spec: Spec of the pairs.
+        facts: Facts about them.
+        seconds: Wall time of making some pairs again.
+        reused: Whether the facts are from an earlier command.
+    """
+
+    spec: PairSpec
+    facts: TruthFacts
+    seconds: float
+    reused: bool
+
+    @property
+    def cost(self) -> Cost:
+        """Cost of making some pairs again."""
+        facts = self.facts
+        return Cost(evaluations=facts.evaluations, forwards=facts.forwards, seconds=self.seconds)
+
+    def mark(self, psnr_db: float) -> str:
+        """:data:`MARK` if a PSNR on these pairs is within :data:`MARGIN_DB` of their own accuracy, else nothing."""
+        accuracy = self.facts.accuracy_db
+        return MARK if accuracy is not None and psnr_db > accuracy - MARGIN_DB else ""
+
+    def sentence(self) -> str:
+        """The facts as a sentence."""
+        facts = self.facts
+        own = (
+            f"own accuracy {facts.accuracy_db:.1f} dB ({facts.again} pairs solved again at a tenth of the tolerance)"
+            if facts.accuracy_db is not None
+            else f"own accuracy unknown: {facts.problem}"
+        )
+        return (
+            f"values from {facts.low:.3g} to {facts.high:.3g}, mean {facts.mean:.3g}, standard deviation "
+            f"{facts.std:.3g}; {facts.nfe:.0f} evaluations per pair; {own}"
+        )
+
+    def footnote(self) -> str:
+        """What :data:`MARK` means, and the remedy."""
+        return (
+            f"{MARK} within {MARGIN_DB:g} dB of ground truth's own accuracy of {self.facts.accuracy_db or 0:.1f} dB: "
+            f"its error, not the solver's alone, decides this value. Tighter tolerances (pairs.rtol and pairs.atol, "
+            f"now {self.spec.rtol:g} and {self.spec.atol:g}) give pairs that can tell such solvers apart"
+        )
+
+
+def find_truths(storage: Storage, pool: Pool, specs: Mapping[float, PairSpec]) -> dict[float, Truth]:
+    """:func:`find_truth` of several pair sets, by guidance scale."""
+    return {scale: find_truth(storage, pool, spec) for scale, spec in specs.items()}
+
+
+def find_truth(storage: Storage, pool: Pool, spec: PairSpec) -> Truth:
+    """Facts about the ground truth of complete pairs; a host finds them unless they are stored.
+
+    Args:
+        storage: Storage of the pairs, where the facts are kept.
+        pool: Hosts of the model.
+        spec: Spec of the pairs.
+    """
+    key = f"{PairStore(storage, spec).folder}/truth-{spec.count}.json"
+    if storage.exists(key):
+        try:
+            content = storage.read_json(key)
+            return Truth(spec, TruthFacts(**content["facts"]), content["seconds"], reused=True)
+        except (ValueError, KeyError, TypeError):  # of another version, or damaged
+            storage.delete(key)
+    begin = time.monotonic()
+    facts = pool.call(Request.of(HostProtocol.truth, pairs=spec.name))
+    seconds = time.monotonic() - begin
+    storage.write_json(key, {"facts": asdict(facts), "seconds": seconds})
+    return Truth(spec, facts, seconds, reused=False)
