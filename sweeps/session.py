@@ -22,7 +22,7 @@ from orchestrator.lock import exclusive
 from orchestrator.log import logged_to
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
-from orchestrator.pairs.make import ensure_pairs
+from orchestrator.pairs.make import complete, ensure_pairs
 from orchestrator.pool.client import RayPool
 from orchestrator.pool.requests import PoolSettings, Request
 from orchestrator.progress import Note, counted, note, stage
@@ -83,6 +83,7 @@ class Session:
             UserError: Something in the configuration or the environment cannot work.
         """
         self.config, self.wait, self.announce = config, wait, announce
+        self.reused: set[str] = set()  # names of the pairs that were complete before this command
         self.folder = f"experiments/{config.name}"
         self.storage = Storage.at(config.storage)
         tracking_uri = self.tracking_uri if tracked else None
@@ -156,6 +157,7 @@ class Session:
         """
         check_teacher(self.storage, self.pool, self.facts, specs, force=self.force, announce=self.announce)
         self.record_needs([f"pairs/{spec.digest}" for spec in specs])
+        self.reused |= complete(self.storage, specs)
         ensure_pairs(self.storage, list(specs), self.pool, wait=self.wait, announce=self.announce)
 
     def record_needs(self, folders: Iterable[str], *, add: bool = True) -> None:

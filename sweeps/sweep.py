@@ -11,7 +11,8 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -20,23 +21,27 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
 from orchestrator.cluster.system_metrics import SystemMetrics
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.errors import Failure
 from orchestrator.log import record
 from orchestrator.metrics.measurements import MetricSpec
-from orchestrator.pairs import PairStore
+from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pool.queue import SLOTS
 from orchestrator.progress import Note, bar, note, stage
+from orchestrator.reports.bill import gallery_cost
 from orchestrator.reports.gallery import make_gallery
 from orchestrator.reports.sweep import markdown_table, write_report, write_tables
+from orchestrator.results.bill import Bill, guided
 from orchestrator.results.store import Result, ResultStore, Row, rows
+from orchestrator.results.truth import Truth, find_truths
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import DESCRIPTION, ROLE, UPDATED, RunLog, entity_name
 from orchestrator.tracking.records import write_run
 from solvers.grids import Grid
+from sweeps.bills import charge_gallery, opening_bill
 from sweeps.cell_scheduler import asha_per_cell
 from sweeps.point import RESULT_FORMAT, AnyPoint, FixedPoint, LearnedPoint, SolverChoice, point_from_dict
 from sweeps.points.execute import TrialContext, mlflow_parameters, stored_result
@@ -44,6 +49,7 @@ from sweeps.points.runner import TRIALS, end_runners, start_runners
 from sweeps.points.trial import FAILURE, follow, trial
 from sweeps.session import Session, keep_only, upload
 from sweeps.space import check_pairs, fixed_points, learned_points
+from sweeps.trial_progress import TrialProgress
 
 MAX_TRIAL_FAILURES = 2
 
@@ -67,6 +73,8 @@ class SweepOutcome:
         thetas: Folder of the best learned solvers, one theta per file; None if none was learned.
         failed: Names of points that could not be finished, with the reason.
         log: Location of the log with the details of failures; None if nothing was logged.
+        truths: Facts about the ground truth of the test pairs, by guidance scale.
+        bill: What the results cost.
     """
 
     rows: list[Row]
@@ -74,6 +82,8 @@ class SweepOutcome:
     thetas: str | None
     failed: dict[str, str]
     log: str | None
+    truths: dict[float, Truth]
+    bill: Bill
 
 
 def run_sweep(
@@ -123,8 +133,10 @@ class _Sweep:
             pool=session.pool_name,
             hosts=self.config.resources.hosts,
             facts=session.facts,
+            checkpoint=self.config.resources.checkpoint,
         )
         self.failed: dict[str, str] = {}
+        self.reused: set[str] = set()  # keys of the points that were complete before
 
     def _parent(self) -> RunLog:
         """The MLflow run of the sweep, shared by all sweeps of this name whose results are comparable.
@@ -158,13 +170,32 @@ class _Sweep:
         self._record_all(points, results)
         thetas = self._publish_thetas(table)
         self._summaries(table)
+        truths = self._truths()
         report = self.storage.location(f"{self.folder}/report.html")
-        self.parent.tags({DESCRIPTION: _description(self.config.name, table, report)})
+        self.parent.tags({DESCRIPTION: _description(self.config.name, table, report, truths)})
         with stage("writing the report"):
-            self._report(table, ordered)
+            bill = self._report(table, ordered, truths)
+        self.parent.tags({DESCRIPTION: _description(self.config.name, table, report, truths, bill)})
         status = "FAILED" if self.failed else "FINISHED"
-        self.parent.finish({"solvers": len(ordered), "failed": len(self.failed)}, status=status)
-        return SweepOutcome(rows=table, report=report, thetas=thetas, failed=self.failed, log=self.session.log.location)
+        values: dict[str, float] = {"solvers": len(ordered), "failed": len(self.failed)}
+        for scale, truth in truths.items():
+            values |= {f"ground_truth/{name}/guidance {scale:g}": value for name, value in truth.numbers().items()}
+        self.parent.finish(values | bill.metrics(), status=status)
+        return SweepOutcome(
+            rows=table,
+            report=report,
+            thetas=thetas,
+            failed=self.failed,
+            log=self.session.log.location,
+            truths=truths,
+            bill=bill,
+        )
+
+    def _truths(self) -> dict[float, Truth]:
+        """Facts about the ground truth of the test pairs, by guidance scale."""
+        tests = {scale: spec for (split, scale, _), spec in self.session.specs.items() if split == "test"}
+        with stage("measuring the accuracy of ground truth"):
+            return find_truths(self.storage, self.session.pool, tests, self.announce)
 
     def close(self) -> None:
         """Stop the runners, if any were started."""
@@ -180,6 +211,7 @@ class _Sweep:
         stores = {point.key: ResultStore(self.storage, point.key) for point in points}
         self.session.record_needs(store.folder for store in stores.values())
         pending = [point for point in points if not stores[point.key].is_complete()]
+        self.reused |= {point.key for point in points} - {point.key for point in pending}
         if len(pending) < len(points):
             self.announce(f"{description}: {len(points) - len(pending)} of {len(points)} points are complete, reused")
         if pending:
@@ -232,7 +264,7 @@ class _Sweep:
                     storage_path=folder.name,
                     failure_config=FailureConfig(max_failures=MAX_TRIAL_FAILURES),
                     checkpoint_config=CheckpointConfig(checkpoint_frequency=0),
-                    callbacks=[_Display(progress, points)],
+                    callbacks=[TrialProgress(progress, points)],
                     verbose=0,
                 ),
             )
@@ -296,18 +328,42 @@ class _Sweep:
         for run in outdated.values():
             self.tracker.delete(run)
 
-    def _report(self, table: Sequence[Row], results: Sequence[Result]) -> None:
-        """Write tables and then the report to the experiment's folder and the parent run."""
+    def _report(self, table: Sequence[Row], results: Sequence[Result], truths: Mapping[float, Truth]) -> Bill:
+        """Write tables and then the report to the experiment's folder and the parent run; returns the bill."""
         facts, specs = self.session.facts, self.session.specs
         tests = {scale: spec for (split, scale, _), spec in specs.items() if split == "test"}
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             tables = write_tables(folder, table)
             upload(self.storage, self.folder, tables, self.parent)  # before samples, so that nothing can take them away
+            begin = time.monotonic()
             panels = make_gallery(self.session.pool, self.storage, tests, table, facts)
-            files = write_report(folder, self.config, facts, specs.values(), table, results, panels, self.announce)
+            bill = opening_bill(self.session, self._named_pairs(), truths.values())
+            bill.add_results(self.storage, results, self.reused)
+            charge_gallery(bill, gallery_cost(panels, facts.forwards_per_evaluation, time.monotonic() - begin))
+            files = write_report(
+                folder,
+                self.config,
+                facts,
+                specs.values(),
+                table,
+                results,
+                panels,
+                self.announce,
+                truths=truths,
+                bill=bill,
+            )
             upload(self.storage, self.folder, files, self.parent)
             keep_only(self.storage, self.folder, {file.name for file in [*tables, *files]})
+        return bill
+
+    def _named_pairs(self) -> dict[str, PairSpec]:
+        """The pair sets by what they are for."""
+        seeds = len(self.config.seeds) > 1
+        return {
+            f"{split}{guided(scale)}" + (f", seed {seed}" if seeds and split == "train" else ""): spec
+            for (split, scale, seed), spec in self.session.specs.items()
+        }
 
     def _publish_thetas(self, table: Sequence[Row]) -> str | None:
         """Copy the chosen learned solvers to readable file names; returns their folder, or None if there are none."""
@@ -350,10 +406,14 @@ def best_choices(
     }
 
 
-def _description(name: str, table: Sequence[Row], report: str) -> str:
-    """Description of the parent run in the UI: the comparison table, and where to see it as curves."""
+def _description(
+    name: str, table: Sequence[Row], report: str, truths: Mapping[float, Truth], bill: Bill | None = None
+) -> str:
+    """Description of the parent run in the UI: the comparison table, its ground truth, its bill, and where to look."""
+    truth = "".join(f"Ground truth{guided(scale)}: {truth.sentence()}.\n\n" for scale, truth in truths.items())
     return (
-        f"# {name}\n\n{markdown_table(table)}\n"
+        f"# {name}\n\n{markdown_table(table, truths)}\n{truth}"
+        f"{'' if bill is None else bill.markdown() + chr(10)}"
         f"For curves against NFE, open the chart view of the experiment's runs. Figures, samples and `report.html` are "
         f"among this run's artifacts (also at {report}); a solver's theta is an artifact of its own run."
     )
@@ -375,34 +435,3 @@ def _mark_stopped(storage: Storage, config: dict[str, Any]) -> None:
 def _trial_name(trial: Any) -> str:
     """Folder of a trial in Tune's results. It uses the key, since names of points are long."""
     return f"{point_from_dict(trial.config['point']).key}-{trial.trial_id}"
-
-
-class _Display(Callback):
-    """Progress of a round of trials, in iterations, so that its rate and remaining time are meaningful."""
-
-    def __init__(self, progress: Any, points: Sequence[AnyPoint]):
-        self.progress = progress
-        self.total = {point.key: point.iterations for point in points}
-        self.done = dict.fromkeys(self.total, 0)
-        self.finished = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune stores its callbacks, and never loads them here; a bar cannot be stored
-
-    def _advance(self, key: str, done: int) -> None:
-        if done > self.done[key]:
-            self.progress.update(done - self.done[key])
-            self.done[key] = done
-        self.progress.set_postfix_str(f" {self.finished}/{len(self.total)} trials", refresh=False)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        point = point_from_dict(trial.config["point"])
-        if isinstance(point, LearnedPoint):
-            self._advance(point.key, int(result.get("iteration", 0)))
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        key = point_from_dict(trial.config["point"]).key
-        self.finished += 1
-        self._advance(key, self.total[key])

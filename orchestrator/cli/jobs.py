@@ -80,7 +80,10 @@ def sweep(config: str, overrides: tuple[str, ...], place: Place) -> None:
     from sweeps.sweep import run_sweep
 
     outcome = run_sweep(loaded, address=place.address, wait=place.wait, force=place.force)
-    print_table(outcome.rows)
+    print_table(outcome.rows, outcome.truths)
+    for scale, truth in outcome.truths.items():
+        click.echo(f"ground truth, guidance {scale:g}: {truth.sentence()}")
+    click.echo(f"cost: {outcome.bill.sentence()}")
     click.echo(f"report: {outcome.report}")
     if outcome.thetas is not None:
         click.echo(f"thetas: {outcome.thetas}")

@@ -15,6 +15,7 @@ from orchestrator.errors import UserError
 if TYPE_CHECKING:
     from orchestrator.config.experiment import ExperimentConfig
     from orchestrator.results.store import Row
+    from orchestrator.results.truth import Truth
     from solvers.theta import ThetaArtifact
 
 # Imports of torch, ray and mlflow take seconds, so they stay inside the commands: --help and usage errors are instant.
@@ -93,13 +94,13 @@ def exit_if_failed(failed: Mapping[str, str], log: str | None) -> None:
         sys.exit(FAILED)
 
 
-def print_table(table: Sequence[Row]) -> None:
-    """Print PSNR by solver and NFE, in colour only on a terminal."""
+def print_table(table: Sequence[Row], truths: Mapping[float, Truth] | None = None) -> None:
+    """Print PSNR by solver and NFE, in colour only on a terminal; those near ground truth's accuracy are marked."""
     from rich.console import Console
     from rich.table import Table
 
     from orchestrator.metrics.base import shown_db
-    from orchestrator.reports.sweep import not_finite, summary
+    from orchestrator.reports.sweep import mark, not_finite, summary
 
     console = Console(highlight=False)
     for scale in sorted({row.guidance_scale for row in table}):
@@ -113,7 +114,13 @@ def print_table(table: Sequence[Row]) -> None:
             cells = []
             for nfe in nfes:
                 row = line["cells"].get(nfe)
-                text = "—" if row is None else f"{shown_db(row.metrics['psnr_db'], 2)}{not_finite(row)}"
+                text = (
+                    "—"
+                    if row is None
+                    else f"{shown_db(row.metrics['psnr_db'], 2)}{mark(truths or {}, row)}{not_finite(row)}"
+                )
                 cells.append(f"[bold green]{text}[/]" if row is not None and line["best"][nfe] else text)
             output.add_row(line["name"], *cells, style="bold" if line["kind"] == "learned" else None)
         console.print(output)
+        if truths and any(mark(truths, row) for row in part):
+            click.echo(f"{truths[scale].footnote()}.")

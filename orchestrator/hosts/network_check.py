@@ -17,6 +17,9 @@ from solvers.field import VelocityField
 SAMPLES = 4
 """Samples of each of the two evaluations."""
 
+EVALUATIONS = 2 * SAMPLES
+"""Velocity evaluations, each of one sample, that a network takes that passes the check."""
+
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Largest relative RMS difference between two velocities of one sample that counts as rounding, by the dtype of the
 network's weights: some kernels of GPUs add in any order, so that equal inputs do not give equal bits."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from orchestrator.cost import Ledger, load_costs, save_costs
@@ -60,6 +61,16 @@ def ensure_pairs(
     if failures:
         raise PoolError(f"{'; '.join(failures)}; the other shards are kept; run the same command again")
     return records
+
+
+def complete(storage: Storage, specs: Iterable[PairSpec]) -> set[str]:
+    """Names of the pairs that are complete, by their manifests; whether files are damaged is not checked."""
+    names = set()
+    for spec in specs:
+        with suppress(DamagedManifestError):
+            if PairStore(storage, spec).is_complete():
+                names.add(spec.name)
+    return names
 
 
 class _ShardsSetAsideError(PoolError):

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from orchestrator.cost import Cost
+from orchestrator.reports.folder import Picture, ReportFolder
 from orchestrator.reports.gallery import Panel
 from orchestrator.results.bill import Bill
 
 
-def picture(bill: Bill) -> Figure:
+def bill_picture(written: ReportFolder, bill: Bill | None) -> Picture | None:
+    """Write the picture of a bill; None without a bill."""
+    return None if bill is None else written.picture("Cost by item", "bill.png", partial(draw, bill))
+
+
+def draw(bill: Bill) -> Figure:
     """Bars of network passes and of wall time, one per item."""
     lines = [line for line in bill.items() if line.cost is not None]
     figure, (passes, time) = plt.subplots(1, 2, figsize=(8.2, 0.7 + 0.34 * len(lines)), sharey=True)

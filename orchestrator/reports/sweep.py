@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,16 @@ from orchestrator.metrics.base import Metric, shown_db
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.progress import Note, note
+from orchestrator.reports.bill import bill_picture
 from orchestrator.reports.curves import curves, training
 from orchestrator.reports.folder import ReportFolder
 from orchestrator.reports.gallery import Panel
 from orchestrator.reports.sound import players
+from orchestrator.results.bill import COLUMNS, Bill
 from orchestrator.results.store import Result, Row
+from orchestrator.results.truth import Truth
+
+NO_TRUTHS: Mapping[float, Truth] = MappingProxyType({})
 
 
 def write_tables(folder: Path, table: Sequence[Row]) -> list[Path]:
@@ -41,6 +47,9 @@ def write_report(
     results: Sequence[Result],
     panels: Sequence[Panel],
     announce: Note = note,
+    *,
+    truths: Mapping[float, Truth] = NO_TRUTHS,
+    bill: Bill | None = None,
 ) -> list[Path]:
     """Write figures and ``report.html`` into ``folder``. A figure that cannot be drawn costs a sentence.
 
@@ -53,6 +62,8 @@ def write_report(
         results: Results of all points; those with a history are plotted.
         panels: Samples to show.
         announce: Receives a note for each figure that is missing.
+        truths: Facts about the ground truth of the test pairs, by guidance scale; scores near its accuracy are marked.
+        bill: What the results cost; None: the report has no bill.
 
     Returns:
         The files written, the report last.
@@ -73,6 +84,12 @@ def write_report(
         units={column: metric.heading for column, metric in metrics.items()},
         not_finite=not_finite,
         shown_db=shown_db,
+        mark=partial(mark, truths),
+        truths=truths,
+        near={row.guidance_scale for row in table if mark(truths, row)},
+        bill=bill,
+        bill_picture=bill_picture(written, bill),
+        columns=COLUMNS,
     )
     return written.files
 
@@ -142,8 +159,14 @@ def comparison_csv(table: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def markdown_table(table: Sequence[Row]) -> str:
-    """PSNR by solver and NFE as Markdown tables, one per guidance scale."""
+def mark(truths: Mapping[float, Truth], row: Row | None) -> str:
+    """The mark of a row's PSNR if it is near the accuracy of its ground truth, else nothing."""
+    truth = None if row is None else truths.get(row.guidance_scale)
+    return "" if truth is None or row is None else truth.mark(row.metrics["psnr_db"])
+
+
+def markdown_table(table: Sequence[Row], truths: Mapping[float, Truth] = NO_TRUTHS) -> str:
+    """PSNR by solver and NFE as Markdown tables, one per guidance scale; those near the truth's accuracy are marked."""
     lines = []
     for scale in sorted({row.guidance_scale for row in table}):
         part = [row for row in table if row.guidance_scale == scale]
@@ -151,8 +174,10 @@ def markdown_table(table: Sequence[Row]) -> str:
         lines += [f"PSNR (dB), guidance {scale:g}", "", "| solver | " + " | ".join(f"NFE {n}" for n in nfes) + " |"]
         lines.append("|---" * (len(nfes) + 1) + "|")
         for entry in summary(part):
-            cells = [_cell(entry, nfe) for nfe in nfes]
+            cells = [_cell(entry, nfe, truths) for nfe in nfes]
             lines.append(f"| {html.escape(entry['name'])} | " + " | ".join(cells) + " |")
+        if any(mark(truths, row) for row in part):
+            lines += ["", f"{truths[scale].footnote()}."]
         lines.append("")
     return "\n".join(lines)
 
@@ -162,10 +187,10 @@ def not_finite(row: Row) -> str:
     return f" ({row.not_finite} not finite)" if row.not_finite else ""
 
 
-def _cell(entry: dict[str, Any], nfe: int) -> str:
+def _cell(entry: dict[str, Any], nfe: int, truths: Mapping[float, Truth]) -> str:
     row = entry["cells"].get(nfe)
     if row is None:
         return "—"
     error = f" ± {row.stderr['psnr_db']:.2f}" if row.seeds > 1 else ""
-    text = f"{shown_db(row.metrics['psnr_db'], 1)}{error}{not_finite(row)}"
+    text = f"{shown_db(row.metrics['psnr_db'], 1)}{mark(truths, row)}{error}{not_finite(row)}"
     return f"**{text}**" if entry["best"][nfe] else text

@@ -82,9 +82,7 @@ class Bill:
     forwards_per_evaluation: Callable[[float], int]
     entries: list[Entry] = field(default_factory=list)
 
-    def add(
-        self, item: Item, part: str, cost: Cost | None, *, reused: bool = False, detail: str | None = None
-    ) -> None:
+    def add(self, item: Item, part: str, cost: Cost | None, *, reused: bool = False, detail: str | None = None) -> None:
         """Add an entry."""
         self.entries.append(Entry(item=item, part=part, cost=cost, reused=reused, detail=detail))
 
@@ -199,6 +197,17 @@ class Bill:
                 if line.cost.seconds is not None:
                     values[f"bill/seconds/{name}"] = line.cost.seconds
         return values
+
+    def sentence(self) -> str:
+        """The total, and the share of it that was reused, as a sentence."""
+        total = self.total()
+        evaluations, forwards, backwards, time, _ = total.texts
+        earlier = _line("total", "", [entry for entry in self.entries if entry.reused]).cost
+        reused = "" if earlier is None else f", {earlier.forwards:,} of the forward passes in earlier commands"
+        return (
+            f"{evaluations} velocity evaluations, {forwards} forward and {backwards} backward passes of the network"
+            f"{reused}; wall times sum to {time}"
+        )
 
     def notes(self) -> list[str]:
         """What a reader of the bill has to know."""

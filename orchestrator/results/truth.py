@@ -5,13 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 from orchestrator.cost import Cost
+from orchestrator.errors import UserError
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.truth import TruthFacts
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pool.requests import Pool, Request
+from orchestrator.progress import Note
 from orchestrator.storage import Storage
+
+K = TypeVar("K")
 
 MARGIN_DB = 10.0
 """Distance to ground truth's own accuracy below which a PSNR is marked, dB.
@@ -63,6 +68,12 @@ class Truth:
             f"{facts.std:.3g}; {facts.nfe:.0f} evaluations per pair; {own}"
         )
 
+    def numbers(self) -> dict[str, float]:
+        """The facts as metrics of an MLflow run, without those that are not known."""
+        facts = self.facts
+        values = {"low": facts.low, "high": facts.high, "mean": facts.mean, "std": facts.std, "nfe": facts.nfe}
+        return values if facts.accuracy_db is None else values | {"accuracy_db": facts.accuracy_db}
+
     def footnote(self) -> str:
         """What :data:`MARK` means, and the remedy."""
         return (
@@ -72,9 +83,15 @@ class Truth:
         )
 
 
-def find_truths(storage: Storage, pool: Pool, specs: Mapping[float, PairSpec]) -> dict[float, Truth]:
-    """:func:`find_truth` of several pair sets, by guidance scale."""
-    return {scale: find_truth(storage, pool, spec) for scale, spec in specs.items()}
+def find_truths(storage: Storage, pool: Pool, specs: Mapping[K, PairSpec], announce: Note) -> dict[K, Truth]:
+    """:func:`find_truth` of several pair sets. One that fails costs a note, since no score depends on it."""
+    truths = {}
+    for key, spec in specs.items():
+        try:
+            truths[key] = find_truth(storage, pool, spec)
+        except UserError as error:
+            announce(f"the accuracy of the ground truth of {spec.name} is not known: {error}")
+    return truths
 
 
 def find_truth(storage: Storage, pool: Pool, spec: PairSpec) -> Truth:

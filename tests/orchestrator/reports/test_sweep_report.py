@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import re
 from collections.abc import Sequence
@@ -12,14 +13,18 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from pair_spec_example import pair_spec
 
 from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.hosts.truth import TruthFacts
 from orchestrator.metrics.psnr import PSNR
 from orchestrator.models.facts import ModelFacts
 from orchestrator.reports.curves import LEARNED_COLOURS, curves, training
 from orchestrator.reports.gallery import Panel, Strip
 from orchestrator.reports.sweep import comparison_csv, markdown_table, summary, write_report, write_tables
+from orchestrator.results.bill import Bill
 from orchestrator.results.store import Kind, Result, Row
+from orchestrator.results.truth import Truth
 from solvers.schedulers.cond_ot import CondOT
 
 FACTS = ModelFacts(
@@ -173,6 +178,49 @@ def test_an_empty_table_is_a_header() -> None:
     """This is the table of a sweep in which nothing finished."""
     assert comparison_csv([]).splitlines() == ["solver,kind,nfe,guidance_scale,sigma0,detail,seeds"]
     assert markdown_table([]) == ""
+
+
+def _truth(accuracy_db: float | None, problem: str | None = None) -> Truth:
+    facts = TruthFacts(
+        low=-1.25,
+        high=1.5,
+        mean=0.1,
+        std=0.5,
+        nfe=51.0,
+        accuracy_db=accuracy_db,
+        problem=problem,
+        again=8,
+        evaluations=640,
+        forwards=1280,
+    )
+    return Truth(pair_spec(), facts, 1.5, reused=False)
+
+
+def test_scores_near_the_accuracy_of_ground_truth_are_marked_and_explained(
+    tmp_path: Path, config: ExperimentConfig, table: list[Row], panels: list[Panel]
+) -> None:
+    """BNS at NFE 8 has 38 dB, within 10 dB of 47.5; nothing else is, and guidance 3 has other pairs."""
+    truths = {1.0: _truth(47.5), 3.0: _truth(None, "rounding in the network is larger than the tolerance")}
+    markdown = markdown_table(table, truths)
+    assert "**38.0† ± 0.12**" in markdown
+    assert markdown.count("†") == 2
+    assert "† within 10 dB of ground truth's own accuracy of 47.5 dB" in markdown
+    assert "pairs.rtol and pairs.atol" in markdown
+    bill = Bill(lambda scale: 2)
+    bill.add_evaluations("report", "samples", 12, 3.0, 0.5)
+    bill.add("distillation", "BNS", None, reused=True, detail="BNS nfe4")
+    *_, report = write_report(tmp_path, config, FACTS, [], table, [], panels, truths=truths, bill=bill)
+    text = html.unescape(report.read_text(encoding="utf-8"))
+    assert text.count("38.00†") == 2
+    assert text.count("†") == 3
+    assert "values from -1.25 to 1.5, mean 0.1, standard deviation 0.5; 51 evaluations per pair" in text
+    assert "own accuracy 47.5 dB (8 pairs solved again at a tenth of the tolerance)" in text
+    assert "own accuracy unknown: rounding in the network is larger than the tolerance" in text
+    assert (tmp_path / "bill.png").exists()
+    assert "What it cost" in text
+    assert "<td>12</td><td>24</td><td>0</td><td>0.5 s</td>" in text
+    assert "<td>—</td><td>—</td><td>—</td><td>—</td><td>all</td>" in text
+    assert bill.sentence().startswith("12 velocity evaluations, 24 forward and 0 backward passes")
 
 
 def test_the_markdown_table_has_a_cell_for_every_nfe(table: list[Row]) -> None:

@@ -1,0 +1,37 @@
+"""Bills of the main jobs, from what is stored beside pairs and points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from orchestrator.cost import Cost
+from orchestrator.hosts.network_check import EVALUATIONS
+from orchestrator.pairs import PairSpec
+from orchestrator.results.bill import Bill, guided
+from orchestrator.results.truth import Truth
+from sweeps.session import Session
+
+
+def opening_bill(session: Session, pairs: Mapping[str, PairSpec], truths: Iterable[Truth]) -> Bill:
+    """The bill of a session up to its complete pairs and the facts about ground truth.
+
+    Args:
+        session: The session; its pairs are made.
+        pairs: Pair sets, by what they are for.
+        truths: Facts about ground truth.
+    """
+    bill = Bill(session.facts.forwards_per_evaluation)
+    checked = session.config.resources.hosts * EVALUATIONS
+    bill.add_evaluations("examination", "each host checks the network", checked, session.config.guidance_scale[0])
+    for truth in truths:
+        part = f"accuracy of ground truth{guided(truth.spec.guidance_scale)}"
+        bill.add("examination", part, truth.cost, reused=truth.reused)
+    for name, spec in pairs.items():
+        bill.add_pairs(session.storage, spec, name, reused=spec.name in session.reused)
+    return bill
+
+
+def charge_gallery(bill: Bill, cost: Cost) -> None:
+    """Add the samples that a report shows."""
+    if cost.evaluations:
+        bill.add("report", "samples to look at and to listen to", cost)
