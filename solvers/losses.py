@@ -25,6 +25,25 @@ def per_sample_mse(x: Tensor, reference: Tensor) -> Tensor:
     return (x.to(dtype) - reference.to(dtype)).square().flatten(1).mean(dim=1)
 
 
+def counted(x: Tensor, mask: Tensor | None) -> Tensor:
+    """``x`` restricted to the entries that count, so that means over all entries are means over those alone.
+
+    The others become 0, even if they are infinite, and each sample is scaled by the root of the inverse share of its
+    entries that count. Of two tensors treated alike, the MSE is that of the entries that count, and so is the ratio
+    of two MSEs.
+
+    Args:
+        x: Shape (..., B, \\*sample).
+        mask: Which entries count, bool, (B, ...) broadcastable to the samples, at least one per sample; None: all.
+    """
+    if mask is None:
+        return x
+    kept = mask.expand(x.shape[x.ndim - mask.ndim :])
+    share = kept.flatten(1).to(torch.float64).mean(dim=1)
+    scale = share.rsqrt().to(x.dtype).view(-1, *(1,) * (mask.ndim - 1))
+    return torch.where(kept, x * scale, 0.0)
+
+
 def psnr_loss(x: Tensor, reference: Tensor) -> Tensor:
     """log ||x_n - x(1)||^2 per sample, shape (B,): the summand of BNS eq. 13, whose printed sign is wrong.
 

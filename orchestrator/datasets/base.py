@@ -21,6 +21,8 @@ from orchestrator.content import digest
 from orchestrator.randomness import generator
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from orchestrator.pairs.conditions import Conditions
 
 IntArray = npt.NDArray[np.int64]
@@ -122,6 +124,14 @@ class Dataset(ABC):
     def tensors(self, rows: IntArray, names: Iterable[str]) -> Conditions:
         """Named arrays of these rows, for a dataset that is :attr:`named`."""
         raise NotImplementedError(f"{type(self).__name__} has no named arrays")
+
+    def mask_of(self, rows: IntArray, shape: tuple[int, ...]) -> Tensor | None:
+        """Which entries of samples of this shape count in losses and metrics, bool, (len(rows), ...); None: all.
+
+        Raises:
+            ValueError: The dataset's mask does not fit samples of this shape.
+        """
+        return None
 
     def labels_of(self, conditions: IntArray) -> IntArray:
         """Class labels of these conditions: by default the conditions themselves."""

@@ -45,6 +45,8 @@ class Tensors(Dataset):
             longest): true where the list has an entry.
         samples: Name of the array of real samples, in the range of the model's data, for metrics such as Fréchet
             distances.
+        mask: Name of an array that is 1 or true where an entry of a sample counts, 0 or false where losses and metrics
+            leave it out, as entries that are given to an imputation model; of the sample's shape, or broadcastable.
         labels: Name of the array of class labels, which a network takes as ``y``.
         split: Shares of the rows from which training, validation and test pairs are drawn; rows are assigned at
             random, always in the same way. Or the name of an array that holds train, validation or test (or 0, 1 or
@@ -67,6 +69,7 @@ class Tensors(Dataset):
     padding: dict[str, float] = field(default_factory=dict)
     padding_masks: dict[str, str] = field(default_factory=dict)
     samples: str | None = None
+    mask: str | None = None
     labels: str | None = None
     split: dict[str, float] | str = field(default_factory=lambda: {"train": 0.8, "validation": 0.1, "test": 0.1})
     part: Split | None = None
@@ -80,6 +83,8 @@ class Tensors(Dataset):
         self._check_lengths()
         if self.labels is not None:
             _ = self._labels
+        if self.mask is not None:
+            _ = self._mask
         self._check_split()
 
     # ---- arrays ------------------------------------------------------------------------------------------------
@@ -109,7 +114,7 @@ class Tensors(Dataset):
 
     def _check_names(self) -> None:
         source, present = self._read.source, self._read
-        named = [("samples", self.samples), ("labels", self.labels)]
+        named = [("samples", self.samples), ("mask", self.mask), ("labels", self.labels)]
         named += [("shared", name) for name in self.shared]
         named += [("split", self.split)] if isinstance(self.split, str) else []
         named += [(option, name) for option in ("padding", "padding_masks") for name in getattr(self, option)]
@@ -118,7 +123,7 @@ class Tensors(Dataset):
                 continue
             if name not in present:
                 raise ValueError(f"{option}: {source} has no array {name!r}; its arrays are: {', '.join(present)}")
-            if option.startswith("padding") != isinstance(present[name], Ragged) and option not in ("samples",):
+            if option.startswith("padding") != isinstance(present[name], Ragged) and option not in ("samples", "mask"):
                 listed = isinstance(present[name], Ragged)
                 raise ValueError(
                     f"{option} names {name!r}, which {'holds lists' if listed else 'is an array, not lists'}; "
@@ -180,6 +185,35 @@ class Tensors(Dataset):
                     f"a larger share, or more rows"
                 )
 
+    @cached_property
+    def _mask(self) -> npt.NDArray[np.bool_]:
+        assert self.mask is not None
+        values = self._arrays[self.mask]
+        if values.dtype.kind not in "bif" or not np.isin(values, (0, 1)).all():
+            raise ValueError(f"mask: {self.mask!r} of {self._read.source} must hold 0 and 1 only, or true and false")
+        if self.mask in self.shared:
+            values = np.broadcast_to(values, (self.rows, *values.shape))
+        nothing = np.flatnonzero(~values.reshape(len(values), -1).any(axis=1))
+        if len(nothing):
+            listed = ", ".join(map(str, nothing[:5].tolist())) + (", …" if len(nothing) > 5 else "")
+            raise ValueError(
+                f"mask: no entry counts in row {listed} of {self.mask!r} of {self._read.source}; remove such rows"
+            )
+        return values.astype(np.bool_)
+
+    def mask_of(self, rows: IntArray, shape: tuple[int, ...]) -> torch.Tensor | None:
+        if self.mask is None:
+            return None
+        given = self._mask.shape[1:]
+        fits = len(given) <= len(shape) and all(a in (1, b) for a, b in zip(given[::-1], shape[::-1], strict=False))
+        if not fits:
+            raise ValueError(
+                f"mask: a row of {self.mask!r} has shape {given}, which does not fit samples of shape {shape}; give "
+                f"one value per entry, or an axis of 1 where all entries share it"
+            )
+        ones = (1,) * (len(shape) - len(given))
+        return torch.from_numpy(self._mask[rows].reshape(len(rows), *ones, *given))
+
     # ---- rows --------------------------------------------------------------------------------------------------
 
     def conditions(self, seed: int, indices: Sequence[int]) -> IntArray:
@@ -226,7 +260,7 @@ class Tensors(Dataset):
         names = sorted(self._arrays)
         padding = {name: self.padding.get(name, 0) for name, value in self._read.items() if isinstance(value, Ragged)}
         yield self._read.content
-        yield [names, sorted(self.shared), padding, self.labels]
+        yield [names, sorted(self.shared), padding, self.labels, self.mask]
         yield self._drawn_from
 
     # ---- labels and real samples -------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ class Batching:
         batch = concatenate([request.pairs for request in requests])
         x0 = batch.x0.unflatten(0, (len(requests), shape.pairs))
         samples = sample_batched(thetas, self.velocity(batch.condition, shape.guidance_scale), x0)
-        per_pair = psnr_loss(samples.flatten(0, 1), batch.x1).to(torch.float64)
+        per_pair = psnr_loss(batch.counted(samples.flatten(0, 1)), batch.counted(batch.x1)).to(torch.float64)
         losses = per_pair.view(len(requests), shape.pairs).sum(dim=1)
         (gradients,) = torch.autograd.grad(losses.sum(), thetas)
         return list(zip(losses.tolist(), gradients.numpy(), strict=True))

@@ -45,11 +45,13 @@ def drawn(model: ModelAdapter, dataset: Dataset, seed: int, indices: Sequence[in
 
 
 def resolved(model: ModelAdapter, spec: PairSpec, pairs: PairSet) -> PairSet:
-    """Loaded pairs with what the network takes, where the store keeps numbers of rows.
+    """Loaded pairs with what the network takes, and what counts, where the store keeps numbers of rows.
 
     Raises:
         StoreError: The rows have changed.
     """
     if not plugins.load("datasets", spec.conditioning["name"]).named:
         return pairs
-    return replace(pairs, condition=model.encode_conditions(pairs.stored, dataset_of(spec)))
+    dataset = dataset_of(spec)
+    condition = model.encode_conditions(pairs.stored, dataset)
+    return replace(pairs, condition=condition, mask=dataset.mask_of(pairs.stored.numpy(), spec.shape))

@@ -216,13 +216,14 @@ class Host(HostProtocol):
             jacobian=jacobian,
             free=None if free is None else torch.from_numpy(free),
             precision=AUTOCAST[self.settings.precision],
+            mask=batch.mask,
         )
 
     def loss(self, theta: npt.NDArray[np.float64], pairs: str, indices: Sequence[int]) -> float:
         batch, velocity = self._batch(pairs, indices, self._distillation_field)
         with torch.no_grad():
             sample = NSSolver.from_flat(torch.from_numpy(theta)).sample(velocity, batch.x0)
-            return psnr_loss(sample, batch.x1).to(torch.float64).sum().item()
+            return psnr_loss(batch.counted(sample), batch.counted(batch.x1)).to(torch.float64).sum().item()
 
     # ---- distillation steps -----------------------------------------------------------------------------------
 
@@ -284,7 +285,8 @@ class Host(HostProtocol):
         spec, pair_set = self._load(pairs)
         batch, grid = pair_set.to(self.settings.device), torch.from_numpy(times)
         pair_field = self._pair_field(batch, spec, self._field)
-        fitted = fit(pair_field, batch.x0, _path(batch, pairs).state(grid), grid, batch_size=SCORING_BATCH)
+        states = _path(batch, pairs).state(grid)
+        fitted = fit(pair_field, batch.x0, states, grid, batch_size=SCORING_BATCH, mask=batch.mask)
         return fitted.flat().numpy()
 
     def gits_grid(
@@ -299,7 +301,8 @@ class Host(HostProtocol):
             velocities = [field(x, t) for x, t in zip(states[:-1], times[:-1], strict=True)]
         spent = len(velocities) * len(batch)
         velocities.append(torch.zeros_like(velocities[0]))
-        return gits_grid(states, torch.stack(velocities), times, steps, gamma, loss).numpy(), spent
+        states, slopes = batch.counted(states), batch.counted(torch.stack(velocities))
+        return gits_grid(states, slopes, times, steps, gamma, loss).numpy(), spent
 
     # ---- samples and scores -----------------------------------------------------------------------------------
 
@@ -310,11 +313,11 @@ class Host(HostProtocol):
     def score(
         self, theta: npt.NDArray[np.float64], pairs: str, metrics: Sequence[str], indices: Sequence[int] | None = None
     ) -> dict[str, npt.NDArray[np.float64]]:
-        x1 = self._load(pairs)[1].x1
-        chosen = list(range(len(x1)) if indices is None else indices)
-        samples, reference = torch.from_numpy(self.sample(theta, pairs, chosen)), x1[chosen]
+        spec, pair_set = self._load(pairs)
+        chosen = replace(pair_set, path=None).select(slice(None) if indices is None else list(indices))
+        samples = self._sample(theta, chosen, spec)
         built: dict[str, PairMetric] = {name: plugins.build("metrics", name) for name in metrics}
-        batches = {media: self._compared(media, samples, reference) for media in {m.sees for m in built.values()}}
+        batches = {media: self._compared(media, samples, chosen) for media in {m.sees for m in built.values()}}
         return {name: metric.measure(batches[metric.sees])[:, 0].numpy() for name, metric in built.items()}
 
     def measure_shard(
@@ -332,7 +335,8 @@ class Host(HostProtocol):
         pair_set = resolved(self.model, store.spec, store.load_shard(shard))
         samples = pair_set.x1 if theta is None else self._sample(theta, pair_set, store.spec)
         seen = {spec.metric.sees for spec in metrics}
-        batches = {form: self._compared(form, samples, pair_set.x1) for form in seen}
+        batches = {form: self._compared(form, samples, pair_set) for form in seen}
+        samples = pair_set.filled(samples)
         for spec, key in zip(metrics, keys, strict=True):
             values = spec.metric.measure(batches[spec.metric.sees])
             write_values(self.storage, key, values.numpy())
@@ -367,10 +371,11 @@ class Host(HostProtocol):
             return self._heard(samples)
         return to_unit_range(self._shown(samples), self.model.shown_range)
 
-    def _compared(self, form: Media, samples: Tensor, reference: Tensor) -> Batch:
-        """Samples and their ground truth in a form that metrics see."""
-        data_range = self.model.data_range if form == "samples" else 2.0
-        return Batch(self._form(form, samples), None, None, self._form(form, reference), data_range)
+    def _compared(self, form: Media, samples: Tensor, pairs: PairSet) -> Batch:
+        """Samples and their ground truth in a form that metrics see, as far as their entries count."""
+        if form == "samples":
+            return Batch(pairs.counted(samples), None, None, pairs.counted(pairs.x1), self.model.data_range)
+        return Batch(self._form(form, pairs.filled(samples)), None, None, self._form(form, pairs.x1), 2.0)
 
     def _heard(self, samples: Tensor) -> Tensor:
         """Samples as waves."""

@@ -55,8 +55,8 @@ def truth_facts(
         forwards_per_evaluation: Forwards of the network per velocity evaluation.
     """
     limit = PATIENCE * int(first.nfe.max())
-    measured = accuracy(velocity, first.x0, first.x1, spec.rtol, spec.atol, limit=limit)
-    values = pairs.x1.double()
+    measured = accuracy(velocity, first.x0, first.x1, spec.rtol, spec.atol, limit=limit, mask=first.mask)
+    values = (pairs.x1 if pairs.mask is None else pairs.x1[pairs.mask.expand_as(pairs.x1)]).double()
     return TruthFacts(
         low=float(values.min()),
         high=float(values.max()),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -196,6 +197,7 @@ class DescribedModel(ExternalModel):
             if model.classes is not None:
                 dataset.check_labels(model.classes, "the model")
             model.check_names(dataset)
+            dataset.mask_of(np.zeros(1, dtype=np.int64), model.shape)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 

@@ -26,7 +26,7 @@ class LTEObjective(LocalErrorObjective):
     ) -> Tensor:
         assert isinstance(family, BespokeRungeKutta)
         assert pairs.path is not None
-        return lte_loss(family, parameters, sigma0, field, pairs.path)
+        return lte_loss(family, parameters, sigma0, field, pairs.path, pairs.mask)
 
 
 OBJECTIVE = LTEObjective

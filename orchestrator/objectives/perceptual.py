@@ -54,7 +54,7 @@ class PerceptualObjective(SolverObjective):
         self.extractor.dim(shape)
 
     def per_sample(self, solver: NSSolver, field: VelocityField, pairs: PairSet) -> Tensor:
-        samples = solver.sample(field, pairs.x0)
+        samples = pairs.filled(solver.sample(field, pairs.x0))
         return psnr_loss(self.extractor(samples), self.extractor(pairs.x1))
 
 

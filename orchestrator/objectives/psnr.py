@@ -21,7 +21,7 @@ class PSNRObjective(SolverObjective):
     label = "PSNR"
 
     def per_sample(self, solver: NSSolver, field: VelocityField, pairs: PairSet) -> Tensor:
-        return psnr_loss(solver.sample(field, pairs.x0), pairs.x1)
+        return psnr_loss(pairs.counted(solver.sample(field, pairs.x0)), pairs.counted(pairs.x1))
 
 
 OBJECTIVE = PSNRObjective

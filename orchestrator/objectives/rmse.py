@@ -21,7 +21,7 @@ class RMSEObjective(SolverObjective):
     label = "RMSE"
 
     def per_sample(self, solver: NSSolver, field: VelocityField, pairs: PairSet) -> Tensor:
-        return rmse_loss(solver.sample(field, pairs.x0), pairs.x1)
+        return rmse_loss(pairs.counted(solver.sample(field, pairs.x0)), pairs.counted(pairs.x1))
 
 
 OBJECTIVE = RMSEObjective

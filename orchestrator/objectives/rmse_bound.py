@@ -38,7 +38,7 @@ class RMSEBoundObjective(LocalErrorObjective):
     ) -> Tensor:
         assert isinstance(family, BespokeRungeKutta)
         assert pairs.path is not None
-        return rmse_bound_loss(family, parameters, sigma0, field, pairs.path, self.lipschitz)
+        return rmse_bound_loss(family, parameters, sigma0, field, pairs.path, self.lipschitz, pairs.mask)
 
 
 OBJECTIVE = RMSEBoundObjective

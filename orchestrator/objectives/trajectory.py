@@ -38,14 +38,16 @@ class TrajectoryObjective(SolverObjective):
 
     def per_sample(self, solver: NSSolver, field: VelocityField, pairs: PairSet) -> Tensor:
         assert pairs.path is not None
-        states = list(islice(solver.states(field, pairs.x0), 1, None))
+        states = [pairs.counted(state) for state in islice(solver.states(field, pairs.x0), 1, None)]
+        truth = pairs.counted(pairs.x1)
         sample = states.pop()
         if not states or self.path_weight == 0:
-            return psnr_loss(sample, pairs.x1)
+            return psnr_loss(sample, truth)
         on_the_way = [
-            per_sample_mse(state, pairs.path.state(t)) for state, t in zip(states, solver.times[1:], strict=True)
+            per_sample_mse(state, pairs.counted(pairs.path.state(t)))
+            for state, t in zip(states, solver.times[1:], strict=True)
         ]
-        error = per_sample_mse(sample, pairs.x1) * (1 - self.path_weight)
+        error = per_sample_mse(sample, truth) * (1 - self.path_weight)
         error = error + torch.stack(on_the_way).mean(dim=0) * self.path_weight
         return torch.log(error.clamp_min(MSE_FLOOR))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from orchestrator.pairs.ground_truth import NotFiniteError, solve
 from solvers.field import CountingField, VelocityField
-from solvers.losses import per_sample_mse, psnr_db
+from solvers.losses import counted, per_sample_mse, psnr_db
 
 PAIRS = 8
 """Pairs that are solved again by default."""
@@ -67,7 +67,9 @@ class _LimitedField(CountingField):
         return super().__call__(x, t)
 
 
-def accuracy(velocity: VelocityField, x0: Tensor, x1: Tensor, rtol: float, atol: float, *, limit: int) -> Accuracy:
+def accuracy(
+    velocity: VelocityField, x0: Tensor, x1: Tensor, rtol: float, atol: float, *, limit: int, mask: Tensor | None = None
+) -> Accuracy:
     """Compare ground truth with solutions at a tenth of its tolerances.
 
     Args:
@@ -76,6 +78,7 @@ def accuracy(velocity: VelocityField, x0: Tensor, x1: Tensor, rtol: float, atol:
         x1: Their ground truth, (N, ...).
         rtol, atol: Tolerances of ground truth.
         limit: Largest number of evaluations of the batch; :data:`PATIENCE` times those of ground truth are enough.
+        mask: Which entries count, see :func:`solvers.losses.counted`.
     """
     limited = _LimitedField(velocity, limit)
     try:
@@ -88,5 +91,5 @@ def accuracy(velocity: VelocityField, x0: Tensor, x1: Tensor, rtol: float, atol:
         return Accuracy((), limited.nfe * len(x0), problem)
     except NotFiniteError as error:
         return Accuracy((), limited.nfe * len(x0), f"at a tenth of the tolerance, {error}")
-    rms = per_sample_mse(x1.to(tighter.dtype), tighter).sqrt()
+    rms = per_sample_mse(counted(x1.to(tighter.dtype), mask), counted(tighter, mask)).sqrt()
     return Accuracy(tuple(rms.tolist()), limited.nfe * len(x0))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from orchestrator.pairs import conditions
 from orchestrator.pairs.conditions import Condition
+from solvers.losses import counted
 from solvers.trajectory import DensePath
 
 
@@ -25,6 +26,8 @@ class PairSet:
             tensors that stored row numbers stand for.
         nfe: Velocity evaluations that the ground truth took, (N,), int32.
         path: The trajectories from x0 to x1, with the adaptive solver's steps as knots; None if they were not kept.
+        mask: Entries of a sample that count in losses and metrics, bool, (N, ...) broadcastable to x1; None: all. It is
+            the dataset's, and not stored.
     """
 
     x0: Tensor
@@ -32,6 +35,7 @@ class PairSet:
     condition: Condition
     nfe: Tensor
     path: DensePath | None = None
+    mask: Tensor | None = None
 
     @property
     def stored(self) -> Tensor:
@@ -41,6 +45,14 @@ class PairSet:
 
     def __len__(self) -> int:
         return self.x0.shape[0]
+
+    def counted(self, x: Tensor) -> Tensor:
+        """``x``, (..., N, \\*sample), restricted to the entries that count, see :func:`solvers.losses.counted`."""
+        return counted(x, self.mask)
+
+    def filled(self, samples: Tensor) -> Tensor:
+        """Samples in which the entries that do not count are those of ground truth."""
+        return samples if self.mask is None else torch.where(self.mask, samples, self.x1)
 
     def select(self, indices: Sequence[int] | slice) -> PairSet:
         chosen = indices if isinstance(indices, slice) else torch.as_tensor(indices)
@@ -54,18 +66,22 @@ class PairSet:
         path = self.path
         if path is not None:
             path = DensePath(change_times(path.times), change(path.states), change(path.velocities))
-        return PairSet(change(self.x0), change(self.x1), change(self.condition), change(self.nfe), path)
+        mask = None if self.mask is None else change(self.mask)
+        return PairSet(change(self.x0), change(self.x1), change(self.condition), change(self.nfe), path, mask)
 
 
 def concatenate(parts: Sequence[PairSet]) -> PairSet:
     """One set of all parts, in order. It has trajectories only if every part has them."""
     paths = [part.path for part in parts if part.path is not None]
+    masks = [part.mask for part in parts if part.mask is not None]
+    assert len(masks) in (0, len(parts)), "pairs with a mask and pairs without cannot share a batch"
     return PairSet(
         x0=torch.cat([part.x0 for part in parts]),
         x1=torch.cat([part.x1 for part in parts]),
         condition=conditions.concatenate([part.condition for part in parts]),
         nfe=torch.cat([part.nfe for part in parts]),
         path=_joined(paths) if len(paths) == len(parts) else None,
+        mask=torch.cat(masks) if masks else None,
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from solvers.families._bespoke import ScaleTimeNodes
 from solvers.field import VelocityField
-from solvers.losses import rmse_loss
+from solvers.losses import counted, rmse_loss
 from solvers.schedulers.base import Scheduler
 from solvers.trajectory import DensePath
 
@@ -48,6 +48,7 @@ def rmse_bound_loss(
     field: VelocityField,
     path: DensePath,
     lipschitz: float = 1.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """sum_i M_i d_i per sample (BST eq. 26, Algorithm 3); its mean over samples is minimised.
 
@@ -66,6 +67,7 @@ def rmse_bound_loss(
         path: Ground truth of the batch, on the whole domain of ``field.scheduler``. The field is evaluated in the
             dtype and on the device of its states.
         lipschitz: L_tau, the assumed Lipschitz constant of u.
+        mask: Which entries of a sample count, see :func:`solvers.losses.counted`.
 
     Returns:
         Shape (B,), float32 or better.
@@ -79,20 +81,27 @@ def rmse_bound_loss(
     nodes = family.transform(parameters, field.scheduler, sigma0)
     factors = family.step_lipschitz(nodes, lipschitz)
     weights = torch.cat([factors[1:], factors.new_ones(1)]).flip(0).cumprod(0).flip(0)
-    errors = local_errors(family, nodes, field, path)
+    errors = local_errors(family, nodes, field, path, mask)
     return weights.to(errors) @ errors
 
 
 def lte_loss(
-    family: StepwiseFamily, parameters: Tensor, sigma0: float, field: VelocityField, path: DensePath
+    family: StepwiseFamily,
+    parameters: Tensor,
+    sigma0: float,
+    field: VelocityField,
+    path: DensePath,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """sum_i d_i per sample, shape (B,): :func:`rmse_bound_loss` with every M_i = 1 (BST Algorithm 5)."""
     nodes = family.transform(parameters, field.scheduler, sigma0)
-    return local_errors(family, nodes, field, path).sum(dim=0)
+    return local_errors(family, nodes, field, path, mask).sum(dim=0)
 
 
-def local_errors(family: StepwiseFamily, nodes: ScaleTimeNodes, field: VelocityField, path: DensePath) -> Tensor:
-    """d_i = ||x(t_i) - step_x(t_{i-1}, x(t_{i-1}))|| for i = 1..n (BST eq. 24), shape (n, B)."""
+def local_errors(
+    family: StepwiseFamily, nodes: ScaleTimeNodes, field: VelocityField, path: DensePath, mask: Tensor | None = None
+) -> Tensor:
+    """d_i = ||x(t_i) - step_x(t_{i-1}, x(t_{i-1}))|| for i = 1..n (BST eq. 24), over the entries that count, (n, B)."""
     times = nodes.t[:: family.stages]
     states = path.state(times.detach())
     n = len(times) - 1
@@ -102,7 +111,8 @@ def local_errors(family: StepwiseFamily, nodes: ScaleTimeNodes, field: VelocityF
     else:
         inner = list(states[1:n])
     on_path = [states[0], *inner, states[n]]
-    return torch.stack([rmse_loss(family.step(nodes, i, on_path[i], field), on_path[i + 1]) for i in range(n)])
+    steps = [family.step(nodes, i, on_path[i], field) for i in range(n)]
+    return torch.stack([rmse_loss(counted(s, mask), counted(on_path[i + 1], mask)) for i, s in enumerate(steps)])
 
 
 def x_aux(t: Tensor, state: Tensor, field: VelocityField) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from solvers.distil.linear_system import solve_symmetric
 from solvers.distil.pair_field import PairField
+from solvers.losses import counted
 from solvers.ns import NSSolver
 
 RIDGE = 1e-10
@@ -29,6 +30,7 @@ def fit(
     *,
     batch_size: int = 512,
     ridge: float = RIDGE,
+    mask: Tensor | None = None,
 ) -> NSSolver:
     """Fit an NS solver to trajectories greedily, on the times of a grid.
 
@@ -40,6 +42,7 @@ def fit(
         batch_size: Pairs per model call.
         ridge: Ridge added to each diagonal entry of the normal equations, as a share of the entry. The equations are
             summed in float64.
+        mask: Which entries of a sample count, see :func:`solvers.losses.counted`.
 
     Returns:
         theta with a_0 the start of the scheduler at t_min, and times t_0..t_{n-1}.
@@ -69,7 +72,9 @@ def fit(
         for j in range(k - 1):
             states = states.add_(basis[1 + j], alpha=float(solver.b[k - 1, j]))
         basis.append(torch.cat([pair_field(rows)(states[rows], solver.times[k - 1]) for rows in batches]))
-        matrix, target = _normal_equations(basis, states_at_grid[k], batches)
+        matrix, target = _normal_equations(
+            [counted(column, mask) for column in basis], counted(states_at_grid[k], mask), batches
+        )
         if not bool(torch.isfinite(matrix).all() and torch.isfinite(target).all()):
             raise ValueError(
                 f"the velocities at t={float(times[k - 1]):.6g} or the states at t={float(times[k]):.6g} are not "

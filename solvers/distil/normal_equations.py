@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 
 from solvers.distil.pair_field import PairField
 from solvers.field import VelocityField
-from solvers.losses import MSE_FLOOR, psnr_loss
+from solvers.losses import MSE_FLOOR, counted, psnr_loss
 from solvers.ns import NSSolver
 
 Jacobian = Literal["forward", "central", "jvp"]
@@ -102,6 +102,7 @@ def normal_equations(
     free: Tensor | None = None,
     model_batch: int = MODEL_BATCH,
     precision: torch.dtype | None = None,
+    mask: Tensor | None = None,
 ) -> NormalEquations:
     """J^T W J and J^T W r of the PSNR loss (BNS eq. 13, with the sign corrected) at ``solver``, summed over the pairs.
 
@@ -131,6 +132,7 @@ def normal_equations(
             other entries in ``h`` and ``g`` are zero. Default: all except t_0 and a_0.
         model_batch: Maximum number of samples per model call.
         precision: dtype in which the model computes, if it is coarser than that of ``x0``.
+        mask: Which entries of a sample count, see :func:`solvers.losses.counted`.
 
     Raises:
         ValueError: Shapes differ, the mask or an option is invalid, the memory is too small for one pair, or the model
@@ -159,11 +161,16 @@ def normal_equations(
         rows = torch.arange(first, min(first + unit.pairs, len(x0)))
         run = _Run(solver, pair_field, rows, x0[first : first + unit.pairs], derivative)
         columns = run.jacobian(free, unit.columns)
-        residual = (run.sample.to(torch.float64) - x1[first : first + unit.pairs].to(torch.float64)).flatten(1)
+        kept = None if mask is None else mask[first : first + unit.pairs]
+        sample, truth = (counted(x, kept) for x in (run.sample, x1[first : first + unit.pairs]))
+        residual = (sample.to(torch.float64) - truth.to(torch.float64)).flatten(1)
+        if kept is not None:
+            factor = counted(torch.ones_like(x0[: len(kept)]), kept).flatten(1).to(columns.dtype)
+            columns.masked_fill_(factor == 0, 0.0).mul_(factor)
         part_h, part_g = _weighted_products(columns, residual, unit.block)
         h[free_indices[:, None], free_indices] += part_h
         g[free_indices] += part_g
-        loss += float(psnr_loss(run.sample, x1[first : first + unit.pairs]).to(torch.float64).sum())
+        loss += float(psnr_loss(sample, truth).to(torch.float64).sum())
         del columns, run  # free them before the next batch is allocated
     return NormalEquations(h, g, loss, len(x0))
 

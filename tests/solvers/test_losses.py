@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracles import noise
 
-from solvers.losses import per_sample_mse, psnr_db, psnr_loss
+from solvers.losses import counted, per_sample_mse, psnr_db, psnr_loss
 
 
 def test_the_norm_is_a_mean_over_the_dimensions_of_a_sample() -> None:
@@ -59,3 +59,19 @@ def test_samples_whose_shape_differs_from_the_reference_are_rejected() -> None:
     """Broadcasting would compare every sample with the same reference."""
     with pytest.raises(ValueError, match=r"samples of shape \(4, 3\) do not match the reference of shape \(1, 3\)"):
         psnr_loss(torch.zeros(4, 3), torch.zeros(1, 3))
+
+
+def test_a_mask_leaves_entries_out_of_every_mean() -> None:
+    """The MSE of two masked tensors is that of the entries that count, whatever the others are; so is the gradient."""
+    x, reference = noise(3, 4, 2).requires_grad_(True), noise(3, 4, 2, seed=1)
+    mask = torch.tensor([[1, 0, 0, 1], [1, 1, 1, 1], [0, 0, 1, 0]], dtype=torch.bool)[..., None]
+    broken = torch.where(mask, reference, torch.inf)
+    mse = per_sample_mse(counted(x, mask), counted(broken, mask))
+    full = mask.expand_as(x)
+    for row in range(3):
+        expected = (x - reference)[row][full[row]].square().mean()
+        torch.testing.assert_close(mse[row], expected)
+    (gradient,) = torch.autograd.grad(mse.sum(), x)
+    assert bool((gradient[~full] == 0).all())
+    assert bool(torch.isfinite(gradient).all())
+    assert counted(x, None) is x

@@ -30,7 +30,7 @@ from solvers.families.midpoint import Midpoint
 from solvers.families.rk4 import RK4
 from solvers.field import FunctionField, VelocityField
 from solvers.grids import Grid
-from solvers.losses import psnr_loss
+from solvers.losses import counted, psnr_loss
 from solvers.ns import NSSolver
 from solvers.schedulers import VP, CondOT
 
@@ -476,3 +476,21 @@ def test_unconditional_gives_every_batch_the_same_field() -> None:
     """``unconditional`` turns a field into a pair field."""
     pair_field: PairField = unconditional(FIELD)
     assert pair_field(torch.arange(2)) is pair_field(torch.tensor([1, 1, 0])) is FIELD
+
+
+def test_a_mask_leaves_entries_out_of_both_sides() -> None:
+    """g is the gradient of the masked loss, and infinite ground truth where nothing counts changes nothing."""
+    mask = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 0, 0], [1, 1, 1], [0, 0, 1]], dtype=torch.bool)
+    truth = torch.where(mask, X1, torch.inf)
+    measured = normal_equations(
+        SOLVER, unconditional(FIELD), X0, truth, memory_bytes=PLENTY, jacobian="jvp", mask=mask, model_batch=6
+    )
+    flat = SOLVER.flat().requires_grad_(True)
+    sample = NSSolver.from_flat(flat).sample(FIELD, X0)
+    loss = psnr_loss(counted(sample, mask), counted(truth, mask)).sum()
+    (gradient,) = torch.autograd.grad(loss, flat)
+    free = learnable_entries(SOLVER.nfe)
+    torch.testing.assert_close(measured.g[free], gradient[free], rtol=1e-6, atol=1e-8)
+    assert measured.loss == pytest.approx(float(loss.detach()))
+    whole = normal_equations(SOLVER, unconditional(FIELD), X0, X1, memory_bytes=PLENTY, jacobian="jvp")
+    assert relative_error(measured.h, whole.h) > 0.01

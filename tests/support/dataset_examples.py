@@ -78,6 +78,7 @@ def tensors(folder: Path) -> dict[str, Any]:
         {
             "values": random.uniform(-1, 1, (1, 4, 2)).tolist(),
             "other": random.uniform(-1, 1, (1, 4, 2)).tolist(),
+            "keep": (random.random((1, 4, 2)) < 0.9).tolist(),
             "label": number % 3,
             "obs": random.standard_normal(5).tolist(),
             "ids": random.integers(1, 9, 1 + number % 4).tolist(),

@@ -227,7 +227,10 @@ PREPARATION: list[Change] = [("side", _option("side", 4), {REAL}), ("grayscale",
 
 CHANGES: dict[str, list[Change]] = {
     "digits": [],
-    "labels": [("classes", _option("classes", 3), {CONDITIONING})],
+    "labels": [
+        ("classes", _option("classes", 3), {CONDITIONING}),
+        ("first", _option("first", 1), {CONDITIONING}),
+    ],
     "prompts": [
         ("prompts", lambda folder, options: {"prompts": ["a cat"]}, {CONDITIONING}),
         ("file", _renamed("file"), set()),
@@ -299,6 +302,7 @@ CHANGES: dict[str, list[Change]] = {
         ("padding_masks", _option("padding_masks", {"ids": "present"}), {CONDITIONING}),
         ("samples", _option("samples", "other"), {REAL}),
         ("labels", _option("labels", None), {CONDITIONING, REAL}),
+        ("mask", _option("mask", "keep"), {CONDITIONING}),
         ("split", _option("split", "split"), {CONDITIONING}),
         ("part", _option("part", "test"), {CONDITIONING}),
         ("an observation", _column("rows.parquet", "obs", 3, [0.0] * 5), {CONDITIONING}),

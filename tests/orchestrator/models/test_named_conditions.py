@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,102 @@ def test_a_dataset_without_named_arrays_is_refused(tmp_path: Path) -> None:
     """The message names the dataset that has them."""
     with pytest.raises(ConfigError, match=r"takes the named arrays obs, .* Labels has none; set conditioning.name to"):
         experiment(policy(tmp_path), conditioning={"name": "labels"})
+
+
+# ---- entries that count -------------------------------------------------------------------------------------------
+
+
+def _start(host: Host) -> Any:
+    return (
+        SolverChoice(family="euler", options={}, label="Euler", grid=Grid())
+        .solver(4, 1.0)
+        .to_ns(host.model.scheduler)
+        .flat()
+        .numpy()
+    )
+
+
+def test_entries_that_are_left_out_no_longer_decide_psnr(tmp_path: Path, storage: Storage) -> None:
+    """Given entries run off in the network. With the mask, PSNR, RMSE and SNR are those of the missing ones alone."""
+    example = imputer(tmp_path)
+    scores = {}
+    for name, mask in (("all", None), ("missing", "missing")):
+        config = experiment(example | {"conditioning": IMPUTATION | {"mask": mask}})
+        _, host, specs = made(config, storage)
+        spec = specs[PairKey("test", 1.0, 0)]
+        scores[name] = host.score(_start(host), spec.name, ["psnr", "snr", "rmse"])
+        samples, pairs = (
+            torch.from_numpy(host.sample(_start(host), spec.name, range(16))).double(),
+            host._load(spec.name),
+        )
+    missing = pairs[1].condition.tensors["missing"]
+    error, signal = ((samples - pairs[1].x1.double()) ** 2).where(missing, 0), pairs[1].x1.double().where(missing, 0)
+    mse, count = error.sum((1, 2)), missing.sum((1, 2))
+    np.testing.assert_allclose(scores["missing"]["psnr"], 20 * np.log10(2) - 10 * torch.log10(mse / count), rtol=1e-5)
+    np.testing.assert_allclose(scores["missing"]["rmse"], (mse / count).sqrt(), rtol=1e-5)
+    snr = 10 * torch.log10(signal.square().sum((1, 2)) / mse)
+    np.testing.assert_allclose(scores["missing"]["snr"], snr, rtol=1e-4, atol=1e-4)
+    assert scores["missing"]["psnr"].mean() > scores["all"]["psnr"].mean() + 3
+
+
+@pytest.mark.parametrize("objective", ["psnr", "rmse", "trajectory"])
+def test_losses_and_their_gradients_leave_entries_out(objective: str, tmp_path: Path, storage: Storage) -> None:
+    """With the mask a loss no longer depends on what is left out: another ground truth there changes nothing."""
+    config = experiment(
+        imputer(tmp_path) | {"conditioning": IMPUTATION | {"mask": "missing"}},
+        learned=[{"family": "bns", "start": "euler", "objective": "trajectory", "method": "adam"}],
+    )
+    _, host, specs = made(config, storage)
+    name = specs[PairKey("train", 1.0, 0)].name
+    before = host.loss_and_gradient(_start(host), name, range(16), objective)
+    spec, pairs = host._load(name)
+    path = pairs.path
+    assert path is not None
+    missing = pairs.condition.tensors["missing"]
+    changed = replace(
+        pairs,
+        x1=pairs.x1.where(missing, torch.inf),
+        path=replace(path, states=path.states.where(missing[:, None], 7.0)),
+    )
+    host._pairs[name] = spec, changed
+    after = host.loss_and_gradient(_start(host), name, range(16), objective)
+    assert np.isfinite(before[0])
+    np.testing.assert_allclose(after[0], before[0], rtol=1e-6)
+    np.testing.assert_allclose(after[1], before[1], rtol=1e-5, atol=1e-6)
+    assert host.loss(_start(host), name, range(16)) == pytest.approx(
+        host.loss_and_gradient(_start(host), name, range(16))[0], rel=1e-6
+    )
+
+
+def test_starts_and_grids_leave_entries_out(tmp_path: Path, storage: Storage) -> None:
+    """The least-squares start and the GITS grid are fitted to the entries that count."""
+    config = experiment(
+        imputer(tmp_path) | {"conditioning": IMPUTATION | {"mask": "missing"}},
+        learned=[{"family": "bns", "start": "least_squares"}],
+    )
+    _, host, specs = made(config, storage)
+    name, times = specs[PairKey("train", 1.0, 0)].name, np.linspace(0, 1, 5)
+    fitted = host.least_squares(name, times)
+    grid, _ = host.gits_grid(name, 4, 1.0, "error", 8, 17)
+    spec, pairs = host._load(name)
+    host._pairs[name] = spec, replace(pairs, mask=None)
+    assert not np.allclose(host.least_squares(name, times), fitted, rtol=1e-3)
+    assert not np.allclose(host.gits_grid(name, 4, 1.0, "error", 8, 17)[0], grid)
+    better = host.score(fitted, name, ["psnr"])["psnr"]
+    host._pairs[name] = spec, pairs
+    assert host.score(fitted, name, ["psnr"])["psnr"].mean() > better.mean()
+
+
+def test_a_mask_that_leaves_nothing_is_refused_by_row(tmp_path: Path) -> None:
+    """And one that does not fit the samples, or holds anything but 0 and 1."""
+    arrays = {"values": np.zeros((20, 6, 2)), "missing": np.ones((20, 6, 2), bool), "wide": np.ones((20, 5))}
+    arrays["none"] = np.ones((20, 6, 2), dtype=bool)
+    arrays["none"][[3, 11]] = False
+    np.savez(tmp_path / "rows.npz", **arrays)
+    example = imputer(tmp_path)
+    for mask, problem in (
+        ("none", r"mask: no entry counts in row 3, 11 of 'none'"),
+        ("wide", r"a row of 'wide' has shape \(5,\), which does not fit samples of shape \(6, 2\)"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            experiment(example | {"conditioning": {"file": str(tmp_path / "rows.npz"), "mask": mask}})
