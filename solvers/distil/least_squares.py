@@ -72,9 +72,7 @@ def fit(
         for j in range(k - 1):
             states = states.add_(basis[1 + j], alpha=float(solver.b[k - 1, j]))
         basis.append(torch.cat([pair_field(rows)(states[rows], solver.times[k - 1]) for rows in batches]))
-        matrix, target = _normal_equations(
-            [counted(column, mask) for column in basis], counted(states_at_grid[k], mask), batches
-        )
+        matrix, target = _normal_equations(basis, states_at_grid[k], batches, mask)
         if not bool(torch.isfinite(matrix).all() and torch.isfinite(target).all()):
             raise ValueError(
                 f"the velocities at t={float(times[k - 1]):.6g} or the states at t={float(times[k]):.6g} are not "
@@ -103,8 +101,11 @@ def _check(x0: Tensor, states: Tensor, times: Tensor, batch_size: int, ridge: fl
         raise ValueError(f"ridge must be positive, got {ridge}: the basis may be collinear")
 
 
-def _normal_equations(basis: list[Tensor], target: Tensor, batches: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """A^T A and A^T y over all pairs and dimensions, float64 on the CPU, summed over batches of pairs."""
+def _normal_equations(
+    basis: list[Tensor], target: Tensor, batches: list[Tensor], mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A^T A and A^T y over all pairs and entries that count, float64 on the CPU, summed over batches of pairs."""
+    basis, target = [counted(column, mask) for column in basis], counted(target, mask)
     matrix = torch.zeros(len(basis), len(basis), dtype=torch.float64)
     right = torch.zeros(len(basis), dtype=torch.float64)
     for rows in batches:
