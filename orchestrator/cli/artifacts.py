@@ -98,7 +98,7 @@ def reference(
     batch_size: int,
     storage: str,
 ) -> None:
-    """Compute statistics of a DATASET's real images for FID and KID (their option 'reference'). Resumable.
+    """Compute statistics of a DATASET's real samples for distances such as FID (option 'reference'). Resumable.
 
     \b
     Examples:
@@ -125,4 +125,4 @@ def reference(
     )
     Storage.at(to.absolute().parent).write(to.name, moments.to_bytes(dataset=dataset))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    click.echo(f"{to}: {moments.count:,} images, {len(moments.mean)} features; peak memory {peak:,.0f} MiB")
+    click.echo(f"{to}: {moments.count:,} samples, {len(moments.mean)} features; peak memory {peak:,.0f} MiB")

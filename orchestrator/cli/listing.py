@@ -9,15 +9,18 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from orchestrator import plugins
+from orchestrator.metrics.base import PairMetric
 from solvers.families import Family
 
 
 def describe(kind: str) -> Iterator[str]:
-    """One line per plugin of a kind: name, options and first sentence; for families also order, cost and source."""
+    """One line per plugin of a kind: name, options and first sentence; families and metrics also their facts."""
     entries = list(plugins.every(kind))
     width = max(len(name) for name, _ in entries) + 1
     if kind == "families":
         yield f"{'':<{width}} {'order':>7} {'eval/step':>9}"
+    if kind == "metrics":
+        yield f"{'':<{width}} {'samples':>7} {'in sweeps':>9}"
     for name, plugin in entries:
         yield f"{name:<{width}} {_facts(kind, plugin)}{first_sentence(plugin)}{_options(plugin)}{_source(plugin)}"
     if kind == "models":
@@ -28,6 +31,9 @@ def describe(kind: str) -> Iterator[str]:
 
 
 def _facts(kind: str, plugin: Any) -> str:
+    if kind == "metrics":
+        sees = plugin().sees
+        return f"{'any' if sees == 'samples' else sees:>7} {'yes' if issubclass(plugin, PairMetric) else '':>9}  "
     if kind != "families":
         return ""
     if plugin.learnable:

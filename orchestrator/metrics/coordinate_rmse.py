@@ -17,10 +17,11 @@ from orchestrator.metrics.base import Array, Batch, Metric, SplitSummary, check_
 
 @dataclass(frozen=True)
 class CoordinateRMSE(Metric):
-    """The largest RMSE over coordinates, each a root of the mean over samples; with their mean, and all in the Parquet.
+    """The largest RMSE of all coordinates, such as channels or joints, with its name and their mean beside it.
 
-    It shows what one number over all coordinates hides: one channel of a series, one joint of a trajectory, one column
-    of a table that the solver gets wrong.
+    Each is a root of the mean over samples; ``scores.parquet`` has all of them. It shows what one number over all
+    coordinates hides: one channel of a series, one joint of a trajectory, one column of a table that a solver gets
+    wrong.
 
     Attributes:
         axis: Axis of a sample that holds the coordinates, from 0; the error is also a mean over the others. None: every

@@ -10,9 +10,9 @@ from orchestrator.metrics.fid import FID
 
 @dataclass(frozen=True)
 class Frechet(FID):
-    """Frechet distance (Heusel et al. 2017, eq. 6) between Gaussians fitted to raw samples, for samples of any shape.
+    """Frechet distance of raw samples (Heusel et al. 2017): means and covariances, of more samples than values.
 
-    It sees means and covariances alone. Between N samples and M real samples of F values with equal variances v it is
+    Between N samples and M real samples of F values with equal variances v it is
     biased upwards by about v F (F + 5) / 4 (1 / N + 1 / M), so compare only values of equal N. Against ground truth of
     the same pairs an exact solver has distance 0. N and M must be above F; ten times as many are better.
 

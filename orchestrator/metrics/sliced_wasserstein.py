@@ -21,7 +21,7 @@ RESAMPLES = 20
 
 @dataclass(frozen=True)
 class SlicedWasserstein(FeatureMetric):
-    """Sliced 2-Wasserstein distance of raw samples (Bonneel et al. 2015): sees shapes of distributions, at any size.
+    """Sliced 2-Wasserstein distance of raw samples (Bonneel et al. 2015), of any number of values.
 
     The root of the mean, over random directions, of the squared Wasserstein distance between the projections onto a
     direction, which is exact. It has the unit of the data. Between two sets of N samples of one distribution it is not
