@@ -41,7 +41,8 @@ class Call(NamedTuple):
 
     Attributes:
         positional: Symbols of the positional arguments, in order.
-        keywords: Symbol of each keyword argument, by argument name.
+        keywords: Symbol of each keyword argument, by argument name; ``name.entry`` for an entry of an argument that is
+            a dictionary.
     """
 
     positional: tuple[str, ...]
@@ -50,6 +51,8 @@ class Call(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Call:
         """Parse a text like ``"x, t, y"``, ``"sample=x, timestep=t"`` or ``"x, t, obs=c.obs, mask=c.mask"``.
+
+        Entries of an argument that is a dictionary are ``"x, t, cond.obs=c.obs, cond.mask=c.mask"``.
 
         Raises:
             ValueError: The text is not a valid call.
@@ -60,10 +63,13 @@ class Call(NamedTuple):
             name, equals, symbol = (piece.strip() for piece in part.partition("="))
             if not equals and not keywords:
                 positional.append(name)
-            elif equals and name.isidentifier() and name not in keywords:
+            elif equals and _is_argument(name) and name not in keywords:
                 keywords[name] = symbol
             else:
                 raise ValueError(f"call={text!r}: {part!r} is not valid here; write it like 'x, t, class_labels=y'")
+        twice = next((name for name in keywords if any(other.startswith(f"{name}.") for other in keywords)), None)
+        if twice is not None:
+            raise ValueError(f"call={text!r} gives {twice} as a whole and by its entries; leave one out")
         symbols = [*positional, *keywords.values()]
         plain = [symbol for symbol in symbols if not _is_named(symbol)]
         if sorted(plain) not in (["t", "x"], ["t", "x", "y"]) or len(set(symbols)) < len(symbols):
@@ -85,7 +91,14 @@ class Call(NamedTuple):
 
     def arguments(self, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Positional and keyword arguments, filled from the values by symbol."""
-        return [values[s] for s in self.positional], {name: values[s] for name, s in self.keywords.items()}
+        named: dict[str, Any] = {}
+        for name, symbol in self.keywords.items():
+            argument, dot, entry = name.partition(".")
+            if dot:
+                named.setdefault(argument, {})[entry] = values[symbol]
+            else:
+                named[argument] = values[symbol]
+        return [values[s] for s in self.positional], named
 
 
 @dataclass(kw_only=True)
@@ -105,7 +118,8 @@ class DescribedModel(ExternalModel):
         data_min, data_max: Smallest and largest value of the data, black and white in pictures; by default
             ±data_range / 2. The pictures of a decoder are in [-1, 1].
         call: Arguments of the network, by position or as ``name=y``: x, t, with labels y, and named conditions as
-            ``c.NAME``, where NAME is an array of the dataset ``tensors``.
+            ``c.NAME``, where NAME is an array of the dataset ``tensors``; ``name.entry=c.NAME`` for an entry of an
+            argument that is a dictionary.
         time: Its time argument: 't' (0 noise, 1 data), '1-t', 'timestep' (0 to N - 1 of discrete_vp, fractional values
             included), 'sigma' (the scheduler's noise level), or ``{kind, scale, offset, shape, integer}`` for scale *
             kind + offset, of shape 'batch' (B,), 'column' (B, 1) or 'scalar', and ``integer: interpolate`` for a
@@ -383,6 +397,12 @@ class DescribedModel(ExternalModel):
         if self.decoder is not None:
             yield self.decoder["name"]
             yield self._decoder.content
+
+
+def _is_argument(name: str) -> bool:
+    """Whether a text is the name of an argument, or ``name.entry``."""
+    argument, dot, entry = name.partition(".")
+    return argument.isidentifier() and (not dot or entry.isidentifier())
 
 
 def _is_named(symbol: str) -> bool:

@@ -51,6 +51,5 @@ def test_it_goes_all_the_way(
     inside = outcome.pool.call(
         Request.of(HostProtocol.sample, theta=theta, pairs=outcome.tests.spec.name, indices=list(range(4)))
     )
-    pairs = outcome.tests.load().select(slice(4))
-    outside = sample_outside(example, files(example), tmp_path / "sampler.py", pairs.x0, {"y": pairs.condition.numpy()})
+    outside = sample_outside(example, files(example), tmp_path / "sampler.py", outcome.given(4))
     torch.testing.assert_close(outside, torch.from_numpy(inside), rtol=1e-5, atol=1e-5)

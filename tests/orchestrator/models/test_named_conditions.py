@@ -21,6 +21,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.hosts.host import Host
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.settings import HostSettings
+from orchestrator.models._described import Call
 from orchestrator.pairs import Conditions, PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.requests import LocalPool, Request
@@ -267,3 +268,15 @@ def test_a_mask_that_leaves_nothing_is_refused_by_row(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=problem):
             experiment(example | {"conditioning": {"file": str(tmp_path / "rows.npz"), "mask": mask}})
+
+
+def test_entries_of_a_dictionary_are_named_with_a_dot() -> None:
+    """An argument that is a dictionary is filled entry by entry; given as a whole too, it is refused."""
+    call = Call.parse("x, t, cond.obs=c.obs, cond.mask=c.mask, y=y")
+    assert call.conditions == ("obs", "mask")
+    values = {"x": 0, "t": 1, "y": 2, "c.obs": 3, "c.mask": 4}
+    assert call.arguments(values) == ([0, 1], {"cond": {"obs": 3, "mask": 4}, "y": 2})
+    with pytest.raises(ValueError, match="gives cond as a whole and by its entries; leave one out"):
+        Call.parse("x, t, cond=c.all, cond.obs=c.obs")
+    with pytest.raises(ValueError, match=r"'cond\.a\.b=c\.obs' is not valid here"):
+        Call.parse("x, t, cond.a.b=c.obs")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from kinds import training
@@ -77,7 +78,14 @@ EXAMPLES = {
         Example("digit_flow_torchscript", "image", training.train_digit_flow),
         Example("digit_flow_onnx", "image", training.train_digit_flow),
         Example("edm_digits", "image", training.train_edm_digits),
+        Example("latent_digits", "image", training.train_latent_digits),
         Example("drops", "video", training.train_drops),
+        Example("waves", "series", training.train_waves),
+        Example("rings", "points", training.train_rings),
+        Example("moons", "vectors", training.train_moons),
+        Example("wine", "vectors", training.train_wine),
+        Example("reach", "trajectory", training.train_reach),
+        Example("imputer", "series", training.train_imputer),
     )
 }
 
@@ -105,6 +113,13 @@ class Outcome:
     def best(self, kind: str) -> float:
         """The best PSNR on test pairs of the rows of one kind."""
         return max(row.metrics["psnr_db"] for row in self.rows if row.kind == kind)
+
+    def given(self, count: int) -> dict[str, npt.NDArray[Any]]:
+        """Noise ``x0`` of the first test pairs, and their conditions by name; labels are ``y``."""
+        pairs, dataset = self.tests.load().select(slice(count)), self.config.conditioning.build("datasets")
+        rows = pairs.condition
+        named = dataset.tensors(rows.numpy(), dataset.layout).tensors if dataset.named else {"y": rows}
+        return {"x0": pairs.x0.numpy()} | {name: values.numpy() for name, values in named.items()}
 
 
 def run_in_process(config: ExperimentConfig, storage: Storage, folder: Path) -> Outcome:
@@ -136,19 +151,16 @@ def run_in_process(config: ExperimentConfig, storage: Storage, folder: Path) -> 
     return Outcome(config, pool, PairStore.open(storage, spec.name), table, theta, report.read_text(encoding="utf-8"))
 
 
-def sample_outside(
-    example: Example, files: Path, sampler: Path, x0: torch.Tensor, conditions: dict[str, Any]
-) -> torch.Tensor:
+def sample_outside(example: Example, files: Path, sampler: Path, given: dict[str, npt.NDArray[Any]]) -> torch.Tensor:
     """Samples of the example's own script, in a process that sees its files and the exported file only.
 
     Args:
         example: The example.
         files: Folder of its files.
         sampler: The exported file.
-        x0: Noise, (N, *shape).
-        conditions: Conditions by name, N of each.
+        given: Noise and conditions by name.
     """
-    np.savez(sampler.with_name("given.npz"), x0=x0.numpy(), **conditions)
+    np.savez(sampler.with_name("given.npz"), **given)
     for file in files.iterdir():
         sampler.with_name(file.name).symlink_to(file)
     script = f"import sys; sys.path[:0] = ['.', 'code']\n{example.outside.read_text(encoding='utf-8')}"

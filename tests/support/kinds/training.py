@@ -138,11 +138,10 @@ def gaps(count: int) -> tuple[Tensor, Tensor]:
 
 
 def rings(count: int, points: int = 64) -> Tensor:
-    """Points on a ring, turned at random, (B, N, 3)."""
-    axes, _ = torch.linalg.qr(torch.randn(count, 3, 3))
-    angle = 2 * math.pi * torch.rand(count, points)
-    flat = torch.stack([angle.cos(), 0.5 * angle.sin(), 0.05 * torch.randn(count, points)], dim=2)
-    return flat @ axes
+    """Points on an ellipse of random axes in the x-y plane, (B, N, 3)."""
+    angle, axes = 2 * math.pi * torch.rand(count, points, 1), 0.5 + torch.rand(count, 1, 2)
+    flat = axes * torch.cat([angle.cos(), angle.sin()], dim=2)
+    return torch.cat([flat, 0.1 * torch.randn(count, points, 1)], dim=2)
 
 
 def falling_drops(count: int) -> Tensor:
@@ -174,6 +173,7 @@ def train_wine(folder: Path) -> None:
     torch.save(
         {"epoch": 12, "model": model, "optimizer": {"state": {}, "param_groups": [{"lr": 0.002}]}}, folder / "wine.pt"
     )
+    np.savez(folder / "wines.npz", cultivar=cultivars.numpy())
 
 
 def train_moons(folder: Path) -> None:
@@ -186,7 +186,7 @@ def train_moons(folder: Path) -> None:
         noisy, noise = noised(two_moons(512), (1 - std**2).sqrt(), std)
         return (std * net(noisy, s) + noise).square().mean()
 
-    torch.save(fit(loss, net, 2000).state_dict(), folder / "moons.pth")
+    torch.save(fit(loss, net, 2500).state_dict(), folder / "moons.pth")
 
 
 def train_waves(folder: Path) -> None:
@@ -301,7 +301,7 @@ def train_latent_digits(folder: Path) -> None:
         return (net(noisy, t) - (z - noise)).square().mean()
 
     torch.save({"model": fit(loss, net, 1200).state_dict()}, folder / "latent_flow.pt")
-    torch.save({"autoencoder": autoencoder.state_dict()}, folder / "autoencoder.pt")
+    torch.save(autoencoder.state_dict(), folder / "decoder.pt")
 
 
 def train_drops(folder: Path) -> None:

@@ -1,19 +1,20 @@
 import numpy as np
 import torch
 from digit_flow import DigitFlow
-from sampler import GUIDANCE_SCALE, sample
+from sampler import GUIDANCE_SCALE, sample_network
 
 given = np.load("given.npz")
-y = torch.from_numpy(given["y"])
 net = DigitFlow().eval()
 net.load_state_dict(torch.load("digit_flow.pt"))
+y = torch.from_numpy(given["y"])
 
 
-def velocity(x, t):
+def network(x, t):
     time = torch.full((len(x),), t)
-    dropped = net(x, time, torch.full_like(y, 10))
-    return dropped + GUIDANCE_SCALE * (net(x, time, y) - dropped)
+    dropped, conditional = (net(x, time, labels) for labels in (torch.full_like(y, 10), y))
+    return dropped + GUIDANCE_SCALE * (conditional - dropped)
 
 
 with torch.no_grad():
-    np.save("samples.npy", sample(velocity, torch.from_numpy(given["x0"])))
+    samples = sample_network(network, torch.from_numpy(given["x0"]))
+np.save("samples.npy", samples)

@@ -1,0 +1,41 @@
+"""The commands as a user types them, for a small network of every kind, on one Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from kinds.examples import EXAMPLES, Example
+
+from orchestrator.cli.main import main
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+
+def command(*arguments: str) -> str:
+    """Run a command of `bespoke` that must succeed, and return its output."""
+    done = CliRunner().invoke(main, [*map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=lambda example: example.name)
+def test_the_commands_go_all_the_way(
+    example: Example,
+    files: Callable[[Example], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ray_session: None,
+) -> None:
+    """`sweep` leaves a report with pictures and thetas, and `export` a file that samples finitely elsewhere."""
+    monkeypatch.chdir(files(example))
+    storage = tmp_path / "data"
+    output = command("sweep", str(example.config), "--storage", str(storage), "grid_search=null")
+    folder = storage / "experiments" / example.name
+    assert f"report: {folder}/report.html" in output
+    assert "cannot be drawn" not in output
+    assert {path.name for path in folder.iterdir()} >= {"comparison.csv", "report.html", "thetas"}
+    (theta,) = (folder / "thetas").iterdir()
+    command("export", str(theta), "--to", "python", str(tmp_path / "sampler.py"))

@@ -1,0 +1,11 @@
+import numpy as np
+import torch
+from latent_digits import LatentFlow
+from sampler import sample_network
+
+given = np.load("given.npz")
+net = LatentFlow().eval()
+net.load_state_dict(torch.load("latent_flow.pt")["model"])
+with torch.no_grad():
+    samples = sample_network(lambda x, t: net(x, torch.full((len(x),), t)), torch.from_numpy(given["x0"]))
+np.save("samples.npy", samples)
