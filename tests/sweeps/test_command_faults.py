@@ -189,7 +189,7 @@ def test_a_pair_that_kills_its_host_is_set_aside_and_the_others_are_made(tmp_pat
     }
     experiment = {**EXPERIMENT, "model": {"name": "torch_module", "options": model}}
     place = Place(tmp_path / "place", experiment)
-    process = place.start("pairs", "tiny.yaml")
+    process = place.start("pairs", "tiny.yaml", "--force")
     output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 2, output
     assert re.search(
@@ -203,7 +203,7 @@ def test_a_pair_that_kills_its_host_is_set_aside_and_the_others_are_made(tmp_pat
     assert len(place.files("pairs/*/manifest.json")) == 2
     (tmp_path / "armed").unlink()
     times = {name: (place.root / name).stat().st_mtime_ns for name in shards}
-    place.run("pairs", "tiny.yaml")
+    place.run("pairs", "tiny.yaml", "--force")
     assert {name: (place.root / name).stat().st_mtime_ns for name in shards} == times
     assert len(place.files("pairs/*/*.parquet")) == len(shards) + 1
 

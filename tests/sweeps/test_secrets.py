@@ -99,7 +99,16 @@ def test_no_artifact_and_no_output_holds_a_secret(
     root = f"s3://AKIDEXAMPLE:SECRETEXAMPLE@{bucket}?scheme=http&region=us-east-1&endpoint_override={s3_server.address}"
     hidden = {"RAY_ADDRESS", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     done = subprocess.run(
-        [BESPOKE, "sweep", "secrets.yaml", "--storage", root, "--tracking-uri", f"http://alice:hunter2@{server}"],
+        [
+            BESPOKE,
+            "sweep",
+            "secrets.yaml",
+            "--force",
+            "--storage",
+            root,
+            "--tracking-uri",
+            f"http://alice:hunter2@{server}",
+        ],
         cwd=tmp_path,
         env={name: value for name, value in os.environ.items() if name not in hidden},
         capture_output=True,

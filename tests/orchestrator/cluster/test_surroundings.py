@@ -111,7 +111,7 @@ def test_a_command_works_in_any_folder_whatever_lies_in_it(tmp_path: Path) -> No
     }
     (folder / "c.yaml").write_text(yaml.safe_dump(config))
     process = subprocess.run(
-        [Path(sys.executable).with_name("bespoke"), "sweep", "c.yaml"],
+        [Path(sys.executable).with_name("bespoke"), "sweep", "c.yaml", "--force"],
         cwd=folder,
         env={**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
         capture_output=True,
