@@ -128,6 +128,8 @@ class Session:
             stack.callback(executor.shutdown, wait=False)
             self._tracking = executor.submit(open_experiment, tracking_uri, config.name, self.storage)
         self.facts: ModelFacts = self.pool.call(Request.of(HostProtocol.facts))
+        if self.facts.interpolation:
+            self.announce(f"{self.facts.name}: {self.facts.interpolation}")
         # Check the nodes that the autoscaler has started for the hosts since.
         check_nodes(self.storage, tracking_uri, known)
         self.specs: dict[PairKey, PairSpec] = pair_specs(config, self.facts)

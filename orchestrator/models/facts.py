@@ -49,6 +49,13 @@ class ModelFacts:
     forwards_with_guidance: int = 2
 
     @property
+    def interpolation(self) -> str:
+        """Says that outputs at whole timesteps are interpolated, and what it costs; empty if they are not."""
+        if self.forwards_unguided == 1:
+            return ""
+        return f"outputs at whole timesteps interpolated, {self.forwards_unguided} forwards per evaluation"
+
+    @property
     def makes(self) -> Literal["images", "sound"] | None:
         """What metrics of images or of sound can measure; None if samples are neither."""
         return {"image": "images", "sound": "sound"}.get(self.kind)  # type: ignore[return-value]

@@ -156,8 +156,8 @@ class Start(Detector):
     quantity = "signal / noise where sampling starts"
     noted, refused = 0.2, 1.0
     remedy = (
-        "start earlier (t_min of the scheduler, or the schedule's last betas), or at the noise that the authors start "
-        "from"
+        "start earlier (t_min of the scheduler, or the schedule's last betas), or from the noise that the authors "
+        "start from: start_scale of the scheduler, 1 for x0 itself"
     )
 
     def value(self, evidence: Evidence) -> float | None:

@@ -78,7 +78,8 @@ class Evidence:
         lowest, low, high, highest: Quantiles 0, 0.01, 0.99 and 1 of all numbers of the final samples.
         end: RMS of the final samples.
         spread: RMS deviation of the final samples from their mean.
-        start: Signal-to-noise ratio alpha s / sigma at the time where sampling starts, with s the RMS of the samples.
+        start: Signal-to-noise ratio alpha s / n where sampling starts from n x0 (n is sigma, or start_scale), with
+            s the RMS of the samples.
         foresight: Correlation of the data that the first velocity implies with the final samples, over their means.
         levels: The network as a denoiser of its own samples.
         time_effect: Largest relative change of the network's output with the time.

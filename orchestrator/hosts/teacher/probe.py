@@ -170,8 +170,9 @@ class Probe:
 
     def _paths(self, evidence: Evidence) -> Evidence:
         """Trajectories, the final samples, and the network as a denoiser of them."""
-        plain = self._trajectory(self._field(1.0), STEPS["plain"])
-        x1 = plain.x1
+        field = self._field(1.0)
+        plain = self._trajectory(field, STEPS["plain"])
+        x1, begun = plain.x1, float(field.scheduler.start(field.scheduler.t_min))
         mean = x1.mean(0)
         deviation, foreseen = x1 - mean, plain.first - plain.first.mean(0)
         spread = float((deviation.square().sum() / ((len(x1) - 1) * x1[0].numel())).sqrt())
@@ -179,7 +180,7 @@ class Probe:
             evidence,
             knots=plain.knots,
             spread=spread,
-            start=plain.knots[0].alpha * _rms(x1) / plain.knots[0].sigma,
+            start=plain.knots[0].alpha * _rms(x1) / begun,
             foresight=float((deviation * foreseen).mean()) / max(_rms(deviation) * _rms(foreseen), 1e-30),
             **_summary(x1),
         )
@@ -314,7 +315,7 @@ class Probe:
         times = scheduler.time_at_angle(ends[0] + (ends[1] - ends[0]) * shares)
         times = times.clamp(scheduler.t_min, scheduler.t_max)
         times[0], times[-1] = scheduler.t_min, scheduler.t_max
-        x = float(scheduler.sigma(scheduler.t_min)) * self._noise(self.samples)
+        x = float(scheduler.start(scheduler.t_min)) * self._noise(self.samples)
         knots, predictions, lambdas = [], [], scheduler.lambda_(times)
         for step in range(steps):
             point, after = scheduler(times[step]), scheduler(times[step + 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import adapter_examples
@@ -13,6 +14,9 @@ from proofs import distance, noise
 from torch import Tensor, nn
 
 from orchestrator.errors import ConfigError
+from orchestrator.hosts.host import Host
+from orchestrator.hosts.settings import HostSettings
+from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs.ground_truth import solve
 from solvers.families.base import GridSolver
 from solvers.families.ddim import DDIM
@@ -168,6 +172,18 @@ def test_interpolation_costs_two_forwards_per_evaluation() -> None:
     model.net.register_forward_hook(lambda *_: calls.append(1))
     model.predict(noise((4, *SHAPE))[:, 0], at(0.5), NONE)
     assert len(calls) == 2
+
+
+def test_the_facts_of_a_host_say_that_timesteps_are_interpolated(tmp_path: Path) -> None:
+    """Clients bill by them, and the report and the notes of a sweep print the sentence."""
+
+    def facts(options: dict[str, Any]) -> ModelFacts:
+        return Host(HostSettings(adapter="torch_module", options=options, storage=str(tmp_path))).facts()
+
+    interpolated = facts(TABLE)
+    assert [interpolated.forwards_per_evaluation(scale) for scale in (1.0, 2.0)] == [2, 4]
+    assert interpolated.interpolation == "outputs at whole timesteps interpolated, 2 forwards per evaluation"
+    assert facts(ECHO).interpolation == ""
 
 
 @pytest.mark.parametrize("factory", ["own_networks:NoiseTable", "own_networks:Truncating"])
