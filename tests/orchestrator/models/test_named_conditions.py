@@ -9,8 +9,10 @@ from typing import Any
 
 import conditioned_networks
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from trial_example import trial_context
 
 from orchestrator import plugins
@@ -280,3 +282,99 @@ def test_entries_of_a_dictionary_are_named_with_a_dot() -> None:
         Call.parse("x, t, cond=c.all, cond.obs=c.obs")
     with pytest.raises(ValueError, match=r"'cond\.a\.b=c\.obs' is not valid here"):
         Call.parse("x, t, cond.a.b=c.obs")
+
+
+# ---- networks in files --------------------------------------------------------------------------------------------
+
+
+def test_torchscript_takes_named_conditions(tmp_path: Path) -> None:
+    """A scripted network has the guided velocities of the module; a frozen one needs its dtype."""
+    example = policy(tmp_path)
+    torch.jit.script(conditioned_networks.Policy().eval()).save(tmp_path / "policy.ts")
+    options = {key: value for key, value in example["model"].items() if key not in ("factory", "path")}
+    scripted = options | {"file": str(tmp_path / "policy.ts")}
+    experiment(example | {"model": scripted}, "torchscript")
+    model = plugins.build("models", "torchscript", scripted)
+    module = plugins.build("models", "torch_module", example["model"])
+    dataset = plugins.build("datasets", "tensors", example["conditioning"])
+    condition = model.encode_conditions(torch.arange(4), dataset)
+    x, t = torch.randn(4, 16, 2), torch.tensor(0.6, dtype=torch.float64)
+    torch.testing.assert_close(model.field(condition, 2.0)(x, t), module.field(condition, 2.0)(x, t))
+    frozen = torch.jit.freeze(torch.jit.script(conditioned_networks.Policy().eval()))
+    frozen.save(tmp_path / "frozen.ts")
+    unknown = plugins.build("models", "torchscript", options | {"file": str(tmp_path / "frozen.ts")})
+    with pytest.raises(ConfigError, match=r"is frozen, so that the dtype of its weights is not known; set dtype"):
+        _ = unknown.network_dtype
+
+
+def onnx_gated(folder: Path) -> dict[str, Any]:
+    """velocity = where(keep, obs, row of the table at id) - x, as an ONNX graph; options of the adapter."""
+    kinds = {"x": (TensorProto.FLOAT, 3), "t": (TensorProto.FLOAT,), "obs": (TensorProto.FLOAT, 3)}
+    kinds |= {"keep": (TensorProto.BOOL, 3), "id": (TensorProto.INT64,)}
+    table = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+    nodes = [
+        helper.make_node("Gather", ["table", "id"], ["row"]),
+        helper.make_node("Where", ["keep", "obs", "row"], ["target"]),
+        helper.make_node("Sub", ["target", "x"], ["still"]),
+        helper.make_node("Unsqueeze", ["t", "axis"], ["times"]),
+        helper.make_node("Add", ["still", "times"], ["velocity"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "gated",
+        [helper.make_tensor_value_info(name, kind, ["B", *size]) for name, (kind, *size) in kinds.items()],
+        [helper.make_tensor_value_info("velocity", TensorProto.FLOAT, ["B", 3])],
+        [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.array([1]), "axis")],
+    )
+    onnx.save(
+        helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), folder / "gated.onnx"
+    )
+    network = {"file": str(folder / "gated.onnx"), "shape": [3], "call": "x, t, obs=c.obs, keep=c.keep, id=c.ids"}
+    return FLOW | network | {"null": {"obs": 0, "ids": 3}}
+
+
+def test_onnx_takes_named_conditions_of_every_type(tmp_path: Path) -> None:
+    """Floats, booleans and ids are converted to the graph's types; guidance drops those that null names."""
+    options = {key: value for key, value in onnx_gated(tmp_path).items() if key != "path"}
+    random = np.random.default_rng(0)
+    arrays = {"obs": random.standard_normal((20, 3)), "keep": random.random((20, 3)) < 0.5, "ids": np.arange(20) % 3}
+    np.savez(tmp_path / "rows.npz", **arrays, wide=np.ones((20, 4)))
+    dataset = plugins.build("datasets", "tensors", {"file": str(tmp_path / "rows.npz")})
+    model = plugins.build("models", "onnx_session", options)
+    model.inspect()
+    model.check_conditioning(options, dataset)
+    rows = np.array([4, 7, 1])
+    condition = model.encode_conditions(torch.from_numpy(rows), dataset)
+    x = torch.randn(3, 3)
+    velocity = model.field(condition, 3.0)(x, torch.tensor(0.25, dtype=torch.float64))
+    table = np.linspace(-1, 1, 12).reshape(4, 3)
+    keep, obs, ids = (arrays[name][rows] for name in ("keep", "obs", "ids"))
+    kept, dropped = np.where(keep, obs, table[ids]), np.where(keep, 0, table[np.full(3, 3)])
+    expected = torch.from_numpy(dropped + 3 * (kept - dropped)).float() - x + 0.25
+    torch.testing.assert_close(velocity, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
+        (
+            "x, t, obs=c.wide, keep=c.keep, id=c.ids",
+            r"input 'obs' of gated.onnx is FLOAT of shape \(any, 3\), but c.wide",
+        ),
+        (
+            "x, t, obs=c.obs, keep=c.ids, id=c.keep",
+            r"input 'keep' of gated.onnx is BOOL of shape \(any, 3\), but c.ids is",
+        ),
+        ("x, t, obs=c.obs, keep=c.keep", r"whose inputs are x, t, obs, keep, id; name each once"),
+    ],
+)
+def test_onnx_inputs_that_do_not_fit_are_refused_from_the_options(call: str, problem: str, tmp_path: Path) -> None:
+    """Names, types and shapes are compared with the dataset before anything starts."""
+    options = {key: value for key, value in onnx_gated(tmp_path).items() if key not in ("path", "null")} | {
+        "call": call
+    }
+    arrays = {"obs": np.ones((20, 3)), "keep": np.ones((20, 3), bool), "ids": np.arange(20), "wide": np.ones((20, 4))}
+    np.savez(tmp_path / "rows.npz", **arrays)
+    conditioning = {"file": str(tmp_path / "rows.npz")}
+    with pytest.raises(ConfigError, match=problem):
+        experiment({"model": options, "conditioning": conditioning, "guidance_scale": 1.0}, "onnx_session")
