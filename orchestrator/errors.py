@@ -79,6 +79,10 @@ OUTSIDE = ("ray", "mlflow", "sqlalchemy", "requests", "urllib3", "grpc", "botoco
 PRODUCT = tuple(f"{Path(__file__).parents[1] / name}/" for name in ("orchestrator", "solvers", "sweeps"))
 
 
+RAISED = (Exception, SystemExit)
+"""What code of the user's may raise. ``sys.exit`` in it must not end a host, which would be started again."""
+
+
 def describe(error: BaseException, text: str | None = None, *, called: bool = False) -> str:
     """Type and message of an exception, with the line of code outside of libraries that raised it.
 
@@ -88,13 +92,26 @@ def describe(error: BaseException, text: str | None = None, *, called: bool = Fa
         called: Whether the exception comes from code that the program calls; its own lines are then left out.
     """
     lines = "".join(traceback.format_tb(error.__traceback__)) if text is None else text
-    frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', lines)
-    others = (*LIBRARIES, "<", *(PRODUCT if called else ()))
-    own = [frame for frame in frames if not frame[0].startswith(others) and "site-packages" not in frame[0]]
+    own, frames = _frames(lines, called)
     shown = own if called else own or frames
     where = "{}, line {}, in {}: ".format(*shown[-1]) if shown else ""
     message = _message(error)
+    if isinstance(error, SyntaxError) and error.filename:
+        where, message = f"{error.filename}, line {error.lineno}: ", error.msg
     return f"{where}{type(error).__name__}" + (f": {message}" if message else "")
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether an exception was raised in code of the user's, or by a library or a function that it called."""
+    lines = "".join(traceback.format_tb(error.__traceback__))
+    return isinstance(error, SyntaxError) or bool(_frames(lines, called=True)[0])
+
+
+def _frames(lines: str, called: bool) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
+    """File, line and function of the frames of a traceback outside of libraries, and of all frames."""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', lines)
+    others = (*LIBRARIES, "<", *(PRODUCT if called else ()))
+    return [f for f in frames if not f[0].startswith(others) and "site-packages" not in f[0]], frames
 
 
 REMEDIES = {

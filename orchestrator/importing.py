@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import describe
+from orchestrator.errors import RAISED, describe
 
 
 def import_factory(given: Any, folders: str | Sequence[str] | None, option: str = "factory") -> Callable[..., Any]:
@@ -30,7 +30,7 @@ def import_factory(given: Any, folders: str | Sequence[str] | None, option: str 
     roots = find_modules_in(folders)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # importing a user module may raise anything
+    except RAISED as error:  # importing a user module may raise anything
         hint = f"path {_shown(roots)} was searched too" if roots else "set path to the folder that holds it"
         raise ValueError(f"{option}={given!r} cannot be imported ({describe(error, called=True)}); {hint}") from error
     origin = getattr(module, "__file__", None)

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from orchestrator.content import digest, file_digest
-from orchestrator.errors import describe
+from orchestrator.errors import RAISED, describe
 from orchestrator.importing import import_factory
 
 Array = npt.NDArray[Any]
@@ -108,7 +108,7 @@ def _call_function(function: str, folder: str | None, kwargs: str, names: tuple[
     called = import_factory(function, folder, "function")
     try:
         arrays = called(**json.loads(kwargs))
-    except Exception as error:  # the user's code may raise anything
+    except RAISED as error:  # the user's code may raise anything
         raise ValueError(f"{function} with kwargs {kwargs} fails: {describe(error, called=True)}") from error
     if not isinstance(arrays, Mapping) or not all(isinstance(name, str) for name in arrays):
         raise ValueError(f"{function} must return a dictionary of arrays by name, got {type(arrays).__name__}")

@@ -15,10 +15,11 @@ from torch import Tensor
 from orchestrator import plugins
 from orchestrator.content import source_digest, with_content
 from orchestrator.datasets.tensors import null_problem
-from orchestrator.errors import ConfigError
+from orchestrator.errors import RAISED, ConfigError, describe, is_users
 from orchestrator.importing import find_modules_in
 from orchestrator.models._external import ExternalModel
 from orchestrator.models._network_time import NetworkTime, whole_steps_problem
+from orchestrator.models._outputs import prediction_in
 from orchestrator.models.kinds import Kind, check_kind, range_of_data
 from orchestrator.pairs import Condition, Conditions
 from orchestrator.plugins import PATH, options_of
@@ -129,6 +130,10 @@ class DescribedModel(ExternalModel):
         null_label: Label that stood for "dropped" in training; required for guidance with labels alone.
         null: For guidance with named conditions, what stood for "dropped" in training: for each condition that was
             dropped, a number, as in ``{obs: 0}``, or the name of an array of the dataset.
+        output: Which part of what the network returns is the prediction: position in a tuple, key of a dictionary, or
+            attribute, such as sample; by default it returns one tensor.
+        output_channels: Number of channels that the network returns, if the prediction is only the first of them, as
+            in networks that learn a variance.
         path: Folder of modules that are not installed, or a list of folders; added to ``sys.path``, in hosts as well.
             The functions of a custom scheduler are imported from there.
         decoder: For a latent model, the decoder from samples to images or sound: ``{name: ..., options: {...}}``.
@@ -153,6 +158,8 @@ class DescribedModel(ExternalModel):
     classes: int | None = None
     null_label: int | None = None
     null: dict[str, Any] = field(default_factory=dict)
+    output: str | int | None = field(default=None, metadata=NEWER)
+    output_channels: int | None = field(default=None, metadata=NEWER)
     path: str | list[str] | None = field(default=None, metadata=PATH)
     decoder: Any = field(default=None, metadata=options_of("decoders"))
 
@@ -173,6 +180,7 @@ class DescribedModel(ExternalModel):
             hint = plugins.did_you_mean(str(self.prediction), list(PREDICTIONS))
             raise self.refused(f"unknown prediction {self.prediction!r}{hint}; choose one of {', '.join(PREDICTIONS)}")
         self._check_presentation()
+        self._check_output()
         self.native = self._build_scheduler()
         with self.refusing():
             check_path(self.prediction, self.native)
@@ -251,6 +259,17 @@ class DescribedModel(ExternalModel):
     def decodes(self) -> bool:
         return self.decoder is not None
 
+    def _check_output(self) -> None:
+        if isinstance(self.output, bool) or not isinstance(self.output, str | int | None):
+            raise self.refused(f"output must be a position, a key or an attribute, got {self.output!r}")
+        if self.output_channels is not None and not (
+            _is_count(self.output_channels) and self.output_channels > self.shape[0]
+        ):
+            raise self.refused(
+                f"output_channels must be a number above the {self.shape[0]} channels of a sample, got "
+                f"{self.output_channels!r}; leave it out if the network returns the prediction alone"
+            )
+
     def _check_presentation(self) -> None:
         with self.refusing():
             self.data_range = range_of_data(self.data_range, self.data_min, self.data_max)
@@ -271,7 +290,16 @@ class DescribedModel(ExternalModel):
         self.native_scheduler = {"name": spec["name"], "options": dict(spec.get("options") or {})}
         with self.refusing():
             find_modules_in(self.path)  # a custom scheduler's functions lie where the model's code is
-        built: Scheduler = plugins.build("schedulers", **self.native_scheduler)
+        try:
+            built: Scheduler = plugins.build("schedulers", **self.native_scheduler)
+        except RAISED as error:  # functions of a custom scheduler may raise anything
+            cause = error.__cause__ if isinstance(error, ConfigError) else error
+            if cause is None or not is_users(cause):
+                raise
+            name = self.native_scheduler["name"]
+            raise self.refused(
+                f"a function of native_scheduler {name!r} fails: {describe(cause, called=True)}"
+            ) from error
         return built
 
     def _check_labels(self) -> None:
@@ -364,7 +392,13 @@ class DescribedModel(ExternalModel):
     def call_network(self, x: Tensor, time: Tensor, condition: Any) -> Any:
         """The network's output for x (B, ...), a time in the network's shape and dtype, and conditions."""
         positional, keywords = self.arguments.arguments(self.inputs_of(x, time, condition))
-        return self.net(*positional, **keywords)
+        return self._prediction_in(self.net(*positional, **keywords))
+
+    def _prediction_in(self, output: Any) -> Any:
+        if self.output is None and self.output_channels is None:
+            return output
+        with self.refusing():
+            return prediction_in(output, self.output, self.output_channels, self.shape[0])
 
     def _check_fractions(self, x: Tensor, conditions: Any) -> None:
         """Refuse, at the first evaluation, a network of whole timesteps that is used at fractional ones.

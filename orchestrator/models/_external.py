@@ -15,7 +15,8 @@ from torch import Tensor
 
 from orchestrator import plugins
 from orchestrator.content import digest
-from orchestrator.errors import CodeError, ConfigError, UserError, describe, may_pass
+from orchestrator.errors import RAISED, CodeError, ConfigError, UserError, describe, may_pass
+from orchestrator.models._outputs import remedy, shown
 from orchestrator.models.base import ModelAdapter, expand_time, is_differentiated
 from orchestrator.pairs import Condition, Conditions
 from solvers.prediction import PredictionField
@@ -111,7 +112,7 @@ class ExternalModel(ModelAdapter):
         time = self.time_argument(self.network_time(t), wide)
         try:
             output = self.evaluate(inner, time, condition)
-        except Exception as error:
+        except RAISED as error:
             # Errors of differentiation are explained where it starts, and torch's own stop a recomputation.
             derived = is_differentiated(x) or is_differentiated(t) or type(error).__module__.startswith("torch.utils")
             if derived or may_pass(error) or isinstance(error, UserError):
@@ -122,10 +123,9 @@ class ExternalModel(ModelAdapter):
                 f"network {self.name} failed: {describe(error, called=True)}; it was called with {called}"
             ) from error
         if not isinstance(output, Tensor) or output.shape != x.shape:
-            got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise self.refused(
-                f"{self.name} must return one tensor of shape {tuple(x.shape)}, the shape of x, got {got}; wrap it so "
-                f"that it returns only its prediction"
+                f"{self.name} must return one tensor of shape {tuple(x.shape)}, the shape of x, got {shown(output)}; "
+                f"{remedy(output, x.shape)}"
             )
         return output.to(x.dtype)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from orchestrator.errors import describe
+from orchestrator.errors import RAISED, describe
 
 
 def build_module(factory: Callable[..., Any], name: str, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -20,7 +20,7 @@ def build_module(factory: Callable[..., Any], name: str, kwargs: Mapping[str, An
     """
     try:
         module = factory(**copy.deepcopy(dict(kwargs)))  # a factory may change what it is given
-    except Exception as error:  # the constructor may raise anything
+    except RAISED as error:  # the constructor may raise anything
         raise ValueError(f"{name} with kwargs {dict(kwargs)} fails: {describe(error, called=True)}") from error
     if not isinstance(module, nn.Module):
         raise ValueError(f"{name} must return a torch.nn.Module, got {type(module).__name__}")
@@ -32,6 +32,6 @@ def build_without_weights(factory: Callable[[], Any]) -> Any:
     try:
         with torch.device("meta"):
             return factory()
-    except Exception:
+    except RAISED:
         # Constructors that compute with tensor values fail on the meta device. Any other error is raised again here.
         return factory()

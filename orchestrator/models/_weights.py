@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from orchestrator.errors import RAISED
 from orchestrator.models._checkpoints import (
     Inert,
     Part,
@@ -110,7 +111,7 @@ def build_loaded(
     try:
         with torch.device("meta"):
             module = build()
-    except Exception:  # a constructor that computes with values; any other error is raised again below
+    except RAISED:  # a constructor that computes with values; any other error is raised again below
         module = None
     if module is not None and _is_saved_completely(module):
         tensors = read_weights(module, path, parts, trust_pickle)

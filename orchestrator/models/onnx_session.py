@@ -32,9 +32,9 @@ class OnnxSession(DescribedModel):
     """A network in an ONNX file, run by ONNX Runtime; as a black box it is distilled by Levenberg-Marquardt.
 
     It needs the extra ``onnx``. The graph's first axis must be a batch axis of any size, and its only output the
-    prediction. Positional arguments in ``call`` are assigned to the graph's inputs in order, named ones by name. The
-    network has no derivatives, so Adam and the Jacobian 'jvp' are refused. It uses as many threads as torch has on
-    its first evaluation.
+    prediction, unless ``output`` names it. Positional arguments in ``call`` are assigned to the graph's inputs in
+    order, named ones by name. The network has no derivatives, so Adam and the Jacobian 'jvp' are refused. It uses
+    as many threads as torch has on its first evaluation.
 
     Attributes:
         file: The .onnx file.
@@ -115,11 +115,14 @@ class OnnxSession(DescribedModel):
                 f"call={self.call!r} does not fit {self.source.name}, whose inputs are {', '.join(names)}; name each "
                 f"once, in this order or as 'name=x'"
             )
-        if self.graph.outputs != 1:
+        outputs = self.graph.outputs
+        if self.output is None and len(outputs) != 1:
             raise self.refused(
-                f"{self.source.name} has {self.graph.outputs} outputs, but must have one, the prediction; export it "
-                f"with that output only"
+                f"{self.source.name} has {len(outputs)} outputs, {', '.join(outputs)}; set output to the name of the "
+                f"prediction, or export it with that output only"
             )
+        if self.output is not None and self.output not in (*outputs, *range(len(outputs))):
+            raise self.refused(f"output={self.output!r} is not an output of {self.source.name}: {', '.join(outputs)}")
         return by_symbol
 
     def load(self) -> Any:
@@ -157,8 +160,10 @@ class OnnxSession(DescribedModel):
     def call_network(self, x: Tensor, time: Tensor, condition: Any) -> Tensor:
         values = self.inputs_of(x, time, condition)
         arrays = {name: self._array(values[symbol], name) for symbol, name in self.inputs.items()}
-        (answer,) = self.net.run(None, arrays)
-        return torch.from_numpy(answer).to(x.device)
+        answers = [torch.from_numpy(answer).to(x.device) for answer in self.net.run(None, arrays)]
+        named = dict(zip(self.graph.outputs, answers, strict=True)) if isinstance(self.output, str) else tuple(answers)
+        output: Tensor = self._prediction_in(answers[0] if self.output is None else named)
+        return output
 
     def _array(self, value: Tensor, name: str) -> npt.NDArray[Any]:
         kind = self.graph.inputs[name][0]
@@ -189,13 +194,13 @@ class _Graph:
 
     Attributes:
         inputs: Type and shape of each input by name, in order; None stands for any size.
-        outputs: Number of outputs.
+        outputs: Names of the outputs.
         parameters: Number of floating-point weights.
         beside: Names of external weight files in the same folder.
     """
 
     inputs: dict[str, tuple[str, tuple[int | None, ...]]]
-    outputs: int
+    outputs: tuple[str, ...]
     parameters: int
     beside: frozenset[str]
 
@@ -214,7 +219,7 @@ class _Graph:
         floating = [tensor for tensor in graph.initializer if type_name(tensor.data_type) in (*FLOATS, "BFLOAT16")]
         external = {e.value for tensor in tensors for e in tensor.external_data if e.key == "location"}
         parameters = sum(math.prod(tensor.dims) for tensor in floating)
-        return cls(inputs, len(graph.output), parameters, frozenset(external))
+        return cls(inputs, tuple(value.name for value in graph.output), parameters, frozenset(external))
 
 
 def _tensors(graph: Any) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from orchestrator.errors import ConfigError
 
 NO_PATHS = {
     "audio_folder": {"manifest", "path", "transcript", "speaker", "sha256"},  # in the folder; columns of the manifest
+    "coordinate_rmse": {"groups"},
     "custom": {"alpha_function", "sigma_function"},
     "diffusers": {"dtype", "variant"},
     "discrete_vp": {"betas"},
@@ -23,7 +24,18 @@ NO_PATHS = {
     "prompts": {"prompts", "column", "sha256"},
     "scale_time": {"inner", "inner_options", "scheduler", "scheduler_options"},
     "spoken_digits": {"speaker"},
-    "tensors": {"function", "kwargs", "arrays", "shared", "padding", "padding_masks", "samples", "labels", "split"},
+    "tensors": {
+        "function",
+        "kwargs",
+        "arrays",
+        "shared",
+        "padding",
+        "padding_masks",
+        "samples",
+        "labels",
+        "split",
+        "mask",
+    },
     "torchscript": {"dtype"},
     "torch_module": {"factory", "kwargs", "weights_key", "weights_prefix"},  # kwargs are sent as they are
     "whisper": {"language"},

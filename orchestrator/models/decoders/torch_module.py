@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.content import digest, network_digest, source_digest
-from orchestrator.errors import CodeError, ConfigError, UserError, describe, may_pass
+from orchestrator.errors import RAISED, CodeError, ConfigError, UserError, describe, may_pass
 from orchestrator.importing import import_factory
 from orchestrator.models._checkpoints import parts_of
 from orchestrator.models._factories import build_module
@@ -92,7 +92,7 @@ class ModuleDecoder(Decoder):
         decode = self.net if self.method is None else getattr(self.net, self.method)
         try:
             decoded = decode(samples * self.std + self.mean)
-        except Exception as error:
+        except RAISED as error:
             if isinstance(error, UserError) or may_pass(error):
                 raise
             called = f"{str(samples.dtype).removeprefix('torch.')} {tuple(samples.shape)}"

@@ -237,6 +237,7 @@ NOTHING: dict[str, list[tuple[str, Change]]] = {
 """Changes of places and names, of what is shown, and of code that the network does not import."""
 
 ELSEWHERE = dict.fromkeys(("weights_key", "weights_prefix", "trust_pickle"), "test_checkpoints.py")
+ELSEWHERE |= dict.fromkeys(("output", "output_channels"), "test_outputs.py")
 ELSEWHERE |= {"decoder": "test_encodec.py", "null": "test_named_conditions.py", "path": "test_torch_module.py"}
 """Options with tests of their own."""
 

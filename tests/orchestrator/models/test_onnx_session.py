@@ -201,7 +201,8 @@ def test_methods_that_need_derivatives_are_rejected_before_any_work(
             r"input 'x' of net\.onnx, which takes x, has shape \(4, 1, 2, 3\) instead of \(any, 1, 2, 3\)",
         ),
         ({"time": TensorProto.INT64}, {}, r"input 't' .*, is INT64, but must be one of FLOAT, .*fractional timest"),
-        ({"outputs": ("velocity", "bent")}, {}, r"net\.onnx has 2 outputs, but must have one, the prediction; export"),
+        ({}, {"output": "bent"}, r"output='bent' is not an output of net\.onnx: velocity"),
+        ({"outputs": ("velocity", "bent")}, {}, r"net\.onnx has 2 outputs, velocity, bent; set output to the name of"),
     ],
 )
 def test_a_file_that_does_not_fit_the_options_is_rejected(
