@@ -48,6 +48,8 @@ class FeatureMetric(Metric):
     summary_options: ClassVar[frozenset[str]] = frozenset({"reference"})
     falls_back: ClassVar[bool] = False
     """Whether ground truth stands in for a dataset without real samples."""
+    moments_suffice: ClassVar[bool] = False
+    """Whether statistics without the features of samples can be the reference."""
 
     @property
     def sees(self) -> Media:  # type: ignore[override]
@@ -94,6 +96,20 @@ class FeatureMetric(Metric):
                 f"{type(dataset).__name__} has no real samples to compare with; set the option 'reference' to shipped "
                 f"statistics, to a file made by `bespoke reference`, to another dataset, or to {TRUTH}"
             )
+
+        if self.statistics is not None and self.statistics.samples is None and not self.moments_suffice:
+            raise ConfigError(
+                f"reference {self.reference!r} holds only mean and covariance, but {self.column} needs features of "
+                f"samples; make statistics that include them with `bespoke reference`"
+            )
+
+    def reference_features(self, real: Iterable[Array] | None) -> Iterable[Array]:
+        """Features of the reference: those of the statistics, or the measured ones."""
+        if self.statistics is not None:
+            assert self.statistics.samples is not None
+            return [self.statistics.samples.astype(np.float64)]
+        assert real is not None
+        return real
 
     def check_samples(self, shape: tuple[int, ...], count: int) -> None:
         dim = self.extractor.dim(shape)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from orchestrator.datasets.base import Dataset
 from orchestrator.features.moments import Moments, frechet_distance
@@ -22,6 +23,7 @@ class FID(FeatureMetric):
     """
 
     relative_to_truth = True
+    moments_suffice: ClassVar[bool] = True
 
     @property
     def column(self) -> str:

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from torch_fidelity.metric_kid import kernel_poly, mmd2  # type: ignore[import-untyped]
 
 from orchestrator.datasets.base import Dataset
-from orchestrator.errors import ConfigError
 from orchestrator.metrics._features import FeatureMetric
 from orchestrator.metrics.base import Array, Summary, summarise
 
@@ -48,19 +47,8 @@ class KID(FeatureMetric):
     def column(self) -> str:
         return f"kid[{self.features}]"
 
-    def check(self, dataset: Dataset) -> None:
-        super().check(dataset)
-        if self.statistics is not None and self.statistics.samples is None:
-            raise ConfigError(
-                f"reference {self.reference!r} holds only mean and covariance, but KID needs features of samples; make "
-                f"statistics that include them with `bespoke reference`"
-            )
-
     def summarise(self, shards: Iterable[Array], dataset: Dataset, real: Iterable[Array] | None = None) -> Summary:
-        if self.statistics is not None:
-            assert self.statistics.samples is not None
-            real = [self.statistics.samples.astype(np.float64)]
-        assert real is not None
+        real = self.reference_features(real)
         size = min(self.block, _rows(shards), _rows(real))
         if size < 2:
             raise ValueError("KID needs at least two samples and two real samples")

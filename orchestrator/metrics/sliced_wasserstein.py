@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.datasets.base import Dataset
-from orchestrator.errors import ConfigError
 from orchestrator.metrics._features import FeatureMetric
 from orchestrator.metrics.base import Array, Summary
 
@@ -50,20 +49,8 @@ class SlicedWasserstein(FeatureMetric):
     def column(self) -> str:
         return f"sliced_wasserstein[{self.features}]"
 
-    def check(self, dataset: Dataset) -> None:
-        super().check(dataset)
-        if self.statistics is not None and self.statistics.samples is None:
-            raise ConfigError(
-                f"reference {self.reference!r} holds only mean and covariance, but {self.column} needs features of "
-                f"samples; make statistics that include them with `bespoke reference`"
-            )
-
     def summarise(self, shards: Iterable[Array], dataset: Dataset, real: Iterable[Array] | None = None) -> Summary:
-        if self.statistics is not None:
-            assert self.statistics.samples is not None
-            real = [self.statistics.samples.astype(np.float64)]
-        assert real is not None
-        mine, theirs = self._projected(shards), self._projected(real)
+        mine, theirs = self._projected(shards), self._projected(self.reference_features(real))
         # Ground truth of the same pairs is resampled with them.
         together = self.compares_with_truth(dataset)
         value, *drawn = _distances(mine, theirs, np.random.Generator(np.random.Philox(self.seed)), together)

@@ -178,7 +178,7 @@ def test_files_of_statistics_are_accepted_as_reference(tmp_path: Path, samples: 
     values = [_fid(reference=file).summarise(shards, DIGITS).mean for file in files]
     assert values[0] == values[1] == pytest.approx(_fid(reference="digits").summarise(shards, DIGITS).mean, rel=1e-6)
     _kid(reference=str(tmp_path / "digits.safetensors")).check(DIGITS)
-    with pytest.raises(ConfigError, match="holds only mean and covariance, but KID needs features of samples"):
+    with pytest.raises(ConfigError, match=r"holds only mean and covariance, but .* needs features of samples"):
         _kid(reference=str(tmp_path / "digits.npz")).check(DIGITS)
 
 
