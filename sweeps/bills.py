@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 
 from orchestrator.cost import Cost
 from orchestrator.hosts.network_check import EVALUATIONS
+from orchestrator.hosts.teacher.evidence import Evidence
 from orchestrator.pairs import PairSpec
 from orchestrator.results.bill import Bill, guided
 from orchestrator.results.truth import Truth
+from sweeps.examination import subjects
 from sweeps.session import Session
 
 
@@ -23,6 +25,14 @@ def opening_bill(session: Session, pairs: Mapping[str, PairSpec], truths: Iterab
     bill = Bill(session.facts.forwards_per_evaluation)
     checked = session.config.resources.hosts * EVALUATIONS
     bill.add_evaluations("examination", "each host checks the network", checked, session.config.guidance_scale[0])
+    for subject in subjects(pairs.values()):
+        key = subject.key(session.facts)
+        if session.storage.exists(key):
+            evidence = Evidence.from_dict(session.storage.read_json(key))
+            spent = round(evidence.evaluations * evidence.samples)
+            cost = Cost(evaluations=spent, forwards=evidence.forwards, seconds=None)
+            earlier = all(spec.name in session.reused for spec in pairs.values())
+            bill.add("examination", f"the teacher, {subject.label}", cost, reused=earlier)
     for truth in truths:
         part = f"accuracy of ground truth{guided(truth.spec.guidance_scale)}"
         bill.add("examination", part, truth.cost, reused=truth.reused)

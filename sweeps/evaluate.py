@@ -31,6 +31,7 @@ from orchestrator.progress import Note, note, stage
 from orchestrator.reports.evaluation import write_evaluation, write_tables
 from orchestrator.reports.gallery import GROUND_TRUTH, Panel
 from orchestrator.reports.tables import Table, across_datasets, by_dataset, comparisons
+from orchestrator.results.truth import find_truths
 from orchestrator.tracking.mlflow import ROLE, SWEEP, THETA, THETA_FILE, RunLog, entity_name
 from solvers.families import GridSolver
 from solvers.theta import ThetaArtifact
@@ -210,7 +211,7 @@ class _Run:
             self.session.record_needs([*needed, *evaluation.references()], add=False)
             evaluation.check_forms()
             evaluation.measure()
-        scores = evaluation.scores(self._ground_truth_nfe())
+        scores = self._marked(evaluation.scores(self._ground_truth_nfe()))
         tables = self._tables(evaluation, scores)
         self._log(scores)
         with stage("writing the report"):
@@ -219,6 +220,19 @@ class _Run:
         return EvaluationOutcome(
             scores=scores, tables=tables, report=report, failed=failed, log=self.session.log.location
         )
+
+    def _marked(self, scores: Sequence[Score]) -> list[Score]:
+        """The scores; a PSNR near the accuracy of its ground truth has a footnote."""
+        with stage("measuring the accuracy of ground truth"):
+            specs = {spec.name: spec for spec in self.specs.values()}
+            truths = find_truths(self.storage, self.session.pool, specs, self.announce)
+        marked = []
+        for score in scores:
+            truth = truths.get(score.case.pairs.name)
+            near = score.metric.metric.column == "psnr_db" and score.case.solver.kind != "ground truth"
+            noted = truth is not None and near and truth.mark(score.summary.mean)
+            marked.append(replace(score, footnote=truth.footnote()) if truth is not None and noted else score)
+        return marked
 
     def _scorers(self) -> RayPool | None:
         """Start actors that hold the networks of metrics; None if no metric needs one."""

@@ -36,6 +36,7 @@ class Score:
         nfe: Evaluations per sample; for ground truth, the mean over its samples.
         not_finite: Indices of samples that are not finite; the first ten only.
         failure: Why the value is missing, or None.
+        footnote: Why the value is marked: ground truth's own error decides it; None if it is not.
         reference: What a distance between distributions compares samples with, for people; empty for other metrics.
         is_exact: Whether it is the best by definition: ground truth, compared with itself.
     """
@@ -46,6 +47,7 @@ class Score:
     nfe: float
     not_finite: tuple[int, ...] = ()
     failure: str | None = None
+    footnote: str | None = None
     reference: str = ""
     is_exact: bool = False
 

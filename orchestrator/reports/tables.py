@@ -14,6 +14,7 @@ from orchestrator.evaluation.bootstrap import Comparison
 from orchestrator.evaluation.cases import Score
 from orchestrator.metrics.base import EXACT_DB, SplitSummary
 from orchestrator.progress import counted
+from orchestrator.results.truth import MARK
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ LATEX = str.maketrans(
         "σ": r"$\sigma$",
         "θ": r"$\theta$",
         "∞": r"$\infty$",
+        MARK: r"$\dagger$",
         "—": "---",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
@@ -108,10 +110,11 @@ def shown(score: Score) -> str:
     if isinstance(score.summary, SplitSummary):
         largest = max(score.summary.parts, key=lambda part: part[1])[0]
         omitted = f" ({largest}; mean {score.metric.metric.in_units(score.summary.over_parts):.3g}){omitted}"
+    mark = MARK if score.footnote else ""
     if not math.isfinite(stderr) or stderr <= 0:
-        return f"{mean:.4g}{omitted}"
+        return f"{mean:.4g}{mark}{omitted}"
     digits = min(max(0, 1 - math.floor(math.log10(stderr))), 6)
-    return f"{mean:.{digits}f} ± {stderr:.{digits}f}{omitted}"
+    return f"{mean:.{digits}f}{mark} ± {stderr:.{digits}f}{omitted}"
 
 
 def by_dataset(scores: Sequence[Score], training_passes: int | None) -> list[Table]:
@@ -199,6 +202,8 @@ def _warnings(scores: Iterable[Score]) -> list[str]:
         if score.not_finite:
             listed = ", ".join(map(str, score.not_finite))
             notes[f"{name}: samples that are not finite: {listed}{' …' if len(score.not_finite) == 10 else ''}."] = None
+        if score.footnote is not None:
+            notes[f"{score.footnote}."] = None
         if score.failure is not None:
             notes[f"{score.metric.metric.column} of {name}: {score.failure}."] = None
     return list(notes)

@@ -168,3 +168,14 @@ def test_each_panel_of_the_curves_names_its_metric_and_its_solvers() -> None:
     assert [axis.get_ylabel() for axis in figure.axes] == ["PSNR (dB) ↑", "RMSE ↓"]
     assert figure.axes[0].get_legend_handles_labels()[1] == ["Euler", "BNS"]
     plt.close(figure)
+
+
+def test_a_psnr_near_the_accuracy_of_ground_truth_is_marked_in_every_form() -> None:
+    """The mark is explained once below the table, in Markdown and in the caption of LaTeX."""
+    scores = [_score(BNS, "psnr", 57.8, 0.01, footnote="† near ground truth"), _score(EULER, "psnr", 31.6)]
+    (table,) = by_dataset(scores, None)
+    assert "57.800† ± 0.010" in table.markdown()
+    assert table.markdown().count("† near ground truth.") == 1
+    assert r"57.800$\dagger$ $\pm$ 0.010" in table.latex()
+    assert r"$\dagger$ near ground truth." in table.latex()
+    assert "31.60 ±" in table.markdown()
