@@ -173,7 +173,6 @@ def train_wine(folder: Path) -> None:
     torch.save(
         {"epoch": 12, "model": model, "optimizer": {"state": {}, "param_groups": [{"lr": 0.002}]}}, folder / "wine.pt"
     )
-    np.savez(folder / "wines.npz", cultivar=cultivars.numpy())
 
 
 def train_moons(folder: Path) -> None:
