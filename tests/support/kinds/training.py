@@ -240,9 +240,9 @@ def _fit_policy(net: nn.Module, bars: Tensor, file: Path) -> None:
         return (net(noisy, k, observations) - noise).square().mean()
 
     raw = copy.deepcopy(net.state_dict())
-    trained = fit(loss, net, 1500)
+    trained = fit(loss, net, 2500)
     shadow = [parameter.detach().clone() for parameter in trained.parameters()]
-    ema = {"decay": 0.99, "num_updates": 750, "shadow_params": shadow, "collected_params": None}
+    ema = {"decay": 0.99, "num_updates": 1250, "shadow_params": shadow, "collected_params": None}
     torch.save({"cfg": {"horizon": 16}, "state_dicts": {"model": raw, "ema": ema}}, file)
 
 

@@ -18,4 +18,4 @@ class Imputer(nn.Module):
         values, mask = cond["values"], cond["mask"].to(noisy)
         seen = torch.cat([noisy * (1 - mask), values * mask, mask], dim=1).flatten(1)
         h = self.inward(seen) + self.diffusion_step(diffusion_step)
-        return self.outward(h + self.body(h)).view_as(noisy)
+        return noisy + self.outward(h + self.body(h)).view_as(noisy)

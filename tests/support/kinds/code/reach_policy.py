@@ -26,4 +26,4 @@ class PolicyNet(nn.Module):
         h = self.inward(sample.flatten(1)) + cond
         h = h + self.first(nn.functional.silu(h))
         h = h + self.second(nn.functional.silu(h + cond))
-        return self.outward(nn.functional.silu(h)).view_as(sample)
+        return sample + self.outward(nn.functional.silu(h)).view_as(sample)

@@ -14,4 +14,4 @@ class TableDenoiser(nn.Module):
         self.body = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, columns))
 
     def forward(self, x, timesteps, y):
-        return self.body(self.inward(x) + self.time(timesteps) + self.label(y))
+        return x + self.body(self.inward(x) + self.time(timesteps) + self.label(y))
