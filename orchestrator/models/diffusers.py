@@ -21,7 +21,7 @@ from torch import Tensor
 from orchestrator.content import digest, network_digest, own_code
 from orchestrator.errors import ConfigError
 from orchestrator.models._diffusers_files import chosen_variant, pipeline_json
-from orchestrator.models._diffusers_networks import NETWORKS, PipelineNetwork, _Text
+from orchestrator.models._diffusers_networks import NETWORKS, PipelineNetwork, UNet2D, _Text
 from orchestrator.models.base import CompiledNetwork, ModelAdapter, expand_time
 from orchestrator.plugins import FOLDER_OR_NAME
 from orchestrator.weights.frozen import freeze
@@ -193,6 +193,14 @@ class DiffusersModel(ModelAdapter):
     def check_conditioning(cls, options: dict[str, Any], dataset: Any) -> None:
         index = pipeline_json(options["pipeline"])
         _check_kind(options["pipeline"], NETWORKS[index["_class_name"]], dataset)
+
+    @classmethod
+    def check_guidance(cls, options: dict[str, Any], scale: float) -> None:
+        if scale != 1 and pipeline_json(options["pipeline"])["_class_name"] in UNet2D.pipelines:
+            raise ConfigError(
+                f"guidance scale {scale:g} has no effect on {options['pipeline']}, whose network has no condition that "
+                f"could be dropped; set guidance_scale to 1"
+            )
 
     @classmethod
     def of(cls, pipe: Any, sample_size: int | None = None) -> DiffusersModel:

@@ -120,3 +120,12 @@ def test_a_network_without_a_sample_size_needs_the_option(tmp_path: Path) -> Non
     model = DiffusersModel(str(folder), sample_size=4)
     assert model.shape == (pipe.unet.config.in_channels, 4, 4)
     assert model.predict(torch.zeros(1, *model.shape), torch.tensor(0.5), torch.zeros(1)).shape == (1, *model.shape)
+
+
+def test_guidance_of_an_unconditional_pipeline_is_refused_from_the_options(tmp_path: Path) -> None:
+    """It would take two equal forwards per evaluation."""
+    (tmp_path / "model_index.json").write_text('{"_class_name": "DDIMPipeline"}', encoding="utf-8")
+    options = {"pipeline": str(tmp_path)}
+    DiffusersModel.check_guidance(options, 1.0)
+    with pytest.raises(ConfigError, match=r"guidance scale 3 has no effect on .*; set guidance_scale to 1"):
+        DiffusersModel.check_guidance(options, 3.0)
