@@ -105,7 +105,8 @@ def main() -> None:
         print(text)
         return
     path = arguments.output / f"{datetime.now(UTC):%Y-%m-%d}-teacher.md"
-    command = f"`python benchmarks/bench_teacher.py --output {arguments.output}`"
+    models = "" if arguments.models == zoo_names() else f" --models {' '.join(arguments.models)}"
+    command = f"`python benchmarks/bench_teacher.py{models} --output {arguments.output}`"
     path.write_text(f"# Corruptions of the zoo's models, and what names them\n\n{command}\n\n{text}", encoding="utf-8")
     print(path)
 

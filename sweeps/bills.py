@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 
 from orchestrator.cost import Cost
 from orchestrator.hosts.network_check import EVALUATIONS
-from orchestrator.hosts.teacher.evidence import Evidence
 from orchestrator.pairs import PairSpec
 from orchestrator.results.bill import Bill, guided
 from orchestrator.results.truth import Truth
-from sweeps.examination import subjects
+from sweeps.examination import stored, subjects
 from sweeps.session import Session
 
 
@@ -26,13 +25,12 @@ def opening_bill(session: Session, pairs: Mapping[str, PairSpec], truths: Iterab
     checked = session.config.resources.hosts * EVALUATIONS
     bill.add_evaluations("examination", "each host checks the network", checked, session.config.guidance_scale[0])
     for subject in subjects(pairs.values()):
-        key = subject.key(session.facts)
-        if session.storage.exists(key):
-            evidence = Evidence.from_dict(session.storage.read_json(key))
+        evidence = stored(session.storage, session.facts, subject)
+        if evidence is not None:
             spent = round(evidence.evaluations * evidence.samples)
-            cost = Cost(evaluations=spent, forwards=evidence.forwards, seconds=None)
-            earlier = all(spec.name in session.reused for spec in pairs.values())
-            bill.add("examination", f"the teacher, {subject.label}", cost, reused=earlier)
+            cost = Cost(evaluations=spent, forwards=evidence.forwards, seconds=evidence.seconds)
+            part = f"the teacher is looked at{guided(subject.guidance_scale)}"
+            bill.add("examination", part, cost, reused=subject not in session.examined)
     for truth in truths:
         part = f"accuracy of ground truth{guided(truth.spec.guidance_scale)}"
         bill.add("examination", part, truth.cost, reused=truth.reused)

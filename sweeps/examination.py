@@ -99,14 +99,21 @@ def _source(spec: PairSpec) -> dict[str, Any]:
     return {"name": name, "options": {option: value for option, value in options.items() if option not in parts}}
 
 
+def stored(storage: Storage, facts: ModelFacts, subject: Subject) -> Evidence | None:
+    """Evidence of an earlier examination; None if there is none, or if it is damaged."""
+    key = subject.key(facts)
+    if not storage.exists(key):
+        return None
+    try:
+        return Evidence.from_dict(storage.read_json(key))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def examine(storage: Storage, pool: Pool, facts: ModelFacts, subject: Subject) -> Examination:
     """Read stored evidence, or measure it and store it."""
-    key = subject.key(facts)
-    if storage.exists(key):
-        try:
-            return Examination(subject=subject, evidence=Evidence.from_dict(storage.read_json(key)), stored=True)
-        except (KeyError, TypeError, ValueError):
-            storage.delete(key)  # damaged: measured again
+    if (evidence := stored(storage, facts, subject)) is not None:
+        return Examination(subject=subject, evidence=evidence, stored=True)
     with stage(f"examining the teacher, {subject.label}"):
         evidence = pool.call(
             Request.of(
@@ -118,13 +125,13 @@ def examine(storage: Storage, pool: Pool, facts: ModelFacts, subject: Subject) -
                 atol=subject.atol,
             )
         )
-    storage.write_json(key, evidence.to_dict())
+    storage.write_json(subject.key(facts), evidence.to_dict())
     return Examination(subject=subject, evidence=evidence, stored=False)
 
 
 def check_teacher(
     storage: Storage, pool: Pool, facts: ModelFacts, specs: Collection[PairSpec], *, force: bool, announce: Note
-) -> None:
+) -> list[Subject]:
     """Examine the teacher of the pair sets that are still to be made, and announce what is found.
 
     Args:
@@ -135,19 +142,25 @@ def check_teacher(
         force: Whether to go on with a teacher that is refused.
         announce: Receives a sentence per finding.
 
+    Returns:
+        The subjects that were examined now; the others' evidence is an earlier command's.
+
     Raises:
         TeacherError: The teacher is refused, and ``force`` is false.
     """
     missing = [spec for spec in specs if not _is_made(storage, spec)]
     refused: list[str] = []
-    for subject in subjects(missing):
-        for finding in examine(storage, pool, facts, subject).findings:
+    examinations = [examine(storage, pool, facts, subject) for subject in subjects(missing)]
+    for examination in examinations:
+        subject = examination.subject
+        for finding in examination.findings:
             if finding.severity == "refused":
                 refused.append(f"{subject.label}: {finding}")
             else:
                 announce(f"the teacher, {subject.label}: {finding}")
+    examined = [examination.subject for examination in examinations if not examination.stored]
     if not refused:
-        return
+        return examined
     listed = "; ".join(refused)
     if not force:
         raise TeacherError(
@@ -155,6 +168,7 @@ def check_teacher(
             f"configuration shows what was measured; --force goes on"
         )
     announce(f"the examination of {facts.name} refuses it, and --force goes on: {listed}")
+    return examined
 
 
 def _is_made(storage: Storage, spec: PairSpec) -> bool:

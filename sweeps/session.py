@@ -30,7 +30,7 @@ from orchestrator.results.inventory import note_older, record_needs
 from orchestrator.storage import Storage
 from orchestrator.tracking.mlflow import RunLog, Tracker, open_experiment
 from orchestrator.tracking.uri import resolve_tracking_uri
-from sweeps.examination import check_teacher
+from sweeps.examination import Subject, check_teacher
 from sweeps.point import RESULT_FORMAT
 
 
@@ -88,6 +88,7 @@ class Session:
         self.storage = Storage.at(config.storage)
         tracking_uri = self.tracking_uri if tracked else None
         self.command, self.force = command, force
+        self.examined: list[Subject] = []
         check_outside(self.storage, tracking_uri, address)
         note_older(self.storage, RESULT_FORMAT, announce)
         with ExitStack() as stack:
@@ -157,7 +158,9 @@ class Session:
         Raises:
             TeacherError: It does not, and ``force`` is false.
         """
-        check_teacher(self.storage, self.pool, self.facts, specs, force=self.force, announce=self.announce)
+        self.examined += check_teacher(
+            self.storage, self.pool, self.facts, specs, force=self.force, announce=self.announce
+        )
         self.record_needs([f"pairs/{spec.digest}" for spec in specs])
         self.reused |= complete(self.storage, specs)
         ensure_pairs(self.storage, list(specs), self.pool, wait=self.wait, announce=self.announce)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -19,8 +20,9 @@ from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.requests import LocalPool, Request
 from orchestrator.storage import Storage
+from sweeps.bills import opening_bill
 from sweeps.examination import TeacherError, check_teacher, examine, subjects
-from sweeps.session import host_settings
+from sweeps.session import Session, host_settings
 
 WRONG = '''
 import torch
@@ -156,6 +158,23 @@ def test_noted_findings_are_announced(storage: Storage) -> None:
     sentences: list[str] = []
     check_teacher(storage, pool, facts, specs.values(), force=False, announce=sentences.append)
     assert [sentence for sentence in sentences if "data range: " in sentence and "set data_range" in sentence]
+
+
+def test_it_is_on_the_bill(storage: Storage) -> None:
+    """With what the host has counted; as reused when an earlier command spent it."""
+    pool, facts, specs = opened(EXPERIMENT | {"pairs": EXPERIMENT["pairs"] | {"rtol": 1e-3}}, storage)
+    examined = check_teacher(storage, pool, facts, specs.values(), force=False, announce=lambda sentence: None)
+    spent = pool.host.work.forwards
+    ensure_pairs(storage, list(specs.values()), pool, wait=True, announce=lambda sentence: None)
+    for now, reuse in ((examined, ""), ([], "all")):
+        session = SimpleNamespace(
+            config=parse_config(EXPERIMENT, "here"), facts=facts, storage=storage, reused=set(), examined=now
+        )
+        bill = opening_bill(cast(Session, session), {"train": next(iter(specs.values()))}, [])
+        (line,) = [line for line in bill.lines() if line.part == "the teacher is looked at"]
+        assert line.cost is not None
+        assert line.cost.forwards == line.cost.evaluations == spent
+        assert line.texts[-1] == reuse
 
 
 def test_check_passes_a_sane_model(run: Callable[..., Result], tmp_path: Path) -> None:

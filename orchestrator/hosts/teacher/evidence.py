@@ -93,6 +93,7 @@ class Evidence:
         truth_evaluations: Velocity evaluations that the configured tolerance takes; None if too many.
         evaluations: Evaluations spent, each of a batch of ``samples``; smaller batches count by their share.
         forwards: Passes of the network spent, each of one sample.
+        seconds: Wall time.
     """
 
     guidance_scale: float
@@ -124,6 +125,7 @@ class Evidence:
     truth_evaluations: int | None = None
     evaluations: float = 0.0
     forwards: int = 0
+    seconds: float = field(default=0.0, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; the inverse is :meth:`from_dict`."""

@@ -9,6 +9,7 @@ everything that can be wrong with a description (sign, schedule, time, scale, pr
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -139,7 +140,7 @@ class Probe:
 
     def run(self) -> Evidence:
         """Measure everything that can be measured."""
-        model = self.model
+        model, begin = self.model, time.monotonic()
         evidence = Evidence(
             guidance_scale=self.scale,
             samples=self.samples,
@@ -159,6 +160,7 @@ class Probe:
             not_finite=self.meter.not_finite,
             evaluations=self.meter.spent,
             forwards=self.meter.forwards,
+            seconds=time.monotonic() - begin,
         )
 
     # ---- parts of the examination -----------------------------------------------------------------------------
@@ -195,6 +197,10 @@ class Probe:
         return replace(
             evidence, guided=guided.knots, guidance_effect=_change(unguided, with_guidance), **_summary(guided.x1)
         )
+
+    def _start(self, first: Knot, size: float) -> float | None:
+        """Signal-to-noise ratio where sampling starts; None if the scheduler says what it starts from."""
+        return first.alpha * size / first.sigma if self.model.scheduler.start_scale is None else None
 
     def _levels(self, x1: Tensor, mean: Tensor, spread: float) -> tuple[Level, ...]:
         """Denoise the samples at several levels of fresh noise, without guidance."""
