@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from orchestrator.cost import Ledger, load_costs, save_costs
-from orchestrator.errors import CodeError, ConfigError, DamagedManifestError, PoolError
+from orchestrator.errors import CodeError, ConfigError, DamagedManifestError, PoolError, UserError
 from orchestrator.lock import exclusive
 from orchestrator.pairs.spec import PairSpec
 from orchestrator.pairs.store import PairStore, ShardRecord
@@ -101,7 +101,7 @@ def _ensure(store: PairStore, pool: Pool, announce: Note, update: Callable[[int]
             ledger.lap(cost_item(outcome.value.indices), outcome.value.nfe_sum)
             update(outcome.value.rows)
     finally:
-        _record(store, ledger)
+        _record(store, ledger, announce)
     if failures:
         shards = sorted({indices.start // spec.shard_size for indices in failures})
         raise _ShardsSetAsideError(
@@ -121,13 +121,17 @@ def cost_item(indices: range) -> str:
     return f"{indices[0]}-{indices[-1]}"
 
 
-def _record(store: PairStore, ledger: Ledger) -> None:
+def _record(store: PairStore, ledger: Ledger, announce: Note) -> None:
     """Add the costs of files that were made to those recorded earlier: a file may be made again."""
-    if ledger.costs:
+    if not ledger.costs:
+        return
+    try:
         earlier = load_costs(store.storage, store.folder) or {}
         for item, cost in earlier.items():
             ledger.add_cost(item, cost)
         save_costs(store.storage, store.folder, ledger.costs)
+    except UserError as error:  # pairs are worth more than the record of their cost
+        announce(f"the cost of these pairs is not recorded: {error}")
 
 
 def _kept(store: PairStore, announce: Note) -> list[ShardRecord]:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from s3_server import S3Server
 
+from orchestrator import cost
 from orchestrator import storage as storage_module
 from orchestrator.config.pair_plan import PairKey
 from orchestrator.errors import BusyStoreError, ConfigError, UnreachableStorageError
@@ -52,8 +53,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _files(storage: Storage, spec: PairSpec) -> dict[str, bytes]:
+    """The objects of a pair set, without the times that it took."""
     store = PairStore(storage, spec)
-    return {name: storage.read(f"{store.folder}/{name}") for name in storage.names(store.folder)}
+    names = set(storage.names(store.folder)) - {cost.FILE}
+    return {name: storage.read(f"{store.folder}/{name}") for name in names}
 
 
 def _until(condition: Callable[[], object]) -> None:

@@ -312,5 +312,5 @@ def test_bns_projects_times_back_into_the_domain(scheduler: Scheduler, sigma0: f
 
 
 def test_bns_rejects_a_parameter_vector_of_invalid_length() -> None:
-    with pytest.raises(ValueError, match="a theta cannot have 20 numbers"):
-        BNS().to_ns(torch.zeros(18, dtype=torch.float64), CondOT(), 1.0)
+    with pytest.raises(ValueError, match="BNS cannot have 20 parameters"):
+        BNS().to_ns(torch.zeros(20, dtype=torch.float64), CondOT(), 1.0)

@@ -115,7 +115,7 @@ def test_labels_of_rows_are_what_a_model_with_classes_takes(tmp_path: Path) -> N
             {"arrays": ["obs"], "split": {"train": 0.98, "validation": 0.01, "test": 0.01}},
             r"split leaves no row for validation pairs: .* has 20 rows",
         ),
-        ({"arrays": ["obs"], "function": "numpy:zeros"}, r"set either file or function"),
+        ({"arrays": ["obs"], "function": "numpy:zeros"}, r"the arrays come from a file or from a function; set one"),
     ],
 )
 def test_what_cannot_be_used_is_refused(options: dict[str, Any], problem: str, tmp_path: Path) -> None:
