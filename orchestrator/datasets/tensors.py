@@ -76,9 +76,7 @@ class Tensors(Dataset):
 
     def __post_init__(self) -> None:
         if (self.file is None) == (self.function is None):
-            raise ValueError(
-                "the arrays come from a file or from a function; set one of the options file and function"
-            )
+            raise ValueError("the arrays come from a file or from a function; set one of the options file and function")
         if self.function is None and (self.path is not None or self.kwargs):
             raise ValueError("path and kwargs apply to a function, but file is set; remove them")
         self._check_names()

@@ -143,7 +143,7 @@ def run_in_process(config: ExperimentConfig, storage: Storage, folder: Path) -> 
     finish(learned_points(config, specs, best_choices(fixed, results), facts.scheduler))
     table = rows(list(results.values()))
     tests = {scale: spec for (split, scale, _), spec in specs.items() if split == "test"}
-    panels = make_gallery(pool, storage, tests, table, facts.rate)
+    panels = make_gallery(pool, storage, tests, table, facts)
     *_, report = write_report(folder, config, facts, specs.values(), table, list(results.values()), panels)
     (learned,) = [row for row in table if row.kind == "learned"]
     theta = ThetaArtifact.from_json(ResultStore(storage, learned.keys[0]).read_theta(), origin=config.name)
