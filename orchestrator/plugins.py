@@ -9,10 +9,13 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import inspect
+import json
 import math
 import numbers
 import os
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -112,22 +115,99 @@ def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any
 
 
 def check_options(kind: str, name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that plugin ``name`` does not have, and values of another type than its dataclass fields.
+    """Refuse options that plugin ``name`` does not have, values of another type, and options that are missing.
 
-    Types of a model adapter's options are left to ``ModelAdapter.check``, which knows what each is for.
+    All unknown and all missing options are named at once. Types of a model adapter's options are left to
+    ``ModelAdapter.check``, which knows what each is for.
 
     Raises:
-        ConfigError: Names the option, its value and what is allowed.
+        ConfigError: Names the options, their values and what is allowed or needed.
     """
     factory, noun = load(kind, name), KINDS[kind].noun
-    known = {field.name: field for field in dataclasses.fields(factory) if field.init}
+    known = {option.name: option for option in options_of_plugin(factory)}
+    problems = []
+    if unknown := [option for option in options if option not in known]:
+        named = ", ".join(f"{option!r}{did_you_mean(str(option), list(known))}" for option in unknown)
+        listed = ", ".join(known) or "none"
+        problems.append(f"has no option{'s' * (len(unknown) > 1)} {named}; its options are: {listed}")
+    if missing := [option for option in known.values() if option.required and option.name not in options]:
+        each = "; ".join(f"{option.name}: {option.summary}" for option in missing)
+        problems.append(f"needs {', '.join(option.name for option in missing)}. {each}")
+    if problems:
+        raise ConfigError(f"{noun} {name!r} {'; it '.join(problems)}")
     for option, value in options.items():
-        if option not in known:
-            listed = ", ".join(known) or "none"
-            hint = did_you_mean(str(option), list(known))
-            raise ConfigError(f"{noun} {name!r} has no option {option!r}{hint}; its options are: {listed}")
         if kind != "models" and (problem := type_problem(factory, option, value)) is not None:
             raise ConfigError(f"{noun} {name!r}: {problem}")
+
+
+class Option(NamedTuple):
+    """An option of a plugin: a field of its dataclass, its own or an inherited one.
+
+    Attributes:
+        name: Name in a configuration.
+        allowed: What its value may be, in words.
+        default: The default as in YAML; None if it is required.
+        description: Text of the docstring's section Attributes; empty if it has none.
+    """
+
+    name: str
+    allowed: str
+    default: str | None
+    description: str
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is None
+
+    @property
+    def summary(self) -> str:
+        """The description's first sentence, or what the value may be."""
+        return re.split(r"(?<=\.) (?=[A-Z])", self.description)[0].rstrip(".;") or self.allowed
+
+
+def options_of_plugin(factory: Any) -> list[Option]:
+    """The options of a plugin: those without a default first, else in the order of their definition."""
+    described: dict[str, str] = {}
+    for owner in reversed(factory.__mro__):
+        described |= _attributes(owner)
+    options = [
+        Option(
+            name=field.name,
+            allowed=_in_words(_types(factory).get(field.name, Any)),
+            default=_default(field),
+            description=described.get(field.name, ""),
+        )
+        for field in dataclasses.fields(factory)
+        if field.init
+    ]
+    return sorted(options, key=lambda option: not option.required)
+
+
+def _default(field: dataclasses.Field[Any]) -> str | None:
+    if field.default is not dataclasses.MISSING:
+        return json.dumps(field.default, default=str)
+    if field.default_factory is not dataclasses.MISSING:
+        return json.dumps(field.default_factory(), default=str)
+    return None
+
+
+def _attributes(owner: type) -> dict[str, str]:
+    """The texts of a class docstring's section Attributes, by name."""
+    lines = inspect.cleandoc(owner.__dict__.get("__doc__") or "").splitlines()
+    section = lines[lines.index("Attributes:") + 1 :] if "Attributes:" in lines else []
+    texts: dict[str, str] = {}
+    names: list[str] = []
+    for line in section:
+        entry = re.match(r" {4}(\w+(?:, \w+)*): (.*)", line)
+        if entry:
+            names = entry[1].split(", ")
+            texts |= dict.fromkeys(names, entry[2])
+        elif line.startswith(" " * 8):
+            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+        elif line.strip():
+            break
+    return texts
 
 
 def type_problem(factory: Any, option: str, value: Any) -> str | None:
@@ -179,10 +259,12 @@ def _in_words(hint: Any, several: bool = False) -> str:
         return " or ".join(_in_words(part, several) for part in parts)
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, parts))}"
-    if origin is tuple:
+    if origin in (tuple, list) and parts:
         return f"{'lists' if several else 'a list'} of {_in_words(parts[0], several=True)}"
     if origin in (dict, Mapping):
         return "a mapping"
+    if hint is Any:
+        return "any value" if not several else "values"
     one, more = WORDS.get(hint, ("another kind of value", "other values"))
     return more if several else one
 

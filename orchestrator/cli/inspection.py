@@ -71,11 +71,25 @@ def _json_row(result: Any, theta: str, selected: bool) -> dict[str, Any]:
 
 @click.command(name="list")
 @click.argument("kind", type=click.Choice(sorted(KINDS)))
-def list_plugins(kind: str) -> None:
-    """List the plugins that configurations can name: solver families, models, datasets, metrics and others."""
-    from orchestrator.cli.listing import describe
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_plugins(kind: str, name: str | None, as_json: bool) -> None:
+    """List what configurations can name: solver families, models, datasets, metrics and others, with their options.
 
-    for line in describe(kind):
+    With NAME, one of them in full.
+
+    \b
+    Examples:
+      bespoke list models
+      bespoke list models torch_module
+      bespoke list schedulers --json
+    """
+    from orchestrator.cli.listing import as_data, describe, describe_one
+
+    if as_json:
+        click.echo(json.dumps(as_data(kind, name), indent=1))
+        return
+    for line in describe(kind) if name is None else describe_one(kind, name):
         click.echo(line)
 
 

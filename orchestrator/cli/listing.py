@@ -1,11 +1,12 @@
-"""Output of ``bespoke list``: one line per plugin."""
+"""Output of ``bespoke list``: plugins and all their options, from the code."""
 
 from __future__ import annotations
 
 import inspect
+import json
+import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from orchestrator import plugins
@@ -14,7 +15,7 @@ from solvers.families import Family
 
 
 def describe(kind: str) -> Iterator[str]:
-    """One line per plugin of a kind: name, options and first sentence; families and metrics also their facts."""
+    """Each plugin of a kind: a line, and one per option; families and metrics also their facts."""
     entries = list(plugins.every(kind))
     width = max(len(name) for name, _ in entries) + 1
     if kind == "families":
@@ -22,7 +23,9 @@ def describe(kind: str) -> Iterator[str]:
     if kind == "metrics":
         yield f"{'':<{width}} {'samples':>7} {'in sweeps':>9}"
     for name, plugin in entries:
-        yield f"{name:<{width}} {_facts(kind, plugin)}{first_sentence(plugin)}{_options(plugin)}{_source(plugin)}"
+        yield f"{name:<{width}} {_facts(kind, plugin)}{first_sentence(plugin)}{_source(plugin)}"
+        for option in plugins.options_of_plugin(plugin):
+            yield f"    {_head(option)}{': ' if option.description else ''}{option.summary * bool(option.description)}"
     if kind == "models":
         from orchestrator.models.zoo.adapter import zoo_names
 
@@ -63,12 +66,48 @@ def first_sentence(plugin: Any) -> str:
     return (inspect.getdoc(plugin) or "").split("\n", 1)[0]
 
 
-def _options(plugin: Any) -> str:
-    if not is_dataclass(plugin):
-        return ""
-    options = [
-        f"{f.name}={f.default!r}" if f.default is not MISSING else f.name
-        for f in fields(plugin)
-        if f.init and not f.kw_only
+def _head(option: plugins.Option) -> str:
+    """Name, type and default of an option."""
+    return f"{option.name} ({option.allowed}; {'required' if option.required else f'default {option.default}'})"
+
+
+def describe_one(kind: str, name: str) -> Iterator[str]:
+    """One plugin in full: its docstring, and the whole text of each option.
+
+    Raises:
+        ConfigError: There is no such plugin.
+    """
+    plugin = plugins.load(kind, name)
+    described, _, _ = (inspect.getdoc(plugin) or "").partition("\n\nAttributes:")
+    yield f"{plugins.KINDS[kind].noun} {name}{_source(plugin)}"
+    yield ""
+    yield described
+    options = plugins.options_of_plugin(plugin)
+    yield ""
+    yield "Options:" if options else "No options."
+    for option in options:
+        yield f"  {_head(option)}"
+        if option.description:
+            yield textwrap.fill(option.description, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+
+
+def as_data(kind: str, name: str | None = None) -> list[dict[str, Any]]:
+    """The plugins of a kind, or one of them, as data for JSON."""
+    entries = list(plugins.every(kind)) if name is None else [(name, plugins.load(kind, name))]
+    return [
+        {
+            "name": entry,
+            "summary": first_sentence(plugin),
+            "options": [
+                {
+                    "name": option.name,
+                    "type": option.allowed,
+                    "required": option.required,
+                    "default": None if option.default is None else json.loads(option.default),
+                    "description": option.description,
+                }
+                for option in plugins.options_of_plugin(plugin)
+            ],
+        }
+        for entry, plugin in entries
     ]
-    return f" [{', '.join(options)}]" if options else ""

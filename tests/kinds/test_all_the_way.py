@@ -41,6 +41,7 @@ def test_it_goes_all_the_way(
     outcome = run_in_process(load_config(example.config, SMALL), storage, tmp_path)
     assert outcome.best("learned") > outcome.best("start") + 3
     assert f"{outcome.best('learned'):.2f}" in outcome.report
+    assert "could not be" not in outcome.report  # every figure was drawn
 
     outcome.theta.save(tmp_path / "theta.json")
     done = CliRunner().invoke(

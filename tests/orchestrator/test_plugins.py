@@ -307,3 +307,25 @@ def test_a_model_adapter_documents_its_options(plugin: type[ModelAdapter]) -> No
     documentation = " ".join(base.__doc__ or "" for base in plugin.__mro__)
     options = [field for field in dataclasses.fields(plugin) if field.init]  # type: ignore[arg-type]
     assert not [o.name for o in options if not re.search(rf"\b{o.name}\b[\w, ]*:", documentation)]
+
+
+def test_all_unknown_and_all_missing_options_are_named_at_once() -> None:
+    """The missing ones with what they are for, so that a user need not try again and again."""
+    with pytest.raises(ConfigError) as refused:
+        plugins.build("models", "torch_module", {"factory": "a:b", "predction": "velocity", "weigths": "w.pt"})
+    message = str(refused.value)
+    assert "has no options 'predction' (did you mean 'prediction'?), 'weigths' (did you mean 'weights'?)" in message
+    assert "; it needs shape, prediction, native_scheduler. shape: Shape of one sample; prediction: Quantity" in message
+    assert "positional" not in message
+
+
+def test_every_option_of_every_plugin_is_described() -> None:
+    """`bespoke list` shows the docstrings, inherited ones too."""
+    nameless = [
+        f"{kind} {name}: {option.name}"
+        for kind in plugins.KINDS
+        for name, plugin in plugins.every(kind)
+        for option in plugins.options_of_plugin(plugin)
+        if not option.description
+    ]
+    assert nameless == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import signal
@@ -36,6 +37,8 @@ from sweeps.sweep import SweepOutcome
 Bespoke = Callable[..., Result]
 
 THETA = ThetaArtifact(GridSolver(Midpoint(), 4, Grid()).to_ns(CondOT())).to_json()
+
+BILL = Bill(lambda guidance_scale: 1)
 
 
 @pytest.fixture
@@ -115,14 +118,6 @@ def test_an_nfe_that_a_family_cannot_use_is_refused(bespoke: Bespoke, small: Pat
     )
 
 
-def outcome(failed: dict[str, str] | None = None, log: str | None = None) -> SweepOutcome:
-    """The outcome of a sweep without solvers."""
-    bill = Bill(lambda guidance_scale: 1)
-    return SweepOutcome(
-        rows=[], report="report.html", thetas="thetas", failed=failed or {}, log=log, truths={}, bill=bill
-    )
-
-
 def test_options_of_the_command_line_reach_the_sweep(
     bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +126,7 @@ def test_options_of_the_command_line_reach_the_sweep(
 
     def run(config: Any, **named: Any) -> SweepOutcome:
         received.update(named, config=config)
-        return outcome()
+        return SweepOutcome(rows=[], report="report.html", thetas="thetas", failed={}, log=None, truths={}, bill=BILL)
 
     monkeypatch.setattr("sweeps.sweep.run_sweep", run)
     arguments = ("--storage", "s3://b/a: {x}", "--tracking-uri", "http://head:5000", "--address", "auto", "--no-wait")
@@ -139,15 +134,25 @@ def test_options_of_the_command_line_reach_the_sweep(
     assert result.exit_code == 0, result.output
     assert (received["config"].storage, received["config"].tracking_uri) == ("s3://b/a: {x}", "http://head:5000")
     assert (received["config"].nfe, received["address"], received["wait"]) == ((8,), "auto", False)
-    assert result.stdout.splitlines()[-2:] == ["report: report.html", "thetas: thetas"]
+    cost, *places = result.stdout.splitlines()
+    assert cost.startswith("cost: ")
+    assert places == ["report: report.html", "thetas: thetas"]
 
 
 def test_a_sweep_with_failed_points_lists_them_and_exits_with_1(
     bespoke: Bespoke, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The report is still written, and the exit code lets scripts notice the failure."""
-    failed = outcome(failed={"Euler nfe4": "ran away"}, log="sweep.log")
-    monkeypatch.setattr("sweeps.sweep.run_sweep", lambda config, **named: failed)
+    outcome = SweepOutcome(
+        rows=[],
+        report="report.html",
+        thetas="thetas",
+        failed={"Euler nfe4": "ran away"},
+        log="sweep.log",
+        truths={},
+        bill=BILL,
+    )
+    monkeypatch.setattr("sweeps.sweep.run_sweep", lambda config, **named: outcome)
     result = bespoke("sweep", small)
     assert result.exit_code == 1
     assert "report: report.html" in result.stdout
@@ -203,6 +208,30 @@ def test_list_prints_every_plugin_of_a_kind(bespoke: Bespoke, kind: str) -> None
         assert re.search(
             r"^bns +learned +Bespoke non-stationary solver.*Shaul et al. 2024", result.stdout, re.MULTILINE
         )
+
+
+@pytest.mark.parametrize("kind", plugins.KINDS)
+def test_list_shows_every_option_of_every_plugin(bespoke: Bespoke, kind: str) -> None:
+    """Inherited and keyword-only ones too, as text and as JSON, and each plugin alone."""
+    text, data = bespoke("list", kind).stdout, json.loads(bespoke("list", kind, "--json").stdout)
+    for entry in data:
+        fields = [field for field in dataclasses.fields(plugins.load(kind, entry["name"])) if field.init]
+        assert {option["name"] for option in entry["options"]} == {field.name for field in fields}
+        for option in entry["options"]:
+            assert f"    {option['name']} ({option['type']}; " in text
+    name = data[0]["name"]
+    alone = bespoke("list", kind, name)
+    assert alone.exit_code == 0
+    assert all(f"  {option['name']} (" in alone.stdout for option in data[0]["options"])
+    assert json.loads(bespoke("list", kind, name, "--json").stdout) == data[:1]
+
+
+def test_list_marks_what_is_required_and_refuses_an_unknown_plugin(bespoke: Bespoke) -> None:
+    """Inherited options have the descriptions of the class that defines them."""
+    alone = bespoke("list", "models", "torch_module").stdout
+    assert "shape (a list of whole numbers; required)" in alone
+    assert "time_scale (a finite number; default 1.0)" in alone
+    _assert_refused(bespoke("list", "models", "torch_modul"), "did you mean 'torch_module'?")
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones(bespoke: Bespoke) -> None:

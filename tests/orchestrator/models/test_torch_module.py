@@ -252,7 +252,7 @@ def test_several_folders_are_searched_for_the_code_and_for_the_path_of_a_custom_
     ("options", "changes", "message"),
     [
         (FLOW, {"factry": "x"}, r"no option 'factry' \(did you mean 'factory'\?\); its options are: "),
-        (FLOW, {"shape": None}, r"missing 1 required keyword-only argument: 'shape'"),
+        (FLOW, {"shape": None}, r"needs shape. shape: "),
         (FLOW, {"shape": [1, 0]}, r"shape must list the sizes of one sample, e\.g\. \[3, 32, 32\], got \[1, 0\]"),
         (
             FLOW,
