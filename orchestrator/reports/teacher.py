@@ -64,6 +64,7 @@ def _predictions(axes: Axes, evidence: Evidence) -> None:
 
 def _denoiser(axes: Axes, evidence: Evidence) -> None:
     signals = [level.signal for level in evidence.levels]
+    largest = 0.0
     for name, colour, label in (
         ("error", COORDINATES[1], "error / best linear"),
         ("removable", COORDINATES[2], "share that a line removes"),
@@ -71,8 +72,10 @@ def _denoiser(axes: Axes, evidence: Evidence) -> None:
     ):
         values = [getattr(level, name) for level in evidence.levels]
         axes.plot(signals, values, color=colour, label=label, marker=".")
+        largest = max(largest, *map(abs, values))
     axes.set(xscale="log")
-    axes.set_yscale("symlog", linthresh=1.0)
+    if largest > 3:  # of a network that is not right
+        axes.set_yscale("symlog", linthresh=1.0)
     tidy(axes, "signal / noise", "as a denoiser of its samples")
     axes.legend(fontsize=7, frameon=False)
 
