@@ -150,8 +150,11 @@ class Host(HostProtocol):
     ) -> Evidence:
         dataset = plugins.build("datasets", conditioning["name"], conditioning["options"])
         indices = range(batch_size(math.prod(self.model.shape)))
-        condition = drawn(self.model, dataset, seed, list(indices))[1].to(self.settings.device)
-        evidence = Probe(self.model, condition, guidance_scale, seed, rtol, atol).run()
+        stored, condition = drawn(self.model, dataset, seed, list(indices))
+        mask = dataset.mask_of(stored.numpy(), self.model.shape) if dataset.named else None
+        device = self.settings.device
+        mask = None if mask is None else mask.to(device)
+        evidence = Probe(self.model, condition.to(device), guidance_scale, seed, rtol, atol, mask).run()
         self.work.forwards += evidence.forwards
         return evidence
 

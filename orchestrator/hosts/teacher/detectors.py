@@ -7,13 +7,22 @@ thirds of a limit (``benchmarks/bench_teacher.py`` prints all of them, and which
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 from orchestrator.hosts.teacher.evidence import Evidence, Knot, Level
 from orchestrator.hosts.teacher.findings import Detector, Finding, Reading, Severity
 
 LOW_SIGNAL = 0.25
 """Levels of less signal show nearly nothing of the sample; what a denoiser adds there is its own."""
+
+
+class _OfMean(Detector):
+    """Notes, but does not refuse, a network that takes the guidance scale itself: it is no mean, even at scale 1."""
+
+    def severity(self, value: float, evidence: Evidence) -> Severity | None:
+        severity = super().severity(value, evidence)
+        return severity if evidence.is_denoiser or severity is None else "noted"
 
 
 class NotFinite(Detector):
@@ -171,7 +180,7 @@ class Start(Detector):
         )
 
 
-class Denoising(Detector):
+class Denoising(_OfMean):
     """Whether the network denoises its own samples better than the best linear denoiser, which is optimal for white
     Gaussian data only. The zoo has 0.1 to 0.8; 1 is reached by such data."""
 
@@ -181,14 +190,11 @@ class Denoising(Detector):
     remedy = "check prediction, native_scheduler, time (direction, scale) and the scale of the input"
 
     def value(self, evidence: Evidence) -> float | None:
-        worst = _worst(evidence, "error")
+        worst = _worst(evidence.levels, "error")
         return None if worst is None else worst.error
 
-    def severity(self, value: float, evidence: Evidence) -> Severity | None:
-        return _lenient(super().severity(value, evidence), evidence)
-
     def sentence(self, value: float, evidence: Evidence) -> str:
-        worst = _worst(evidence, "error")
+        worst = _worst(evidence.levels, "error")
         assert worst is not None
         return (
             f"the network denoises its own samples worse than a straight line: at t={worst.t:.3g} its error is "
@@ -196,9 +202,11 @@ class Denoising(Detector):
         )
 
 
-class Bias(Detector):
+class Bias(_OfMean):
     """Share of the denoising error that a linear correction would remove. It is 0 for a network trained by squared
-    error, whatever the data; the zoo has at most 0.07, from imperfect training."""
+    error, whatever the data; the zoo has at most 0.07, from imperfect training. Levels where the correction is small in
+    noise or in data are left out: a condition may leave hardly any error, and noise that is off by a few per cent is,
+    where there is little signal, data that are off by all of it."""
 
     name = "bias"
     quantity = "share of the error that a linear correction removes"
@@ -208,15 +216,19 @@ class Bias(Detector):
         "scale), prediction and the scale of the input"
     )
 
-    def value(self, evidence: Evidence) -> float | None:
-        worst = _worst(evidence, "removable")
-        return None if worst is None else max(worst.removable, 0.0)
+    LEAST = 0.1  # RMS of a correction that matters, as a share of the noise's and of the samples' spread
 
-    def severity(self, value: float, evidence: Evidence) -> Severity | None:
-        return _lenient(super().severity(value, evidence), evidence)
+    def value(self, evidence: Evidence) -> float | None:
+        worst = _worst(self._levels(evidence), "removable")
+        return (0.0 if evidence.levels else None) if worst is None else worst.removable
+
+    def _levels(self, evidence: Evidence) -> list[Level]:
+        """Those where the correction matters; ``share`` is that of the spread's square, or the noise's if less."""
+        share = lambda level: level.removable * level.error * min(level.signal**2, 1) / (1 + level.signal**2)  # noqa: E731
+        return [level for level in evidence.levels if share(level) >= self.LEAST**2]
 
     def sentence(self, value: float, evidence: Evidence) -> str:
-        worst = _worst(evidence, "removable")
+        worst = _worst(self._levels(evidence), "removable")
         assert worst is not None
         return (
             f"{value:.0%} of the error that the network makes as a denoiser of its own samples, at t={worst.t:.3g}, is "
@@ -228,36 +240,38 @@ class Student(Detector):
     """Details that the network adds at levels where the noise hides them. A teacher returns a mean there, a one-step
     student a sample: 0.16 and more of the data's variance, against 0.05 in the zoo and 0.1 of a network that was
     trained for seconds. What tells a student from a poor network is that its first prediction is nearly the sample:
-    then less is enough."""
+    others are noted at most, such as a noise prediction that was trained too briefly for the noisiest levels."""
 
     name = "student"
     quantity = "invented variance / variance of the samples"
-    noted, refused = 0.17, 0.25
+    noted = 0.17
     remedy = "distil its teacher instead; a few Euler steps sample a one-step student or a straightened flow"
 
     SURE, FORESIGHT = 0.12, 0.85
-    """Limit for a network whose first prediction has at least this correlation with the sample."""
+    """Limit of refusal for a network whose first prediction has at least this correlation with the sample."""
 
     def value(self, evidence: Evidence) -> float | None:
         low = [level.surplus for level in evidence.levels if level.signal < LOW_SIGNAL]
         return sum(low) / len(low) if low else None
 
     def severity(self, value: float, evidence: Evidence) -> Severity | None:
-        sure = self._foresees(evidence) and value > self.SURE
-        return _lenient("refused" if sure else super().severity(value, evidence), evidence)
+        if self._foresees(evidence) and value > self.SURE:
+            return "refused" if evidence.is_denoiser else "noted"
+        return super().severity(value, evidence)
 
     def _foresees(self, evidence: Evidence) -> bool:
         return evidence.foresight is not None and evidence.foresight > self.FORESIGHT
 
     def sentence(self, value: float, evidence: Evidence) -> str:
-        what = "it looks like a one-step student" if self._foresees(evidence) else "a teacher predicts a mean there"
+        teacher = "a teacher predicts a mean there, if it is trained long enough"
+        what = "it looks like a one-step student" if self._foresees(evidence) else teacher
         return (
             f"from noise that hides the sample the network paints details of its own, {value:.0%} of the data's "
             f"variance: {what} (its first prediction has a correlation of {evidence.foresight:.2f} with the sample)"
         )
 
 
-class ImpliedNoise(Detector):
+class ImpliedNoise(_OfMean):
     """RMS of the noise that the network implies on its trajectories. That of a mean is at most the noise's, 1. Where
     hardly any noise is left, a velocity says little about it, and these times are left out."""
 
@@ -278,28 +292,25 @@ class ImpliedNoise(Detector):
         noisy = [knot for knot in evidence.knots if knot.alpha * spread <= self.MOST_SIGNAL * knot.sigma]
         return max(noisy, key=lambda knot: knot.noise, default=None)
 
-    def severity(self, value: float, evidence: Evidence) -> Severity | None:
-        return _lenient(super().severity(value, evidence), evidence)
-
     def sentence(self, value: float, evidence: Evidence) -> str:
         worst = self._worst(evidence)
         assert worst is not None
         return f"at t={worst.t:.3g} the network implies noise of RMS {value:.3g}, but the noise has 1"
 
 
-class Marginal(Detector):
+class Marginal(_OfMean):
     """How far the size of states on the trajectories is from that of noised samples; 8% in the zoo."""
 
     name = "path"
     quantity = "size of states against noised samples, as a factor"
     noted, refused = 1.2, 1.6
-    remedy = "check native_scheduler and time: trajectories do not follow the schedule's path"
+    remedy = (
+        "check native_scheduler and time; if only the first steps leave the path, start where more of the data is left "
+        "(t_min of the scheduler): predicted noise is divided by alpha"
+    )
 
     def value(self, evidence: Evidence) -> float | None:
         return max((self._factor(knot.state, knot.expected) for knot in evidence.knots), default=None)
-
-    def severity(self, value: float, evidence: Evidence) -> Severity | None:
-        return _lenient(super().severity(value, evidence), evidence)
 
     @staticmethod
     def _factor(state: float, expected: float) -> float:
@@ -308,7 +319,7 @@ class Marginal(Detector):
     def sentence(self, value: float, evidence: Evidence) -> str:
         worst = max(evidence.knots, key=lambda knot: self._factor(knot.state, knot.expected))
         return (
-            f"at t={worst.t:.3g} the states have RMS {worst.state:.3g}, but the path to their own ends has "
+            f"at t={worst.t:.3g} the states have RMS {worst.state:.3g}, but the schedule's path to their own ends has "
             f"{worst.expected:.3g} there"
         )
 
@@ -427,14 +438,8 @@ def findings(evidence: Evidence) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.severity != "refused")
 
 
-def _worst(evidence: Evidence, attribute: str) -> Level | None:
-    key: Any = lambda level: getattr(level, attribute)  # noqa: E731
-    return max(evidence.levels, key=key, default=None)
-
-
-def _lenient(severity: Severity | None, evidence: Evidence) -> Severity | None:
-    """A network that takes the guidance scale itself is not a mean, even at scale 1: it is noted, not refused."""
-    return severity if evidence.is_denoiser or severity is None else "noted"
+def _worst(levels: Sequence[Level], attribute: str) -> Level | None:
+    return max(levels, key=lambda level: float(getattr(level, attribute)), default=None)
 
 
 def _rounding(evidence: Evidence) -> float:

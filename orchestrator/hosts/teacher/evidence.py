@@ -6,13 +6,13 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 """Incremented whenever the same teacher would yield other numbers; part of the key of stored evidence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knot:
-    """A trajectory of the batch at one time. All means are over samples and coordinates.
+    """A trajectory of the batch at one time. All means are over samples and those of their entries that count.
 
     Attributes:
         t, alpha, sigma: Time and path of the velocity field.

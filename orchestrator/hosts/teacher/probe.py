@@ -4,6 +4,8 @@ For a denoiser trained by squared error, x1-hat(x_t) = E[x1 | x_t]. Three facts 
 with fresh noise, whatever the data: no linear estimator is better; the error is uncorrelated with the output and with
 x_t; and the output varies no more than the samples explain. They hold for the network without guidance. Nearly
 everything that can be wrong with a description (sign, schedule, time, scale, prediction) breaks one of them.
+
+Entries that the dataset's mask leaves out are no part of any statistic: nothing holds the network to them.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from orchestrator.pairs.conditions import Condition, Conditions
 from orchestrator.pairs.ground_truth import NotFiniteError, solve
 from orchestrator.randomness import noise
 from solvers.field import VelocityField
+from solvers.losses import counted
 from solvers.prediction import endpoints_from_velocity
 
 BUDGET = 200
@@ -128,14 +131,22 @@ class Probe:
         guidance_scale: Guidance scale.
         seed: Seed of the noise, (seed, i) for sample i.
         rtol, atol: Tolerances of ground truth.
+        mask: Which entries count, bool, (B, ...) broadcastable to the samples; None: all.
     """
 
     def __init__(
-        self, model: ModelAdapter, condition: Condition, guidance_scale: float, seed: int, rtol: float, atol: float
+        self,
+        model: ModelAdapter,
+        condition: Condition,
+        guidance_scale: float,
+        seed: int,
+        rtol: float,
+        atol: float,
+        mask: Tensor | None = None,
     ):
         self.model, self.condition, self.scale = model, condition, guidance_scale
         self.seed, self.rtol, self.atol = seed, rtol, atol
-        self.samples = len(condition)
+        self.samples, self.mask = len(condition), mask
         self.meter = _Meter(self.samples)
 
     def run(self) -> Evidence:
@@ -175,18 +186,18 @@ class Probe:
         field = self._field(1.0)
         plain = self._trajectory(field, STEPS["plain"])
         x1, begun = plain.x1, float(field.scheduler.start(field.scheduler.t_min))
-        mean = x1.mean(0)
-        deviation, foreseen = x1 - mean, plain.first - plain.first.mean(0)
-        spread = float((deviation.square().sum() / ((len(x1) - 1) * x1[0].numel())).sqrt())
+        mean, size = self._mean(x1), self._rms(x1)
+        deviation, foreseen = counted(x1 - mean, self.mask), counted(plain.first - self._mean(plain.first), self.mask)
+        spread = math.sqrt(self._variance(x1))
         evidence = replace(
             evidence,
             knots=plain.knots,
             spread=spread,
-            start=plain.knots[0].alpha * _rms(x1) / begun,
+            start=plain.knots[0].alpha * size / begun,
             foresight=float((deviation * foreseen).mean()) / max(_rms(deviation) * _rms(foreseen), 1e-30),
-            **_summary(x1),
+            **self._summary(x1),
         )
-        if spread > DISTINCT * _rms(x1):
+        if spread > DISTINCT * size:
             evidence = replace(evidence, levels=self._levels(x1, mean, spread))
         if self.scale == 1:
             return evidence
@@ -195,12 +206,11 @@ class Probe:
         t = torch.tensor(0.5 * (guided.knots[0].t + guided.knots[-1].t), dtype=torch.float64)
         unguided, with_guidance = self._field(1.0)(x, t), self._field(self.scale)(x, t)
         return replace(
-            evidence, guided=guided.knots, guidance_effect=_change(unguided, with_guidance), **_summary(guided.x1)
+            evidence,
+            guided=guided.knots,
+            guidance_effect=_change(counted(unguided, self.mask), counted(with_guidance, self.mask)),
+            **self._summary(guided.x1),
         )
-
-    def _start(self, first: Knot, size: float) -> float | None:
-        """Signal-to-noise ratio where sampling starts; None if the scheduler says what it starts from."""
-        return first.alpha * size / first.sigma if self.model.scheduler.start_scale is None else None
 
     def _levels(self, x1: Tensor, mean: Tensor, spread: float) -> tuple[Level, ...]:
         """Denoise the samples at several levels of fresh noise, without guidance."""
@@ -215,14 +225,16 @@ class Probe:
             alpha, sigma = float(point.alpha), float(point.sigma)
             x = alpha * x1 + sigma * self._noise(self.samples, number)
             data = endpoints_from_velocity(field(x, t), x, point).data
-            residual, output, sample = x1 - data, data - mean, x1 - mean
+            residual, output, sample, state = (
+                counted(values, self.mask) for values in (x1 - data, data - mean, x1 - mean, x - alpha * mean)
+            )
             linear = spread**2 * sigma**2 / (alpha**2 * spread**2 + sigma**2)
             levels.append(
                 Level(
                     t=float(t),
                     signal=signal,
                     error=_at_least(residual.square()) / linear,
-                    removable=_explained(residual, [output, x - alpha * mean]),
+                    removable=_explained(residual, [output, state]),
                     surplus=_at_least(output * (output - sample)) / spread**2,
                 )
             )
@@ -275,7 +287,8 @@ class Probe:
             tighter = solve(field, x0, self.rtol / 10, self.atol / 10)
         except (_SpentError, NotFiniteError):
             return evidence
-        return replace(evidence, truth_error=_rms(truth.x1 - tighter.x1) / self.model.data_range)
+        mask = None if self.mask is None else self.mask[few]
+        return replace(evidence, truth_error=_rms(counted(truth.x1 - tighter.x1, mask)) / self.model.data_range)
 
     # ---- the network ------------------------------------------------------------------------------------------
 
@@ -301,14 +314,14 @@ class Probe:
         return math.hypot(float(point.alpha), float(point.sigma)) * self._noise(self.samples)
 
     def _output(self, x: Tensor, t: float, condition: Condition | None = None) -> Tensor:
-        """The network's own output at a native time, without guidance."""
+        """The network's own output at a native time, without guidance; 0 where entries do not count."""
         self.meter.count(len(x), 1)
         condition = self.condition if condition is None else condition
         output = self.model.predict(x.clone(), torch.tensor(t, dtype=torch.float64), condition.clone())
         if not bool(torch.isfinite(output).all()):
             self.meter.not_finite = t
             raise _NotFiniteVelocityError
-        return output.double().clone()
+        return counted(output.double().clone(), self.mask)
 
     def _trajectory(self, field: VelocityField, steps: int) -> _Trajectory:
         """Trajectories by DPM-Solver++(2M), whose last step ends in the data that the network predicts.
@@ -333,11 +346,11 @@ class Probe:
                     t=float(times[step]),
                     alpha=float(point.alpha),
                     sigma=float(point.sigma),
-                    state=_rms(x),
+                    state=self._rms(x),
                     expected=math.nan,
-                    velocity=_rms(velocity),
-                    noise=_rms(implied),
-                    prediction=float(data.var(dim=0).mean()),
+                    velocity=self._rms(velocity),
+                    noise=self._rms(implied),
+                    prediction=self._variance(data),
                 )
             )
             if 2 <= step < steps - 1:
@@ -345,12 +358,36 @@ class Probe:
                 data = data + float(h / last / 2) * (data - predictions[-2])
             kept = float(after.sigma / point.sigma)
             x = kept * x + (float(after.alpha) - kept * float(point.alpha)) * data
-        end = _rms(x)
+        end = self._rms(x)
         return _Trajectory(
             tuple(replace(knot, expected=math.hypot(knot.alpha * end, knot.sigma)) for knot in knots),
             x,
             predictions[0],
         )
+
+    # ---- statistics of the entries that count -----------------------------------------------------------------
+
+    def _rms(self, values: Tensor) -> float:
+        return _rms(counted(values, self.mask))
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """Mean over the batch (B, ...), of each entry over the samples in which it counts."""
+        if self.mask is None:
+            return values.mean(0)
+        kept = self.mask.expand_as(values)
+        return torch.where(kept, values, 0.0).sum(0) / kept.sum(0).clamp_min(1)
+
+    def _variance(self, values: Tensor) -> float:
+        """Variance over the batch (B, ...), as a mean over entries."""
+        deviation = counted(values - self._mean(values), self.mask)
+        return float(deviation.square().mean()) * len(values) / (len(values) - 1)
+
+    def _summary(self, x1: Tensor) -> dict[str, Any]:
+        """Size of the final samples."""
+        kept = x1.flatten() if self.mask is None else x1[self.mask.expand_as(x1)]
+        low, high = torch.quantile(kept[: 2**24], torch.tensor([0.01, 0.99], dtype=x1.dtype, device=x1.device))
+        ends = {"lowest": float(kept.min()), "low": float(low), "high": float(high), "highest": float(kept.max())}
+        return ends | {"end": self._rms(x1)}
 
 
 def _rms(values: Tensor) -> float:
@@ -360,13 +397,6 @@ def _rms(values: Tensor) -> float:
 def _change(first: Tensor, second: Tensor) -> float:
     """RMS of the difference as a share of the first's RMS."""
     return _rms(second - first) / max(_rms(first), 1e-30)
-
-
-def _summary(x1: Tensor) -> dict[str, Any]:
-    """Size of the final samples."""
-    low, high = torch.quantile(x1.flatten()[: 2**24], torch.tensor([0.01, 0.99], dtype=x1.dtype, device=x1.device))
-    ends = {"lowest": float(x1.min()), "low": float(low), "high": float(high), "highest": float(x1.max())}
-    return ends | {"end": _rms(x1)}
 
 
 def _at_least(values: Tensor) -> float:

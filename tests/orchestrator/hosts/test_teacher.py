@@ -53,10 +53,10 @@ SANE = {
 }
 
 
-def examine(model: Mixture, scale: float = 1.0, tolerance: float = 1e-6) -> Evidence:
+def examine(model: Mixture, scale: float = 1.0, tolerance: float = 1e-6, mask: torch.Tensor | None = None) -> Evidence:
     count = batch_size(int(torch.tensor(model.shape).prod()))
     labels = torch.arange(count) % 4 if model.labelled else torch.zeros(count, dtype=torch.int64)
-    return Probe(model, labels, scale, 2, tolerance, tolerance).run()
+    return Probe(model, labels, scale, 2, tolerance, tolerance, mask).run()
 
 
 @pytest.mark.parametrize("name", [*FAST, *SLOW])
@@ -167,6 +167,25 @@ def test_a_network_that_takes_the_scale_itself_is_noted_at_most() -> None:
     found = findings(bench_teacher.examine(guided, condition, 3.0))
     assert found
     assert {finding.severity for finding in found} == {"noted"}
+
+
+@pytest.mark.parametrize("shape", [(16, 12, 8), (16, 12, 1), (1, 12, 8)])
+def test_entries_that_do_not_count_may_run_off(shape: tuple[int, ...]) -> None:
+    """Those that the dataset's mask leaves out, whether it differs between samples or is the same for all."""
+    mask = (torch.rand(shape, generator=torch.Generator().manual_seed(5)) < 0.6).expand(16, *shape[1:])
+    runaway = with_predict(lambda predict, x, t, c: torch.where(mask[: len(x)], predict(x, t, c), 4 * x))
+    model = runaway(SANE["white sequences"])
+    assert "divergence" in {finding.name for finding in findings(examine(model))}
+    assert findings(examine(model, mask=mask)) == []
+
+
+@pytest.mark.parametrize(("factor", "named"), [(1.05, False), (0.5, True)])
+def test_noise_that_is_off_by_little_is_no_bias(factor: float, named: bool) -> None:
+    """Where there is little signal, the data that it implies are off by their own size."""
+    model = with_predict(lambda predict, x, t, c: factor * predict(x, t, c))(SANE["sequences on a plane, vp"])
+    evidence = examine(model)
+    assert max(level.removable for level in evidence.levels) > 0.2
+    assert ("bias" in {finding.name for finding in findings(evidence)}) == named
 
 
 def test_evidence_survives_json() -> None:
