@@ -37,7 +37,7 @@ class Tensors(Dataset):
             ``"package.module:name"``. It must return the same arrays in every process.
         path: Folder of the function's module, if it is not installed.
         kwargs: Keyword arguments of the function.
-        arrays: Names of the arrays to read; by default all.
+        arrays: Names of the arrays to read, beside those that other options name; by default all.
         shared: Names of arrays that have no axis of rows: all rows share them.
         padding: Value that fills up lists of different lengths to the longest, by the name of their array; 0 for
             those not named.
@@ -91,7 +91,10 @@ class Tensors(Dataset):
 
     @cached_property
     def _read(self) -> NamedArrays:
-        names = None if self.arrays is None else tuple(self.arrays)
+        names = None
+        if self.arrays is not None:
+            others = (self.samples, self.mask, self.labels, self.split if isinstance(self.split, str) else None)
+            names = tuple(dict.fromkeys([*self.arrays, *self.shared, *(name for name in others if name is not None)]))
         if self.file is not None:
             return read_file(Path(self.file).expanduser(), names)
         assert self.function is not None

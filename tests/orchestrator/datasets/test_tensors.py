@@ -164,3 +164,15 @@ def test_a_function_that_fails_shows_its_own_line(tmp_path: Path) -> None:
         build(function="functions_of_a_test:fails", kwargs={"size": 5}, **options)
     with pytest.raises((ConfigError, ValueError), match="must return a dictionary of arrays by name, got int"):
         build(function="functions_of_a_test:number", **options)
+
+
+def test_arrays_that_other_options_name_are_read_without_being_listed(tmp_path: Path) -> None:
+    """``arrays`` lists what the network takes; the rest of the file is left alone."""
+    rows = np.arange(10.0)
+    np.savez(tmp_path / "all.npz", obs=rows, real=rows + 1, counts=rows * 0 + 1, kind=np.arange(10) % 3, rest=rows)
+    dataset = Tensors(
+        file=str(tmp_path / "all.npz"), arrays=("obs",), samples="real", mask="counts", labels="kind", split="kind"
+    )
+    assert {"obs", "real", "counts", "kind"} <= set(dataset.layout)
+    assert "rest" not in dataset.layout
+    np.testing.assert_array_equal(dataset.real_samples([0, 1]), [1, 2])
