@@ -104,6 +104,7 @@ class Host(HostProtocol):
             device_class=self.device_class,
             parameters=model.parameters,
             rate=model.rate,
+            code=model.code,
             kind=model.shown_kind,
             data_min=model.shown_range[0],
             data_max=model.shown_range[1],

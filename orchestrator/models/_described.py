@@ -289,7 +289,8 @@ class DescribedModel(ExternalModel):
             )
         self.native_scheduler = {"name": spec["name"], "options": dict(spec.get("options") or {})}
         with self.refusing():
-            find_modules_in(self.path)  # a custom scheduler's functions lie where the model's code is
+            # A custom scheduler's functions lie where the model's code is.
+            self.code = tuple(map(str, find_modules_in(self.path)))
         try:
             built: Scheduler = plugins.build("schedulers", **self.native_scheduler)
         except RAISED as error:  # functions of a custom scheduler may raise anything

@@ -44,6 +44,7 @@ class ModelAdapter(ABC):
         digest: sha256 of weights and architecture.
         parameters: Number of weights of the network.
         rate: Sample rate of decoded sound in Hz; None for models that make none.
+        code: Folders of the user's code that are searched for modules.
         kind: Declared kind of samples, which decides how they are shown; None: guessed (:attr:`shown_kind`).
         data_min, data_max: Declared smallest and largest value of the data; None: :attr:`shown_range` applies.
     """
@@ -56,6 +57,7 @@ class ModelAdapter(ABC):
     digest: str
     parameters: int
     rate: int | None = None
+    code: tuple[str, ...] = ()
     kind: Kind | None = None
     data_min: float | None = None
     data_max: float | None = None

@@ -24,6 +24,7 @@ class ModelFacts:
         device_class: 'cpu', or the name of the accelerator.
         parameters: Number of weights of the network.
         rate: Sample rate of decoded sound in Hz; None for models that make none.
+        code: Folders of the user's code, in which the functions of a custom scheduler are found.
         kind: Kind of samples, by which they are shown.
         data_min, data_max: Smallest and largest value of decoded samples, for pictures.
         forwards_unguided: Network forwards per velocity evaluation at guidance scale 1: one, and two for a network of
@@ -42,6 +43,7 @@ class ModelFacts:
     device_class: str
     parameters: int
     rate: int | None
+    code: tuple[str, ...] = ()
     kind: Kind
     data_min: float
     data_max: float

@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,6 +94,11 @@ class Custom(Scheduler):
     def _angle_and_slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma, d_alpha, d_sigma = self.path(t)
         return torch.atan2(alpha, sigma), (sigma * d_alpha - alpha * d_sigma) / (alpha**2 + sigma**2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Functions given by import path are imported again where they are used: the module may lie in a folder that
+        # the receiving process has yet to make importable.
+        return {name: value for name, value in vars(self).items() if name != "_functions"}
 
     @cached_property
     def _functions(self) -> dict[str, PathFunction]:

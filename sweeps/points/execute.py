@@ -19,6 +19,7 @@ from orchestrator.errors import UserError
 from orchestrator.hosts.distillation import advance, to_numpy, validate
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.runs import State
+from orchestrator.importing import find_modules_in
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs.spec import split_name
 from orchestrator.pool.client import RayPool
@@ -68,6 +69,7 @@ class TrialContext:
 
 def run_trial(point: AnyPoint, context: TrialContext, report: Report) -> None:
     """Compute a point and log it to its MLflow run."""
+    find_modules_in(context.facts.code)
     storage = Storage.at(context.storage)
     log = Tracker(context.tracking_uri).trial_run(
         context.experiment_id, context.parent_run_id, point.key, point.name, mlflow_parameters(point)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import pickle
 import sys
 import types
 from decimal import Decimal, localcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -640,3 +642,19 @@ def test_invalid_names_of_betas_are_refused(options: dict[str, Any], message: st
 def test_quadratic_betas_are_scaled_linear_ones_with_other_ends() -> None:
     """Two names of one formula, each with the values of its authors."""
     assert quadratic_betas(0.00085, 0.012) == scaled_linear_betas()
+
+
+def test_a_custom_path_is_unpickled_before_its_functions_can_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray hands schedulers from one process to another; the folder of the user's code is searched later."""
+    (tmp_path / "path_of_a_user.py").write_text("def alpha(t): return t\n\ndef sigma(t): return 1 - t\n")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        path = Custom(alpha_function="path_of_a_user:alpha", sigma_function="path_of_a_user:sigma")
+        data = pickle.dumps(path)
+    monkeypatch.delitem(sys.modules, "path_of_a_user")
+    arrived = pickle.loads(data)
+    assert arrived == path
+    monkeypatch.syspath_prepend(tmp_path)
+    assert float(arrived.sigma(0.25)) == 0.75
