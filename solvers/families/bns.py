@@ -76,7 +76,7 @@ class BNS(LearnableFamily):
     @property
     def label(self) -> str:
         if self.beginning != "held":
-            return "BNS (free beginning)" if self.beginning == "free" else "BNS (free first time)"
+            return "BNS, free beginning" if self.beginning == "free" else "BNS, free first time"
         return "BNS" if self.times == "free" else "BNS (ordered times)"
 
     def freedom(self, nfe: int) -> int:

@@ -124,7 +124,7 @@ def test_a_start_elsewhere_keeps_its_beginning_where_both_are_learned() -> None:
     solver = GridSolver(Euler(), 3, EDM)
     free = BNS(beginning="free")
     assert torch.equal(free.start(solver, CondOT()), BNS().start(solver, CondOT()))
-    with pytest.raises(ValueError, match=r"BNS \(free first time\) starts at t=0 from 1 x0, this solver at t=0.012"):
+    with pytest.raises(ValueError, match=r"BNS, free first time starts at t=0 from 1 x0, this solver at t=0.012"):
         BNS(beginning="time").start(solver, CondOT())
 
 
