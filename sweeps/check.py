@@ -10,11 +10,12 @@ from pathlib import Path
 
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import pair_specs
+from orchestrator.errors import Failure
 from orchestrator.hosts.host import Host
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pool.requests import LocalPool, Pool, Request
-from orchestrator.progress import stage
+from orchestrator.progress import note, stage
 from orchestrator.reports.teacher import draw_teacher
 from orchestrator.storage import Storage
 from sweeps.examination import Examination, examine, subjects
@@ -79,7 +80,11 @@ def _draw(config: ExperimentConfig, storage: Storage, facts: ModelFacts, all_of_
         for examination in all_of_them:
             scale = examination.subject.guidance_scale
             file = Path(name) / f"teacher-guidance-{scale:g}.png"
-            draw_teacher(file, f"{facts.name}, {examination.subject.label}", examination.evidence)
+            try:
+                draw_teacher(file, f"{facts.name}, {examination.subject.label}", examination.evidence)
+            except Exception as error:  # the findings are worth more than their picture
+                note(f"the figure of guidance scale {scale:g} could not be drawn: {Failure.of(error).reason}")
+                continue
             key = f"experiments/{config.name}/check/{file.name}"
             storage.write(key, file.read_bytes())
             locations.append(storage.location(key))

@@ -14,6 +14,7 @@ from orchestrator.config.solvers import LEAST_SQUARES, GITSConfig
 from orchestrator.errors import ConfigError
 from orchestrator.hosts.runs import LearnedRun
 from orchestrator.pairs import PairSpec
+from orchestrator.progress import Note, note
 from solvers.families import LearnableFamily
 from solvers.grids import Grid
 from solvers.schedulers.base import Scheduler
@@ -49,12 +50,18 @@ def fixed_points(config: ExperimentConfig, specs: Mapping[PairKey, PairSpec]) ->
     return points
 
 
-def check_pairs(config: ExperimentConfig, shape: Sequence[int]) -> None:
+def check_pairs(config: ExperimentConfig, shape: Sequence[int], announce: Note = note) -> None:
     """Check that each learned family's method can learn from so many pairs of samples of this shape.
+
+    Args:
+        config: The experiment.
+        shape: Shape of a sample.
+        announce: Receives a sentence for each family whose pairs are barely enough.
 
     Raises:
         ConfigError: It cannot; with the numbers.
     """
+    doubts: dict[str, None] = {}  # in order, and each once
     for learned, nfe in itertools.product(config.learned, config.nfe):
         numbers = learned.build().freedom(nfe)
         for method in learned.methods(config.seeds[0], config.pairs.train, config.resources.precision):
@@ -64,6 +71,11 @@ def check_pairs(config: ExperimentConfig, shape: Sequence[int]) -> None:
             except ValueError as error:
                 text = str(error).replace("training_pairs", "pairs.train")
                 raise ConfigError(f"{learned.label} at nfe {nfe}: {text}") from error
+            doubt = None if numbers is None else method.doubt_about_pairs(numbers, math.prod(shape))
+            if doubt is not None:
+                doubts[f"{learned.label} at nfe {nfe}: {doubt.replace('training_pairs', 'pairs.train')}"] = None
+    for sentence in doubts:
+        announce(sentence)
 
 
 def _on_grids(point: FixedPoint, grids: Sequence[Grid | GITSConfig], train: PairSpec | None) -> FixedPoint:

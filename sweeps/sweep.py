@@ -100,7 +100,7 @@ def run_sweep(
     """
     settings: dict[str, Any] = {"address": address, "wait": wait, "force": force, "announce": announce}
     with Session(config, **settings, command="sweep", locked=True) as session:
-        check_pairs(config, session.facts.shape)
+        check_pairs(config, session.facts.shape, announce)
         for metric in config.metrics:
             MetricSpec(metric).check_samples(session.facts.kind, session.facts.shape, None, config.pairs.test)
         # Before the long work, so that an unreachable tracking store is detected now.

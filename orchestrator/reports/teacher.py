@@ -72,7 +72,7 @@ def _denoiser(axes: Axes, evidence: Evidence) -> None:
     ):
         values = [getattr(level, name) for level in evidence.levels]
         axes.plot(signals, values, color=colour, label=label, marker=".")
-        largest = max(largest, *map(abs, values))
+        largest = max([largest, *map(abs, values)])
     axes.set(xscale="log")
     if largest > 3:  # of a network that is not right
         axes.set_yscale("symlog", linthresh=1.0)

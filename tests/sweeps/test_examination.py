@@ -201,3 +201,19 @@ def test_check_refuses_a_wrong_one(run: Callable[..., Result], wrong: dict[str, 
     assert "refused: denoising" in forced.output
     assert "measured earlier" in forced.output
     assert "--force goes on" in forced.output
+
+
+def test_a_check_ends_with_its_findings_when_its_figure_fails(
+    run: Callable[..., Result], wrong: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture costs a sentence."""
+
+    def fail(*arguments: Any) -> None:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("sweeps.check.draw_teacher", fail)
+    result = run("check", wrong)
+    assert result.exit_code == 1, result.output
+    assert "the figure of guidance scale 1 could not be drawn: " in result.stderr
+    assert "no ink" in result.stderr
+    assert "refused: " in result.output

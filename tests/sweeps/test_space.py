@@ -341,6 +341,19 @@ def test_levenberg_marquardt_with_fewer_residuals_than_numbers_is_refused(experi
     check_pairs(parse_config(experiment, "few"), (2,))
 
 
+@pytest.mark.parametrize(("train", "said"), [(12, True), (34, False)])
+def test_levenberg_marquardt_with_few_residuals_per_number_is_announced(
+    experiment: dict[str, Any], train: int, said: bool
+) -> None:
+    """Four residuals per number are enough; each family is named once for all its learning runs."""
+    experiment["pairs"]["train"] = train
+    experiment["learned"] = [{"family": "bns", "method": "levenberg_marquardt", "sigma0": [1, 2]}]
+    sentences: list[str] = []
+    check_pairs(parse_config(experiment, "few"), (2,), sentences.append)
+    few = "BNS (LM) at nfe 4: 12 training pairs of 2 dimensions are few for 17 numbers; with pairs.train of at least 34"
+    assert [sentence.split(", the solver")[0] for sentence in sentences] == [few] * said
+
+
 @pytest.mark.parametrize("learned", [{"family": "ld3", "options": {"inner": "euler"}}, {"family": "neural_solver"}])
 def test_a_family_with_nothing_to_learn_at_an_nfe_is_refused(
     experiment: dict[str, Any], learned: dict[str, Any]
