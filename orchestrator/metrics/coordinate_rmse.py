@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.datasets.base import Dataset
+from orchestrator.errors import ConfigError
 from orchestrator.metrics.base import Array, Batch, Metric, SplitSummary, check_comparable
 
 
@@ -50,6 +51,13 @@ class CoordinateRMSE(Metric):
     def column(self) -> str:
         of = [f"axis {self.axis}"] * (self.axis is not None) + ["groups"] * (self.groups is not None)
         return f"coordinate_rmse[{', '.join(of)}]" if of else "coordinate_rmse"
+
+    def check(self, dataset: Dataset) -> None:
+        if getattr(dataset, "mask", None) is not None:
+            raise ConfigError(
+                f"metric {self.column!r} weighs all samples of a coordinate alike, but the dataset's mask "
+                f"{dataset.mask!r} leaves out entries of some; use 'rmse', which takes masks into account"  # type: ignore[attr-defined]
+            )
 
     def check_samples(self, shape: tuple[int, ...], count: int) -> None:
         if self.axis is not None and self.axis >= len(shape):
