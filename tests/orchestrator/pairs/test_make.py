@@ -345,7 +345,9 @@ def test_any_number_of_hosts_makes_the_same_bytes(
     """Shards and manifest are byte-identical for 1 or 2 host actors and for the host in this process."""
     _ensure(storage, spec, ray_pool(host_settings(storage), hosts))
     assert _files(storage, spec) == expected
-    assert sorted(path.name for path in Path(storage.root).rglob("*") if path.is_file()) == sorted([*expected, ".lock"])
+    assert sorted(path.name for path in Path(storage.root).rglob("*") if path.is_file()) == sorted(
+        [*expected, FILE, ".lock"]
+    )
 
 
 def test_costs_are_kept_by_file_and_grow_when_a_file_is_made_again(
