@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.metrics.base import EXACT_DB
 from orchestrator.pairs import PairSet, PairSpec
 from orchestrator.pairs.accuracy import PATIENCE, accuracy
 from solvers.field import VelocityField
@@ -63,7 +64,7 @@ def truth_facts(
         mean=float(values.mean()),
         std=float(values.std(correction=0)),
         nfe=float(pairs.nfe.double().mean()),
-        accuracy_db=measured.psnr_db(data_range),
+        accuracy_db=measured.psnr_db(data_range, EXACT_DB),
         problem=measured.problem,
         again=len(first),
         evaluations=measured.evaluations,

@@ -39,15 +39,17 @@ class Accuracy:
     evaluations: int
     problem: str | None = None
 
-    def psnr_db(self, data_range: float) -> float | None:
+    def psnr_db(self, data_range: float, exact_db: float) -> float | None:
         """The PSNR that corresponds to the error, dB: the mean over samples, as for solvers; None if unknown.
 
         Args:
             data_range: Largest minus smallest value of the data.
+            exact_db: Value of a sample that does not move at all, dB.
         """
         if not self.rms:
             return None
-        return float(psnr_db(torch.tensor(self.rms, dtype=torch.float64).square(), data_range).mean())
+        values = psnr_db(torch.tensor(self.rms, dtype=torch.float64).square(), data_range)
+        return float(values.clamp(max=exact_db).mean())
 
 
 class _TooManyError(Exception):

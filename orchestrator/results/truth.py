@@ -11,6 +11,7 @@ from orchestrator.cost import Cost
 from orchestrator.errors import UserError
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.truth import TruthFacts
+from orchestrator.metrics.base import EXACT_DB, shown_db
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pool.requests import Pool, Request
 from orchestrator.progress import Note
@@ -53,16 +54,17 @@ class Truth:
     def mark(self, psnr_db: float) -> str:
         """:data:`MARK` if a PSNR on these pairs is within :data:`MARGIN_DB` of their own accuracy, else nothing."""
         accuracy = self.facts.accuracy_db
-        return MARK if accuracy is not None and psnr_db > accuracy - MARGIN_DB else ""
+        if accuracy is None or accuracy >= EXACT_DB:  # an exact ground truth decides no score
+            return ""
+        return MARK if psnr_db > accuracy - MARGIN_DB else ""
 
     def sentence(self) -> str:
         """The facts as a sentence."""
         facts = self.facts
-        own = (
-            f"own accuracy {facts.accuracy_db:.1f} dB ({facts.again} pairs solved again at a tenth of the tolerance)"
-            if facts.accuracy_db is not None
-            else f"own accuracy unknown: {facts.problem}"
-        )
+        own = f"own accuracy unknown: {facts.problem}"
+        if facts.accuracy_db is not None:
+            again = f"{facts.again} pairs solved again at a tenth of the tolerance"
+            own = f"own accuracy {shown_db(facts.accuracy_db, 1)} dB ({again})"
         return (
             f"values from {facts.low:.3g} to {facts.high:.3g}, mean {facts.mean:.3g}, standard deviation "
             f"{facts.std:.3g}; {facts.nfe:.0f} evaluations per pair; {own}"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.pairs.accuracy import PATIENCE, accuracy
+from orchestrator.pairs.accuracy import PATIENCE, Accuracy, accuracy
 from orchestrator.pairs.ground_truth import solve
 from solvers.field import CountingField, FunctionField
 from solvers.schedulers.cond_ot import CondOT
@@ -31,7 +31,7 @@ def test_the_error_is_that_from_the_exact_solution(tolerance: float) -> None:
     expected = (truth.x1 - _exact(X0)).square().mean(dim=1).sqrt()
     assert measured.rms == pytest.approx(expected.tolist(), rel=0.2)
     psnr = (20 * math.log10(2) - 20 * torch.log10(expected)).mean()
-    assert measured.psnr_db(2.0) == pytest.approx(float(psnr), abs=1.7)
+    assert measured.psnr_db(2.0, 300.0) == pytest.approx(float(psnr), abs=1.7)
 
 
 def test_the_evaluations_spent_are_counted_per_sample() -> None:
@@ -49,7 +49,7 @@ def test_a_tolerance_below_the_rounding_of_the_network_ends_at_the_limit() -> No
 
     counted = CountingField(FunctionField(noisy, CondOT()))
     measured = accuracy(counted, X0, X0, 1e-8, 1e-8, limit=300)
-    assert (measured.rms, measured.psnr_db(2.0), counted.nfe) == ((), None, 300)
+    assert (measured.rms, measured.psnr_db(2.0, 300.0), counted.nfe) == ((), None, 300)
     assert measured.problem is not None
     assert "rounding in the network is larger than the tolerance" in measured.problem
     assert measured.evaluations == 600
@@ -64,3 +64,9 @@ def test_a_velocity_that_is_finite_only_on_coarse_steps_is_a_problem_with_its_re
     measured = accuracy(FunctionField(pole, CondOT()), X0, X0, 1e-3, 1e-3, limit=300)
     assert measured.problem is not None
     assert measured.problem.startswith("at a tenth of the tolerance, the network's first evaluation")
+
+
+def test_samples_that_do_not_move_have_a_finite_accuracy() -> None:
+    """JSON has no infinity: an exact ground truth, as of a network that returns 0, counts with a limit."""
+    assert Accuracy((0.0, 0.0), 10).psnr_db(2.0, 300.0) == 300.0
+    assert Accuracy((0.0, 2.0), 10).psnr_db(2.0, 300.0) == 150.0
