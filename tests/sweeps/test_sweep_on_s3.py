@@ -62,7 +62,10 @@ def test_a_sweep_on_storage_that_fails_one_request_in_twenty(
     assert "endpoint_override" not in done.stdout
     for spec in specs.values():
         folder = PairStore(made, spec).folder
-        assert s3_storage.names(folder) == made.names(folder)
+        names = [
+            name for name in s3_storage.names(folder) if not name.startswith("truth-")
+        ]  # a sweep's own measurement
+        assert names == made.names(folder)
         for name in set(made.names(folder)) - {FILE}:  # durations differ
             assert s3_storage.read(f"{folder}/{name}") == made.read(f"{folder}/{name}"), name
     tracker = Tracker(uri)
