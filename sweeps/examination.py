@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import plugins
-from orchestrator.errors import DamagedManifestError, UserError
+from orchestrator.errors import UserError
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.teacher.detectors import findings
 from orchestrator.hosts.teacher.evidence import FORMAT, Evidence
 from orchestrator.hosts.teacher.findings import Finding
 from orchestrator.models.facts import ModelFacts
-from orchestrator.pairs import PairSpec, PairStore
+from orchestrator.pairs import PairSpec
+from orchestrator.pairs.make import complete
 from orchestrator.pool.requests import Pool, Request
 from orchestrator.progress import Note, stage
 from orchestrator.storage import Storage, digest_of
@@ -148,7 +149,8 @@ def check_teacher(
     Raises:
         TeacherError: The teacher is refused, and ``force`` is false.
     """
-    missing = [spec for spec in specs if not _is_made(storage, spec)]
+    made = complete(storage, specs)
+    missing = [spec for spec in specs if spec.name not in made]
     refused: list[str] = []
     examinations = [examine(storage, pool, facts, subject) for subject in subjects(missing)]
     for examination in examinations:
@@ -169,10 +171,3 @@ def check_teacher(
         )
     announce(f"the examination of {facts.name} refuses it, and --force goes on: {listed}")
     return examined
-
-
-def _is_made(storage: Storage, spec: PairSpec) -> bool:
-    try:
-        return PairStore(storage, spec).is_complete()
-    except DamagedManifestError:  # its pairs are looked through and made again
-        return False

@@ -75,7 +75,7 @@ def describe_one(kind: str, name: str) -> Iterator[str]:
     """One plugin in full: its docstring, and the whole text of each option.
 
     Raises:
-        ConfigError: There is no such plugin.
+        ConfigError: No plugin has this name.
     """
     plugin = plugins.load(kind, name)
     described, _, _ = (inspect.getdoc(plugin) or "").partition("\n\nAttributes:")

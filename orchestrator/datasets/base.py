@@ -113,7 +113,7 @@ class Dataset(ABC):
         """
 
     def split_options(self, split: Split) -> dict[str, Any]:
-        """Options by which the dataset draws from rows of one split only; empty if it does not tell splits apart."""
+        """Options by which the dataset draws from rows of one split only; empty if it has no splits."""
         return {}
 
     @property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from orchestrator.datasets.base import Dataset
 from orchestrator.errors import StoreError
 from orchestrator.models.base import ModelAdapter
 from orchestrator.pairs import Condition, PairSet, PairSpec
+from orchestrator.storage import canonical_json
 
 
 def dataset_of(spec: PairSpec) -> Dataset:
@@ -21,14 +24,22 @@ def dataset_of(spec: PairSpec) -> Dataset:
     Raises:
         StoreError: Its content here differs from the spec's.
     """
-    dataset: Dataset = plugins.build("datasets", spec.conditioning["name"], spec.conditioning["options"])
-    if dataset.content != spec.content:
+    dataset = _dataset(canonical_json(spec.conditioning), spec.content)
+    if dataset is None:
         raise StoreError(
             f"pair spec {spec.digest} is for other content of dataset {spec.conditioning['name']!r} than this host "
             f"reads; give every machine the same files, seed the random numbers of functions, and start the command "
             f"again"
         )
     return dataset
+
+
+@lru_cache(maxsize=4)
+def _dataset(conditioning: str, content: str) -> Dataset | None:
+    """The dataset, read and digested once for all shards of a pair set; None if its content differs."""
+    given = json.loads(conditioning)
+    dataset: Dataset = plugins.build("datasets", given["name"], given["options"])
+    return dataset if dataset.content == content else None
 
 
 def drawn(model: ModelAdapter, dataset: Dataset, seed: int, indices: Sequence[int]) -> tuple[Tensor, Condition]:

@@ -24,6 +24,7 @@ from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs.spec import split_name
 from orchestrator.pool.client import RayPool
 from orchestrator.pool.requests import Pool, Request
+from orchestrator.progress import note
 from orchestrator.results.scoring import evaluate
 from orchestrator.results.store import Result, ResultStore
 from orchestrator.storage import Storage
@@ -180,7 +181,7 @@ def _run_fixed(point: FixedPoint, context: TrialContext, pool: Pool, store: Resu
         forwards=ledger.costs["grid search"].forwards,
         chosen_grid=asdict(grid),
     )
-    save_costs(store.storage, store.folder, ledger.costs)
+    _record_costs(store, ledger)
     store.save(result, _artifact(point, context, solver, psnr, pool, start=None).to_json(), iterates=[])
     return result
 
@@ -275,9 +276,17 @@ def _run_learned(point: LearnedPoint, context: TrialContext, pool: Pool, store: 
         history=[[entry["iteration"], entry["psnr_db"]] for entry in state.validated],
     )
     origin = f"{point.start.label} on the {point.start.grid.label} grid"
-    save_costs(store.storage, store.folder, ledger.costs)
+    _record_costs(store, ledger)
     store.save(result, _artifact(point, context, solver, best["psnr_db"], pool, origin).to_json(), state.validated)
     return result
+
+
+def _record_costs(store: ResultStore, ledger: Ledger) -> None:
+    """Write the costs before the result, since a complete point is not touched again; a result does not need them."""
+    try:
+        save_costs(store.storage, store.folder, ledger.costs)
+    except UserError as error:
+        note(f"the cost of {store.folder} is not recorded: {error}")
 
 
 def _add_passes(ledger: Ledger, point: LearnedPoint, state: State) -> None:

@@ -1,7 +1,7 @@
 """Detectors of faulty teachers. Each reads one number of the evidence and compares it with its limits.
 
-The limits are frozen on the models of the zoo, without guidance and at guidance 3: no number of theirs is beyond two
-thirds of a limit (``benchmarks/bench_teacher.py`` prints all of them, and which corruption is named by which detector).
+Limits were chosen on the zoo, at guidance 1 and 3, and widened for the networks of ``tests/support/kinds``.
+``benchmarks/bench_teacher.py`` prints all numbers of the zoo, and which detector names which corruption.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LOW_SIGNAL = 0.25
 
 
 class _OfMean(Detector):
-    """Notes, but does not refuse, a network that takes the guidance scale itself: it is no mean, even at scale 1."""
+    """Only notes a network that takes the guidance scale itself: its output is not a mean, even at scale 1."""
 
     def severity(self, value: float, evidence: Evidence) -> Severity | None:
         severity = super().severity(value, evidence)

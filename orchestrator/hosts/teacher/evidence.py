@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,7 +130,8 @@ class Evidence:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; the inverse is :meth:`from_dict`."""
-        return dataclasses.asdict(self)
+        content: dict[str, Any] = _as_json(dataclasses.asdict(self))
+        return content
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Evidence:
@@ -138,7 +140,26 @@ class Evidence:
         Raises:
             KeyError, TypeError: The content is not evidence.
         """
+        content = _from_json(content)
         lists: dict[str, Any] = {name: tuple(Knot(**knot) for knot in content[name]) for name in ("knots", "guided")}
         lists |= {"levels": tuple(Level(**level) for level in content["levels"])}
         lists |= {"time_response": tuple((t, change) for t, change in content["time_response"])}
         return cls(**content | lists)
+
+
+def _as_json(value: Any) -> Any:
+    """``value`` with numbers that are not finite, which JSON does not have, as texts such as 'inf'."""
+    if isinstance(value, dict):
+        return {key: _as_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_json(value: Any) -> Any:
+    """The inverse of :func:`_as_json`; evidence holds no other texts."""
+    if isinstance(value, dict):
+        return {key: _from_json(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_from_json(part) for part in value]
+    return float(value) if isinstance(value, str) else value

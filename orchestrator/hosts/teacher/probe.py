@@ -5,7 +5,7 @@ with fresh noise, whatever the data: no linear estimator is better; the error is
 x_t; and the output varies no more than the samples explain. They hold for the network without guidance. Nearly
 everything that can be wrong with a description (sign, schedule, time, scale, prediction) breaks one of them.
 
-Entries that the dataset's mask leaves out are no part of any statistic: nothing holds the network to them.
+All statistics leave out the entries that the dataset's mask leaves out: the network was not trained on them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ BASES, NEAR, FAR = (0.2, 0.4, 0.6, 0.8), 1e-4, 0.02
 """Shares of the native domain at which the network's time is looked at, and the shares by which it is moved there."""
 
 NOISE_FLOOR = 1e-5
-"""Smallest change of an output by time that is told apart from rounding."""
+"""Changes of an output below this may be rounding."""
 
 
 class _NotFiniteVelocityError(Exception):

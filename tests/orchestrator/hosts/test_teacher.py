@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from orchestrator.hosts.teacher.detectors import DETECTORS, findings, readings
 from orchestrator.hosts.teacher.evidence import Evidence
 from orchestrator.hosts.teacher.probe import BUDGET, Probe, batch_size
 from orchestrator.models.zoo.adapter import zoo_names
+from orchestrator.storage import Storage
 from solvers.schedulers import EDM, VP, Cosine
 from solvers.schedulers.discrete_vp import DiscreteVP, linear_betas
 
@@ -201,3 +203,16 @@ def test_evidence_survives_json() -> None:
     assert again == evidence
     assert readings(again) == readings(evidence)
     assert dataclasses.replace(again, not_finite=0.5) != evidence
+
+
+def test_evidence_that_is_not_finite_survives_storage(storage: Storage) -> None:
+    """JSON has no infinity; a ground truth that fails at the tolerance is measured as infinitely far off."""
+    evidence = Evidence(
+        guidance_scale=1.0, samples=16, dimensions=2, data_range=2.0, truth_error=math.inf, end=math.nan
+    )
+    storage.write_json("evidence.json", evidence.to_dict())
+    again = Evidence.from_dict(storage.read_json("evidence.json"))
+    assert again.truth_error == math.inf
+    assert again.end is not None
+    assert math.isnan(again.end)
+    assert "ground truth" in {finding.name for finding in findings(again)}

@@ -505,3 +505,20 @@ def test_a_least_squares_start_is_fitted_to_the_trajectories(
     from_euler = _with(points[1], points[1].validate_every, iterations=1)
     spent = [run_point(point, context, pool, copied, lambda values: None).forwards for point in (alone, from_euler)]
     assert spent[0] - spent[1] == 48 * 4
+
+
+def test_a_cost_that_cannot_be_written_loses_no_result(
+    run: Run,
+    fixed: dict[tuple[str, str], FixedPoint],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It costs a sentence."""
+
+    def fail(*arguments: Any) -> None:
+        raise StoreError("no space left")
+
+    monkeypatch.setattr("sweeps.points.execute.save_costs", fail)
+    result = run(fixed["euler", "common grid"])
+    assert result.status == "finished"
+    assert "is not recorded: no space left" in capsys.readouterr().err
