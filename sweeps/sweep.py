@@ -177,10 +177,12 @@ class _Sweep:
             bill = self._report(table, ordered, truths)
         self.parent.tags({DESCRIPTION: _description(self.config.name, table, report, truths, bill)})
         status = "FAILED" if self.failed else "FINISHED"
-        values: dict[str, float] = {"solvers": len(ordered), "failed": len(self.failed)}
-        for scale, truth in truths.items():
-            values |= {f"ground_truth/{name}/guidance {scale:g}": value for name, value in truth.numbers().items()}
-        self.parent.finish(values | bill.metrics(), status=status)
+        # Tags, since metrics of this run alone would be empty charts above the curves of the solvers.
+        facts = {
+            f"ground_truth/{n}/guidance {g:g}": v for g, truth in truths.items() for n, v in truth.numbers().items()
+        }
+        self.parent.tags({f"bespoke.{name}": f"{value:.6g}" for name, value in (facts | bill.metrics()).items()})
+        self.parent.finish({"solvers": len(ordered), "failed": len(self.failed)}, status=status)
         return SweepOutcome(
             rows=table,
             report=report,
