@@ -26,6 +26,7 @@ from orchestrator.errors import StoreError
 from orchestrator.hosts.batching import Batching, BatchingStatistics
 from orchestrator.hosts.conditioning import dataset_of, drawn, resolved
 from orchestrator.hosts.distillation import advance, advance_steps
+from orchestrator.hosts.forms import Forms
 from orchestrator.hosts.lockstep import run_in_lockstep
 from orchestrator.hosts.media import MediaShard
 from orchestrator.hosts.network_check import check_network
@@ -34,9 +35,10 @@ from orchestrator.hosts.runs import LearnedRun, State
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.hosts.teacher.evidence import Evidence
 from orchestrator.hosts.teacher.probe import Probe, batch_size
+from orchestrator.hosts.timing import Timing, time_field
 from orchestrator.hosts.truth import TruthFacts, truth_facts
 from orchestrator.hosts.work import MeteredField, Work
-from orchestrator.metrics.base import Batch, Media, PairMetric, to_unit_range
+from orchestrator.metrics.base import Media, PairMetric
 from orchestrator.metrics.measurements import MetricSpec, write_values
 from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter
 from orchestrator.models.facts import ModelFacts
@@ -82,6 +84,7 @@ class Host(HostProtocol):
         # The model of distillation steps: the model itself, or its compiled form, which shares the weights.
         self._distilled_on = self.model.compiled() if settings.compile else self.model
         self._is_checked = False
+        self._forms = Forms(self.model, settings.device)
         self._batching = Batching(self._answer, self._select, self._distillation_field)
 
     @cached_property
@@ -158,6 +161,18 @@ class Host(HostProtocol):
         evidence = Probe(self.model, condition.to(device), guidance_scale, seed, rtol, atol, mask).run()
         self.work.forwards += evidence.forwards
         return evidence
+
+    def time_evaluation(
+        self, conditioning: Mapping[str, Any], guidance_scale: float, batch_sizes: Sequence[int]
+    ) -> Timing:
+        dataset = plugins.build("datasets", conditioning["name"], conditioning["options"])
+        condition = drawn(self.model, dataset, 0, list(range(max(batch_sizes))))[1].to(self.settings.device)
+        before = self.work.forwards
+        seconds = time_field(lambda c: self._field(c, guidance_scale), condition, self.model.shape, batch_sizes)
+        forwards = self.work.forwards - before
+        evaluations = forwards // self.model.forwards_per_evaluation(guidance_scale)
+        state_bytes = 4 * math.prod(self.model.shape)
+        return Timing(seconds=seconds, evaluations=evaluations, forwards=forwards, state_bytes=state_bytes)
 
     def truth(self, pairs: str, again: int = accuracy.PAIRS) -> TruthFacts:
         spec, pair_set = self._load(pairs)
@@ -321,7 +336,7 @@ class Host(HostProtocol):
         chosen = replace(pair_set, path=None).select(slice(None) if indices is None else list(indices))
         samples = self._sample(theta, chosen, spec)
         built: dict[str, PairMetric] = {name: plugins.build("metrics", name) for name in metrics}
-        batches = {media: self._compared(media, samples, chosen) for media in {m.sees for m in built.values()}}
+        batches = {media: self._forms.compared(media, samples, chosen) for media in {m.sees for m in built.values()}}
         return {name: metric.measure(batches[metric.sees])[:, 0].numpy() for name, metric in built.items()}
 
     def measure_shard(
@@ -339,7 +354,7 @@ class Host(HostProtocol):
         pair_set = resolved(self.model, store.spec, store.load_shard(shard))
         samples = pair_set.x1 if theta is None else self._sample(theta, pair_set, store.spec)
         seen = {spec.metric.sees for spec in metrics}
-        batches = {form: self._compared(form, samples, pair_set) for form in seen}
+        batches = {form: self._forms.compared(form, samples, pair_set) for form in seen}
         samples = pair_set.filled(samples)
         for spec, key in zip(metrics, keys, strict=True):
             values = spec.metric.measure(batches[spec.metric.sees])
@@ -347,7 +362,7 @@ class Host(HostProtocol):
             self.work.scored += len(samples)
         is_finite = torch.isfinite(samples.flatten(1)).all(dim=1)
         if media is not None:
-            kept = {form: self._form(form, samples[is_finite]) for form in forms}
+            kept = {form: self._forms.form(form, samples[is_finite]) for form in forms}
             MediaShard(kept, is_finite.numpy(), self.model.rate).write(self.storage, media)
         write_values(self.storage, finite, is_finite.numpy()[:, None])
         return len(pair_set)
@@ -363,34 +378,12 @@ class Host(HostProtocol):
                 parts.append(solver.sample(field, batch.x0).float().cpu())
         return torch.cat(parts)
 
-    def _shown(self, samples: Tensor) -> Tensor:
-        """Samples as they are shown; latents are decoded, by a network that may work in place."""
-        return self.model.decode(samples.to(self.settings.device, copy=True)).float().cpu()
-
-    def _form(self, form: Media, samples: Tensor) -> Tensor:
-        """Samples in a form that metrics see; of images, the range of data is mapped to [-1, 1]."""
-        if form == "samples":
-            return samples.float()
-        if form == "sound":
-            return self._heard(samples)
-        return to_unit_range(self._shown(samples), self.model.shown_range)
-
-    def _compared(self, form: Media, samples: Tensor, pairs: PairSet) -> Batch:
-        """Samples and their ground truth in a form that metrics see, as far as their entries count."""
-        if form == "samples":
-            return Batch(pairs.counted(samples), None, None, pairs.counted(pairs.x1), self.model.data_range)
-        return Batch(self._form(form, pairs.filled(samples)), None, None, self._form(form, pairs.x1), 2.0)
-
-    def _heard(self, samples: Tensor) -> Tensor:
-        """Samples as waves."""
-        return self.model.sound(samples.to(self.settings.device, copy=True)).float().cpu()
-
     def sound(
         self, theta: npt.NDArray[np.float64] | None, pairs: str, indices: Sequence[int]
     ) -> npt.NDArray[np.float32]:
         spec, pair_set = self._load(pairs)
         chosen = pair_set.select(list(indices))
-        return self._heard(chosen.x1 if theta is None else self._sample(theta, chosen, spec)).numpy()
+        return self._forms.heard(chosen.x1 if theta is None else self._sample(theta, chosen, spec)).numpy()
 
     def score_thetas(
         self, thetas: Sequence[npt.NDArray[np.float64]], pairs: str, metric: str, indices: Sequence[int]
@@ -405,11 +398,11 @@ class Host(HostProtocol):
         else:
             samples = torch.from_numpy(self.sample(theta, pairs, indices))
         if self.model.shown_kind != "sound":
-            return self._shown(samples).numpy()
+            return self._forms.shown(samples).numpy()
         if not self.model.decodes:
             return samples.numpy()
         assert self.model.rate is not None
-        return spectrogram(self._heard(samples), self.model.rate).numpy()
+        return spectrogram(self._forms.heard(samples), self.model.rate).numpy()
 
     # ---- pairs in memory --------------------------------------------------------------------------------------
 

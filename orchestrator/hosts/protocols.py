@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from orchestrator.hosts.runs import LearnedRun, State
 from orchestrator.hosts.teacher.evidence import Evidence
+from orchestrator.hosts.timing import Timing
 from orchestrator.hosts.truth import TruthFacts
 from orchestrator.metrics.base import Media
 from orchestrator.metrics.measurements import MetricSpec
@@ -54,6 +55,17 @@ class HostProtocol(PairMaker, Protocol):
             seed: Seed of noise and conditions; that of the training pairs gives the first trajectories of these.
             guidance_scale: Guidance scale.
             rtol, atol: Tolerances of ground truth.
+        """
+
+    def time_evaluation(
+        self, *, conditioning: Mapping[str, Any], guidance_scale: float, batch_sizes: Sequence[int]
+    ) -> Timing:
+        """Time one velocity evaluation: a call of each batch size, repeated if it is too short to time.
+
+        Args:
+            conditioning: Name and options of the dataset that conditions the samples.
+            guidance_scale: Guidance scale.
+            batch_sizes: Batch sizes to time, at least one.
         """
 
     # ---- losses, for distillation -----------------------------------------------------------------------------

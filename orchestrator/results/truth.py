@@ -13,17 +13,12 @@ from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.truth import TruthFacts
 from orchestrator.metrics.base import EXACT_DB, shown_db
 from orchestrator.pairs import PairSpec, PairStore
+from orchestrator.pairs.tolerance import MARGIN_DB, is_accurate_enough
 from orchestrator.pool.requests import Pool, Request
 from orchestrator.progress import Note
 from orchestrator.storage import Storage
 
 K = TypeVar("K")
-
-MARGIN_DB = 10.0
-"""Distance to ground truth's own accuracy below which a PSNR is marked, dB.
-
-At this distance, the error of ground truth may change a solver's RMS error by a third, and its PSNR by 3 dB.
-"""
 
 MARK = "†"
 """Marks a PSNR that is near ground truth's own accuracy."""
@@ -56,7 +51,7 @@ class Truth:
         accuracy = self.facts.accuracy_db
         if accuracy is None or accuracy >= EXACT_DB:  # an exact ground truth decides no score
             return ""
-        return MARK if psnr_db > accuracy - MARGIN_DB else ""
+        return "" if is_accurate_enough(accuracy, psnr_db) else MARK
 
     def sentence(self) -> str:
         """The facts as a sentence."""
