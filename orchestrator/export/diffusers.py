@@ -16,7 +16,7 @@ from solvers.schedulers import DiscreteVP
 from solvers.theta import ThetaArtifact
 
 LARGEST_START_DEVIATION = 0.01
-"""Largest deviation of a_0 from 1 in pipelines that start from their noise and ignore ``init_noise_sigma``."""
+"""Largest deviation of a_0 from 1 in pipelines whose network gets the unscaled noise."""
 
 _DIT_NULL_CLASS = 1000
 """Class that DiTPipeline uses as the dropped label, whatever the number of classes of the network."""
@@ -58,6 +58,7 @@ def ns_scheduler(
         guidance_scale=float(artifact.guidance_scale),
         model_digest=artifact.model_digest,
         use_flow_sigmas=model.network.is_flow,
+        scales_input=model.network.scaled_by == "scale_model_input",
     )
 
 
@@ -98,10 +99,12 @@ def _check(artifact: ThetaArtifact, model: DiffusersModel, guidance_scale: float
             f"distil a theta for guidance_scale 1"
         )
     start = float(artifact.solver.a[0])
-    if start <= 0 or (not network.scales_noise and abs(start - 1) > LARGEST_START_DEVIATION):
+    if start <= 0:
+        raise ExportError(f"this theta starts from {start:.4g} x0, but {name} needs a positive weight; distil another")
+    if network.scaled_by == "nothing" and abs(start - 1) > LARGEST_START_DEVIATION:
         raise ExportError(
-            f"this theta starts from {start:.4g} x0, but {name} starts from the unscaled noise; distil one from a "
-            f"start at the first time of the path, such as 'midpoint'"
+            f"this theta starts from {start:.4g} x0, but {name} starts from the unscaled noise; distil one with the "
+            f"option beginning of BNS set to 'time' or 'held', from a start such as 'midpoint'"
         )
 
 

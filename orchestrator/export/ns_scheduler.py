@@ -43,8 +43,10 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
     Step k converts the network's output, after guidance, to the velocity u_k and returns
     x_{k+1} = a_{k+1} x0 + sum_j b_{k+1,j} u_j. Sums are in float32 (float64 for float64 samples).
 
-    The first state is a_0 x0. In pipelines that multiply their noise by ``init_noise_sigma`` = a_0 (Stable Diffusion 1,
-    2, XL), x0 is the noise itself. Other pipelines start at their noise, and x0 is that noise divided by a_0.
+    The first state is a_0 x0. x0 is the noise itself in pipelines that multiply it by ``init_noise_sigma`` = a_0
+    (Stable Diffusion 1, 2, XL, Stable Audio), and, with ``scales_input``, in those that leave all scaling to
+    :meth:`scale_model_input` (DiT). Other pipelines start at their noise, and x0 is that noise divided by a_0, which
+    the exporter therefore only accepts near 1.
 
     Timesteps are real-valued. Like theta's times, they may repeat or run backwards. Only deterministic sampling of the
     whole path from noise is supported. Refused are eta, clipping, a start in the middle or at an image with noise
@@ -62,6 +64,8 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         guidance_scale: Guidance scale that theta was made for; call the pipeline with it.
         model_digest: Digest of the model that theta was made for.
         use_flow_sigmas: Whether the model is a flow; flow pipelines then leave the grid to the scheduler.
+        scales_input: Whether the pipeline ignores ``init_noise_sigma``, and hands what :meth:`scale_model_input`
+            returns to its network and to :meth:`step`.
 
     Raises:
         InvalidThetaError: ``times``, ``a`` and ``b`` are not a valid solver.
@@ -83,6 +87,7 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         guidance_scale: float = 1.0,
         model_digest: str | None = None,
         use_flow_sigmas: bool = False,
+        scales_input: bool = False,
     ):
         flow = prediction_type == FLOW
         if prediction_type not in ("epsilon", "sample", "v_prediction", FLOW):
@@ -104,7 +109,9 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         self.native: Scheduler = DiscreteVP(betas=tuple(trained_betas)) if trained_betas else _CONTINUOUS[flow]
         self.predicts: Prediction = "velocity" if flow else prediction_type  # type: ignore[assignment]
         self._train_timesteps = num_train_timesteps
-        self.init_noise_sigma = float(self.solver.a[0])
+        self._first = float(self.solver.a[0])
+        self._scales_input = scales_input
+        self.init_noise_sigma = 1.0 if scales_input else self._first
         self.num_inference_steps: int | None = None
         self._start(torch.device("cpu"))
 
@@ -117,6 +124,7 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         self.timesteps = timesteps.to(device=device, dtype=torch.float32)
         self._begins_at = float(timesteps[0])
         self._x0: Tensor | None = None
+        self._scaled = not self._scales_input
         self._returned: Tensor | None = None
         self._state: Tensor | None = None
         self._velocities: list[Tensor] = []
@@ -192,8 +200,11 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         self._start(device)
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
-        """Return a copy of the state: the network is evaluated on the path it was trained on, and may work in place."""
-        return sample.clone()
+        """A copy of the state, which the network may change; of the noise x0, with ``scales_input``, a_0 x0."""
+        if self._scaled:
+            return sample.clone()
+        self._scaled = True
+        return self._first * sample
 
     def step(
         self,
@@ -218,7 +229,7 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
 
         Raises:
             ValueError: eta or clipping is requested, all steps have been taken, the path does not begin at its
-                beginning, or the state has been changed since the last step.
+                beginning, the first state was not scaled, or the state has been changed since the last step.
         """
         if eta != 0 or use_clipped_model_output:
             raise ValueError(
@@ -231,7 +242,12 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         given = self._own_state(sample, timestep)
         state = given if given.dtype == torch.float64 else given.float()
         if self._x0 is None:
-            self._x0 = state / self.init_noise_sigma
+            if not self._scaled:
+                raise ValueError(
+                    f"the pipeline does not call scale_model_input, but theta starts from {self._first:g} x0; use the "
+                    f"pipeline that theta was exported for"
+                )
+            self._x0 = state / self._first
         self._velocities.append(self._velocity(model_output.to(state.dtype), state, self.solver.times[k]))
         following = self.solver.a[k + 1].to(state.dtype) * self._x0
         weights = self.solver.b[k + 1, : k + 1].to(device=state.device, dtype=state.dtype)

@@ -113,6 +113,7 @@ class Host(HostProtocol):
             data_max=model.shown_range[1],
             forwards_unguided=model.forwards_per_evaluation(1.0),
             forwards_with_guidance=model.forwards_per_evaluation(2.0),
+            scales_start=model.scales_start,
         )
 
     def process_id(self) -> int:

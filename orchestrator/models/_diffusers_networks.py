@@ -16,6 +16,7 @@ from torch import Tensor
 from orchestrator.errors import ConfigError
 
 Guidance = Literal["none", "classifier_free", "embedded"]
+ScaledBy = Literal["init_noise_sigma", "scale_model_input", "nothing"]
 
 
 class PipelineNetwork(ABC):
@@ -32,7 +33,8 @@ class PipelineNetwork(ABC):
         is_flow: Whether the network predicts noise minus data on the straight path; otherwise it predicts epsilon, v
             or x.
         is_continuous: Whether it predicts v on the cosine path, at times 0..1; otherwise it is evaluated at timesteps.
-        scales_noise: Whether the pipeline multiplies its noise by the scheduler's ``init_noise_sigma``.
+        scaled_by: By what the noise is scaled before the network gets it: the scheduler's ``init_noise_sigma``, its
+            ``scale_model_input`` alone, or nothing.
         guidance: Classifier-free guidance, guidance as an input of the network (embedded), or none.
         channels: Channels of a sample at the network's input.
         shape: Shape of one sample.
@@ -44,7 +46,7 @@ class PipelineNetwork(ABC):
     encoders: ClassVar[tuple[str, ...]] = ()
     is_flow: ClassVar[bool] = False
     is_continuous: ClassVar[bool] = False
-    scales_noise: ClassVar[bool] = False
+    scaled_by: ClassVar[ScaledBy] = "nothing"
     guidance: Guidance = "none"
     rate: int | None = None
 
@@ -149,6 +151,7 @@ class DiT(_Latent):
 
     pipelines = ("DiTPipeline",)
     component = "transformer"
+    scaled_by = "scale_model_input"
     guidance: Guidance = "classifier_free"
 
     def _check_network(self) -> None:
@@ -237,7 +240,7 @@ class StableDiffusion(_Text):
     pipelines = ("StableDiffusionPipeline",)
     component = "unet"
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    scales_noise = True
+    scaled_by = "init_noise_sigma"
 
     def _check_network(self) -> None:
         if self.config.in_channels != self.pipe.vae.config.latent_channels:
@@ -370,7 +373,7 @@ class StableAudio(_Text):
     component = "transformer"
     encoders = ("text_encoder", "projection_model")
     is_continuous = True
-    scales_noise = True
+    scaled_by = "init_noise_sigma"
 
     def _shape(self, sample_size: int | None) -> tuple[int, ...]:
         if sample_size is not None:

@@ -47,6 +47,8 @@ class ModelAdapter(ABC):
         code: Folders of the user's code that are searched for modules.
         kind: Declared kind of samples, which decides how they are shown; None: guessed (:attr:`shown_kind`).
         data_min, data_max: Declared smallest and largest value of the data; None: :attr:`shown_range` applies.
+        scales_start: Whether the programs that sample with this model can start from a_0 x0 with any a_0; False for
+            pipelines whose network gets the unscaled noise.
     """
 
     name: str
@@ -61,6 +63,7 @@ class ModelAdapter(ABC):
     kind: Kind | None = None
     data_min: float | None = None
     data_max: float | None = None
+    scales_start: bool = True
 
     @classmethod  # noqa: B027 (optional: most adapters have nothing to check)
     def check(cls, options: dict[str, Any]) -> None:

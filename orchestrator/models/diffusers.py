@@ -225,7 +225,7 @@ class DiffusersModel(ModelAdapter):
         scheduler = pipe.scheduler
         self.prediction, self.native = native_path(type(self.network), type(scheduler).__name__, scheduler.config)
         self.name, self.shape, self.data_range = name, self.network.shape, 2.0
-        self.rate = self.network.rate
+        self.rate, self.scales_start = self.network.rate, self.network.scaled_by != "nothing"
         self.parameters = sum(parameter.numel() for parameter in self.network.net.parameters())
         self.digest = digest(*_identity(self.network, self.prediction, self.native))
 

@@ -31,6 +31,7 @@ class ModelFacts:
             whole timesteps that is interpolated.
         forwards_with_guidance: Network forwards per velocity evaluation at another guidance scale: twice as many for
             classifier-free guidance, as many if the network is conditioned on the scale.
+        scales_start: Whether the programs that sample with the model can start from a_0 x0 with any a_0.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ModelFacts:
     data_max: float
     forwards_unguided: int = 1
     forwards_with_guidance: int = 2
+    scales_start: bool = True
 
     @property
     def interpolation(self) -> str:

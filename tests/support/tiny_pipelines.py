@@ -327,7 +327,7 @@ def run(pipe: Any, scheduler: Any, steps: int, scale: float, shape: tuple[int, .
     scheduler.step = step
     generator = torch.Generator().manual_seed(seed)
     try:
-        if isinstance(pipe, diffusers.DDPMPipeline):
+        if isinstance(pipe, diffusers.DDPMPipeline | diffusers.DDIMPipeline):
             pipe(batch_size=2, generator=generator, num_inference_steps=steps, output_type="pt")
             return states[-1]
         if isinstance(pipe, diffusers.DiTPipeline):

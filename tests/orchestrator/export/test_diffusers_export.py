@@ -76,7 +76,7 @@ def test_the_pipeline_gives_the_solvers_samples(kind: str, family: Family) -> No
     scheduler = ns_scheduler(artifact, pipe, guidance_scale=scale)
     samples = tiny.run(pipe, scheduler, NFE, scale, model.shape)
     assert relative_error(samples, solver_samples(model, artifact, x0)) < 1e-4
-    start = 1.0 if model.network.scales_noise else float(artifact.solver.a[0])
+    start = 1.0 if model.scales_start else float(artifact.solver.a[0])
     assert relative_error(samples, solver_samples(model, artifact, x0 / start)) < 1e-5
 
 
