@@ -17,13 +17,22 @@ from torch import Tensor
 
 from orchestrator import plugins
 from orchestrator.hosts.protocols import HostProtocol
-from orchestrator.hosts.runs import LearnedRun, State
+from orchestrator.hosts.runs import LearnedRun, PairSets, State, scales_of, sets_of
 from orchestrator.metrics.base import EXACT_DB
 from orchestrator.objectives.base import FamilyObjective
 from orchestrator.pool.requests import Ask, Request
 from solvers.distil.drive import drive, map_queries
-from solvers.distil.methods.base import GradientQuery, LossAndGradient, LossQuery, NormalQuery, Problem, Query
-from solvers.distil.normal_equations import NormalEquations, total
+from solvers.distil.methods.base import (
+    GradientQuery,
+    LossAndGradient,
+    LossQuery,
+    NormalQuery,
+    Problem,
+    Query,
+    Several,
+    SingleQuery,
+)
+from solvers.distil.normal_equations import total
 from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
 
@@ -36,14 +45,14 @@ Steps = Generator[Sequence[Request[Any]], list[Any], State]
 
 
 def advance(
-    run: LearnedRun, state: State, steps: int, scheduler: Scheduler, ask: Ask, validation: str | None = None
+    run: LearnedRun, state: State, steps: int, scheduler: Scheduler, ask: Ask, validation: PairSets | None = None
 ) -> State:
     """Run :func:`advance_steps` with a callback that answers its requests."""
     return drive(advance_steps(run, state, steps, scheduler, validation), ask)
 
 
 def advance_steps(
-    run: LearnedRun, state: State, steps: int, scheduler: Scheduler, validation: str | None = None
+    run: LearnedRun, state: State, steps: int, scheduler: Scheduler, validation: PairSets | None = None
 ) -> Steps:
     """Advance ``run`` by ``steps`` iterations, or fewer if it ends earlier.
 
@@ -52,10 +61,11 @@ def advance_steps(
         state: State to continue from, of the run's method.
         steps: Number of iterations.
         scheduler: Scheduler of the model's field.
-        validation: Name of the pairs on which the last iterate is validated; None: no validation.
+        validation: Name of the pairs on which the last iterate is validated, or several sets, one per guidance scale;
+            None: no validation.
     """
     in_parameters = issubclass(plugins.load("objectives", run.objective), FamilyObjective)
-    problem = Problem(run.build(), scheduler, run.sigma0, in_parameters)
+    problem = Problem(run.build(), scheduler, run.sigma0, in_parameters, scales_of(run.train))
     iterations = run.method.iterate(state, steps, problem)
     state = yield from map_queries(iterations, partial(_requests, run), _value)
     if validation is None:
@@ -63,64 +73,81 @@ def advance_steps(
     return (yield from _validating(run, state, validation, scheduler))
 
 
-def validate(run: LearnedRun, state: State, pairs: str, scheduler: Scheduler, ask: Ask) -> State:
-    """``state`` with its iterate's PSNR on these pairs (:func:`mean_psnr`)."""
+def validate(run: LearnedRun, state: State, pairs: PairSets, scheduler: Scheduler, ask: Ask) -> State:
+    """``state`` with its iterate's PSNR on these pairs (:func:`mean_psnr`); of several sets, the mean over them."""
     return drive(_validating(run, state, pairs, scheduler), ask)
 
 
-def _validating(run: LearnedRun, state: State, pairs: str, scheduler: Scheduler) -> Steps:
-    psnr = yield from _mean_psnr(run.solver(state.parameters, scheduler), pairs)
-    return state.with_validation(psnr)
+def _validating(run: LearnedRun, state: State, pairs: PairSets, scheduler: Scheduler) -> Steps:
+    if isinstance(pairs, str):
+        (psnr,) = yield from _mean_psnrs([run.solver(state.parameters, scheduler)], [pairs])
+        return state.with_validation(psnr)
+    solvers = [run.solver(state.parameters, scheduler, scale) for scale in scales_of(pairs)]
+    each = yield from _mean_psnrs(solvers, sets_of(pairs))
+    return state.with_validation(sum(each) / len(each), each)
 
 
 def mean_psnr(solver: NSSolver, pairs: str, ask: Ask) -> float:
     """Mean PSNR of a solver on a whole pair set, dB; not finite if theta or one of its samples is not finite."""
-    return drive(_mean_psnr(solver, pairs), ask)
+    (psnr,) = drive(_mean_psnrs([solver], [pairs]), ask)
+    return psnr
 
 
-def _mean_psnr(solver: NSSolver, pairs: str) -> Generator[Sequence[Request[Any]], list[Any], float]:
-    theta = to_numpy(solver.flat())
-    if not np.isfinite(theta).all():
-        return float("nan")
-    (scores,) = yield [Request.of(HostProtocol.score, theta=theta, pairs=pairs, metrics=["psnr"])]
+def _mean_psnrs(
+    solvers: Sequence[NSSolver], pairs: Sequence[str]
+) -> Generator[Sequence[Request[Any]], list[Any], list[float]]:
+    """Mean PSNR of each solver on its own pairs; all are NaN if a theta is not finite."""
+    thetas = [to_numpy(solver.flat()) for solver in solvers]
+    if not all(np.isfinite(theta).all() for theta in thetas):
+        return [float("nan")] * len(thetas)
+    scores = yield [
+        Request.of(HostProtocol.score, theta=theta, pairs=name, metrics=["psnr"])
+        for theta, name in zip(thetas, pairs, strict=True)
+    ]
     # An exact sample has infinite PSNR; a single one would make the mean meaningless.
-    return float(np.mean(np.minimum(scores["psnr"], EXACT_DB)))
+    return [float(np.mean(np.minimum(each["psnr"], EXACT_DB))) for each in scores]
 
 
 def _requests(run: LearnedRun, query: Query) -> list[Request[Any]]:
     """The requests, one per block of pairs, whose sums answer a query."""
+    if isinstance(query, Several):
+        return [request for single in query.queries for request in _requests(run, single)]
     at = query.at if isinstance(query, GradientQuery) else query.solver
     values = to_numpy(at.flat() if isinstance(at, NSSolver) else at)
     return [_request(run, query, values, block) for block in blocks(query.indices)]
 
 
-def _request(run: LearnedRun, query: Query, values: npt.NDArray[np.float64], block: list[int]) -> Request[Any]:
+def _request(run: LearnedRun, query: SingleQuery, values: npt.NDArray[np.float64], block: list[int]) -> Request[Any]:
     """The request for one block; ``values`` are flat theta, or the parameters at which the query is made."""
+    pairs = sets_of(run.train)[0 if isinstance(query, GradientQuery) else query.pair_set]
     if isinstance(query, NormalQuery):
         return Request.of(
             HostProtocol.normal_equations,
             theta=values,
-            pairs=run.train,
+            pairs=pairs,
             indices=block,
             jacobian=query.jacobian,
             free=query.free.numpy(),
         )
     if isinstance(query, LossQuery):
-        return Request.of(HostProtocol.loss, theta=values, pairs=run.train, indices=block)
+        return Request.of(HostProtocol.loss, theta=values, pairs=pairs, indices=block)
     if not isinstance(query.at, NSSolver):
         return Request.of(HostProtocol.loss_and_gradient_of_parameters, run=run, parameters=values, indices=block)
     return Request.of(
         HostProtocol.loss_and_gradient,
         theta=values,
-        pairs=run.train,
+        pairs=pairs,
         indices=block,
         objective=run.objective,
         objective_options=run.objective_options,
     )
 
 
-def _value(query: Query, sums: list[Any]) -> LossAndGradient | NormalEquations | float:
+def _value(query: Query, sums: list[Any]) -> Any:
     """The answer to a query, from the sums over its blocks."""
+    if isinstance(query, Several):
+        rest = iter(sums)
+        return [_value(single, [next(rest) for _ in blocks(single.indices)]) for single in query.queries]
     if isinstance(query, NormalQuery):
         return total(sums)
     if isinstance(query, LossQuery):

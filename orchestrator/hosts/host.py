@@ -31,7 +31,7 @@ from orchestrator.hosts.lockstep import run_in_lockstep
 from orchestrator.hosts.media import MediaShard
 from orchestrator.hosts.network_check import check_network
 from orchestrator.hosts.protocols import HostProtocol
-from orchestrator.hosts.runs import LearnedRun, State
+from orchestrator.hosts.runs import LearnedRun, PairSets, State, sets_of
 from orchestrator.hosts.settings import HostSettings
 from orchestrator.hosts.teacher.evidence import Evidence
 from orchestrator.hosts.teacher.probe import Probe, batch_size
@@ -203,7 +203,8 @@ class Host(HostProtocol):
     ) -> tuple[float, npt.NDArray[np.float64]]:
         objective: FamilyObjective = self._objective(run.objective, run.objective_options)
         variables = torch.from_numpy(parameters).clone().requires_grad_(True)
-        batch, velocity = self._batch(run.train, indices, self._distillation_field)
+        (pairs,) = sets_of(run.train)
+        batch, velocity = self._batch(pairs, indices, self._distillation_field)
         loss = objective.per_sample(run.build(), variables, run.sigma0, velocity, batch).to(torch.float64).sum()
         (gradient,) = torch.autograd.grad(loss, variables)
         return loss.item(), gradient.numpy()
@@ -247,7 +248,7 @@ class Host(HostProtocol):
 
     # ---- distillation steps -----------------------------------------------------------------------------------
 
-    def advance(self, run: LearnedRun, state: State, steps: int, validation: str | None = None) -> State:
+    def advance(self, run: LearnedRun, state: State, steps: int, validation: PairSets | None = None) -> State:
         def ask(requests: Sequence[Request[R]], /) -> list[R]:
             return [self._answer(request) for request in requests]
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.hosts.runs import LearnedRun, State
+from orchestrator.hosts.runs import LearnedRun, PairSets, State
 from orchestrator.hosts.teacher.evidence import Evidence
 from orchestrator.hosts.timing import Timing
 from orchestrator.hosts.truth import TruthFacts
@@ -115,14 +115,15 @@ class HostProtocol(PairMaker, Protocol):
     def loss(self, *, theta: Theta, pairs: str, indices: Sequence[int]) -> float:
         """The PSNR loss of theta, summed over these pairs."""
 
-    def advance(self, *, run: LearnedRun, state: State, steps: int, validation: str | None = None) -> State:
+    def advance(self, *, run: LearnedRun, state: State, steps: int, validation: PairSets | None = None) -> State:
         """Advance a run by ``steps`` iterations on the host, which saves a round trip per iteration.
 
         Args:
             run: The run.
             state: State to continue from.
             steps: Number of iterations.
-            validation: Name of the pairs on which the last iterate is validated; None: no validation.
+            validation: Name of the pairs on which the last iterate is validated, or several sets, one per guidance
+                scale; None: no validation.
         """
 
     def schedule(self, *, times: npt.NDArray[np.float64]) -> NetworkSchedule:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -26,8 +27,9 @@ class DistillationState:
         iteration: Number of completed iterations.
         status: 'running', or how the run ended (:data:`Status`).
         loss: Mean loss over the iterations since the last validation.
-        validated: One entry per validation: iteration, psnr_db, parameters. The first is the start itself. All are
-            kept, so that a different stopping criterion can be applied later.
+        validated: One entry per validation: iteration, psnr_db, parameters; each_psnr_db too, if there are several
+            validation sets. The first is the start itself. All are kept, so that a different stopping criterion can be
+            applied later.
     """
 
     parameters: list[float]
@@ -47,9 +49,16 @@ class DistillationState:
             raise ValueError("no iterate has been validated yet")
         return max(self.validated, key=lambda entry: entry["psnr_db"])
 
-    def with_validation(self, psnr_db: float) -> Self:
-        """Return the state after a validation, with status 'diverged' if the PSNR is too low or not finite."""
+    def with_validation(self, psnr_db: float, each: Sequence[float] = ()) -> Self:
+        """Return the state after a validation, with status 'diverged' if the PSNR is too low or not finite.
+
+        Args:
+            psnr_db: Mean PSNR on the validation pairs, dB.
+            each: Mean PSNR on each validation set, if there are several; ``psnr_db`` is then their mean.
+        """
         entry = {"iteration": self.iteration, "psnr_db": psnr_db, "parameters": self.parameters}
+        if each:
+            entry["each_psnr_db"] = list(each)
         if not math.isfinite(psnr_db):
             return dataclasses.replace(self, status="diverged")
         status: Status = self.status

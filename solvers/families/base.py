@@ -145,6 +145,16 @@ class LearnableFamily(ABC):
         """
         return None
 
+    def at(self, guidance_scale: float) -> LearnableFamily:
+        """The family whose solvers are used at ``guidance_scale``, of the same parameters.
+
+        Most families have one solver for every scale, and return themselves.
+
+        Raises:
+            ValueError: The family has no solver for this scale.
+        """
+        return self
+
     @abstractmethod
     def start(self, solver: GridSolver, scheduler: Scheduler) -> Tensor:
         """Parameters, shape (p,), float64, at which the family equals ``solver`` on fields of ``scheduler``.

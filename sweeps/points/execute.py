@@ -18,7 +18,7 @@ from orchestrator.cost import Cost, Ledger, save_costs, total
 from orchestrator.errors import UserError
 from orchestrator.hosts.distillation import advance, to_numpy, validate
 from orchestrator.hosts.protocols import HostProtocol
-from orchestrator.hosts.runs import State
+from orchestrator.hosts.runs import State, sets_of
 from orchestrator.importing import find_modules_in
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs.spec import split_name
@@ -307,7 +307,8 @@ def _start(point: LearnedPoint, family: LearnableFamily, scheduler: Scheduler, p
         return family.start(solver, scheduler), solver.to_ns(scheduler)
     assert isinstance(family, BNS)
     times = to_numpy(point.start.grid.times(point.nfe, scheduler))
-    theta = pool.call(Request.of(HostProtocol.least_squares, pairs=point.run.train, times=times))
+    (train,) = sets_of(point.run.train)
+    theta = pool.call(Request.of(HostProtocol.least_squares, pairs=train, times=times))
     fitted = NSSolver.from_flat(torch.from_numpy(theta))
     return family.start_from(fitted, scheduler), fitted
 
@@ -326,7 +327,7 @@ def _artifact(
         guidance_scale=point.guidance_scale,
         sigma0=point.sigma0,
         model_digest=facts.digest,
-        pairs_digest=point.run.train if isinstance(point, LearnedPoint) else point.train,
+        pairs_digest=", ".join(sets_of(point.run.train)) if isinstance(point, LearnedPoint) else point.train,
         validation_psnr_db=psnr,
         schedule=pool.call(Request.of(HostProtocol.schedule, times=to_numpy(solver.times))),
         packages={name: importlib.metadata.version(name) for name in ("torch", "bespoke-solvers")},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -20,6 +20,9 @@ from solvers.schedulers.base import Scheduler
 ENOUGH_RESIDUALS = 4
 """Residuals per learned number below which a method that solves for all numbers at once overfits: with 1.3 it lost 7 dB
 on a 2-D model at NFE 4."""
+
+SEED_STEP = 7919
+"""Difference of the seeds of two training sets, so that an iteration takes other pairs of each."""
 
 
 class RunLength(NamedTuple):
@@ -50,10 +53,17 @@ class GradientQuery(NamedTuple):
 
 
 class LossQuery(NamedTuple):
-    """Asks for the mean PSNR loss of a solver on a batch: a float."""
+    """Asks for the mean PSNR loss of a solver on a batch: a float.
+
+    Attributes:
+        solver: The solver.
+        indices: The batch, as indices of training pairs.
+        pair_set: Number of their training set.
+    """
 
     solver: NSSolver
     indices: list[int]
+    pair_set: int = 0
 
 
 class NormalQuery(NamedTuple):
@@ -64,20 +74,40 @@ class NormalQuery(NamedTuple):
         indices: The batch, as indices of training pairs.
         jacobian: 'forward', 'central' or 'jvp'.
         free: Mask over flat theta. Rows and columns of the entries outside it may be zero.
+        pair_set: Number of their training set.
     """
 
     solver: NSSolver
     indices: list[int]
     jacobian: Any
     free: Tensor
+    pair_set: int = 0
 
 
-Query = GradientQuery | LossQuery | NormalQuery
+SingleQuery = GradientQuery | LossQuery | NormalQuery
+
+
+class Several(NamedTuple):
+    """Asks several queries at once, such as one per training set; the answer is the list of theirs, in order."""
+
+    queries: tuple[SingleQuery, ...]
+
+
+Query = SingleQuery | Several
 
 T = TypeVar("T")
 
 Asking = Generator[Query, Any, T]
 """A computation that yields queries, receives their answers, and returns a T."""
+
+
+def ask_all(queries: Sequence[SingleQuery]) -> Asking[list[Any]]:
+    """The answers to these queries, in order; several are asked at once."""
+    if len(queries) > 1:
+        answers: list[Any] = yield Several(tuple(queries))
+        return answers
+    answer = yield queries[0]
+    return [answer]
 
 
 @dataclass(frozen=True)
@@ -90,16 +120,30 @@ class Problem:
         sigma0: Preconditioning.
         in_parameters: Whether the loss is a function of the family's parameters and not of theta, such as BST's local
             errors.
+        guidance_scales: Guidance scale of each training set, if there are several; the loss is the mean over them.
     """
 
     family: LearnableFamily
     scheduler: Scheduler
     sigma0: float = 1.0
     in_parameters: bool = False
+    guidance_scales: tuple[float, ...] = ()
+
+    @property
+    def sets(self) -> int:
+        """Number of training sets."""
+        return len(self.guidance_scales) or 1
 
     def solver(self, parameters: Tensor) -> NSSolver:
         """The solver at ``parameters``, shape (p,), float64; differentiable in them."""
         return self.family.to_ns(parameters, self.scheduler, self.sigma0)
+
+    def solvers(self, parameters: Tensor) -> list[NSSolver]:
+        """The solver at ``parameters`` for each training set; differentiable in them."""
+        if not self.guidance_scales:
+            return [self.solver(parameters)]
+        families = [self.family.at(scale) for scale in self.guidance_scales]
+        return [family.to_ns(parameters, self.scheduler, self.sigma0) for family in families]
 
     def project(self, parameters: Tensor) -> Tensor:
         """The nearest parameters inside the family's bounds."""
@@ -131,12 +175,13 @@ class Method(ABC):
         solves_for_all: Whether a step solves for all numbers at once, which takes at least as many residuals.
         has_backward: Whether it takes gradients by a backward pass.
         shares_batches: Whether its steps ask for single gradients, which can share model batches with other runs.
+        several_sets: Whether it learns from several training sets at once, one per guidance scale.
 
     Attributes:
         iterations: Length of the run.
         batch_size: Pairs per iteration.
         seed: Seed of the batch order.
-        training_pairs: Number of pairs to draw from.
+        training_pairs: Number of pairs to draw from, in each training set.
     """
 
     name: ClassVar[str]
@@ -148,6 +193,7 @@ class Method(ABC):
     solves_for_all: ClassVar[bool] = False
     has_backward: ClassVar[bool] = False
     shares_batches: ClassVar[bool] = False
+    several_sets: ClassVar[bool] = False
 
     iterations: int
     batch_size: int
@@ -266,9 +312,13 @@ class Method(ABC):
             The state after it, and the batch's mean loss before it; NaN if that is not known.
         """
 
-    def batch(self, iteration: int) -> list[int]:
-        """Indices of the training pairs of an iteration."""
-        return batch_indices(self.training_pairs, self.batch_size, self.seed, iteration)
+    def batch(self, iteration: int, pair_set: int = 0) -> list[int]:
+        """Indices of the training pairs of an iteration, in one of the training sets."""
+        return batch_indices(self.training_pairs, self.batch_size, self.seed_of(pair_set), iteration)
+
+    def seed_of(self, pair_set: int) -> int:
+        """Seed of the batch order in a training set; that of the first is the run's own."""
+        return self.seed + SEED_STEP * pair_set
 
     def evaluations(self, state: DistillationState, nfe: int) -> tuple[int, int]:
         """Velocity evaluations, forward and backward, spent on training pairs up to ``state``."""

@@ -10,7 +10,7 @@ Sources: Levenberg 1944, Marquardt 1963; projected onto bounds as in Bertsekas 1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from solvers.distil.batches import BatchSizes, batch_indices
 from solvers.distil.linear_system import solve_symmetric
-from solvers.distil.methods.base import Asking, LossQuery, Method, NormalQuery, Problem, RunLength
+from solvers.distil.methods.base import Asking, LossQuery, Method, NormalQuery, Problem, RunLength, ask_all
 from solvers.distil.normal_equations import Jacobian, NormalEquations, evaluations_per_pair
 from solvers.distil.state import DistillationState
 from solvers.ns import NSSolver
@@ -80,6 +80,7 @@ class LevenbergMarquardt(Method):
     logged = ("jacobian",)
     psnr_only = True
     solves_for_all = True
+    several_sets = True
 
     iterations: int = 25
     batch_size: int = 64
@@ -132,10 +133,10 @@ class LevenbergMarquardt(Method):
     def memory(self, count: int) -> dict[str, Any]:
         return {"damping": self.damping, "jacobian": self.jacobian}
 
-    def batch(self, iteration: int) -> list[int]:
+    def batch(self, iteration: int, pair_set: int = 0) -> list[int]:
         first = self.batch_size if self.first_batch_size is None else self.first_batch_size
         sizes = BatchSizes(first, self.batch_size, self.batch_growth)
-        return batch_indices(self.training_pairs, sizes, self.seed, iteration)
+        return batch_indices(self.training_pairs, sizes, self.seed_of(pair_set), iteration)
 
     def evaluations(self, state: DistillationState, nfe: int) -> tuple[int, int]:
         assert isinstance(state, LMState)
@@ -148,14 +149,9 @@ class LevenbergMarquardt(Method):
         """
         assert not problem.in_parameters, "the PSNR loss is a function of theta"
         parameters = torch.tensor(state.parameters, dtype=torch.float64)
-        indices = self.batch(state.iteration)
-        solver, chain = _linearised(problem, parameters)
-        free = (chain != 0).any(dim=1)
-        equations: NormalEquations = yield NormalQuery(solver, indices, state.jacobian, free)
-        spent = evaluations_per_pair(solver.nfe, state.jacobian, free) * len(indices)
+        batches = [self.batch(state.iteration, pair_set) for pair_set in range(problem.sets)]
+        model, before, spent = yield from _local_model(problem, parameters, batches, state.jacobian)
         state = replace(state, iteration=state.iteration + 1, evaluations=state.evaluations + spent)
-        before = equations.loss / equations.count
-        model = Quadratic(chain.T @ equations.h @ chain / equations.count, chain.T @ equations.g / equations.count)
         if not (math.isfinite(before) and model.is_finite()):
             return self.without_step(state, "not finite"), before
         damping = state.damping
@@ -163,8 +159,9 @@ class LevenbergMarquardt(Method):
             candidate = damped_step(parameters, model, damping, self.ridge_floor, problem.project)
             # A step that is not finite or changes nothing is rejected without evaluating its loss.
             if bool(torch.isfinite(candidate).all()) and not torch.equal(candidate, parameters):
-                state = replace(state, evaluations=state.evaluations + solver.nfe * len(indices))
-                change = (yield from _loss(problem, candidate, indices)) - before
+                after, spent = yield from _loss(problem, candidate, batches)
+                state = replace(state, evaluations=state.evaluations + spent)
+                change = after - before
                 if change < 0:
                     share = change / model.change(candidate - parameters)
                     damping *= LOWER if share > GOOD else RAISE if share < POOR else 1.0
@@ -192,24 +189,58 @@ class LevenbergMarquardt(Method):
         )
 
 
-def _linearised(problem: Problem, parameters: Tensor) -> tuple[NSSolver, Tensor]:
-    """Return the solver at ``parameters``, and M = d flat / d parameters, (P, p)."""
-    leaf = parameters.clone().requires_grad_()
-    solver = problem.solver(leaf)
-    rows = [
-        torch.autograd.grad(entry, leaf, retain_graph=True, allow_unused=True)[0] if entry.requires_grad else None
-        for entry in solver.flat()
+def _local_model(
+    problem: Problem, parameters: Tensor, batches: Sequence[list[int]], jacobian: Jacobian
+) -> Asking[tuple[Quadratic, float, int]]:
+    """The model of the mean loss around ``parameters``, that loss, and the evaluations spent on it.
+
+    Args:
+        problem: What the run minimises.
+        parameters: (p,), float64.
+        batches: Indices of training pairs, for each training set.
+        jacobian: The derivatives to use.
+    """
+    solvers, chains = _linearised(problem, parameters)
+    free = [(chain != 0).any(dim=1) for chain in chains]
+    queries = [
+        NormalQuery(solver, indices, jacobian, mask, pair_set)
+        for pair_set, (solver, indices, mask) in enumerate(zip(solvers, batches, free, strict=True))
     ]
-    return solver.detach(), torch.stack([torch.zeros_like(parameters) if row is None else row for row in rows])
+    parts: list[NormalEquations] = yield from ask_all(queries)
+    # The sums over training sets are added in their order.
+    h = torch.stack([chain.T @ part.h @ chain for chain, part in zip(chains, parts, strict=True)]).sum(dim=0)
+    g = torch.stack([chain.T @ part.g for chain, part in zip(chains, parts, strict=True)]).sum(dim=0)
+    count = sum(part.count for part in parts)
+    spent = [evaluations_per_pair(q.solver.nfe, jacobian, q.free) * len(q.indices) for q in queries]
+    return Quadratic(h / count, g / count), sum(part.loss for part in parts) / count, sum(spent)
 
 
-def _loss(problem: Problem, parameters: Tensor, indices: list[int]) -> Asking[float]:
-    """The batch's mean loss; +inf if theta or the loss is not finite."""
-    solver = problem.solver(parameters).detach()
-    if not bool(torch.isfinite(solver.flat()).all()):
-        return math.inf
-    loss: float = yield LossQuery(solver, indices)
-    return loss if math.isfinite(loss) else math.inf
+def _linearised(problem: Problem, parameters: Tensor) -> tuple[list[NSSolver], list[Tensor]]:
+    """The solver of each training set at ``parameters``, and M = d flat / d parameters, (P, p), of each."""
+    leaf = parameters.clone().requires_grad_()
+    solvers, chains = problem.solvers(leaf), []
+    for solver in solvers:
+        rows = [
+            torch.autograd.grad(entry, leaf, retain_graph=True, allow_unused=True)[0] if entry.requires_grad else None
+            for entry in solver.flat()
+        ]
+        chains.append(torch.stack([torch.zeros_like(parameters) if row is None else row for row in rows]))
+    return [solver.detach() for solver in solvers], chains
+
+
+def _loss(problem: Problem, parameters: Tensor, batches: Sequence[list[int]]) -> Asking[tuple[float, int]]:
+    """The mean loss over one batch of each training set, +inf if theta or the loss is not finite, and the evaluations.
+
+    The batches have one size, so the mean over pairs is that over batches.
+    """
+    solvers = [solver.detach() for solver in problem.solvers(parameters)]
+    spent = sum(solver.nfe * len(indices) for solver, indices in zip(solvers, batches, strict=True))
+    if not all(bool(torch.isfinite(solver.flat()).all()) for solver in solvers):
+        return math.inf, spent
+    queries = [LossQuery(*asked, pair_set) for pair_set, asked in enumerate(zip(solvers, batches, strict=True))]
+    losses: list[float] = yield from ask_all(queries)
+    loss = sum(losses) / len(losses)
+    return loss if math.isfinite(loss) else math.inf, spent
 
 
 class Quadratic(NamedTuple):
