@@ -22,7 +22,7 @@ def opening_bill(session: Session, pairs: Mapping[str, PairSpec], truths: Iterab
         truths: Facts about ground truth.
     """
     bill = Bill(session.facts.forwards_per_evaluation)
-    checked = session.config.resources.hosts * EVALUATIONS
+    checked = session.hosts * EVALUATIONS
     bill.add_evaluations("examination", "each host checks the network", checked, session.config.guidance_scale[0])
     for subject in subjects(pairs.values()):
         evidence = stored(session.storage, session.facts, subject)

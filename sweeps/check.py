@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.config.experiment import ExperimentConfig
-from orchestrator.config.pair_plan import pair_specs
 from orchestrator.errors import Failure
-from orchestrator.hosts.host import Host
-from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.models.facts import ModelFacts
-from orchestrator.pool.requests import LocalPool, Pool, Request
-from orchestrator.progress import note, stage
+from orchestrator.progress import note
 from orchestrator.reports.teacher import draw_teacher
 from orchestrator.storage import Storage
 from sweeps.examination import Examination, examine, subjects
-from sweeps.session import Session, host_settings
+from sweeps.opening import open_session
 from sweeps.space import check_pairs
 
 
@@ -53,24 +47,12 @@ def run_check(config: ExperimentConfig, *, address: str | None, wait: bool) -> C
     Raises:
         UserError: The configuration cannot work, or its training pairs cannot determine what is learned.
     """
-    storage = Storage.at(config.storage)
-    with _pool(config, storage, address, wait) as pool:
-        facts = pool.call(Request.of(HostProtocol.facts))
+    with open_session(config, address=address, wait=wait, tracked=False, command="check") as session:
+        storage, pool, facts = session.storage, session.pool, session.facts
         check_pairs(config, facts.shape)
-        found = subjects(pair_specs(config, facts).values())
+        found = subjects(session.specs.values())
         examinations = [examine(storage, pool, facts, subject) for subject in found]
     return Checked(facts=facts, examinations=examinations, figures=_draw(config, storage, facts, examinations))
-
-
-@contextmanager
-def _pool(config: ExperimentConfig, storage: Storage, address: str | None, wait: bool) -> Iterator[Pool]:
-    if address is not None:
-        with Session(config, address=address, wait=wait, tracked=False, command="check") as session:
-            yield session.pool
-        return
-    with stage(f"loading model {config.model.name}"):
-        pool = LocalPool(Host(host_settings(config, storage)))
-    yield pool
 
 
 def _draw(config: ExperimentConfig, storage: Storage, facts: ModelFacts, all_of_them: list[Examination]) -> list[str]:

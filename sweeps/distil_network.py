@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from orchestrator import plugins
-from orchestrator.cluster.connect import check_outside
+from orchestrator.cluster.answers import check_outside
 from orchestrator.config.pair_plan import PairKey, pair_spec, pair_specs
 from orchestrator.content import digest
 from orchestrator.features.base import fid_metric

@@ -35,7 +35,8 @@ from orchestrator.results.truth import find_truths
 from orchestrator.tracking.mlflow import ROLE, SWEEP, THETA, THETA_FILE, RunLog, entity_name
 from solvers.families import GridSolver
 from solvers.theta import ThetaArtifact
-from sweeps.session import Session, keep_only, upload
+from sweeps.ray_session import RaySession
+from sweeps.session import keep_only, upload
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -91,14 +92,14 @@ def evaluate_thetas(
         config: Experiment that names the model; its section ``evaluation`` names datasets, metrics and baselines, and
             has passed :func:`~orchestrator.evaluation.check.check_evaluation`.
         thetas: The theta to score.
-        address, wait, force, announce: As for :class:`~sweeps.session.Session`.
+        address, wait, force, announce: As for :class:`~sweeps.ray_session.RaySession`.
         allow_transfer: Allow theta made for another model.
 
     Raises:
         InvalidThetaError: theta belongs to another model and ``allow_transfer`` is false.
         UserError: Something in the configuration or the environment cannot work.
     """
-    with Session(config, address=address, wait=wait, force=force, announce=announce, command="evaluate") as session:
+    with RaySession(config, address=address, wait=wait, force=force, announce=announce, command="evaluate") as session:
         for theta in thetas:
             theta.artifact.check_model(session.facts.digest, allow_transfer=allow_transfer)
         return _Run(session, thetas, announce).run()
@@ -107,7 +108,7 @@ def evaluate_thetas(
 class _Run:
     """One run of an evaluation."""
 
-    def __init__(self, session: Session, thetas: Sequence[FoundTheta], announce: Note):
+    def __init__(self, session: RaySession, thetas: Sequence[FoundTheta], announce: Note):
         self.session, self.announce = session, announce
         self.config, self.storage, self.facts = session.config, session.storage, session.facts
         self.settings = self.config.evaluation

@@ -1,20 +1,27 @@
-"""Session: an experiment with its storage, hosts and MLflow store, for every command that needs hosts."""
+"""Session: an experiment with its storage, hosts and MLflow store, for every command that needs hosts.
+
+Here, the hosts are one in this process; :mod:`sweeps.ray_session` has those of Ray. Neither Ray nor MLflow is imported
+before it is needed, since that takes seconds.
+"""
 
 from __future__ import annotations
 
-import uuid
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
-from orchestrator.cluster.connect import check_fits, check_outside, connect
-from orchestrator.cluster.preflight import check_nodes
+import torch
+
+from orchestrator.cluster.answers import check_outside
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.pair_plan import PairKey, pair_specs
-from orchestrator.errors import PoolError
 from orchestrator.hosts.host import Host
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.settings import HostSettings
@@ -23,15 +30,16 @@ from orchestrator.log import logged_to
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
 from orchestrator.pairs.make import complete, ensure_pairs
-from orchestrator.pool.client import RayPool
-from orchestrator.pool.requests import PoolSettings, Request
+from orchestrator.pool.requests import LocalPool, Pool, Request
 from orchestrator.progress import Note, counted, note, stage
 from orchestrator.results.inventory import note_older, record_needs
 from orchestrator.storage import Storage
-from orchestrator.tracking.mlflow import RunLog, Tracker, open_experiment
 from orchestrator.tracking.uri import resolve_tracking_uri
 from sweeps.examination import Subject, check_teacher
 from sweeps.point import RESULT_FORMAT
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.mlflow import RunLog, Tracker
 
 
 def host_settings(config: ExperimentConfig, storage: Storage) -> HostSettings:
@@ -50,17 +58,36 @@ def host_settings(config: ExperimentConfig, storage: Storage) -> HostSettings:
     )
 
 
-class Session:
+def own_threads() -> int:
+    """Torch threads of a host in this process: ``OMP_NUM_THREADS``, or the cores that this process may use."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdecimal() and int(limit) > 0:
+        return int(limit)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Session(ABC):
     """An experiment with its storage, hosts and MLflow store.
 
     A context manager. When it ends, its hosts stop and its lock is released.
+
+    Attributes:
+        pool: The hosts.
+        facts: Facts of their model.
+        log: The command's log.
+        address: Ray cluster of the hosts: 'auto' or host:port; None without one, or for a local one.
+        reused: Names of the pairs that were complete before this command.
+        examined: What the examination looked at in this command.
     """
+
+    pool: Pool
+    facts: ModelFacts
+    address: str | None = None
 
     def __init__(
         self,
         config: ExperimentConfig,
         *,
-        address: str | None,
         wait: bool,
         announce: Note = note,
         tracked: bool = True,
@@ -71,7 +98,6 @@ class Session:
         """
         Args:
             config: A checked configuration.
-            address: Ray cluster; None for a local one.
             wait: Whether to wait for another process that uses the same pairs or folder.
             announce: Receives progress notes, in sentences.
             tracked: Whether MLflow will be used. Its address is then resolved, and every node must reach it.
@@ -83,57 +109,52 @@ class Session:
             UserError: Something in the configuration or the environment cannot work.
         """
         self.config, self.wait, self.announce = config, wait, announce
-        self.reused: set[str] = set()  # names of the pairs that were complete before this command
+        self.reused: set[str] = set()
         self.folder = f"experiments/{config.name}"
         self.storage = Storage.at(config.storage)
-        tracking_uri = self.tracking_uri if tracked else None
-        self.command, self.force = command, force
+        self.tracked, self.command, self.force = tracked, command, force
         self.examined: list[Subject] = []
-        check_outside(self.storage, tracking_uri, address)
+        check_outside(self.storage, self.tracking_uri if tracked else None, self.address)
         note_older(self.storage, RESULT_FORMAT, announce)
         with ExitStack() as stack:
             if locked:
                 stack.enter_context(exclusive(self.storage, f"{self.folder}/.lock", wait=wait, announce=announce))
-            with stage("starting Ray" if address is None else f"connecting to Ray at {address}"):
-                connect(address, config.resources.cpu_budget)
+            self._connect()
             self.log = stack.enter_context(logged_to(self.storage, f"{self.folder}/{command}.log"))
-            hosts = config.resources.hosts
-            with stage(f"starting {counted(hosts, 'host')} with model {config.model.name}"):
-                self._start(stack, address, tracking_uri)
+            self._start(stack)
+            if self.facts.interpolation:
+                self.announce(f"{self.facts.name}: {self.facts.interpolation}")
             self._stack = stack.pop_all()
 
-    def _start(self, stack: ExitStack, address: str | None, tracking_uri: str | None) -> None:
-        config, resources = self.config, self.config.resources
-        known = check_nodes(self.storage, tracking_uri)
-        try:
-            check_fits(resources.hosts, resources.host_cpus, resources.host_gpus, resources.trial_cpus)
-        except PoolError as error:
-            if address is None:
-                raise
-            # The cluster may still grow, because the autoscaler starts nodes for the hosts requested below.
-            self.announce(f"{error}. Waiting for the cluster to grow")
-        host = host_settings(config, self.storage)
-        pool = PoolSettings(
-            hosts=resources.hosts,
-            cpus=resources.host_cpus,
-            gpus=resources.host_gpus,
-            request_timeout=resources.request_timeout,
-            max_batch=resources.batch_runs,
-        )
-        # The name is unique: a shared one could belong to the pool of a session that is just ending.
-        self.pool_name = f"pool-{config.name}-{uuid.uuid4().hex[:8]}"
-        self.pool = RayPool.start(self.pool_name, Host, host, pool)
-        stack.callback(self.pool.close)
-        if tracking_uri is not None:  # runs while hosts load their models, since it takes seconds
+    @property
+    @abstractmethod
+    def hosts(self) -> int:
+        """Number of hosts."""
+
+    @abstractmethod
+    def _connect(self) -> None:
+        """Reach what the hosts will run on, before the log is opened."""
+
+    @abstractmethod
+    def _start(self, stack: ExitStack) -> None:
+        """Start the hosts and, while they load their model, MLflow; sets ``pool`` and ``facts``."""
+
+    def _open_tracking(self, stack: ExitStack) -> None:
+        """Begin to open the MLflow store, beside the hosts' start, since it takes seconds."""
+        if self.tracked:
             executor = ThreadPoolExecutor(1)
             stack.callback(executor.shutdown, wait=False)
-            self._tracking = executor.submit(open_experiment, tracking_uri, config.name, self.storage)
-        self.facts: ModelFacts = self.pool.call(Request.of(HostProtocol.facts))
-        if self.facts.interpolation:
-            self.announce(f"{self.facts.name}: {self.facts.interpolation}")
-        # Check the nodes that the autoscaler has started for the hosts since.
-        check_nodes(self.storage, tracking_uri, known)
-        self.specs: dict[PairKey, PairSpec] = pair_specs(config, self.facts)
+            self._tracking: Future[tuple[Tracker, str]] = executor.submit(self._opened)
+
+    def _opened(self) -> tuple[Tracker, str]:
+        from orchestrator.tracking.mlflow import open_experiment
+
+        return open_experiment(self.tracking_uri, self.config.name, self.storage)
+
+    @cached_property
+    def specs(self) -> dict[PairKey, PairSpec]:
+        """Specs of the pair sets of the configuration."""
+        return pair_specs(self.config, self.facts)
 
     @cached_property
     def tracking_uri(self) -> str:
@@ -144,7 +165,7 @@ class Session:
         """
         return resolve_tracking_uri(self.config.tracking_uri, self.config.storage)
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -185,6 +206,26 @@ class Session:
             UserError: The store cannot be used.
         """
         return self._tracking.result()
+
+
+class LocalSession(Session):
+    """A session whose only host is in this process, without Ray."""
+
+    @property
+    def hosts(self) -> int:
+        return 1
+
+    def _connect(self) -> None:
+        """This process is there."""
+
+    def _start(self, stack: ExitStack) -> None:
+        self._open_tracking(stack)
+        threads = own_threads()
+        stack.callback(torch.set_num_threads, torch.get_num_threads())  # of this process, which a host sets
+        with stage(f"loading model {self.config.model.name} in this process, {counted(threads, 'thread')}"):
+            settings = replace(host_settings(self.config, self.storage), threads=threads)
+            self.pool = LocalPool(Host(settings))
+        self.facts = self.pool.call(Request.of(HostProtocol.facts))
 
 
 def upload(storage: Storage, folder: str, files: Sequence[Path], log: RunLog) -> None:

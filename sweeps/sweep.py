@@ -47,7 +47,8 @@ from sweeps.point import RESULT_FORMAT, AnyPoint, FixedPoint, LearnedPoint, Solv
 from sweeps.points.execute import TrialContext, mlflow_parameters, stored_result
 from sweeps.points.runner import TRIALS, end_runners, start_runners
 from sweeps.points.trial import FAILURE, follow, trial
-from sweeps.session import Session, keep_only, upload
+from sweeps.ray_session import RaySession
+from sweeps.session import keep_only, upload
 from sweeps.space import check_pairs, fixed_points, learned_points
 from sweeps.trial_progress import TrialProgress
 
@@ -93,13 +94,13 @@ def run_sweep(
 
     Args:
         config: A checked configuration.
-        address, wait, force, announce: As for :class:`~sweeps.session.Session`.
+        address, wait, force, announce: As for :class:`~sweeps.ray_session.RaySession`.
 
     Raises:
         UserError: Something in the configuration or the environment cannot work.
     """
     settings: dict[str, Any] = {"address": address, "wait": wait, "force": force, "announce": announce}
-    with Session(config, **settings, command="sweep", locked=True) as session:
+    with RaySession(config, **settings, command="sweep", locked=True) as session:
         check_pairs(config, session.facts.shape, announce)
         for metric in config.metrics:
             MetricSpec(metric).check_samples(session.facts.kind, session.facts.shape, None, config.pairs.test)
@@ -120,7 +121,7 @@ def run_sweep(
 class _Sweep:
     """One run of the main job."""
 
-    def __init__(self, session: Session, announce: Note):
+    def __init__(self, session: RaySession, announce: Note):
         self.session, self.folder, self.announce = session, session.folder, announce
         self.config, self.storage = session.config, session.storage
         self.tracker, self.experiment = session.open_tracking()

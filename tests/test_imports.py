@@ -74,6 +74,7 @@ def test_the_contracts_of_import_linter_are_kept(repository: Path) -> None:
         ("solvers", ["ray", "mlflow", "pyarrow", "torchdiffeq", "pydantic", "sklearn", "orchestrator", "sweeps"]),
         ("orchestrator.cli.main", ["torch", "ray", "mlflow", "matplotlib"]),
         ("orchestrator.config.reading", ["ray", "mlflow", "torchdiffeq"]),
+        ("sweeps.opening", ["ray", "mlflow", "matplotlib"]),
         ("orchestrator.hosts.settings", ["ray", "mlflow", "torchdiffeq", "orchestrator.hosts.host"]),
     ],
 )

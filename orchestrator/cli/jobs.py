@@ -43,9 +43,9 @@ def pairs(config: str, overrides: tuple[str, ...], place: Place) -> None:
     loaded = load(config, overrides, place)
     from orchestrator.pairs import PairStore
     from orchestrator.progress import counted
-    from sweeps.session import Session
+    from sweeps.ray_session import RaySession
 
-    with Session(
+    with RaySession(
         loaded, address=place.address, wait=place.wait, force=place.force, tracked=False, command="pairs"
     ) as session:
         session.make_pairs(session.specs.values())

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,12 +18,8 @@ from ray._private.services import get_ray_address_from_environment
 from orchestrator.cluster.surroundings import WorkerPath, ray_folder
 from orchestrator.errors import PoolError
 from orchestrator.log import debugging
-from orchestrator.outside import ask
 from orchestrator.pool.client import NAMESPACE
 from orchestrator.progress import counted
-from orchestrator.storage import Storage
-from orchestrator.tracking.ping import ping
-from orchestrator.uris import shown
 
 CONNECT_SECONDS = 4.0
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
@@ -31,25 +27,6 @@ ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 HANDLING_SECONDS = 1.0
 """How long Python may take to handle a signal before the process is ended without it."""
-
-
-def check_outside(storage: Storage, tracking_uri: str | None, address: str | None) -> None:
-    """Check before any work that everything outside this process answers, with one deadline.
-
-    Args:
-        storage: Storage of the experiment, which must be writable.
-        tracking_uri: MLflow store; None if the command does not use MLflow.
-        address: Ray cluster: 'auto' or host:port; None for a local one.
-
-    Raises:
-        UserError: One of them does not answer, or cannot be used; names it, the reason and the remedy.
-    """
-    questions: dict[str, Callable[[], object]] = {f"storage {storage.shown}": storage.check_writable}
-    if tracking_uri is not None:
-        questions[f"MLflow at {shown(tracking_uri)}"] = lambda: ping(tracking_uri)
-    if address is not None:
-        questions[f"the Ray cluster at {address!r}"] = lambda: find_cluster(address)
-    ask(questions)
 
 
 def connect(address: str | None, cpus: int) -> None:

@@ -1,4 +1,4 @@
-"""Experiments in MLflow. Only :mod:`.mlflow` and :mod:`.ping` import it at run time."""
+"""Experiments in MLflow. Only :mod:`.mlflow`, :mod:`.ping` and :mod:`.sqlite_store` import it at run time."""
 
 import os
 

@@ -31,8 +31,9 @@ from orchestrator.errors import UserError
 from orchestrator.lock import exclusive
 from orchestrator.progress import note
 from orchestrator.storage import Storage, digest_of
-from orchestrator.tracking.ping import STORE_ERRORS, ping, unusable
-from orchestrator.tracking.uri import SQLITE, sqlite_path
+from orchestrator.tracking.ping import STORE_ERRORS, ping
+from orchestrator.tracking.sqlite_store import create_store, creating, decode_folders
+from orchestrator.tracking.uri import SQLITE, sqlite_path, unusable
 from orchestrator.uris import shown, without_secrets
 
 # Hides the notices about setting up a new store.
@@ -155,34 +156,6 @@ class RunLog:
         _retrying(self.client.set_terminated, self.run_id, status)
 
 
-def _decode_folders(uri: str) -> None:
-    """Make MLflow decode the URI of a SQLite store, as SQLAlchemy does, when it makes the folder of the file.
-
-    Otherwise it makes another folder, with %25 in its name, if the path has '%'.
-    """
-    if sqlite_path(uri) is not None:
-        from mlflow.store.db import utils
-
-        utils._make_parent_dirs_if_sqlite = _make_folder
-
-
-def _make_folder(uri: str) -> None:
-    path = sqlite_path(uri)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _create_store(uri: str, path: Path) -> None:
-    """Create a SQLite store, with an artifact folder beside it.
-
-    MLflow's client takes a folder in the current one, and fails if its name has characters with a meaning in SQL.
-    """
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    _decode_folders(uri)
-    SqlAlchemyStore(uri, (path.parent / "mlartifacts").as_uri()).engine.dispose()
-
-
 class Tracker:
     """Client of an MLflow store.
 
@@ -195,7 +168,7 @@ class Tracker:
 
     def __init__(self, uri: str):
         self.uri = uri
-        _decode_folders(uri)
+        decode_folders(uri)
         with self._reachable():
             self.client = MlflowClient(tracking_uri=uri)
         path = sqlite_path(uri)
@@ -231,9 +204,10 @@ class Tracker:
         # Two processes that create the tables of one new store at the same time would both fail.
         with exclusive(Storage.at(path.parent), f".{path.name}.lock", wait=True, announce=note):
             ping(uri)
-            if not path.exists():
-                _create_store(uri, path)
-            return cls(uri)
+            with creating:
+                if not path.exists():
+                    create_store(uri, path)
+                return cls(uri)
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
@@ -443,7 +417,7 @@ def monitor_system(uri: str, run_id: str, node: str) -> Any:
     # Imported here, since trials import this module without needing the monitor.
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    _decode_folders(uri)
+    decode_folders(uri)
     monitor = SystemMetricsMonitor(run_id, resume_logging=True, node_id=node, tracking_uri=uri)
     monitor.start()
     return monitor

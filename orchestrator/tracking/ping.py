@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import sqlite3
-from contextlib import closing
 from urllib.parse import urlsplit
 
 from alembic.util.exc import CommandError
@@ -17,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UserError
 from orchestrator.outside import ask
-from orchestrator.tracking.uri import sqlite_path
+from orchestrator.tracking.uri import check_file, sqlite_path, unusable
 from orchestrator.uris import shown
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, CommandError, OSError)
@@ -25,11 +23,6 @@ STORE_ERRORS = (MlflowException, SQLAlchemyError, CommandError, OSError)
 
 PING_SECONDS = 4.0
 """Time limit for a connection to a server; for its answer, twice as long."""
-
-
-def unusable(uri: str, reason: str) -> UserError:
-    """The error about a store that cannot be used."""
-    return UserError(f"MLflow at {shown(uri)} cannot be used: {reason}; check --tracking-uri")
 
 
 def ping(uri: str) -> None:
@@ -41,12 +34,8 @@ def ping(uri: str) -> None:
     path = sqlite_path(uri)
     if path is None:
         ask({f"MLflow at {shown(uri)}": lambda: _ask_server(uri)})
-    elif path.exists():  # the first sweep creates it; opening it here would create it too early
-        try:
-            with closing(sqlite3.connect(path, timeout=PING_SECONDS)) as database:
-                database.execute("PRAGMA schema_version")
-        except sqlite3.Error as error:
-            raise unusable(uri, str(error)) from error
+    else:
+        check_file(uri, path)
 
 
 def _ask_server(uri: str) -> None:

@@ -1,16 +1,26 @@
-"""The tracking URI, the address of MLflow's store, and the file of a SQLite store."""
+"""The tracking URI, the address of MLflow's store, and the file of a SQLite store. Needs no MLflow."""
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, UserError
 from orchestrator.files import absolute
 from orchestrator.storage import local_root
 from orchestrator.uris import shown
 
 SQLITE = "sqlite:///"
+
+FILE_SECONDS = 4.0
+"""Time limit for the lock of a SQLite store."""
+
+
+def unusable(uri: str, reason: str) -> UserError:
+    """The error about a store that cannot be used."""
+    return UserError(f"MLflow at {shown(uri)} cannot be used: {reason}; check --tracking-uri")
 
 
 def resolve_tracking_uri(uri: str | None, storage: str) -> str:
@@ -49,3 +59,17 @@ def sqlite_uri(path: Path) -> str:
 def sqlite_path(uri: str) -> Path | None:
     """The file of a SQLite store; None for other stores."""
     return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0])) if uri.startswith(SQLITE) else None
+
+
+def check_file(uri: str, path: Path) -> None:
+    """Check that the file of a SQLite store is a database, if it exists. Needs no MLflow.
+
+    Raises:
+        UserError: It is not, or it cannot be read.
+    """
+    if path.exists():  # the first command creates it; opening it here would create it too early
+        try:
+            with closing(sqlite3.connect(path, timeout=FILE_SECONDS)) as database:
+                database.execute("PRAGMA schema_version")
+        except sqlite3.Error as error:
+            raise unusable(uri, str(error)) from error

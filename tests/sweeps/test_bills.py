@@ -60,7 +60,8 @@ class _Experiment:
         tests = {key.guidance_scale: spec for key, spec in self.specs.items() if key.split == "test"}
         truths = find_truths(self.storage, self.pool, tests, lambda sentence: None)
         panels = make_gallery(self.pool, self.storage, tests, rows(ordered), self.facts)
-        session = SimpleNamespace(config=self.config, facts=self.facts, storage=self.storage, reused=reused_pairs)
+        session = SimpleNamespace(hosts=1, facts=self.facts, storage=self.storage, reused=reused_pairs)
+        session.config = self.config
         pairs = {f"{split}, guidance {scale:g}": spec for (split, scale, _), spec in self.specs.items()}
         bill = opening_bill(cast(Session, session), pairs, truths.values())
         bill.add_results(self.storage, ordered, reused)

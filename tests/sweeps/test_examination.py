@@ -168,7 +168,7 @@ def test_it_is_on_the_bill(storage: Storage) -> None:
     ensure_pairs(storage, list(specs.values()), pool, wait=True, announce=lambda sentence: None)
     for now, reuse in ((examined, ""), ([], "all")):
         session = SimpleNamespace(
-            config=parse_config(EXPERIMENT, "here"), facts=facts, storage=storage, reused=set(), examined=now
+            config=parse_config(EXPERIMENT, "here"), facts=facts, storage=storage, reused=set(), examined=now, hosts=1
         )
         bill = opening_bill(cast(Session, session), {"train": next(iter(specs.values()))}, [])
         (line,) = [line for line in bill.lines() if line.part == "the teacher is looked at"]

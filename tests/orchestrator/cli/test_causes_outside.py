@@ -66,7 +66,7 @@ def folder(tmp_path: Path, experiment: dict[str, Any], monkeypatch: pytest.Monke
     def reached(*arguments: Any) -> None:
         raise AssertionError("the command started Ray")
 
-    monkeypatch.setattr("sweeps.session.connect", reached)
+    monkeypatch.setattr("sweeps.ray_session.connect", reached)
     return tmp_path
 
 

@@ -16,7 +16,8 @@ import grpc
 import pytest
 
 from orchestrator.cluster import connect as module
-from orchestrator.cluster.connect import ALIVE, check_outside, find_cluster
+from orchestrator.cluster.answers import check_outside
+from orchestrator.cluster.connect import ALIVE, find_cluster
 from orchestrator.errors import PoolError, UserError
 from orchestrator.storage import Storage
 
