@@ -57,7 +57,13 @@ class Subject:
 
     def key(self, facts: ModelFacts) -> str:
         """Storage key of its evidence. The seed is left out: any noise will do."""
-        content = (facts.digest, facts.device_class, facts.data_range, self.content, self.guidance_scale)
+        model = (
+            facts.digest,
+            facts.shape,
+            facts.device_class,
+            facts.data_range,
+        )  # the size of a sample can be an option
+        content = (*model, self.content, self.guidance_scale)
         return f"teachers/v{FORMAT}-{digest_of([*content, self.rtol, self.atol])}.json"
 
     @property

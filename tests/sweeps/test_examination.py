@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,12 @@ from orchestrator.config.pair_plan import pair_specs
 from orchestrator.config.reading import parse_config
 from orchestrator.hosts.host import Host
 from orchestrator.hosts.protocols import HostProtocol
+from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.requests import LocalPool, Request
 from orchestrator.storage import Storage
 from sweeps.bills import opening_bill
-from sweeps.examination import TeacherError, check_teacher, examine, subjects
+from sweeps.examination import Subject, TeacherError, check_teacher, examine, subjects
 from sweeps.session import Session, host_settings
 
 WRONG = '''
@@ -119,6 +121,28 @@ def test_it_is_spent_once_per_guidance_scale_and_conditioning(storage: Storage) 
     assert sentences == []
     assert [subject.guidance_scale for subject in subjects(specs.values())] == [1.0, 3.0]
     assert len(storage.names("teachers")) == 2
+
+
+OTHER: dict[str, Any] = {"content": "d", "guidance_scale": 3.0, "rtol": 1e-6, "atol": 1e-6}
+NOT_IN_THE_KEY = {"conditioning", "seed"}
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Subject)])
+def test_evidence_is_stored_under_all_that_decides_it(field: str, facts: ModelFacts) -> None:
+    """The content stands for the dataset's name and options, and any noise will do."""
+    conditioning: dict[str, Any] = {"name": "labels", "options": {"classes": 10}}
+    subject = Subject(conditioning=conditioning, content="c", guidance_scale=1.0, seed=0, rtol=1e-5, atol=1e-5)
+    other = dataclasses.replace(subject, **{field: OTHER.get(field, {"name": "other"})})
+    assert (other.key(facts) == subject.key(facts)) == (field in NOT_IN_THE_KEY)
+
+
+@pytest.mark.parametrize(
+    "change", [{"digest": "ab"}, {"shape": (1, 16, 16)}, {"device_class": "x"}, {"data_range": 4.0}]
+)
+def test_evidence_is_stored_under_its_model(change: dict[str, Any], facts: ModelFacts) -> None:
+    """A pipeline's digest does not cover the size of a sample."""
+    subject = Subject(conditioning={}, content="c", guidance_scale=1.0, seed=0, rtol=1e-5, atol=1e-5)
+    assert subject.key(dataclasses.replace(facts, **change)) != subject.key(facts)
 
 
 def test_complete_pairs_need_no_examination(storage: Storage) -> None:
