@@ -142,7 +142,7 @@ def own_modules(modules: Iterable[str]) -> dict[str, Path]:
         waiting += [package] if package else []
         spec = _spec_of(name)
         file = _file_of(spec)
-        if spec is None or file is None or not _is_own(file):
+        if spec is None or file is None or not is_own(file):
             continue
         files[name] = file
         if file.suffix == ".py":
@@ -260,11 +260,18 @@ def _file_of(spec: ModuleSpec | None) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
 
 
-def _is_own(file: Path) -> bool:
+def is_own(file: Path) -> bool:
+    """Whether code in this file is the user's own: neither in the standard library, nor installed, nor the product."""
     resolved = file.resolve()
     if _INSTALLED & {*file.parts, *resolved.parts}:
         return False
     return not any(resolved.is_relative_to(folder) for folder in (*_DEPENDENCIES, *map(Path.resolve, PRODUCT)))
+
+
+def is_own_module(name: str) -> bool:
+    """Whether a loaded module is the user's own and has a file."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return file is not None and is_own(Path(file))
 
 
 def _version(module: str) -> str | None:

@@ -10,6 +10,9 @@ from typing import Any
 
 from orchestrator.errors import RAISED, describe
 
+STARTED_WITH = tuple(sys.path)
+"""The import path of this process before any folder of a model was added to it."""
+
 
 def import_factory(given: Any, folders: str | Sequence[str] | None, option: str = "factory") -> Callable[..., Any]:
     """Import the class or function at ``"package.module:name"``.

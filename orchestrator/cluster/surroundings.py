@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ray.job_config import JobConfig
 
-from orchestrator import STARTED_WITH
 from orchestrator.errors import PoolError
+from orchestrator.importing import STARTED_WITH
 
 SOCKET_BYTES = 103
 """Length limit of a socket's path on every platform; Linux allows 107."""

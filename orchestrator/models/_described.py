@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from orchestrator.content import source_digest, with_content
 from orchestrator.datasets.tensors import null_problem
 from orchestrator.errors import RAISED, ConfigError, describe, is_users
 from orchestrator.importing import find_modules_in
+from orchestrator.models._call import NAMED, Call
 from orchestrator.models._external import ExternalModel
 from orchestrator.models._network_time import NetworkTime, whole_steps_problem
 from orchestrator.models._outputs import prediction_in
@@ -29,77 +30,8 @@ from solvers.schedulers.base import Scheduler
 PRESENTATION = ("kind", "data_min", "data_max")
 """Options by which samples are shown; they are not part of the digest."""
 
-NAMED = "c."
-"""Prefix of a named condition among the inputs of a network, beside x (the state), t (the time in the network's own
-convention) and y (the label)."""
-
 NEWER = {"newer": True}
 """Metadata of an option that is younger than stored digests: at its default it is not part of them."""
-
-
-class Call(NamedTuple):
-    """The calling convention of a network.
-
-    Attributes:
-        positional: Symbols of the positional arguments, in order.
-        keywords: Symbol of each keyword argument, by argument name; ``name.entry`` for an entry of an argument that is
-            a dictionary.
-    """
-
-    positional: tuple[str, ...]
-    keywords: dict[str, str]
-
-    @classmethod
-    def parse(cls, text: str) -> Call:
-        """Parse a text like ``"x, t, y"``, ``"sample=x, timestep=t"`` or ``"x, t, obs=c.obs, mask=c.mask"``.
-
-        Entries of an argument that is a dictionary are ``"x, t, cond.obs=c.obs, cond.mask=c.mask"``.
-
-        Raises:
-            ValueError: The text is not a valid call.
-        """
-        positional: list[str] = []
-        keywords: dict[str, str] = {}
-        for part in (part.strip() for part in text.split(",")):
-            name, equals, symbol = (piece.strip() for piece in part.partition("="))
-            if not equals and not keywords:
-                positional.append(name)
-            elif equals and _is_argument(name) and name not in keywords:
-                keywords[name] = symbol
-            else:
-                raise ValueError(f"call={text!r}: {part!r} is not valid here; write it like 'x, t, class_labels=y'")
-        twice = next((name for name in keywords if any(other.startswith(f"{name}.") for other in keywords)), None)
-        if twice is not None:
-            raise ValueError(f"call={text!r} gives {twice} as a whole and by its entries; leave one out")
-        symbols = [*positional, *keywords.values()]
-        plain = [symbol for symbol in symbols if not _is_named(symbol)]
-        if sorted(plain) not in (["t", "x"], ["t", "x", "y"]) or len(set(symbols)) < len(symbols):
-            raise ValueError(
-                f"call={text!r} must name x (the state) and t (the time) once each, and y (the label) and each named "
-                f"condition, such as c.obs, at most once; write it like 'x, t', 'sample=x, timestep=t, class_labels=y' "
-                f"or 'x, t, obs=c.obs'"
-            )
-        return cls(tuple(positional), keywords)
-
-    @property
-    def symbols(self) -> tuple[str, ...]:
-        return (*self.positional, *self.keywords.values())
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """Names of the conditions: ``("obs",)`` for ``c.obs``."""
-        return tuple(symbol.removeprefix(NAMED) for symbol in self.symbols if _is_named(symbol))
-
-    def arguments(self, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        """Positional and keyword arguments, filled from the values by symbol."""
-        named: dict[str, Any] = {}
-        for name, symbol in self.keywords.items():
-            argument, dot, entry = name.partition(".")
-            if dot:
-                named.setdefault(argument, {})[entry] = values[symbol]
-            else:
-                named[argument] = values[symbol]
-        return [values[s] for s in self.positional], named
 
 
 @dataclass(kw_only=True)
@@ -171,6 +103,19 @@ class DescribedModel(ExternalModel):
     @classmethod
     def check_guidance(cls, options: dict[str, Any], scale: float) -> None:
         plugins.build("models", cls.plugin(), options).check_scale(scale)
+
+    @classmethod
+    def default_conditioning(cls, options: dict[str, Any]) -> dict[str, Any]:
+        model = plugins.build("models", cls.plugin(), options)
+        if model.arguments.conditions:
+            raise model.refused(
+                f"call={model.call!r} takes named arrays ({', '.join(model.arguments.conditions)}); name the dataset "
+                f"that holds them"
+            )
+        classes, null = model.classes or 1, model.null_label
+        if classes > 1 and null == 0:
+            return {"name": "labels", "options": {"classes": classes - 1, "first": 1}}
+        return {"name": "labels", "options": {"classes": classes - (classes > 1 and null == classes - 1)}}
 
     def __post_init__(self) -> None:
         if not isinstance(self.shape, list | tuple) or not self.shape or not all(_is_count(n) for n in self.shape):
@@ -432,16 +377,6 @@ class DescribedModel(ExternalModel):
         if self.decoder is not None:
             yield self.decoder["name"]
             yield self._decoder.content
-
-
-def _is_argument(name: str) -> bool:
-    """Whether a text is the name of an argument, or ``name.entry``."""
-    argument, dot, entry = name.partition(".")
-    return argument.isidentifier() and (not dot or entry.isidentifier())
-
-
-def _is_named(symbol: str) -> bool:
-    return symbol.startswith(NAMED) and symbol.removeprefix(NAMED).isidentifier()
 
 
 def _is_count(value: Any) -> bool:

@@ -106,6 +106,18 @@ class ModelAdapter(ABC):
             ConfigError: The model cannot drop its condition; the message names the remedy.
         """
 
+    @classmethod
+    def default_conditioning(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Name and options of the dataset that conditions the model if none is named.
+
+        Args:
+            options: Options that :meth:`check` has accepted.
+
+        Raises:
+            ConfigError: Only the user knows it, as of texts; the message names the remedy.
+        """
+        return {"name": "labels", "options": {"classes": 1}}
+
     @abstractmethod
     def to(self, device: str) -> ModelAdapter:
         """Move the network, in place."""

@@ -195,6 +195,18 @@ class DiffusersModel(ModelAdapter):
         _check_kind(options["pipeline"], NETWORKS[index["_class_name"]], dataset)
 
     @classmethod
+    def default_conditioning(cls, options: dict[str, Any]) -> dict[str, Any]:
+        index = pipeline_json(options["pipeline"])
+        network = NETWORKS[index["_class_name"]]
+        if issubclass(network, _Text):
+            raise ConfigError(
+                f"{options['pipeline']} is a text model; name the dataset 'prompts' with a file of yours that has one "
+                f"prompt per line"
+            )
+        config = pipeline_json(options["pipeline"], f"{network.component}/config.json")
+        return {"name": "labels", "options": {"classes": config.get("num_embeds_ada_norm") or 1}}
+
+    @classmethod
     def check_guidance(cls, options: dict[str, Any], scale: float) -> None:
         if scale != 1 and pipeline_json(options["pipeline"])["_class_name"] in UNet2D.pipelines:
             raise ConfigError(

@@ -98,6 +98,10 @@ class EDMNetwork(ExternalModel):
     def is_pickle(self) -> bool:
         return self.source.suffix == ".pkl"
 
+    @classmethod
+    def default_conditioning(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return {"name": "labels", "options": {"classes": cls(**options).classes or 1}}
+
     # ---- the network --------------------------------------------------------------------------------------------
 
     def inspect(self) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from orchestrator.datasets.base import Layout
 from orchestrator.errors import ConfigError
-from orchestrator.models._described import NAMED, DescribedModel
+from orchestrator.models._call import NAMED
+from orchestrator.models._described import DescribedModel
 from orchestrator.plugins import PATH
 
 FLOATS: dict[str, torch.dtype] = {"FLOAT": torch.float32, "DOUBLE": torch.float64, "FLOAT16": torch.float16}

@@ -106,6 +106,12 @@ class ZooModel(ModelAdapter):
             except ValueError as error:
                 raise ConfigError(str(error)) from error
 
+    @classmethod
+    def default_conditioning(cls, options: dict[str, Any]) -> dict[str, Any]:
+        architecture = _read(weights_path(options["weights"]))[0]["architecture"]
+        name = NETS[architecture["net"]].conditioning
+        return {"name": name, "options": {"classes": architecture["classes"]} if name == "labels" else {}}
+
     def _load(self, path: Path, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.net = build_net(description["architecture"])
         self.net.load_state_dict(tensors)
