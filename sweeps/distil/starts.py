@@ -42,9 +42,7 @@ def shortlist(nfe: int, scheduler: Scheduler) -> list[Candidate]:
     for listed in SHORTLIST:
         label = plugins.build("families", listed.family, listed.options).label
         for p, q in listed.warps:
-            choice = SolverChoice(
-                family=listed.family, options=listed.options, label=label, grid=Grid("warped", p, q)
-            )
+            choice = SolverChoice(family=listed.family, options=listed.options, label=label, grid=Grid("warped", p, q))
             try:
                 solver = choice.solver(nfe, 1.0).to_ns(scheduler)
             except ValueError:  # not a multiple of its evaluations per step, or an infinite velocity
