@@ -1,7 +1,8 @@
 """A race among solvers: all are compared on a few pairs, the losers drop out, and the others go on to more pairs.
 
-Successive halving (Jamieson & Talwalkar 2016) on paired differences: all solvers see the same pairs, so a difference
-between two of them shows on few pairs, although pairs differ far more than solvers do.
+A form of successive halving (Jamieson & Talwalkar 2016) on paired differences: all solvers see the same pairs, so a
+difference between two of them shows on few pairs, although pairs differ far more than solvers do. The constants are
+those of ``benchmarks/bench_grid_race.py``.
 """
 
 from __future__ import annotations
@@ -20,8 +21,20 @@ from orchestrator.pool.requests import Pool, Request
 from solvers.ns import NSSolver
 from sweeps.point import SolverChoice
 
-FIRST_PAIRS = 4
-"""Pairs of the first round. Each further round doubles the pairs seen so far."""
+FIRST_PAIRS = 6
+"""Pairs of the first round, unless these take more than half of the evaluations."""
+
+GROWTH = 1.4
+"""Factor from the pairs of one round to those of the next."""
+
+CLEARLY = 3.0
+"""A candidate drops out if it is this many standard errors behind the leader."""
+
+ROUND_SHARE = 0.35
+"""Share of the evaluations left that the next round may take. As many of the worst candidates drop out as it needs."""
+
+PAIRS_EACH = 12.8
+"""Default limit of a race: pairs for each candidate, a twentieth of a comparison of all on 256 pairs."""
 
 Scores = npt.NDArray[np.float64]
 """PSNR of each running candidate on each pair seen so far, (candidates, pairs), dB."""
@@ -82,46 +95,50 @@ def race(
     *,
     pool: Pool,
     first_pairs: int = FIRST_PAIRS,
-    last_pairs: int = 64,
+    last_pairs: int = 256,
     keep: int = 1,
     most_evaluations: int | None = None,
 ) -> Ranking:
-    """Compare the candidates on ever more pairs. After each round the worse half drops out.
+    """Compare the candidates on ever more pairs. After each round those that are clearly behind drop out.
 
-    Candidates whose samples are not finite drop out too. The race ends after ``last_pairs``, when one candidate is
-    left, or when the evaluations are used up. If they are scarce, it begins with fewer pairs, one at least.
+    Further ones drop out if the evaluations do not suffice for all, and those whose samples are not finite. The race
+    ends after ``last_pairs``, when a single candidate is left, or when the evaluations are used up.
 
     Args:
         candidates: At least one. Of equal candidates, the first ones stay.
         pairs: Name of a pair set.
         pool: Hosts of the model.
         first_pairs: Pairs of the first round.
-        last_pairs: Pairs that the finalists are compared on, the first ones of the set.
+        last_pairs: Pairs that the finalists are compared on at most, the first ones of the set.
         keep: Number of finalists.
-        most_evaluations: Limit of velocity evaluations; None: no limit.
+        most_evaluations: Limit of velocity evaluations; None: :data:`PAIRS_EACH` samples of each candidate.
 
     Raises:
         ValueError: ``most_evaluations`` does not suffice for a single pair.
     """
-    running, scores, spent = list(candidates), np.zeros((len(candidates), 0)), 0
-    most = math.inf if most_evaluations is None else most_evaluations
-    if most < _cost(running):
+    running = list(candidates)
+    left = int(PAIRS_EACH * _cost(running)) if most_evaluations is None else most_evaluations
+    if left < _cost(running):
         raise ValueError(
-            f"a race of {len(running)} solvers takes at least {_cost(running)} evaluations, but may spend {most:g}; "
+            f"a race of {len(running)} solvers takes at least {_cost(running)} evaluations, but may spend {left}; "
             f"raise the limit, or race fewer solvers"
         )
-    stop = _first_stop(len(running), keep, first_pairs, last_pairs, most / _cost(running))
-    while scores.shape[1] < stop:
-        seen = scores.shape[1]
+    stop = min(first_pairs, last_pairs, max(1, left // 2 // _cost(running)))
+    scores: Scores = np.zeros((len(running), 0))
+    spent = 0
+    while (seen := scores.shape[1]) < stop:
         scores = np.concatenate([scores, _scores(running, pairs, range(seen, stop), pool)], axis=1)
-        spent += (stop - seen) * _cost(running)
-        kept = _best(scores, max(keep, math.ceil(len(running) / 2)))
+        spent, left = spent + (stop - seen) * _cost(running), left - (stop - seen) * _cost(running)
+        kept = _survivors(scores, keep)
         running, scores = [running[i] for i in kept], scores[kept]
-        if not running or len(running) == 1 == keep:
+        if not running or len(running) == keep == 1:
             break
-        stop = min(last_pairs, 2 * stop, stop + _floor((most - spent) / _cost(running)))
-    kept = _best(scores, keep)
-    return _ranking([running[i] for i in kept], scores[kept], spent)
+        following = min(last_pairs, math.ceil(GROWTH * stop))
+        while len(running) > max(keep, 2) and (following - stop) * _cost(running) > ROUND_SHARE * left:
+            running.pop()
+        scores = scores[: len(running)]
+        stop = min(following, stop + left // _cost(running))
+    return _ranking(running[:keep], scores[:keep], spent)
 
 
 def _cost(running: Sequence[Candidate]) -> int:
@@ -129,36 +146,26 @@ def _cost(running: Sequence[Candidate]) -> int:
     return sum(candidate.solver.nfe for candidate in running)
 
 
-def _floor(value: float) -> float:
-    return value if math.isinf(value) else math.floor(value)
-
-
-def _first_stop(count: int, keep: int, first_pairs: int, last_pairs: int, most: float) -> int:
-    """Pairs of the first round: fewer than ``first_pairs`` if all rounds would take more than ``most`` pairs of all."""
-    for first in range(min(first_pairs, last_pairs), 1, -1):
-        cost, running, seen, stop = 0.0, count, 0, first
-        while seen < stop:
-            cost += (stop - seen) * running / count
-            running, seen, stop = max(keep, math.ceil(running / 2)), stop, min(last_pairs, 2 * stop)
-            if running == 1 == keep:
-                break
-        if cost <= most:
-            return first
-    return 1
-
-
 def _scores(running: Sequence[Candidate], pairs: str, indices: range, pool: Pool) -> Scores:
     """PSNR of each candidate on each of these pairs, dB."""
     thetas = [to_numpy(candidate.solver.flat()) for candidate in running]
     request = Request.of(HostProtocol.score_thetas, thetas=thetas, pairs=pairs, metric="psnr", indices=list(indices))
-    return np.minimum(np.stack(pool.call(request)), EXACT_DB)  # an exact sample has infinite PSNR
+    scores: list[Scores] = pool.call(request)
+    return np.minimum(np.stack(scores), EXACT_DB)  # an exact sample has infinite PSNR
 
 
-def _best(scores: Scores, most: int) -> list[int]:
-    """Rows of the best candidates, best first, at most ``most``; none whose samples are not finite."""
+def _survivors(scores: Scores, keep: int) -> list[int]:
+    """Rows of the candidates that go on, best first: at least ``keep``, unless fewer give finite samples."""
     means = scores.mean(axis=1)
-    order = np.argsort(-means, kind="stable")
-    return [int(i) for i in order if math.isfinite(means[i])][:most]
+    order = [int(i) for i in np.argsort(-means, kind="stable") if math.isfinite(means[i])]
+    if scores.shape[1] < 3 or len(order) <= keep:  # two pairs say nothing about the error of their mean
+        return order
+    behind = scores[order[:1]] - scores[order]
+    errors = behind.std(axis=1, ddof=1) / math.sqrt(scores.shape[1])
+    # The error of few pairs may be small by chance.
+    errors = np.maximum(errors, np.median(errors[1:]))
+    near = behind.mean(axis=1) <= CLEARLY * errors
+    return [row for place, row in enumerate(order) if place < keep or near[place]]
 
 
 def _ranking(finalists: Sequence[Candidate], scores: Scores, spent: int) -> Ranking:
