@@ -7,6 +7,7 @@ from typing import NamedTuple
 from orchestrator import plugins
 from orchestrator.config.base import PluginConfig
 from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.sections import PairsConfig
 from orchestrator.datasets.base import SPLITS, Split
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs import PairSpec
@@ -57,12 +58,38 @@ def pair_spec(
         count: Number of pairs; None: as configured for the split.
         conditioning: What conditions the pairs; None: the experiment's own conditioning.
     """
-    pairs = config.pairs
-    counts: dict[Split, int] = {"train": pairs.train, "validation": pairs.validation, "test": pairs.test}
-    count = counts[key.split] if count is None else count
+    counts: dict[Split, int] = {
+        "train": config.pairs.train,
+        "validation": config.pairs.validation,
+        "test": config.pairs.test,
+    }
+    return split_spec(
+        config.pairs,
+        conditioning or config.conditioning,
+        facts,
+        key,
+        count=counts[key.split] if count is None else count,
+        # Only training pairs keep trajectories: validation and test compare final samples.
+        trajectory=key.split == "train" and config.needs_trajectories,
+    )
+
+
+def split_spec(
+    pairs: PairsConfig, conditioning: PluginConfig, facts: ModelFacts, key: PairKey, *, count: int, trajectory: bool
+) -> PairSpec:
+    """The spec of one pair set, without an experiment.
+
+    Args:
+        pairs: Tolerances, batches and the seed of all noise; its counts are not used.
+        conditioning: What conditions the pairs.
+        facts: Facts of the model.
+        key: Identifies the set.
+        count: Number of pairs.
+        trajectory: Whether the pairs keep their trajectories.
+    """
     # Whole batches are made. Fewer pairs than one batch are a batch of their own, which costs no more than is needed.
     batch_size, shard_size = (pairs.batch_size, pairs.shard_size) if count >= pairs.batch_size else (count, count)
-    source = (conditioning or config.conditioning).model_dump()
+    source = conditioning.model_dump()
     source["options"] |= plugins.build("datasets", **source).split_options(key.split)
     return PairSpec(
         model_digest=facts.digest,
@@ -77,6 +104,5 @@ def pair_spec(
         rtol=pairs.rtol,
         atol=pairs.atol,
         device_class=facts.device_class,
-        # Only training pairs keep trajectories: validation and test compare final samples.
-        trajectory=key.split == "train" and config.needs_trajectories,
+        trajectory=trajectory,
     )

@@ -12,7 +12,7 @@ from orchestrator.errors import UserError
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.truth import TruthFacts
 from orchestrator.metrics.base import EXACT_DB, shown_db
-from orchestrator.pairs import PairSpec, PairStore
+from orchestrator.pairs import PairSpec, PairStore, accuracy
 from orchestrator.pairs.tolerance import MARGIN_DB, is_accurate_enough
 from orchestrator.pool.requests import Pool, Request
 from orchestrator.progress import Note
@@ -91,15 +91,17 @@ def find_truths(storage: Storage, pool: Pool, specs: Mapping[K, PairSpec], annou
     return truths
 
 
-def find_truth(storage: Storage, pool: Pool, spec: PairSpec) -> Truth:
+def find_truth(storage: Storage, pool: Pool, spec: PairSpec, again: int = accuracy.PAIRS) -> Truth:
     """Facts about the ground truth of complete pairs; a host finds them unless they are stored.
 
     Args:
         storage: Storage of the pairs, where the facts are kept.
         pool: Hosts of the model.
         spec: Spec of the pairs.
+        again: Pairs that are solved again to measure their accuracy.
     """
-    key = f"{PairStore(storage, spec).folder}/truth-{spec.count}.json"
+    fewer = "" if again == accuracy.PAIRS else f"-{again}"
+    key = f"{PairStore(storage, spec).folder}/truth-{spec.count}{fewer}.json"
     if storage.exists(key):
         try:
             content = storage.read_json(key)
@@ -107,7 +109,7 @@ def find_truth(storage: Storage, pool: Pool, spec: PairSpec) -> Truth:
         except (ValueError, KeyError, TypeError):  # of another version, or damaged
             storage.delete(key)
     begin = time.monotonic()
-    facts = pool.call(Request.of(HostProtocol.truth, pairs=spec.name))
+    facts = pool.call(Request.of(HostProtocol.truth, pairs=spec.name, again=again))
     seconds = time.monotonic() - begin
     storage.write_json(key, {"facts": asdict(facts), "seconds": seconds})
     return Truth(spec, facts, seconds, reused=False)

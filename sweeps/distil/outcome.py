@@ -26,9 +26,9 @@ class Distilled:
         nfe: Number of velocity evaluations.
         artifact: theta and its provenance.
         psnr_db: PSNR of theta.
-        best_fixed, best_fixed_sigma0: The best fixed solver of the race, and its preconditioning.
+        best_fixed: The best fixed solver of the race.
         best_fixed_psnr_db: Its PSNR.
-        start, start_sigma0: The solver that the distillation started from, and its preconditioning.
+        start: The solver that the distillation started from.
         start_psnr_db: PSNR of theta before the first iteration.
         history: Velocity evaluations that the command had spent, and PSNR of theta, at each validation.
         status: Why it ended.
@@ -42,10 +42,8 @@ class Distilled:
     artifact: ThetaArtifact
     psnr_db: float
     best_fixed: SolverChoice
-    best_fixed_sigma0: float
     best_fixed_psnr_db: float
     start: SolverChoice
-    start_sigma0: float
     start_psnr_db: float
     history: list[tuple[int, float]]
     status: Ending

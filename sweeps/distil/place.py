@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from orchestrator.config.base import PluginConfig
+from orchestrator.models.base import Precision
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pool.requests import Pool
 from orchestrator.progress import Note, note
 from orchestrator.storage import Storage
+
+
+def _nothing(folders: Iterable[str]) -> None:
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +28,13 @@ class Place:
         conditioning: Dataset that conditions the pairs.
         pairs_seed: Seed of all noise, ``pairs.seed`` of a configuration.
         hosts: Number of hosts.
+        memory_bytes: Memory of a host's distillation step, beside the model.
+        precision: Precision of the network in distillation steps.
+        compile: Whether the network is compiled for distillation steps.
         wait: Whether to wait for another process that makes the same pairs.
         force: Whether to go on with a teacher that its examination refuses.
         announce: Receives progress notes, in sentences.
+        need: Receives keys of folders in the storage before they are used, so that they are not deleted.
     """
 
     pool: Pool
@@ -33,6 +43,10 @@ class Place:
     conditioning: PluginConfig
     pairs_seed: int = 0
     hosts: int = 1
+    memory_bytes: int = 10**9
+    precision: Precision = "float32"
+    compile: bool = False
     wait: bool = False
     force: bool = False
     announce: Note = note
+    need: Callable[[Iterable[str]], object] = _nothing

@@ -1,11 +1,53 @@
-"""What a distillation will take, before it begins."""
+"""What a distillation will take, before it begins; the smaller the budget, the fewer pairs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from orchestrator.errors import UserError
+from orchestrator.hosts.network_check import EVALUATIONS as CHECK_EVALUATIONS
+from orchestrator.hosts.teacher.probe import STEPS, batch_size
+from orchestrator.hosts.timing import Timing
+from orchestrator.models.facts import ModelFacts
 from orchestrator.progress import counted
 from orchestrator.results.bill import Item, duration
+from solvers.distil.normal_equations import evaluations_per_pair
+from sweeps.distil.budget import REPORT_SAMPLES
+from sweeps.distil.pair_sets import AGAIN, BATCH, Level
+from sweeps.distil.settings import DistilSettings
+
+EXAMINATION = 36
+"""Evaluations of an examination beside its trajectories, each of one batch: on the shipped models at most this."""
+
+PER_PAIR = {1e-3: 55, 1e-4: 85, 1e-5: 125}
+"""Evaluations of a ground-truth pair by tolerance, before one is made: those of the shipped models."""
+
+PAIR_SHARE, VALIDATION_SHARE, RACE_SHARE = 0.25, 0.1, 0.1
+"""Most shares of the budget for training pairs, for validation pairs, and for the race."""
+
+RACE_PAIRS = 32
+"""Most pairs of a race."""
+
+CONVERGED = 10
+"""Iterations of the largest batch that a distillation without a budget is expected to take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Numbers of pairs of a distillation.
+
+    Attributes:
+        train, validation: Pairs of the sets, multiples of :data:`~sweeps.distil.pair_sets.BATCH`.
+        first_batch: Pairs of the first iteration.
+        batch_growth: Factor of the batch from one iteration to the next.
+    """
+
+    train: int
+    validation: int
+    first_batch: int
+    batch_growth: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,13 +55,14 @@ class Plan:
     """What a distillation will take.
 
     Attributes:
-        training_pairs, validation_pairs: Pairs at the beginning, per guidance scale.
+        training_pairs, validation_pairs: Pairs per guidance scale, unless overfitting asks for more.
         tolerance: Tolerance of ground truth at the beginning.
         evaluations: Expected velocity evaluations by item, each of one sample.
         limit: Velocity evaluations that may be spent; None: no limit.
         seconds_per_evaluation: Measured time of a velocity evaluation per sample, in the largest batch that was timed.
         hosts: Hosts that share the work.
         memory_bytes: Memory of a host's distillation step, beside the model.
+        least: Velocity evaluations of the smallest distillation that is of any use.
     """
 
     training_pairs: int
@@ -30,6 +73,7 @@ class Plan:
     seconds_per_evaluation: float
     hosts: int
     memory_bytes: int
+    least: int
 
     @property
     def total(self) -> int:
@@ -38,8 +82,26 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Expected duration."""
+        """Expected duration, if the hosts share all work."""
         return self.total * self.seconds_per_evaluation / self.hosts
+
+    @property
+    def level(self) -> Level:
+        """The pairs as they are planned."""
+        return Level(tolerance=self.tolerance, train=self.training_pairs, validation=self.validation_pairs)
+
+    def check(self) -> None:
+        """Refuse a budget that is too small.
+
+        Raises:
+            UserError: With the least budget that would do.
+        """
+        if self.limit is not None and self.limit < self.least:
+            raise UserError(
+                f"a budget of {self.limit:,} velocity evaluations is too small: the examination of the model, a few "
+                f"pairs and the first steps of a distillation take {self.least:,}; give at least that, or leave the "
+                f"budget out"
+            )
 
     def sentence(self) -> str:
         """The plan as a sentence."""
@@ -47,6 +109,125 @@ class Plan:
         pairs = f"{counted(self.training_pairs, 'training pair')} and {self.validation_pairs:,} for validation"
         return (
             f"about {self.total:,} velocity evaluations{most}, {duration(self.seconds)} at "
-            f"{1 / self.seconds_per_evaluation:,.4g} evaluations per second; {pairs} to begin with; "
+            f"{1 / self.seconds_per_evaluation:,.4g} evaluations per second; {pairs}; "
             f"{self.memory_bytes / 1e6:,.0f} MB beside the model"
         )
+
+
+def numbers(nfe: int) -> int:
+    """How many numbers a theta has that are learned."""
+    return nfe * (nfe + 5) // 2 + 1
+
+
+def sizes(nfe: int, dimensions: int) -> Sizes:
+    """Numbers of pairs for a theta, from the numbers that are learned and the numbers that a pair has."""
+    per_number = numbers(nfe) / dimensions
+    train = whole(min(max(64 * per_number, 32), 512))
+    first = max(2, math.ceil(4 * per_number))
+    return Sizes(train=train, validation=32, first_batch=min(first, train), batch_growth=1.15)
+
+
+def whole(pairs: float) -> int:
+    """So many pairs, rounded to whole batches, one at least."""
+    return max(BATCH, round(pairs / BATCH) * BATCH)
+
+
+def iteration(nfe: int, pairs: int) -> int:
+    """Evaluations of an iteration whose first step is taken."""
+    return (evaluations_per_pair(nfe, "forward") + nfe) * pairs
+
+
+def distillation(nfe: int, chosen: Sizes) -> int:
+    """Evaluations of a distillation until it has converged."""
+    spent, batch = 0, float(chosen.first_batch)
+    while batch < chosen.train:
+        spent += iteration(nfe, round(batch))
+        batch *= chosen.batch_growth
+    return spent + CONVERGED * iteration(nfe, chosen.train)
+
+
+def make_plan(
+    facts: ModelFacts,
+    settings: DistilSettings,
+    *,
+    scales: int,
+    timing: Timing,
+    hosts: int,
+    memory_bytes: int,
+    per_pair: dict[float, int] | None = None,
+) -> Plan:
+    """Plan a distillation.
+
+    Args:
+        facts: Facts of the model.
+        settings: What is asked.
+        scales: Number of guidance scales of the training pairs.
+        timing: Measured time of an evaluation.
+        hosts, memory_bytes: See :class:`Plan`.
+        per_pair: Evaluations of a pair by tolerance; None: not measured yet.
+    """
+    dimensions = math.prod(facts.shape)
+    pair = per_pair or PER_PAIR
+    wanted = [sizes(nfe, dimensions) for nfe in settings.nfe]
+    train, validation = max(chosen.train for chosen in wanted), max(chosen.validation for chosen in wanted)
+    fixed = _fixed(facts, settings, timing, hosts)
+    smallest = _evaluations(settings.nfe, fixed, BATCH, BATCH, pair[1e-3], scales)
+    for chosen, nfe in zip(wanted, settings.nfe, strict=True):
+        smallest["grid search"] += 2 * 20 * nfe
+        smallest["distillation"] += 4 * iteration(nfe, chosen.first_batch)
+        smallest["validation"] += 3 * BATCH * nfe * scales
+    tolerance = 1e-4
+    if settings.budget is not None:
+        left = max(0, settings.budget - sum(fixed.values()))
+        if PAIR_SHARE * left < 32 * scales * pair[1e-4]:
+            tolerance = 1e-3
+        train = min(train, _floored(PAIR_SHARE * left / (scales * pair[tolerance])))
+        validation = min(validation, _floored(VALIDATION_SHARE * left / (scales * pair[tolerance])))
+    expected = _evaluations(settings.nfe, fixed, train, validation, pair[tolerance], scales)
+    for chosen, nfe in zip(wanted, settings.nfe, strict=True):
+        expected["grid search"] += 45 * nfe * 4
+        expected["distillation"] += distillation(nfe, replace(chosen, train=max(train, chosen.first_batch)))
+        expected["validation"] += 20 * validation * nfe * scales
+    if settings.budget is not None:
+        rest = settings.budget - sum(value for item, value in expected.items() if item != "distillation")
+        expected["distillation"] = max(0, min(expected["distillation"], rest))
+    return Plan(
+        training_pairs=train,
+        validation_pairs=validation,
+        tolerance=tolerance,
+        evaluations=expected,
+        limit=settings.budget,
+        seconds_per_evaluation=timing.seconds[max(timing.seconds)],
+        hosts=hosts,
+        memory_bytes=memory_bytes,
+        least=sum(smallest.values()),
+    )
+
+
+def _floored(pairs: float) -> int:
+    return max(BATCH, math.floor(pairs / BATCH) * BATCH)
+
+
+def _fixed(facts: ModelFacts, settings: DistilSettings, timing: Timing, hosts: int) -> dict[Item, int]:
+    """Evaluations that do not depend on the budget, by item."""
+    examined = batch_size(math.prod(facts.shape))
+    batches = sum(STEPS["plain"] + EXAMINATION + (scale != 1) * STEPS["guided"] for scale in settings.guidance_scales)
+    return {
+        "examination": hosts * CHECK_EVALUATIONS + timing.evaluations + batches * examined,
+        "report": 2 * REPORT_SAMPLES * sum(settings.nfe),
+    }
+
+
+def _evaluations(
+    nfes: Sequence[int], fixed: dict[Item, int], train: int, validation: int, per_pair: int, scales: int
+) -> dict[Item, int]:
+    """Evaluations by item, without the race, distillation and validation of theta."""
+    again = round(1.6 * AGAIN * per_pair) * scales
+    return {
+        "examination": fixed["examination"] + again,
+        "pairs": (train + validation) * per_pair * scales,
+        "grid search": sum(nfes) * validation * scales,
+        "distillation": 0,
+        "validation": 0,
+        "report": fixed["report"],
+    }

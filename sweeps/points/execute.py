@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from solvers.grids import Grid
 from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
 from solvers.theta import ThetaArtifact
+from sweeps.artifact import theta_artifact
 from sweeps.point import AnyPoint, FixedPoint, LearnedPoint
 from sweeps.points.grid_search import full_search, race
 from sweeps.points.trial import Report
@@ -316,19 +316,14 @@ def _start(point: LearnedPoint, family: LearnableFamily, scheduler: Scheduler, p
 def _artifact(
     point: AnyPoint, context: TrialContext, solver: NSSolver, psnr: float, pool: Pool, start: str | None
 ) -> ThetaArtifact:
-    facts = context.facts
-    return ThetaArtifact(
-        solver=solver,
+    return theta_artifact(
+        context.facts,
+        pool,
+        solver,
         family=point.family,
         start=start,
-        prediction=facts.prediction,
-        scheduler=facts.scheduler.name,
-        native_scheduler=facts.native_scheduler,
         guidance_scale=point.guidance_scale,
         sigma0=point.sigma0,
-        model_digest=facts.digest,
-        pairs_digest=", ".join(sets_of(point.run.train)) if isinstance(point, LearnedPoint) else point.train,
+        pairs=", ".join(sets_of(point.run.train)) if isinstance(point, LearnedPoint) else point.train,
         validation_psnr_db=psnr,
-        schedule=pool.call(Request.of(HostProtocol.schedule, times=to_numpy(solver.times))),
-        packages={name: importlib.metadata.version(name) for name in ("torch", "bespoke-solvers")},
     )

@@ -1,0 +1,394 @@
+"""Distils one theta from the best starts of a race: validation decides when it ends and when it needs more pairs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+
+from orchestrator.errors import UserError
+from orchestrator.hosts.distillation import advance, mean_psnr
+from orchestrator.hosts.runs import LearnedRun
+from orchestrator.pairs.tolerance import is_accurate_enough, next_tolerance
+from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt, LMState
+from solvers.distil.normal_equations import evaluations_per_pair
+from solvers.families.bns import BNS, Beginning
+from solvers.ns import NSSolver
+from sweeps.distil.budget import Budget
+from sweeps.distil.journal import Journal
+from sweeps.distil.outcome import Ending
+from sweeps.distil.pair_sets import AGAIN, Level, PairSets
+from sweeps.distil.place import Place
+from sweeps.distil.plan import Sizes
+from sweeps.race import Candidate
+
+MOST_ITERATIONS = 10**6
+"""Length of a run in iterations, which never decides its end."""
+
+LANE_ITERATIONS = 4
+"""Iterations from each of several close starts, before the best one goes on."""
+
+LANE_SHARE = 0.1
+"""Most share of the evaluations of a theta that starts may take beside the first one."""
+
+VALIDATE_EVERY, VALIDATION_COST = 0.25, 5
+"""Growth of the spent evaluations from one validation to the next, and their least growth in validations."""
+
+PATIENCE, LEAST_GAIN_DB = 3, 0.05
+"""Validations without such a gain after which a distillation has converged."""
+
+OVERFIT_DB = 0.5
+"""PSNR on training pairs above that on validation pairs from which on more pairs are worth their cost."""
+
+FORESIGHT_DB = 3.0
+"""Gain that is foreseen when the tolerance of ground truth is chosen again."""
+
+SLACK = 0.04
+"""Share of the budget by which rejected steps of the last iteration may exceed it."""
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a distillation has come: everything it needs to go on.
+
+    Attributes:
+        lanes: State of the method from each start; one, once the others are left behind.
+        starts: Position of each lane's start among the candidates.
+        levels: Pairs in use, last, and before.
+        evaluations, validations: Velocity evaluations spent on iterations and on validations.
+        seconds: Wall time.
+        start_psnr_db: PSNR of the start of the first lane.
+        best: PSNR and parameters of the best validated iterate, and the evaluations of iterations up to it.
+        reference_db: PSNR from which a gain is counted.
+        stale: Validations without a gain.
+        validated: Evaluations of iterations at the last validation.
+        history: Evaluations of the whole command, and PSNR, at each validation.
+        status: Why it has ended; None: it goes on.
+        notes: What happened, in sentences.
+    """
+
+    lanes: list[dict[str, Any]]
+    starts: list[int]
+    levels: list[dict[str, Any]]
+    evaluations: int = 0
+    validations: int = 0
+    seconds: float = 0.0
+    start_psnr_db: float = math.nan
+    best: dict[str, Any] = field(default_factory=dict)
+    reference_db: float = -math.inf
+    stale: int = 0
+    validated: int = 0
+    history: list[tuple[int, float]] = field(default_factory=list)
+    status: Ending | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class Learner:
+    """Distils the theta of one NFE.
+
+    Args:
+        place: Where it runs.
+        nfe: Number of velocity evaluations.
+        beginning: Which numbers of theta's beginning are learned.
+        seed: Seed of the order of batches.
+        sizes: Numbers of pairs.
+        level: Pairs to begin with.
+        pairs: The pair sets.
+        budget: What everything is charged to.
+        limit: Evaluations of the whole command at which it ends.
+        journal: Where its progress is kept.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        *,
+        nfe: int,
+        beginning: Beginning,
+        seed: int,
+        sizes: Sizes,
+        level: Level,
+        pairs: PairSets,
+        budget: Budget,
+        limit: float,
+        journal: Journal,
+    ):
+        self.place, self.nfe, self.seed, self.sizes = place, nfe, seed, sizes
+        self.level, self.pairs, self.budget, self.limit = level, pairs, budget, limit
+        self.journal, self.name = journal, f"theta-nfe{nfe}"
+        self.options = {"beginning": beginning}
+        self.family = BNS(beginning=beginning)
+        self.scheduler = place.facts.scheduler
+        self.clock = time.monotonic()
+
+    # ---- the run ----------------------------------------------------------------------------------------------
+
+    def distil(self, candidates: Sequence[Candidate]) -> Progress:
+        """Distil from the first of these solvers, and from the others as far as they are affordable."""
+        progress = self._restored() or self._begun(candidates)
+        while len(progress.lanes) > 1:
+            self._advance_lanes(progress)
+        while progress.status is None:
+            self._step(progress)
+        return progress
+
+    def solver(self, parameters: Sequence[float]) -> NSSolver:
+        """The solver at these parameters."""
+        return self.family.to_ns(torch.tensor(parameters, dtype=torch.float64), self.scheduler, 1.0)
+
+    def _begun(self, candidates: Sequence[Candidate]) -> Progress:
+        """The progress before the first iteration, with the starts that can be afforded."""
+        states = []
+        for candidate in candidates:
+            parameters = self.family.start_from(candidate.solver, self.scheduler)
+            states.append(asdict(self._method(self.level.train).begin(parameters)))
+        batches = [len(self._method(self.level.train).batch(k)) for k in range(LANE_ITERATIONS)]
+        lane = sum(self._cost(batch) for batch in batches) + self._validation_cost
+        affordable = LANE_SHARE * (self.limit - self.budget.spent) / lane
+        count = 1 + min(len(states) - 1, math.floor(min(affordable, len(states))))
+        progress = Progress(lanes=states[:count], starts=list(range(count)), levels=[asdict(self.level)])
+        psnr = self._validate(progress, states[0]["parameters"])
+        if not math.isfinite(psnr):
+            raise UserError(
+                f"the start of a distillation at NFE {self.nfe} gives validation samples that are not finite; check "
+                f"the model with `bespoke check`"
+            )
+        progress.start_psnr_db = progress.reference_db = psnr
+        self._note_best(progress, psnr, states[0]["parameters"])
+        self._save(progress)
+        return progress
+
+    def _restored(self) -> Progress | None:
+        """The progress of an earlier command, which is charged to the budget."""
+        content = self.journal.read(self.name)
+        if content is None:
+            return None
+        content["history"] = [(spent, psnr) for spent, psnr in content["history"]]
+        for name in ("start_psnr_db", "reference_db"):
+            content[name] = float(content[name])
+        progress = Progress(**content)
+        for level in progress.levels:
+            self._use(Level(**level))
+        self._charge(progress.evaluations, progress.validations, progress.seconds, reused=True)
+        return progress
+
+    def _advance_lanes(self, progress: Progress) -> None:
+        """One iteration of the lane that is furthest behind; after the last one, all but the best lane end."""
+        iterations = [state["iteration"] for state in progress.lanes]
+        behind = iterations.index(min(iterations))
+        if iterations[behind] < LANE_ITERATIONS:
+            self._iterate(progress, behind)
+            self._save(progress)
+            return
+        scores = []
+        for state in progress.lanes:
+            psnr = self._validate(progress, state["parameters"])
+            scores.append(psnr if math.isfinite(psnr) else -math.inf)
+        best = scores.index(max(scores))
+        progress.lanes, progress.starts = [progress.lanes[best]], [progress.starts[best]]
+        self._judge(progress, scores[best])
+        self._save(progress)
+
+    def _step(self, progress: Progress) -> None:
+        """One iteration, and a validation if it is time for one."""
+        self._widen(progress)
+        ended: Ending | None = None
+        if not self._iterate(progress, 0):
+            ended = "budget"
+        elif progress.lanes[0]["status"] != "running":
+            ended = "stalled"
+        spent = progress.evaluations - progress.validated
+        due = max(VALIDATE_EVERY * progress.validated, VALIDATION_COST * self._validation_cost)
+        if spent and (ended or spent >= due):
+            self._judge(progress, self._validate(progress, progress.lanes[0]["parameters"]))
+        if ended == "stalled" and self._grow(progress):
+            ended = None
+        progress.status = ended or progress.status
+        self._save(progress)
+
+    # ---- parts of a step --------------------------------------------------------------------------------------
+
+    def _iterate(self, progress: Progress, lane: int) -> bool:
+        """One iteration; false if it cannot be afforded."""
+        state = LMState(**progress.lanes[lane])
+        method = self._method(self.level.train)
+        pairs = len(method.batch(state.iteration))
+        left = self.limit - self.budget.spent - self._validation_cost
+        if self._cost(pairs, state) > left:
+            pairs = math.floor(left / self._cost(1, state))
+            if pairs < max(self.sizes.first_batch + 1, 2):
+                return False
+            method = self._method(pairs)
+        rejected = method.retries * self.nfe * pairs
+        if self._cost(pairs, state) + rejected > left + SLACK * self.limit:
+            return False
+        after = advance(self._run(method), state, 1, self.scheduler, self.place.pool.gather)
+        assert isinstance(after, LMState)
+        self._charge(after.evaluations - state.evaluations, 0, self._lap(progress))
+        progress.evaluations += after.evaluations - state.evaluations
+        progress.lanes[lane] = asdict(after)
+        return True
+
+    def _judge(self, progress: Progress, psnr: float) -> None:
+        """Draw the consequences of a validation of the first lane."""
+        progress.validated = progress.evaluations
+        parameters = progress.lanes[0]["parameters"]
+        if not math.isfinite(psnr):
+            progress.lanes[0]["status"] = "diverged"
+            return
+        self._note_best(progress, psnr, parameters)
+        if psnr >= progress.reference_db + LEAST_GAIN_DB:
+            progress.reference_db, progress.stale = psnr, 0
+        else:
+            progress.stale += 1
+        if not is_accurate_enough(self.pairs.truth(self.level), progress.best["psnr_db"]):
+            self._tighten(progress)
+        if progress.stale >= PATIENCE and not self._grow(progress):
+            progress.status = "converged"
+
+    def _note_best(self, progress: Progress, psnr: float, parameters: Sequence[float]) -> None:
+        progress.history.append((self.budget.spent, psnr))
+        if not progress.best or psnr > progress.best["psnr_db"]:
+            progress.best = {
+                "psnr_db": psnr,
+                "parameters": list(parameters),
+                "evaluations": progress.evaluations,
+            }
+
+    def _widen(self, progress: Progress) -> None:
+        """Make more of the planned training pairs once a batch takes half of those that there are."""
+        batch = len(self._method(self.sizes.train).batch(progress.lanes[0]["iteration"]))
+        while 2 * batch > self.level.train and self.level.train < self.sizes.train:
+            level = replace(self.level, train=min(2 * self.level.train, self.sizes.train))
+            if not self._affords(self.level, level):
+                return
+            self._change(progress, level)
+
+    def _grow(self, progress: Progress) -> bool:
+        """Double the training pairs if theta is better on these than on others, and the budget allows it."""
+        best = progress.best["parameters"]
+        training = self._validate(progress, best, "train")
+        gap = training - progress.best["psnr_db"]
+        level = replace(self.level, train=2 * self.level.train)
+        if gap < OVERFIT_DB:
+            return False
+        if not self._affords(self.level, level, share=0.5):
+            progress.notes.append(
+                f"theta is {gap:.1f} dB better on its {self.level.train} training pairs than on others; the budget "
+                f"does not pay for more pairs"
+            )
+            return False
+        self._change(progress, level)
+        progress.notes.append(
+            f"theta was {gap:.1f} dB better on its {self.level.train // 2} training pairs than on others; it went on "
+            f"with {self.level.train}"
+        )
+        self.sizes = replace(self.sizes, train=max(self.sizes.train, level.train))
+        progress.lanes[0] |= {"status": "running", "reason": None, "failures": 0, "jacobian": self._jacobian}
+        progress.stale, progress.reference_db = 0, progress.best["psnr_db"]
+        return True
+
+    def _tighten(self, progress: Progress) -> None:
+        """Make all pairs again at a finer tolerance, if the budget allows it; the best iterate is validated again."""
+        before, best = self.level, progress.best
+        accuracy = self.pairs.truth(before)
+        tolerance = next_tolerance(before.tolerance, accuracy, best["psnr_db"] + FORESIGHT_DB)
+        known = "unknown" if accuracy is None else f"{accuracy:.1f} dB"
+        if tolerance is None or not self._affords(before, replace(before, tolerance=tolerance), share=0.5):
+            why = "rounding in the network decides it" if tolerance is None else "the budget does not pay for better"
+            sentence = f"ground truth is accurate to {known} only, and {why}; the PSNR of theta is less certain"
+            if sentence not in progress.notes:
+                progress.notes.append(sentence)
+            return
+        self._change(progress, replace(before, tolerance=tolerance))
+        progress.notes.append(
+            f"theta came near the accuracy of ground truth at tolerance {before.tolerance:g}, {known}; pairs were "
+            f"solved again at {tolerance:g}"
+        )
+        psnr = self._validate(progress, best["parameters"])
+        progress.reference_db += psnr - best["psnr_db"]
+        progress.best = best | {"psnr_db": psnr}
+        progress.history.append((self.budget.spent, psnr))
+
+    # ---- pairs and costs --------------------------------------------------------------------------------------
+
+    def _use(self, level: Level) -> None:
+        self.pairs.ensure(level)
+        self.pairs.truth(level)
+        self.level = level
+
+    def _change(self, progress: Progress, level: Level) -> None:
+        self._use(level)
+        progress.levels.append(asdict(level))
+
+    def _affords(self, before: Level, after: Level, share: float = 1.0) -> bool:
+        """Whether ``share`` of what is left pays for the pairs of a level."""
+        per_pair = self.pairs.cost(before)
+        pairs: float = after.train - before.train
+        if after.tolerance != before.tolerance:
+            per_pair *= 1.5 ** math.log10(before.tolerance / after.tolerance)
+            pairs = after.train + after.validation + 2 * AGAIN
+        return pairs * per_pair <= share * (self.limit - self.budget.spent)
+
+    def _cost(self, pairs: int, state: LMState | None = None) -> int:
+        """Evaluations of an iteration on so many pairs whose first step is taken."""
+        jacobian = self._jacobian if state is None else state.jacobian
+        return (evaluations_per_pair(self.nfe, jacobian) + self.nfe) * pairs
+
+    @property
+    def _validation_cost(self) -> int:
+        return self.level.validation * self.nfe * len(self.pairs.scales)
+
+    @property
+    def _jacobian(self) -> Literal["forward", "central"]:
+        return "forward" if self.place.precision == "float32" else "central"
+
+    def _method(self, largest: int) -> LevenbergMarquardt:
+        """The method on the present training pairs, with batches of at most ``largest``."""
+        grows = self.sizes.first_batch < largest
+        return LevenbergMarquardt(
+            iterations=MOST_ITERATIONS,
+            batch_size=largest,
+            seed=self.seed,
+            training_pairs=self.level.train,
+            jacobian=self._jacobian,
+            first_batch_size=self.sizes.first_batch if grows else None,
+            batch_growth=self.sizes.batch_growth if grows else 1.0,
+        )
+
+    def _run(self, method: LevenbergMarquardt) -> LearnedRun:
+        (train,) = self.pairs.names("train", self.level).values()
+        return LearnedRun(family="bns", options=self.options, sigma0=1.0, train=train, method=method)
+
+    def _validate(
+        self, progress: Progress, parameters: Sequence[float], split: Literal["train", "validation"] = "validation"
+    ) -> float:
+        """Mean PSNR of the solver at these parameters on a split's pairs, dB."""
+        solver, names = self.solver(parameters), self.pairs.names(split, self.level)
+        values = [mean_psnr(solver, name, self.place.pool.gather) for name in names.values()]
+        count = self.level.validation if split == "validation" else self.level.train
+        spent = count * self.nfe * len(names)
+        self._charge(0, spent, self._lap(progress))
+        progress.validations += spent
+        return sum(values) / len(values)
+
+    def _charge(self, evaluations: int, validations: int, seconds: float, reused: bool = False) -> None:
+        scale, part = self.pairs.scales[0], f"theta at NFE {self.nfe}"
+        if evaluations:
+            self.budget.spend("distillation", part, evaluations, guidance_scale=scale, seconds=seconds, reused=reused)
+            seconds = 0.0
+        if validations:
+            self.budget.spend("validation", part, validations, guidance_scale=scale, seconds=seconds, reused=reused)
+
+    def _lap(self, progress: Progress) -> float:
+        now = time.monotonic()
+        seconds, self.clock = now - self.clock, now
+        progress.seconds += seconds
+        return seconds
+
+    def _save(self, progress: Progress) -> None:
+        self.journal.write(self.name, asdict(progress))
