@@ -20,7 +20,7 @@ from solvers.families.bns import Beginning
 from solvers.grids import Grid
 from sweeps.artifact import theta_artifact
 from sweeps.distil.budget import REPORT_SAMPLES, Budget
-from sweeps.distil.journal import Journal, folder
+from sweeps.distil.journal import Journal, RecordedPool, folder
 from sweeps.distil.learning import Learner
 from sweeps.distil.outcome import Distilled, DistilOutcome
 from sweeps.distil.pair_sets import BATCH, Level, PairSets
@@ -246,7 +246,7 @@ class _Recipe:
             ranking = race(
                 shortlist(nfe, scheduler),
                 self.pairs.names("train", level)[self.scale],
-                pool=self.place.pool,
+                pool=RecordedPool(self.place.pool, self.journal, f"{name}-round"),
                 last_pairs=min(RACE_PAIRS, level.train),
                 keep=FINALISTS,
                 most_evaluations=None if math.isinf(share) else int(RACE_SHARE * share),
