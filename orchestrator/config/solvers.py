@@ -232,6 +232,11 @@ class LearnedConfig(Strict):
             raise ConfigError(
                 f"family {self.family!r} has nothing to learn; list it under 'fixed', not under 'learned'"
             )
+        if built.guidance_range is not None:
+            raise ConfigError(
+                f"family {self.family!r} learns on several guidance scales at once, but a sweep has one at a time; use "
+                f"`bespoke distil` with a range of guidance scales, or learn 'bns' here"
+            )
         return built
 
     def build_objective(self) -> Objective:

@@ -9,7 +9,8 @@ from pathlib import Path
 from safetensors.torch import save
 
 from orchestrator.export.base import Exporter, check_artifact, write_file
-from solvers.theta import METADATA_KEY, TENSORS, ThetaArtifact
+from solvers.theta import ThetaArtifact
+from solvers.theta_content import METADATA_KEY
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,8 @@ class Safetensors(Exporter):
     def export(self, artifact: ThetaArtifact, destination: Path) -> list[Path]:
         """Write the file, whose name must end in .safetensors. See :meth:`Exporter.export`."""
         artifact = check_artifact(artifact)
-        provenance = {key: value for key, value in json.loads(artifact.to_json()).items() if key not in TENSORS}
-        solver = artifact.solver
-        tensors = {"times": solver.times, "a": solver.a, "b": solver.b}
+        tensors = artifact.tensors()
+        provenance = {key: value for key, value in json.loads(artifact.to_json()).items() if key not in tensors}
         data = save(
             {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
             metadata={METADATA_KEY: json.dumps(provenance)},

@@ -145,6 +145,11 @@ class LearnableFamily(ABC):
         """
         return None
 
+    @property
+    def guidance_range(self) -> tuple[float, float] | None:
+        """The range of guidance scales that one theta covers with a solver for each; None: it has one solver."""
+        return None
+
     def at(self, guidance_scale: float) -> LearnableFamily:
         """The family whose solvers are used at ``guidance_scale``, of the same parameters.
 

@@ -39,7 +39,8 @@ from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
 from solvers.ns import InvalidThetaError
 from solvers.schedulers import CondOT
-from solvers.theta import MAX_BYTES, METADATA_KEY, ThetaArtifact, load_theta
+from solvers.theta import MAX_BYTES, ThetaArtifact, load_theta
+from solvers.theta_content import METADATA_KEY
 
 EXAMPLES = int(os.environ.get("BESPOKE_FUZZ_EXAMPLES", "60"))
 fuzzed = settings(

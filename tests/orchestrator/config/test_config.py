@@ -137,6 +137,10 @@ def test_all_mistakes_are_reported_at_once(load: Callable[..., ExperimentConfig]
         (["fixed=[]", "learned=[]"], r"the sweep is empty: list families under 'fixed', 'learned', or both"),
         (["fixed=[bns]"], r"family 'bns' is learned; list it under 'learned', not under 'fixed'"),
         (["learned=[midpoint]"], r"family 'midpoint' has nothing to learn; list it under 'fixed', not under 'learned'"),
+        (
+            ["learned=[{family: bns_guided, method: levenberg_marquardt}]"],
+            r"'bns_guided' learns on several guidance scales at once, .*bespoke distil",
+        ),
         (["fixed.0.family=midpiont"], r"unknown solver family 'midpiont' \(did you mean 'midpoint'\?\); there are: "),
         (["learned.0.start=rk4", "nfe=[6]"], r"start 'rk4' of 'bns' at nfe 6: RK4 .* got 6; use 4 or 8"),
         (["learned.0.start=bns"], r"family 'bns' is learned"),
