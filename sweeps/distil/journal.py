@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
@@ -62,7 +63,7 @@ class Journal:
 
 
 class RecordedPool(Pool):
-    """A pool whose answers, lists of arrays, are recorded in order, so that a killed command does not ask again.
+    """A pool whose answers, lists of vectors, are recorded in order, so that a killed command does not ask again.
 
     Args:
         pool: The pool.
@@ -81,6 +82,7 @@ class RecordedPool(Pool):
             answer = self.journal.read(name)
             if answer is None:
                 values = cast(list[Any], self.pool.call(request))
-                answer = [value.tolist() for value in values]
+                # JSON has no numbers that are not finite.
+                answer = [[v if math.isfinite(v) else str(v) for v in value.tolist()] for value in values]
                 self.journal.write(name, answer)
-            yield Outcome(index, cast(R, [np.asarray(value) for value in answer]), None)
+            yield Outcome(index, cast(R, [np.array([float(v) for v in value]) for value in answer]), None)

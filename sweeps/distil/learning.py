@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-import torch
-
 from orchestrator.errors import UserError
 from orchestrator.hosts.distillation import advance, mean_psnr
-from orchestrator.hosts.runs import LearnedRun
+from orchestrator.hosts.runs import AtScale, LearnedRun
 from orchestrator.pairs.tolerance import is_accurate_enough, next_tolerance
+from orchestrator.results.bill import Item
 from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt, LMState
-from solvers.distil.normal_equations import evaluations_per_pair
-from solvers.families.bns import BNS, Beginning
+from solvers.distil.sizes import Sizes
+from solvers.guided import GuidedSolver
 from solvers.ns import NSSolver
 from sweeps.distil.budget import Budget
+from sweeps.distil.family import Learned, at
 from sweeps.distil.journal import Journal
 from sweeps.distil.outcome import Ending
 from sweeps.distil.pair_sets import AGAIN, Level, PairSets
 from sweeps.distil.place import Place
-from sweeps.distil.plan import Sizes
+from sweeps.distil.plan import iteration
 from sweeps.race import Candidate
 
 MOST_ITERATIONS = 10**6
@@ -38,8 +38,8 @@ LANE_SHARE = 0.1
 VALIDATE_EVERY, VALIDATION_COST = 0.25, 5
 """Growth of the spent evaluations from one validation to the next, and their least growth in validations."""
 
-PATIENCE, LEAST_GAIN_DB = 3, 0.05
-"""Validations without such a gain after which a distillation has converged."""
+LEAST_GAIN_DB = 0.05
+"""Gain of a validation that counts: after some without one (``Sizes.patience``), a distillation has converged."""
 
 OVERFIT_DB = 0.5
 """PSNR on training pairs above that on validation pairs from which on more pairs are worth their cost."""
@@ -93,7 +93,7 @@ class Learner:
     Args:
         place: Where it runs.
         nfe: Number of velocity evaluations.
-        beginning: Which numbers of theta's beginning are learned.
+        learned: What is learned.
         seed: Seed of the order of batches.
         sizes: Numbers of pairs.
         level: Pairs to begin with.
@@ -108,7 +108,7 @@ class Learner:
         place: Place,
         *,
         nfe: int,
-        beginning: Beginning,
+        learned: Learned,
         seed: int,
         sizes: Sizes,
         level: Level,
@@ -120,8 +120,7 @@ class Learner:
         self.place, self.nfe, self.seed, self.sizes = place, nfe, seed, sizes
         self.level, self.pairs, self.budget, self.limit = level, pairs, budget, limit
         self.journal, self.name = journal, f"theta-nfe{nfe}"
-        self.options = {"beginning": beginning}
-        self.family = BNS(beginning=beginning)
+        self.learned = learned
         self.scheduler = place.facts.scheduler
         self.clock = time.monotonic()
 
@@ -136,17 +135,17 @@ class Learner:
             self._step(progress)
         return progress
 
-    def solver(self, parameters: Sequence[float]) -> NSSolver:
-        """The solver at these parameters."""
-        return self.family.to_ns(torch.tensor(parameters, dtype=torch.float64), self.scheduler, 1.0)
+    def solver(self, parameters: Sequence[float]) -> NSSolver | GuidedSolver:
+        """The solver, or the solvers of a range of guidance scales, at these parameters."""
+        return self.learned.solver(parameters, self.scheduler)
 
     def _begun(self, candidates: Sequence[Candidate]) -> Progress:
         """The progress before the first iteration, with the starts that can be afforded."""
         states = []
         for candidate in candidates:
-            parameters = self.family.start_from(candidate.solver, self.scheduler)
-            states.append(asdict(self._method(self.level.train).begin(parameters)))
-        batches = [len(self._method(self.level.train).batch(k)) for k in range(LANE_ITERATIONS)]
+            parameters = self.learned.start(candidate.solver, self.scheduler)
+            states.append(asdict(self._method().begin(parameters)))
+        batches = [len(self._method().batch(k)) for k in range(LANE_ITERATIONS)]
         lane = sum(self._cost(batch) for batch in batches) + self._validation_cost
         affordable = LANE_SHARE * (self.limit - self.budget.spent) / lane
         count = 1 + min(len(states) - 1, math.floor(min(affordable, len(states))))
@@ -215,7 +214,7 @@ class Learner:
     def _iterate(self, progress: Progress, lane: int) -> bool:
         """One iteration; false if it cannot be afforded."""
         state = LMState(**progress.lanes[lane])
-        method = self._method(self.level.train)
+        method = self._method()
         pairs = len(method.batch(state.iteration))
         left = self.limit - self.budget.spent - self._validation_cost
         if self._cost(pairs, state) > left:
@@ -223,7 +222,7 @@ class Learner:
             if pairs < max(self.sizes.first_batch + 1, 2):
                 return False
             method = self._method(pairs)
-        rejected = method.retries * self.nfe * pairs
+        rejected = method.retries * self.nfe * pairs * len(self.pairs.scales)
         if self._cost(pairs, state) + rejected > left + SLACK * self.limit:
             return False
         after = advance(self._run(method), state, 1, self.scheduler, self.place.pool.gather)
@@ -247,7 +246,7 @@ class Learner:
             progress.stale += 1
         if not is_accurate_enough(self.pairs.truth(self.level), progress.best["psnr_db"]):
             self._tighten(progress)
-        if progress.stale >= PATIENCE and not self._grow(progress):
+        if progress.stale >= self.sizes.patience and not self._grow(progress):
             progress.status = "converged"
 
     def _note_best(self, progress: Progress, psnr: float, parameters: Sequence[float]) -> None:
@@ -261,7 +260,8 @@ class Learner:
 
     def _widen(self, progress: Progress) -> None:
         """Make more of the planned training pairs once a batch takes half of those that there are."""
-        batch = len(self._method(self.sizes.train).batch(progress.lanes[0]["iteration"]))
+        sizes, done = self.sizes, progress.lanes[0]["iteration"]
+        batch = min(sizes.first_batch * sizes.batch_growth ** min(done, 1000), sizes.largest_batch, sizes.train)
         while 2 * batch > self.level.train and self.level.train < self.sizes.train:
             level = replace(self.level, train=min(2 * self.level.train, self.sizes.train))
             if not self._affords(self.level, level):
@@ -273,18 +273,20 @@ class Learner:
         best = progress.best["parameters"]
         training = self._validate(progress, best, "train")
         gap = training - progress.best["psnr_db"]
-        level = replace(self.level, train=2 * self.level.train)
-        if gap < OVERFIT_DB:
+        more = self.sizes.more_train(self.level.train)
+        if gap < OVERFIT_DB or more is None:
             return False
+        level = replace(self.level, train=more)
         if not self._affords(self.level, level, share=0.5):
             progress.notes.append(
                 f"theta is {gap:.1f} dB better on its {self.level.train} training pairs than on others; the budget "
                 f"does not pay for more pairs"
             )
             return False
+        before = self.level.train
         self._change(progress, level)
         progress.notes.append(
-            f"theta was {gap:.1f} dB better on its {self.level.train // 2} training pairs than on others; it went on "
+            f"theta was {gap:.1f} dB better on {before} training pairs than on others; it went on "
             f"with {self.level.train}"
         )
         self.sizes = replace(self.sizes, train=max(self.sizes.train, level.train))
@@ -337,7 +339,7 @@ class Learner:
     def _cost(self, pairs: int, state: LMState | None = None) -> int:
         """Evaluations of an iteration on so many pairs whose first step is taken."""
         jacobian = self._jacobian if state is None else state.jacobian
-        return (evaluations_per_pair(self.nfe, jacobian) + self.nfe) * pairs
+        return iteration(self.nfe, pairs, jacobian) * len(self.pairs.scales)
 
     @property
     def _validation_cost(self) -> int:
@@ -347,8 +349,9 @@ class Learner:
     def _jacobian(self) -> Literal["forward", "central"]:
         return "forward" if self.place.precision == "float32" else "central"
 
-    def _method(self, largest: int) -> LevenbergMarquardt:
-        """The method on the present training pairs, with batches of at most ``largest``."""
+    def _method(self, most: int | None = None) -> LevenbergMarquardt:
+        """The method on the present training pairs, with batches of at most ``most``."""
+        largest = min(self.sizes.largest_batch, self.level.train) if most is None else most
         grows = self.sizes.first_batch < largest
         return LevenbergMarquardt(
             iterations=MOST_ITERATIONS,
@@ -361,15 +364,22 @@ class Learner:
         )
 
     def _run(self, method: LevenbergMarquardt) -> LearnedRun:
-        (train,) = self.pairs.names("train", self.level).values()
-        return LearnedRun(family="bns", options=self.options, sigma0=1.0, train=train, method=method)
+        names = self.pairs.names("train", self.level)
+        train = tuple(AtScale(scale, name) for scale, name in names.items())
+        return LearnedRun(
+            family=self.learned.name,
+            options=self.learned.options,
+            sigma0=1.0,
+            train=train[0].pairs if self.learned.guidance_range is None else train,
+            method=method,
+        )
 
     def _validate(
         self, progress: Progress, parameters: Sequence[float], split: Literal["train", "validation"] = "validation"
     ) -> float:
         """Mean PSNR of the solver at these parameters on a split's pairs, dB."""
         solver, names = self.solver(parameters), self.pairs.names(split, self.level)
-        values = [mean_psnr(solver, name, self.place.pool.gather) for name in names.values()]
+        values = [mean_psnr(at(solver, scale), name, self.place.pool.gather) for scale, name in names.items()]
         count = self.level.validation if split == "validation" else self.level.train
         spent = count * self.nfe * len(names)
         self._charge(0, spent, self._lap(progress))
@@ -377,12 +387,14 @@ class Learner:
         return sum(values) / len(values)
 
     def _charge(self, evaluations: int, validations: int, seconds: float, reused: bool = False) -> None:
-        scale, part = self.pairs.scales[0], f"theta at NFE {self.nfe}"
-        if evaluations:
-            self.budget.spend("distillation", part, evaluations, guidance_scale=scale, seconds=seconds, reused=reused)
-            seconds = 0.0
-        if validations:
-            self.budget.spend("validation", part, validations, guidance_scale=scale, seconds=seconds, reused=reused)
+        """Charge evaluations, of which every guidance scale has as many; the time goes to the first item."""
+        part, scales = f"theta at NFE {self.nfe}", self.pairs.scales
+        items: tuple[tuple[Item, int], ...] = (("distillation", evaluations), ("validation", validations))
+        for item, spent in items:
+            for scale in scales if spent else ():
+                share = spent // len(scales)
+                self.budget.spend(item, part, share, guidance_scale=scale, seconds=seconds, reused=reused)
+                seconds = 0.0
 
     def _lap(self, progress: Progress) -> float:
         now = time.monotonic()

@@ -13,8 +13,10 @@ from orchestrator.hosts.timing import Timing
 from orchestrator.models.facts import ModelFacts
 from orchestrator.progress import counted
 from orchestrator.results.bill import Item, duration
-from solvers.distil.normal_equations import evaluations_per_pair
+from solvers.distil.normal_equations import Jacobian, evaluations_per_pair
+from solvers.distil.sizes import Sizes, sizes
 from sweeps.distil.budget import REPORT_SAMPLES
+from sweeps.distil.family import Learned
 from sweeps.distil.pair_sets import AGAIN, BATCH, Level
 from sweeps.distil.settings import DistilSettings
 
@@ -30,24 +32,9 @@ PAIR_SHARE, VALIDATION_SHARE, RACE_SHARE = 0.25, 0.1, 0.1
 RACE_PAIRS = 32
 """Most pairs of a race."""
 
-CONVERGED = 10
-"""Iterations of the largest batch that a distillation without a budget is expected to take."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Numbers of pairs of a distillation.
-
-    Attributes:
-        train, validation: Pairs of the sets, multiples of :data:`~sweeps.distil.pair_sets.BATCH`.
-        first_batch: Pairs of the first iteration.
-        batch_growth: Factor of the batch from one iteration to the next.
-    """
-
-    train: int
-    validation: int
-    first_batch: int
-    batch_growth: float
+CONVERGED, LEAST_ITERATIONS = 8, 4
+"""Iterations of the largest batch that a distillation without a budget is expected to take, and iterations of the
+first batches without which none is of any use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,43 +101,31 @@ class Plan:
         )
 
 
-def numbers(nfe: int) -> int:
-    """How many numbers a theta has that are learned."""
-    return nfe * (nfe + 5) // 2 + 1
+def wanted_sizes(learned: Learned, nfe: int, dimensions: int) -> Sizes:
+    """Numbers of pairs of a theta, per guidance scale."""
+    return sizes(learned.numbers(nfe), dimensions, nfe)
 
 
-def sizes(nfe: int, dimensions: int) -> Sizes:
-    """Numbers of pairs for a theta, from the numbers that are learned and the numbers that a pair has."""
-    per_number = numbers(nfe) / dimensions
-    train = whole(min(max(64 * per_number, 32), 512))
-    first = max(2, math.ceil(4 * per_number))
-    return Sizes(train=train, validation=32, first_batch=min(first, train), batch_growth=1.15)
-
-
-def whole(pairs: float) -> int:
-    """So many pairs, rounded to whole batches, one at least."""
-    return max(BATCH, round(pairs / BATCH) * BATCH)
-
-
-def iteration(nfe: int, pairs: int) -> int:
+def iteration(nfe: int, pairs: int, jacobian: Jacobian = "forward") -> int:
     """Evaluations of an iteration whose first step is taken."""
-    return (evaluations_per_pair(nfe, "forward") + nfe) * pairs
+    return (evaluations_per_pair(nfe, jacobian) + nfe) * pairs
 
 
 def distillation(nfe: int, chosen: Sizes) -> int:
-    """Evaluations of a distillation until it has converged."""
+    """Evaluations of a distillation until it has converged, per guidance scale."""
+    largest = min(chosen.largest_batch, chosen.train)
     spent, batch = 0, float(chosen.first_batch)
-    while batch < chosen.train:
+    while batch < largest:
         spent += iteration(nfe, round(batch))
         batch *= chosen.batch_growth
-    return spent + CONVERGED * iteration(nfe, chosen.train)
+    return spent + CONVERGED * iteration(nfe, largest)
 
 
 def make_plan(
     facts: ModelFacts,
     settings: DistilSettings,
     *,
-    scales: int,
+    learned: Learned,
     timing: Timing,
     hosts: int,
     memory_bytes: int,
@@ -161,20 +136,21 @@ def make_plan(
     Args:
         facts: Facts of the model.
         settings: What is asked.
-        scales: Number of guidance scales of the training pairs.
+        learned: What is learned.
         timing: Measured time of an evaluation.
         hosts, memory_bytes: See :class:`Plan`.
         per_pair: Evaluations of a pair by tolerance; None: not measured yet.
     """
     dimensions = math.prod(facts.shape)
     pair = per_pair or PER_PAIR
-    wanted = [sizes(nfe, dimensions) for nfe in settings.nfe]
+    scales = len(learned.scales)
+    wanted = [wanted_sizes(learned, nfe, dimensions) for nfe in settings.nfe]
     train, validation = max(chosen.train for chosen in wanted), max(chosen.validation for chosen in wanted)
     fixed = _fixed(facts, settings, timing, hosts)
     smallest = _evaluations(settings.nfe, fixed, BATCH, BATCH, pair[1e-3], scales)
     for chosen, nfe in zip(wanted, settings.nfe, strict=True):
         smallest["grid search"] += 2 * 20 * nfe
-        smallest["distillation"] += 4 * iteration(nfe, chosen.first_batch)
+        smallest["distillation"] += LEAST_ITERATIONS * iteration(nfe, chosen.first_batch) * scales
         smallest["validation"] += 3 * BATCH * nfe * scales
     tolerance = 1e-4
     if settings.budget is not None:
@@ -186,7 +162,7 @@ def make_plan(
     expected = _evaluations(settings.nfe, fixed, train, validation, pair[tolerance], scales)
     for chosen, nfe in zip(wanted, settings.nfe, strict=True):
         expected["grid search"] += 45 * nfe * 4
-        expected["distillation"] += distillation(nfe, replace(chosen, train=max(train, chosen.first_batch)))
+        expected["distillation"] += distillation(nfe, replace(chosen, train=max(train, chosen.first_batch))) * scales
         expected["validation"] += 20 * validation * nfe * scales
     if settings.budget is not None:
         rest = settings.budget - sum(value for item, value in expected.items() if item != "distillation")

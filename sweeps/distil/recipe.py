@@ -16,16 +16,16 @@ from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.hosts.timing import Timing
 from orchestrator.pool.requests import Request
 from orchestrator.results.bill import guided
-from solvers.families.bns import Beginning
 from solvers.grids import Grid
 from sweeps.artifact import theta_artifact
 from sweeps.distil.budget import REPORT_SAMPLES, Budget
+from sweeps.distil.family import Learned
 from sweeps.distil.journal import Journal, RecordedPool, folder
 from sweeps.distil.learning import Learner
 from sweeps.distil.outcome import Distilled, DistilOutcome
 from sweeps.distil.pair_sets import BATCH, Level, PairSets
 from sweeps.distil.place import Place
-from sweeps.distil.plan import PER_PAIR, RACE_PAIRS, RACE_SHARE, Plan, distillation, make_plan, sizes
+from sweeps.distil.plan import PER_PAIR, RACE_PAIRS, RACE_SHARE, Plan, distillation, make_plan, wanted_sizes
 from sweeps.distil.settings import DistilSettings
 from sweeps.distil.starts import shortlist
 from sweeps.examination import Subject, check_teacher, examine
@@ -73,13 +73,17 @@ class _Recipe:
         on_spend: Callable[[int], object],
         on_plan: Callable[[Plan], object],
     ):
-        if len(settings.guidance_scales) > 1:
-            raise UserError("a range of guidance scales cannot be distilled yet; give a single one")
+        asked = settings.beginning
+        self.learned = Learned(
+            beginning=beginning_for(place.facts) if asked == "auto" else asked,
+            guidance_scales=settings.guidance_scales,
+        )
         self.place, self.settings, self.on_plan = place, settings, on_plan
         self.budget = Budget(settings.budget, place.facts.forwards_per_evaluation, on_spend)
         self.journal = Journal(place.storage, folder(place, settings))
-        self.pairs = PairSets(place, settings.guidance_scales, settings.seed, self.budget)
-        self.scale = settings.guidance_scales[-1]
+        self.pairs = PairSets(place, self.learned.scales, settings.seed, self.budget)
+        # The scale in the middle stands for a range, where one solver must do for all.
+        self.scale = self.learned.scales[len(self.learned.scales) // 2]
 
     def run(self) -> DistilOutcome:
         place, settings = self.place, self.settings
@@ -142,7 +146,7 @@ class _Recipe:
         return make_plan(
             self.place.facts,
             self.settings,
-            scales=len(self.pairs.scales),
+            learned=self.learned,
             timing=timing,
             hosts=self.place.hosts,
             memory_bytes=self.place.memory_bytes,
@@ -154,7 +158,8 @@ class _Recipe:
         place = self.place
         checked = place.hosts * CHECK_EVALUATIONS
         self.budget.spend("examination", "each host checks the network", checked, guidance_scale=self.scale)
-        specs = list(self.pairs.specs("train", plan.level).values())
+        sets = self.pairs.specs("train", plan.level)
+        specs = [sets[scale] for scale in self.settings.guidance_scales]
         measured = 0
         for subject in map(Subject.of, specs):
             examination = examine(place.storage, place.pool, place.facts, subject)
@@ -179,16 +184,16 @@ class _Recipe:
         """Distil the first of these NFEs, for which a share of the budget is left; returns the pairs in use, too."""
         place, nfe = self.place, nfes[0]
         dimensions = math.prod(place.facts.shape)
-        expected = [distillation(n, sizes(n, dimensions)) for n in nfes]
+        expected = [distillation(n, wanted_sizes(self.learned, n, dimensions)) for n in nfes]
         share = self.budget.left * expected[0] / sum(expected)
         limit = self.budget.spent + share - self._comparison(level, nfe)
         candidates = self._race(level, nfe, share)
         learner = Learner(
             place,
             nfe=nfe,
-            beginning=self._beginning,
+            learned=self.learned,
             seed=self.settings.seed,
-            sizes=replace(sizes(nfe, dimensions), train=plan.training_pairs),
+            sizes=replace(wanted_sizes(self.learned, nfe, dimensions), train=plan.training_pairs),
             level=level,
             pairs=self.pairs,
             budget=self.budget,
@@ -206,11 +211,11 @@ class _Recipe:
             place.facts,
             place.pool,
             learner.solver(best["parameters"]),
-            family="bns",
+            family=self.learned.name,
             start=f"{start.label} on the {start.grid.label} grid",
             guidance_scale=self.scale,
             sigma0=1.0,
-            pairs=self.pairs.names("train", level)[self.scale],
+            pairs=", ".join(self.pairs.names("train", level).values()),
             validation_psnr_db=best["psnr_db"],
         )
         assert progress.status is not None
@@ -230,11 +235,6 @@ class _Recipe:
             notes=notes,
         )
         return distilled, level
-
-    @property
-    def _beginning(self) -> Beginning:
-        asked = self.settings.beginning
-        return beginning_for(self.place.facts) if asked == "auto" else asked
 
     def _race(self, level: Level, nfe: int, share: float) -> list[Candidate]:
         """The best fixed solvers of the shortlist, best first, without those that are far behind."""
