@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping
 
 from orchestrator.hosts.distillation import to_numpy
 from orchestrator.hosts.protocols import HostProtocol
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pool.requests import Pool, Request
+from solvers.guided import GuidedSolver
 from solvers.ns import NSSolver
 from solvers.theta import ThetaArtifact
 
@@ -15,7 +17,7 @@ from solvers.theta import ThetaArtifact
 def theta_artifact(
     facts: ModelFacts,
     pool: Pool,
-    solver: NSSolver,
+    solver: NSSolver | GuidedSolver,
     *,
     family: str,
     start: str | None,
@@ -23,18 +25,23 @@ def theta_artifact(
     sigma0: float,
     pairs: str | None,
     validation_psnr_db: float,
+    validation_psnr_db_by_scale: Mapping[float, float] | None = None,
 ) -> ThetaArtifact:
     """A solver with its provenance.
 
     Args:
         facts: Facts of the model.
         pool: Hosts of the model.
-        solver: The solver.
+        solver: The solver, or the solvers of a range of guidance scales.
         family, start: Its family, and the solver that its distillation started from.
-        guidance_scale, sigma0: Guidance scale and preconditioning.
+        guidance_scale, sigma0: Guidance scale, which a range has not, and preconditioning.
         pairs: Name of the training pairs.
         validation_psnr_db: PSNR on the validation pairs, dB.
+        validation_psnr_db_by_scale: For a range, PSNR at each guidance scale of the validation pairs, dB.
     """
+    schedule = None
+    if isinstance(solver, NSSolver):
+        schedule = pool.call(Request.of(HostProtocol.schedule, times=to_numpy(solver.times)))
     return ThetaArtifact(
         solver=solver,
         family=family,
@@ -47,6 +54,7 @@ def theta_artifact(
         model_digest=facts.digest,
         pairs_digest=pairs,
         validation_psnr_db=validation_psnr_db,
-        schedule=pool.call(Request.of(HostProtocol.schedule, times=to_numpy(solver.times))),
+        schedule=schedule,
+        validation_psnr_db_by_scale=dict(validation_psnr_db_by_scale or {}),
         packages={name: importlib.metadata.version(name) for name in ("torch", "bespoke-solvers")},
     )

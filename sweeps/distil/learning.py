@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean as mean
 from typing import Any, Literal
 
 from orchestrator.errors import UserError
@@ -62,7 +63,8 @@ class Progress:
         evaluations, validations: Velocity evaluations spent on iterations and on validations.
         seconds: Wall time.
         start_psnr_db: PSNR of the start of the first lane.
-        best: PSNR and parameters of the best validated iterate, and the evaluations of iterations up to it.
+        best: PSNR of the best validated iterate, also at each guidance scale, its parameters, and the evaluations of
+            iterations up to it.
         reference_db: PSNR from which a gain is counted.
         stale: Validations without a gain.
         validated: Evaluations of iterations at the last validation.
@@ -150,14 +152,14 @@ class Learner:
         affordable = LANE_SHARE * (self.limit - self.budget.spent) / lane
         count = 1 + min(len(states) - 1, math.floor(min(affordable, len(states))))
         progress = Progress(lanes=states[:count], starts=list(range(count)), levels=[asdict(self.level)])
-        psnr = self._validate(progress, states[0]["parameters"])
-        if not math.isfinite(psnr):
+        values = self._validate(progress, states[0]["parameters"])
+        if not math.isfinite(mean(values)):
             raise UserError(
                 f"the start of a distillation at NFE {self.nfe} gives validation samples that are not finite; check "
                 f"the model with `bespoke check`"
             )
-        progress.start_psnr_db = progress.reference_db = psnr
-        self._note_best(progress, psnr, states[0]["parameters"])
+        progress.start_psnr_db = progress.reference_db = mean(values)
+        self._note_best(progress, values, states[0]["parameters"])
         self._save(progress)
         return progress
 
@@ -183,11 +185,9 @@ class Learner:
             self._iterate(progress, behind)
             self._save(progress)
             return
-        scores = []
-        for state in progress.lanes:
-            psnr = self._validate(progress, state["parameters"])
-            scores.append(psnr if math.isfinite(psnr) else -math.inf)
-        best = scores.index(max(scores))
+        scores = [self._validate(progress, state["parameters"]) for state in progress.lanes]
+        means = [mean(values) if math.isfinite(mean(values)) else -math.inf for values in scores]
+        best = means.index(max(means))
         progress.lanes, progress.starts = [progress.lanes[best]], [progress.starts[best]]
         self._judge(progress, scores[best])
         self._save(progress)
@@ -232,14 +232,15 @@ class Learner:
         progress.lanes[lane] = asdict(after)
         return True
 
-    def _judge(self, progress: Progress, psnr: float) -> None:
+    def _judge(self, progress: Progress, values: Sequence[float]) -> None:
         """Draw the consequences of a validation of the first lane."""
+        psnr = mean(values)
         progress.validated = progress.evaluations
         parameters = progress.lanes[0]["parameters"]
         if not math.isfinite(psnr):
             progress.lanes[0]["status"] = "diverged"
             return
-        self._note_best(progress, psnr, parameters)
+        self._note_best(progress, values, parameters)
         if psnr >= progress.reference_db + LEAST_GAIN_DB:
             progress.reference_db, progress.stale = psnr, 0
         else:
@@ -249,11 +250,13 @@ class Learner:
         if progress.stale >= self.sizes.patience and not self._grow(progress):
             progress.status = "converged"
 
-    def _note_best(self, progress: Progress, psnr: float, parameters: Sequence[float]) -> None:
+    def _note_best(self, progress: Progress, values: Sequence[float], parameters: Sequence[float]) -> None:
+        psnr = mean(values)
         progress.history.append((self.budget.spent, psnr))
         if not progress.best or psnr > progress.best["psnr_db"]:
             progress.best = {
                 "psnr_db": psnr,
+                "each_psnr_db": list(values),
                 "parameters": list(parameters),
                 "evaluations": progress.evaluations,
             }
@@ -271,7 +274,7 @@ class Learner:
     def _grow(self, progress: Progress) -> bool:
         """Double the training pairs if theta is better on these than on others, and the budget allows it."""
         best = progress.best["parameters"]
-        training = self._validate(progress, best, "train")
+        training = mean(self._validate(progress, best, "train"))
         gap = training - progress.best["psnr_db"]
         more = self.sizes.more_train(self.level.train)
         if gap < OVERFIT_DB or more is None:
@@ -311,9 +314,10 @@ class Learner:
             f"theta came near the accuracy of ground truth at tolerance {before.tolerance:g}, {known}; pairs were "
             f"solved again at {tolerance:g}"
         )
-        psnr = self._validate(progress, best["parameters"])
+        values = self._validate(progress, best["parameters"])
+        psnr = mean(values)
         progress.reference_db += psnr - best["psnr_db"]
-        progress.best = best | {"psnr_db": psnr}
+        progress.best = best | {"psnr_db": psnr, "each_psnr_db": values}
         progress.history.append((self.budget.spent, psnr))
 
     # ---- pairs and costs --------------------------------------------------------------------------------------
@@ -376,15 +380,15 @@ class Learner:
 
     def _validate(
         self, progress: Progress, parameters: Sequence[float], split: Literal["train", "validation"] = "validation"
-    ) -> float:
-        """Mean PSNR of the solver at these parameters on a split's pairs, dB."""
+    ) -> list[float]:
+        """Mean PSNR of the solver at these parameters on a split's pairs, at each guidance scale, dB."""
         solver, names = self.solver(parameters), self.pairs.names(split, self.level)
         values = [mean_psnr(at(solver, scale), name, self.place.pool.gather) for scale, name in names.items()]
         count = self.level.validation if split == "validation" else self.level.train
         spent = count * self.nfe * len(names)
         self._charge(0, spent, self._lap(progress))
         progress.validations += spent
-        return sum(values) / len(values)
+        return values
 
     def _charge(self, evaluations: int, validations: int, seconds: float, reused: bool = False) -> None:
         """Charge evaluations, of which every guidance scale has as many; the time goes to the first item."""

@@ -204,6 +204,7 @@ class _Recipe:
         level, best = learner.level, progress.best
         start, fixed = candidates[progress.starts[0]].choice, candidates[0]
         fixed_db = self._compare(level, fixed, nfe)
+        by_scale = dict(zip(self.learned.scales, best["each_psnr_db"], strict=True))
         notes = list(progress.notes)
         if fixed_db > best["psnr_db"]:
             notes.append(f"the fixed solver {fixed.choice.label} is better than theta; give a larger budget")
@@ -217,6 +218,7 @@ class _Recipe:
             sigma0=1.0,
             pairs=", ".join(self.pairs.names("train", level).values()),
             validation_psnr_db=best["psnr_db"],
+            validation_psnr_db_by_scale={} if self.learned.guidance_range is None else by_scale,
         )
         assert progress.status is not None
         distilled = Distilled(
