@@ -40,7 +40,7 @@ from solvers.theta_content import (
     safetensors_content,
     schedule_of,
     solver_of,
-    values,
+    values_of,
 )
 
 MAX_BYTES = 2 * 28 * (MAX_NFE * (MAX_NFE + 5) // 2 + 1) + 2**20
@@ -185,7 +185,7 @@ class ThetaArtifact:
             "validation_psnr_db": self.validation_psnr_db,
             "packages": self.packages,
             **({} if self.schedule is None else {SCHEDULE: self.schedule.to_dict()}),
-            **{name: values(tensor) for name, tensor in self.tensors().items()},
+            **{name: values_of(tensor) for name, tensor in self.tensors().items()},
         }
         lines = (f"  {json.dumps(key)}: {json_value(key, value)}" for key, value in content.items())
         return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -266,6 +266,8 @@ class ThetaArtifact:
         numbers: NSSolver | GuidedSolver = lower
         guided = guidance_of(content, invalid)
         if guided:
+            if SCHEDULE in content:
+                raise invalid(f"it has a {SCHEDULE!r}, which belongs to the times of one scale, and a {RANGE!r}")
             try:
                 numbers = GuidedSolver(lower, solver_of(content, UPPER_TENSORS, invalid), guided.pop(RANGE))
             except InvalidThetaError as error:

@@ -85,7 +85,7 @@ def safetensors_content(source: Path, invalid: Refuse) -> dict[str, Any]:
         # NaN != 0 is true, so NaN on or above the diagonal is rejected too.
         if tensor.ndim == 2 and bool((tensor.triu() != 0).any()):
             raise invalid(f"{name!r} must be strictly lower triangular: a state may use only the velocities before it")
-    return content | {name: values(tensor) for name, tensor in tensors.items()}
+    return content | {name: values_of(tensor) for name, tensor in tensors.items()}
 
 
 def _check_shapes(file: Any, expected: tuple[str, ...], nfe: int, invalid: Refuse) -> None:
@@ -109,7 +109,7 @@ def json_value(key: str, value: Any) -> str:
     return json.dumps(value)
 
 
-def values(tensor: Tensor) -> list[Any]:
+def values_of(tensor: Tensor) -> list[Any]:
     """A tensor of theta as in JSON: of b, only the entries below the diagonal."""
     values: list[Any] = tensor.tolist()
     return [row[:k] for k, row in enumerate(values)] if tensor.ndim == 2 else values

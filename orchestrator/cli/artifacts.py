@@ -16,18 +16,25 @@ from orchestrator.errors import UserError
 @click.argument("theta", metavar="THETA")
 @click.option("--to", "to", required=True, metavar="NAME", help="Output format, one of `bespoke list exporters`.")
 @click.argument("destination", type=click.Path(path_type=Path), metavar="DESTINATION")
-def export(theta: str, to: str, destination: Path) -> None:
+@click.option(
+    "--guidance-scale", type=float, metavar="SCALE", help="Export this scale alone, of a THETA for a range of scales."
+)
+def export(theta: str, to: str, destination: Path, guidance_scale: float | None) -> None:
     """Export a THETA artifact for use by another program. An existing file at DESTINATION is overwritten.
 
     \b
     Examples:
       bespoke export theta.json --to python sampler.py
       bespoke export theta.json --to safetensors theta.safetensors
+      bespoke export theta.json --to python sampler.py --guidance-scale 2.5
     """
     from orchestrator import plugins
 
     exporter = plugins.load("exporters", to)()
-    for path in exporter.export(theta_file(theta), destination):
+    artifact = theta_file(theta)
+    if guidance_scale is not None:
+        artifact = artifact.at(guidance_scale=guidance_scale)
+    for path in exporter.export(artifact, destination):
         click.echo(path)
 
 
@@ -61,7 +68,7 @@ def register(theta: str, name: str, alias: str | None, experiment: str, tracking
         tracker, experiment_id = open_experiment(uri, experiment, Storage.at(storage))
         log = tracker.run(experiment_id, f"theta/{artifact.family}/{artifact.digest}", Path(theta).stem)
         log.tags({THETA: artifact.digest})
-        log.finish({"nfe": artifact.solver.nfe}, texts={THETA_FILE: artifact.to_json()})
+        log.finish({"nfe": artifact.nfe}, texts={THETA_FILE: artifact.to_json()})
         run_id = log.run_id
     version = tracker.register(name, run_id, alias)
     click.echo(f"models:/{name}/{version}" + (f" is now models:/{name}@{alias}" if alias else ""))

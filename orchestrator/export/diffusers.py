@@ -14,6 +14,7 @@ from orchestrator.models.diffusers import DTYPES, DiffusersModel, load_pipeline
 from solvers.ns import InvalidThetaError
 from solvers.schedulers import DiscreteVP
 from solvers.theta import ThetaArtifact
+from solvers.theta_content import values_of
 
 LARGEST_START_DEVIATION = 0.01
 """Largest deviation of a_0 from 1 in pipelines whose network gets the unscaled noise."""
@@ -30,11 +31,13 @@ def ns_scheduler(
     Args:
         artifact: The solver with its provenance.
         pipe: The diffusers pipeline that theta was made for; its networks are frozen.
-        guidance_scale: Scale that the pipeline will be called with, checked against theta's; None for theta's own.
+        guidance_scale: Scale that the pipeline will be called with, checked against theta's; None for theta's own. For
+            a range, None means the scale of each call, as far as the pipeline states it (``NSScheduler.watch``).
         allow_transfer: Whether to accept a theta that was made for another model.
 
     Returns:
-        An ``NSScheduler``; its ``config`` holds theta's ``guidance_scale``.
+        An ``NSScheduler``; its ``config`` holds theta's ``guidance_scale``, or ``guidance_range``. A call of ``pipe``
+        with a scale that it does not suit is refused, if the pipeline states its scale.
 
     Raises:
         InvalidThetaError: theta was made for another model, prediction, path or guidance.
@@ -45,24 +48,38 @@ def ns_scheduler(
 
     artifact = check_artifact(artifact)
     model = DiffusersModel.of(pipe)
-    _check(artifact, model, guidance_scale, allow_transfer)
-    solver, native = artifact.solver, model.native
+    ends = [artifact]
+    if artifact.guidance_range is not None:
+        ends = [artifact.at(guidance_scale=end) for end in artifact.guidance_range]
+        if guidance_scale is not None:
+            artifact.at(guidance_scale=guidance_scale)  # refuses a scale outside the range
+    elif guidance_scale is not None and guidance_scale != artifact.guidance_scale:
+        raise InvalidThetaError(
+            f"this theta was made for guidance_scale {artifact.guidance_scale:g}, not {guidance_scale:g}; call the "
+            f"pipeline with {artifact.guidance_scale:g}, or distil one for {guidance_scale:g}"
+        )
+    for end in ends:
+        _check(end, model, allow_transfer)
+    native = model.native
     betas = native.betas if isinstance(native, DiscreteVP) else None
-    return NSScheduler(
-        times=solver.times.tolist(),
-        a=solver.a.tolist(),
-        b=[row[:k] for k, row in enumerate(solver.b.tolist())],
+    scheduler = NSScheduler(
+        **{name: values_of(tensor) for name, tensor in artifact.tensors().items()},
         prediction_type=FLOW if model.network.is_flow else model.prediction,
         trained_betas=None if betas is None else list(betas),
         num_train_timesteps=1000 if betas is None else len(betas),
-        guidance_scale=float(artifact.guidance_scale),
+        guidance_scale=guidance_scale if artifact.guidance_range is not None else float(artifact.guidance_scale),
+        guidance_range=None if artifact.guidance_range is None else list(artifact.guidance_range),
         model_digest=artifact.model_digest,
         use_flow_sigmas=model.network.is_flow,
         scales_input=model.network.scaled_by == "scale_model_input",
     )
+    if model.network.guidance != "none":
+        scheduler.watch(pipe)
+    return scheduler
 
 
-def _check(artifact: ThetaArtifact, model: DiffusersModel, guidance_scale: float | None, allow_transfer: bool) -> None:
+def _check(artifact: ThetaArtifact, model: DiffusersModel, allow_transfer: bool) -> None:
+    """Check that a theta of one guidance scale can sample in the model's pipeline."""
     pairs = (
         ("prediction", artifact.prediction, model.prediction),
         ("native scheduler", artifact.native_scheduler, model.native.name),
@@ -76,11 +93,6 @@ def _check(artifact: ThetaArtifact, model: DiffusersModel, guidance_scale: float
             )
     artifact.check_model(model.digest, allow_transfer=allow_transfer)
     scale = artifact.guidance_scale
-    if guidance_scale is not None and guidance_scale != scale:
-        raise InvalidThetaError(
-            f"this theta was made for guidance_scale {scale:g}, not {guidance_scale:g}; call the pipeline with "
-            f"{scale:g}, or distil one for {guidance_scale:g}"
-        )
     network = model.network
     name = type(network.pipe).__name__
     if network.guidance == "none" and scale != 1:

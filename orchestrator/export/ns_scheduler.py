@@ -5,6 +5,7 @@ A pipeline saved with this scheduler refers to this module, so the package must 
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from solvers.ns import NSSolver
+from solvers.guided import GuidedSolver
+from solvers.ns import InvalidThetaError, NSSolver
 from solvers.prediction import Prediction, PredictionField
 from solvers.schedulers import CondOT, Cosine, DiscreteVP, Scheduler
 
@@ -25,6 +27,15 @@ _WHOLE_PATH = (
     "theta is a solver of the whole path from pure noise, and there is none yet for this kind of pipeline; use the "
     "pipeline that theta was made for (text or class to image), or another scheduler here"
 )
+
+
+def _solver(times: list[float], a: list[float], b: list[list[float]]) -> NSSolver:
+    """The solver of these numbers, in which row k of ``b`` has k values."""
+    n = len(times)
+    lower = torch.zeros(n + 1, n, dtype=torch.float64)
+    for k, row in enumerate(b):
+        lower[k, :k] = torch.tensor(row, dtype=torch.float64)
+    return NSSolver(torch.tensor(times, dtype=torch.float64), torch.tensor(a, dtype=torch.float64), lower)
 
 
 class NSSchedulerOutput(NamedTuple):
@@ -61,11 +72,15 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         trained_betas: The betas the network was trained with; None for flows, and for a v prediction on the continuous
             cosine path (Stable Audio), whose timesteps are 1 - t.
         num_train_timesteps: Number of timesteps in training.
-        guidance_scale: Guidance scale that theta was made for; call the pipeline with it.
+        guidance_scale: Guidance scale that theta was made for, or that was chosen in its range; call the pipeline with
+            it. None: none was chosen yet (:meth:`at`).
         model_digest: Digest of the model that theta was made for.
         use_flow_sigmas: Whether the model is a flow; flow pipelines then leave the grid to the scheduler.
         scales_input: Whether the pipeline ignores ``init_noise_sigma``, and hands what :meth:`scale_model_input`
             returns to its network and to :meth:`step`.
+        guidance_range: The two ends of the range of scales that theta was made for; None for a single scale.
+        upper_times, upper_a, upper_b: For a range: theta's numbers at its upper end; ``times``, ``a`` and ``b`` are
+            those of its lower end, and those of a scale lie between them.
 
     Raises:
         InvalidThetaError: ``times``, ``a`` and ``b`` are not a valid solver.
@@ -84,10 +99,14 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         prediction_type: str,
         trained_betas: list[float] | None = None,
         num_train_timesteps: int = 1000,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = 1.0,
         model_digest: str | None = None,
         use_flow_sigmas: bool = False,
         scales_input: bool = False,
+        guidance_range: list[float] | None = None,
+        upper_times: list[float] | None = None,
+        upper_a: list[float] | None = None,
+        upper_b: list[list[float]] | None = None,
     ):
         flow = prediction_type == FLOW
         if prediction_type not in ("epsilon", "sample", "v_prediction", FLOW):
@@ -101,19 +120,74 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
                 f"trained_betas, epsilon and sample take only trained_betas, v_prediction takes trained_betas or "
                 f"neither"
             )
-        n = len(times)
-        lower = torch.zeros(n + 1, n, dtype=torch.float64)
-        for k, row in enumerate(b):
-            lower[k, :k] = torch.tensor(row, dtype=torch.float64)
-        self.solver = NSSolver(torch.tensor(times, dtype=torch.float64), torch.tensor(a, dtype=torch.float64), lower)
+        solver = _solver(times, a, b)
+        self._guided: GuidedSolver | None = None
+        if guidance_range is not None:
+            upper = _solver(upper_times or [], upper_a or [], upper_b or [])
+            self._guided = GuidedSolver(solver, upper, (guidance_range[0], guidance_range[1]))
+            # Without a scale, set_timesteps refuses to begin a sample.
+            solver = self._guided.at(guidance_range[0] if guidance_scale is None else guidance_scale)
+        self._scale = guidance_scale
+        self._pipeline: weakref.ref[Any] | None = None
         self.native: Scheduler = DiscreteVP(betas=tuple(trained_betas)) if trained_betas else _CONTINUOUS[flow]
         self.predicts: Prediction = "velocity" if flow else prediction_type  # type: ignore[assignment]
         self._train_timesteps = num_train_timesteps
-        self._first = float(self.solver.a[0])
         self._scales_input = scales_input
-        self.init_noise_sigma = 1.0 if scales_input else self._first
+        self._use(solver)
         self.num_inference_steps: int | None = None
         self._start(torch.device("cpu"))
+
+    def _use(self, solver: NSSolver) -> None:
+        self.solver = solver
+        self._first = float(solver.a[0])
+        self.init_noise_sigma = 1.0 if self._scales_input else self._first
+
+    def at(self, guidance_scale: float) -> NSScheduler:
+        """The scheduler for a pipeline that is called with ``guidance_scale``, which theta's range must hold.
+
+        Raises:
+            InvalidThetaError: theta was not made for this scale.
+        """
+        if self._guided is None and guidance_scale != self._scale:
+            raise InvalidThetaError(
+                f"this theta was made for guidance_scale {self._scale:g}, not {guidance_scale:g}; call the pipeline "
+                f"with {self._scale:g}, or distil one for {guidance_scale:g}"
+            )
+        scheduler: NSScheduler = NSScheduler.from_config(self.config, guidance_scale=float(guidance_scale))
+        scheduler._pipeline = self._pipeline
+        return scheduler
+
+    def watch(self, pipe: Any) -> None:
+        """Use the guidance scale of each call of ``pipe``, if its class states it (``pipe.guidance_scale``).
+
+        theta of a range takes that scale unless one was chosen; a scale that theta or the choice does not suit is
+        refused. Pipelines that keep the scale to themselves, such as DiT's, cannot be checked.
+        """
+        self._pipeline = weakref.ref(pipe)
+
+    def _choose_scale(self) -> None:
+        """Set the solver of the guidance scale that was chosen, or that the pipeline states for this call.
+
+        Raises:
+            InvalidThetaError: None was chosen or stated, they differ, or theta was not made for it.
+        """
+        stated = None if self._pipeline is None else getattr(self._pipeline(), "guidance_scale", None)
+        if stated is not None and self._scale is not None and max(stated, 1) != max(self._scale, 1):
+            raise InvalidThetaError(
+                f"the pipeline was called with guidance_scale {stated:g}, but its scheduler is for {self._scale:g}; "
+                f"call it with guidance_scale={self._scale:g}"
+                + (f", or set pipe.scheduler = pipe.scheduler.at({stated:g})" if self._guided is not None else "")
+            )
+        if self._guided is None:
+            return
+        scale = stated if self._scale is None else self._scale
+        if scale is None:
+            low, high = self._guided.guidance_range
+            raise InvalidThetaError(
+                f"this theta is for every guidance scale from {low:g} to {high:g}, and the pipeline does not pass its "
+                f"own to the scheduler; choose it first: pipe.scheduler = pipe.scheduler.at({high:g})"
+            )
+        self._use(self._guided.at(scale))
 
     def _start(self, device: torch.device | str | None) -> None:
         times = self.solver.times
@@ -187,7 +261,8 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
             sigmas, timesteps: Another grid, which the pipeline or its caller wants. Refused.
 
         Raises:
-            ValueError: ``num_inference_steps`` is not theta's NFE, or another grid is given.
+            ValueError: ``num_inference_steps`` is not theta's NFE, another grid is given, or theta's guidance scale is
+                not known or not the pipeline's.
         """
         if sigmas is not None or timesteps is not None:
             raise ValueError(f"the pipeline was given, or makes, its own sigmas or timesteps, but {_WHOLE_PATH}")
@@ -196,6 +271,7 @@ class NSScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
                 f"this theta has {self.solver.nfe} steps, not {num_inference_steps}; call the pipeline with "
                 f"num_inference_steps={self.solver.nfe}, or export a theta of {num_inference_steps} evaluations"
             )
+        self._choose_scale()
         self.num_inference_steps = num_inference_steps
         self._start(device)
 

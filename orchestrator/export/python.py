@@ -48,6 +48,52 @@ def _solve(velocity, x0):
     return x
 '''
 
+RANGE_TEMPLATE = '''\
+"""{title}
+
+    from {module} import sample
+    x1 = sample(velocity, x0, guidance_scale)
+
+``velocity(x, t)`` is dx/dt of the sampling ODE at this guidance scale, for a batch x and a Python float t, with t=0
+noise and t=1 data.
+{belongs}
+x0 is noise ~ N(0, I). x0 and the velocities may be arrays of torch, numpy or any other library with + and *.
+"""
+
+MODEL_DIGEST = {model_digest!r}
+GUIDANCE_RANGE = {guidance_range}
+SCHEDULER = {scheduler!r}
+
+# x_k = A[k] x0 + sum_j B[k][j] u_j with u_j = velocity(x_j, TIMES[j]); the sample is the last x (BNS, Algorithm 1).
+# Every number is a pair: its values at the two ends of GUIDANCE_RANGE, between which it is linear.
+TIMES = {times}
+A = {a}
+B = {b}
+
+
+def sample(velocity, x0, guidance_scale):
+    """Solve the ODE from noise ``x0`` in len(TIMES) evaluations of ``velocity``; keeps the shape and dtype of x0.
+
+    Raises ValueError if ``guidance_scale``, which ``velocity`` must be guided at, is outside GUIDANCE_RANGE.
+    """
+    low, high = GUIDANCE_RANGE
+    if not low <= guidance_scale <= high:
+        raise ValueError(f"guidance_scale {{guidance_scale}} is outside the range of this solver, {{low}} to {{high}}")
+    share = (guidance_scale - low) / (high - low)
+
+    def at_scale(ends):
+        return ends[0] + share * (ends[1] - ends[0])
+
+    velocities = []
+    x = at_scale(A[0]) * x0
+    for k in range(len(TIMES)):
+        velocities.append(velocity(x, at_scale(TIMES[k])))
+        x = at_scale(A[k + 1]) * x0
+        for ends, u in zip(B[k + 1], velocities):
+            x = x + at_scale(ends) * u
+    return x
+'''
+
 USAGE = """
 With the network itself:
 
@@ -117,7 +163,8 @@ WORDS = {
 class PythonFile(Exporter):
     """Exports theta as one Python file that holds its values; it runs with torch or numpy, without this package.
 
-    It holds the schedule of the network too, if theta does: the file then samples with the network itself.
+    It holds the schedule of the network too, if theta does: the file then samples with the network itself. The file of
+    a theta for a range of guidance scales takes the scale as an argument of ``sample``.
     """
 
     name = "python"
@@ -131,16 +178,41 @@ class PythonFile(Exporter):
                 f"underscores, e.g. {importable}.py"
             )
         artifact = check_artifact(artifact)
-        return write_file(destination, ".py", _source(artifact, destination.stem).encode("utf-8"))
+        source = _source if artifact.guidance_range is None else _source_of_range
+        return write_file(destination, ".py", source(artifact, destination.stem).encode("utf-8"))
+
+
+def _title(artifact: ThetaArtifact) -> str:
+    # Text from the artifact enters the file only through repr or ascii, so that a hostile name cannot become code.
+    family = ascii(artifact.family)[1:-1].replace('"', "'")
+    return f"Distilled solver of {artifact.nfe} velocity evaluations (family {family})."
+
+
+def _source_of_range(artifact: ThetaArtifact, module: str) -> str:
+    """The file of a theta for a range of guidance scales."""
+    assert artifact.guidance_range is not None
+    ends = [artifact.at(guidance_scale=scale).solver for scale in artifact.guidance_range]
+    times, a = (zip(*(getattr(solver, name).tolist() for solver in ends), strict=True) for name in ("times", "a"))
+    rows = zip(*(solver.b.tolist() for solver in ends), strict=True)
+    b = "".join(f"    {_pairs(zip(*(row[:k] for row in pair), strict=True))},\n" for k, pair in enumerate(rows))
+    return RANGE_TEMPLATE.format(
+        title=_title(artifact),
+        module=module,
+        belongs=_belongs(artifact),
+        model_digest=artifact.model_digest,
+        guidance_range=_tuple(artifact.guidance_range),
+        scheduler=artifact.scheduler,
+        times=_pairs(times),
+        a=_pairs(a),
+        b=f"(\n{b})",
+    )
 
 
 def _source(artifact: ThetaArtifact, module: str) -> str:
     solver = artifact.solver
-    # Text from the artifact enters the file only through repr or ascii, so that a hostile name cannot become code.
-    family = ascii(artifact.family)[1:-1].replace('"', "'")
     carries = artifact.schedule is not None and artifact.prediction in FORMULAS
     text = TEMPLATE.format(
-        title=f"Distilled solver of {solver.nfe} velocity evaluations (family {family}).",
+        title=_title(artifact),
         module=module,
         also=", sample_network" if carries else "",
         usage=_usage(artifact) if carries else "",
@@ -204,7 +276,10 @@ def _formula(prediction: str) -> str:
 
 
 def _belongs(artifact: ThetaArtifact) -> str:
-    guided = "without guidance" if artifact.guidance_scale == 1 else "guided at GUIDANCE_SCALE"
+    if artifact.guidance_range is not None:
+        guided = "guided at guidance_scale, in GUIDANCE_RANGE"
+    else:
+        guided = "without guidance" if artifact.guidance_scale == 1 else "guided at GUIDANCE_SCALE"
     path = "on the path named SCHEDULER" if artifact.scheduler else "on the path that the solver was distilled for"
     return f"It must be the velocity of the model MODEL_DIGEST, {guided}, {path};\nwith any other, samples are wrong."
 
@@ -212,6 +287,11 @@ def _belongs(artifact: ThetaArtifact) -> str:
 def _tuple(values: Iterable[float]) -> str:
     """A tuple literal that reads back to exactly the same float64 values."""
     return "(" + "".join(f"{value!r}, " for value in values).rstrip() + ")"
+
+
+def _pairs(pairs: Iterable[tuple[float, ...]]) -> str:
+    """A tuple literal of the values of each number at the two ends of a range."""
+    return "(" + "".join(f"{_tuple(pair)}, " for pair in pairs).rstrip() + ")"
 
 
 EXPORTER = PythonFile

@@ -15,7 +15,10 @@ from solvers.theta_content import METADATA_KEY
 
 @dataclass(frozen=True)
 class Safetensors(Exporter):
-    """Exports theta as one safetensors file: float64 tensors times, a and b, and provenance in the metadata."""
+    """Exports theta as one safetensors file: float64 tensors times, a and b, and provenance in the metadata.
+
+    A theta for a range of guidance scales has the tensors upper_times, upper_a and upper_b as well.
+    """
 
     name = "safetensors"
 
