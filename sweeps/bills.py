@@ -43,3 +43,12 @@ def charge_gallery(bill: Bill, cost: Cost) -> None:
     """Add the samples that a report shows."""
     if cost.evaluations:
         bill.add("report", "samples to look at and to listen to", cost)
+
+
+def fact_tags(truths: Mapping[float, Truth], bill: Bill) -> dict[str, str]:
+    """Facts about ground truth, by guidance scale, and the bill, as tags of a command's run.
+
+    Tags, since metrics of this run alone would be empty charts above the curves of the solvers.
+    """
+    facts = {f"ground_truth/{n}/guidance {g:g}": v for g, truth in truths.items() for n, v in truth.numbers().items()}
+    return {f"bespoke.{name}": f"{value:.6g}" for name, value in (facts | bill.metrics()).items()}

@@ -6,7 +6,6 @@ before it is needed, since that takes seconds.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,14 +55,6 @@ def host_settings(config: ExperimentConfig, storage: Storage) -> HostSettings:
         checkpoint=resources.checkpoint,
         compile=resources.compile,
     )
-
-
-def own_threads() -> int:
-    """Torch threads of a host in this process: ``OMP_NUM_THREADS``, or the cores that this process may use."""
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    if limit.isdecimal() and int(limit) > 0:
-        return int(limit)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Session(ABC):
@@ -220,8 +211,7 @@ class LocalSession(Session):
 
     def _start(self, stack: ExitStack) -> None:
         self._open_tracking(stack)
-        threads = own_threads()
-        stack.callback(torch.set_num_threads, torch.get_num_threads())  # of this process, which a host sets
+        threads = torch.get_num_threads()  # the cores of this machine, OMP_NUM_THREADS, or what a notebook has set
         with stage(f"loading model {self.config.model.name} in this process, {counted(threads, 'thread')}"):
             settings = replace(host_settings(self.config, self.storage), threads=threads)
             self.pool = LocalPool(Host(settings))

@@ -38,10 +38,10 @@ from orchestrator.results.bill import Bill, guided
 from orchestrator.results.store import Result, ResultStore, Row, rows
 from orchestrator.results.truth import Truth, find_truths
 from orchestrator.storage import Storage
-from orchestrator.tracking.mlflow import DESCRIPTION, ROLE, UPDATED, RunLog, entity_name
-from orchestrator.tracking.records import write_run
+from orchestrator.tracking.mlflow import DESCRIPTION, ROLE, UPDATED, RunLog
+from orchestrator.tracking.records import write_run, write_summaries
 from solvers.grids import Grid
-from sweeps.bills import charge_gallery, opening_bill
+from sweeps.bills import charge_gallery, fact_tags, opening_bill
 from sweeps.cell_scheduler import asha_per_cell
 from sweeps.point import RESULT_FORMAT, AnyPoint, FixedPoint, LearnedPoint, SolverChoice, point_from_dict
 from sweeps.points.execute import TrialContext, mlflow_parameters, stored_result
@@ -170,7 +170,7 @@ class _Sweep:
         table = rows(ordered)
         self._record_all(points, results)
         thetas = self._publish_thetas(table)
-        self._summaries(table)
+        write_summaries(self.tracker, self.experiment, self.parent.run_id, table)
         truths = self._truths()
         report = self.storage.location(f"{self.folder}/report.html")
         self.parent.tags({DESCRIPTION: _description(self.config.name, table, report, truths)})
@@ -178,11 +178,7 @@ class _Sweep:
             bill = self._report(table, ordered, truths)
         self.parent.tags({DESCRIPTION: _description(self.config.name, table, report, truths, bill)})
         status = "FAILED" if self.failed else "FINISHED"
-        # Tags, since metrics of this run alone would be empty charts above the curves of the solvers.
-        facts = {
-            f"ground_truth/{n}/guidance {g:g}": v for g, truth in truths.items() for n, v in truth.numbers().items()
-        }
-        self.parent.tags({f"bespoke.{name}": f"{value:.6g}" for name, value in (facts | bill.metrics()).items()})
+        self.parent.tags(fact_tags(truths, bill))
         self.parent.finish({"solvers": len(ordered), "failed": len(self.failed)}, status=status)
         return SweepOutcome(
             rows=table,
@@ -310,26 +306,6 @@ class _Sweep:
                 log = self._trial_run(points[key])
                 log.curve("validation_psnr_db", [(int(step), value) for step, value in result.history])
                 write_run(log, result, ResultStore(self.storage, key))
-
-    def _summaries(self, table: Sequence[Row]) -> None:
-        """Log one run per family and guidance, with PSNR at step = NFE, so that the UI can overlay the curves."""
-        series: dict[tuple[str, float], list[Row]] = {}
-        for row in table:
-            series.setdefault((row.name, row.guidance_scale), []).append(row)
-        outdated = self.tracker.runs_of(self.experiment, self.parent.run_id, "summary")
-        for (name, scale), members in series.items():
-            numbers = [(row.nfe, column, row.metrics[column]) for row in members for column in row.metrics]
-            key = f"summary/{name}/{scale:g}/{hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]}"
-            if outdated.pop(key, None) is not None:
-                continue
-            values = {"label": members[0].label, "kind": members[0].kind, "guidance_scale": scale}
-            run_name = name if scale == 1 else f"{name}, guidance {scale:g}"
-            log = self.tracker.summary_run(self.experiment, self.parent.run_id, key, run_name, values)
-            for column in members[0].metrics:
-                log.curve(f"{entity_name(column)}_vs_nfe", [(row.nfe, row.metrics[column]) for row in members])
-            log.finish({})
-        for run in outdated.values():
-            self.tracker.delete(run)
 
     def _report(self, table: Sequence[Row], results: Sequence[Result], truths: Mapping[float, Truth]) -> Bill:
         """Write tables and then the report to the experiment's folder and the parent run; returns the bill."""

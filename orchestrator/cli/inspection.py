@@ -34,7 +34,8 @@ def compare(experiment: str, as_json: bool, markdown: bool, tracking_uri: str | 
     from orchestrator.tracking.uri import resolve_tracking_uri
 
     uri = resolve_tracking_uri(tracking_uri, storage)
-    records = [read_run(run) for run in Tracker.open(uri).latest_trials(experiment)]
+    trials = Tracker.open(uri).latest_trials(experiment)
+    records = [read_run(run) for run in trials]
     table = rows(result for result, _ in records)
     if as_json:
         chosen = {key for row in table for key in row.keys}
@@ -44,7 +45,8 @@ def compare(experiment: str, as_json: bool, markdown: bool, tracking_uri: str | 
 
         click.echo(markdown_table(table))
     else:
-        print_table(table)
+        # A distillation compares on the pairs that have chosen its iterate, a sweep on fresh ones.
+        print_table(table, pairs=next((run.data.params.get("pairs", "test") for run in trials), "test"))
 
 
 def _json_row(result: Any, theta: str, selected: bool) -> dict[str, Any]:

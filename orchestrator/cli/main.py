@@ -16,6 +16,7 @@ import click
 
 from orchestrator.cli.artifacts import export, reference, register
 from orchestrator.cli.check import check
+from orchestrator.cli.distil import distil
 from orchestrator.cli.inspection import cluster, compare, doctor, list_plugins, ui
 from orchestrator.cli.jobs import distil_network, evaluate, pairs, pretrain, sweep
 from orchestrator.cli.shared import INTERRUPTED, UNEXPECTED, USAGE
@@ -98,6 +99,7 @@ def main() -> None:
 
     \b
     Start here:
+      bespoke distil digits_fm_ot --nfe 8          one solver, now
       bespoke check sweeps/configs/digits.yaml     look at the model first
       bespoke sweep sweeps/configs/digits.yaml     pairs, sweep, evaluation, report
       bespoke ui                                   browse the results in MLflow
@@ -106,7 +108,7 @@ def main() -> None:
 
 
 for _command in (
-    *(check, pairs, sweep, evaluate, reference, register, compare, pretrain, distil_network),
+    *(check, distil, pairs, sweep, evaluate, reference, register, compare, pretrain, distil_network),
     *(export, list_plugins, ui, store, doctor, cluster),
 ):
     for _inner in (_command, *(_command.commands.values() if isinstance(_command, click.Group) else ())):

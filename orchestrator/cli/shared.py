@@ -94,7 +94,7 @@ def exit_if_failed(failed: Mapping[str, str], log: str | None) -> None:
         sys.exit(FAILED)
 
 
-def print_table(table: Sequence[Row], truths: Mapping[float, Truth] | None = None) -> None:
+def print_table(table: Sequence[Row], truths: Mapping[float, Truth] | None = None, pairs: str = "test") -> None:
     """Print PSNR by solver and NFE, in colour only on a terminal; those near ground truth's accuracy are marked."""
     from rich.console import Console
     from rich.table import Table
@@ -106,7 +106,7 @@ def print_table(table: Sequence[Row], truths: Mapping[float, Truth] | None = Non
     for scale in sorted({row.guidance_scale for row in table}):
         part = [row for row in table if row.guidance_scale == scale]
         nfes = sorted({row.nfe for row in part})
-        output = Table(title=f"PSNR (dB) on test pairs, guidance {scale:g}", title_justify="left")
+        output = Table(title=f"PSNR (dB) on {pairs} pairs, guidance {scale:g}", title_justify="left")
         output.add_column("solver")
         for nfe in nfes:
             output.add_column(f"NFE {nfe}", justify="right")

@@ -99,13 +99,17 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     return content
 
 
-def parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """Parse ``key=value`` strings into a mapping; values are YAML.
+def parse_options(options: Sequence[str], content: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Parse ``key=value`` strings with dotted keys into a mapping; values are YAML.
+
+    Args:
+        options: The strings.
+        content: Mapping that they change; None: an empty one.
 
     Raises:
         ConfigError: An option is not ``key=value``.
     """
-    content: dict[str, Any] = {}
+    content = {} if content is None else content
     for option in options:
         _apply(content, option)
     return content

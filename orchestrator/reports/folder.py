@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,8 +90,25 @@ class ReportFolder:
         self.announce(f"{title}: {sentence[0].lower()}{sentence[1:]}")
         return Picture(title, None, sentence)
 
-    def page(self, template: str, config: ExperimentConfig, facts: ModelFacts, **content: Any) -> None:
-        """Write ``report.html``, last of all files, from a template of this package."""
+    def page(
+        self,
+        template: str,
+        config: ExperimentConfig,
+        facts: ModelFacts,
+        *,
+        configuration: Mapping[str, Any] | None = None,
+        **content: Any,
+    ) -> None:
+        """Write ``report.html``, last of all files, from a template of this package.
+
+        Args:
+            template: Name of the template.
+            config: The experiment.
+            facts: Its model.
+            configuration: What the page shows as its configuration; None: all of the experiment.
+            content: Further variables of the template.
+        """
+        values = config.model_dump(mode="json") if configuration is None else dict(configuration)
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
             autoescape=True,
@@ -103,7 +120,7 @@ class ReportFolder:
             config=config,
             facts=facts,
             counted=counted,
-            configuration=yaml.safe_dump(values_without_secrets(config.model_dump(mode="json")), sort_keys=False),
+            configuration=yaml.safe_dump(values_without_secrets(values), sort_keys=False),
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             **content,
         )

@@ -91,6 +91,8 @@ class Panel:
         nfe: int,
         solvers: Sequence[Entry],
         count: int = SAMPLES,
+        *,
+        most: int | None = None,
     ) -> Panel:
         """Sample these solvers from the noise of the first pairs, at the guidance scale of the pairs.
 
@@ -101,12 +103,13 @@ class Panel:
             nfe: Velocity evaluations of the solvers.
             solvers: Name, theta and PSNR of each solver.
             count: Maximum number of samples per solver; fewer or more if samples are not pictures.
+            most: Maximum whatever the kind of samples; None: none.
 
         Returns:
             The panel, whatever fails: ``missing`` then has the reason.
         """
         try:
-            return cls(nfe, pairs.guidance_scale, _strips(pool, facts, pairs, solvers, count))
+            return cls(nfe, pairs.guidance_scale, _strips(pool, facts, pairs, solvers, count, most))
         except Exception as error:  # of a decoder, for example
             failure = Failure.of(error)
             record(f"samples at NFE {nfe}", failure.details)
@@ -139,8 +142,11 @@ def make_gallery(
     return panels
 
 
-def _strips(pool: Pool, facts: ModelFacts, pairs: PairSpec, solvers: Sequence[Entry], count: int) -> tuple[Strip, ...]:
+def _strips(
+    pool: Pool, facts: ModelFacts, pairs: PairSpec, solvers: Sequence[Entry], count: int, most: int | None
+) -> tuple[Strip, ...]:
     count = SCATTERED if facts.kind == "vectors" else min(count, MOST.get(facts.kind, count))
+    count = count if most is None else min(count, most)
     indices = list(range(min(count, pairs.count)))
     pictures = pool.gather(
         [Request.of(HostProtocol.pictures, theta=theta, pairs=pairs.name, indices=indices) for _, theta, _ in solvers]

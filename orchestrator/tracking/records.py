@@ -5,16 +5,18 @@ Everything that a comparison needs is in parameters and metrics, not in artifact
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.results.store import Result, ResultStore
+from orchestrator.results.store import Result, ResultStore, Row
 from orchestrator.tracking.mlflow import THETA, THETA_FILE, entity_name
 from solvers.theta import ThetaArtifact
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-    from orchestrator.tracking.mlflow import RunLog
+    from orchestrator.tracking.mlflow import RunLog, Tracker
 
 START = "start_"
 STDERR = "_stderr"
@@ -23,7 +25,19 @@ BEST_VALIDATION = "best_validation_psnr_db"
 
 
 def write_run(log: RunLog, result: Result, store: ResultStore) -> None:
-    """Write a result and its theta to a run, and close the run."""
+    """Write the result of a point and its theta to a run, and close the run."""
+    write_result(log, result, store.read_theta(), store.theta_location)
+
+
+def write_result(log: RunLog, result: Result, theta: str, location: str) -> None:
+    """Write a result and its theta to a run, and close the run.
+
+    Args:
+        log: The run.
+        result: The result.
+        theta: theta as JSON.
+        location: Where it is kept.
+    """
     metrics: dict[str, float] = {
         BEST_VALIDATION: result.validation_psnr_db,
         "nfe": result.point["nfe"],
@@ -38,12 +52,11 @@ def write_run(log: RunLog, result: Result, store: ResultStore) -> None:
                 metrics[name + NOT_FINITE] = summary["not_finite"]
     if result.start_validation_psnr_db is not None:
         metrics[START + "validation_psnr_db"] = result.start_validation_psnr_db
-    theta = store.read_theta()
-    log.tags({THETA: ThetaArtifact.from_json(theta, origin=store.theta_location).digest})
+    log.tags({THETA: ThetaArtifact.from_json(theta, origin=location).digest})
     log.finish(
         metrics,
         texts={THETA_FILE: theta},
-        parameters={"grid": result.grid, "status": result.status, "theta": store.theta_location}
+        parameters={"grid": result.grid, "status": result.status, "theta": location}
         | ({"reason": result.reason} if result.reason else {}),
     )
 
@@ -93,3 +106,30 @@ def read_run(run: Run) -> tuple[Result, str]:
         backwards=int(metrics["backwards"]),
     )
     return result, parameters["theta"]
+
+
+def write_summaries(tracker: Tracker, experiment: str, parent: str, table: Sequence[Row]) -> None:
+    """Log one run per family and guidance, with PSNR at step = NFE, so that the UI can overlay the curves.
+
+    Args:
+        tracker: The MLflow store.
+        experiment, parent: Ids of the experiment and of the command's run.
+        table: The solvers. Runs about others, of an earlier command, are deleted.
+    """
+    series: dict[tuple[str, float], list[Row]] = {}
+    for row in table:
+        series.setdefault((row.name, row.guidance_scale), []).append(row)
+    outdated = tracker.runs_of(experiment, parent, "summary")
+    for (name, scale), members in series.items():
+        numbers = [(row.nfe, column, row.metrics[column]) for row in members for column in row.metrics]
+        key = f"summary/{name}/{scale:g}/{hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]}"
+        if outdated.pop(key, None) is not None:
+            continue
+        values = {"label": members[0].label, "kind": members[0].kind, "guidance_scale": scale}
+        run_name = name if scale == 1 else f"{name}, guidance {scale:g}"
+        log = tracker.summary_run(experiment, parent, key, run_name, values)
+        for column in members[0].metrics:
+            log.curve(f"{entity_name(column)}_vs_nfe", [(row.nfe, row.metrics[column]) for row in members])
+        log.finish({})
+    for run in outdated.values():
+        tracker.delete(run)

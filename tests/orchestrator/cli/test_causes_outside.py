@@ -130,6 +130,22 @@ CASES: dict[str, tuple[Prepare, str, str]] = {
         " conditioning={name:~labels,~options:~{classes:~1}}",
         "guidance scale 2 needs a label for the dropped condition, but Net has none",
     ),
+    # ---- a single model
+    "an unknown model": (_nothing, "distil digit_fm_ot --nfe 8", "did you mean 'digits_fm_ot'?"),
+    "a folder as a model": (_folder("m.yaml"), "distil m.yaml --nfe 8", "no model 'm.yaml'"),
+    "a theta as a model": (_nothing, "distil theta.json --nfe 8", "theta.json has no model"),
+    "a distillation without NFE": (_nothing, "distil good.yaml", "Missing option '--nfe'"),
+    "an NFE that is no number": (_nothing, "distil good.yaml --nfe eight", "'eight' is not a whole number"),
+    "an NFE of 0": (_nothing, "distil good.yaml --nfe 0", "nfe"),
+    "a guidance scale that is none": (_nothing, "distil good.yaml --nfe 8 --guidance-scale 1-5", "'1-5' is not a"),
+    "a range that runs down": (_nothing, "distil digits_fm_ot --nfe 8 --guidance-scale 5:1", "from 5 to 1"),
+    "a choice of guidance scales": (
+        _nothing,
+        "distil good.yaml --nfe 8 guidance_scale=[1,3]",
+        "lists the guidance scales 1, 3; choose one with --guidance-scale 1, or a range",
+    ),
+    "a budget of nothing": (_nothing, "distil digits_fm_ot --nfe 8 --budget 0", "0 is not in the range"),
+    "a key that a distillation does not use": (_nothing, "distil digits_fm_ot --nfe 8 seeds=[1]", "has no effect here"),
     # ---- thetas
     "a folder as theta": (_folder("t"), "export t --to python x.py", "t"),
     "a truncated theta": (_write("t", b'{"format": "bespoke-th'), "export t --to python x.py", "it is not JSON"),
