@@ -33,7 +33,7 @@ from orchestrator.pool.requests import LocalPool, Pool, Request
 from orchestrator.progress import Note, counted, note, stage
 from orchestrator.results.inventory import note_older, record_needs
 from orchestrator.storage import Storage
-from orchestrator.tracking.uri import resolve_tracking_uri
+from orchestrator.tracking.uri import resolve_tracking_uri, sqlite_path
 from sweeps.examination import Subject, check_teacher
 from sweeps.point import RESULT_FORMAT
 
@@ -134,7 +134,8 @@ class Session(ABC):
         """Begin to open the MLflow store, beside the hosts' start, since it takes seconds."""
         if self.tracked:
             executor = ThreadPoolExecutor(1)
-            stack.callback(executor.shutdown, wait=False)
+            # MLflow cannot create two SQLite stores at once, and the next session of this process may.
+            stack.callback(executor.shutdown, wait=sqlite_path(self.tracking_uri) is not None)
             self._tracking: Future[tuple[Tracker, str]] = executor.submit(self._opened)
 
     def _opened(self) -> tuple[Tracker, str]:
