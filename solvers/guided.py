@@ -79,7 +79,7 @@ def share_of(guidance_range: tuple[float, float], guidance_scale: float) -> floa
     if not low <= guidance_scale <= high:
         raise InvalidThetaError(
             f"guidance_scale {guidance_scale:g} is outside the range that this theta was made for, {low:g} to "
-            f"{high:g}; use a scale inside it, or distil a theta for {guidance_scale:g}"
+            f"{high:g}; choose one inside it, or distil a theta for {guidance_scale:g}"
         )
     return (guidance_scale - low) / (high - low)
 

@@ -34,6 +34,7 @@ from orchestrator.reports.tables import Table, across_datasets, by_dataset, comp
 from orchestrator.results.truth import find_truths
 from orchestrator.tracking.mlflow import ROLE, SWEEP, THETA, THETA_FILE, RunLog, entity_name
 from solvers.families import GridSolver
+from solvers.ns import InvalidThetaError
 from solvers.theta import ThetaArtifact
 from sweeps.ray_session import RaySession
 from sweeps.session import keep_only, upload
@@ -88,6 +89,8 @@ def evaluate_thetas(
 ) -> EvaluationOutcome:
     """Score every theta on every dataset with every metric, at theta's own guidance scale.
 
+    A theta for a range of guidance scales is scored at those of the configuration.
+
     Args:
         config: Experiment that names the model; its section ``evaluation`` names datasets, metrics and baselines, and
             has passed :func:`~orchestrator.evaluation.check.check_evaluation`.
@@ -96,13 +99,36 @@ def evaluate_thetas(
         allow_transfer: Allow theta made for another model.
 
     Raises:
-        InvalidThetaError: theta belongs to another model and ``allow_transfer`` is false.
+        InvalidThetaError: theta belongs to another model and ``allow_transfer`` is false, or its range does not hold a
+            guidance scale of the configuration.
         UserError: Something in the configuration or the environment cannot work.
     """
+    thetas = at_scales(thetas, config.guidance_scale)
     with RaySession(config, address=address, wait=wait, force=force, announce=announce, command="evaluate") as session:
         for theta in thetas:
             theta.artifact.check_model(session.facts.digest, allow_transfer=allow_transfer)
         return _Run(session, thetas, announce).run()
+
+
+def at_scales(thetas: Sequence[FoundTheta], scales: Sequence[float]) -> list[FoundTheta]:
+    """The thetas, with one for each of these guidance scales in place of each that was made for a range.
+
+    Raises:
+        InvalidThetaError: A range does not hold one of the scales.
+    """
+    chosen = []
+    for theta in thetas:
+        if theta.artifact.guidance_range is None:
+            chosen.append(theta)
+            continue
+        try:
+            chosen += [replace(theta, artifact=theta.artifact.at(guidance_scale=scale)) for scale in scales]
+        except InvalidThetaError as error:
+            raise InvalidThetaError(
+                f"{theta.origin} is evaluated at the guidance scales of the configuration, but {error}; set "
+                f"guidance_scale"
+            ) from error
+    return chosen
 
 
 class _Run:

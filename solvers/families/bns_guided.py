@@ -56,7 +56,7 @@ class BNSGuided(LearnableFamily):
 
     @property
     def label(self) -> str:
-        return f"{self.inner.label}, guidance {self.low:g} to {self.high:g}"
+        return f"{self.inner.label}, guidance range"
 
     def freedom(self, nfe: int) -> int:
         return self.inner.freedom(nfe)

@@ -133,7 +133,7 @@ def test_the_beginning_is_learned_as_for_bns() -> None:
 def test_a_scale_outside_the_range_is_refused(scale: float) -> None:
     """By the family, by the solver and by the artifact; the message names the scale and the range."""
     artifact = ThetaArtifact(FAMILY.to_guided(between(), CondOT()))
-    message = f"guidance_scale {scale:g} is outside the range that this theta was made for, 1 to 3; use"
+    message = f"guidance_scale {scale:g} is outside the range that this theta was made for, 1 to 3; choose"
     for refuse in (FAMILY.at, lambda w: artifact.at(guidance_scale=w)):
         with pytest.raises(InvalidThetaError, match=message):
             refuse(scale)

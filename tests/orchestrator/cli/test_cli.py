@@ -30,8 +30,10 @@ from orchestrator.tracking.records import write_run
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
 from solvers.grids import Grid
+from solvers.guided import GuidedSolver
 from solvers.schedulers.cond_ot import CondOT
 from solvers.theta import ThetaArtifact, load_theta
+from sweeps.evaluate import FoundTheta, at_scales
 from sweeps.sweep import SweepOutcome
 
 Bespoke = Callable[..., Result]
@@ -376,6 +378,34 @@ def test_a_theta_that_cannot_be_read_is_refused_before_anything_starts(
     content = json.loads(theta().read_text(encoding="utf-8"))
     broken.write_text(json.dumps(content | {"a": [1.0, "x", 1.0, 1.0, 1.0]}), encoding="utf-8")
     _assert_refused(bespoke("evaluate", broken, "--config", small), "'a' holds 'x', which is not a number")
+
+
+def test_a_theta_for_a_range_is_evaluated_at_the_scales_of_the_configuration(
+    bespoke: Bespoke, tmp_path: Path, small: Path, facts: ModelFacts
+) -> None:
+    """One row per scale; a scale outside the range is refused before anything starts."""
+    solver = GridSolver(Midpoint(), 4, Grid()).to_ns(facts.scheduler)
+    artifact = ThetaArtifact(GuidedSolver(solver, solver, (1.0, 3.0)), family="bns_guided", model_digest=facts.digest)
+    single = FoundTheta("single.json", ThetaArtifact(solver))
+    chosen = at_scales([FoundTheta("theta.json", artifact), single], (1.0, 2.5))
+    assert [theta.artifact.guidance_scale for theta in chosen] == [1.0, 2.5, 1.0]
+    artifact.save(tmp_path / "theta.json")
+    refused = bespoke("evaluate", tmp_path / "theta.json", "--config", small, "--set", "guidance_scale=[1,6]")
+    _assert_refused(refused, "at the guidance scales of the configuration, but guidance_scale 6 is outside the range")
+    _assert_refused(refused, "1 to 3; choose one inside it, or distil a theta for 6; set guidance_scale")
+
+
+def test_a_theta_for_a_range_is_registered(
+    bespoke: Bespoke, tmp_path: Path, facts: ModelFacts, storage: Storage
+) -> None:
+    """The registry holds the whole range."""
+    solver = GridSolver(Midpoint(), 4, Grid()).to_ns(facts.scheduler)
+    artifact = ThetaArtifact(GuidedSolver(solver, solver, (1.0, 3.0)), family="bns_guided", model_digest=facts.digest)
+    artifact.save(tmp_path / "theta.json")
+    done = bespoke("register", tmp_path / "theta.json", "--name", "guided", "--storage", storage.root)
+    assert done.exit_code == 0, done.output
+    text, _ = Tracker(f"sqlite:///{storage.root}/mlflow.db").read_theta("models:/guided/1")
+    assert ThetaArtifact.from_json(text, origin="registry").digest == artifact.digest
 
 
 def test_evaluate_refuses_missing_arguments_and_unknown_thetas(bespoke: Bespoke, small: Path, storage: Storage) -> None:
