@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -21,10 +21,9 @@ from torch import Tensor
 
 from orchestrator import plugins
 from orchestrator.audio.spectrogram import spectrogram
-from orchestrator.datasets.base import Dataset
 from orchestrator.errors import StoreError
 from orchestrator.hosts.batching import Batching, BatchingStatistics
-from orchestrator.hosts.conditioning import dataset_of, drawn, resolved
+from orchestrator.hosts.conditioning import drawn, resolved
 from orchestrator.hosts.distillation import advance, advance_steps
 from orchestrator.hosts.forms import Forms
 from orchestrator.hosts.lockstep import run_in_lockstep
@@ -36,7 +35,7 @@ from orchestrator.hosts.settings import HostSettings
 from orchestrator.hosts.teacher.evidence import Evidence
 from orchestrator.hosts.teacher.probe import Probe, batch_size
 from orchestrator.hosts.timing import Timing, time_field
-from orchestrator.hosts.truth import TruthFacts, truth_facts
+from orchestrator.hosts.truth import FieldOf, TruthFacts, solve_pairs, steps_for, truth_facts
 from orchestrator.hosts.work import MeteredField, Work
 from orchestrator.metrics.base import Media, PairMetric
 from orchestrator.metrics.measurements import MetricSpec, write_values
@@ -44,9 +43,8 @@ from orchestrator.models.base import AUTOCAST, AutocastField, ModelAdapter
 from orchestrator.models.facts import ModelFacts
 from orchestrator.objectives.base import FamilyObjective, SolverObjective
 from orchestrator.pairs import Condition, PairSet, PairSpec, PairStore, ShardRecord, accuracy, concatenate
-from orchestrator.pairs.ground_truth import solve
+from orchestrator.pairs.steps import SAMPLES, ChosenSteps
 from orchestrator.pool.requests import R, Request
-from orchestrator.randomness import noise
 from orchestrator.storage import Storage, canonical_json
 from solvers.distil.least_squares import fit
 from solvers.distil.normal_equations import Jacobian, NormalEquations, normal_equations
@@ -57,9 +55,6 @@ from solvers.losses import psnr_loss
 from solvers.network_schedule import NetworkSchedule
 from solvers.ns import CheckpointedField, NSSolver
 from solvers.trajectory import DensePath
-
-FieldOf = Callable[[Condition, float], VelocityField]
-"""``field(condition, guidance_scale)`` returns the velocity field of a batch."""
 
 SCORING_BATCH = 512
 """Pairs per model call when no gradient is needed."""
@@ -134,21 +129,17 @@ class Host(HostProtocol):
                 f"{self.device_class!r}; shards of two classes are not mixed: choose another storage or the same kind "
                 f"of device"
             )
-        dataset = dataset_of(spec)
-        parts = [self._solve(spec, list(batch), dataset) for batch in spec.batches(range(first, stop))]
+        device = self.settings.device
+        parts = [
+            solve_pairs(spec, batch, self.model, self._field, device) for batch in spec.batches(range(first, stop))
+        ]
         pairs = concatenate(parts)
         record = PairStore(self.storage, spec).write_shard(first, pairs)
         self.work.pairs += len(pairs)
         return record
 
-    def _solve(self, spec: PairSpec, indices: list[int], dataset: Dataset) -> PairSet:
-        x0 = torch.from_numpy(noise(spec.seed, indices, spec.shape))
-        stored, condition = drawn(self.model, dataset, spec.seed, indices)
-        device = self.settings.device
-        field = self._field(condition.to(device), spec.guidance_scale)
-        x1, nfe, path = solve(field, x0.to(device), spec.rtol, spec.atol, keep_path=spec.trajectory)
-        spent = torch.full((len(indices),), nfe, dtype=torch.int32)
-        return PairSet(x0, x1.float(), stored, spent, path).to("cpu")
+    def choose_steps(self, spec: PairSpec, samples: int = SAMPLES) -> ChosenSteps:
+        return steps_for(spec, samples, self.model, self._field, self.settings.device)
 
     def examine(
         self, conditioning: Mapping[str, Any], seed: int, guidance_scale: float, rtol: float, atol: float

@@ -19,8 +19,9 @@ from orchestrator.hosts.truth import TruthFacts
 from orchestrator.metrics.base import Media
 from orchestrator.metrics.measurements import MetricSpec
 from orchestrator.models.facts import ModelFacts
-from orchestrator.pairs import accuracy
+from orchestrator.pairs import PairSpec, accuracy
 from orchestrator.pairs.make import PairMaker
+from orchestrator.pairs.steps import SAMPLES, ChosenSteps
 from solvers.distil.normal_equations import Jacobian, NormalEquations
 from solvers.network_schedule import NetworkSchedule
 
@@ -55,6 +56,14 @@ class HostProtocol(PairMaker, Protocol):
             seed: Seed of noise and conditions; that of the training pairs gives the first trajectories of these.
             guidance_scale: Guidance scale.
             rtol, atol: Tolerances of ground truth.
+        """
+
+    def choose_steps(self, *, spec: PairSpec, samples: int = SAMPLES) -> ChosenSteps:
+        """Steps for all pairs of a spec, chosen on its first pairs to be as accurate as its tolerances.
+
+        Args:
+            spec: A spec without steps.
+            samples: Number of pairs.
         """
 
     def time_evaluation(

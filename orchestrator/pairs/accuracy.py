@@ -1,13 +1,14 @@
-"""The error of ground truth itself: a few pairs are solved again at a tenth of the tolerance."""
+"""The error of ground truth itself: a few pairs are solved again, at a tenth of the tolerance or on half the steps."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from orchestrator.pairs.ground_truth import NotFiniteError, solve
+from orchestrator.pairs.ground_truth import NotFiniteError, halved, solve, solve_on_steps
 from solvers.field import CountingField, VelocityField
 from solvers.losses import counted, per_sample_mse, psnr_db
 
@@ -70,9 +71,17 @@ class _LimitedField(CountingField):
 
 
 def accuracy(
-    velocity: VelocityField, x0: Tensor, x1: Tensor, rtol: float, atol: float, *, limit: int, mask: Tensor | None = None
+    velocity: VelocityField,
+    x0: Tensor,
+    x1: Tensor,
+    rtol: float,
+    atol: float,
+    *,
+    limit: int,
+    mask: Tensor | None = None,
+    steps: Sequence[float] | None = None,
 ) -> Accuracy:
-    """Compare ground truth with solutions at a tenth of its tolerances.
+    """Compare ground truth with solutions at a tenth of its tolerances, or on its steps split in two.
 
     Args:
         velocity: The field of these pairs.
@@ -81,10 +90,14 @@ def accuracy(
         rtol, atol: Tolerances of ground truth.
         limit: Largest number of evaluations of the batch; :data:`PATIENCE` times those of ground truth are enough.
         mask: Which entries count, see :func:`solvers.losses.counted`.
+        steps: Times of the steps of ground truth, if it was solved on given ones.
     """
     limited = _LimitedField(velocity, limit)
     try:
-        tighter = solve(limited, x0, rtol / TIGHTER, atol / TIGHTER).x1
+        if steps is None:
+            tighter = solve(limited, x0, rtol / TIGHTER, atol / TIGHTER).x1
+        else:
+            tighter = solve_on_steps(limited, x0, halved(steps)).x1
     except _TooManyError:
         problem = (
             f"a tenth of the tolerance takes more than {limit} evaluations: rounding in the network is larger than "
@@ -92,6 +105,7 @@ def accuracy(
         )
         return Accuracy((), limited.nfe * len(x0), problem)
     except NotFiniteError as error:
-        return Accuracy((), limited.nfe * len(x0), f"at a tenth of the tolerance, {error}")
+        tightened = "a tenth of the tolerance" if steps is None else "half the steps"
+        return Accuracy((), limited.nfe * len(x0), f"at {tightened}, {error}")
     rms = per_sample_mse(counted(x1.to(tighter.dtype), mask), counted(tighter, mask)).sqrt()
     return Accuracy(tuple(rms.tolist()), limited.nfe * len(x0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class PairSpec:
         rtol, atol: Tolerances of dopri5.
         device_class: 'cpu' or the accelerator's name; shards of two classes are not mixed.
         trajectory: Whether the steps between x0 and x1 are kept, for objectives that score a solver's steps.
+        steps: Times t_0..t_n of the steps of all pairs (``pairs.steps``), which were chosen to be as accurate as the
+            tolerances; None: each batch takes its own adaptive steps.
         format: Version of the procedure that makes pairs.
     """
 
@@ -52,13 +55,14 @@ class PairSpec:
     atol: float
     device_class: str
     trajectory: bool = False
+    steps: tuple[float, ...] | None = None
     format: int = FORMAT
 
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the pairs."""
-        content = dataclasses.asdict(self)
-        del content["count"], content["conditioning"]  # the same content may lie elsewhere
+        content = self.to_dict()
+        del content["conditioning"]  # the same content may lie elsewhere
         return content
 
     @property
@@ -67,9 +71,11 @@ class PairSpec:
         return f"v{self.format}-{digest_of(self.identity)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields but ``count``, for a manifest. Inverse: :meth:`from_dict`."""
+        """All fields but ``count``, and without ``steps`` if there are none. Inverse: :meth:`from_dict`."""
         content = dataclasses.asdict(self)
         del content["count"]
+        if self.steps is None:
+            del content["steps"]
         return content
 
     @property
@@ -124,7 +130,8 @@ class PairSpec:
             ValueError, KeyError, TypeError: The content is not a spec. The error for a wrong field names it and its
                 value.
         """
-        spec = cls(**content | {"shape": tuple(content["shape"]), "count": count})
+        steps = {"steps": tuple(content["steps"])} if "steps" in content else {}
+        spec = cls(**content | steps | {"shape": tuple(content["shape"]), "count": count})
         for names, holds in _FIELDS.items():
             for name in names:
                 if not holds(getattr(spec, name)):
@@ -152,6 +159,13 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
+def _times(value: Any) -> bool:
+    """Whether it is None or times that increase."""
+    return value is None or (
+        len(value) >= 2 and all(map(_number, value)) and all(a < b for a, b in itertools.pairwise(value))
+    )
+
+
 _FIELDS: dict[tuple[str, ...], Callable[[Any], bool]] = {
     ("model_digest", "device_class", "content"): lambda value: isinstance(value, str),
     ("conditioning",): lambda value: isinstance(value, dict) and isinstance(value.get("name"), str),
@@ -160,5 +174,6 @@ _FIELDS: dict[tuple[str, ...], Callable[[Any], bool]] = {
     ("count", "batch_size", "shard_size"): lambda value: _whole(value, 1),
     ("seed", "format"): lambda value: _whole(value, 0),
     ("trajectory",): lambda value: isinstance(value, bool),
+    ("steps",): _times,
 }
 """Validity check of each field of a spec."""

@@ -58,7 +58,8 @@ class Truth:
         facts = self.facts
         own = f"own accuracy unknown: {facts.problem}"
         if facts.accuracy_db is not None:
-            again = f"{facts.again} pairs solved again at a tenth of the tolerance"
+            tighter = "at a tenth of the tolerance" if self.spec.steps is None else "on half the steps"
+            again = f"{facts.again} pairs solved again {tighter}"
             own = f"own accuracy {shown_db(facts.accuracy_db, 1)} dB ({again})"
         return (
             f"values from {facts.low:.3g} to {facts.high:.3g}, mean {facts.mean:.3g}, standard deviation "

@@ -66,8 +66,8 @@ def test_easy_samples_in_the_batch_do_not_loosen_the_solution_of_a_difficult_one
     """
     difficult, _ = _rotation([15.0])
     crowded, _ = _rotation([15.0] + [0.0] * 63)
-    alone, nfe_alone, _ = solve(difficult, torch.tensor([[1.0, 0.0]]), 1e-6, 1e-6)
-    together, nfe_together, _ = solve(crowded, torch.tensor([[1.0, 0.0]]).expand(64, 2), 1e-6, 1e-6)
+    alone, nfe_alone = solve(difficult, torch.tensor([[1.0, 0.0]]), 1e-6, 1e-6)[:2]
+    together, nfe_together = solve(crowded, torch.tensor([[1.0, 0.0]]).expand(64, 2), 1e-6, 1e-6)[:2]
     assert nfe_together == nfe_alone
     torch.testing.assert_close(together[:1], alone, rtol=0, atol=0)
 
@@ -100,7 +100,7 @@ def test_the_state_is_float64_and_nfe_counts_the_evaluations() -> None:
         dtypes.append(x.dtype)
         return -x
 
-    x1, nfe, _ = solve(FunctionField(velocity, CondOT()), torch.ones(2, 3, dtype=torch.float32), 1e-5, 1e-5)
+    x1, nfe = solve(FunctionField(velocity, CondOT()), torch.ones(2, 3, dtype=torch.float32), 1e-5, 1e-5)[:2]
     assert x1.dtype == torch.float64
     assert set(dtypes) == {torch.float64}
     assert nfe == len(dtypes)

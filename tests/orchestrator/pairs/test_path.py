@@ -13,6 +13,7 @@ from orchestrator import plugins
 from orchestrator.config.pair_plan import PairKey
 from orchestrator.config.reading import load_config
 from orchestrator.errors import DamagedShardError
+from orchestrator.hosts.truth import solve_pairs
 from orchestrator.pairs import PairSet, PairSpec, PairStore, concatenate
 from orchestrator.pairs.ground_truth import solve
 from orchestrator.pool.requests import LocalPool
@@ -40,12 +41,14 @@ def _as_solved(spec: PairSpec, batch: range) -> PairSpec:
 def store(storage: Storage, spec: PairSpec, pool: LocalPool) -> PairStore:
     """A store of two shards, each of two batches of eight, made by the host."""
     host = pool.host
-    labels = plugins.build("datasets", spec.conditioning["name"], spec.conditioning["options"])
     small = dataclasses.replace(spec, count=32)
     store = PairStore(storage, small)
     records = []
     for indices in small.gaps([]):
-        parts = [host._solve(_as_solved(small, batch), list(batch), labels) for batch in small.batches(indices)]
+        parts = [
+            solve_pairs(_as_solved(small, batch), batch, host.model, host._field, "cpu")
+            for batch in small.batches(indices)
+        ]
         records.append(store.write_shard(indices.start, concatenate(parts)))
     store.commit(records)
     return store

@@ -27,6 +27,7 @@ OTHER = {
     "atol": 1e-7,
     "device_class": "NVIDIA H200",
     "trajectory": True,
+    "steps": (0.0, 0.5, 1.0),
     "format": 3,
 }
 
