@@ -59,6 +59,15 @@ def first_state(scheduler: Scheduler) -> Tensor:
     return scheduler.start(scheduler.t_min).reshape(1)
 
 
+def first_state_at(time: Tensor, scheduler: Scheduler, sigma0: float) -> Tensor:
+    """The weight of x0 at ``time`` of the preconditioned path that is :func:`first_state` on the raw path, (1,)."""
+    first = first_state(scheduler)
+    if sigma0 == 1:
+        return first
+    _, scale = _preconditioning(scheduler, sigma0).time_and_scale(time)
+    return first * scale
+
+
 def begins_with(solver: NSSolver, scheduler: Scheduler) -> bool:
     """Whether ``solver`` begins at ``t_min`` from sigma(t_min) x0."""
     sigma = float(first_state(scheduler))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +15,7 @@ from solvers.families._learned import (
     check_beginning,
     clamp_times,
     first_state,
+    first_state_at,
     on_raw_velocity,
     project_step_logits,
     rising_times,
@@ -30,8 +32,12 @@ Beginning = Literal["held", "time", "free"]
 LEFT_OUT: dict[Beginning, int] = {"held": 2, "time": 1, "free": 0}
 """How many of t_0 and a_0 are not learned."""
 
-MOVE = 0.02
-"""Share of the domain by which a start that begins at t_min is moved, if its first time is learned."""
+SKIPPED_STEPS, LARGEST_SKIP = 0.8, 0.25
+"""How much of the domain a start leaves to the exact flow from pure noise if its first time is learned: this share of
+one of n equal steps, at most this share of all. Learned first times lie about there."""
+
+LEAST_START = 0.1
+"""Least learned weight of x0 in the first state, as a share of the usual one: pipelines take no negative weight."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,8 @@ class BNS(LearnableFamily):
         beginning: Whether the first time t_0 and the weight a_0 of the first state are learned as well. 'held' keeps
             t_min and sigma(t_min), and learns both only for a start that begins elsewhere, such as EDM's. 'time' learns
             t_0 and keeps a_0, for pipelines that hand their noise to the network unscaled. 'free' learns both.
-            Otherwise than with 'held', a start at t_min is moved inwards by 2 % of the domain, since the first velocity
-            of a path from pure noise holds almost no information.
+            Otherwise than with 'held', a start that begins at t_min is squeezed into the times after it
+            (:func:`squeezed`), since the first velocity of a path from pure noise holds almost no information.
 
     Raises:
         ValueError: Unknown value of ``times`` or ``beginning``, or both are set: ordered times begin at t_min.
@@ -100,9 +106,9 @@ class BNS(LearnableFamily):
         if self.beginning == "time" or self.times == "ordered":
             check_beginning(solver, scheduler, self.label)
         if self.beginning == "free":
-            return (_moved(solver, scheduler, scaled=True) if at_beginning else solver).flat()
+            return (squeezed(solver, scheduler) if at_beginning else solver).flat()
         if self.beginning == "time":
-            return _without(_moved(solver, scheduler, scaled=False).flat(), solver.nfe)
+            return _without(squeezed(solver, scheduler).flat(), solver.nfe)
         if self.times == "free":
             return _free(solver.flat()) if at_beginning else solver.flat()
         parameters = _free(solver.flat())
@@ -115,7 +121,8 @@ class BNS(LearnableFamily):
         if left_out == 2 and self.times == "ordered":
             times = rising_times(_with_last_step(parameters[: n - 1]), target)[1:-1]
             parameters = torch.cat([times, parameters[n - 1 :]])
-        return on_raw_velocity(NSSolver.from_flat(_whole(parameters, target)), scheduler, sigma0)
+        whole = _whole(parameters, target, lambda first: first_state_at(first, scheduler, sigma0))
+        return on_raw_velocity(NSSolver.from_flat(whole), scheduler, sigma0)
 
     def project(self, parameters: Tensor, scheduler: Scheduler, sigma0: float) -> Tensor:
         target = target_scheduler(scheduler, sigma0)
@@ -127,7 +134,10 @@ class BNS(LearnableFamily):
         else:
             steps = project_step_logits(_with_last_step(times), target)
             times = steps[:-1] - steps[-1]
-        return torch.cat([times, parameters[count:]])
+        if left_out:
+            return torch.cat([times, parameters[count:]])
+        least = LEAST_START * first_state(target)
+        return torch.cat([times, torch.maximum(parameters[n : n + 1], least), parameters[n + 1 :]])
 
 
 def _with_last_step(logits: Tensor) -> Tensor:
@@ -167,26 +177,32 @@ def _without(flat: Tensor, index: int) -> Tensor:
     return torch.cat([flat[:index], flat[index + 1 :]])
 
 
-def _whole(parameters: Tensor, scheduler: Scheduler) -> Tensor:
-    """Flat theta; what the parameters leave out are the first time t_min and the first state sigma(t_min) x0."""
-    n, left_out = _form(parameters)
-    if left_out == 2:
-        first = torch.tensor([scheduler.t_min], dtype=parameters.dtype)
-        parameters = torch.cat([first, parameters])
-    return torch.cat([parameters[:n], first_state(scheduler), parameters[n:]]) if left_out else parameters
+def _whole(parameters: Tensor, scheduler: Scheduler, start_at: Callable[[Tensor], Tensor]) -> Tensor:
+    """Flat theta, with the first time t_min and the first state where ``parameters`` leave them out.
 
-
-def _moved(solver: NSSolver, scheduler: Scheduler, *, scaled: bool) -> NSSolver:
-    """``solver`` with its first query MOVE of the domain after t_min.
-
-    If ``scaled``, its first state is sigma(t_0) x0: the exact flow up to t_0 for data with mean 0, as far as the noise
-    alone determines it.
+    Args:
+        parameters: As learned.
+        scheduler: Scheduler of the preconditioned field.
+        start_at: The weight of x0 in the first state at a learned first time, shape (1,).
     """
-    times, a = solver.times.clone(), solver.a.clone()
-    times[0] = scheduler.t_min + MOVE * (scheduler.t_max - scheduler.t_min)
-    if scaled:
-        a[0] = scheduler.start(times[0])
-    return NSSolver(times, a, solver.b)
+    n, left_out = _form(parameters)
+    if not left_out:
+        return parameters
+    if left_out == 1:
+        return torch.cat([parameters[:n], start_at(parameters[0]), parameters[n:]])
+    first = torch.tensor([scheduler.t_min], dtype=parameters.dtype)
+    return torch.cat([first, parameters[: n - 1], first_state(scheduler), parameters[n - 1 :]])
+
+
+def squeezed(solver: NSSolver, scheduler: Scheduler) -> NSSolver:
+    """``solver`` on the times from t_0 on, a little inside the domain, after the flow from pure noise to t_0.
+
+    The flow is taken as sigma(t_0) x0, which is exact for data of mean and variance 0; a variance v changes the weight
+    by a factor 1 + v snr(t_0)^2 / 2, about 1 % here. Every step is shortened by the same factor.
+    """
+    share = 1 - min(SKIPPED_STEPS / solver.nfe, LARGEST_SKIP)
+    times = scheduler.t_max - share * (scheduler.t_max - solver.times)
+    return NSSolver(times, solver.a + scheduler.start(times[0]) - first_state(scheduler), share * solver.b)
 
 
 FAMILY = BNS

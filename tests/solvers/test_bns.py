@@ -10,22 +10,24 @@ from distillation import begin, run, validation_psnr
 from oracles import noise, nonlinear_field
 
 from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt
+from solvers.families._learned import last_time
 from solvers.families.base import GridSolver
-from solvers.families.bns import BNS, MOVE, Beginning
+from solvers.families.bns import BNS, Beginning
 from solvers.families.euler import Euler
 from solvers.families.midpoint import Midpoint
 from solvers.families.rk4 import RK4
 from solvers.grids import Grid
-from solvers.schedulers import CondOT
+from solvers.scale_time import SchedulerChange
+from solvers.schedulers import EDM, VP, CondOT, Cosine, DiscreteVP, Scheduler
 
-EDM = Grid("edm")
+EDM_GRID = Grid("edm")
 
 
 @pytest.mark.parametrize("sigma0", [1.0, 2.0])
 def test_a_start_that_begins_late_makes_its_first_time_and_state_learnable(sigma0: float) -> None:
     """EDM's grid starts at sigma/alpha = 80, i.e. t = 1/81 on cond_ot: t_0 and a_0 become parameters."""
     field = nonlinear_field(CondOT())
-    solver = GridSolver(Euler(), 5, EDM, sigma0)
+    solver = GridSolver(Euler(), 5, EDM_GRID, sigma0)
     parameters = BNS().start(solver, field.scheduler)
     assert len(parameters) == 5 * 10 // 2 + 1
     theta = BNS().to_ns(parameters, field.scheduler, sigma0)
@@ -42,24 +44,54 @@ def test_the_parameter_count_determines_whether_the_beginning_is_learned(nfe: in
     assert len(fixed) == nfe * (nfe + 5) // 2 - 1
     assert BNS().to_ns(fixed, scheduler, 1.0).nfe == nfe
     if nfe > 1:
-        learned = BNS().start(GridSolver(Euler(), nfe, EDM), scheduler)
+        learned = BNS().start(GridSolver(Euler(), nfe, EDM_GRID), scheduler)
         assert len(learned) == len(fixed) + 2
         assert BNS().to_ns(learned, scheduler, 1.0).nfe == nfe
 
 
 def test_a_learned_first_time_stays_in_the_domain() -> None:
-    """The projection covers it like every other time."""
+    """The projection covers it like every other time, and the weight of x0 in the first state stays positive."""
     scheduler = CondOT()
-    parameters = BNS().start(GridSolver(Euler(), 3, EDM), scheduler)
+    parameters = BNS().start(GridSolver(Euler(), 3, EDM_GRID), scheduler)
     projected = BNS().project(parameters - 1, scheduler, 1.0)
     assert (projected[:3] == 0).all()
-    torch.testing.assert_close(projected[3:], parameters[3:] - 1)
+    assert float(projected[3]) == 0.1
+    torch.testing.assert_close(projected[4:], parameters[4:] - 1)
+
+
+PATHS: list[Scheduler] = [
+    CondOT(),
+    CondOT(t_min=0.1, start_scale=1.0),
+    Cosine(t_min=0.05),
+    VP(t_min=0.02, t_max=0.999),
+    DiscreteVP(t_max=0.99),
+    EDM(),
+    SchedulerChange(DiscreteVP(), CondOT()).target,
+]
+
+
+@pytest.mark.parametrize("sigma0", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("beginning", ["time", "free"])
+@pytest.mark.parametrize("scheduler", PATHS, ids=lambda scheduler: f"{scheduler.name} from {scheduler.t_min:.3g}")
+def test_a_learned_beginning_stays_on_every_path(scheduler: Scheduler, beginning: Beginning, sigma0: float) -> None:
+    """Wherever a step leads, the field is queried in its domain; the weight of x0 is positive, with 'time' as usual."""
+    family = BNS(beginning=beginning)
+    start = family.start(GridSolver(Midpoint(), 4, Grid(), sigma0), scheduler)
+    for step in (0.0, -1.0, 1.0):
+        solver = family.to_ns(family.project(start + step, scheduler, sigma0), scheduler, sigma0)
+        scheduler.check_velocity_time(solver.times)
+        usual = float(scheduler.start(scheduler.t_min))
+        assert float(solver.times[0]) > scheduler.t_min or step < 0
+        assert float(solver.times.max()) <= last_time(scheduler)
+        assert float(solver.a[0]) > 0
+        if beginning == "time":
+            assert float(solver.a[0]) == pytest.approx(usual, rel=1e-9)
 
 
 def test_ordered_times_reject_a_start_that_begins_late() -> None:
     """Their parametrisation always begins at t_min."""
     with pytest.raises(ValueError, match=r"BNS \(ordered times\) starts at t=0 from 1 x0, this solver at t=0.012"):
-        BNS("ordered").start(GridSolver(Euler(), 3, EDM), CondOT())
+        BNS("ordered").start(GridSolver(Euler(), 3, EDM_GRID), CondOT())
 
 
 def test_unknown_times_are_rejected() -> None:
@@ -87,22 +119,20 @@ def test_ordered_times_reject_ties_that_free_times_accept() -> None:
 def test_a_learned_beginning_starts_a_little_inside_the_domain(
     beginning: Beginning, learned: int, sigma0: float
 ) -> None:
-    """The first query is moved inwards; with 'free', the first state shrinks to what is noise at that time."""
+    """Noise of its level comes first, by the exact flow; the steps after it shrink by the same factor."""
     scheduler = CondOT()
     family, solver = BNS(beginning=beginning), GridSolver(Midpoint(), 4, Grid(), sigma0)
     parameters = family.start(solver, scheduler)
     assert len(parameters) == BNS().freedom(4) + learned == family.freedom(4)
     moved, held = (f.to_ns(f.start(solver, scheduler), scheduler, sigma0) for f in (family, BNS()))
     if sigma0 == 1:
-        assert float(moved.times[0]) == MOVE
-        assert float(moved.a[0]) == (1 if beginning == "time" else 1 - MOVE)
-        assert torch.equal(moved.times[1:], held.times[1:])
-        assert torch.equal(moved.b, held.b)
-    field, x0 = nonlinear_field(scheduler), noise(3, 4)
-    torch.testing.assert_close(moved.sample(field, x0), held.sample(field, x0), rtol=0.1, atol=0.1)
+        torch.testing.assert_close(moved.times, 0.2 + 0.8 * held.times)
+        torch.testing.assert_close(moved.b, 0.8 * held.b)
+        assert float(moved.a[0]) == (1 if beginning == "time" else pytest.approx(0.8))
+        torch.testing.assert_close(moved.a[1:], held.a[1:] - 0.2)
     projected = family.project(parameters - 1, scheduler, sigma0)
     assert (projected[:4] == 0).all()
-    assert torch.equal(projected[4:], (parameters - 1)[4:])
+    assert torch.equal(projected[5:], (parameters - 1)[5:])
 
 
 def test_learning_the_beginning_pays_at_few_evaluations() -> None:
@@ -121,7 +151,7 @@ def test_learning_the_beginning_pays_at_few_evaluations() -> None:
 
 def test_a_start_elsewhere_keeps_its_beginning_where_both_are_learned() -> None:
     """'time' refuses it, because a_0 could not be kept."""
-    solver = GridSolver(Euler(), 3, EDM)
+    solver = GridSolver(Euler(), 3, EDM_GRID)
     free = BNS(beginning="free")
     assert torch.equal(free.start(solver, CondOT()), BNS().start(solver, CondOT()))
     with pytest.raises(ValueError, match=r"BNS, free first time starts at t=0 from 1 x0, this solver at t=0.012"):
