@@ -178,6 +178,10 @@ class LearnedPoint(Point):
     early_stopping: dict[str, Any] | None = None
 
     @property
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity, "settings": self.run.method.identity}
+
+    @property
     def family(self) -> str:
         return self.run.family
 

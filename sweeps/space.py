@@ -64,7 +64,9 @@ def check_pairs(config: ExperimentConfig, shape: Sequence[int], announce: Note =
     doubts: dict[str, None] = {}  # in order, and each once
     for learned, nfe in itertools.product(config.learned, config.nfe):
         numbers = learned.build().freedom(nfe)
-        for method in learned.methods(config.seeds[0], config.pairs.train, config.resources.precision):
+        for method in learned.methods(
+            config.seeds[0], config.pairs.train, config.resources.precision, nfe=nfe, dimensions=math.prod(shape)
+        ):
             try:
                 if numbers is not None:
                     method.check_pairs(numbers, math.prod(shape))
@@ -108,6 +110,7 @@ def learned_points(
         family, objective_content = learned.build(), learned.build_objective().content
         axes = (config.guidance_scale, config.nfe, config.seeds, learned.sigma0, learned.start)
         for scale, nfe, seed, sigma0, start in itertools.product(*axes):
+            train = specs[PairKey("train", scale, seed)]
             choice = _start(start, family, best, nfe, scale, sigma0, scheduler)
             if choice is None:
                 no_start(f"distillation of {learned.label} at nfe {nfe}, guidance {scale:g}")
@@ -118,7 +121,7 @@ def learned_points(
                         family=learned.family,
                         options=learned.options,
                         sigma0=sigma0,
-                        train=specs[PairKey("train", scale, seed)].name,
+                        train=train.name,
                         method=method,
                         objective=learned.objective.name,
                         objective_options=learned.objective.options,
@@ -134,11 +137,13 @@ def learned_points(
                     metrics=config.metrics,
                     precision=config.resources.precision,
                     data_parallel=learned.data_parallel,
-                    validate_every=learned.run_length.validate_every,
+                    validate_every=learned.validation_interval,
                     compile=config.resources.compile,
                     early_stopping=config.search.model_dump() if config.search.scheduler == "asha" else None,
                 )
-                for method in learned.methods(seed, config.pairs.train, config.resources.precision)
+                for method in learned.methods(
+                    seed, train.count, config.resources.precision, nfe=nfe, dimensions=math.prod(train.shape)
+                )
             ]
     return points
 

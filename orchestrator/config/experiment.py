@@ -19,7 +19,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.metrics.base import PairMetric
 from orchestrator.metrics.measurements import MetricSpec
 from orchestrator.models.base import ModelAdapter
-from solvers.families import Family, LearnableFamily
+from solvers.families import Family
 from solvers.families.bns import BNS
 from solvers.grids import Grid
 from solvers.schedulers import CondOT
@@ -150,7 +150,7 @@ class ExperimentConfig(Strict):
     def _check_learned(self, learned: LearnedConfig) -> None:
         family = learned.build()
         for nfe in self.nfe:
-            if _freedom(family, nfe) == 0:
+            if learned.freedom(nfe) == 0:
                 raise ConfigError(
                     f"learned family {learned.family!r} has nothing to learn at nfe {nfe}: all its solvers of so few "
                     f"evaluations are the same; leave nfe {nfe} out, or learn 'bns'"
@@ -161,7 +161,7 @@ class ExperimentConfig(Strict):
                 f"{self.resources.precision!r}; use 'forward' or 'central'"
             )
         adapter = plugins.load("models", self.model.name)
-        methods = learned.methods(0, self.pairs.train, self.resources.precision)
+        methods = learned.methods(0, self.pairs.train, self.resources.precision, nfe=self.nfe[0], dimensions=1)
         if any(method.needs_gradients for method in methods) and not getattr(adapter, "differentiable", True):
             raise ConfigError(
                 f"models of adapter {self.model.name!r} cannot be differentiated; distil {learned.family!r} with "
@@ -226,14 +226,6 @@ class ExperimentConfig(Strict):
         return any(isinstance(grid, GITSConfig) for grid in grids) or any(
             learned.build_objective().needs_trajectory or LEAST_SQUARES in learned.start for learned in self.learned
         )
-
-
-def _freedom(family: LearnableFamily, nfe: int) -> int | None:
-    """The family's degrees of freedom; None if they are not known, or it has no solver of so many evaluations."""
-    try:
-        return family.freedom(nfe)
-    except ValueError:  # reported with the solver that it starts from
-        return None
 
 
 def _affords(family: Family, nfe: int) -> bool:

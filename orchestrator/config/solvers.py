@@ -24,7 +24,7 @@ from orchestrator.config.base import (
 from orchestrator.errors import ConfigError
 from orchestrator.models.base import Precision
 from orchestrator.objectives.base import Objective
-from solvers.distil.methods.base import Method, RunLength
+from solvers.distil.methods.base import Method
 from solvers.families import Family, LearnableFamily
 from solvers.grids import KINDS, Grid
 
@@ -149,7 +149,9 @@ class LearnedConfig(Strict):
     row to the training pairs' trajectories on the uniform grid.
 
     ``method`` is 'adam' (Algorithm 2 of the BNS paper; by default 1500 iterations of 40 pairs), 'levenberg_marquardt'
-    (by default 40 iterations of 64 pairs), which needs no backward pass, or another plugin with its options.
+    (by default at most 40 iterations of a growing number of pairs, until validation no longer improves), which needs no
+    backward pass, or another plugin with its options. With ``batch_size``, every iteration takes that many pairs, and a
+    run takes all its iterations, unless ``method.options`` says otherwise.
     """
 
     family: str
@@ -206,25 +208,43 @@ class LearnedConfig(Strict):
         return self._method_class().has_backward
 
     @property
-    def run_length(self) -> RunLength:
-        """Iterations, batch size and validation interval: as configured, or else the method's defaults."""
-        configured = (self.iterations, self.batch_size, self.validate_every)
-        defaults = self._method_class().default_length
-        return RunLength(*(own if c is None else c for c, own in zip(configured, defaults, strict=True)))
+    def validation_interval(self) -> int:
+        """Iterations between validations: as configured, or else the method's default."""
+        return self.validate_every or self._method_class().default_length.validate_every
 
-    def methods(self, seed: int, training_pairs: int, precision: Precision) -> list[Method]:
-        """The method at every point of its own axes, such as the learning rate."""
+    def methods(
+        self, seed: int, training_pairs: int, precision: Precision, *, nfe: int, dimensions: int
+    ) -> list[Method]:
+        """The method at every point of its own axes, such as the learning rate.
+
+        Args:
+            seed: Seed of the batch order.
+            training_pairs: Number of pairs to draw from.
+            precision: Precision of the network during distillation.
+            nfe, dimensions: Evaluations per sample, and its dimensions, on which defaults depend.
+        """
         method = self._method_class()
         fields = {field.name for field in dataclasses.fields(method)}
         options = {key: getattr(self, key) for key in METHOD_KEYS if key in fields} | self.method.options
         common = {
-            "iterations": self.run_length.iterations,
-            "batch_size": self.run_length.batch_size,
+            "iterations": self.iterations or method.default_length.iterations,
             "seed": seed,
             "training_pairs": training_pairs,
         }
+        if self.batch_size is not None:
+            common["batch_size"] = self.batch_size
+        else:
+            numbers = self.freedom(nfe) or nfe * (nfe + 5) // 2 + 1
+            common |= method.defaults(numbers, dimensions, nfe, training_pairs)
         variants = method.variants(options, half_precision=precision != "float32")
         return [plugins.build("methods", self.method.name, {**common, **variant}) for variant in variants]
+
+    def freedom(self, nfe: int) -> int | None:
+        """The family's degrees of freedom; None if they are not known, or it has no solver of so many evaluations."""
+        try:
+            return self.build().freedom(nfe)
+        except ValueError:  # reported with the solver that it starts from
+            return None
 
     def build(self) -> LearnableFamily:
         built = plugins.build("families", self.family, self.options)

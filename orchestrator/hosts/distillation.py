@@ -79,12 +79,13 @@ def validate(run: LearnedRun, state: State, pairs: PairSets, scheduler: Schedule
 
 
 def _validating(run: LearnedRun, state: State, pairs: PairSets, scheduler: Scheduler) -> Steps:
+    patience = run.method.validations_without_gain
     if isinstance(pairs, str):
         (psnr,) = yield from _mean_psnrs([run.solver(state.parameters, scheduler)], [pairs])
-        return state.with_validation(psnr)
+        return state.with_validation(psnr, patience=patience)
     solvers = [run.solver(state.parameters, scheduler, scale) for scale in scales_of(pairs)]
     each = yield from _mean_psnrs(solvers, sets_of(pairs))
-    return state.with_validation(sum(each) / len(each), each)
+    return state.with_validation(sum(each) / len(each), each, patience)
 
 
 def mean_psnr(solver: NSSolver, pairs: str, ask: Ask) -> float:

@@ -64,8 +64,8 @@ def sizes(numbers: int, dimensions: int, nfe: int) -> Sizes:
         validation=2 * MULTIPLE,
         first_batch=max(LEAST_FIRST_BATCH, math.ceil(6 * determined)),
         batch_growth=1.2,
-        largest_batch=max(4 * LEAST_TRAIN, _multiple(80 * determined)),
-        patience=4,
+        largest_batch=max(4 * LEAST_TRAIN, _multiple(128 * determined)),
+        patience=3,
     )
 
 

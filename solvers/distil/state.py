@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-Status = Literal["running", "finished", "diverged", "stalled", "stopped"]
+Status = Literal["running", "finished", "converged", "diverged", "stalled", "stopped"]
 """'finished': all iterations are done. 'diverged': numbers became non-finite, or the PSNR fell far below the start's.
-'stalled': no step is accepted any more. 'stopped': ended early by a search."""
+'converged': validation no longer improves. 'stalled': no step is accepted any more. 'stopped': ended by a search."""
 
 DIVERGENCE_DB = 20.0
 """A validation PSNR this far below the start's counts as diverged: no observed run has recovered from there."""
+
+LEAST_GAIN_DB = 0.05
+"""Gain of a validation PSNR that counts as an improvement when a run is to end without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +52,24 @@ class DistillationState:
             raise ValueError("no iterate has been validated yet")
         return max(self.validated, key=lambda entry: entry["psnr_db"])
 
-    def with_validation(self, psnr_db: float, each: Sequence[float] = ()) -> Self:
+    @property
+    def without_gain(self) -> int:
+        """Validations since the last one that was better than all before it by :data:`LEAST_GAIN_DB`."""
+        reference, count = -math.inf, 0
+        for entry in self.validated:
+            if entry["psnr_db"] >= reference + LEAST_GAIN_DB:
+                reference, count = entry["psnr_db"], 0
+            else:
+                count += 1
+        return count
+
+    def with_validation(self, psnr_db: float, each: Sequence[float] = (), patience: int | None = None) -> Self:
         """Return the state after a validation, with status 'diverged' if the PSNR is too low or not finite.
 
         Args:
             psnr_db: Mean PSNR on the validation pairs, dB.
             each: Mean PSNR on each validation set, if there are several; ``psnr_db`` is then their mean.
+            patience: Validations without a gain after which a running state is 'converged'; None: never.
         """
         entry = {"iteration": self.iteration, "psnr_db": psnr_db, "parameters": self.parameters}
         if each:
@@ -64,4 +79,7 @@ class DistillationState:
         status: Status = self.status
         if self.validated and psnr_db < self.validated[0]["psnr_db"] - DIVERGENCE_DB:
             status = "diverged"
-        return dataclasses.replace(self, status=status, validated=[*self.validated, entry])
+        after = dataclasses.replace(self, status=status, validated=[*self.validated, entry])
+        if after.status == "running" and patience is not None and after.without_gain >= patience:
+            return dataclasses.replace(after, status="converged")
+        return after

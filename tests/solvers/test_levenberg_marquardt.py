@@ -325,6 +325,8 @@ def test_a_matrix_made_indefinite_by_rounding_is_solved_by_its_eigenvalues() -> 
             "first_batch_size must be at least 1 and less than batch_size 64",
         ),
         ({"first_batch_size": 8}, r"batch_growth must be more than 1 and at most 10, got 1\.0"),
+        ({"damping_factor": 1.5}, r"damping_factor must be more than 0 and at most 1, got 1\.5"),
+        ({"patience": 0}, "patience must be at least 1, got 0"),
         ({"ridge_floor": 0.0}, r"ridge_floor must lie between 0 and 1, got 0\.0"),
     ],
     ids=str,

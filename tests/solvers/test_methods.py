@@ -20,7 +20,7 @@ import solvers.distil.methods
 from solvers.distil.methods.adam import Adam
 from solvers.distil.methods.base import Method
 from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt
-from solvers.distil.state import DIVERGENCE_DB, DistillationState, Status
+from solvers.distil.state import DIVERGENCE_DB, LEAST_GAIN_DB, DistillationState, Status
 from solvers.families.adams_bashforth import AdamsBashforth
 from solvers.families.base import Family
 from solvers.families.euler import Euler
@@ -194,3 +194,14 @@ def test_the_best_validated_iterate_is_kept_rather_than_the_last() -> None:
 def test_the_best_iterate_is_undefined_before_any_validation() -> None:
     with pytest.raises(ValueError, match="no iterate has been validated yet"):
         _ = STATE.best
+
+
+def test_a_run_converges_once_validations_no_longer_gain() -> None:
+    """A gain too small to matter does not count, and a run without patience goes on."""
+    state = STATE
+    for psnr in (30.0, 31.0, 31.0 + LEAST_GAIN_DB / 2, 30.5):
+        state = state.with_validation(psnr, patience=3)
+        assert state.status == "running"
+    assert state.with_validation(31.0 + LEAST_GAIN_DB, patience=3).status == "running"
+    assert state.with_validation(30.9).status == "running"
+    assert state.with_validation(30.9, patience=3).status == "converged"

@@ -23,6 +23,7 @@ from orchestrator.pairs import PairSpec
 from solvers.distil.methods.adam import Adam
 from solvers.distil.methods.base import Method
 from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt
+from solvers.distil.sizes import sizes
 from solvers.families import GridSolver
 from solvers.grids import Grid
 from solvers.schedulers import CondOT
@@ -249,7 +250,9 @@ def test_the_shipped_experiments_have_each_point_of_their_axes_once(
     assert len(fixed) == 2 * runs * len(config.guidance_scale) * len(config.fixed_sigma0)
     cells = list(itertools.product(config.nfe, config.guidance_scale, config.fixed_sigma0))
     learned = learned_points(config, specs, {cell: [START] for cell in cells}, CondOT())
-    per_cell = sum(len(f.sigma0) * len(f.start) * len(f.methods(0, 1, "float32")) for f in config.learned)
+    per_cell = sum(
+        len(f.sigma0) * len(f.start) * len(f.methods(0, 1, "float32", nfe=4, dimensions=2)) for f in config.learned
+    )
     assert len(learned) == per_cell * len(config.nfe) * len(config.guidance_scale) * len(config.seeds)
     assert len({point.key for point in [*fixed, *learned]}) == len(fixed) + len(learned)
     searched = [point for point in fixed if point.kind == "best grid"]
@@ -320,8 +323,23 @@ def test_each_method_has_its_own_default_length(experiment: dict[str, Any], fact
     config = parse_config(experiment, "methods")
     adam, lm = learned_points(config, pair_specs(config, facts), {(4, 1.0, 1.0): [START]}, CondOT())
     assert (adam.label, adam.run.method.iterations, adam.validate_every) == ("BNS", 1500, 100)
-    assert lm.run.method == LevenbergMarquardt(iterations=7, batch_size=64, seed=0, training_pairs=48)
-    assert (lm.label, lm.validate_every) == ("BNS (LM)", 4)
+    assert (lm.run.method.iterations, lm.label, lm.validate_every) == (7, "BNS (LM)", 4)
+
+
+def test_batches_of_levenberg_marquardt_grow_by_default(experiment: dict[str, Any], facts: ModelFacts) -> None:
+    """From sizes that follow from theta and the sample. With a batch size, all are that large, as ever."""
+    lm = {"family": "bns", "method": "levenberg_marquardt"}
+    few = {"name": "levenberg_marquardt", "options": {"patience": 9}}
+    experiment["learned"] = [lm, lm | {"batch_size": 64}, lm | {"method": few}]
+    config = parse_config(experiment, "batches")
+    points = learned_points(config, pair_specs(config, facts), {(4, 1.0, 1.0): [START]}, CondOT())
+    growing, fixed, patient = (point.run.method for point in points)
+    chosen = sizes(17, 64, 4)
+    assert fixed == LevenbergMarquardt(iterations=40, batch_size=64, training_pairs=48)
+    assert isinstance(growing, LevenbergMarquardt)
+    assert (growing.first_batch_size, growing.batch_growth) == (chosen.first_batch, chosen.batch_growth)
+    assert (growing.batch_size, growing.patience) == (min(48, chosen.largest_batch), chosen.patience)
+    assert patient == dataclasses.replace(growing, patience=9)
 
 
 # --- The ends of the range ---------------------------------------------------------------------------------------

@@ -36,8 +36,18 @@ EULER = SolverChoice(family="euler", options={}, label="Euler", grid=Grid())
 
 
 def keys_of(name: str, storage: Storage) -> dict[str, Any]:
-    """Digests of the model, the pair sets, the points and the measurements of a shipped configuration."""
+    """Digests of the model, the pair sets, the points and the measurements of a shipped configuration.
+
+    Batches of Levenberg-Marquardt are spelled out: earlier releases had 64 pairs in each by default.
+    """
     config = load_config(CONFIGS / f"{name}.yaml")
+    learned = tuple(
+        each.model_copy(update={"batch_size": each.batch_size or 64})
+        if each.method.name == "levenberg_marquardt"
+        else each
+        for each in config.learned
+    )
+    config = config.model_copy(update={"learned": learned})
     settings = HostSettings(adapter=config.model.name, options=dict(config.model.options), storage=storage.root)
     facts = Host(settings).facts()
     specs = pair_specs(config, facts)

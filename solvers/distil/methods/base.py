@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -23,6 +23,9 @@ on a 2-D model at NFE 4."""
 
 SEED_STEP = 7919
 """Difference of the seeds of two training sets, so that an iteration takes other pairs of each."""
+
+
+_NOTHING = object()
 
 
 class RunLength(NamedTuple):
@@ -175,6 +178,7 @@ class Method(ABC):
         solves_for_all: Whether a step solves for all numbers at once, which takes at least as many residuals.
         has_backward: Whether it takes gradients by a backward pass.
         shares_batches: Whether its steps ask for single gradients, which can share model batches with other runs.
+        neutral: Values of options at which a run is that of a release without them.
         several_sets: Whether it learns from several training sets at once, one per guidance scale.
 
     Attributes:
@@ -193,6 +197,7 @@ class Method(ABC):
     solves_for_all: ClassVar[bool] = False
     has_backward: ClassVar[bool] = False
     shares_batches: ClassVar[bool] = False
+    neutral: ClassVar[Mapping[str, Any]] = {}
     several_sets: ClassVar[bool] = False
 
     iterations: int
@@ -209,6 +214,28 @@ class Method(ABC):
             half_precision: Whether the network computes in half precision during distillation.
         """
         return [dict(options)]
+
+    @classmethod
+    def defaults(cls, numbers: int, dimensions: int, nfe: int, training_pairs: int) -> dict[str, Any]:
+        """Options of a run whose configuration sets no batch size.
+
+        Args:
+            numbers, dimensions: As for :meth:`check_pairs`.
+            nfe: Evaluations per sample.
+            training_pairs: Number of pairs to draw from.
+        """
+        return {"batch_size": cls.default_length.batch_size}
+
+    @property
+    def validations_without_gain(self) -> int | None:
+        """Validations without a gain that end a run; None: it takes all its iterations."""
+        return None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what a run gives, without those that are neutral."""
+        settings = asdict(self)
+        return {name: value for name, value in settings.items() if self.neutral.get(name, _NOTHING) != value}
 
     @property
     def needs_gradients(self) -> bool:

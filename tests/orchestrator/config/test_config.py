@@ -371,8 +371,8 @@ def test_a_local_ray_gets_the_configured_cores_or_by_default_all(
 def test_differences_are_central_in_half_precision_unless_configured(precision: Any, differences: str) -> None:
     """Forward differences drown in the rounding of half precision. A configured ``jacobian`` is kept."""
     learned = {"family": "bns", "method": "levenberg_marquardt"}
-    (settings,) = LearnedConfig(**learned).methods(0, 64, precision)
-    (configured,) = LearnedConfig(**learned, jacobian="forward").methods(0, 64, precision)
+    (settings,) = LearnedConfig(**learned).methods(0, 64, precision, nfe=8, dimensions=64)
+    (configured,) = LearnedConfig(**learned, jacobian="forward").methods(0, 64, precision, nfe=8, dimensions=64)
     assert isinstance(settings, LevenbergMarquardt)
     assert isinstance(configured, LevenbergMarquardt)
     assert (settings.jacobian, configured.jacobian) == (differences, "forward")
