@@ -12,6 +12,7 @@ from typing import Any, Literal
 from orchestrator.errors import UserError
 from orchestrator.hosts.distillation import advance, mean_psnr
 from orchestrator.hosts.runs import AtScale, LearnedRun
+from orchestrator.pairs.steps import SAMPLES
 from orchestrator.pairs.tolerance import is_accurate_enough, next_tolerance
 from orchestrator.results.bill import Item
 from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt, LMState
@@ -24,7 +25,7 @@ from sweeps.distil.journal import Journal
 from sweeps.distil.outcome import Ending
 from sweeps.distil.pair_sets import AGAIN, Level, PairSets
 from sweeps.distil.place import Place
-from sweeps.distil.plan import iteration
+from sweeps.distil.plan import CHOICE, iteration
 from sweeps.race import Candidate
 
 MOST_ITERATIONS = 10**6
@@ -336,8 +337,8 @@ class Learner:
         per_pair = self.pairs.cost(before)
         pairs: float = after.train - before.train
         if after.tolerance != before.tolerance:
-            per_pair *= 1.5 ** math.log10(before.tolerance / after.tolerance)
-            pairs = after.train + after.validation + 2 * AGAIN
+            per_pair *= (before.tolerance / after.tolerance) ** 0.25
+            pairs = after.train + after.validation + 2 * AGAIN + CHOICE * SAMPLES
         return pairs * per_pair <= share * (self.limit - self.budget.spent)
 
     def _cost(self, pairs: int, state: LMState | None = None) -> int:

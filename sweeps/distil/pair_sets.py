@@ -12,13 +12,13 @@ from orchestrator.datasets.base import Split
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.make import complete, cost_item, ensure_pairs
 from orchestrator.results.bill import guided
+from orchestrator.results.steps import SharedSteps, find_steps
 from orchestrator.results.truth import Truth, find_truth
 from sweeps.distil.budget import Budget
 from sweeps.distil.place import Place
 
 BATCH = 8
-"""Pairs per solver batch and file, by which sets grow. The steps of a batch suit its most difficult pair, so a smaller
-batch takes fewer evaluations per pair; and files are made by several hosts at the same time."""
+"""Pairs per solver batch and file, by which sets grow; files are made by several hosts at the same time."""
 
 AGAIN = 4
 """Pairs that are solved again to measure the accuracy of ground truth."""
@@ -41,6 +41,8 @@ class Level:
 class PairSets:
     """Makes the pair sets of a distillation and charges them to its budget, also those that were made earlier.
 
+    All pairs of a guidance scale and tolerance share steps that are chosen on the first training pairs.
+
     Args:
         place: Where it runs.
         scales: Guidance scales of the pairs.
@@ -52,18 +54,39 @@ class PairSets:
         self.place, self.scales, self.seed, self.budget = place, tuple(scales), seed, budget
         self.truths: dict[float, dict[float, Truth]] = {}
         self._charged: dict[str, tuple[int, float]] = {}
+        self._steps: dict[tuple[float, float], SharedSteps] = {}
 
     def spec(self, split: Split, scale: float, tolerance: float, count: int) -> PairSpec:
-        """The spec of one pair set."""
+        """The spec of one pair set, without shared steps."""
         place = self.place
         pairs = PairsConfig(rtol=tolerance, atol=tolerance, batch_size=BATCH, shard_size=BATCH, seed=place.pairs_seed)
         key = PairKey(split, scale, self.seed if split == "train" else 0)
         return split_spec(pairs, place.conditioning, place.facts, key, count=count, trajectory=False)
 
     def specs(self, split: Split, level: Level) -> dict[float, PairSpec]:
-        """The specs of a split's pair sets, by guidance scale."""
+        """The specs of a split's pair sets, by guidance scale. Their steps are chosen if they are not yet."""
         count = level.train if split == "train" else level.validation
-        return {scale: self.spec(split, scale, level.tolerance, count) for scale in self.scales}
+        return {
+            scale: self._shared(scale, level.tolerance).of(self.spec(split, scale, level.tolerance, count))
+            for scale in self.scales
+        }
+
+    def _shared(self, scale: float, tolerance: float) -> SharedSteps:
+        """The steps of this guidance scale and tolerance, which are charged once."""
+        if (scale, tolerance) not in self._steps:
+            spec = self.spec("train", scale, tolerance, BATCH)
+            self.place.need([f"pairs/{spec.digest}"])
+            steps = find_steps(self.place.storage, self.place.pool, spec)
+            self._steps[scale, tolerance] = steps
+            self.budget.spend(
+                "pairs",
+                f"choice of steps at {tolerance:g}{guided(scale)}",
+                steps.chosen.evaluations,
+                guidance_scale=scale,
+                seconds=steps.seconds,
+                reused=steps.reused,
+            )
+        return self._steps[scale, tolerance]
 
     def names(self, split: Split, level: Level) -> dict[float, str]:
         """Names of a split's pairs, by guidance scale."""

@@ -11,6 +11,7 @@ from orchestrator.hosts.network_check import EVALUATIONS as CHECK_EVALUATIONS
 from orchestrator.hosts.teacher.probe import STEPS, batch_size
 from orchestrator.hosts.timing import Timing
 from orchestrator.models.facts import ModelFacts
+from orchestrator.pairs.steps import SAMPLES
 from orchestrator.progress import counted
 from orchestrator.results.bill import Item, duration
 from solvers.distil.normal_equations import Jacobian, evaluations_per_pair
@@ -23,8 +24,14 @@ from sweeps.distil.settings import DistilSettings
 EXAMINATION = 36
 """Evaluations of an examination beside its trajectories, each of one batch: on the shipped models at most this."""
 
-PER_PAIR = {1e-3: 55, 1e-4: 85, 1e-5: 125}
-"""Evaluations of a ground-truth pair by tolerance, before one is made: those of the shipped models."""
+ADAPTIVE = {1e-3: 55, 1e-4: 85, 1e-5: 125}
+"""Evaluations of dopri5 for a ground-truth pair by tolerance: those of the shipped models."""
+
+PER_PAIR = {1e-3: 25, 1e-4: 40, 1e-5: 85}
+"""Evaluations of a ground-truth pair on shared steps, before one is made (benchmarks/bench_shared_steps.py)."""
+
+CHOICE = 4.0
+"""Evaluations of the choice of steps, per pair on which they are chosen, as a multiple of those of a pair on them."""
 
 PAIR_SHARE, VALIDATION_SHARE, RACE_SHARE = 0.25, 0.1, 0.1
 """Most shares of the budget for training pairs, for validation pairs, and for the race."""
@@ -198,10 +205,11 @@ def _evaluations(
     nfes: Sequence[int], fixed: dict[Item, int], train: int, validation: int, per_pair: int, scales: int
 ) -> dict[Item, int]:
     """Evaluations by item, without the race, distillation and validation of theta."""
-    again = round(1.6 * AGAIN * per_pair) * scales
+    again = 2 * AGAIN * per_pair * scales
+    choice = round(CHOICE * SAMPLES * per_pair) * scales
     return {
         "examination": fixed["examination"] + again,
-        "pairs": (train + validation) * per_pair * scales,
+        "pairs": (train + validation) * per_pair * scales + choice,
         "grid search": sum(nfes) * validation * scales,
         "distillation": 0,
         "validation": 0,

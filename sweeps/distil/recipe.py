@@ -25,7 +25,7 @@ from sweeps.distil.learning import Learner
 from sweeps.distil.outcome import Distilled, DistilOutcome
 from sweeps.distil.pair_sets import BATCH, Level, PairSets
 from sweeps.distil.place import Place
-from sweeps.distil.plan import PER_PAIR, RACE_PAIRS, RACE_SHARE, Plan, distillation, make_plan, wanted_sizes
+from sweeps.distil.plan import ADAPTIVE, PER_PAIR, RACE_PAIRS, RACE_SHARE, Plan, distillation, make_plan, wanted_sizes
 from sweeps.distil.settings import DistilSettings
 from sweeps.distil.starts import shortlist
 from sweeps.examination import Subject, check_teacher, examine
@@ -158,8 +158,10 @@ class _Recipe:
         place = self.place
         checked = place.hosts * CHECK_EVALUATIONS
         self.budget.spend("examination", "each host checks the network", checked, guidance_scale=self.scale)
-        sets = self.pairs.specs("train", plan.level)
-        specs = [sets[scale] for scale in self.settings.guidance_scales]
+        level = plan.level
+        specs = [
+            self.pairs.spec("train", scale, level.tolerance, level.train) for scale in self.settings.guidance_scales
+        ]
         measured = 0
         for subject in map(Subject.of, specs):
             examination = examine(place.storage, place.pool, place.facts, subject)
@@ -299,5 +301,5 @@ class _Recipe:
 
 
 def scaled_costs(tolerance: float, measured: int) -> dict[float, int]:
-    """Evaluations of a pair by tolerance, from those at one of them."""
-    return {other: round(measured * cost / PER_PAIR[tolerance]) for other, cost in PER_PAIR.items()}
+    """Evaluations of a pair by tolerance, from those of an adaptive solution at one of them."""
+    return {other: round(measured * cost / ADAPTIVE[tolerance]) for other, cost in PER_PAIR.items()}
