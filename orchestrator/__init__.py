@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestrator.api import Model as Model
+    from orchestrator.api import Solver as Solver
+    from orchestrator.api import distil as distil
+    from orchestrator.api import evaluate as evaluate
+    from orchestrator.api import load_theta as load_theta
+    from orchestrator.api import sweep as sweep
 
-__all__ = ["Model"]
+__all__ = ["Model", "Solver", "distil", "evaluate", "load_theta", "sweep"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
-from tqdm import tqdm
+from tqdm import TqdmWarning, tqdm
 
 Note = Callable[[str], None]
 """Callback for progress messages to the user, each a sentence."""
@@ -18,11 +19,16 @@ LINE_SECONDS = 60.0
 
 
 def bar(total: int, unit: str, description: str) -> Any:
-    """A progress bar on standard error with rate and time left; lines if that is not a terminal.
+    """A progress bar with rate and time left, on a terminal and in a notebook; lines elsewhere.
 
     Returns:
         A context manager with tqdm's ``update(count)``, ``set_postfix_str(text, refresh)``, ``n`` and ``close()``.
     """
+    if in_notebook():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TqdmWarning)  # without ipywidgets it writes a text bar
+            from tqdm.auto import tqdm as widget
+        return widget(total=total, unit=unit, desc=description, smoothing=0.1)
     if not sys.stderr.isatty():
         return stage(description, total, unit)
     return tqdm(
@@ -34,6 +40,12 @@ def bar(total: int, unit: str, description: str) -> Any:
         bar_format="{desc:<20} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {rate_fmt} "
         "{elapsed}<{remaining}{postfix}",
     )
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
 
 
 def counted(count: int, noun: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +15,7 @@ import yaml
 from orchestrator import plugins
 from orchestrator.api.conditions import Conditioning
 from orchestrator.api.display import html_table
+from orchestrator.api.names import device_of, name_of, slug, title
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.reading import parse_config, read_yaml
 from orchestrator.errors import UserError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 STORAGE = "bespoke-data"
 """Storage root of pairs and results, in the current folder, unless another is named."""
 
-IN_PROCESS = "in_process"
+IN_PROCESS, BUILT = "in_process", "built"
 
 Conditions = Any
 """What pairs are conditioned on: see :class:`Model`."""
@@ -132,7 +132,7 @@ class Model:
             "output_channels": output_channels,
             "decoder": decoder,
         }
-        self._set(IN_PROCESS, options, conditioning, name or _name_of(network), device)
+        self._set(IN_PROCESS, options, conditioning, name or name_of(network), device)
         self._network, self._salt = network, secrets.token_hex(16)
         self._networks = Fingerprint.networks_of(network)
         weights = (weight for part in self._networks for weight in part.parameters())
@@ -152,17 +152,18 @@ class Model:
     @classmethod
     def adapter(
         cls,
-        adapter: str,
+        adapter: str | ModelAdapter,
+        /,
         *,
         conditions: Conditions = None,
         name: str | None = None,
         device: str | None = None,
         **options: Any,
     ) -> Model:
-        """A model by the name of its adapter: ``Model.adapter("onnx_session", file="net.onnx", shape=(2,), ...)``.
+        """A model by its adapter: ``Model.adapter("onnx_session", file="net.onnx", shape=(2,), ...)``.
 
         Args:
-            adapter: One of ``bespoke list models``.
+            adapter: One of ``bespoke list models``; or an adapter object, which is known by its ``digest``.
             conditions, name, device: As for :class:`Model`.
             options: The adapter's options, as in a configuration.
 
@@ -170,8 +171,14 @@ class Model:
             UserError: An option is invalid.
         """
         model = cls.__new__(cls)
+        if isinstance(adapter, ModelAdapter):
+            if options:
+                raise UserError(f"{', '.join(options)}: an adapter object has its options already; leave them out")
+            options = {"adapter": Live.of(adapter, adapter.digest, adapter.name)}
+            name, device, adapter = name or adapter.name, device or device_of(adapter), BUILT
+            model._network = options["adapter"].network
         described = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
-        model._set(adapter, described, Conditioning.of(conditions), name or _title(adapter, options), device)
+        model._set(adapter, described, Conditioning.of(conditions), name or title(adapter, options), device)
         model._validate()
         return model
 
@@ -182,17 +189,21 @@ class Model:
 
     @classmethod
     def diffusers(
-        cls, pipeline: str | Path, *, conditions: Conditions = None, device: str | None = None, **options: Any
+        cls, pipeline: Any, *, conditions: Conditions = None, device: str | None = None, **options: Any
     ) -> Model:
-        """A diffusers pipeline: its folder, or its name on the hub.
+        """A diffusers pipeline.
 
         Args:
-            pipeline: The folder or name.
+            pipeline: Its folder, its name on the hub, or the pipeline itself; its networks are then frozen in place.
             conditions: For text models, a list of prompts.
             device: As for :class:`Model`.
-            options: dtype, sample_size, variant, as of the adapter 'diffusers'.
+            options: dtype, sample_size, variant, as of the adapter 'diffusers'; of a pipeline object, sample_size.
         """
-        return cls.adapter("diffusers", pipeline=str(pipeline), conditions=conditions, device=device, **options)
+        if isinstance(pipeline, str | Path):
+            return cls.adapter("diffusers", pipeline=str(pipeline), conditions=conditions, device=device, **options)
+        from orchestrator.models.diffusers import DiffusersModel
+
+        return cls.adapter(DiffusersModel.of(pipeline, **options), conditions=conditions, device=device)
 
     @classmethod
     def from_file(
@@ -311,14 +322,42 @@ class Model:
         """While this lasts, modules of this process are in evaluation mode and without gradients."""
         return frozen(self._networks) if self._networks else nullcontext()
 
+    def chosen_scale(self, given: float | tuple[float, float] | None) -> float | tuple[float, float]:
+        """A guidance scale, or the ends of a range: what is given, or the scale of the model's file, or 1.
+
+        Raises:
+            UserError: The file has several.
+        """
+        if given is not None:
+            return given
+        scales = self._sections.get("guidance_scale", 1.0)
+        if isinstance(scales, list):
+            if len(scales) != 1:
+                listed = ", ".join(f"{one:g}" for one in scales)
+                raise UserError(
+                    f"{self.name} lists the guidance scales {listed}; choose one, or a range that one theta serves, as "
+                    f"guidance_scale"
+                )
+            (scales,) = scales
+        return float(scales)
+
+    def check_can_be_sent(self) -> None:
+        """Refuse a model of this process that hosts in other processes could not load.
+
+        Raises:
+            UserError: Names the reason and the remedy.
+        """
+        self._refresh()
+        if self._network is not None:
+            next(option for option in self._options.values() if isinstance(option, Live)).__reduce__()
+
     # ---- configuration -------------------------------------------------------------------------------------------
 
-    def config(self, *, storage: str | Path = STORAGE, in_process: bool = True, **sections: Any) -> ExperimentConfig:
+    def config(self, *, storage: str | Path = STORAGE, **sections: Any) -> ExperimentConfig:
         """The configuration of an experiment with this model, checked.
 
         Args:
             storage: Storage root.
-            in_process: Whether its host is this process, which keeps its number of torch threads.
             sections: Other keys of a configuration, such as ``nfe=[8]`` or ``pairs={"train": 64}``. They replace those
                 of a file that the model was read from.
 
@@ -333,8 +372,6 @@ class Model:
         resources = dict(self._sections.get("resources") or {}) | {"device": self.device}
         if self.device.startswith("cuda"):
             resources.setdefault("host_gpus", 1)
-        if in_process:
-            resources["host_threads"] = torch.get_num_threads()
         resources |= sections.pop("resources", {})
         defaults = {"name": slug(self.name), "nfe": [8], "fixed": ["euler"]}
         content = defaults | self._sections | {"storage": root} | sections
@@ -347,16 +384,27 @@ class Model:
         config.check()
         return config
 
-    def to_yaml(self, path: str | Path | None = None) -> str:
-        """The model as the beginning of a configuration for the command line and clusters.
+    def to_yaml(self, path: str | Path | None = None, *, comment: str = "", **sections: Any) -> str:
+        """The model as a configuration for the command line and clusters.
 
         Args:
             path: File to write; None: only return the text.
+            comment: Lines before it, each beginning with '#'.
+            sections: Other keys of a configuration.
 
         Raises:
             UserError: The model lives only in this process.
         """
-        return write_yaml(self, {}, path)
+        if self._network is not None:
+            raise UserError(
+                f"{self.name} lives only in this process, and no other could load it; put its class in a file and its "
+                f"weights beside it, and use Model.from_file"
+            )
+        content = self.config(**sections).model_dump(mode="json", exclude_unset=True)
+        text = comment + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
 
     # ---- looking at it -------------------------------------------------------------------------------------------
 
@@ -400,42 +448,3 @@ class Model:
 
     def _repr_html_(self) -> str:
         return html_table(self._lines(), title=f"Model {self.name}")
-
-
-def write_yaml(model: Model, sections: Mapping[str, Any], path: str | Path | None, comment: str = "") -> str:
-    """The configuration of a model with further sections as YAML text, also written to a file.
-
-    Raises:
-        UserError: The model lives only in this process.
-    """
-    if model._adapter == IN_PROCESS:
-        raise UserError(
-            f"{model.name} lives only in this process, and no other could load it; put its class in a file and its "
-            f"weights beside it, and use Model.from_file"
-        )
-    config = model.config(in_process=False, **sections)
-    content = config.model_dump(mode="json", exclude_unset=True)
-    text = comment + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    if path is not None:
-        Path(path).write_text(text, encoding="utf-8")
-    return text
-
-
-def slug(name: str) -> str:
-    """A name as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._") or "model"
-
-
-def _name_of(network: Any) -> str:
-    """Name of a function, or of a module's class."""
-    name = getattr(network, "__name__", None) or type(network).__name__
-    return "model" if name == "<lambda>" else str(name)
-
-
-def _title(adapter: str, options: Mapping[str, Any]) -> str:
-    """Name of a model from files: that of its weights, file, class or pipeline."""
-    for option in ("weights", "file", "factory", "pipeline"):
-        if isinstance(options.get(option), str):
-            text = str(options[option])
-            return Path(text).stem if option != "factory" else text.rpartition(":")[2]
-    return adapter

@@ -17,6 +17,12 @@ from orchestrator.models._described import DescribedModel
 from orchestrator.models._fingerprint import Fingerprint
 from orchestrator.weights.frozen import freeze
 
+ONLY_HERE = (
+    "the model lives only in the process of the notebook or script that made it; give it there to orchestrator.Model, "
+    "or put its class in a file and use the adapter 'torch_module'"
+)
+"""The error for a model that was in another process."""
+
 
 class Live(str):
     """Identity of a function or a module, as text, with the thing itself.
@@ -85,10 +91,7 @@ class InProcess(DescribedModel):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.network, Live):
-            raise self.refused(
-                "the model lives only in the process of the notebook or script that made it; give it there to "
-                "orchestrator.Model, or put its class in a file and use the adapter 'torch_module'"
-            )
+            raise self.refused(ONLY_HERE)
         self.name = self.network.shown
 
     def inspect(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_pipelines
 import torch
 import yaml
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from orchestrator import Model
 from orchestrator.config.reading import load_config
 from orchestrator.datasets.labels import Labels
 from orchestrator.errors import UserError
+from orchestrator.models.diffusers import DiffusersModel
 from orchestrator.models.in_process import Live
 from orchestrator.storage import canonical_json
 from solvers.schedulers import VP
@@ -186,6 +188,7 @@ def test_schedulers_are_objects_names_or_descriptions() -> None:
         (lambda: Model.adapter("onyx", file="x.onnx"), "unknown model adapter 'onyx'"),
         (lambda: Model.adapter("in_process", shape=[2], prediction="velocity", native_scheduler="vp", network="a1"),
          "lives only in the process"),
+        (lambda: Model.adapter("built", adapter="a1"), "lives only in the process"),
         (lambda: Model.zoo("digits_fm_ot", conditions=Labels(classes=11)), "has 10"),
         (lambda: Model.from_file("missing.py:Net", (2,)), "cannot be imported"),
     ],
@@ -219,6 +222,27 @@ def test_models_of_the_zoo_know_what_conditions_them() -> None:
     """Labels, and digits to be spoken."""
     assert Model.zoo("digits_fm_ot").config().conditioning.options == {"classes": 10}
     assert Model.zoo("spoken_digits_fm_ot").config().conditioning.name == "spoken_digits"
+
+
+def test_a_pipeline_in_memory_is_a_model() -> None:
+    """Around the pipeline itself; it has no configuration, and hosts get it as it is."""
+    pipe = tiny_pipelines.ddpm()
+    model = Model.diffusers(pipe)
+    assert model.digest == DiffusersModel.of(pipe).digest
+    assert model.config().conditioning.options == {"classes": 1}
+    assert model.check().examination.evidence.evaluations > 0
+    assert (model.device, model.shape) == ("cpu", DiffusersModel.of(pipe).shape)
+    with pytest.raises(UserError, match="lives only in this process"):
+        model.to_yaml()
+    with pytest.raises(UserError, match="dtype: an adapter object has its options already"):
+        Model.adapter(DiffusersModel.of(pipe), dtype="float16")
+    classes = Model.adapter(DiffusersModel.of(tiny_pipelines.dit(classes=5))).config().conditioning.options
+    assert classes == {"classes": 5}
+    text_to_image = tiny_pipelines.stable_diffusion()
+    with pytest.raises(UserError, match="is a text model; give prompts as conditions"):
+        Model.diffusers(text_to_image).config()
+    texts = Model.diffusers(text_to_image, conditions=["ab", "ba"])
+    assert texts.config().conditioning.options == {"prompts": ["ab", "ba"]}
 
 
 def test_a_yaml_keeps_what_else_a_configuration_says() -> None:
