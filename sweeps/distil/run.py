@@ -107,12 +107,13 @@ class _Progress:
 
     def __init__(self, name: str, announce: Note):
         self.name, self.announce = name, announce
-        self.before = 0  # evaluations spent before there was a plan
+        self.before = self.total = 0  # evaluations spent before there was a plan, and its total
         self.stack = ExitStack()
         self.bar: Any = None
 
     def planned(self, plan: Plan) -> None:
         self.announce(f"{self.name}: {plan.sentence()}")
+        self.total = plan.total
         self.bar = self.stack.enter_context(bar(plan.total, "evaluation", self.name))
         self.bar.update(self.before)
 
@@ -120,7 +121,9 @@ class _Progress:
         if self.bar is None:
             self.before += evaluations
             return
-        self.bar.total = max(self.bar.total, self.bar.n + evaluations)  # a plan is an estimate
+        if self.bar.n + evaluations > self.total:  # a plan is an estimate
+            self.bar.total = self.bar.n + evaluations
+            self.bar.set_postfix_str(f" beyond the {self.total:,} planned", refresh=False)
         self.bar.update(evaluations)
 
     def __enter__(self) -> _Progress:
