@@ -1,9 +1,9 @@
 """One theta for a range of guidance scales against a separate theta for each scale, at equal total bill.
 
-The range is learned on five scales. Each separate theta has the same pairs, batches and iterations as one scale of the
-range, so that five of them cost what the range costs. PSNR is also measured at two scales that the range was not
-learned on, against a theta learned at these. 'converged' is a theta of one scale with many pairs and iterations;
-'constant' is one solver for all scales, learned on the same five.
+The range is learned on five scales, each with as many pairs as a separate theta has, and in all for no more than five
+separate ones cost. PSNR is also measured at two scales that the range was not learned on, against a theta learned at
+these. 'converged' is a theta of one scale with many pairs and iterations; 'constant' is one solver for all scales,
+learned on the same five.
 
 python benchmarks/bench_guidance_range.py                          # about an hour on one core; resumes with --storage
 """
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from orchestrator.hosts.settings import HostSettings
 from orchestrator.pairs import PairSpec, PairStore
 from orchestrator.pairs.make import ensure_pairs
 from orchestrator.pool.requests import LocalPool, Request
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, digest_of
 from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt
 from solvers.families import GridSolver
 from solvers.families.midpoint import Midpoint
@@ -64,7 +65,10 @@ class Size:
 
 
 BUDGETED = Size(train=48, validation=32, iterations=12, largest=48, first=8, growth=1.2)
-CONVERGED = Size(train=384, validation=128, iterations=24, largest=96, first=8, growth=1.25)
+RANGED = Size(train=48, validation=32, iterations=17, largest=48, first=4, growth=1.16)
+"""As for one scale, but smaller batches: five scales determine twice as many numbers as one."""
+
+CONVERGED = Size(train=192, validation=64, iterations=18, largest=64, first=8, growth=1.25)
 
 
 @dataclass
@@ -136,6 +140,26 @@ class Bench:
         asked = scales if len(scales) == 1 else sorted({*scales, *UNSEEN})
         return Learned({scale: run.solver(best, self.facts.scheduler, scale) for scale in asked}, spent)
 
+    def row(
+        self,
+        label: str,
+        seed: int,
+        size: Size,
+        test: int,
+        shown: Sequence[float],
+        measure: Callable[[], tuple[dict[float, float], int]],
+    ) -> list[str]:
+        """One row of the table, from the storage if an earlier command has made it."""
+        content = [self.weights, self.nfe, label, seed, vars(size), test, shown]
+        key = f"benchmarks/guidance_range/{digest_of(content)}.json"
+        if not self.storage.exists(key):
+            psnr, evaluations = measure()
+            row = [label, str(seed), *(f"{psnr[scale]:.2f}" for scale in shown), f"{evaluations:,}"]
+            self.storage.write_json(key, row)
+        row = list(self.storage.read_json(key))
+        click.echo(" | ".join(row))
+        return row
+
     def psnr(self, learned: Learned, count: int) -> dict[float, float]:
         """Mean PSNR on test pairs at every scale, dB."""
         return {
@@ -150,30 +174,38 @@ def sets(scales: Sequence[float], names: Sequence[tuple[str, int]]) -> PairSets:
     return tuple(AtScale(scale, name) for scale, (name, _) in zip(scales, names, strict=True))
 
 
-def rows_of(bench: Bench, seeds: Sequence[int], test: int, sizes: tuple[Size, Size]) -> list[list[str]]:
+def rows_of(bench: Bench, seeds: Sequence[int], test: int, sizes: tuple[Size, Size, Size]) -> list[list[str]]:
     """Table rows: PSNR at every scale and the bill, for each alternative and seed."""
-    budgeted, converged = sizes
+    ranged, budgeted, converged = sizes
     learned_on = learning_scales(RANGE)
     shown = sorted({*learned_on, *UNSEEN})
     guided = {"low": RANGE[0], "high": RANGE[1], "beginning": "free"}
-    rows: list[list[str]] = []
+    free = {"beginning": "free"}
 
-    def add(label: str, seed: int, psnr: dict[float, float], evaluations: int) -> None:
-        rows.append([label, str(seed), *(f"{psnr[scale]:.2f}" for scale in shown), f"{evaluations:,}"])
-        click.echo(" | ".join(rows[-1]))
+    def of_one(family: str, options: dict[str, Any], seed: int, size: Size) -> tuple[dict[float, float], int]:
+        learned = bench.learn(family, options, learned_on, seed, size)
+        return bench.psnr(learned, test), learned.evaluations
 
-    for seed in seeds:
-        one = bench.learn("bns_guided", guided, learned_on, seed, budgeted)
-        add("one theta, linear", seed, bench.psnr(one, test), one.evaluations)
-        constant = bench.learn("bns", {"beginning": "free"}, learned_on, seed, budgeted)
-        add("one theta, constant", seed, bench.psnr(constant, test), constant.evaluations)
-        for label, size in (("separate", budgeted), ("separate, converged", converged)):
-            if size is converged and seed != seeds[0]:
-                continue
-            each = {scale: bench.learn("bns", {"beginning": "free"}, [scale], seed, size) for scale in shown}
-            psnr = {scale: bench.psnr(learned, test)[scale] for scale, learned in each.items()}
-            add(label, seed, psnr, sum(each[scale].evaluations for scale in learned_on))
-    return rows
+    def of_separate(seed: int, size: Size) -> tuple[dict[float, float], int]:
+        each = {scale: bench.learn("bns", free, [scale], seed, size) for scale in shown}
+        psnr = {scale: bench.psnr(learned, test)[scale] for scale, learned in each.items()}
+        return psnr, sum(each[scale].evaluations for scale in learned_on)
+
+    cases = [
+        case
+        for seed in seeds
+        for case in (
+            ("one theta, linear", seed, ranged, partial(of_one, "bns_guided", guided, seed, ranged)),
+            ("one theta, constant", seed, budgeted, partial(of_one, "bns", free, seed, budgeted)),
+            ("separate", seed, budgeted, partial(of_separate, seed, budgeted)),
+        )
+    ]
+    first = seeds[0]
+    cases.append(
+        ("one theta, linear, converged", first, converged, partial(of_one, "bns_guided", guided, first, converged))
+    )
+    cases.append(("separate, converged", first, converged, partial(of_separate, first, converged)))
+    return [bench.row(label, seed, size, test, shown, measure) for label, seed, size, measure in cases]
 
 
 def differences(rows: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -184,16 +216,17 @@ def differences(rows: Sequence[Sequence[str]]) -> list[list[str]]:
         return np.array([float(cell) for cell in row[2:-1]])
 
     seeds = sorted({row[1] for row in rows})
-    against = {
-        "separate": np.stack([of("one theta, linear", s) - of("separate", s) for s in seeds]),
-        "separate, converged": np.stack(
-            [of("one theta, linear", s) - of("separate, converged", seeds[0]) for s in seeds]
-        ),
-    }
+    linear = np.stack([of("one theta, linear", seed) for seed in seeds])
+    first, converged = seeds[0], of("separate, converged", seeds[0])
+    against = [
+        ("at equal bill", "separate", linear - np.stack([of("separate", seed) for seed in seeds])),
+        ("at equal bill", "separate, converged", linear - converged),
+        ("converged", "separate, converged", of("one theta, linear, converged", first)[None] - converged),
+    ]
     return [
-        [label, name, *(f"{value:+.2f}" for value in getattr(values, name)(axis=0))]
-        for label, values in against.items()
-        for name in ("mean", "min")
+        [one, other, name, *(f"{value:+.2f}" for value in getattr(values, name)(axis=0))]
+        for one, other, values in against
+        for name in (("mean", "min") if len(values) > 1 else ("mean",))
     ]
 
 
@@ -209,11 +242,12 @@ def main(nfe: int, seeds: str, test_pairs: int, storage: str | None, quick: bool
     before = load()
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(Storage.at(storage or temporary), nfe)
-        sizes = (BUDGETED, CONVERGED)
+        sizes = (RANGED, BUDGETED, CONVERGED)
         numbers = [int(seed) for seed in seeds.split(",")]
         if quick:
             test_pairs, numbers = 32, numbers[:1]
-            sizes = (dataclasses.replace(BUDGETED, iterations=2), dataclasses.replace(BUDGETED, iterations=3))
+            few = dataclasses.replace(BUDGETED, iterations=2)
+            sizes = (few, few, dataclasses.replace(few, iterations=3))
         rows = rows_of(bench, numbers, test_pairs, sizes)
     scales = [f"w={scale:g}" for scale in sorted({*learning_scales(RANGE), *UNSEEN})]
     heading = ["theta", "seed", *scales, "evaluations for w=1..5"]
@@ -222,7 +256,7 @@ def main(nfe: int, seeds: str, test_pairs: int, storage: str | None, quick: bool
         f"pairs, validation pairs, distillation and validation; a velocity with guidance is one evaluation.",
         table(heading, rows),
         "One linear theta minus separate ones (dB); the mean and the worst over seeds:",
-        table(["against", "seeds", *scales], differences(rows)),
+        table(["one theta", "against", "seeds", *scales], differences(rows)),
     ]
     publish(
         results, "guidance-range", "One theta for a range of guidance scales", parts, quick=quick, load_before=before
