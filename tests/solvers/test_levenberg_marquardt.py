@@ -15,7 +15,7 @@ from torch import Tensor
 from solvers.distil.linear_system import solve_symmetric
 from solvers.distil.methods.adam import Adam
 from solvers.distil.methods.base import LossQuery, NormalQuery
-from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt, LMState, Quadratic, damped_step
+from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt, LMState, Quadratic, Sums, damped_step
 from solvers.distil.normal_equations import Jacobian, NormalEquations, normal_equations
 from solvers.distil.pair_field import unconditional
 from solvers.families import GridSolver, LearnableFamily
@@ -420,3 +420,27 @@ def test_an_unusual_beginning_is_learned_along_with_theta() -> None:
     solver = GridSolver(Euler(), 3, UNIFORM).to_ns(CondOT())
     scaled = NSSolver(solver.times, solver.a * 1.5, solver.b)
     assert torch.equal(BNS().to_ns(BNS().start_from(scaled, CondOT()), CondOT(), 1.0).flat(), scaled.flat())
+
+
+# --- Memory of earlier batches -----------------------------------------------------------------------------------
+
+
+def test_memory_keeps_small_batches_from_fitting_their_own_pairs() -> None:
+    """With 9 pairs of 2 dimensions for 17 numbers, each step would fit its own batch."""
+    alone = dataclasses.replace(SETTINGS, batch_size=9)
+    remembering = dataclasses.replace(alone, memory_share=0.8)
+    by_memory, by_batch = (run(settings, begin(settings), 12) for settings in (remembering, alone))
+    assert validation_psnr(by_memory) > validation_psnr(by_batch) + 1
+
+
+def test_sums_survive_a_round_trip_and_move_with_a_quadratic_model() -> None:
+    """After a step, the gradient is that of the quadratic model; the earlier sums count by their share."""
+    h = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    sums = Sums(h, torch.tensor([1.0, -1.0], dtype=torch.float64), 4)
+    restored = Sums.of(sums.as_lists())
+    assert torch.equal(restored.h, sums.h)
+    assert torch.equal(restored.g, sums.g)
+    moved = sums.moved(-torch.linalg.solve(sums.h, sums.g))
+    torch.testing.assert_close(moved.g, torch.zeros_like(moved.g))
+    mean = sums.with_earlier(moved, 0.5).mean()
+    torch.testing.assert_close(mean.h, 1.5 * h / 6)

@@ -30,9 +30,9 @@ RAISE = 4.0
 
 FIXED_BATCH_FACTOR, FIXED_BATCH_DAMPING = 1 / 3, 1e-5
 """Factor of the damping after a good step, and its lower limit, unless they are set."""
-GROWING_BATCH_FACTOR, GROWING_BATCH_DAMPING = 0.1, 1e-7
-"""The same for batches that grow by default: on digits at NFE 8, 57.5 dB after 43,000 evaluations, which the other
-values do not reach in 80,000 (benchmarks/results/)."""
+FOR_GROWING_BATCHES: dict[str, Any] = {"damping_factor": 0.1, "damping_min": 1e-7, "memory_share": 0.5}
+"""The same, and the share of earlier equations, for batches that grow by default
+(benchmarks/results/2026-11-28-growing-batches.md)."""
 
 GOOD, POOR = 0.75, 0.25
 """Shares of the predicted decrease: above GOOD the damping is lowered, below POOR it is raised."""
@@ -51,6 +51,7 @@ class LMState(DistillationState):
         reason: Why the run stalled; None for every other status.
         failures: Consecutive iterations without a step, which count towards a stall.
         evaluations: Velocity evaluations spent on training pairs; it needs no backward pass.
+        earlier: Sums of the normal equations of earlier batches, moved to the current parameters; None without memory.
     """
 
     damping: float
@@ -58,6 +59,7 @@ class LMState(DistillationState):
     reason: str | None = None
     failures: int = 0
     evaluations: int = 0
+    earlier: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,8 @@ class LevenbergMarquardt(Method):
         first_batch_size, batch_growth: Iteration k takes ``first_batch_size * batch_growth^k`` pairs, at most
             ``batch_size``. Early steps are far from precise, so few pairs suffice for them. None: every iteration
             takes ``batch_size`` pairs.
+        memory_share: Share of the earlier batches' normal equations that is added to those of a batch. It keeps a step
+            on a few pairs from fitting these alone, but delays the last steps. 0: each batch stands alone.
         patience: Validations in a row without a gain after which the run ends; None: it takes all its iterations.
 
     Raises:
@@ -87,7 +91,11 @@ class LevenbergMarquardt(Method):
     state_type = LMState
     default_length = RunLength(iterations=40, batch_size=64, validate_every=4)
     logged = ("jacobian",)
-    neutral: ClassVar[Mapping[str, Any]] = {"damping_factor": FIXED_BATCH_FACTOR, "patience": None}
+    neutral: ClassVar[Mapping[str, Any]] = {
+        "damping_factor": FIXED_BATCH_FACTOR,
+        "memory_share": 0.0,
+        "patience": None,
+    }
     psnr_only = True
     solves_for_all = True
     several_sets = True
@@ -103,6 +111,7 @@ class LevenbergMarquardt(Method):
     first_batch_size: int | None = None
     batch_growth: float = 1.0
     damping_factor: float = FIXED_BATCH_FACTOR
+    memory_share: float = 0.0
     patience: int | None = None
 
     def __post_init__(self) -> None:
@@ -118,6 +127,8 @@ class LevenbergMarquardt(Method):
             )
         if not 0 < self.damping_factor <= 1:
             raise ValueError(f"damping_factor must be more than 0 and at most 1, got {self.damping_factor}")
+        if not 0 <= self.memory_share < 1:
+            raise ValueError(f"memory_share must be at least 0 and less than 1, got {self.memory_share}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be at least 1, got {self.patience}")
         if self.retries < 0:
@@ -152,9 +163,8 @@ class LevenbergMarquardt(Method):
             "batch_size": largest,
             "first_batch_size": chosen.first_batch,
             "batch_growth": chosen.batch_growth,
-            "damping_factor": GROWING_BATCH_FACTOR,
-            "damping_min": GROWING_BATCH_DAMPING,
             "patience": chosen.patience,
+            **FOR_GROWING_BATCHES,
         }
 
     @property
@@ -185,10 +195,14 @@ class LevenbergMarquardt(Method):
         assert not problem.in_parameters, "the PSNR loss is a function of theta"
         parameters = torch.tensor(state.parameters, dtype=torch.float64)
         batches = [self.batch(state.iteration, pair_set) for pair_set in range(problem.sets)]
-        model, before, spent = yield from _local_model(problem, parameters, batches, state.jacobian)
+        sums, before, spent = yield from _equations(problem, parameters, batches, state.jacobian)
         state = replace(state, iteration=state.iteration + 1, evaluations=state.evaluations + spent)
-        if not (math.isfinite(before) and model.is_finite()):
+        if not (math.isfinite(before) and sums.is_finite()):
             return self.without_step(state, "not finite"), before
+        if state.earlier is not None:
+            sums = sums.with_earlier(Sums.of(state.earlier), self.memory_share)
+        model = sums.mean()
+        state = replace(state, earlier=self._remembered(sums))
         damping = state.damping
         for _ in range(1 + self.retries):
             candidate = damped_step(parameters, model, damping, self.ridge_floor, problem.project)
@@ -201,11 +215,17 @@ class LevenbergMarquardt(Method):
                     share = change / model.change(candidate - parameters)
                     damping *= self.damping_factor if share > GOOD else RAISE if share < POOR else 1.0
                     damping = min(max(damping, self.damping_min), self.damping_max)
-                    return replace(state, parameters=candidate.tolist(), damping=damping, failures=0), before
+                    earlier = self._remembered(sums.moved(candidate - parameters))
+                    taken = replace(state, parameters=candidate.tolist(), damping=damping, failures=0, earlier=earlier)
+                    return taken, before
             if damping >= self.damping_max:
                 return self.without_step(replace(state, damping=damping), "no descent"), before
             damping = min(damping * RAISE, self.damping_max)
         return replace(state, damping=damping, failures=0), before
+
+    def _remembered(self, sums: Sums) -> dict[str, Any] | None:
+        """What a state keeps of the equations."""
+        return sums.as_lists() if self.memory_share else None
 
     def without_step(self, state: LMState, cause: Literal["not finite", "no descent"]) -> LMState:
         """The state after an iteration without a step: a failure, a switch to central differences, or a stall."""
@@ -224,10 +244,10 @@ class LevenbergMarquardt(Method):
         )
 
 
-def _local_model(
+def _equations(
     problem: Problem, parameters: Tensor, batches: Sequence[list[int]], jacobian: Jacobian
-) -> Asking[tuple[Quadratic, float, int]]:
-    """The model of the mean loss around ``parameters``, that loss, and the evaluations spent on it.
+) -> Asking[tuple[Sums, float, int]]:
+    """The normal equations at ``parameters``, the mean loss, and the evaluations spent on them.
 
     Args:
         problem: What the run minimises.
@@ -247,7 +267,7 @@ def _local_model(
     g = torch.stack([chain.T @ part.g for chain, part in zip(chains, parts, strict=True)]).sum(dim=0)
     count = sum(part.count for part in parts)
     spent = [evaluations_per_pair(q.solver.nfe, jacobian, q.free) * len(q.indices) for q in queries]
-    return Quadratic(h / count, g / count), sum(part.loss for part in parts) / count, sum(spent)
+    return Sums(h, g, count), sum(part.loss for part in parts) / count, sum(spent)
 
 
 def _linearised(problem: Problem, parameters: Tensor) -> tuple[list[NSSolver], list[Tensor]]:
@@ -289,12 +309,51 @@ class Quadratic(NamedTuple):
     h: Tensor
     g: Tensor
 
-    def is_finite(self) -> bool:
-        return bool(torch.isfinite(self.h).all() and torch.isfinite(self.g).all())
-
     def change(self, delta: Tensor) -> float:
         """The predicted change of the loss after the step ``delta``, shape (p,)."""
         return float(self.g @ delta + delta @ self.h @ delta / 2)
+
+
+class Sums(NamedTuple):
+    """Normal equations summed over pairs, in the parameters of the family.
+
+    Attributes:
+        h, g: As for :class:`Quadratic`, but sums.
+        pairs: Number of pairs; earlier ones count by their weight.
+    """
+
+    h: Tensor
+    g: Tensor
+    pairs: float
+
+    @classmethod
+    def of(cls, lists: Mapping[str, Any]) -> Sums:
+        """The inverse of :meth:`as_lists`."""
+        g = torch.tensor(lists["g"], dtype=torch.float64)
+        h = torch.zeros(len(g), len(g), dtype=torch.float64)
+        rows, columns = torch.triu_indices(len(g), len(g))
+        h[rows, columns] = h[columns, rows] = torch.tensor(lists["h"], dtype=torch.float64)
+        return cls(h, g, lists["pairs"])
+
+    def as_lists(self) -> dict[str, Any]:
+        """The sums as lists and numbers, with one triangle of ``h``."""
+        rows, columns = torch.triu_indices(len(self.g), len(self.g))
+        return {"h": self.h[rows, columns].tolist(), "g": self.g.tolist(), "pairs": self.pairs}
+
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.h).all() and torch.isfinite(self.g).all())
+
+    def with_earlier(self, earlier: Sums, share: float) -> Sums:
+        """These sums, and ``share`` of earlier ones."""
+        h, g = self.h + share * earlier.h, self.g + share * earlier.g
+        return Sums(h, g, self.pairs + share * earlier.pairs)
+
+    def moved(self, delta: Tensor) -> Sums:
+        """The sums after a step, as far as the quadratic model says."""
+        return self._replace(g=self.g + self.h @ delta)
+
+    def mean(self) -> Quadratic:
+        return Quadratic(self.h / self.pairs, self.g / self.pairs)
 
 
 def damped_step(
