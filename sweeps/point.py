@@ -23,6 +23,9 @@ RESULT_FORMAT = 2
 """Increment whenever the same point would give a different result. Earlier results are then recomputed. It begins the
 name of every point's folder."""
 
+RACE_FORMAT = 2
+"""Increment whenever the same race would choose differently. It is part of the keys of points with a race."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SolverChoice:
@@ -86,7 +89,9 @@ class Point(ABC):
         """What decides the result: the content without names for display."""
         content = self.to_dict()
         del content["label"], content["objective_options"]  # objective_content covers them
-        if not content["race"]:
+        if content["race"]:
+            content["race"] = RACE_FORMAT
+        else:
             del content["race"]  # full searches were the only ones for a long time, and their results remain valid
         if content["start"] is not None:
             content["start"] = {key: value for key, value in content["start"].items() if key != "label"}

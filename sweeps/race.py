@@ -37,7 +37,7 @@ PAIRS_EACH = 12.8
 """Default limit of a race: pairs for each candidate, a twentieth of a comparison of all on 256 pairs."""
 
 Scores = npt.NDArray[np.float64]
-"""PSNR of each running candidate on each pair seen so far, (candidates, pairs), dB."""
+"""PSNR of each candidate on each pair, (candidates, pairs), dB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +84,9 @@ class Ranking:
     pairs: int
     evaluations: int
 
-    def close(self, within_db: float) -> list[Candidate]:
-        """The winner, and the finalists behind it by at most ``within_db`` or one standard error; best first."""
-        return [f.candidate for f in self.finalists if f.behind_db <= max(within_db, f.error_db)]
+    def close(self, within_db: float, standard_errors: float = 1.0) -> list[Candidate]:
+        """The winner, and the finalists behind it by at most ``within_db`` or so many standard errors; best first."""
+        return [f.candidate for f in self.finalists if f.behind_db <= max(within_db, standard_errors * f.error_db)]
 
 
 def race(
@@ -127,7 +127,7 @@ def race(
     scores: Scores = np.zeros((len(running), 0))
     spent = 0
     while (seen := scores.shape[1]) < stop:
-        scores = np.concatenate([scores, _scores(running, pairs, range(seen, stop), pool)], axis=1)
+        scores = np.concatenate([scores, psnr_scores(running, pairs, range(seen, stop), pool)], axis=1)
         spent, left = spent + (stop - seen) * _cost(running), left - (stop - seen) * _cost(running)
         kept = _survivors(scores, keep)
         running, scores = [running[i] for i in kept], scores[kept]
@@ -146,12 +146,12 @@ def _cost(running: Sequence[Candidate]) -> int:
     return sum(candidate.solver.nfe for candidate in running)
 
 
-def _scores(running: Sequence[Candidate], pairs: str, indices: range, pool: Pool) -> Scores:
-    """PSNR of each candidate on each of these pairs, dB."""
-    thetas = [to_numpy(candidate.solver.flat()) for candidate in running]
+def psnr_scores(candidates: Sequence[Candidate], pairs: str, indices: range, pool: Pool) -> Scores:
+    """PSNR of each candidate on each of these pairs, dB; at most :data:`EXACT_DB`, which an exact sample has."""
+    thetas = [to_numpy(candidate.solver.flat()) for candidate in candidates]
     request = Request.of(HostProtocol.score_thetas, thetas=thetas, pairs=pairs, metric="psnr", indices=list(indices))
     scores: list[Scores] = pool.call(request)
-    return np.minimum(np.stack(scores), EXACT_DB)  # an exact sample has infinite PSNR
+    return np.minimum(np.stack(scores), EXACT_DB)
 
 
 def _survivors(scores: Scores, keep: int) -> list[int]:

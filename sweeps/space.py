@@ -43,7 +43,7 @@ def fixed_points(config: ExperimentConfig, specs: Mapping[PairKey, PairSpec]) ->
             train = PairKey("train", scale, config.seeds[0])
             points.append(_on_grids(common, [solver.grid], specs.get(train)))
             if config.grid_search is not None and solver.search:
-                searched = min(config.grid_search.last_pairs, config.pairs.validation)
+                searched = min(config.grid_search.pairs, config.pairs.validation)
                 best = _on_grids(common, config.grids(solver), specs.get(train))
                 race = config.grid_search.search == "race"
                 points.append(dataclasses.replace(best, search_pairs=searched, race=race))

@@ -110,16 +110,12 @@ class GridSearch(Strict):
     p: Annotated[tuple[Exponent, ...], NotEmpty] = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
     q: Annotated[tuple[Exponent, ...], NotEmpty] = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
     also: tuple[AnyGrid, ...] = (Grid("log_snr"), Grid("polynomial"), Grid("edm"))
-    search: Literal["full", "race"] = "full"
-    """'full' scores every grid on ``pairs`` validation pairs. 'race' begins with 4 pairs, drops the worse half of the
-    grids, doubles the pairs, and so on: a twentieth of the evaluations for almost always the same grid."""
-    pairs: int | None = Field(None, ge=1, strict=True)
-    """Number of validation pairs on which a grid is scored, in a race the last ones: by default 256, in a race 64. The
-    best grid is scored again on all of them."""
-
-    @property
-    def last_pairs(self) -> int:
-        return self.pairs or {"full": 256, "race": 64}[self.search]
+    search: Literal["race", "full"] = "race"
+    """'full' scores every grid on ``pairs`` validation pairs, and the best three on all of them. 'race' scores all
+    grids on a few pairs and goes on with those that are not clearly behind: almost always the same grid for a twentieth
+    of the evaluations of 'full'. Its winner is scored on all validation pairs, and so are the next two if too close."""
+    pairs: int = Field(256, ge=1, strict=True)
+    """Number of validation pairs on which a grid is scored, in a race at most."""
 
     def candidates(self) -> list[Grid | GITSConfig]:
         """The uniform grid, all warped grids, and those of ``also``, without duplicates."""

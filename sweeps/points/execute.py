@@ -36,9 +36,10 @@ from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
 from solvers.theta import ThetaArtifact
 from sweeps.artifact import theta_artifact
-from sweeps.point import AnyPoint, FixedPoint, LearnedPoint
-from sweeps.points.grid_search import full_search, race
+from sweeps.point import AnyPoint, FixedPoint, LearnedPoint, SolverChoice
+from sweeps.points.grid_search import full_search, raced_search
 from sweeps.points.trial import Report
+from sweeps.race import Candidate
 
 SECONDS = "seconds"
 """Key of the wall time so far in a stored state."""
@@ -159,16 +160,16 @@ def _run_fixed(point: FixedPoint, context: TrialContext, pool: Pool, store: Resu
     ledger = Ledger(context.facts.forwards_per_evaluation(point.guidance_scale))
     gits = [_gits_grid(settings, point, family.steps(point.nfe), pool) for settings in point.gits]
     ledger.lap("grid search", sum(spent for _, spent in gits))
-    grids, solvers = _usable([*point.grids, *(grid for grid, _ in gits)], point, family, scheduler)
-    search = race if point.race else full_search
-    winner, psnr, evaluations = search(solvers, point.validation, point.search_pairs, pool)
+    candidates = _usable([*point.grids, *(grid for grid, _ in gits)], point, family, scheduler)
+    search = raced_search if point.race else full_search
+    winner, psnr, evaluations = search(candidates, point.validation, point.search_pairs, pool)
     if math.isinf(psnr):
         raise UserError(
             f"{point.name} gives validation samples that are not finite on each of its grids; leave it out or change "
             f"grid_search"
         )
-    grid, solver = grids[winner], solvers[winner]
-    ledger.lap("grid search" if len(solvers) > 1 else "validation", evaluations * point.nfe)
+    grid, solver = winner.choice.grid, winner.solver
+    ledger.lap("grid search" if len(candidates) > 1 else "validation", evaluations)
     report({"iteration": 1.0, "psnr_db": psnr, "validation_psnr_db": psnr})
     metrics = evaluate(pool, solver, point.test, point.metrics)
     ledger.lap("scoring", split_name(point.test)[1] * point.nfe)
@@ -193,20 +194,20 @@ def _gits_grid(settings: dict[str, Any], point: FixedPoint, steps: int, pool: Po
     return Grid("given", listed=tuple(times.tolist())), evaluations
 
 
-def _usable(
-    candidates: Sequence[Grid], point: FixedPoint, family: Family, scheduler: Scheduler
-) -> tuple[list[Grid], list[NSSolver]]:
-    """The candidate grids on which the family has a finite solver, and the solvers."""
-    grids, solvers, refusals = [], [], []
-    for grid in candidates:
+def _usable(grids: Sequence[Grid], point: FixedPoint, family: Family, scheduler: Scheduler) -> list[Candidate]:
+    """The family's solvers on those of these grids on which it has a finite one."""
+    candidates, refusals = [], []
+    for grid in grids:
+        choice = SolverChoice(family=point.family, options=point.options, label=point.label, grid=grid)
         try:
-            solvers.append(GridSolver(family, point.nfe, grid, point.sigma0).to_ns(scheduler))
-            grids.append(grid)
+            solver = GridSolver(family, point.nfe, grid, point.sigma0).to_ns(scheduler)
         except ValueError as error:  # steps indistinguishably close, or a query at an infinite velocity
             refusals.append(str(error))
-    if not solvers:
+        else:
+            candidates.append(Candidate(choice=choice, solver=solver))
+    if not candidates:
         raise UserError(f"{point.name} works on none of its grids: {refusals[0]}")
-    return grids, solvers
+    return candidates
 
 
 # ---- learned families -------------------------------------------------------------------------------------------

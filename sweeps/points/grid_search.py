@@ -6,93 +6,64 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from orchestrator.hosts.distillation import mean_psnr, to_numpy
-from orchestrator.hosts.protocols import HostProtocol
-from orchestrator.metrics.base import EXACT_DB
+from orchestrator.hosts.distillation import mean_psnr
 from orchestrator.pairs.spec import split_name
-from orchestrator.pool.requests import Pool, Request
-from solvers.ns import NSSolver
+from orchestrator.pool.requests import Pool
+from sweeps.race import PAIRS_EACH, Candidate, psnr_scores, race
 
 FINALISTS = 3
-"""Grids that a full search scores again on all validation pairs."""
+"""Grids that are scored again on all validation pairs; after a race at most so many."""
 
-FIRST_PAIRS = 4
-"""Pairs of a race's first round. Each further round has twice as many pairs and half the grids, at least two."""
+CLOSE = 2.0
+"""Standard errors from the winner of a race within which a grid is a finalist."""
+
+LEAST_SAMPLES = 256
+"""Samples that a race may draw even among few grids."""
 
 
 class Choice(NamedTuple):
     """The outcome of a search.
 
     Attributes:
-        winner: Index of the best solver.
+        winner: The best solver.
         psnr_db: Its mean PSNR on all validation pairs, dB; -inf if none is finite.
-        samples: Samples drawn by the search.
+        evaluations: Velocity evaluations of the search.
     """
 
-    winner: int
+    winner: Candidate
     psnr_db: float
-    samples: int
+    evaluations: int
 
 
-def full_search(solvers: Sequence[NSSolver], validation: str, pairs: int, pool: Pool) -> Choice:
+def full_search(candidates: Sequence[Candidate], validation: str, pairs: int, pool: Pool) -> Choice:
     """Score every solver on the first ``pairs`` validation pairs, and the best three on all of them."""
-    finalists = list(range(len(solvers)))
-    samples = 0
-    if len(solvers) > FINALISTS:
-        means = _means(_scores(solvers, validation, range(pairs), pool))
-        finalists = sorted(finalists, key=lambda i: -means[i])[:FINALISTS]
-        samples += len(solvers) * pairs
-    full = [_finite(mean_psnr(solvers[i], validation, pool.gather)) for i in finalists]
-    samples += len(full) * split_name(validation)[1]
-    psnr, winner = max(zip(full, finalists, strict=True))
-    return Choice(winner, psnr, samples)
+    finalists = list(range(len(candidates)))
+    spent = 0
+    if len(candidates) > FINALISTS:
+        means = psnr_scores(candidates, validation, range(pairs), pool).mean(axis=1)
+        finalists = sorted(finalists, key=lambda i: -_finite(means[i]))[:FINALISTS]
+        spent += pairs * sum(candidate.solver.nfe for candidate in candidates)
+    return _final([candidates[i] for i in finalists], validation, spent, pool)
 
 
-def race(solvers: Sequence[NSSolver], validation: str, pairs: int, pool: Pool) -> Choice:
-    """Successive halving (Jamieson & Talwalkar 2016): the worse half of the solvers drops out, the others go on.
-
-    All solvers are scored on the same pairs, so a difference between two of them shows on few pairs already.
-
-    Args:
-        solvers: The candidates.
-        validation: Name of the validation pairs.
-        pairs: Validation pairs of the last round; the winner is scored on all.
-        pool: Hosts of the model.
-    """
-    running = list(range(len(solvers)))
-    scores: npt.NDArray[np.float64] = np.zeros((len(solvers), 0))
-    samples = 0
-    seen = 0
-    while len(running) > 1 and seen < pairs:
-        following = min(pairs, max(FIRST_PAIRS, 2 * seen))
-        new = _scores([solvers[i] for i in running], validation, range(seen, following), pool)
-        scores, seen = np.concatenate([scores, new], axis=1), following
-        samples += new.size
-        last = seen == pairs
-        kept = np.argsort(-_means(scores), kind="stable")[: 1 if last else max(2, math.ceil(len(running) / 2))]
-        running, scores = [running[i] for i in kept], scores[kept]
-    (winner, *_) = running
-    psnr = _finite(mean_psnr(solvers[winner], validation, pool.gather))
-    return Choice(winner, psnr, samples + split_name(validation)[1])
+def raced_search(candidates: Sequence[Candidate], validation: str, pairs: int, pool: Pool) -> Choice:
+    """Race the solvers on the first ``pairs`` validation pairs, and score the closest three on all of them."""
+    if len(candidates) <= FINALISTS:
+        return _final(candidates, validation, 0, pool)
+    nfe = sum(candidate.solver.nfe for candidate in candidates)
+    most = max(int(PAIRS_EACH * nfe), LEAST_SAMPLES * nfe // len(candidates))
+    ranking = race(candidates, validation, pool=pool, last_pairs=pairs, keep=FINALISTS, most_evaluations=most)
+    if not ranking.finalists:
+        return Choice(candidates[0], -math.inf, ranking.evaluations)
+    return _final(ranking.close(0.0, standard_errors=CLOSE), validation, ranking.evaluations, pool)
 
 
-def _scores(solvers: Sequence[NSSolver], validation: str, indices: range, pool: Pool) -> npt.NDArray[np.float64]:
-    """PSNR of each solver on each of these pairs, (S, P)."""
-    thetas = [to_numpy(solver.flat()) for solver in solvers]
-    request = Request.of(
-        HostProtocol.score_thetas, thetas=thetas, pairs=validation, metric="psnr", indices=list(indices)
-    )
-    scores: list[npt.NDArray[np.float64]] = pool.call(request)
-    return np.minimum(np.stack(scores), EXACT_DB)  # an exact sample has infinite PSNR
-
-
-def _means(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The mean score of each solver, (S,); -inf if it is not finite, so that it loses every comparison."""
-    means = scores.mean(axis=1)
-    return np.where(np.isfinite(means), means, -np.inf)
+def _final(finalists: Sequence[Candidate], validation: str, spent: int, pool: Pool) -> Choice:
+    """The best of these solvers on all validation pairs; of equal ones, the last."""
+    means = [_finite(mean_psnr(candidate.solver, validation, pool.gather)) for candidate in finalists]
+    psnr, place = max(zip(means, range(len(means)), strict=True))
+    spent += split_name(validation)[1] * sum(candidate.solver.nfe for candidate in finalists)
+    return Choice(finalists[place], psnr, spent)
 
 
 def _finite(psnr: float) -> float:

@@ -411,14 +411,15 @@ def test_every_family_works_at_one_evaluation_or_is_refused_by_name(experiment: 
 
 
 @pytest.mark.parametrize(
-    ("search", "pairs"), [({}, 256), ({"search": "race"}, 64), ({"search": "race", "pairs": 32}, 32)]
+    ("search", "pairs", "race"),
+    [({}, 256, True), ({"search": "race", "pairs": 32}, 32, True), ({"search": "full"}, 256, False)],
 )
-def test_a_race_needs_a_quarter_of_the_pairs(
-    experiment: dict[str, Any], search: dict[str, Any], pairs: int, facts: ModelFacts
+def test_grids_race_unless_a_full_search_is_asked_for(
+    experiment: dict[str, Any], search: dict[str, Any], pairs: int, race: bool, facts: ModelFacts
 ) -> None:
-    """It is named in the points; a full search leaves their keys as they were."""
+    """A race is named in the points; a full search leaves their keys as they were."""
     content = {**experiment, "grid_search": {"p": [1.4], "q": [1.0], **search}, "pairs": {"validation": 512}}
     config = parse_config(content, "race")
     searched = [p for p in fixed_points(config, pair_specs(config, facts)) if p.kind == "best grid"]
-    assert {(point.search_pairs, point.race) for point in searched} == {(pairs, bool(search))}
-    assert {"race" in point.identity for point in searched} == {bool(search)}
+    assert {(point.search_pairs, point.race) for point in searched} == {(pairs, race)}
+    assert {"race" in point.identity for point in searched} == {race}

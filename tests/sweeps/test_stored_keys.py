@@ -1,7 +1,9 @@
 """Keys of stored results do not change: a store made by an earlier release is reused, not computed again.
 
-``tests/support/stored_keys.json`` holds the keys of the shipped configurations. It changes only together with
-``RESULT_FORMAT``, the ``FORMAT`` of pairs or the ``FORMAT`` of measurements; run this file to write it anew.
+``tests/support/stored_keys.json`` holds the keys of the shipped configurations with ``grid_search.search=full``, under
+``raced`` those of one whose grids race, and under ``real`` that of real samples. It changes only together with
+``RESULT_FORMAT``, ``RACE_FORMAT``, the ``FORMAT`` of pairs or the ``FORMAT`` of measurements; run this file to write it
+anew.
 """
 
 from __future__ import annotations
@@ -35,12 +37,12 @@ AB2 = SolverChoice(family="adams_bashforth", options={"steps_back": 2}, label="A
 EULER = SolverChoice(family="euler", options={}, label="Euler", grid=Grid())
 
 
-def keys_of(name: str, storage: Storage) -> dict[str, Any]:
+def keys_of(name: str, storage: Storage, search: str = "full") -> dict[str, Any]:
     """Digests of the model, the pair sets, the points and the measurements of a shipped configuration.
 
     Batches of Levenberg-Marquardt are spelled out: earlier releases had 64 pairs in each by default.
     """
-    config = load_config(CONFIGS / f"{name}.yaml")
+    config = load_config(CONFIGS / f"{name}.yaml", [f"grid_search.search={search}"])
     learned = tuple(
         each.model_copy(update={"batch_size": each.batch_size or 64})
         if each.method.name == "levenberg_marquardt"
@@ -79,10 +81,24 @@ def real_key(storage: Storage) -> str:
     return real.measured.key(0)
 
 
-@pytest.mark.parametrize("name", [name for name in STORED if name != "real"])
+def raced_keys(storage: Storage) -> dict[str, Any]:
+    """Keys of the points of a configuration whose grids race."""
+    keys = keys_of("cifar10", storage, "race")
+    return {name: keys[name] for name in ("points", "points_count", "all_points")}
+
+
+@pytest.mark.parametrize("name", [name for name in STORED if name not in ("real", "raced")])
 def test_keys_of_a_shipped_configuration_do_not_change(name: str, storage: Storage) -> None:
     """A store of an earlier release of the same formats is reused."""
     assert keys_of(name, storage) == STORED[name]
+
+
+def test_keys_of_a_race_do_not_change(storage: Storage) -> None:
+    """They are those of a full search for everything that is not raced."""
+    raced = raced_keys(storage)
+    assert raced == STORED["raced"]
+    common = [name for name, key in raced["points"].items() if key == STORED["cifar10"]["points"].get(name)]
+    assert [name for name in raced["points"] if "best grid" not in name] == common
 
 
 def test_keys_of_real_samples_do_not_change(storage: Storage) -> None:
@@ -93,5 +109,6 @@ def test_keys_of_real_samples_do_not_change(storage: Storage) -> None:
 if __name__ == "__main__":  # writes the file anew, after a change of a format
     with tempfile.TemporaryDirectory() as folder:
         place = Storage.at(folder)
-        keys = {name: real_key(place) if name == "real" else keys_of(name, place) for name in STORED}
+        special = {"real": real_key, "raced": raced_keys}
+        keys = {name: special[name](place) if name in special else keys_of(name, place) for name in STORED}
     STORED_FILE.write_text(json.dumps(keys, indent=1, sort_keys=True) + "\n", encoding="utf-8")

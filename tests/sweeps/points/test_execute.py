@@ -129,12 +129,14 @@ def test_a_large_search_scores_all_grids_on_some_pairs_and_the_finalists_on_all(
     run: Run, fixed: dict[tuple[str, str], FixedPoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its cost counts every candidate on the search pairs and three finalists on all validation pairs."""
-    point = fixed["euler", "best grid"]
-    assert len(point.grids) == 4
+    raced = fixed["euler", "best grid"]
+    assert (len(raced.grids), raced.race) == (4, True)
+    point = dataclasses.replace(raced, race=False)
     result = run(point)
     assert result.forwards == (4 * 16 + 3 * 32) * 4
     monkeypatch.setattr(grid_search, "FINALISTS", 4)
     assert run(dataclasses.replace(point, metrics=("psnr",))).forwards == 4 * 32 * 4
+    assert run(raced).forwards < result.forwards
 
 
 def test_the_best_grid_is_never_worse_on_validation_than_the_common_one(
@@ -394,9 +396,10 @@ def test_a_grid_on_which_a_family_does_not_work_is_skipped() -> None:
         metrics=("psnr",),
         grids=(crowded, usable),
     )
-    grids, solvers = _usable(point.grids, point, family, scheduler)
-    assert grids == [usable]
-    assert len(solvers) == 1
+    (candidate,) = _usable(point.grids, point, family, scheduler)
+    assert candidate.choice == SolverChoice(
+        family="adams_bashforth", options={"steps_back": 3}, label="AB3", grid=usable
+    )
     with pytest.raises(UserError, match="works on none of its grids: the solver has no finite"):
         _usable([crowded], point, family, scheduler)
 
