@@ -13,7 +13,7 @@ from dataclasses import dataclass
 MULTIPLE = 16
 """Pair sets are this many pairs, or a multiple of it, so that they grow by whole batches of ground truth."""
 
-LEAST_FIRST_BATCH, LEAST_TRAIN = 2, 16
+LEAST_FIRST_BATCH, LEAST_TRAIN = 2, 32
 LARGEST_TRAIN = 512
 """Training pairs beyond which a solver no longer improves on other samples, on any shipped model."""
 
@@ -23,11 +23,11 @@ class Sizes:
     """Sizes of a distillation.
 
     Attributes:
-        train: Training pairs to begin with.
+        train: Training pairs, unless overfitting asks for more.
         validation: Validation pairs, which choose the iterate and end the run.
         first_batch: Pairs of the first iteration.
         batch_growth: Growth of the pairs per iteration.
-        largest_batch: Most pairs of an iteration.
+        largest_batch: Most pairs of an iteration, if there are so many.
         patience: Validations in a row without a new best that end a run.
     """
 
@@ -58,13 +58,13 @@ def sizes(numbers: int, dimensions: int, nfe: int) -> Sizes:
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     determined = numbers / dimensions
-    train = _multiple(max(LEAST_TRAIN, 40 * determined))
+    train = _multiple(max(LEAST_TRAIN, 160 * determined))
     return Sizes(
         train=min(train, LARGEST_TRAIN),
         validation=2 * MULTIPLE,
         first_batch=max(LEAST_FIRST_BATCH, math.ceil(6 * determined)),
         batch_growth=1.2,
-        largest_batch=max(4 * LEAST_TRAIN, _multiple(128 * determined)),
+        largest_batch=max(2 * LEAST_TRAIN, _multiple(320 * determined)),
         patience=3,
     )
 

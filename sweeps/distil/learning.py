@@ -15,7 +15,7 @@ from orchestrator.hosts.runs import AtScale, LearnedRun
 from orchestrator.pairs.steps import SAMPLES
 from orchestrator.pairs.tolerance import is_accurate_enough, next_tolerance
 from orchestrator.results.bill import Item
-from solvers.distil.methods.levenberg_marquardt import LevenbergMarquardt, LMState
+from solvers.distil.methods.levenberg_marquardt import FOR_GROWING_BATCHES, LevenbergMarquardt, LMState
 from solvers.distil.sizes import Sizes
 from solvers.guided import GuidedSolver
 from solvers.ns import NSSolver
@@ -366,6 +366,7 @@ class Learner:
             jacobian=self._jacobian,
             first_batch_size=self.sizes.first_batch if grows else None,
             batch_growth=self.sizes.batch_growth if grows else 1.0,
+            **FOR_GROWING_BATCHES,
         )
 
     def _run(self, method: LevenbergMarquardt) -> LearnedRun:
