@@ -20,6 +20,9 @@ from orchestrator.storage import Storage
 
 LOCK = "needs/.lock"
 VERSION = re.compile(r"v([0-9]+)-")
+DISTILLATIONS_FORMAT = 1
+"""Incremented whenever equal settings of ``bespoke distil`` would give another theta."""
+
 EXPERIMENTS = ("experiments", "network-distillation")
 
 
@@ -29,8 +32,9 @@ class Entry:
 
     Attributes:
         key: The folder.
-        kind: 'pairs', 'result' (with theta), 'state' (of an unfinished distillation), 'measurements' (of samples),
-            'reference' (measurements of real samples), 'trajectories' or 'student'.
+        kind: 'pairs', 'result' (with theta), 'state' (of an unfinished distillation), 'distillation' (of `bespoke
+            distil`), 'measurements' (of samples), 'reference' (measurements of real samples), 'trajectories' or
+            'student'.
         detail: What a user recognises it by; may be empty.
         size: Bytes of its files.
         modified: Time of the last change of a file in it; None if unknown.
@@ -96,8 +100,9 @@ def inventory(storage: Storage, results_format: int) -> list[Entry]:
     """
     needs = _needs(storage)
     formats = {"pairs": PAIRS_FORMAT, "measurements": PAIRS_FORMAT, "trajectories": PAIRS_FORMAT}
+    formats["distillations"] = DISTILLATIONS_FORMAT
     entries = []
-    for place in ("pairs", "points", "measurements", "trajectories", "students"):
+    for place in ("pairs", "points", "distillations", "measurements", "trajectories", "students"):
         for name, files in storage.tree(place).items():
             if name == "media":  # of an evaluation that is running or was killed, which deletes them itself
                 continue
@@ -180,7 +185,7 @@ def _kind(place: str, name: str, files: Collection[str]) -> str:
         return "result" if "result.json" in files else "state"
     if place == "measurements" and any(file.startswith("real/") for file in files):
         return "reference"
-    return {"students": "student"}.get(place, place)
+    return {"students": "student", "distillations": "distillation"}.get(place, place)
 
 
 def _owner(place: str, name: str) -> str:

@@ -10,12 +10,10 @@ from typing import Any, cast
 import numpy as np
 
 from orchestrator.pool.requests import Outcome, Pool, R, Request
+from orchestrator.results.inventory import DISTILLATIONS_FORMAT
 from orchestrator.storage import Storage, digest_of
 from sweeps.distil.place import Place
 from sweeps.distil.settings import DistilSettings
-
-FORMAT = 1
-"""Incremented whenever equal settings would give another theta. It begins the name of every folder."""
 
 
 def folder(place: Place, settings: DistilSettings) -> str:
@@ -24,13 +22,15 @@ def folder(place: Place, settings: DistilSettings) -> str:
     content = {
         "settings": dataclasses.asdict(settings),
         "model": facts.digest,
+        "shape": facts.shape,
+        "data_range": facts.data_range,
         "device_class": facts.device_class,
         "conditioning": place.conditioning.build("datasets").content,
         "pairs_seed": place.pairs_seed,
         "precision": place.precision,
         "compile": place.compile,
     }
-    return f"distillations/v{FORMAT}-{digest_of(content)}"
+    return f"distillations/v{DISTILLATIONS_FORMAT}-{digest_of(content)}"
 
 
 class Journal:

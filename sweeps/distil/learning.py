@@ -49,6 +49,9 @@ OVERFIT_DB = 0.5
 FORESIGHT_DB = 3.0
 """Gain that is foreseen when the tolerance of ground truth is chosen again."""
 
+LAST_BATCH = 0.8
+"""Least size of the last iteration's batch, as a share of what it would be with a larger budget."""
+
 SLACK = 0.04
 """Share of the budget by which rejected steps of the last iteration may exceed it."""
 
@@ -219,8 +222,9 @@ class Learner:
         pairs = len(method.batch(state.iteration))
         left = self.limit - self.budget.spent - self._validation_cost
         if self._cost(pairs, state) > left:
-            pairs = math.floor(left / self._cost(1, state))
-            if pairs < max(self.sizes.first_batch + 1, 2):
+            # A much smaller batch would undo what larger ones have gained.
+            least, pairs = LAST_BATCH * pairs, math.floor(left / self._cost(1, state))
+            if pairs < max(least, self.sizes.first_batch + 1):
                 return False
             method = self._method(pairs)
         rejected = method.retries * self.nfe * pairs * len(self.pairs.scales)
@@ -274,9 +278,8 @@ class Learner:
 
     def _grow(self, progress: Progress) -> bool:
         """Double the training pairs if theta is better on these than on others, and the budget allows it."""
-        best = progress.best["parameters"]
-        training = mean(self._validate(progress, best, "train"))
-        gap = training - progress.best["psnr_db"]
+        training = mean(self._validate(progress, progress.lanes[0]["parameters"], "train"))
+        gap = training - progress.history[-1][1]
         more = self.sizes.more_train(self.level.train)
         if gap < OVERFIT_DB or more is None:
             return False
@@ -294,7 +297,15 @@ class Learner:
             f"with {self.level.train}"
         )
         self.sizes = replace(self.sizes, train=max(self.sizes.train, level.train))
-        progress.lanes[0] |= {"status": "running", "reason": None, "failures": 0, "jacobian": self._jacobian}
+        method = self._method()
+        progress.lanes[0] |= {
+            "parameters": progress.best["parameters"],
+            "status": "running",
+            "reason": None,
+            "failures": 0,
+            "damping": method.damping,
+            "jacobian": method.jacobian,
+        }
         progress.stale, progress.reference_db = 0, progress.best["psnr_db"]
         return True
 

@@ -56,11 +56,11 @@ class PairSets:
         self._charged: dict[str, tuple[int, float]] = {}
         self._steps: dict[tuple[float, float], SharedSteps] = {}
 
-    def spec(self, split: Split, scale: float, tolerance: float, count: int) -> PairSpec:
-        """The spec of one pair set, without shared steps."""
+    def spec(self, split: Split, scale: float, tolerance: float, count: int, seed: int | None = None) -> PairSpec:
+        """The spec of one pair set, without shared steps; of training pairs with the distillation's seed by default."""
         place = self.place
         pairs = PairsConfig(rtol=tolerance, atol=tolerance, batch_size=BATCH, shard_size=BATCH, seed=place.pairs_seed)
-        key = PairKey(split, scale, self.seed if split == "train" else 0)
+        key = PairKey(split, scale, 0 if split != "train" else self.seed if seed is None else seed)
         return split_spec(pairs, place.conditioning, place.facts, key, count=count, trajectory=False)
 
     def specs(self, split: Split, level: Level) -> dict[float, PairSpec]:
@@ -74,7 +74,7 @@ class PairSets:
     def _shared(self, scale: float, tolerance: float) -> SharedSteps:
         """The steps of this guidance scale and tolerance, which are charged once."""
         if (scale, tolerance) not in self._steps:
-            spec = self.spec("train", scale, tolerance, BATCH)
+            spec = self.spec("train", scale, tolerance, BATCH, seed=0)  # all seeds share validation pairs
             self.place.need([f"pairs/{spec.digest}"])
             steps = find_steps(self.place.storage, self.place.pool, spec)
             self._steps[scale, tolerance] = steps

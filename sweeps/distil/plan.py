@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from orchestrator.errors import UserError
 from orchestrator.hosts.network_check import EVALUATIONS as CHECK_EVALUATIONS
 from orchestrator.hosts.teacher.probe import STEPS, batch_size
-from orchestrator.hosts.timing import Timing
+from orchestrator.hosts.timing import CALLS, Timing
 from orchestrator.models.facts import ModelFacts
 from orchestrator.pairs.steps import SAMPLES
 from orchestrator.progress import counted
@@ -20,6 +20,13 @@ from sweeps.distil.budget import REPORT_SAMPLES
 from sweeps.distil.family import Learned
 from sweeps.distil.pair_sets import AGAIN, BATCH, Level
 from sweeps.distil.settings import DistilSettings
+
+TIMED = (BATCH, 4 * BATCH)
+"""Batch sizes at which an evaluation is timed."""
+
+TIMING = TIMED[0] + CALLS * sum(TIMED)
+"""Most evaluations of that, which are charged. Short calls are repeated, depending on the machine's load; the budget,
+and theta with it, must not depend on it."""
 
 EXAMINATION = 36
 """Evaluations of an examination beside its trajectories, each of one batch: on the shipped models at most this."""
@@ -33,7 +40,10 @@ PER_PAIR = {1e-3: 25, 1e-4: 40, 1e-5: 85}
 CHOICE = 4.0
 """Evaluations of the choice of steps, per pair on which they are chosen, as a multiple of those of a pair on them."""
 
-PAIR_SHARE, VALIDATION_SHARE, RACE_SHARE = 0.25, 0.1, 0.1
+FIRST_TOLERANCE, COARSE_TOLERANCE = 1e-4, 1e-3
+"""Tolerance of ground truth at the beginning, and for a budget that is too small for it."""
+
+PAIR_SHARE, VALIDATION_SHARE, RACE_SHARE = 0.25, 0.1, 0.06
 """Most shares of the budget for training pairs, for validation pairs, and for the race."""
 
 RACE_PAIRS = 32
@@ -153,17 +163,17 @@ def make_plan(
     scales = len(learned.scales)
     wanted = [wanted_sizes(learned, nfe, dimensions) for nfe in settings.nfe]
     train, validation = max(chosen.train for chosen in wanted), max(chosen.validation for chosen in wanted)
-    fixed = _fixed(facts, settings, timing, hosts)
-    smallest = _evaluations(settings.nfe, fixed, BATCH, BATCH, pair[1e-3], scales)
+    fixed = _fixed(facts, settings, hosts)
+    smallest = _evaluations(settings.nfe, fixed, BATCH, BATCH, pair[COARSE_TOLERANCE], scales)
     for chosen, nfe in zip(wanted, settings.nfe, strict=True):
         smallest["grid search"] += 2 * 20 * nfe
         smallest["distillation"] += LEAST_ITERATIONS * iteration(nfe, chosen.first_batch) * scales
         smallest["validation"] += 3 * BATCH * nfe * scales
-    tolerance = 1e-4
+    tolerance = FIRST_TOLERANCE
     if settings.budget is not None:
         left = max(0, settings.budget - sum(fixed.values()))
-        if PAIR_SHARE * left < 32 * scales * pair[1e-4]:
-            tolerance = 1e-3
+        if PAIR_SHARE * left < 32 * scales * pair[FIRST_TOLERANCE]:
+            tolerance = COARSE_TOLERANCE
         train = min(train, _floored(PAIR_SHARE * left / (scales * pair[tolerance])))
         validation = min(validation, _floored(VALIDATION_SHARE * left / (scales * pair[tolerance])))
     expected = _evaluations(settings.nfe, fixed, train, validation, pair[tolerance], scales)
@@ -191,12 +201,12 @@ def _floored(pairs: float) -> int:
     return max(BATCH, math.floor(pairs / BATCH) * BATCH)
 
 
-def _fixed(facts: ModelFacts, settings: DistilSettings, timing: Timing, hosts: int) -> dict[Item, int]:
+def _fixed(facts: ModelFacts, settings: DistilSettings, hosts: int) -> dict[Item, int]:
     """Evaluations that do not depend on the budget, by item."""
     examined = batch_size(math.prod(facts.shape))
     batches = sum(STEPS["plain"] + EXAMINATION + (scale != 1) * STEPS["guided"] for scale in settings.guidance_scales)
     return {
-        "examination": hosts * CHECK_EVALUATIONS + timing.evaluations + batches * examined,
+        "examination": hosts * CHECK_EVALUATIONS + TIMING + batches * examined,
         "report": 2 * REPORT_SAMPLES * sum(settings.nfe),
     }
 

@@ -23,20 +23,31 @@ from sweeps.distil.family import Learned
 from sweeps.distil.journal import Journal, RecordedPool, folder
 from sweeps.distil.learning import Learner
 from sweeps.distil.outcome import Distilled, DistilOutcome
-from sweeps.distil.pair_sets import BATCH, Level, PairSets
+from sweeps.distil.pair_sets import Level, PairSets
 from sweeps.distil.place import Place
-from sweeps.distil.plan import ADAPTIVE, PER_PAIR, RACE_PAIRS, RACE_SHARE, Plan, distillation, make_plan, wanted_sizes
+from sweeps.distil.plan import (
+    ADAPTIVE,
+    PER_PAIR,
+    RACE_PAIRS,
+    RACE_SHARE,
+    TIMED,
+    TIMING,
+    Plan,
+    distillation,
+    make_plan,
+    wanted_sizes,
+)
 from sweeps.distil.settings import DistilSettings
 from sweeps.distil.starts import shortlist
 from sweeps.examination import Subject, check_teacher, examine
 from sweeps.point import SolverChoice
 from sweeps.race import Candidate, race
 
-TIMED = (BATCH, 4 * BATCH)
-"""Batch sizes at which an evaluation is timed."""
-
 FINALISTS, CLOSE_DB = 3, 1.0
 """Most starts of a distillation, and how far they may be behind the winner of the race, dB."""
+
+EXAMINED = 1e-5
+"""Tolerance at which an examination makes ground truth."""
 
 FIRST_TRAIN = 32
 """Training pairs at the beginning; more of the planned ones are made as batches grow."""
@@ -135,7 +146,7 @@ class _Recipe:
         self.budget.spend(
             "examination",
             "an evaluation is timed",
-            timing.evaluations,
+            TIMING,
             guidance_scale=self.scale,
             seconds=content["seconds"],
             reused=reused,
@@ -158,10 +169,9 @@ class _Recipe:
         place = self.place
         checked = place.hosts * CHECK_EVALUATIONS
         self.budget.spend("examination", "each host checks the network", checked, guidance_scale=self.scale)
-        level = plan.level
-        specs = [
-            self.pairs.spec("train", scale, level.tolerance, level.train) for scale in self.settings.guidance_scales
-        ]
+        # Of one seed, so that what an examination costs does not depend on who was first to ask for it.
+        scales = self.settings.guidance_scales
+        specs = [self.pairs.spec("train", scale, EXAMINED, plan.training_pairs, seed=0) for scale in scales]
         measured = 0
         for subject in map(Subject.of, specs):
             examination = examine(place.storage, place.pool, place.facts, subject)
@@ -178,7 +188,7 @@ class _Recipe:
         check_teacher(place.storage, place.pool, place.facts, specs, force=place.force, announce=place.announce)
         if not measured:
             return None
-        return scaled_costs(plan.tolerance, measured)
+        return scaled_costs(EXAMINED, measured)
 
     # ---- one NFE ----------------------------------------------------------------------------------------------
 

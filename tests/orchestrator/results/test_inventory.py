@@ -19,6 +19,7 @@ PAIRS, OTHER, OLD = "pairs/v2-0123456789abcdef", "pairs/v2-aaaaaaaaaaaaaaaa", "p
 POINT, STATE, OLD_POINT = "points/v2-0000000000000000", "points/v2-1111111111111111", "points/6939542411601e71"
 OF_PAIRS, OF_OTHER = f"measurements/{PAIRS[6:]}", f"measurements/{OTHER[6:]}"
 REAL, OLD_MEASURED = "measurements/7507181395c50293", "measurements/36a6993a6639b8e4"
+DISTILLED = "distillations/v1-4444444444444444"
 PATHS, STUDENT = f"trajectories/{PAIRS[6:]}-48-uniform2.safetensors", "students/3333333333333333"
 
 
@@ -39,9 +40,11 @@ def filled(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     storage.write(f"{REAL}/real/db94a8308b8aca4d/shard-00000.safetensors", b"x")
     storage.write(PATHS, b"x")
     storage.write(f"{STUDENT}/nfe4.json", b"x")
+    storage.write(f"{DISTILLED}/theta-nfe8.json", b"x")
     storage.write("experiments/digits/report.html", b"report")
     storage.write("measurements/media/v2-x/shard-00000.safetensors", b"x")
     record_needs(storage, "digits", "sweep", [PAIRS, POINT], add=True, announce=print)
+    record_needs(storage, "digits", "distil", [DISTILLED], add=True, announce=print)
     return storage
 
 
@@ -66,6 +69,7 @@ def test_every_folder_is_listed_with_its_kind_its_format_and_who_needs_it(filled
         REAL: ("reference", False, ()),
         PATHS: ("trajectories", False, ("digits",)),
         STUDENT: ("student", False, ()),
+        DISTILLED: ("distillation", False, ("digits",)),
     }
     assert entries[PAIRS].detail == "48 pairs, guidance 3, labels, model abcdef01"
     assert entries[OLD].detail == "not complete"
@@ -88,7 +92,7 @@ def test_pruning_deletes_what_was_chosen_and_nothing_else(filled: Storage) -> No
     before = _entries(filled)
     chosen = [entry for entry in before.values() if entry.is_unused]
     assert prune(filled, chosen, 2, wait=False, announce=print) == chosen
-    assert set(_entries(filled)) == {PAIRS, POINT, OF_PAIRS, PATHS}
+    assert set(_entries(filled)) == {PAIRS, POINT, OF_PAIRS, PATHS, DISTILLED}
     assert filled.exists("experiments/digits/report.html")
     assert filled.exists(f"{PAIRS}/shard-00000.parquet")
 
@@ -160,11 +164,11 @@ def test_pruning_shows_what_it_deletes_and_asks(filled: Storage) -> None:
     refused = _run(filled, "prune", "--unused", text="n\n")
     assert refused.exit_code != 0
     assert f"{OTHER}  " in refused.output
-    assert "5 of 12 entries" in refused.output
+    assert "5 of 13 entries" in refused.output
     assert set(_entries(filled)) == before
     assert "deleted 5 entries" in _run(filled, "prune", "--unused", text="y\n").output
     assert "deleted 3 entries" in _run(filled, "prune", "--older-format", "--yes").output
-    assert "0 of 4 entries" in _run(filled, "prune", "--unused", "--older-format").output
+    assert "0 of 5 entries" in _run(filled, "prune", "--unused", "--older-format").output
 
 
 def test_a_forgotten_experiment_needs_nothing(filled: Storage) -> None:

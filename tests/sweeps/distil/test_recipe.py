@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -9,6 +10,7 @@ import pytest
 from distil_place import CountingPool, KilledError, tiny_place
 
 from orchestrator.errors import UserError
+from solvers.distil.sizes import Sizes, sizes
 from sweeps.distil.outcome import DistilOutcome
 from sweeps.distil.plan import Plan
 from sweeps.distil.recipe import distil
@@ -114,3 +116,77 @@ def test_a_killed_distillation_goes_on_where_it_was(
     assert outcome.bill.total().texts[:3] == whole.bill.total().texts[:3]
     assert kills >= pool.counts.total() // 5
     assert answered - kills <= pool.counts.total()
+
+
+def test_several_nfes_share_pairs_and_the_budget(root: Path) -> None:
+    settings = DistilSettings(nfe=(2, 4), budget=32_000)
+    place = tiny_place(root / "several")
+    outcome = distil(place, settings)
+    cost = outcome.bill.total().cost
+    assert cost is not None
+    assert cost.evaluations <= 1.05 * 32_000
+    assert list(outcome.results) == [2, 4]
+    assert all(result.gain_db > 3 for result in outcome.results.values())
+    two, four = outcome.results.values()
+    assert two.validation == four.validation
+    assert two.history[-1][0] <= four.history[0][0]
+    parts = [line.part for line in outcome.bill.lines() if line.item == "pairs"]
+    assert parts == [f"{split} at 0.0001" for split in ("train", "validation")]
+
+
+def test_equal_settings_give_equal_thetas_and_another_seed_another(
+    root: Path, undisturbed: tuple[DistilOutcome, CountingPool]
+) -> None:
+    """In another storage, too, and whatever pairs are there already."""
+    place = tiny_place(root / "again")
+    other = distil(place, replace(SETTINGS, seed=1)).results[3]
+    same = distil(place, SETTINGS).results[3]
+    first = undisturbed[0].results[3]
+    assert (same.artifact.digest, same.history) == (first.artifact.digest, first.history)
+    assert other.artifact.digest != first.artifact.digest
+    assert other.validation == first.validation
+    assert other.train != first.train
+
+
+def test_overfitting_is_answered_by_more_training_pairs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight pairs of six numbers are too few; without a budget the set grows until theta is as good on others."""
+    monkeypatch.setattr("sweeps.distil.plan.sizes", lambda *arguments: replace(sizes(*arguments), train=8))
+    result = distil(tiny_place(root / "few"), DistilSettings(nfe=(3,))).results[3]
+    assert result.training_pairs > 8
+    assert any("training pairs than on others; it went on with" in note for note in result.notes)
+    monkeypatch.setattr(Sizes, "more_train", lambda self, train: None)
+    stayed = distil(tiny_place(root / "stayed"), DistilSettings(nfe=(3,))).results[3]
+    assert (stayed.training_pairs, stayed.notes) == (8, [])
+    assert result.psnr_db > stayed.psnr_db
+
+
+def test_ground_truth_is_as_accurate_as_theta_needs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A theta that comes near the accuracy of the pairs is measured, and goes on, on more accurate ones."""
+    monkeypatch.setattr("sweeps.distil.plan.FIRST_TOLERANCE", 1e-3)
+    settings = DistilSettings(nfe=(4,), budget=40_000)
+    outcome = distil(tiny_place(root / "accurate"), settings)
+    result = outcome.results[4]
+    assert any("came near the accuracy of ground truth at tolerance 0.001" in note for note in result.notes)
+    (truth,) = outcome.truths.values()
+    assert truth.spec.rtol < 1e-3
+    assert truth.spec.digest in result.validation[1.0]
+    assert truth.facts.accuracy_db is not None
+    assert truth.facts.accuracy_db >= result.psnr_db + 10
+    again = distil(tiny_place(root / "accurate"), settings)
+    assert again.results[4].artifact.digest == result.artifact.digest
+    assert again.bill.total().texts[:3] == outcome.bill.total().texts[:3]
+
+
+def test_one_theta_serves_a_range_of_guidance_scales(root: Path) -> None:
+    settings = DistilSettings(nfe=(3,), guidance_scale=(1.0, 2.0), budget=90_000)
+    outcome = distil(tiny_place(root / "range"), settings)
+    result = outcome.results[3]
+    assert result.artifact.guidance_range == (1.0, 2.0)
+    assert sorted(result.validation) == sorted(outcome.truths) == [1.0, 1.5, 2.0]
+    assert set(result.artifact.validation_psnr_db_by_scale) == {1.0, 1.5, 2.0}
+    assert result.artifact.at(guidance_scale=1.3).solver.nfe == 3
+    assert result.gain_db > 3
+    cost = outcome.bill.total().cost
+    assert cost is not None
+    assert cost.evaluations <= 1.05 * 90_000
+    assert cost.evaluations < cost.forwards < 2 * cost.evaluations  # of guidance 1, one forward per evaluation
