@@ -16,6 +16,9 @@ from solvers.guided import GuidedSolver, learning_scales
 from solvers.ns import NSSolver
 from solvers.schedulers.base import Scheduler
 
+NUDGE = 0.02
+"""Share of the domain by which the first time of a start is moved alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
@@ -58,8 +61,18 @@ class Learned:
         numbers = BNS(beginning=self.beginning).freedom(nfe)
         return numbers if self.guidance_range is None else math.ceil(2 * numbers / len(self.scales))
 
-    def start(self, solver: NSSolver, scheduler: Scheduler) -> Tensor:
-        """Parameters at which the family equals a solver of the raw velocity, but for a beginning that is moved."""
+    def starts(self, solvers: Sequence[NSSolver], scheduler: Scheduler) -> list[tuple[int, Tensor]]:
+        """Starts from solvers of the raw velocity, the most promising first: the solver's position, and parameters.
+
+        If the beginning is learned, the first solver gives two: with its first time alone moved a little, which keeps
+        its quality, and as the family moves it.
+        """
+        starts = [(position, self._start(solver, scheduler)) for position, solver in enumerate(solvers)]
+        if self.beginning == "free":
+            starts.insert(0, (0, self._start(_nudged(solvers[0], scheduler), scheduler)))
+        return starts
+
+    def _start(self, solver: NSSolver, scheduler: Scheduler) -> Tensor:
         if self.guidance_range is None:
             return BNS(beginning=self.beginning).start_from(solver, scheduler)
         return self._guided.start_between(solver, solver, scheduler)
@@ -74,6 +87,15 @@ class Learned:
     @property
     def _guided(self) -> BNSGuided:
         return BNSGuided(**self.options)
+
+
+def _nudged(solver: NSSolver, scheduler: Scheduler) -> NSSolver:
+    """``solver`` with its first query a little after the beginning, and its first state as it is there on average."""
+    times, a = solver.times.clone(), solver.a.clone()
+    if float(times[0]) <= scheduler.t_min:
+        times[0] = scheduler.t_min + NUDGE * (scheduler.t_max - scheduler.t_min)
+        a[0] = scheduler.start(times[0])
+    return NSSolver(times, a, solver.b)
 
 
 def at(solver: NSSolver | GuidedSolver, guidance_scale: float) -> NSSolver:

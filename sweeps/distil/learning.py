@@ -63,6 +63,7 @@ class Progress:
     Attributes:
         lanes: State of the method from each start; one, once the others are left behind.
         starts: Position of each lane's start among the candidates.
+        begun: Parameters of the first lane at its start.
         levels: Pairs in use, last, and before.
         evaluations, validations: Velocity evaluations spent on iterations and on validations.
         seconds: Wall time.
@@ -79,6 +80,7 @@ class Progress:
 
     lanes: list[dict[str, Any]]
     starts: list[int]
+    begun: list[float]
     levels: list[dict[str, Any]]
     evaluations: int = 0
     validations: int = 0
@@ -147,15 +149,18 @@ class Learner:
 
     def _begun(self, candidates: Sequence[Candidate]) -> Progress:
         """The progress before the first iteration, with the starts that can be afforded."""
-        states = []
-        for candidate in candidates:
-            parameters = self.learned.start(candidate.solver, self.scheduler)
-            states.append(asdict(self._method().begin(parameters)))
+        starts = self.learned.starts([candidate.solver for candidate in candidates], self.scheduler)
+        states = [asdict(self._method().begin(parameters)) for _, parameters in starts]
         batches = [len(self._method().batch(k)) for k in range(LANE_ITERATIONS)]
         lane = sum(self._cost(batch) for batch in batches) + self._validation_cost
         affordable = LANE_SHARE * (self.limit - self.budget.spent) / lane
         count = 1 + min(len(states) - 1, math.floor(min(affordable, len(states))))
-        progress = Progress(lanes=states[:count], starts=list(range(count)), levels=[asdict(self.level)])
+        progress = Progress(
+            lanes=states[:count],
+            starts=[position for position, _ in starts[:count]],
+            begun=states[0]["parameters"],
+            levels=[asdict(self.level)],
+        )
         values = self._validate(progress, states[0]["parameters"])
         if not math.isfinite(mean(values)):
             raise UserError(
@@ -277,23 +282,29 @@ class Learner:
             self._change(progress, level)
 
     def _grow(self, progress: Progress) -> bool:
-        """Double the training pairs if theta is better on these than on others, and the budget allows it."""
-        training = mean(self._validate(progress, progress.lanes[0]["parameters"], "train"))
-        gap = training - progress.history[-1][1]
+        """Double the training pairs if theta has gained more on these than on others, and the budget allows it.
+
+        Gains are compared, since some sets are more difficult than others.
+        """
+        now, begun = (
+            mean(self._validate(progress, parameters, "train"))
+            for parameters in (progress.lanes[0]["parameters"], progress.begun)
+        )
+        gap = (now - begun) - (progress.history[-1][1] - progress.start_psnr_db)
         more = self.sizes.more_train(self.level.train)
         if gap < OVERFIT_DB or more is None:
             return False
         level = replace(self.level, train=more)
         if not self._affords(self.level, level, share=0.5):
             progress.notes.append(
-                f"theta is {gap:.1f} dB better on its {self.level.train} training pairs than on others; the budget "
-                f"does not pay for more pairs"
+                f"theta has gained {gap:.1f} dB more on its {self.level.train} training pairs than on others; the "
+                f"budget does not pay for more pairs"
             )
             return False
         before = self.level.train
         self._change(progress, level)
         progress.notes.append(
-            f"theta was {gap:.1f} dB better on {before} training pairs than on others; it went on "
+            f"theta had gained {gap:.1f} dB more on {before} training pairs than on others; it went on "
             f"with {self.level.train}"
         )
         self.sizes = replace(self.sizes, train=max(self.sizes.train, level.train))
