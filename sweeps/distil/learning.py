@@ -314,6 +314,7 @@ class Learner:
             "status": "running",
             "reason": None,
             "failures": 0,
+            "earlier": None,
             "damping": method.damping,
             "jacobian": method.jacobian,
         }
