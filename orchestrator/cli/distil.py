@@ -156,7 +156,7 @@ def _print(finished: Finished) -> None:
         table.add_row(str(one.nfe), f"[bold]{shown_db(one.psnr_db, 2)}[/]", fixed, gain, f"{one.evaluations:,}")
     Console(highlight=False).print(table)
     for one in finished.learned:
-        for sentence in one.notes:
+        for sentence in filter(None, [one.scales_sentence(), *one.notes]):
             click.echo(f"NFE {one.nfe}: {sentence}")
     for scale, truth in finished.outcome.truths.items():
         click.echo(f"ground truth, guidance {scale:g}: {truth.sentence()}")

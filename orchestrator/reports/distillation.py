@@ -91,6 +91,11 @@ class Learned:
         """PSNR at each guidance scale of a range; empty for a single scale."""
         return dict(self.theta.validation_psnr_db_by_scale)
 
+    def scales_sentence(self) -> str:
+        """PSNR at each guidance scale of a range; empty for a single scale."""
+        listed = ", ".join(f"{shown_db(value, 2)} at {scale:g}" for scale, value in self.by_scale.items())
+        return f"PSNR of theta in dB by guidance scale: {listed}" if listed else ""
+
     def entries(self, scale: float) -> list[Entry]:
         """Ground truth, theta and the best fixed solver, to be sampled at a guidance scale."""
         theta = self.theta.at(guidance_scale=scale)
@@ -118,7 +123,8 @@ def table_of(learned: Sequence[Learned]) -> Table:
             )
         )
     notes = tuple(f"NFE {one.nfe}: {sentence}." for one in learned for sentence in one.notes)
-    explained = "PSNR on the validation pairs; evaluations: all that had been spent when theta was done."
+    mean = ", over a range of guidance scales the mean of its scales" if any(one.by_scale for one in learned) else ""
+    explained = f"PSNR on the validation pairs{mean}; evaluations: all that had been spent when theta was done."
     return Table("theta and the best fixed solver", COLUMNS_OF_TABLE, tuple(rows), (explained, *notes))
 
 

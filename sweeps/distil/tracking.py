@@ -52,10 +52,15 @@ def track(
     for one in learned:
         chosen = outcome.results[one.nfe]
         location = session.storage.location(f"{session.folder}/distil/{one.file}")
-        written = [(_result(one, "learned", "BNS", one.theta, outcome, seed), one.theta, location)]
-        for scale in sorted(one.pairs):
-            theta = _fixed_theta(session, one, chosen.best_fixed, scale)
-            written.append((_result(one, "best grid", chosen.best_fixed.label, theta, outcome, seed), theta, "—"))
+        scales = one.by_scale or {one.theta.guidance_scale: one.psnr_db}
+        written = [
+            (_result(one, "learned", "BNS", scale, psnr, outcome, seed), one.theta, location)
+            for scale, psnr in scales.items()
+        ]
+        if not one.by_scale:  # of a range, only the mean of the fixed solver's PSNR is known
+            fixed = _fixed_theta(session, one, chosen.best_fixed, one.theta.guidance_scale)
+            label, scale = chosen.best_fixed.label, one.theta.guidance_scale
+            written.append((_result(one, "best grid", label, scale, one.fixed_psnr_db, outcome, seed), fixed, "—"))
         for result, theta, place in written:
             if result.key in recorded:  # by an earlier command with the same settings
                 continue
@@ -81,12 +86,6 @@ def _record_pairs(session: Session, parent: RunLog, learned: Sequence[Learned]) 
         parent.pairs(f"validation pairs, guidance {scale:g}", name, session.storage.location(folder), "validation")
 
 
-def _scale(theta: ThetaArtifact) -> float:
-    """The guidance scale of a run: that of theta, or the middle of its range."""
-    ends = theta.guidance_range or (theta.guidance_scale,)
-    return sum(ends) / len(ends)
-
-
 def _fixed_theta(session: Session, one: Learned, choice: SolverChoice, scale: float) -> ThetaArtifact:
     return theta_artifact(
         session.facts,
@@ -101,16 +100,17 @@ def _fixed_theta(session: Session, one: Learned, choice: SolverChoice, scale: fl
     )
 
 
-def _result(one: Learned, kind: Kind, label: str, theta: ThetaArtifact, outcome: DistilOutcome, seed: int) -> Result:
+def _result(
+    one: Learned, kind: Kind, label: str, scale: float, psnr: float, outcome: DistilOutcome, seed: int
+) -> Result:
     """A solver as a result of a sweep; its metrics are those on the validation pairs, without standard errors."""
     learned = kind == "learned"
-    psnr = one.psnr_db if learned else one.fixed_psnr_db
-    scale = _scale(theta)
     guided = "" if scale == 1 else f" g{scale:g}"
+    has_start = learned and not one.by_scale
     start = {"psnr_db": {"mean": one.start_psnr_db, "stderr": math.nan}}
     evaluations = one.history[-1][0] - one.history[0][0] if one.history and learned else 0
     point: dict[str, Any] = {
-        "family": theta.family,
+        "family": one.theta.family if learned else outcome.results[one.nfe].best_fixed.family,
         "nfe": one.nfe,
         "guidance_scale": scale,
         "sigma0": 1.0,
@@ -126,8 +126,8 @@ def _result(one: Learned, kind: Kind, label: str, theta: ThetaArtifact, outcome:
         status=one.status if learned else "finished",
         validation_psnr_db=psnr,
         metrics={"psnr_db": {"mean": psnr, "stderr": math.nan}},
-        start_metrics=start if learned else None,
-        start_validation_psnr_db=one.start_psnr_db if learned else None,
+        start_metrics=start if has_start else None,
+        start_validation_psnr_db=one.start_psnr_db if has_start else None,
         forwards=evaluations * outcome.bill.forwards_per_evaluation(scale),
         history=[list(entry) for entry in one.history] if learned else [],
     )

@@ -97,6 +97,7 @@ def test_a_theta_for_a_range_is_shown_at_both_ends(tmp_path: Path, config: Exper
     names = [name for name, _, _ in one.entries(5.0)]
     assert names == ["Ground truth (dopri5)", "theta", "Midpoint, uniform"]
     assert one.entries(5.0)[1][2] == 38.25
+    assert one.scales_sentence().endswith("44.50 at 1, 41.00 at 3, 38.25 at 5")
 
 
 def test_the_tables_name_the_better_solver(tmp_path: Path, facts: ModelFacts) -> None:
