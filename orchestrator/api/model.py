@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 
 from orchestrator import plugins
 from orchestrator.api.conditions import Conditioning
 from orchestrator.api.display import html_table
+from orchestrator.api.identity import LiveNetwork
 from orchestrator.api.names import device_of, name_of, slug, title
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.reading import parse_config, read_yaml
 from orchestrator.errors import UserError
-from orchestrator.models._fingerprint import Fingerprint
 from orchestrator.models.base import ModelAdapter
 from orchestrator.models.in_process import Live
 from orchestrator.models.kinds import Kind
-from orchestrator.progress import note
-from orchestrator.weights.frozen import frozen
 from solvers.prediction import Prediction
 from solvers.schedulers.base import Scheduler
 
@@ -81,8 +77,7 @@ class Model:
     """
 
     _network: Any = None
-    _networks: Sequence[torch.nn.Module] = ()
-    _warned = False
+    _alive: LiveNetwork | None = None
 
     def __init__(
         self,
@@ -133,9 +128,9 @@ class Model:
             "decoder": decoder,
         }
         self._set(IN_PROCESS, options, conditioning, name or name_of(network), device)
-        self._network, self._salt = network, secrets.token_hex(16)
-        self._networks = Fingerprint.networks_of(network)
-        weights = (weight for part in self._networks for weight in part.parameters())
+        self._network = network
+        self._alive = LiveNetwork(network, self.name)
+        weights = (weight for part in self._alive.networks for weight in part.parameters())
         if device is None and (weight := next(weights, None)) is not None:
             self.device = str(weight.device)
         self._refresh()
@@ -271,21 +266,11 @@ class Model:
 
     def _refresh(self) -> None:
         """Give a network of this process a new identity if its weights or its code have changed."""
-        if self._adapter != IN_PROCESS:
+        if self._alive is None:
             return
-        fingerprint = Fingerprint.of(self._network)
-        identity = fingerprint.digest
-        if fingerprint.unknown:
-            identity = f"{identity}-{self._salt}"
-            if not self._warned:
-                listed = ", ".join(f"{path} ({kind})" for path, kind in list(fingerprint.unknown.items())[:3])
-                note(
-                    f"{self.name} refers to what has no digest: {listed}. What is stored for it will not be used "
-                    f"after this Model; make a new Model if you change that"
-                )
-                self._warned = True
-        if self._options.get("network") != identity:
-            self._options["network"] = Live.of(self._network, identity, self.name)
+        live = self._alive.live()
+        if self._options.get("network") != live:
+            self._options["network"] = live
             self._built = None
 
     def _validate(self) -> None:
@@ -320,7 +305,7 @@ class Model:
 
     def at_rest(self) -> AbstractContextManager[None]:
         """While this lasts, modules of this process are in evaluation mode and without gradients."""
-        return frozen(self._networks) if self._networks else nullcontext()
+        return nullcontext() if self._alive is None else self._alive.at_rest()
 
     def chosen_scale(self, given: float | tuple[float, float] | None) -> float | tuple[float, float]:
         """A guidance scale, or the ends of a range: what is given, or the scale of the model's file, or 1.

@@ -124,6 +124,33 @@ def test_a_model_with_a_part_that_has_no_digest_is_never_taken_for_another(capsy
     assert "velocity refers to what has no digest: .lock (_thread.lock)" in capsys.readouterr().err
 
 
+def test_caches_and_counters_of_a_network_do_not_make_it_another_model() -> None:
+    """What it changes by running stays as it was in its identity; a later change of its weights does not."""
+
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.calls = nn.Linear(2, 2), 0
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            self.calls += 1
+            self.table = torch.arange(float(len(x)))
+            return self.layer(x)
+
+    net = Caching()
+    model = Model(net, (2,))
+    digest = model.digest
+    for _ in range(2):
+        prediction(model)
+        assert model.digest == digest
+    assert net.calls == 2
+    assert Model(Caching(), (2,)).digest == digest
+    with torch.no_grad():
+        net.layer.weight.add_(1)
+    assert model.digest != digest
+
+
 def test_arrays_condition_a_model_by_name() -> None:
     """One array is the third argument, several go by name; each lies in the storage, under its content."""
     observations = np.linspace(0, 1, 40, dtype=np.float32).reshape(20, 2)
