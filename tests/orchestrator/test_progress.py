@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+import types
 
 import pytest
 
@@ -44,3 +46,17 @@ def test_a_stage_speaks_again_and_again_until_it_ends(
     capsys.readouterr()
     time.sleep(0.1)
     assert _lines(capsys) == []
+
+
+def test_a_notebook_gets_a_bar_and_a_file_gets_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel's standard error is not a terminal, but it shows bars."""
+    with bar(2, "pair", "lines") as lines:
+        lines.update(2)
+    assert "lines: 2 of 2 pairs" in capsys.readouterr().err
+    shell = type("ZMQInteractiveShell", (), {"config": {}})()
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    with bar(2, "pair", "widget") as widget:
+        widget.update(2)
+    assert "widget: 100%" in capsys.readouterr().err
