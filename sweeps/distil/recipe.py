@@ -38,13 +38,10 @@ from sweeps.distil.plan import (
     wanted_sizes,
 )
 from sweeps.distil.settings import DistilSettings
-from sweeps.distil.starts import shortlist
+from sweeps.distil.starts import choose_starts
 from sweeps.examination import Subject, check_teacher, examine
 from sweeps.point import SolverChoice
-from sweeps.race import Candidate, race
-
-FINALISTS, CLOSE_DB = 3, 1.0
-"""Most starts of a distillation, and how far they may be behind the winner of the race, dB."""
+from sweeps.race import Candidate
 
 EXAMINED = 1e-5
 """Tolerance at which an examination makes ground truth."""
@@ -199,7 +196,7 @@ class _Recipe:
         expected = [distillation(n, wanted_sizes(self.learned, n, dimensions)) for n in nfes]
         share = self.budget.left * expected[0] / sum(expected)
         limit = self.budget.spent + share - self._comparison(level, nfe)
-        candidates = self._race(level, nfe, share)
+        candidates, fixed = self._race(level, nfe, share)
         learner = Learner(
             place,
             nfe=nfe,
@@ -214,7 +211,7 @@ class _Recipe:
         )
         progress = learner.distil(candidates)
         level, best = learner.level, progress.best
-        start, fixed = candidates[progress.starts[0]].choice, candidates[0]
+        start = candidates[progress.starts[0]].choice
         fixed_db = self._compare(level, fixed, nfe)
         by_scale = dict(zip(self.learned.scales, best["each_psnr_db"], strict=True))
         notes = list(progress.notes)
@@ -250,23 +247,24 @@ class _Recipe:
         )
         return distilled, level
 
-    def _race(self, level: Level, nfe: int, share: float) -> list[Candidate]:
-        """The best fixed solvers of the shortlist, best first, without those that are far behind."""
+    def _race(self, level: Level, nfe: int, share: float) -> tuple[list[Candidate], Candidate]:
+        """The solvers to start from, best first, and the best fixed solver."""
         scheduler, name = self.place.facts.scheduler, f"race-nfe{nfe}"
         content = self.journal.read(name)
         reused = content is not None
         begin = time.monotonic()
         if content is None:
-            ranking = race(
-                shortlist(nfe, scheduler),
+            starts, baseline, spent = choose_starts(
+                nfe,
+                scheduler,
                 self.pairs.names("train", level)[self.scale],
                 pool=RecordedPool(self.place.pool, self.journal, f"{name}-round"),
                 last_pairs=min(RACE_PAIRS, level.train),
-                keep=FINALISTS,
                 most_evaluations=None if math.isinf(share) else int(RACE_SHARE * share),
             )
-            close = [dataclasses.asdict(candidate.choice) for candidate in ranking.close(CLOSE_DB)]
-            content = {"close": close, "evaluations": ranking.evaluations, "seconds": time.monotonic() - begin}
+            raced = [*starts, *([] if baseline is None else [baseline])]  # the baseline is the last one
+            choices = [dataclasses.asdict(candidate.choice) for candidate in raced]
+            content = {"raced": choices, "evaluations": spent, "seconds": time.monotonic() - begin}
             self.journal.write(name, content)
         self.budget.spend(
             "grid search",
@@ -276,13 +274,14 @@ class _Recipe:
             seconds=content["seconds"],
             reused=reused,
         )
-        if not content["close"]:
+        if len(content["raced"]) < 2:
             raise UserError(
                 f"no fixed solver gives finite samples at NFE {nfe}, so that a distillation has no start; check the "
                 f"model with `bespoke check`, or take another NFE"
             )
-        choices = [SolverChoice(**choice | {"grid": Grid(**choice["grid"])}) for choice in content["close"]]
-        return [Candidate(choice=choice, solver=choice.solver(nfe, 1.0).to_ns(scheduler)) for choice in choices]
+        solvers = [SolverChoice(**choice | {"grid": Grid(**choice["grid"])}) for choice in content["raced"]]
+        *close, fixed = [Candidate(choice=own, solver=own.solver(nfe, 1.0).to_ns(scheduler)) for own in solvers]
+        return close, fixed
 
     def _comparison(self, level: Level, nfe: int) -> int:
         """Evaluations of a fixed solver on the validation pairs."""
