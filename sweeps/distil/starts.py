@@ -35,7 +35,7 @@ STARTS = (
     Listed(
         "adams_bashforth", {"steps_back": 3}, ((1.8, 1.4), (2.0, 1.2), (2.0, 1.4), (1.6, 1.2), (2.2, 1.2), (1.8, 1.6))
     ),
-    Listed("adams_bashforth", {"steps_back": 2}, ((1.6, 1.2), (1.8, 1.4), (1.6, 1.0), (1.6, 1.4))),
+    Listed("adams_bashforth", {"steps_back": 2}, ((1.6, 1.2), (1.8, 1.4), (1.6, 1.0), (1.6, 1.4), (1.4, 1.0))),
     Listed("dpmpp_2m", {}, ((1.8, 1.8),)),
 )
 """Good starts. Together with AB4 and :data:`RIVALS` their best is within 0.3 dB of the best of nine families on 59
