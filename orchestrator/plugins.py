@@ -54,7 +54,7 @@ KINDS = {
     "decoders": Kind("orchestrator.models.decoders", "DECODER", "decoder"),
     "recognisers": Kind("orchestrator.audio.recognisers", "RECOGNISER", "recogniser"),
     "speaker_encoders": Kind("orchestrator.audio.speaker_encoders", "ENCODER", "speaker encoder"),
-    "exporters": Kind("orchestrator.export", "EXPORTER", "exporter", ("ns_scheduler",)),
+    "exporters": Kind("orchestrator.export", "EXPORTER", "exporter", ("ns_scheduler", "beginnings")),
 }
 
 
