@@ -192,7 +192,12 @@ def _section(written: ReportFolder, facts: ModelFacts, one: Learned, panels: Seq
         "galleries": [
             (
                 panel.guidance_scale,
-                written.samples(panel, facts, f"samples_nfe{panel.nfe}_guidance{panel.guidance_scale:g}.png"),
+                written.samples(
+                    panel,
+                    facts,
+                    f"samples_nfe{panel.nfe}_guidance{panel.guidance_scale:g}.png",
+                    f"Guidance {panel.guidance_scale:g}: " if one.by_scale else "",
+                ),
                 players(panel),
             )
             for panel in panels

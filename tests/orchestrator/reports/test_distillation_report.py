@@ -92,7 +92,13 @@ def test_a_theta_for_a_range_is_shown_at_both_ends(tmp_path: Path, config: Exper
     )
     one = _learned(half)
     page, _ = _page(tmp_path, config, facts, one, Panel(4, 5.0, (), "not made"))
-    for part in ("The numbers of theta, NFE 4<", "The numbers of theta, NFE 4, guidance 5", "44.50", "38.25"):
+    for part in (
+        "The numbers of theta, NFE 4<",
+        "The numbers of theta, NFE 4, guidance 5",
+        "44.50",
+        "38.25",
+        "Guidance 5: samples",
+    ):
         assert part in page, part
     names = [name for name, _, _ in one.entries(5.0)]
     assert names == ["Ground truth (dopri5)", "theta", "Midpoint, uniform"]
