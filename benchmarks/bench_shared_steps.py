@@ -89,12 +89,14 @@ def measure(case: tuple[str, float, int, int], seeds: int) -> tuple[list[list[st
             cells.append(f"{shown(shared[seed][-1], tolerance)} ({chosen.evaluations:,})")
         rows.append(cells)
     worst = [max(ratio(runs, adaptive, of) for runs in shared) for of in ("mean", "worst")]
-    truth = solve(field, x0, 1e-5, 1e-5, keep_path=True, keep_errors=True)
+    truth = solve(field, x0, 1e-5, 1e-5, keep_errors=True)
+    assert truth.errors is not None
+    domain = field.scheduler.t_min, field.scheduler.t_max
     orders = []
     for order in ORDERS:
         with patch.object(ground_truth, "ORDER", order):
             runs = []
-            for steps in (even_steps(truth, number) for number in COUNTS):
+            for steps in (even_steps(truth.errors, domain, number) for number in COUNTS):
                 error = errors([solve_on_steps(f, x, steps).x1 for f, x in batches], references)
                 runs.append(run_of(len(steps) - 1, error))
         orders.append([str(order), *(f"{ratio(runs, [run], 'mean'):.2f}" for run in adaptive)])

@@ -232,10 +232,13 @@ class Host(HostProtocol):
         )
 
     def loss(self, theta: npt.NDArray[np.float64], pairs: str, indices: Sequence[int]) -> float:
-        batch, velocity = self._batch(pairs, indices, self._distillation_field)
+        solver, size, loss = NSSolver.from_flat(torch.from_numpy(theta)), self._scoring_batch(theta), 0.0
         with torch.no_grad():
-            sample = NSSolver.from_flat(torch.from_numpy(theta)).sample(velocity, batch.x0)
-            return psnr_loss(batch.counted(sample), batch.counted(batch.x1)).to(torch.float64).sum().item()
+            for first in range(0, len(indices), size):
+                batch, velocity = self._batch(pairs, indices[first : first + size], self._distillation_field)
+                sample = solver.sample(velocity, batch.x0)
+                loss += psnr_loss(batch.counted(sample), batch.counted(batch.x1)).to(torch.float64).sum().item()
+        return loss
 
     # ---- distillation steps -----------------------------------------------------------------------------------
 
@@ -362,14 +365,19 @@ class Host(HostProtocol):
 
     def _sample(self, theta: npt.NDArray[np.float64], pairs: PairSet, spec: PairSpec) -> Tensor:
         """Samples of theta from the noise of these pairs, float32, on the CPU."""
-        solver = NSSolver.from_flat(torch.from_numpy(theta))
+        solver, size = NSSolver.from_flat(torch.from_numpy(theta)), self._scoring_batch(theta)
         parts = []
         with torch.no_grad():
-            for first in range(0, len(pairs), SCORING_BATCH):
-                batch = pairs.select(slice(first, first + SCORING_BATCH)).to(self.settings.device)
+            for first in range(0, len(pairs), size):
+                batch = pairs.select(slice(first, first + size)).to(self.settings.device)
                 field = self._field(batch.condition, spec.guidance_scale)
                 parts.append(solver.sample(field, batch.x0).float().cpu())
         return torch.cat(parts)
+
+    def _scoring_batch(self, theta: npt.NDArray[np.float64]) -> int:
+        """Pairs per call of theta: its velocities, and a few states, fit into the memory of a distillation step."""
+        per_pair = 4 * math.prod(self.model.shape) * (NSSolver.from_flat(torch.from_numpy(theta)).nfe + 6)
+        return max(1, min(SCORING_BATCH, self.settings.memory_bytes // per_pair))
 
     def sound(
         self, theta: npt.NDArray[np.float64] | None, pairs: str, indices: Sequence[int]
@@ -404,7 +412,11 @@ class Host(HostProtocol):
             store = PairStore.open(self.storage, name)
             if store.spec.model_digest != self.model.digest:
                 raise StoreError(f"pair store {name} was made by a different model than {self.model.name}")
-            self._pairs[name] = (store.spec, resolved(self.model, store.spec, store.load()))
+            pairs = resolved(self.model, store.spec, store.load())
+            self._pairs[name] = store.spec, pairs
+            for other, (spec, fewer) in self._pairs.items():  # of a set that has grown, only the larger one is kept
+                if spec.digest == store.spec.digest and len(fewer) < len(pairs):
+                    self._pairs[other] = spec, pairs.select(slice(len(fewer)))
         return self._pairs[name]
 
     def _batch(self, name: str, indices: Sequence[int], field: FieldOf | None = None) -> tuple[PairSet, VelocityField]:

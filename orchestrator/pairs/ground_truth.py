@@ -83,13 +83,14 @@ class Solution(NamedTuple):
         x1: x(t_max), float64.
         nfe: Velocity evaluations of the batch.
         path: The accepted steps (K knots); None if they were not kept.
-        errors: Estimated error of each accepted step, relative to 1 + |x|, of its worst sample; None if not kept.
+        errors: End of each accepted step, and its estimated error, relative to 1 + |x|, of its worst sample; None if
+            not kept.
     """
 
     x1: Tensor
     nfe: int
     path: DensePath | None
-    errors: tuple[float, ...] | None = None
+    errors: tuple[tuple[float, float], ...] | None = None
 
 
 class _Watched:
@@ -101,7 +102,7 @@ class _Watched:
     def __init__(self, field: CountingField, keep: bool, keep_errors: bool):
         self.field = field
         self.keep = keep
-        self.errors: list[float] | None = [] if keep_errors else None
+        self.errors: list[tuple[float, float]] | None = [] if keep_errors else None
         self.stages: deque[Tensor] = deque(maxlen=6)
         self.begin: Tensor | None = None
         self.t_max = field.scheduler.t_max
@@ -133,7 +134,8 @@ class _Watched:
         if self.errors is not None:
             stages = zip(ERROR_WEIGHTS, (self.begin, *self.stages), strict=True)
             error = float(dt) * sum((weight * stage.double() for weight, stage in stages), torch.zeros_like(x))
-            self.errors.append(float(largest_sample_rms(error / (1 + torch.maximum(y0.abs(), x.abs())))))
+            size = largest_sample_rms(error / (1 + torch.maximum(y0.abs(), x.abs())))
+            self.errors.append((float(t0 + dt), float(size)))
             self.begin = velocity
 
     def failure(self, error: AssertionError) -> NotFiniteError:
@@ -174,7 +176,7 @@ def solve(
         x0: Noise ~ N(0, I), shape (B, ...).
         rtol, atol: Tolerances on the largest per-sample RMS error of a step.
         keep_path: Whether to keep the accepted steps; their states and velocities are float32.
-        keep_errors: Whether to keep the estimated errors of the accepted steps.
+        keep_errors: Whether to keep the ends of the accepted steps, and their estimated errors.
         first_step: Length of the first step as a share of the domain; None lets torchdiffeq estimate it.
         safety: Factor on the step length that dopri5 expects to meet the tolerance exactly.
 

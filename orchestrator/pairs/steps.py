@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from orchestrator.pairs.accuracy import TIGHTER
-from orchestrator.pairs.ground_truth import NotFiniteError, Solution, solve, solve_on_steps
+from orchestrator.pairs.ground_truth import NotFiniteError, solve, solve_on_steps
 from orchestrator.pairs.tolerance import ERROR_PER_TOLERANCE
 from solvers.field import CountingField, VelocityField
 from solvers.losses import counted, per_sample_mse
@@ -65,13 +65,15 @@ def choose_steps(
         NotFiniteError: A velocity or the solution is not finite.
     """
     spent = CountingField(velocity)
-    truth = solve(spent, x0, rtol / TIGHTER, atol / TIGHTER, keep_path=True, keep_errors=True)
+    truth = solve(spent, x0, rtol / TIGHTER, atol / TIGHTER, keep_errors=True)
+    assert truth.errors is not None
+    domain = velocity.scheduler.t_min, velocity.scheduler.t_max
     limit = SPARE * ERROR_PER_TOLERANCE * max(rtol, atol)
     count, most = math.ceil(FIRST * truth.nfe), int(MOST * truth.nfe)
     errors: dict[int, float] = {}
     chosen: int | None = None
     while len(errors) < TRIES and count <= most and count not in errors:
-        error = errors[count] = _error(spent, x0, truth.x1, even_steps(truth, count), mask)
+        error = errors[count] = _error(spent, x0, truth.x1, even_steps(truth.errors, domain, count), mask)
         if error > limit and chosen is not None:
             break
         if error <= limit and (chosen is None or count < chosen):
@@ -81,7 +83,7 @@ def choose_steps(
     evaluations = spent.nfe * len(x0)
     if chosen is None:
         return ChosenSteps(steps=None, error=None, evaluations=evaluations)
-    return ChosenSteps(steps=even_steps(truth, chosen), error=errors[chosen], evaluations=evaluations)
+    return ChosenSteps(steps=even_steps(truth.errors, domain, chosen), error=errors[chosen], evaluations=evaluations)
 
 
 def _error(field: VelocityField, x0: Tensor, x1: Tensor, steps: Sequence[float], mask: Tensor | None) -> float:
@@ -93,20 +95,20 @@ def _error(field: VelocityField, x0: Tensor, x1: Tensor, steps: Sequence[float],
     return float(per_sample_mse(counted(solved, mask), counted(x1, mask)).clamp(min=1e-30).log().mean().div(2).exp())
 
 
-def even_steps(truth: Solution, count: int) -> tuple[float, ...]:
+def even_steps(errors: Sequence[tuple[float, float]], domain: tuple[float, float], count: int) -> tuple[float, ...]:
     """``count`` steps that share out the error evenly that dopri5 has estimated along its own.
 
     Args:
-        truth: A solution with its path and errors.
+        errors: Ends of dopri5's steps and their errors (``Solution.errors``).
+        domain: Begin of the first step, and end of the last.
         count: Number of steps.
     """
-    assert truth.path is not None, "the solution was made with its path"
-    assert truth.errors is not None, "the solution was made with its errors"
-    times = truth.path.times[0].numpy()
+    times = np.array([domain[0], *(end for end, _ in errors[:-1]), domain[1]])
+    sizes = np.array([size for _, size in errors])
     # dopri5's error over a step grows with its length to the fifth. Steps per unit of time, for an error of 1:
-    density = np.log(np.maximum(truth.errors, 1e-14) ** 0.2 / np.diff(times))
+    density = np.log(np.maximum(sizes, 1e-14) ** 0.2 / np.diff(times))
     padded = np.pad(density, 1, mode="edge")
     smooth = np.maximum(density, (padded[:-2] + 2 * density + padded[2:]) / 4)
     position = np.concatenate([[0.0], np.cumsum(np.exp(smooth) * np.diff(times))])
     steps = np.interp(np.linspace(0, position[-1], count + 1), position, times).tolist()
-    return (float(times[0]), *steps[1:-1], float(times[-1]))
+    return (domain[0], *steps[1:-1], domain[1])

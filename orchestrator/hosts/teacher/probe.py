@@ -58,6 +58,9 @@ hundredth of the data beside it."""
 BASES, NEAR, FAR = (0.2, 0.4, 0.6, 0.8), 1e-4, 0.02
 """Shares of the native domain at which the network's time is looked at, and the shares by which it is moved there."""
 
+QUANTILES = 2**20
+"""Most numbers from which quantiles of the final samples are taken."""
+
 NOISE_FLOOR = 1e-5
 """Changes of an output below this may be rounding."""
 
@@ -335,12 +338,14 @@ class Probe:
         times = times.clamp(scheduler.t_min, scheduler.t_max)
         times[0], times[-1] = scheduler.t_min, scheduler.t_max
         x = float(scheduler.start(scheduler.t_min)) * self._noise(self.samples)
-        knots, predictions, lambdas = [], [], scheduler.lambda_(times)
+        knots, lambdas = [], scheduler.lambda_(times)
+        first = previous = x
         for step in range(steps):
             point, after = scheduler(times[step]), scheduler(times[step + 1])
             velocity = field(x, times[step])
             data, implied = endpoints_from_velocity(velocity, x, point)
-            predictions.append(data)
+            predicted = data
+            first = data if step == 0 else first
             knots.append(
                 Knot(
                     t=float(times[step]),
@@ -355,14 +360,15 @@ class Probe:
             )
             if 2 <= step < steps - 1:
                 last, h = lambdas[step] - lambdas[step - 1], lambdas[step + 1] - lambdas[step]
-                data = data + float(h / last / 2) * (data - predictions[-2])
+                data = data + float(h / last / 2) * (data - previous)
+            previous = predicted
             kept = float(after.sigma / point.sigma)
             x = kept * x + (float(after.alpha) - kept * float(point.alpha)) * data
         end = self._rms(x)
         return _Trajectory(
             tuple(replace(knot, expected=math.hypot(knot.alpha * end, knot.sigma)) for knot in knots),
             x,
-            predictions[0],
+            first,
         )
 
     # ---- statistics of the entries that count -----------------------------------------------------------------
@@ -385,7 +391,9 @@ class Probe:
     def _summary(self, x1: Tensor) -> dict[str, Any]:
         """Size of the final samples."""
         kept = x1.flatten() if self.mask is None else x1[self.mask.expand_as(x1)]
-        low, high = torch.quantile(kept[: 2**24], torch.tensor([0.01, 0.99], dtype=x1.dtype, device=x1.device))
+        low, high = torch.quantile(
+            kept[:: -(-len(kept) // QUANTILES)], torch.tensor([0.01, 0.99], dtype=x1.dtype, device=x1.device)
+        )
         ends = {"lowest": float(kept.min()), "low": float(low), "high": float(high), "highest": float(kept.max())}
         return ends | {"end": self._rms(x1)}
 

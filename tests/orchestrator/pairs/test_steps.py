@@ -92,8 +92,9 @@ def test_a_solution_that_is_not_finite_is_an_error() -> None:
 def test_even_steps_share_the_error_out() -> None:
     """Where the velocity bends, at a tenth of the way, steps are shortest; a step more or less changes little."""
     bend = FunctionField(lambda x, t: x * torch.tanh((t - 0.1) / 0.01), CondOT())
-    truth = solve(bend, X0 + 1, 1e-6, 1e-6, keep_path=True, keep_errors=True)
-    steps = even_steps(truth, 40)
+    truth = solve(bend, X0 + 1, 1e-6, 1e-6, keep_errors=True)
+    assert truth.errors is not None
+    steps = even_steps(truth.errors, (0.0, 1.0), 40)
     lengths = torch.tensor(steps).diff()
     assert (steps[0], steps[-1], len(steps)) == (0.0, 1.0, 41)
     assert steps[int(lengths.argmin())] == pytest.approx(0.1, abs=0.03)
@@ -105,8 +106,8 @@ def test_errors_are_those_of_the_steps() -> None:
     truth = solve(ROTATION, X0, 1e-6, 1e-6, keep_path=True, keep_errors=True)
     assert truth.path is not None
     assert truth.errors is not None
-    assert len(truth.errors) == truth.path.times.shape[1] - 1
-    assert 1e-8 < max(truth.errors) <= 1e-6
+    assert [end for end, _ in truth.errors] == pytest.approx(truth.path.times[0, 1:].tolist(), abs=1e-12)
+    assert 1e-8 < max(error for _, error in truth.errors) <= 1e-6
     assert solve(ROTATION, X0, 1e-6, 1e-6).errors is None
 
 
