@@ -180,6 +180,7 @@ def test_invalid_options_are_refused(script: Any, options: list[str], message: s
     [
         ("bench_pairs", {"pairs": 16, "batch": 4, "tolerance": 1e-3, "rounds": 1}),
         ("bench_memory", {"models": "digits", "nfe": 2, "batch": 4}),
+        ("bench_distil", {"cases": "digits_fm_ot:4"}),
         (
             "bench_sharing",
             {"trials": 2, "iterations": 10, "train": 16, "validation": 16, "load-seconds": 1, "weights-mb": 8},
