@@ -93,6 +93,8 @@ class Point(ABC):
             content["race"] = RACE_FORMAT
         else:
             del content["race"]  # full searches were the only ones for a long time, and their results remain valid
+        if content["start_format"] == 1:
+            del content["start_format"]  # the only one for a long time
         if content["start"] is not None:
             content["start"] = {key: value for key, value in content["start"].items() if key != "label"}
         return content
@@ -169,6 +171,7 @@ class LearnedPoint(Point):
         compile: Whether the network is compiled for distillation, which rounds differently.
         data_parallel: Whether every batch is split over all hosts.
         validate_every: Iterations between validations.
+        start_format: The family's :attr:`~solvers.families.base.LearnableFamily.start_format`.
         early_stopping: Settings of a search that may stop it early; its result is then not that of the full run. None:
             it runs to its end.
     """
@@ -180,6 +183,7 @@ class LearnedPoint(Point):
     compile: bool = False
     data_parallel: bool = False
     validate_every: int
+    start_format: int = 1
     early_stopping: dict[str, Any] | None = None
 
     @property
@@ -229,6 +233,7 @@ _LEARNED_DEFAULTS: dict[str, Any] = {
     "compile": False,
     "data_parallel": False,
     "validate_every": 0,
+    "start_format": 1,
     "early_stopping": None,
 }
 """Values of the fields that the other kind of point has: part of the content, and so of keys."""

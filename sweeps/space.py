@@ -139,6 +139,7 @@ def learned_points(
                     data_parallel=learned.data_parallel,
                     validate_every=learned.validation_interval,
                     compile=config.resources.compile,
+                    start_format=family.start_format,
                     early_stopping=config.search.model_dump() if config.search.scheduler == "asha" else None,
                 )
                 for method in learned.methods(

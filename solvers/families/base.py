@@ -146,6 +146,11 @@ class LearnableFamily(ABC):
         return None
 
     @property
+    def start_format(self) -> int:
+        """Raised when distillations begin elsewhere than in earlier releases; part of the keys of results."""
+        return 1
+
+    @property
     def guidance_range(self) -> tuple[float, float] | None:
         """The range of guidance scales that one theta covers with a solver for each; None: it has one solver."""
         return None

@@ -90,6 +90,10 @@ class BNS(LearnableFamily):
             return "BNS, free beginning" if self.beginning == "free" else "BNS, free first time"
         return "BNS" if self.times == "free" else "BNS (ordered times)"
 
+    @property
+    def start_format(self) -> int:
+        return 1 if self.beginning == "held" else 2  # 2: starts are squeezed into the times after the noise
+
     def freedom(self, nfe: int) -> int:
         return _size(nfe) - LEFT_OUT[self.beginning]
 

@@ -85,6 +85,7 @@ OTHER: dict[str, Any] = {
     "compile": True,
     "data_parallel": True,
     "validate_every": 50,
+    "start_format": 2,
     "early_stopping": {"grace_validations": 3},
     "format": 99,
 }
@@ -391,7 +392,7 @@ REFUSED_AT_ONE = {
 """Families that take more evaluations per step, or have nothing to learn from one."""
 
 
-@pytest.mark.parametrize("family", plugins.names("families"))
+@pytest.mark.parametrize("family", [name for name in plugins.names("families") if name != "bns_guided"])
 def test_every_family_works_at_one_evaluation_or_is_refused_by_name(experiment: dict[str, Any], family: str) -> None:
     """In the configuration's check; one that passes has a finite solver of one evaluation."""
     built = plugins.build("families", family)
@@ -408,6 +409,25 @@ def test_every_family_works_at_one_evaluation_or_is_refused_by_name(experiment: 
     theta = built.to_ns(built.start(start, CondOT()), CondOT(), 1.0) if built.learnable else start.to_ns(CondOT())
     assert theta.nfe == 1
     assert bool(theta.flat().isfinite().all())
+
+
+def test_a_family_of_several_guidance_scales_is_refused_in_a_sweep(experiment: dict[str, Any]) -> None:
+    """A sweep's point has one guidance scale; the error names the command that learns several."""
+    with pytest.raises(ConfigError, match=r"'bns_guided' learns on several guidance scales.*bespoke distil"):
+        parse_config(experiment | {"learned": [{"family": "bns_guided"}]}, "guided").check()
+
+
+def test_results_of_a_learned_beginning_are_computed_again_where_its_start_has_changed(
+    experiment: dict[str, Any], facts: ModelFacts
+) -> None:
+    """Both options existed before their starts changed, so that the option alone would find the old result."""
+    begun = {}
+    for beginning in ("held", "time", "free"):
+        learned = {"family": "bns", "options": {"beginning": beginning}, "start": "euler"}
+        config = parse_config(experiment | {"learned": [learned]}, "beginning")
+        (point, *_) = learned_points(config, pair_specs(config, facts), {}, facts.scheduler)
+        begun[beginning] = point.identity.get("start_format")
+    assert begun == {"held": None, "time": 2, "free": 2}
 
 
 @pytest.mark.parametrize(
