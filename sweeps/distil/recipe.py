@@ -38,7 +38,7 @@ from sweeps.distil.plan import (
     wanted_sizes,
 )
 from sweeps.distil.settings import DistilSettings
-from sweeps.distil.starts import choose_starts
+from sweeps.distil.starts import choose_starts, shortlist
 from sweeps.examination import Subject, check_teacher, examine
 from sweeps.point import SolverChoice
 from sweeps.race import Candidate
@@ -254,13 +254,14 @@ class _Recipe:
         reused = content is not None
         begin = time.monotonic()
         if content is None:
+            least = 2 * nfe * len(shortlist(nfe, scheduler))  # two pairs
             starts, baseline, spent = choose_starts(
                 nfe,
                 scheduler,
                 self.pairs.names("train", level)[self.scale],
                 pool=RecordedPool(self.place.pool, self.journal, f"{name}-round"),
                 last_pairs=min(RACE_PAIRS, level.train),
-                most_evaluations=None if math.isinf(share) else int(RACE_SHARE * share),
+                most_evaluations=None if math.isinf(share) else max(int(RACE_SHARE * share), least),
             )
             raced = [*starts, *([] if baseline is None else [baseline])]  # the baseline is the last one
             choices = [dataclasses.asdict(candidate.choice) for candidate in raced]
