@@ -13,7 +13,7 @@ from dataclasses import dataclass
 MULTIPLE = 16
 """Pair sets are this many pairs, or a multiple of it, so that they grow by whole batches of ground truth."""
 
-LEAST_FIRST_BATCH, LEAST_TRAIN = 2, 32
+LEAST_FIRST_BATCH, LEAST_TRAIN, LEAST_MEMORY = 2, 32, 12
 LARGEST_TRAIN = 512
 """Training pairs beyond which a solver no longer improves on other samples, on any shipped model."""
 
@@ -28,6 +28,7 @@ class Sizes:
         first_batch: Pairs of the first iteration.
         batch_growth: Growth of the pairs per iteration.
         largest_batch: Most pairs of an iteration, if there are so many.
+        memory_pairs: Pairs of an iteration from which on it no longer needs the equations of earlier ones.
         patience: Validations in a row without a new best that end a run.
     """
 
@@ -36,6 +37,7 @@ class Sizes:
     first_batch: int
     batch_growth: float
     largest_batch: int
+    memory_pairs: int
     patience: int
 
     def more_train(self, train: int) -> int | None:
@@ -58,13 +60,14 @@ def sizes(numbers: int, dimensions: int, nfe: int) -> Sizes:
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     determined = numbers / dimensions
-    train = _multiple(max(LEAST_TRAIN, 160 * determined))
+    train = _multiple(max(LEAST_TRAIN, 256 * determined))
     return Sizes(
         train=min(train, LARGEST_TRAIN),
         validation=2 * MULTIPLE,
         first_batch=max(LEAST_FIRST_BATCH, math.ceil(6 * determined)),
-        batch_growth=1.2,
+        batch_growth=1.15,
         largest_batch=max(2 * LEAST_TRAIN, _multiple(320 * determined)),
+        memory_pairs=math.ceil(max(LEAST_MEMORY, 16 * determined)),
         patience=3,
     )
 

@@ -389,6 +389,7 @@ class Learner:
             jacobian=self._jacobian,
             first_batch_size=self.sizes.first_batch if grows else None,
             batch_growth=self.sizes.batch_growth if grows else 1.0,
+            memory_pairs=self.sizes.memory_pairs,
             **FOR_GROWING_BATCHES,
         )
 

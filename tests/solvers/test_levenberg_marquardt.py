@@ -326,6 +326,8 @@ def test_a_matrix_made_indefinite_by_rounding_is_solved_by_its_eigenvalues() -> 
         ),
         ({"first_batch_size": 8}, r"batch_growth must be more than 1 and at most 10, got 1\.0"),
         ({"damping_factor": 1.5}, r"damping_factor must be more than 0 and at most 1, got 1\.5"),
+        ({"memory_share": 1.0}, r"memory_share must be at least 0 and less than 1, got 1\.0"),
+        ({"memory_pairs": 0}, "memory_pairs must be at least 1, got 0"),
         ({"patience": 0}, "patience must be at least 1, got 0"),
         ({"ridge_floor": 0.0}, r"ridge_floor must lie between 0 and 1, got 0\.0"),
     ],
@@ -431,6 +433,8 @@ def test_memory_keeps_small_batches_from_fitting_their_own_pairs() -> None:
     remembering = dataclasses.replace(alone, memory_share=0.8)
     by_memory, by_batch = (run(settings, begin(settings), 12) for settings in (remembering, alone))
     assert validation_psnr(by_memory) > validation_psnr(by_batch) + 1
+    faded = dataclasses.replace(remembering, memory_pairs=9)
+    assert run(faded, begin(faded), 3).parameters == run(alone, begin(alone), 3).parameters
 
 
 def test_sums_survive_a_round_trip_and_move_with_a_quadratic_model() -> None:

@@ -80,6 +80,7 @@ class LevenbergMarquardt(Method):
             takes ``batch_size`` pairs.
         memory_share: Share of the earlier batches' normal equations that is added to those of a batch. It keeps a step
             on a few pairs from fitting these alone, but delays the last steps. 0: each batch stands alone.
+        memory_pairs: Batch size at which the share has faded to 0, linearly; None: it stays as it is.
         patience: Validations in a row without a gain after which the run ends; None: it takes all its iterations.
 
     Raises:
@@ -94,6 +95,7 @@ class LevenbergMarquardt(Method):
     neutral: ClassVar[Mapping[str, Any]] = {
         "damping_factor": FIXED_BATCH_FACTOR,
         "memory_share": 0.0,
+        "memory_pairs": None,
         "patience": None,
     }
     psnr_only = True
@@ -112,6 +114,7 @@ class LevenbergMarquardt(Method):
     batch_growth: float = 1.0
     damping_factor: float = FIXED_BATCH_FACTOR
     memory_share: float = 0.0
+    memory_pairs: int | None = None
     patience: int | None = None
 
     def __post_init__(self) -> None:
@@ -129,6 +132,8 @@ class LevenbergMarquardt(Method):
             raise ValueError(f"damping_factor must be more than 0 and at most 1, got {self.damping_factor}")
         if not 0 <= self.memory_share < 1:
             raise ValueError(f"memory_share must be at least 0 and less than 1, got {self.memory_share}")
+        if self.memory_pairs is not None and self.memory_pairs < 1:
+            raise ValueError(f"memory_pairs must be at least 1, got {self.memory_pairs}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be at least 1, got {self.patience}")
         if self.retries < 0:
@@ -163,6 +168,7 @@ class LevenbergMarquardt(Method):
             "batch_size": largest,
             "first_batch_size": chosen.first_batch,
             "batch_growth": chosen.batch_growth,
+            "memory_pairs": chosen.memory_pairs,
             "patience": chosen.patience,
             **FOR_GROWING_BATCHES,
         }
@@ -200,7 +206,7 @@ class LevenbergMarquardt(Method):
         if not (math.isfinite(before) and sums.is_finite()):
             return self.without_step(state, "not finite"), before
         if state.earlier is not None:
-            sums = sums.with_earlier(Sums.of(state.earlier), self.memory_share)
+            sums = sums.with_earlier(Sums.of(state.earlier), self._share(len(batches[0])))
         model = sums.mean()
         state = replace(state, earlier=self._remembered(sums))
         damping = state.damping
@@ -222,6 +228,10 @@ class LevenbergMarquardt(Method):
                 return self.without_step(replace(state, damping=damping), "no descent"), before
             damping = min(damping * RAISE, self.damping_max)
         return replace(state, damping=damping, failures=0), before
+
+    def _share(self, pairs: int) -> float:
+        """The share of earlier equations beside a batch of so many pairs."""
+        return self.memory_share * (1.0 if self.memory_pairs is None else max(0.0, 1 - pairs / self.memory_pairs))
 
     def _remembered(self, sums: Sums) -> dict[str, Any] | None:
         """What a state keeps of the equations."""
