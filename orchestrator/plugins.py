@@ -34,19 +34,23 @@ class Kind(NamedTuple):
         attribute: The module-level name.
         noun: Term for a plugin of this kind in error messages.
         others: Public modules of the package that are not plugins.
+        unlisted: Plugins that code chooses and a configuration cannot: no list of names has them.
     """
 
     package: str
     attribute: str
     noun: str
     others: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
 
 
 KINDS = {
     "families": Kind("solvers.families", "FAMILY", "solver family"),
     "methods": Kind("solvers.distil.methods", "METHOD", "distillation method"),
     "schedulers": Kind("solvers.schedulers", "SCHEDULER", "scheduler"),
-    "models": Kind("orchestrator.models", "ADAPTER", "model adapter", ("decoders", "facts", "kinds")),
+    "models": Kind(
+        "orchestrator.models", "ADAPTER", "model adapter", ("decoders", "facts", "kinds"), ("built", "in_process")
+    ),
     "datasets": Kind("orchestrator.datasets", "DATASET", "dataset"),
     "metrics": Kind("orchestrator.metrics", "METRIC", "metric", ("measurements",)),
     "features": Kind("orchestrator.features", "EXTRACTOR", "feature extractor", ("moments",)),
@@ -79,10 +83,10 @@ def options_of(kind: str, name: str | None = None) -> dict[str, Any]:
 
 
 def names(kind: str) -> list[str]:
-    """Names of all plugins of a kind, sorted."""
+    """Names of all plugins of a kind that a configuration can choose, sorted."""
     package = importlib.import_module(KINDS[kind].package)
     modules = (module.name for module in pkgutil.iter_modules(package.__path__))
-    others = ("base", *KINDS[kind].others)
+    others = ("base", *KINDS[kind].others, *KINDS[kind].unlisted)
     return sorted(name for name in modules if name not in others and not name.startswith("_"))
 
 
@@ -94,7 +98,7 @@ def load(kind: str, name: str) -> Any:
     """
     noun = KINDS[kind].noun
     known = names(kind)
-    if name not in known:
+    if name not in (*known, *KINDS[kind].unlisted):
         raise ConfigError(f"unknown {noun} {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}")
     module = importlib.import_module(f"{KINDS[kind].package}.{name}")
     return getattr(module, KINDS[kind].attribute)

@@ -130,8 +130,9 @@ class PairSpec:
             ValueError, KeyError, TypeError: The content is not a spec. The error for a wrong field names it and its
                 value.
         """
-        steps = {"steps": tuple(content["steps"])} if "steps" in content else {}
-        spec = cls(**content | steps | {"shape": tuple(content["shape"]), "count": count})
+        steps = content.get("steps")
+        given = {} if steps is None else {"steps": tuple(steps)}
+        spec = cls(**content | given | {"shape": tuple(content["shape"]), "count": count})
         for names, holds in _FIELDS.items():
             for name in names:
                 if not holds(getattr(spec, name)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -20,6 +21,8 @@ from orchestrator.randomness import noise
 from solvers.families import GridSolver
 from solvers.families.ddim import DDIM
 from solvers.grids import UNIFORM
+from solvers.guided import GuidedSolver
+from solvers.theta import load_theta
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +45,19 @@ def document_names(document: str, tmp_path_factory: pytest.TempPathFactory) -> d
     names: dict[str, Any] = {"folder": folder}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        first, second, third = code_blocks(document, "python")
+        first, second, third, ranged = code_blocks(document, "python")
         exec(first, names)
         exec(second, names)
         (command,) = code_blocks(document, "bash")
         done = CliRunner().invoke(main, shlex.split(command)[1:])
         assert done.exit_code == 0, done.output
         exec(third, names)
+        one = load_theta("theta.json")
+        solvers = GuidedSolver(one.solver, one.solver, (1.0, 5.0))
+        dataclasses.replace(one, solver=solvers, family="bns_guided", guidance_scale=None).save("ranged.json")
+        done = CliRunner().invoke(main, ["export", "ranged.json", "--to", "diffusers", "my-pipeline/bns"])
+        assert done.exit_code == 0, done.output
+        exec(ranged.replace("num_inference_steps=8", f"num_inference_steps={one.solver.nfe}"), names)
         (folder / "my-model.yaml").write_text(code_blocks(document, "yaml")[0], encoding="utf-8")
         names["config"] = load_config(folder / "my-model.yaml")
     return names

@@ -14,9 +14,8 @@ from proofs import GUIDANCE, LABELS, errors, influences, noise
 from orchestrator import plugins
 from orchestrator.errors import ConfigError
 
-OTHERS = {"built", "diffusers", "in_process", "zoo"}
-"""Adapters with tests of their own: pipelines have several networks each, the zoo's files cannot be chosen, and what
-lives in this process has no file."""
+OTHERS = {"diffusers", "zoo"}
+"""Adapters with tests of their own: pipelines have several networks each, and the zoo's files cannot be chosen."""
 
 
 @pytest.fixture(params=EXAMPLES)

@@ -492,8 +492,9 @@ def test_a_least_squares_start_is_fitted_to_the_trajectories(
     experiment: dict[str, Any], context: TrialContext, copied: Storage, host_settings: Callable[..., HostSettings]
 ) -> None:
     """Without optimisation it is already much better than Euler; distillation improves on it further."""
-    learned = {"family": "bns", "method": "levenberg_marquardt", "start": ["least_squares", "euler"], "iterations": 2}
-    config = parse_config({**experiment, "fixed": [], "learned": [{**learned, "validate_every": 1}]}, "fitted")
+    learned = {"family": "bns", "method": "levenberg_marquardt", "start": ["least_squares", "euler"]}
+    length = {"iterations": 2, "batch_size": 48, "validate_every": 1}
+    config = parse_config({**experiment, "fixed": [], "learned": [learned | length]}, "fitted")
     config.check()
     specs = pair_specs(config, context.facts)
     pool = LocalPool(Host(host_settings(copied)))
