@@ -52,6 +52,9 @@ FAMILIES: tuple[tuple[str, dict[str, Any]], ...] = (
 SEARCH_PAIRS = 64
 """Unseen pairs on which every fixed solver is scored; the best three are scored on all."""
 
+FULL_SEARCH_PAIRS = 256
+"""Pairs of a full search in an experiment, at whose cost it is charged."""
+
 ITEMS = ("examination", "pairs", "grid search", "distillation", "validation", "report")
 
 
@@ -173,8 +176,8 @@ class Bench:
                     continue
                 candidates.append(Candidate(choice=choice, solver=solver))
             found = full_search(candidates, self.unseen(case.guidance_scale), SEARCH_PAIRS, self.place.pool)
-            best = candidates[found.winner].choice
-            evaluations = len(candidates) * GridSearch(search="full").last_pairs * case.nfe
+            best = found.winner.choice
+            evaluations = len(candidates) * FULL_SEARCH_PAIRS * case.nfe
             return {"label": f"{best.label}, {best.grid.label}", "psnr_db": found.psnr_db, "evaluations": evaluations}
 
         content = self._stored([*case, "full search", self.test_pairs], measure)

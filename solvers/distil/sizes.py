@@ -13,7 +13,7 @@ from dataclasses import dataclass
 MULTIPLE = 16
 """Pair sets are this many pairs, or a multiple of it, so that they grow by whole batches of ground truth."""
 
-LEAST_FIRST_BATCH, LEAST_TRAIN, LEAST_MEMORY = 2, 32, 12
+LEAST_FIRST_BATCH, LEAST_TRAIN = 2, 32
 LARGEST_TRAIN = 512
 """Training pairs beyond which a solver no longer improves on other samples, on any shipped model."""
 
@@ -67,7 +67,7 @@ def sizes(numbers: int, dimensions: int, nfe: int) -> Sizes:
         first_batch=max(LEAST_FIRST_BATCH, math.ceil(6 * determined)),
         batch_growth=1.15,
         largest_batch=max(2 * LEAST_TRAIN, _multiple(320 * determined)),
-        memory_pairs=math.ceil(max(LEAST_MEMORY, 16 * determined)),
+        memory_pairs=max(2, math.ceil(12 / determined)),
         patience=3,
     )
 
