@@ -25,7 +25,7 @@ from sweeps.distil.journal import Journal
 from sweeps.distil.outcome import Ending
 from sweeps.distil.pair_sets import AGAIN, Level, PairSets
 from sweeps.distil.place import Place
-from sweeps.distil.plan import CHOICE, iteration
+from sweeps.distil.plan import CHOICE, iteration, wanted_sizes
 from sweeps.race import Candidate
 
 MOST_ITERATIONS = 10**6
@@ -40,11 +40,14 @@ LANE_SHARE = 0.1
 VALIDATE_EVERY, VALIDATION_COST = 0.25, 5
 """Growth of the spent evaluations from one validation to the next, and their least growth in validations."""
 
-LEAST_GAIN_DB = 0.05
-"""Gain of a validation that counts: after some without one (``Sizes.patience``), a distillation has converged."""
+LEAST_GAIN_DB = 0.5
+"""Gain that is worth twice the evaluations of iterations; a share of it is worth a share of a doubling. After some
+validations below it (``Sizes.patience``), a distillation has converged."""
 
-OVERFIT_DB = 0.5
-"""PSNR on training pairs above that on validation pairs from which on more pairs are worth their cost."""
+OVERFIT_DB, FAR_OVERFIT_DB = 0.5, 3.0
+"""Gain on training pairs above that on validation pairs from which on more pairs are worth their cost: if there are
+fewer than the sizes of theta and of a sample ask for, and if there are as many. Two small sets of pairs differ by more
+than the first number in how much can be gained on them."""
 
 FORESIGHT_DB = 3.0
 """Gain that is foreseen when the tolerance of ground truth is chosen again."""
@@ -71,6 +74,7 @@ class Progress:
         best: PSNR of the best validated iterate, also at each guidance scale, its parameters, and the evaluations of
             iterations up to it.
         reference_db: PSNR from which a gain is counted.
+        reference_at: Evaluations of iterations at which it was reached.
         stale: Validations without a gain.
         validated: Evaluations of iterations at the last validation.
         history: Evaluations of the whole command, and PSNR, at each validation.
@@ -88,6 +92,7 @@ class Progress:
     start_psnr_db: float = math.nan
     best: dict[str, Any] = field(default_factory=dict)
     reference_db: float = -math.inf
+    reference_at: int = 0
     stale: int = 0
     validated: int = 0
     history: list[tuple[int, float]] = field(default_factory=list)
@@ -251,8 +256,9 @@ class Learner:
             progress.lanes[0]["status"] = "diverged"
             return
         self._note_best(progress, values, parameters)
-        if psnr >= progress.reference_db + LEAST_GAIN_DB:
-            progress.reference_db, progress.stale = psnr, 0
+        doublings = math.log2(progress.evaluations / progress.reference_at) if progress.reference_at else 1.0
+        if psnr >= progress.reference_db + LEAST_GAIN_DB * doublings:
+            progress.reference_db, progress.reference_at, progress.stale = psnr, progress.evaluations, 0
         else:
             progress.stale += 1
         if not is_accurate_enough(self.pairs.truth(self.level), progress.best["psnr_db"]):
@@ -292,7 +298,8 @@ class Learner:
         )
         gap = (now - begun) - (progress.history[-1][1] - progress.start_psnr_db)
         more = self.sizes.more_train(self.level.train)
-        if gap < OVERFIT_DB or more is None:
+        wanted = wanted_sizes(self.learned, self.nfe, math.prod(self.place.facts.shape)).train
+        if more is None or gap < (OVERFIT_DB if self.level.train < wanted else FAR_OVERFIT_DB):
             return False
         level = replace(self.level, train=more)
         if not self._affords(self.level, level, share=0.5):
@@ -319,6 +326,7 @@ class Learner:
             "jacobian": method.jacobian,
         }
         progress.stale, progress.reference_db = 0, progress.best["psnr_db"]
+        progress.reference_at = progress.evaluations
         return True
 
     def _tighten(self, progress: Progress) -> None:
