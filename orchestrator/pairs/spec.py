@@ -130,7 +130,7 @@ class PairSpec:
             ValueError, KeyError, TypeError: The content is not a spec. The error for a wrong field names it and its
                 value.
         """
-        steps = content.get("steps")
+        steps = dict(content).get("steps")
         given = {} if steps is None else {"steps": tuple(steps)}
         spec = cls(**content | given | {"shape": tuple(content["shape"]), "count": count})
         for names, holds in _FIELDS.items():

@@ -41,8 +41,9 @@ VALIDATE_EVERY, VALIDATION_COST = 0.25, 5
 """Growth of the spent evaluations from one validation to the next, and their least growth in validations."""
 
 LEAST_GAIN_DB = 0.5
-"""Gain that is worth twice the evaluations of iterations; a share of it is worth a share of a doubling. After some
-validations below it (``Sizes.patience``), a distillation has converged."""
+"""Gain that is worth twice the evaluations of iterations; a share of it is worth a share of a doubling. After a
+doubling below it, and some validations (``Sizes.patience``), a distillation has converged, unless its batches are still
+small: what few pairs cannot improve any more, larger batches do."""
 
 OVERFIT_DB, FAR_OVERFIT_DB = 0.5, 3.0
 """Gain on training pairs above that on validation pairs from which on more pairs are worth their cost: if there are
@@ -159,7 +160,7 @@ class Learner:
         batches = [len(self._method().batch(k)) for k in range(LANE_ITERATIONS)]
         lane = sum(self._cost(batch) for batch in batches) + self._validation_cost
         affordable = LANE_SHARE * (self.limit - self.budget.spent) / lane
-        count = 1 + min(len(states) - 1, math.floor(min(affordable, len(states))))
+        count = 1 + max(0, min(len(states) - 1, math.floor(min(affordable, len(states)))))
         progress = Progress(
             lanes=states[:count],
             starts=[position for position, _ in starts[:count]],
@@ -263,7 +264,8 @@ class Learner:
             progress.stale += 1
         if not is_accurate_enough(self.pairs.truth(self.level), progress.best["psnr_db"]):
             self._tighten(progress)
-        if progress.stale >= self.sizes.patience and not self._grow(progress):
+        is_stale = progress.stale >= self.sizes.patience and doublings >= 1
+        if is_stale and 2 * self._batch(progress) >= self.sizes.train and not self._grow(progress):
             progress.status = "converged"
 
     def _note_best(self, progress: Progress, values: Sequence[float], parameters: Sequence[float]) -> None:
@@ -277,11 +279,14 @@ class Learner:
                 "evaluations": progress.evaluations,
             }
 
+    def _batch(self, progress: Progress) -> float:
+        """Pairs of the next iteration, if there are as many as planned."""
+        sizes, done = self.sizes, progress.lanes[0]["iteration"]
+        return min(sizes.first_batch * sizes.batch_growth ** min(done, 1000), sizes.largest_batch, sizes.train)
+
     def _widen(self, progress: Progress) -> None:
         """Make more of the planned training pairs once a batch takes half of those that there are."""
-        sizes, done = self.sizes, progress.lanes[0]["iteration"]
-        batch = min(sizes.first_batch * sizes.batch_growth ** min(done, 1000), sizes.largest_batch, sizes.train)
-        while 2 * batch > self.level.train and self.level.train < self.sizes.train:
+        while 2 * self._batch(progress) > self.level.train and self.level.train < self.sizes.train:
             level = replace(self.level, train=min(2 * self.level.train, self.sizes.train))
             if not self._affords(self.level, level):
                 return

@@ -67,6 +67,7 @@ class Plan:
         hosts: Hosts that share the work.
         memory_bytes: Memory of a host's distillation step, beside the model.
         least: Velocity evaluations of the smallest distillation that is of any use.
+        least_after_pairs: The part of these that follows the examination and the pairs.
     """
 
     training_pairs: int
@@ -78,6 +79,7 @@ class Plan:
     hosts: int
     memory_bytes: int
     least: int
+    least_after_pairs: int
 
     @property
     def total(self) -> int:
@@ -194,6 +196,7 @@ def make_plan(
         hosts=hosts,
         memory_bytes=memory_bytes,
         least=sum(smallest.values()),
+        least_after_pairs=sum(smallest[item] for item in ("grid search", "distillation", "validation")),
     )
 
 

@@ -109,6 +109,7 @@ class _Recipe:
         level = replace(plan.level, train=min(plan.training_pairs, FIRST_TRAIN))
         self.pairs.ensure(level)
         self.pairs.truth(level)
+        self._check_rest(plan)
         results = {}
         for position, nfe in enumerate(settings.nfe):
             results[nfe], level = self._distil(plan, level, settings.nfe[position:])
@@ -119,6 +120,15 @@ class _Recipe:
             truths=self.pairs.truths[level.tolerance],
             key=self.journal.folder,
         )
+
+    def _check_rest(self, plan: Plan) -> None:
+        """Refuse to go on if the pairs of this model have left too little, which shows only once they are made."""
+        if self.budget.left < plan.least_after_pairs:
+            raise UserError(
+                f"the ground-truth pairs of {self.place.facts.name} took more evaluations than models usually need, "
+                f"and {max(0, self.budget.left):,.0f} of {plan.limit:,} are left; give a budget of at least "
+                f"{self.budget.spent + plan.least_after_pairs:,}, which uses these pairs"
+            )
 
     # ---- before the distillation ------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from distil_place import CountingPool, KilledError, tiny_place
@@ -12,7 +12,7 @@ from distil_place import CountingPool, KilledError, tiny_place
 from orchestrator.errors import UserError
 from solvers.distil.sizes import Sizes, sizes
 from sweeps.distil.outcome import DistilOutcome
-from sweeps.distil.plan import Plan
+from sweeps.distil.plan import Plan, make_plan
 from sweeps.distil.recipe import distil
 from sweeps.distil.settings import DistilSettings
 
@@ -80,6 +80,23 @@ def test_too_small_a_budget_is_refused_with_the_least_that_would_do(root: Path) 
     assert f"take {plans[0].least:,};" in str(refusal.value)
     assert "distillations" in "".join(path.name for path in (root / "refused").iterdir())
     assert not (root / "refused" / "pairs").exists()
+
+
+def test_pairs_that_cost_too_much_end_it_with_the_budget_that_would_do(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a pair takes is known once the first ones are made; they are kept for the next command."""
+
+    def scarce(*arguments: Any, **options: Any) -> Plan:
+        return replace(make_plan(*arguments, **options), least_after_pairs=10**6)
+
+    monkeypatch.setattr("sweeps.distil.recipe.make_plan", scarce)
+    with pytest.raises(UserError, match=r"pairs of .* took more evaluations .* at least 1,0\d\d,\d{3}, which uses"):
+        distil(tiny_place(root / "costly"), DistilSettings(nfe=(3,), budget=30_000))
+    monkeypatch.undo()
+    place = tiny_place(root / "costly")
+    assert distil(place, DistilSettings(nfe=(3,), budget=30_000)).results[3].gain_db > 0
+    assert cast(CountingPool, place.pool).counts["choose_steps"] == 0
 
 
 def test_the_least_budget_gives_a_theta(root: Path) -> None:
