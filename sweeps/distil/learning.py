@@ -56,7 +56,7 @@ FORESIGHT_DB = 3.0
 LAST_BATCH = 0.8
 """Least size of the last iteration's batch, as a share of what it would be with a larger budget."""
 
-SLACK = 0.04
+SLACK = 0.03
 """Share of the budget by which rejected steps of the last iteration may exceed it."""
 
 
@@ -230,17 +230,15 @@ class Learner:
         """One iteration; false if it cannot be afforded."""
         state = LMState(**progress.lanes[lane])
         method = self._method()
-        pairs = len(method.batch(state.iteration))
+        pairs, following = (len(method.batch(state.iteration + ahead)) for ahead in (0, 1))
         left = self.limit - self.budget.spent - self._validation_cost
-        if self._cost(pairs, state) > left:
+        each, rejected = self._cost(1, state), method.retries * self.nfe * len(self.pairs.scales)
+        affordable = min(left / each, (left + SLACK * self.limit) / (each + rejected))
+        if affordable < pairs + LAST_BATCH * following:  # the last iteration takes what is left
             # A much smaller batch would undo what larger ones have gained.
-            least, pairs = LAST_BATCH * pairs, math.floor(left / self._cost(1, state))
-            if pairs < max(least, self.sizes.first_batch + 1):
+            if affordable < max(LAST_BATCH * pairs, self.sizes.first_batch + 1):
                 return False
-            method = self._method(pairs)
-        rejected = method.retries * self.nfe * pairs * len(self.pairs.scales)
-        if self._cost(pairs, state) + rejected > left + SLACK * self.limit:
-            return False
+            method = self._method(min(math.floor(affordable), self.level.train))
         after = advance(self._run(method), state, 1, self.scheduler, self.place.pool.gather)
         assert isinstance(after, LMState)
         self._charge(after.evaluations - state.evaluations, 0, self._lap(progress))
@@ -297,6 +295,8 @@ class Learner:
 
         Gains are compared, since some sets are more difficult than others.
         """
+        if 2 * self.level.train * self.nfe * len(self.pairs.scales) > self.limit - self.budget.spent:
+            return False
         now, begun = (
             mean(self._validate(progress, parameters, "train"))
             for parameters in (progress.lanes[0]["parameters"], progress.begun)
@@ -390,10 +390,10 @@ class Learner:
     def _jacobian(self) -> Literal["forward", "central"]:
         return "forward" if self.place.precision == "float32" else "central"
 
-    def _method(self, most: int | None = None) -> LevenbergMarquardt:
-        """The method on the present training pairs, with batches of at most ``most``."""
-        largest = min(self.sizes.largest_batch, self.level.train) if most is None else most
-        grows = self.sizes.first_batch < largest
+    def _method(self, size: int | None = None) -> LevenbergMarquardt:
+        """The method on the present training pairs; its batches grow, unless their size is given."""
+        largest = min(self.sizes.largest_batch, self.level.train) if size is None else size
+        grows = size is None and self.sizes.first_batch < largest
         return LevenbergMarquardt(
             iterations=MOST_ITERATIONS,
             batch_size=largest,

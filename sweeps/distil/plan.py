@@ -43,7 +43,7 @@ CHOICE = 4.0
 FIRST_TOLERANCE, COARSE_TOLERANCE = 1e-4, 1e-3
 """Tolerance of ground truth at the beginning, and for a budget that is too small for it."""
 
-PAIR_SHARE, VALIDATION_SHARE, RACE_SHARE = 0.25, 0.1, 0.06
+PAIR_SHARE, VALIDATION_SHARE, RACE_SHARE = 0.25, 0.06, 0.06
 """Most shares of the budget for training pairs, for validation pairs, and for the race."""
 
 RACE_PAIRS = 32
