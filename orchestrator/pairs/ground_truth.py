@@ -39,8 +39,8 @@ ERROR_WEIGHTS = (
 """Weights of the seven velocities of a step of dopri5 in the estimate of its error (Shampine)."""
 
 ORDER = 4
-"""Order of the multistep method on given steps. At equal error, 3 and 5 take more evaluations on digits; on photographs 5
-takes fewer (benchmarks/bench_shared_steps.py)."""
+"""Order of the multistep method on given steps. At equal error, 3 and 5 take more evaluations on digits; on photographs
+5 takes fewer (benchmarks/bench_shared_steps.py)."""
 
 
 def largest_sample_rms(error: Tensor) -> Tensor:
