@@ -21,7 +21,7 @@ def command(*arguments: str) -> str:
     return done.output
 
 
-ON_RAY = ("digit_flow_onnx", "latent_digits", "drops", "rings", "wine", "reach", "imputer")
+ON_RAY = ("digit_flow_onnx", "latent_digits", "rings", "reach", "imputer")
 """One example of each kind of adapter, sample and conditioning; all go all the way in one process by default."""
 
 
