@@ -319,7 +319,6 @@ class Learner:
             f"theta had gained {gap:.1f} dB more on {before} training pairs than on others; it went on "
             f"with {self.level.train}"
         )
-        self.sizes = replace(self.sizes, train=max(self.sizes.train, level.train))
         method = self._method()
         progress.lanes[0] |= {
             "parameters": progress.best["parameters"],
@@ -362,7 +361,7 @@ class Learner:
     def _use(self, level: Level) -> None:
         self.pairs.ensure(level)
         self.pairs.truth(level)
-        self.level = level
+        self.level, self.sizes = level, replace(self.sizes, train=max(self.sizes.train, level.train))
 
     def _change(self, progress: Progress, level: Level) -> None:
         self._use(level)

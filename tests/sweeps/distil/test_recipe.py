@@ -171,6 +171,13 @@ def test_overfitting_is_answered_by_more_training_pairs(root: Path, monkeypatch:
     result = distil(tiny_place(root / "few"), DistilSettings(nfe=(3,))).results[3]
     assert result.training_pairs > 8
     assert any("more on 8 training pairs than on others; it went on with 16" in note for note in result.notes)
+    while True:  # a command that is killed after the growth goes on with as many pairs
+        try:
+            resumed = distil(tiny_place(root / "few-killed", kill_at=40), DistilSettings(nfe=(3,))).results[3]
+            break
+        except KilledError:
+            continue
+    assert (resumed.artifact.digest, resumed.history) == (result.artifact.digest, result.history)
     monkeypatch.setattr(Sizes, "more_train", lambda self, train: None)
     stayed = distil(tiny_place(root / "stayed"), DistilSettings(nfe=(3,))).results[3]
     assert (stayed.training_pairs, stayed.notes) == (8, [])
