@@ -57,8 +57,8 @@ class Comparison:
     Attributes:
         title: What is compared on what.
         rows: The solvers.
-        panel: Their samples; None if there are none.
-        facts: The model; None if there are no samples.
+        panel: Their samples; None for a comparison of numbers only.
+        facts: Facts of the model; None without samples.
     """
 
     title: str
@@ -75,7 +75,7 @@ class Comparison:
         """Samples of all solvers from the same noise, with their differences from ground truth.
 
         Raises:
-            ValueError: There are no samples to show; says why.
+            ValueError: The comparison has no samples that can be shown; the message gives the reason.
         """
         if self.panel is None or self.facts is None:
             raise ValueError("this comparison has numbers only; solver.compare() draws samples as well")
@@ -113,7 +113,7 @@ def fixed_solvers(families: Sequence[str], nfe: int, *, skip: bool = False) -> d
         skip: Whether to leave out those that do not exist at this NFE.
 
     Raises:
-        UserError: There is no such family, or it has no solver of so many evaluations.
+        UserError: The family is unknown, or has no solver at this NFE.
     """
     named = {}
     for name in families:

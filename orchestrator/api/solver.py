@@ -146,7 +146,7 @@ class Solver:
         storage: str | Path | None = None,
         allow_transfer: bool = False,
     ) -> Comparison:
-        """PSNR of theta and of other solvers on the same n unseen pairs, and samples of theirs.
+        """PSNR and samples of theta and of other solvers on the same n unseen pairs.
 
         Ground truth is made once for a model and kept in the storage.
 
@@ -304,7 +304,7 @@ def load_theta(path: str | Path, model: Model | None = None) -> Solver:
         model: The model that it was made for, if it is to be sampled or compared without naming one.
 
     Raises:
-        UserError: There is no such file.
+        UserError: The file does not exist.
         InvalidThetaError: The file is not a theta, or it was made for another model.
     """
     try:

@@ -215,7 +215,7 @@ def solve(
 def solve_on_steps(velocity: VelocityField, x0: Tensor, times: Sequence[float], *, keep_path: bool = False) -> Solution:
     """Solve for x(t_max) from noise by variable-step Adams-Bashforth of order 4 on given steps.
 
-    There is no error control: one evaluation per step, and one more at the end for a path. The first three steps have
+    Each step takes one evaluation, without error control; a path takes one more at the end. The first three steps have
     lower order. The state is float64; the field takes and returns float32. Besides the state, four velocities are held.
 
     Args:

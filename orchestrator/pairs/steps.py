@@ -3,7 +3,7 @@
 The error that dopri5 estimates along a few pairs shows where the velocity bends. A multistep method on steps that share
 this error out evenly takes one evaluation per step and rejects none. It is measured against dopri5's solutions: the
 fewest steps whose error is that of the spec's tolerance are kept. At equal error, this takes about half of dopri5's
-evaluations (benchmarks/bench_ground_truth.py), and the pairs of a batch do not depend on one another.
+evaluations (benchmarks/bench_shared_steps.py), and the pairs of a batch do not depend on one another.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ DB_PER_DECADE = 14.0
 
 
 def is_accurate_enough(truth_db: float | None, solver_db: float, margin_db: float = MARGIN_DB) -> bool:
-    """Whether ground truth can tell solvers of this PSNR apart.
+    """Whether the error of ground truth is small enough to measure a solver of this PSNR.
 
     Args:
         truth_db: PSNR of ground truth itself (:meth:`orchestrator.pairs.accuracy.Accuracy.psnr_db`), dB; None if it
@@ -32,18 +32,6 @@ def is_accurate_enough(truth_db: float | None, solver_db: float, margin_db: floa
         margin_db: Distance that is enough, dB.
     """
     return truth_db is not None and truth_db >= solver_db + margin_db
-
-
-def first_tolerance(solver_db: float, data_range: float, margin_db: float = MARGIN_DB) -> float:
-    """The coarsest tolerance whose pairs are expected to be accurate enough; measure them, since models differ.
-
-    Args:
-        solver_db: PSNR that the solver is expected to reach, dB.
-        data_range: Largest minus smallest value of the data.
-        margin_db: Distance that is enough, dB.
-    """
-    error = data_range * 10 ** (-(solver_db + margin_db) / 20)
-    return _allowed(error / ERROR_PER_TOLERANCE)
 
 
 def next_tolerance(

@@ -103,7 +103,7 @@ def _place(session: Session) -> Place:
 
 
 class _Progress:
-    """Announces the plan, then counts evaluations: one bar, or lines if there is no terminal."""
+    """Announces the plan and shows a progress bar in evaluations; without a terminal, prints lines."""
 
     def __init__(self, name: str, announce: Note):
         self.name, self.announce = name, announce
